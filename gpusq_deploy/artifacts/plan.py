@@ -1,0 +1,56 @@
+"""The plan: every decision about every layer, with its reason. Pure data, made before any rewrite."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from gpusq_deploy.artifacts.base import Value
+
+Precision = Literal["int8", "fp16", "bf16", "fp32"]
+FloatPrecision = Literal["fp16", "bf16", "fp32"]
+LayerKind = Literal["linear", "conv"]
+
+
+class ActivationQuantization(Value):
+    """Per-tensor symmetric INT8 on a layer's input: x ≈ scale · clip(round(x / scale), -128, 127), zero point 0."""
+
+    tensor: str
+    amax: float
+    scale: float
+    origin: str
+
+
+class WeightQuantization(Value):
+    """Per-output-channel symmetric INT8 of a weight, stored as INT8 behind a DequantizeLinear on `axis`."""
+
+    tensor: str
+    axis: int
+    channels: int
+
+
+class LayerDecision(Value):
+    """What happens to one weighted layer, and why. N and K are the GEMM's; `macs` counts one sample."""
+
+    layer: str
+    node: str
+    kind: LayerKind
+    n: int
+    k: int
+    macs: int
+    precision: Precision
+    precision_reason: str
+    sparse: bool
+    sparse_reason: str
+    activation: ActivationQuantization | None = None
+    weight: WeightQuantization | None = None
+
+
+class Plan(Value):
+    """Decisions in graph order. `remainder` is the type of everything that isn't INT8."""
+
+    schema: Literal["gpusq.plan/1"] = "gpusq.plan/1"
+    recipe: str
+    remainder: FloatPrecision
+    sparse_asked: bool
+    layers: tuple[LayerDecision, ...]
+    notes: tuple[str, ...] = ()
