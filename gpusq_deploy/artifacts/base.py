@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from typing_extensions import dataclass_transform
@@ -18,8 +18,15 @@ from gpusq_deploy.errors import GpusqError
 _V = TypeVar("_V", bound="Value")
 
 
+class _KeywordOnly(msgspec.StructMeta):
+    """msgspec inherits `frozen` and `forbid_unknown_fields` but not `kw_only`: every class would repeat it."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: bool) -> Any:
+        return super().__new__(cls, name, bases, namespace, **{"kw_only": True, **options})
+
+
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
-class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Value(msgspec.Struct, metaclass=_KeywordOnly, frozen=True, forbid_unknown_fields=True):
     """Base of every value that flows between rooms or is written to a bundle."""
 
 
