@@ -8,7 +8,7 @@ import msgspec
 
 from gpusq_deploy.artifacts.base import Value
 
-ArchArgument = bool | int | float | str | list[int] | list[float] | None
+ArchArgument = bool | int | float | str | list[int | float] | None
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 

@@ -21,7 +21,7 @@ _V = TypeVar("_V", bound="Value")
 class _KeywordOnly(msgspec.StructMeta):
     """msgspec inherits `frozen` and `forbid_unknown_fields` but not `kw_only`: every class would repeat it."""
 
-    def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: bool) -> Any:
+    def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
         return super().__new__(cls, name, bases, namespace, **{"kw_only": True, **options})
 
 
