@@ -18,15 +18,15 @@ from gpusq_deploy.errors import GpusqError
 _V = TypeVar("_V", bound="Value")
 
 
-class _KeywordOnly(msgspec.StructMeta):
-    """msgspec inherits `frozen` and `forbid_unknown_fields` but not `kw_only`: every class would repeat it."""
+class _Strict(msgspec.StructMeta):
+    """Frozen, keyword-only and closed, without saying so in every class: msgspec doesn't inherit `kw_only`."""
 
-    def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
-        return super().__new__(cls, name, bases, namespace, **{"kw_only": True, **options})
+    def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> Any:
+        return super().__new__(cls, name, bases, namespace, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
-class Value(msgspec.Struct, metaclass=_KeywordOnly, frozen=True, forbid_unknown_fields=True):
+class Value(msgspec.Struct, metaclass=_Strict):
     """Base of every value that flows between rooms or is written to a bundle."""
 
 
