@@ -21,12 +21,12 @@ _V = TypeVar("_V", bound="Value")
 class _Strict(msgspec.StructMeta):
     """Frozen, keyword-only and closed, without saying so in every class: msgspec doesn't inherit `kw_only`."""
 
-    def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> Any:
-        return super().__new__(cls, name, bases, namespace, frozen=True, kw_only=True, forbid_unknown_fields=True)
+    def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], *, frozen: bool = True) -> Any:
+        return super().__new__(cls, name, bases, namespace, frozen=frozen, kw_only=True, forbid_unknown_fields=True)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
-class Value(msgspec.Struct, metaclass=_Strict):
+class Value(msgspec.Struct, metaclass=_Strict, frozen=True):
     """Base of every value that flows between rooms or is written to a bundle."""
 
 
