@@ -1,0 +1,1 @@
+"""Calibration: images in, activation ranges out, in one pass and bounded memory."""

@@ -1,0 +1,117 @@
+"""From `SPEC` to a module: timm, torchvision, or a factory in the user's own package."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import msgspec
+import torch
+
+from gpusq_deploy.artifacts.arch import ArchArgument, ArchSpec
+from gpusq_deploy.errors import GpusqError
+
+_GRAMMAR = "--arch takes timm:NAME, torchvision:NAME or package.module:factory"
+
+
+def arch_from_text(text: str, arguments: Iterable[str] = ()) -> ArchSpec:
+    """Parse `SPEC` and its `K=V` arguments. Values are Python literals; what isn't one is a string.
+
+    Raises:
+        GpusqError: The text follows no form of the grammar.
+    """
+    source, colon, name = text.partition(":")
+    if not colon or not source or not name:
+        raise GpusqError(f"not an architecture: {text!r}", place="--arch", hint=_GRAMMAR)
+    given = dict(_argument(item) for item in arguments)
+    if source == "timm":
+        return ArchSpec(source="timm", name=name, arguments=given)
+    if source == "torchvision":
+        return ArchSpec(source="torchvision", name=name, arguments=given)
+    if source == "transformers":
+        raise GpusqError(
+            "transformers models aren't supported by name yet",
+            place="--arch",
+            hint="wrap the model in a factory that returns a module with tensor outputs: package.module:factory",
+        )
+    return ArchSpec(source="factory", name=text, arguments=given)
+
+
+def module_from_arch(spec: ArchSpec) -> torch.nn.Module:
+    """Build the module with its initial weights, in eval mode, on the CPU, in float32.
+
+    Raises:
+        GpusqError: Unknown name (near ones are suggested), a library that isn't installed, or arguments refused.
+    """
+    build = _BUILDERS[spec.source]
+    try:
+        module = build(spec)
+    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+        raise GpusqError(
+            f"the architecture refuses its arguments: {error}", place=str(spec), hint="check --arch and --arch-arg"
+        ) from error
+    return module.float().eval()
+
+
+def _argument(item: str) -> tuple[str, ArchArgument]:
+    name, equals, text = item.partition("=")
+    if not equals or not name.isidentifier():
+        raise GpusqError(f"not an argument: {item!r}", place="--arch-arg", hint="write K=V, such as img_size=224")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return name, text
+    try:
+        return name, msgspec.convert(value, type=ArchArgument)
+    except msgspec.ValidationError as error:
+        raise GpusqError(
+            f"unsupported value: {error}", place=f"--arch-arg {item}", hint="numbers, strings, booleans, None, lists"
+        ) from error
+
+
+def _import(name: str, spec: ArchSpec, hint: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise GpusqError(f"cannot import {name}: {error}", place=str(spec), hint=hint) from error
+
+
+def _unknown(spec: ArchSpec, known: Iterable[str]) -> GpusqError:
+    near = difflib.get_close_matches(spec.name.partition(".")[0], list(known), n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else "see the library's list of models"
+    return GpusqError(f"{spec.source} has no model called {spec.name!r}", place="--arch", hint=hint)
+
+
+def _from_timm(spec: ArchSpec) -> torch.nn.Module:
+    timm = _import("timm", spec, "pip install 'gpusq-deploy[timm]'")
+    if not timm.is_model(spec.name):
+        raise _unknown(spec, timm.list_models())
+    return cast("torch.nn.Module", timm.create_model(spec.name, pretrained=False, **spec.arguments))
+
+
+def _from_torchvision(spec: ArchSpec) -> torch.nn.Module:
+    models = _import("torchvision.models", spec, "pip install torchvision")
+    if spec.name not in models.list_models():
+        raise _unknown(spec, models.list_models())
+    return cast("torch.nn.Module", models.get_model(spec.name, weights=None, **spec.arguments))
+
+
+def _from_factory(spec: ArchSpec) -> torch.nn.Module:
+    package, _, name = spec.name.partition(":")
+    factory = getattr(_import(package, spec, "install the package, or set PYTHONPATH"), name, None)
+    if not callable(factory):
+        raise GpusqError(f"{package} has no callable {name!r}", place="--arch", hint=_GRAMMAR)
+    module = factory(**spec.arguments)
+    if not isinstance(module, torch.nn.Module):
+        raise GpusqError(f"the factory returned a {type(module).__name__}, not a torch.nn.Module", place=str(spec))
+    return module
+
+
+_BUILDERS: dict[str, Callable[[ArchSpec], torch.nn.Module]] = {
+    "timm": _from_timm,
+    "torchvision": _from_torchvision,
+    "factory": _from_factory,
+}

@@ -1,0 +1,182 @@
+"""The Checkpoint value, and how it is loaded and saved."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
+from gpusq_deploy.artifacts.base import digest_of_file
+from gpusq_deploy.artifacts.sparsity import SparsityRecord
+from gpusq_deploy.checkpoint.architecture import module_from_arch
+from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file, state_dict_in
+from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
+from gpusq_deploy.errors import GpusqError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A model with its weights (float32, eval mode, CPU) and everything its file said about it.
+
+    `ranges` holds recorded input amax by layer name; `sparsity` the layers that were pruned, if the file says so.
+    """
+
+    file: str
+    digest: str
+    format: str
+    arch: ArchSpec
+    module: torch.nn.Module
+    preprocessing: Preprocessing
+    sparsity: SparsityRecord | None = None
+    ranges: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+def load_checkpoint(path: Path, *, arch: ArchSpec | None = None) -> Checkpoint:
+    """Load a checkpoint: self-describing, a state dict, or safetensors. Nothing in the file is executed.
+
+    Args:
+        path: The checkpoint.
+        arch: Its architecture; None where the file describes itself.
+
+    Raises:
+        GpusqError: A bad file, no architecture, weights that don't fit it, or weights that aren't finite.
+    """
+    content = read_checkpoint_file(path)
+    if content.get("format") == SELF_DESCRIBING:
+        return _load_self_describing(path, content, arch)
+    state, layout = state_dict_in(content, place=str(path))
+    if arch is None:
+        raise GpusqError(
+            "the file holds weights but doesn't say of which architecture",
+            place=str(path),
+            hint="add --arch, such as --arch timm:vit_small_patch16_224",
+        )
+    module = _module_with_weights(arch, state, place=str(path))
+    return Checkpoint(
+        file=path.name,
+        digest=digest_of_file(path),
+        format="safetensors" if path.suffix == ".safetensors" else layout,
+        arch=arch,
+        module=module,
+        preprocessing=preprocessing_of(arch, module),
+    )
+
+
+def save_checkpoint(
+    path: Path,
+    module: torch.nn.Module,
+    *,
+    arch: ArchSpec,
+    preprocessing: Preprocessing,
+    sparsity: SparsityRecord | None = None,
+    ranges: Mapping[str, float] | None = None,
+) -> None:
+    """Write a self-describing checkpoint, whole or not at all. It loads with `torch.load(weights_only=True)`."""
+    content = {
+        "format": SELF_DESCRIBING,
+        "arch": msgspec.to_builtins(arch),
+        "preprocessing": msgspec.to_builtins(preprocessing),
+        "sparsity": None if sparsity is None else msgspec.to_builtins(sparsity),
+        "ranges": dict(ranges or {}),
+        "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            torch.save(content, stream)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _load_self_describing(path: Path, content: Mapping[str, Any], asked: ArchSpec | None) -> Checkpoint:
+    place = str(path)
+    arch = _field(content, "arch", ArchSpec, place)
+    if asked is not None and asked != arch:
+        raise GpusqError(f"the file says it is {arch}, but {asked} was asked for", place=place, hint="leave out --arch")
+    state, _ = state_dict_in(_field(content, "state_dict", dict[str, Any], place), place=place)
+    return Checkpoint(
+        file=path.name,
+        digest=digest_of_file(path),
+        format=SELF_DESCRIBING,
+        arch=arch,
+        module=_module_with_weights(arch, state, place=place),
+        preprocessing=_field(content, "preprocessing", Preprocessing, place),
+        sparsity=_field(content, "sparsity", SparsityRecord | None, place),
+        ranges=_field(content, "ranges", dict[str, float], place),
+    )
+
+
+def _field(content: Mapping[str, Any], name: str, kind: Any, place: str) -> Any:
+    try:
+        return msgspec.convert(content[name], type=kind)
+    except (KeyError, msgspec.ValidationError) as error:
+        reason = "it is missing" if isinstance(error, KeyError) else str(error)
+        raise GpusqError(
+            f"the checkpoint's {name} can't be read: {reason}", place=place, hint="make it again with gpusq-compress"
+        ) from error
+
+
+def _module_with_weights(arch: ArchSpec, state: dict[str, torch.Tensor], *, place: str) -> torch.nn.Module:
+    _require_finite(state, place=place)
+    module = module_from_arch(arch)
+    _require_fit(module.state_dict(), state, arch, place=place)
+    module.load_state_dict(state)
+    return module.requires_grad_(requires_grad=False)
+
+
+def _require_finite(state: Mapping[str, torch.Tensor], *, place: str) -> None:
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise GpusqError(
+                f"{bad} of {tensor.numel()} weights are NaN or infinite",
+                place=f"{place}, tensor {name}",
+                hint="the training diverged or the file is damaged: take an earlier checkpoint",
+            )
+
+
+def _require_fit(
+    expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], arch: ArchSpec, *, place: str
+) -> None:
+    missing = [name for name in expected if name not in state]
+    surplus = [name for name in state if name not in expected]
+    shapes = [
+        f"{name} is {list(state[name].shape)}, expected {list(expected[name].shape)}"
+        for name in expected
+        if name in state and state[name].shape != expected[name].shape
+    ]
+    if not (missing or surplus or shapes):
+        return
+    parts = [
+        _listed("missing", [_with_nearest(name, surplus) for name in missing]),
+        _listed("not in the architecture", surplus),
+        _listed("of another shape", shapes),
+    ]
+    raise GpusqError(
+        f"the weights don't fit {arch}: " + "; ".join(part for part in parts if part),
+        place=place,
+        hint="check --arch and --arch-arg (img_size=, num_classes=, global_pool= are the usual ones)",
+    )
+
+
+def _with_nearest(name: str, candidates: list[str]) -> str:
+    near = difflib.get_close_matches(name, candidates, n=3, cutoff=0.6)
+    return f"{name} (the file has {', '.join(near)})" if near else name
+
+
+def _listed(title: str, items: list[str]) -> str:
+    if not items:
+        return ""
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return f"{len(items)} {title}: {', '.join(items[:3])}{more}"

@@ -1,0 +1,121 @@
+"""Read what a checkpoint file holds, without running anything that is in it."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+import torch
+
+from gpusq_deploy.errors import GpusqError
+
+SELF_DESCRIBING = "gpusq.checkpoint/1"
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema")
+_PREFIXES = ("module.", "_orig_mod.")
+_SAVE_AGAIN = "save the weights alone: torch.save(model.state_dict(), 'weights.pt'), or use safetensors"
+
+
+def read_checkpoint_file(path: Path) -> Mapping[str, Any]:
+    """Everything in the file, as plain mappings and tensors on the CPU.
+
+    Args:
+        path: A `.safetensors` file, or whatever `torch.save` wrote.
+
+    Raises:
+        GpusqError: No such file, not a checkpoint, damaged, or it asks to run code.
+    """
+    _require_file(path)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if not isinstance(content, dict):
+        raise GpusqError(
+            f"the file holds a {type(content).__name__}, not a state dict", place=str(path), hint=_SAVE_AGAIN
+        )
+    return cast("dict[str, Any]", content)
+
+
+def state_dict_in(content: Mapping[str, Any], *, place: str) -> tuple[dict[str, torch.Tensor], str]:
+    """The state dict, out of the layouts that training tools write.
+
+    Returns:
+        Tensors by name without `module.` and `_orig_mod.` prefixes, and the layout found in words.
+
+    Raises:
+        GpusqError: There is no mapping from names to tensors.
+    """
+    layout = "state dict"
+    for wrapper in _WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping):
+            content, layout = content[wrapper], f"state dict under {wrapper!r}"
+            break
+    strangers = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if strangers or not content:
+        found = ", ".join(strangers[:5]) or "nothing"
+        raise GpusqError(
+            f"no state dict in the file: beside or instead of tensors it has {found}", place=place, hint=_SAVE_AGAIN
+        )
+    return _without_prefixes(content), layout
+
+
+def _without_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            state = {name[len(prefix) :]: tensor for name, tensor in state.items()}
+    return dict(state)
+
+
+def _require_file(path: Path) -> None:
+    if not path.exists():
+        raise GpusqError("no such file", place=str(path), hint="check the path of the checkpoint")
+    if not path.is_file():
+        raise GpusqError("not a file", place=str(path), hint="give the checkpoint file itself")
+    if path.stat().st_size == 0:
+        raise GpusqError(
+            "the file is empty", place=str(path), hint="the download or the save was cut short: make it again"
+        )
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    try:
+        return safetensors.torch.load_file(str(path))
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise GpusqError(f"not a safetensors file, or damaged: {error}", place=str(path)) from error
+
+
+def _read_torch(path: Path) -> object:
+    zipped = zipfile.is_zipfile(path)
+    if not zipped:
+        _require_pickle(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        raise _refused(path, str(error)) from error
+    except Exception as error:  # a damaged file can make the unpickler raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise GpusqError(f"not a PyTorch file, or damaged: {reason}", place=str(path)) from error
+
+
+def _refused(path: Path, message: str) -> GpusqError:
+    wanted = [word.strip(" .`") for line in message.splitlines() for word in line.split("GLOBAL")[1:]]
+    if not wanted:
+        return GpusqError("not a PyTorch file, or damaged: its pickle can't be read", place=str(path), hint=_SAVE_AGAIN)
+    return GpusqError(
+        f"refused: the file asks to import {wanted[0].split()[0]}, and loading it would run code",
+        place=str(path),
+        hint=_SAVE_AGAIN,
+    )
+
+
+def _require_pickle(path: Path) -> None:
+    with path.open("rb") as stream:
+        start = stream.read(16)
+    if start[:1] != b"\x80":
+        raise GpusqError(
+            f"not a PyTorch file: it starts with {start!r}",
+            place=str(path),
+            hint="give a file that torch.save wrote, or a .safetensors file",
+        )

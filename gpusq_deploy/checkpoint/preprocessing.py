@@ -1,0 +1,87 @@
+"""What a model's input looks like, from what its library declares."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import msgspec
+import torch
+
+from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
+from gpusq_deploy.errors import GpusqError
+
+_FACTORY_HINT = (
+    "give the module an attribute gpusq_preprocessing, a dict with channels, height, width, mean and std "
+    "(and interpolation, crop_fraction)"
+)
+
+
+def preprocessing_of(spec: ArchSpec, module: torch.nn.Module) -> Preprocessing:
+    """Preprocessing that the architecture declares.
+
+    Raises:
+        GpusqError: It declares none, or one that makes no sense.
+    """
+    declared: Any = getattr(module, "gpusq_preprocessing", None)
+    if declared is not None:
+        return _from_attribute(spec, declared)
+    if spec.source == "torchvision":
+        return _from_torchvision(spec)
+    if hasattr(module, "pretrained_cfg"):
+        return _from_timm(module)
+    raise GpusqError("the architecture declares no preprocessing", place=str(spec), hint=_FACTORY_HINT)
+
+
+def _from_attribute(spec: ArchSpec, declared: Any) -> Preprocessing:
+    try:
+        return msgspec.convert({"origin": "module attribute gpusq_preprocessing", **declared}, type=Preprocessing)
+    except (TypeError, msgspec.ValidationError) as error:
+        raise GpusqError(f"gpusq_preprocessing is not valid: {error}", place=str(spec), hint=_FACTORY_HINT) from error
+
+
+def _from_timm(module: torch.nn.Module) -> Preprocessing:
+    data: dict[str, Any] = importlib.import_module("timm.data").resolve_model_data_config(module)
+    channels, height, width = _input_size(module, data["input_size"])
+    return Preprocessing(
+        channels=channels,
+        height=height,
+        width=width,
+        mean=_per_channel(data["mean"], channels),
+        std=_per_channel(data["std"], channels),
+        interpolation=data["interpolation"],
+        crop_fraction=data["crop_pct"],
+        origin="timm pretrained_cfg",
+    )
+
+
+def _input_size(module: torch.nn.Module, declared: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The config keeps the size it was trained at; `img_size=` and `in_chans=` show in the patch embedding."""
+    channels, height, width = declared
+    size = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    if size is not None:
+        height, width = size
+    weight = next((p for name, p in module.named_parameters() if name.startswith("patch_embed") and p.ndim == 4), None)
+    return (channels if weight is None else int(weight.shape[1])), int(height), int(width)
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return (
+        tuple(float(v) for v in values) if len(values) == channels else (float(sum(values) / len(values)),) * channels
+    )
+
+
+def _from_torchvision(spec: ArchSpec) -> Preprocessing:
+    models: Any = importlib.import_module("torchvision.models")
+    transform = models.get_model_weights(spec.name).DEFAULT.transforms()
+    size = int(transform.crop_size[0])
+    return Preprocessing(
+        channels=3,
+        height=size,
+        width=size,
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+        interpolation=transform.interpolation.value,
+        crop_fraction=size / int(transform.resize_size[0]),
+        origin="torchvision default weights",
+    )

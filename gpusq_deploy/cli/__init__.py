@@ -1,0 +1,1 @@
+"""The commands: parse, make a value, one call, render. `--help` imports nothing heavy."""
