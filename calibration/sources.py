@@ -185,8 +185,9 @@ def _array_file(path: Path, preprocessing: Preprocessing) -> ArrayFile:
         raise GpusqError(f"not a .npy file, or damaged: {error}", place=str(path)) from error
     expected = (preprocessing.channels, preprocessing.height, preprocessing.width)
     if values.ndim != 4 or values.shape[1:] != expected or values.dtype.kind != "f" or not len(values):
+        wanted = f"float32 [N, {', '.join(map(str, expected))}]"
         raise GpusqError(
-            f"the array is {values.dtype} {list(values.shape)}, the model takes float32 [N, {', '.join(map(str, expected))}]",
+            f"the array is {values.dtype} {list(values.shape)}, the model takes {wanted}",
             place=str(path),
             hint="save the preprocessed images as float32",
         )
