@@ -8,7 +8,7 @@ from gpusq_deploy.artifacts.base import Value
 
 Precision = Literal["int8", "fp16", "bf16", "fp32"]
 FloatPrecision = Literal["fp16", "bf16", "fp32"]
-LayerKind = Literal["linear", "conv"]
+LayerKind = Literal["linear", "patch_embed", "conv"]
 
 
 class ActivationQuantization(Value):

@@ -81,8 +81,7 @@ def _require_file(path: Path) -> None:
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
     try:
-        # The library's annotation leaves PathLike's own parameter open.
-        return safetensors.torch.load_file(path)  # pyright: ignore[reportUnknownMemberType]
+        return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise GpusqError(f"not a safetensors file, or damaged: {error}", place=str(path)) from error
 

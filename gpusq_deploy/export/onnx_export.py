@@ -1,0 +1,112 @@
+"""Export through torch.export, and reduce what comes out to what the rest of the house needs."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from torch.utils import _pytree as pytree
+
+from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.checkpoint.checkpoint import Checkpoint
+from gpusq_deploy.errors import GpusqError
+
+INPUT_NAME = "input"
+DEFAULT_OPSET = 20
+# 19: FP16 scales in QuantizeLinear. Above 23 neither the exporter nor TensorRT's parsers are known to agree.
+OPSETS = range(19, 24)
+_TRACE_BATCH = 2
+
+
+def export_float_model(checkpoint: Checkpoint, *, batch: BatchRange, opset: int = DEFAULT_OPSET) -> ir.Model:
+    """Export to float32 ONNX with one input, `input` [N, channels, height, width].
+
+    Args:
+        checkpoint: The model.
+        batch: N is the graph's symbolic dimension `batch`, or a constant where the range allows one size only.
+        opset: ONNX opset, 19…23.
+
+    Returns:
+        A model whose tensors are in memory and whose nodes keep `pkg.torch.onnx.name_scopes`.
+
+    Raises:
+        GpusqError: The opset is out of range, or torch can't export the model.
+    """
+    if opset not in OPSETS:
+        raise GpusqError(f"opset {opset} is not supported", place="--opset", hint=f"use {OPSETS[0]} to {OPSETS[-1]}")
+    example = example_input(checkpoint, batch.optimum if batch.static else _TRACE_BATCH)
+    shapes = None if batch.static else ({0: torch.export.Dim("batch")},)
+    program = _exported(checkpoint, example, shapes, opset)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        program.save(path, external_data=True)
+        model = ir.load(path)
+        ir.external_data.load_to_model(model)
+    return model
+
+
+def example_input(checkpoint: Checkpoint, batch: int) -> torch.Tensor:
+    """Seeded standard normal input, float32 [batch, channels, height, width]."""
+    size = checkpoint.preprocessing
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, size.channels, size.height, size.width, generator=generator)
+
+
+def reference_outputs(checkpoint: Checkpoint, batch: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], ...]:
+    """What torch itself answers, in float32: one array per output.
+
+    Raises:
+        GpusqError: An output isn't a tensor.
+    """
+    with torch.no_grad():
+        answer: Any = checkpoint.module(torch.from_numpy(batch))
+    tensors: list[Any] = pytree.tree_leaves(answer)
+    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+        raise GpusqError("the model returns something that isn't a tensor", place=str(checkpoint.arch))
+    return tuple(tensor.float().numpy() for tensor in tensors)
+
+
+def _exported(
+    checkpoint: Checkpoint, example: torch.Tensor, shapes: tuple[dict[int, torch.export.Dim]] | None, opset: int
+) -> torch.onnx.ONNXProgram:
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # the exporter's remarks on its own internals
+            program = torch.onnx.export(
+                checkpoint.module,
+                (example,),
+                input_names=[INPUT_NAME],
+                dynamic_shapes=shapes,
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # torch.export runs the model's own code, which can raise anything
+        raise GpusqError(
+            f"torch can't export the model: {_first_line(error)}",
+            place=str(checkpoint.arch),
+            hint="try a fixed batch (--batch 8:8:8); a model with data-dependent control flow can't be exported",
+        ) from error
+    finally:
+        quiet.setLevel(level)
+    if program is None:
+        raise GpusqError("torch's exporter returned no program", place=str(checkpoint.arch))
+    return program
+
+
+def _first_line(error: BaseException) -> str:
+    root: BaseException = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    text = str(root).strip() or type(root).__name__
+    return text.splitlines()[0]

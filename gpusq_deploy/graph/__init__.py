@@ -1,0 +1,1 @@
+"""What we need of ONNX, in one place, on onnx_ir."""

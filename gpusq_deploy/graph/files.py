@@ -1,0 +1,36 @@
+"""Load and save ONNX models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from gpusq_deploy.errors import GpusqError
+
+# A protobuf message ends at 2 GiB; the graph itself needs some of it.
+_INLINE_LIMIT = 1_900_000_000
+EXTERNAL_DATA = "model.onnx.data"
+
+
+def load_model(path: Path) -> ir.Model:
+    """Load a model; its external tensors stay mapped.
+
+    Raises:
+        GpusqError: No such file, or not an ONNX model.
+    """
+    if not path.is_file():
+        raise GpusqError("no such file", place=str(path), hint="give an ONNX model")
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf and onnx_ir raise what they like on a damaged file
+        raise GpusqError(f"not an ONNX model, or damaged: {error}", place=str(path)) from error
+    if not len(model.graph):
+        raise GpusqError("the model has no nodes", place=str(path), hint="is it an ONNX file at all?")
+    return model
+
+
+def save_model(model: ir.Model, path: Path) -> None:
+    """Save; over 2 GiB the tensors go to `model.onnx.data` beside it. Equal models give equal bytes."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    ir.save(model, path, external_data=EXTERNAL_DATA if size > _INLINE_LIMIT else None)

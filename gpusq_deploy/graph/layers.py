@@ -1,0 +1,122 @@
+"""The weighted layers of a graph: which nodes, which weights, seen as one matrix product each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy.typing as npt
+import onnx_ir as ir
+
+from gpusq_deploy.artifacts.plan import LayerKind
+from gpusq_deploy.graph.values import array_of, is_constant, module_of, node_name, per_sample_size, value_name
+from gpusq_deploy.numerics.sparsity import rows_from_conv
+
+_THROUGH = frozenset({"DequantizeLinear", "QuantizeLinear", "Cast", "Transpose", "Identity"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphLayer:
+    """One MatMul, Gemm or Conv with a constant weight.
+
+    Attributes:
+        layer: Name of the torch module, made unique; the node's name where there is none.
+        node: Name of the ONNX node.
+        kind: `linear`, `patch_embed` (a Conv whose kernel equals its stride), or `conv`.
+        input: Name of the activation.
+        weight: Name of the initializer that holds the weight.
+        channel_axis: The initializer's axis of output channels.
+        n: Output channels; k: length of the contracted axis (for a Conv: channels per group · kernel size).
+        macs: Multiply-accumulates of one sample; 0 where a shape is unknown.
+    """
+
+    layer: str
+    node: str
+    kind: LayerKind
+    input: str
+    weight: str
+    channel_axis: int
+    n: int
+    k: int
+    macs: int
+
+
+def weighted_layers(model: ir.Model) -> tuple[GraphLayer, ...]:
+    """Every layer with a constant weight, in graph order, quantised or not."""
+    found = [layer for node in model.graph if (layer := _layer(node)) is not None]
+    counts = Counter(layer.layer for layer in found)
+    return tuple(_renamed(layer) if counts[layer.layer] > 1 else layer for layer in found)
+
+
+def weight_rows(model: ir.Model, layer: GraphLayer) -> npt.NDArray[Any]:
+    """The layer's stored weight (float or INT8 codes) as rows along the axis that sparse tensor cores contract.
+
+    Returns:
+        Linear: [N, K]. Conv: [N · kernel positions, channels].
+    """
+    weight = array_of(model.graph.initializers[layer.weight])
+    if weight.ndim > 2:
+        return rows_from_conv(weight)
+    return weight if layer.channel_axis == 0 else weight.T
+
+
+def origin(value: ir.Value | None) -> tuple[ir.Value | None, bool]:
+    """Follow a value back through Q/DQ, casts and 2-D transposes to what it holds; the flag says: transposed."""
+    transposed = False
+    while value is not None and (producer := value.producer()) is not None and producer.op_type in _THROUGH:
+        transposed ^= producer.op_type == "Transpose"
+        value = producer.inputs[0]
+    return value, transposed
+
+
+def _layer(node: ir.Node) -> GraphLayer | None:
+    if node.op_type not in {"MatMul", "Gemm", "Conv"}:
+        return None
+    weight, transposed = origin(node.inputs[1])
+    activation = node.inputs[0]
+    if weight is None or activation is None or not is_constant(weight) or weight.shape is None:
+        return None
+    shape = weight.shape.numpy()
+    if node.op_type == "Conv":
+        return _conv(node, activation, weight, shape)
+    if len(shape) != 2:
+        return None
+    transposed ^= node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+    channel_axis = 0 if transposed else 1
+    n, k = shape[channel_axis], shape[1 - channel_axis]
+    return GraphLayer(
+        layer=module_of(node) or node_name(node),
+        node=node_name(node),
+        kind="linear",
+        input=value_name(activation),
+        weight=value_name(weight),
+        channel_axis=channel_axis,
+        n=n,
+        k=k,
+        macs=(per_sample_size(node.outputs[0]) or 0) * k,
+    )
+
+
+def _conv(node: ir.Node, activation: ir.Value, weight: ir.Value, shape: tuple[int, ...]) -> GraphLayer:
+    kernel = shape[2:]
+    strides = tuple(node.attributes.get_ints("strides", [1] * len(kernel)))
+    patches = strides == kernel and node.attributes.get_int("group", 1) == 1 and max(kernel) > 1
+    k = shape[1]
+    for side in kernel:
+        k *= side
+    return GraphLayer(
+        layer=module_of(node) or node_name(node),
+        node=node_name(node),
+        kind="patch_embed" if patches else "conv",
+        input=value_name(activation),
+        weight=value_name(weight),
+        channel_axis=0,
+        n=shape[0],
+        k=k,
+        macs=(per_sample_size(node.outputs[0]) or 0) * k,
+    )
+
+
+def _renamed(layer: GraphLayer) -> GraphLayer:
+    return replace(layer, layer=f"{layer.layer}/{layer.node}")

@@ -1,0 +1,49 @@
+"""What a pass is, and the only way in which passes are run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Protocol
+
+import onnx_ir as ir
+
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.spec import check_graph
+
+
+class Pass(Protocol):
+    """A rewrite. Implementations are frozen dataclasses whose `repr` reproduces them."""
+
+    name: ClassVar[str]
+
+    def run(self, model: ir.Model) -> int:
+        """Rewrite in place; the number of changes, 0 where there was nothing left to do."""
+        ...
+
+
+def run_passes(
+    model: ir.Model, passes: Sequence[Pass], *, after: Callable[[Pass, ir.Model, int], None] | None = None
+) -> ir.Model:
+    """Run passes in order on a copy of `model`, and check the graph's invariants after each.
+
+    Args:
+        model: Left as it is.
+        passes: In order.
+        after: Called after each pass with the pass, the graph and its number of changes.
+
+    Raises:
+        GpusqError: A pass declined, with its reason.
+        AssertionError: A pass broke an invariant: our bug. The message names it and those that ran before.
+    """
+    copy = model.clone()
+    done: list[str] = []
+    for step in passes:
+        changes = step.run(copy)
+        done.append(step.name)
+        try:
+            check_graph(copy)
+        except GpusqError as error:
+            raise AssertionError(f"pass {step!r} broke the graph (ran: {', '.join(done)}): {error}") from error
+        if after is not None:
+            after(step, copy, changes)
+    return copy

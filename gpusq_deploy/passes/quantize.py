@@ -1,0 +1,115 @@
+"""Insert Q/DQ as the plan decided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from gpusq_deploy.artifacts.plan import FloatPrecision, LayerDecision, Plan
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, value_name
+from gpusq_deploy.numerics.affine import amax_per_channel, quantize, scale_from_amax
+
+STORED_TYPE: dict[FloatPrecision, npt.DTypeLike] = {
+    "fp32": np.float32,
+    "fp16": np.float16,
+    "bf16": ml_dtypes.bfloat16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Quantize:
+    """Make INT8 layers out of the plan's decisions.
+
+    1. A weight becomes an INT8 initializer behind a DequantizeLinear with one scale per output channel. The float
+       initializer is left alone: the exporter shares equal constants between layers.
+    2. An activation gets one QuantizeLinear/DequantizeLinear pair, shared by the layers that read it and agree on
+       its scale.
+    3. Scales hold values of the remainder's type, so that the later cast of the graph is exact and the codes belong
+       to the scales that are stored.
+    4. A layer that already has a DequantizeLinear on its weight is left as it is.
+
+    The graph stays float32; `CastRemainder` makes it FP16 or BF16.
+    """
+
+    plan: Plan
+    name: ClassVar[str] = "quantize"
+
+    def run(self, model: ir.Model) -> int:
+        """See the class.
+
+        Raises:
+            GpusqError: The plan doesn't belong to this graph.
+        """
+        nodes = {node.name: node for node in model.graph}
+        stored = STORED_TYPE[self.plan.remainder]
+        pairs: dict[tuple[str, float], ir.Value] = {}
+        changes = 0
+        for decision in self.plan.layers:
+            if decision.activation is None or decision.weight is None:
+                continue
+            node = nodes.get(decision.node)
+            if node is None:
+                raise GpusqError("the plan names a node that the graph doesn't have", place=decision.node)
+            if _is_quantized(node):
+                continue
+            _quantize_weight(model.graph, node, decision, stored)
+            _quantize_input(model.graph, node, decision, pairs)
+            changes += 1
+        _drop_unused_initializers(model.graph)
+        return changes
+
+
+def _is_quantized(node: ir.Node) -> bool:
+    weight = node.inputs[1]
+    producer = None if weight is None else weight.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _quantize_weight(graph: ir.Graph, node: ir.Node, decision: LayerDecision, stored: npt.DTypeLike) -> None:
+    weight = node.inputs[1]
+    if weight is None or decision.weight is None or value_name(weight) != decision.weight.tensor:
+        raise GpusqError("the plan names another weight than the graph has", place=decision.node)
+    axis = decision.weight.axis
+    values = array_of(weight).astype(np.float32)
+    scale = scale_from_amax(amax_per_channel(values, axis), dtype=stored).astype(np.float32)
+    codes = quantize(values, scale, axis=axis)
+    prefix = f"{decision.node}_weight"
+    inputs = [
+        add_initializer(graph, f"{prefix}_int8", codes),
+        add_initializer(graph, f"{prefix}_scale", scale),
+        add_initializer(graph, f"{prefix}_zero_point", np.zeros(scale.shape, np.int8)),
+    ]
+    dequantize = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{prefix}_dq")
+    node.replace_input_with(1, insert_before(node, dequantize, like=weight, dtype=ir.DataType.FLOAT))
+
+
+def _quantize_input(
+    graph: ir.Graph, node: ir.Node, decision: LayerDecision, pairs: dict[tuple[str, float], ir.Value]
+) -> None:
+    activation = node.inputs[0]
+    quantization = decision.activation
+    if activation is None or quantization is None or value_name(activation) != quantization.tensor:
+        raise GpusqError("the plan names another input than the graph has", place=decision.node)
+    key = (quantization.tensor, quantization.scale)
+    if key not in pairs:
+        prefix = f"{decision.node}_input"
+        scale = add_initializer(graph, f"{prefix}_scale", np.array(quantization.scale, np.float32))
+        zero_point = add_initializer(graph, f"{prefix}_zero_point", np.array(0, np.int8))
+        q = ir.node("QuantizeLinear", [activation, scale, zero_point], name=f"{prefix}_q")
+        codes = insert_before(node, q, like=activation, dtype=ir.DataType.INT8)
+        dq = ir.node("DequantizeLinear", [codes, scale, zero_point], name=f"{prefix}_dq")
+        pairs[key] = insert_before(node, dq, like=activation, dtype=ir.DataType.FLOAT)
+    node.replace_input_with(0, pairs[key])
+
+
+def _drop_unused_initializers(graph: ir.Graph) -> None:
+    outputs = set(graph.outputs)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and value not in outputs:
+            del graph.initializers[name]
