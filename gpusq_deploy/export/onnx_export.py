@@ -26,7 +26,7 @@ _TRACE_BATCH = 2
 
 
 def export_float_model(checkpoint: Checkpoint, *, batch: BatchRange, opset: int = DEFAULT_OPSET) -> ir.Model:
-    """Export to float32 ONNX with one input, `input` [N, channels, height, width].
+    """Export to float32 ONNX: one input, `input` [N, channels, height, width]; `output`, or `output_0`, `output_1`, ….
 
     Args:
         checkpoint: The model.
@@ -49,6 +49,7 @@ def export_float_model(checkpoint: Checkpoint, *, batch: BatchRange, opset: int 
         program.save(path, external_data=True)
         model = ir.load(path)
         ir.external_data.load_to_model(model)
+    _name_outputs(model.graph)
     return model
 
 
@@ -71,6 +72,12 @@ def reference_outputs(checkpoint: Checkpoint, batch: npt.NDArray[np.float32]) ->
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
         raise GpusqError("the model returns something that isn't a tensor", place=str(checkpoint.arch))
     return tuple(tensor.float().numpy() for tensor in tensors)
+
+
+def _name_outputs(graph: ir.Graph) -> None:
+    names = ["output"] if len(graph.outputs) == 1 else [f"output_{index}" for index in range(len(graph.outputs))]
+    for value, name in zip(graph.outputs, names, strict=True):
+        value.name = name
 
 
 def _exported(

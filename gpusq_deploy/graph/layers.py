@@ -44,7 +44,8 @@ class GraphLayer:
 
 def weighted_layers(model: ir.Model) -> tuple[GraphLayer, ...]:
     """Every layer with a constant weight, in graph order, quantised or not."""
-    found = [layer for node in model.graph if (layer := _layer(node)) is not None]
+    batch = _static_batch(model.graph)
+    found = [layer for node in model.graph if (layer := _layer(node, batch)) is not None]
     counts = Counter(layer.layer for layer in found)
     return tuple(_renamed(layer) if counts[layer.layer] > 1 else layer for layer in found)
 
@@ -70,7 +71,13 @@ def origin(value: ir.Value | None) -> tuple[ir.Value | None, bool]:
     return value, transposed
 
 
-def _layer(node: ir.Node) -> GraphLayer | None:
+def _static_batch(graph: ir.Graph) -> int:
+    shape = graph.inputs[0].shape if graph.inputs else None
+    first = shape[0] if shape else None
+    return first if isinstance(first, int) else 1
+
+
+def _layer(node: ir.Node, batch: int) -> GraphLayer | None:
     if node.op_type not in {"MatMul", "Gemm", "Conv"}:
         return None
     weight, transposed = origin(node.inputs[1])
@@ -79,7 +86,7 @@ def _layer(node: ir.Node) -> GraphLayer | None:
         return None
     shape = weight.shape.numpy()
     if node.op_type == "Conv":
-        return _conv(node, activation, weight, shape)
+        return _conv(node, activation, weight, batch)
     if len(shape) != 2:
         return None
     transposed ^= node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
@@ -94,11 +101,12 @@ def _layer(node: ir.Node) -> GraphLayer | None:
         channel_axis=channel_axis,
         n=n,
         k=k,
-        macs=(per_sample_size(node.outputs[0]) or 0) * k,
+        macs=(per_sample_size(node.outputs[0]) or 0) // batch * k,
     )
 
 
-def _conv(node: ir.Node, activation: ir.Value, weight: ir.Value, shape: tuple[int, ...]) -> GraphLayer:
+def _conv(node: ir.Node, activation: ir.Value, weight: ir.Value, batch: int) -> GraphLayer:
+    shape = array_of(weight).shape
     kernel = shape[2:]
     strides = tuple(node.attributes.get_ints("strides", [1] * len(kernel)))
     patches = strides == kernel and node.attributes.get_int("group", 1) == 1 and max(kernel) > 1
@@ -114,7 +122,7 @@ def _conv(node: ir.Node, activation: ir.Value, weight: ir.Value, shape: tuple[in
         channel_axis=0,
         n=shape[0],
         k=k,
-        macs=(per_sample_size(node.outputs[0]) or 0) * k,
+        macs=(per_sample_size(node.outputs[0]) or 0) // batch * k,
     )
 
 

@@ -1,0 +1,157 @@
+"""Decide, for every layer, what it becomes and why. Pure: nothing is rewritten here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from gpusq_deploy.artifacts.calibration import CalibrationTable, TensorRange
+from gpusq_deploy.artifacts.plan import (
+    ActivationQuantization,
+    FloatPrecision,
+    LayerDecision,
+    Plan,
+    WeightQuantization,
+)
+from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.layers import GraphLayer
+from gpusq_deploy.numerics.affine import scale_from_amax
+from gpusq_deploy.recipe import Recipe, Rule, require_used_rules
+
+_STORED: dict[FloatPrecision, npt.DTypeLike] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+_LARGEST: dict[FloatPrecision, float] = {
+    "fp32": float(np.finfo(np.float32).max),
+    "fp16": float(np.finfo(np.float16).max),
+    "bf16": (2 - 2**-7) * 2.0**127,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanRequest:
+    """What the user asked for."""
+
+    recipe: Recipe
+    int8: bool
+    sparse: bool
+    remainder: FloatPrecision
+
+
+def layers_to_quantize(layers: Sequence[GraphLayer], recipe: Recipe) -> tuple[GraphLayer, ...]:
+    """Layers that the recipe wants in INT8: those whose inputs need a range."""
+    return tuple(layer for layer in layers if _wants_int8(recipe.rule_for(layer.layer, layer.kind)))
+
+
+def make_plan(
+    layers: Sequence[GraphLayer],
+    request: PlanRequest,
+    *,
+    table: CalibrationTable | None,
+    sparsity: SparsityReport,
+) -> Plan:
+    """Turn recipe, graph, ranges and sparsity into decisions.
+
+    Args:
+        layers: Weighted layers of the float graph, in order.
+        request: The recipe and the options.
+        table: Ranges; None where nothing is quantised.
+        sparsity: The 2:4 state of the same layers.
+
+    Raises:
+        GpusqError: A required rule decides nothing, a range is missing, or an activation exceeds the remainder's type.
+    """
+    if request.int8 or request.sparse:
+        require_used_rules(request.recipe, layers)
+    ranges = {} if table is None else table.by_tensor()
+    _require_representable(ranges, request.remainder)
+    states = {state.layer: state for state in sparsity.layers}
+    decisions = tuple(_decision(layer, request, ranges, states[layer.layer]) for layer in layers)
+    return Plan(
+        recipe=request.recipe.name,
+        remainder=request.remainder,
+        sparse_asked=request.sparse,
+        layers=decisions,
+        notes=_notes(decisions, request),
+    )
+
+
+def _wants_int8(rule: Rule | None) -> bool:
+    return rule is not None and rule.precision == "int8"
+
+
+def _decision(
+    layer: GraphLayer, request: PlanRequest, ranges: Mapping[str, TensorRange], state: LayerSparsity
+) -> LayerDecision:
+    int8, reason = _precision(layer, request, ranges)
+    sparse, sparse_reason = _sparsity(request, state)
+    return LayerDecision(
+        layer=layer.layer,
+        node=layer.node,
+        kind=layer.kind,
+        n=layer.n,
+        k=layer.k,
+        macs=layer.macs,
+        precision="int8" if int8 else request.remainder,
+        precision_reason=reason,
+        sparse=sparse,
+        sparse_reason=sparse_reason,
+        activation=_activation(ranges[layer.input], request.remainder) if int8 else None,
+        weight=WeightQuantization(tensor=layer.weight, axis=layer.channel_axis, channels=layer.n) if int8 else None,
+    )
+
+
+def _precision(layer: GraphLayer, request: PlanRequest, ranges: Mapping[str, TensorRange]) -> tuple[bool, str]:
+    if not request.int8:
+        return False, "INT8 was not asked for"
+    rule = request.recipe.rule_for(layer.layer, layer.kind)
+    if rule is None:
+        return False, f"no rule of recipe {request.recipe.name} matches it"
+    if not _wants_int8(rule):
+        return False, f"recipe {request.recipe.name}: {rule.reason}"
+    known = ranges.get(layer.input)
+    if known is None:
+        raise GpusqError("no range for the layer's input", place=f"{layer.layer}, tensor {layer.input}")
+    if known.amax == 0:
+        return False, f"its input is zero on all calibration data ({known.origin}): it has no scale"
+    return True, f"recipe {request.recipe.name}: {rule.reason}"
+
+
+def _sparsity(request: PlanRequest, state: LayerSparsity) -> tuple[bool, str]:
+    if not request.sparse:
+        return False, "sparsity was not asked for"
+    if not state.expected:
+        return False, f"dense: {state.reason}"
+    return True, f"2:4 valid in all {state.groups} groups; {state.reason}"
+
+
+def _activation(known: TensorRange, remainder: FloatPrecision) -> ActivationQuantization:
+    scale = float(scale_from_amax(known.amax, dtype=_STORED[remainder]))
+    return ActivationQuantization(tensor=known.tensor, amax=known.amax, scale=scale, origin=known.origin)
+
+
+def _require_representable(ranges: Mapping[str, TensorRange], remainder: FloatPrecision) -> None:
+    for known in ranges.values():
+        if known.amax > _LARGEST[remainder]:
+            raise GpusqError(
+                f"an activation reaches {known.amax:.6g}, more than {remainder} can hold ({_LARGEST[remainder]:.6g})",
+                place=f"input of {known.layer}, tensor {known.tensor}",
+                hint="build with --bf16 or --fp32",
+            )
+
+
+def _notes(decisions: Sequence[LayerDecision], request: PlanRequest) -> tuple[str, ...]:
+    notes: list[str] = []
+    total = sum(decision.macs for decision in decisions)
+    if request.int8 and total:
+        share = sum(decision.macs for decision in decisions if decision.precision == "int8") / total
+        notes.append(f"{100 * share:.1f} % of the weighted layers' multiply-accumulates are planned in INT8")
+    unknown = [decision.layer for decision in decisions if decision.macs == 0]
+    if unknown:
+        notes.append(f"output shape unknown, so not in that share: {', '.join(unknown)}")
+    if request.int8:
+        notes.append("softmax outputs, attention products, LayerNorm, GELU and residual adds are not quantised")
+    return tuple(notes)

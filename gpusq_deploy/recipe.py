@@ -1,0 +1,111 @@
+"""The recipe: which layers become what, in words that read as sentences.
+
+A recipe is a list of rules; the first that matches a layer decides. Grammar: docs/recipes.md.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from gpusq_deploy.artifacts.base import Value
+from gpusq_deploy.artifacts.plan import LayerKind
+from gpusq_deploy.errors import GpusqError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_RECIPE = "static_wi8_ai8"
+
+
+class Rule(Value):
+    """One sentence: layers that `match` (a shell pattern on the module's name) and are of `kind` become `precision`.
+
+    `sparse` says whether such layers are expected to be 2:4 when sparsity is asked for. A `required` rule that
+    decides no layer is an error: it is most likely misspelt.
+    """
+
+    match: str = "*"
+    kind: Literal["any", "linear", "patch_embed", "conv"] = "any"
+    precision: Literal["int8", "float"] = "int8"
+    sparse: bool = True
+    required: bool = True
+    reason: str
+
+    def decides(self, layer: str, kind: LayerKind) -> bool:
+        """True where the rule applies to a layer."""
+        return self.kind in {"any", kind} and fnmatch.fnmatchcase(layer, self.match)
+
+
+class Recipe(Value):
+    """A named list of rules; the first that matches decides. Layers that none matches stay float and dense."""
+
+    schema: Literal["gpusq.recipe/1"]
+    name: str
+    description: str
+    rules: tuple[Rule, ...] = msgspec.field(name="rule")
+
+    def rule_for(self, layer: str, kind: LayerKind) -> Rule | None:
+        """The first rule that applies."""
+        return next((rule for rule in self.rules if rule.decides(layer, kind)), None)
+
+
+class _Layer(Protocol):
+    @property
+    def layer(self) -> str: ...
+
+    @property
+    def kind(self) -> LayerKind: ...
+
+
+def load_recipe(path: Path | None) -> Recipe:
+    """A recipe from a file, or the default one.
+
+    Raises:
+        GpusqError: No such file, not TOML, or not a recipe; unknown keys are named.
+    """
+    if path is None:
+        text = resources.files("gpusq_deploy.calibration").joinpath(f"recipes/{DEFAULT_RECIPE}.toml").read_text("utf-8")
+        return recipe_from_toml(text, place=DEFAULT_RECIPE)
+    try:
+        return recipe_from_toml(path.read_text("utf-8"), place=str(path))
+    except OSError as error:
+        raise GpusqError(f"cannot read the recipe: {error.strerror}", place=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise GpusqError(f"the recipe is not UTF-8 text: {error}", place=str(path)) from error
+
+
+def recipe_from_toml(text: str, *, place: str) -> Recipe:
+    """Parse strictly; see `load_recipe`."""
+    try:
+        content: dict[str, Any] = tomllib.loads(text)
+        return msgspec.convert(content, type=Recipe)
+    except tomllib.TOMLDecodeError as error:
+        raise GpusqError(f"not TOML: {error}", place=place) from error
+    except msgspec.ValidationError as error:
+        raise GpusqError(f"not a recipe: {error}", place=place, hint="the grammar is in docs/recipes.md") from error
+
+
+def require_used_rules(recipe: Recipe, layers: Iterable[_Layer]) -> None:
+    """Refuse a recipe with a required rule that decides nothing.
+
+    Raises:
+        GpusqError: Names each such rule.
+    """
+    used = {id(recipe.rule_for(layer.layer, layer.kind)) for layer in layers}
+    idle = [rule for rule in recipe.rules if rule.required and id(rule) not in used]
+    if idle:
+        listed = "; ".join(f"match = {rule.match!r}, kind = {rule.kind!r}" for rule in idle)
+        raise GpusqError(
+            f"{len(idle)} rule(s) of the recipe decide no layer: {listed}",
+            place=f"recipe {recipe.name}",
+            hint="mend the pattern or the order (the first match decides), or set required = false",
+        )
