@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts.calibration import CalibrationTable, TensorRange
-from gpusq_deploy.calibration.sources import Batches, DataSource
+from gpusq_deploy.calibration.sources import Batches, DataSource, filled
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import GraphLayer
@@ -66,7 +66,8 @@ def collect_ranges(
     first_reader = {layer.input: layer.layer for layer in reversed(layers)}
     largest = dict.fromkeys(tensors, 0.0)
     content = hashlib.sha256()
-    batches = Batches(source=source, size=_static_batch(model) or _BATCH)
+    size = _static_batch(model)
+    batches = Batches(source=source, size=size or _BATCH)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "observed.onnx"
         save_model(_observed(model, tensors), path)
@@ -74,7 +75,7 @@ def collect_ranges(
         try:
             for batch in batches:
                 content.update(batch.tobytes())
-                _update(largest, runner.run({value_name(model.graph.inputs[0]): _filled(batch, model)}))
+                _update(largest, runner.run({value_name(model.graph.inputs[0]): filled(batch, size)}))
                 if progress is not None:
                     progress(batches.count, len(source))
         finally:
@@ -131,14 +132,6 @@ def _static_batch(model: ir.Model) -> int | None:
     shape = model.graph.inputs[0].shape
     first = shape[0] if shape else None
     return first if isinstance(first, int) else None
-
-
-def _filled(batch: npt.NDArray[np.float32], model: ir.Model) -> npt.NDArray[np.float32]:
-    """A last, short batch repeats its last sample up to a static batch size: maxima don't notice."""
-    size = _static_batch(model)
-    if size is None or len(batch) == size:
-        return batch
-    return np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
 
 
 def _observed(model: ir.Model, tensors: Sequence[str]) -> ir.Model:

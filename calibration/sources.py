@@ -158,6 +158,13 @@ class Batches:
             ) from error
 
 
+def filled(batch: npt.NDArray[np.float32], size: int | None) -> npt.NDArray[np.float32]:
+    """A short batch, grown to a static batch size by repeating its last sample; None leaves it as it is."""
+    if size is None or len(batch) == size:
+        return batch
+    return np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+
+
 def open_source(text: str, preprocessing: Preprocessing) -> DataSource:
     """What `--calib` names.
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from gpusq_deploy.errors import GpusqError
+
+if TYPE_CHECKING:
+    from gpusq_deploy.artifacts.manifest import BatchRange
 
 INTERRUPTED = 130
 
@@ -37,6 +43,47 @@ def run_command(command: click.Command) -> NoReturn:
 def say(text: str) -> None:
     """Progress and remarks: to stderr, never to stdout."""
     click.echo(text, err=True)
+
+
+def echo_json(content: dict[str, Any]) -> None:
+    """The result as one JSON object on stdout."""
+    click.echo(json.dumps(content, indent=2))
+
+
+def parse_batch(text: str) -> BatchRange:
+    """`MIN:OPT:MAX`, or one number for a fixed batch.
+
+    Raises:
+        click.BadParameter: Neither, or out of order.
+    """
+    from gpusq_deploy.artifacts.manifest import BatchRange
+
+    parts = text.split(":")
+    if len(parts) not in (1, 3) or not all(part.isdigit() for part in parts):
+        raise click.BadParameter(f"{text!r} is not MIN:OPT:MAX", param_hint="--batch")
+    sizes = [int(part) for part in parts] * (3 if len(parts) == 1 else 1)
+    try:
+        return BatchRange(minimum=sizes[0], optimum=sizes[1], maximum=sizes[2])
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--batch") from error
+
+
+@contextmanager
+def progress_to_stderr() -> Generator[Callable[[str, int, int], None], None, None]:
+    """A function for label, done, total: a live bar on a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def update(label: str, done: int, total: int) -> None:
+            if label not in tasks:
+                tasks[label] = bar.add_task(label, total=total)
+            bar.update(tasks[label], completed=done, total=total)
+
+        yield update
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import onnx_ir as ir
 from gpusq_deploy.artifacts.plan import LayerKind
 from gpusq_deploy.graph.values import array_of, is_constant, module_of, node_name, per_sample_size, value_name
 from gpusq_deploy.numerics.sparsity import rows_from_conv
+from gpusq_deploy.sparsity import LayerWeight
 
 _THROUGH = frozenset({"DequantizeLinear", "QuantizeLinear", "Cast", "Transpose", "Identity"})
 
@@ -60,6 +62,13 @@ def weight_rows(model: ir.Model, layer: GraphLayer) -> npt.NDArray[Any]:
     if weight.ndim > 2:
         return rows_from_conv(weight)
     return weight if layer.channel_axis == 0 else weight.T
+
+
+def graph_weights(model: ir.Model, layers: Iterable[GraphLayer]) -> Iterator[LayerWeight]:
+    """The layers' stored weights as the 2:4 check sees them."""
+    for layer in layers:
+        rows = weight_rows(model, layer)
+        yield LayerWeight(layer=layer.layer, tensor=layer.weight, kind=layer.kind, rows=rows)
 
 
 def origin(value: ir.Value | None) -> tuple[ir.Value | None, bool]:

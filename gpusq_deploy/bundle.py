@@ -1,0 +1,145 @@
+"""The bundle on disk: written beside its final name, checked by digest, replaced whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpusq_deploy.artifacts.base import Value, digest_of_file, json_from_value, read_value
+from gpusq_deploy.artifacts.calibration import CalibrationTable
+from gpusq_deploy.artifacts.manifest import BundleFile, Manifest
+from gpusq_deploy.artifacts.plan import Plan
+from gpusq_deploy.artifacts.receipt import Receipt
+from gpusq_deploy.errors import GpusqError
+
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+PLAN = "plan.json"
+CALIBRATION = "calibration.json"
+RECEIPT = "receipt.json"
+ENGINES = "engines"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bundle:
+    """A bundle that was read. `calibration` is None where nothing was quantised."""
+
+    path: Path
+    manifest: Manifest
+    plan: Plan
+    receipt: Receipt
+    calibration: CalibrationTable | None
+
+
+def is_bundle(path: Path) -> bool:
+    """True for a folder with a manifest."""
+    return (path / MANIFEST).is_file()
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read a bundle's descriptions; the model and the engines stay on disk.
+
+    Raises:
+        GpusqError: Not a bundle, or one of its files is missing or damaged.
+    """
+    if not is_bundle(path):
+        raise GpusqError("not a bundle: it has no manifest.json", place=str(path), hint="make one with gpusq-build")
+    calibration = path / CALIBRATION
+    return Bundle(
+        path=path,
+        manifest=read_value(path / MANIFEST, Manifest),
+        plan=read_value(path / PLAN, Plan),
+        receipt=read_value(path / RECEIPT, Receipt),
+        calibration=read_value(calibration, CalibrationTable) if calibration.exists() else None,
+    )
+
+
+def damaged_files(path: Path, manifest: Manifest) -> Iterator[str]:
+    """Files that aren't what the manifest says, one sentence each."""
+    for entry in manifest.files:
+        file = path / entry.path
+        if not file.is_file():
+            yield f"{entry.path} is missing"
+        elif file.stat().st_size != entry.size or digest_of_file(file) != entry.digest:
+            yield f"{entry.path} is not the file that was built: its digest differs from the manifest's"
+
+
+def require_place(out: Path, *, force: bool) -> None:
+    """Refuse, before any work, a place where the bundle can't go.
+
+    Raises:
+        GpusqError: The parent folder is missing, something is there already, or it isn't ours to replace.
+    """
+    parent = out.absolute().parent
+    if not parent.is_dir():
+        raise GpusqError("the folder to write into does not exist", place=str(parent), hint=f"mkdir -p {parent}")
+    if not os.access(parent, os.W_OK):
+        raise GpusqError("the folder to write into is not writable", place=str(parent))
+    if not os.path.lexists(out):
+        return
+    if not force:
+        raise GpusqError("the output exists already", place=str(out), hint="--force replaces it; --out names another")
+    if not is_bundle(out) or out.is_symlink():
+        raise GpusqError(
+            "the output exists and is not a bundle, so --force will not replace it",
+            place=str(out),
+            hint="choose another --out",
+        )
+
+
+@contextmanager
+def new_bundle(out: Path, *, force: bool) -> Generator[Path, None, None]:
+    """A folder to fill; it becomes `out` when the block ends well and vanishes when it doesn't.
+
+    Raises:
+        GpusqError: See `require_place`; or the disk refused.
+    """
+    require_place(out, force=force)
+    target = out.absolute()
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise GpusqError(f"cannot write the bundle: {error.strerror}", place=str(target.parent)) from error
+    try:
+        folder.chmod(0o755)
+        yield folder
+        require_place(out, force=force)
+        _replace(folder, target)
+    except OSError as error:
+        raise GpusqError(f"cannot write the bundle: {error.strerror}", place=str(error.filename or target)) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_value(folder: Path, name: str, value: Value) -> None:
+    """Write one description into a bundle that is being made."""
+    (folder / name).write_bytes(json_from_value(value))
+
+
+def files_in(folder: Path) -> tuple[BundleFile, ...]:
+    """Every file below a folder with size and digest, sorted by path; the manifest itself is left out."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return tuple(
+        BundleFile(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, digest=digest_of_file(path))
+        for path in paths
+    )
+
+
+def _replace(folder: Path, target: Path) -> None:
+    """Two renames: a kill between them leaves the old bundle beside `target`, under a name that says so."""
+    if not target.exists():
+        folder.rename(target)
+        return
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    target.rename(old)
+    try:
+        folder.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

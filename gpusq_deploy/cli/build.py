@@ -1,0 +1,115 @@
+"""gpusq-build: a checkpoint in, a bundle with engines out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gpusq_deploy.cli.common import echo_json, parse_batch, progress_to_stderr, run_command, say
+from gpusq_deploy.errors import GpusqError
+
+if TYPE_CHECKING:
+    from gpusq_deploy.artifacts.plan import FloatPrecision
+    from gpusq_deploy.bundle import Bundle
+    from gpusq_deploy.targets import Target
+
+_DEFAULT_TARGET = "a100"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--arch", metavar="SPEC", help="timm:NAME, torchvision:NAME or package.module:factory.")
+@click.option("--arch-arg", "arch_args", multiple=True, metavar="K=V", help="Argument of the architecture; repeatable.")
+@click.option("--int8", is_flag=True, help="INT8 weights and inputs for the layers that the recipe names.")
+@click.option("--sparse", is_flag=True, help="Require 2:4 weights and allow sparse kernels.")
+@click.option("--fp16", "remainder", flag_value="fp16", default=True, help="Everything else in FP16 (default).")
+@click.option("--bf16", "remainder", flag_value="bf16", help="Everything else in BF16 (needs opset 21 with --int8).")
+@click.option("--fp32", "remainder", flag_value="fp32", help="Everything else in FP32.")
+@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="TOML rules; see docs/recipes.md.")
+@click.option("--calib", metavar="PATH", help="Folder of images, .npy of preprocessed float32 [N,C,H,W], or 'random'.")
+@click.option("--target", "targets", multiple=True, metavar="NAME", help="GPU to build for; repeatable. Default: a100.")
+@click.option("--batch", default="1:8:32", show_default=True, metavar="MIN:OPT:MAX", help="One number: a fixed batch.")
+@click.option("--opset", type=int, default=None, help="ONNX opset, 19 to 23. Default: 20; 21 with --bf16.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Default: MODEL's name with .gpusq, here.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the table.")
+def command(  # noqa: PLR0913 - click hands one argument to each option
+    *,
+    model: Path,
+    arch: str | None,
+    arch_args: tuple[str, ...],
+    int8: bool,
+    sparse: bool,
+    remainder: FloatPrecision,
+    recipe: Path | None,
+    calib: str | None,
+    targets: tuple[str, ...],
+    batch: str,
+    opset: int | None,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Compile MODEL, a checkpoint, into a bundle: ONNX with Q/DQ, engines, and the proof of what was built.
+
+    MODEL may also be a bundle: then only the engines of the given targets are built, from its model.
+    """
+    from gpusq_deploy.targets import find_target
+
+    chosen = [find_target(name) for name in targets or (_DEFAULT_TARGET,)]
+    if not targets:
+        say(f"no --target: building for {_DEFAULT_TARGET}")
+    if model.is_dir():
+        bundle = _extend(model, chosen, given=bool(arch or arch_args or int8 or sparse or recipe or calib or out))
+    else:
+        from gpusq_deploy.checkpoint.architecture import arch_from_text
+        from gpusq_deploy.compile import BuildRequest, Reporter, compile_checkpoint
+
+        if arch is None and arch_args:
+            raise click.UsageError("--arch-arg needs --arch")
+        request = BuildRequest(
+            model=model,
+            arch=None if arch is None else arch_from_text(arch, arch_args),
+            int8=int8,
+            sparse=sparse,
+            remainder=remainder,
+            recipe=recipe,
+            calib=calib,
+            targets=chosen,
+            batch=parse_batch(batch),
+            opset=opset or (21 if remainder == "bf16" else 20),
+            out=out or Path(f"{model.stem}.gpusq"),
+            force=force,
+        )
+        with progress_to_stderr() as progress:
+            bundle = compile_checkpoint(request, Reporter(say=say, progress=progress))
+    _show(bundle, as_json=as_json)
+
+
+def _extend(path: Path, targets: list[Target], *, given: bool) -> Bundle:
+    from gpusq_deploy.compile import Reporter, extend_bundle
+
+    if given:
+        raise GpusqError(
+            "a bundle is built already: only --target applies to it",
+            place=str(path),
+            hint="give the checkpoint to build with other options",
+        )
+    with progress_to_stderr() as progress:
+        return extend_bundle(path, targets, Reporter(say=say, progress=progress))
+
+
+def _show(bundle: Bundle, *, as_json: bool) -> None:
+    from gpusq_deploy.cli.render import bundle_json, print_bundle
+
+    if as_json:
+        echo_json(bundle_json(bundle))
+    else:
+        print_bundle(bundle)
+
+
+def main() -> None:
+    """Entry point."""
+    run_command(command)

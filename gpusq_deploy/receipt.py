@@ -1,0 +1,153 @@
+"""From a plan's decisions and an engine's layers to the receipt: per layer, what was asked, what was built, and why.
+
+A decision is joined to the engine through the name of its ONNX node, which the builder keeps in each layer's metadata.
+Only GEMM layers answer for a node: the metadata of the kernel that adds its bias names it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+from gpusq_deploy.artifacts.plan import LayerDecision, Plan, Precision
+from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, SkippedTarget, Verdict
+from gpusq_deploy.artifacts.sparsity import SparsityReport
+from gpusq_deploy.engines.layers import LayerClass, classify, sparse_tactic
+
+_PRECISIONS: dict[str | None, Precision] = {"int8": "int8", "fp16": "fp16", "bf16": "bf16", "fp32": "fp32"}
+# Of several pieces, the one that keeps a layer from being what was asked.
+_WORST_FIRST: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
+# A layer ran sparse only where all its pieces did.
+_LEAST_SPARSE: tuple[Verdict, ...] = ("no", "unknown", "yes")
+
+_Classified = tuple[EngineLayer, LayerClass]
+
+
+def built_layers(
+    plan: Plan, engine_layers: Sequence[EngineLayer], sparsity: SparsityReport | None = None
+) -> tuple[BuiltLayer, ...]:
+    """What became of every decision of a plan.
+
+    Args:
+        plan: The decisions; `node` is the ONNX name of the MatMul, Gemm or Conv as the builder was given it.
+        engine_layers: The engine's layers, of one engine.
+        sparsity: Which weights are 2:4. Without it, those that the plan counts on.
+
+    Returns:
+        One entry per decision, in the plan's order.
+    """
+    engine = [(layer, classify(layer)) for layer in engine_layers]
+    valid = {layer.layer for layer in sparsity.layers if layer.valid} if sparsity is not None else None
+    return tuple(
+        _built(decision, engine, plan, decision.sparse if valid is None else decision.layer in valid)
+        for decision in plan.layers
+    )
+
+
+def summary(engine: BuiltEngine) -> tuple[str, ...]:
+    """An engine's receipt in a few lines to print: totals, and every layer that isn't what was asked."""
+    gemms = ", ".join(f"{count} {name}" for name, count in engine.totals.gemms.items()) or "none"
+    asked = [layer for layer in engine.layers if layer.asked == "int8"]
+    kept = sum(layer.precision == "int8" for layer in asked)
+    lines = [
+        f"{engine.target}: {engine.backend} {engine.backend_version}, {engine.plan_bytes / 1e6:.1f} MB "
+        f"in {engine.build_seconds:.1f} s, from the {engine.source}",
+        f"  {engine.totals.kernels} kernels; GEMMs: {gemms}; fused attention: {engine.totals.attention_fused}",
+        f"  INT8 asked {len(asked)}, built {kept}; {_sparse_line(engine.layers)}",
+    ]
+    lines += [f"  {layer.layer}: {layer.reason}" for layer in engine.layers if layer.precision != layer.asked]
+    return tuple(lines)
+
+
+def skipped_line(skipped: SkippedTarget) -> str:
+    """A target without an engine, in one line to print."""
+    return f"{skipped.target}: not built here ({skipped.reason}); on the device: {skipped.command}"
+
+
+def _built(decision: LayerDecision, engine: list[_Classified], plan: Plan, weights_valid: bool) -> BuiltLayer:
+    holding = [(layer, found) for layer, found in engine if decision.node in layer.onnx_nodes]
+    gemms = [(layer, found) for layer, found in holding if found.role == "gemm"]
+    if gemms:
+        precision, reason = _precision(decision, gemms)
+    else:
+        precision, reason = None, _not_found(decision, holding)
+    sparse_asked = plan.sparse_asked and decision.sparse
+    verdict, sparse_reason = _sparse(decision, sparse_asked, weights_valid, [layer.tactic for layer, _ in gemms])
+    return BuiltLayer(
+        layer=decision.layer,
+        node=decision.node,
+        asked=decision.precision,
+        precision=precision,
+        engine_layers=tuple(layer.name for layer, _ in gemms),
+        sparse_asked=sparse_asked,
+        sparse_weights_valid=weights_valid,
+        sparse_executed=verdict,
+        reason=f"{reason}; {sparse_reason}",
+    )
+
+
+def _precision(decision: LayerDecision, gemms: list[_Classified]) -> tuple[Precision | None, str]:
+    said = [found.precision for _, found in gemms]
+    known = [_PRECISIONS[name] for name in said if name in _PRECISIONS]
+    whole = len(known) == len(said)
+    precision: Precision | None = next(name for name in _WORST_FIRST if name in known) if whole else None
+    parts = [_shape_of_the_build(gemms)]
+    if not whole:
+        parts.append(f"built in {', '.join(sorted({name or 'an unknown type' for name in said}))}")
+    elif precision != decision.precision:
+        parts.append(_mismatch(decision, precision, gemms))
+    return precision, "; ".join(part for part in parts if part)
+
+
+def _shape_of_the_build(gemms: list[_Classified]) -> str:
+    names = ", ".join(layer.name for layer, _ in gemms)
+    if len(gemms) > 1:
+        mixed = len({found.precision for _, found in gemms}) > 1
+        return f"split into {len(gemms)} GEMMs ({names})" + (", of which the widest type counts" if mixed else "")
+    # The builder joins the names of products over one input with a plus sign.
+    merged = ", merged with other products of the same input" if "+" in names else ""
+    return f"built in {names}{merged}"
+
+
+def _mismatch(decision: LayerDecision, precision: Precision | None, gemms: list[_Classified]) -> str:
+    asked = f"asked for {decision.precision}, built {precision}"
+    if decision.precision != "int8":
+        return f"{asked}: a strongly typed graph decides its types, so look at the casts around {decision.node}"
+    layer = next(layer for layer, found in gemms if found.precision == precision)
+    types = ", ".join(tensor.dtype for tensor in layer.inputs)
+    if any(tensor.dtype == "Int8" for tensor in (*layer.inputs, *layer.constants)):
+        return (
+            f"{asked}: {layer.name} reads {types}, dequantises and multiplies wider; place Q/DQ directly on both "
+            "inputs of the node, with nothing between"
+        )
+    return f"{asked}: {layer.name} reads {types}; its Q/DQ pairs are missing or were folded away"
+
+
+def _not_found(decision: LayerDecision, holding: list[_Classified]) -> str:
+    if any(found.role == "attention" for _, found in holding):
+        return f"folded into the fused attention {holding[0][0].name}, which has no GEMM of its own"
+    if holding:
+        names = ", ".join(layer.name for layer, _ in holding)
+        return f"no GEMM of the engine names {decision.node}, only {names}: the product was folded or generated there"
+    return (
+        f"no layer of the engine names {decision.node}: it was removed (its result isn't used, or is a constant), "
+        "or the node was renamed after planning; compile again from the checkpoint"
+    )
+
+
+def _sparse(decision: LayerDecision, asked: bool, weights_valid: bool, tactics: list[str]) -> tuple[Verdict, str]:
+    if not asked:
+        return "no", f"sparse not asked: {decision.sparse_reason}"
+    if not weights_valid:
+        return "no", "dense, because the weights aren't 2:4: prune them with gpusq-compress"
+    if not tactics:
+        return "unknown", "sparse unknown, as no GEMM was found"
+    verdict, reason = min((sparse_tactic(tactic) for tactic in tactics), key=lambda said: _LEAST_SPARSE.index(said[0]))
+    return verdict, f"sparse {verdict}: {reason}"
+
+
+def _sparse_line(layers: Sequence[BuiltLayer]) -> str:
+    asked = [layer for layer in layers if layer.sparse_asked]
+    counts = {verdict: sum(layer.sparse_executed == verdict for layer in asked) for verdict in get_args(Verdict)}
+    said = ", ".join(f"{verdict} {count}" for verdict, count in counts.items() if count)
+    return f"sparse asked {len(asked)}" + (f", executed: {said}" if said else "")
