@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts.arch import ArchSpec
@@ -38,6 +36,7 @@ from gpusq_deploy.bundle import (
 from gpusq_deploy.calibration.observe import collect_ranges, table_from_recorded
 from gpusq_deploy.calibration.sources import RANDOM, DataSource, open_source
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.checkpoint.weights import layer_weights
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.errors import GpusqError
@@ -209,7 +208,7 @@ def _data(request: BuildRequest, checkpoint: Checkpoint) -> _Data:
 def _check_export(checkpoint: Checkpoint, float_model: Path, batch: BatchRange) -> float:
     # Another size than the exporter traced with, where the range allows one: a batch baked into the graph shows.
     size = min(max(batch.minimum, 3), batch.maximum)
-    feed: npt.NDArray[np.float32] = example_input(checkpoint, size).numpy()
+    feed = array_from_tensor(example_input(checkpoint, size))
     session = open_onnx(float_model)
     try:
         answers = list(session.run({session.inputs[0].name: feed}).values())

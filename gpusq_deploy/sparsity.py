@@ -67,7 +67,7 @@ def require_sparse(report: SparsityReport, *, command: str) -> None:
     names = ", ".join(layer.layer for layer in broken[:5]) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")
     raise GpusqError(
         f"{len(broken)} of {expected} layers that should be 2:4 are not: {names}",
-        place=f"{report.source}: {violation_text(first)}",
+        place=f"{report.source}, {first.layer}: {violation_text(first)}",
         hint=f"make it 2:4 with: {command}",
     )
 
@@ -75,11 +75,11 @@ def require_sparse(report: SparsityReport, *, command: str) -> None:
 def violation_text(layer: LayerSparsity) -> str:
     """The first thing wrong with a layer, in words."""
     if layer.first is None:
-        return f"{layer.layer}: K = {layer.k} is not a multiple of 4"
+        return f"K = {layer.k} is not a multiple of 4"
     values = ", ".join(f"{value:.4g}" for value in layer.first.values)
     start = layer.first.index * GROUP
     return (
-        f"{layer.layer}: {layer.violations} of {layer.groups} groups have more than two non-zeros, the first at row "
+        f"{layer.violations} of {layer.groups} groups have more than two non-zeros, the first at row "
         f"{layer.first.row}, columns {start} to {start + GROUP - 1}: [{values}]"
     )
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import torch
 
+from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.plan import LayerKind
+from gpusq_deploy.artifacts.sparsity import SparsityRecord
+from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
+from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file, state_dict_in
+from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.numerics.sparsity import rows_from_conv
 from gpusq_deploy.sparsity import LayerWeight
 
 
 def layer_weights(module: torch.nn.Module) -> Iterator[LayerWeight]:
     """Linear and Conv2d weights in the module's order, float32, as rows along the contracted axis."""
-    children: dict[str, Any] = dict(module.named_modules())
-    for name, child in children.items():
+    children: Any = module.named_modules()
+    for name, child in children:
         if isinstance(child, torch.nn.Linear):
             rows = _array(child.weight)
             yield LayerWeight(layer=name, tensor=f"{name}.weight", kind="linear", rows=rows)
@@ -25,8 +31,37 @@ def layer_weights(module: torch.nn.Module) -> Iterator[LayerWeight]:
             yield LayerWeight(layer=name, tensor=f"{name}.weight", kind=_conv_kind(child), rows=rows)
 
 
+def weights_in_file(path: Path, arch: ArchSpec | None) -> tuple[tuple[LayerWeight, ...], SparsityRecord | None]:
+    """Weighted layers of a checkpoint and its sparsity record.
+
+    A state dict without an architecture still has names and shapes: each 2-D `*.weight` is taken for a Linear, each
+    4-D one for a Conv2d whose stride isn't known (a patch embedding by its name alone).
+
+    Raises:
+        GpusqError: See `load_checkpoint`.
+    """
+    content = read_checkpoint_file(path)
+    if arch is not None or content.get("format") == SELF_DESCRIBING:
+        checkpoint = load_checkpoint(path, arch=arch)
+        return tuple(layer_weights(checkpoint.module)), checkpoint.sparsity
+    state, _ = state_dict_in(content, place=str(path))
+    return tuple(_guessed(state)), None
+
+
+def _guessed(state: dict[str, torch.Tensor]) -> Iterator[LayerWeight]:
+    for name, tensor in state.items():
+        layer = name.removesuffix(".weight")
+        if layer == name:
+            continue
+        if tensor.ndim == 2:
+            yield LayerWeight(layer=layer, tensor=name, kind="linear", rows=_array(tensor))
+        elif tensor.ndim == 4:
+            kind: LayerKind = "patch_embed" if "patch_embed" in layer else "conv"
+            yield LayerWeight(layer=layer, tensor=name, kind=kind, rows=rows_from_conv(_array(tensor)))
+
+
 def _array(weight: torch.Tensor) -> npt.NDArray[Any]:
-    return weight.detach().float().numpy()
+    return array_from_tensor(weight.detach().float())
 
 
 def _conv_kind(conv: torch.nn.Conv2d) -> LayerKind:

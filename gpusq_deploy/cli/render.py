@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, Receipt, Verification
+from gpusq_deploy.artifacts.receipt import BuiltEngine, Verification
 from gpusq_deploy.bundle import Bundle
 
 
@@ -71,12 +71,6 @@ def print_receipt(bundle: Bundle, *, layer: str | None) -> None:
     console.print(f"verified: {verification_text(bundle.receipt.verification)}")
 
 
-def layers_named(receipt: Receipt, name: str) -> list[BuiltLayer]:
-    """Layers of every engine whose name is `name` or lies below it."""
-    found = [layer for engine in receipt.engines for layer in engine.layers]
-    return [layer for layer in found if layer.layer == name or layer.layer.startswith(f"{name}.")]
-
-
 def verification_text(verification: Verification | None) -> str:
     """One sentence."""
     if verification is None:
@@ -123,8 +117,8 @@ def _layer_table(bundle: Bundle, engine: BuiltEngine) -> Table:
 
 def _print_layer(console: Console, bundle: Bundle, engine: BuiltEngine, name: str) -> None:
     decisions = {decision.layer: decision for decision in bundle.plan.layers}
-    for layer in layers_named(bundle.receipt, name):
-        if layer not in engine.layers:
+    for layer in engine.layers:
+        if not f"{layer.layer}.".startswith(f"{name}."):
             continue
         decision = decisions[layer.layer]
         table = Table(title=f"{layer.layer} on {engine.target}", title_justify="left", show_header=False, box=None)

@@ -1,0 +1,96 @@
+"""Check a checkpoint, an ONNX model or a bundle: 2:4, Q/DQ, digests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.artifacts.finding import Finding
+from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityRecord, SparsityReport
+from gpusq_deploy.bundle import MODEL, damaged_files, read_bundle
+from gpusq_deploy.graph.files import load_model
+from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.graph.lint import lint
+from gpusq_deploy.recipe import load_recipe
+from gpusq_deploy.sparsity import sparsity_report, violation_text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Validation:
+    """What was looked at, the 2:4 state of its layers, and everything found wrong."""
+
+    kind: str
+    sparsity: SparsityReport
+    sparsity_asked: bool
+    findings: tuple[Finding, ...]
+
+
+def validate(path: Path, *, arch: ArchSpec | None = None, recipe: Path | None = None) -> Validation:
+    """Check whatever `path` is.
+
+    Args:
+        path: A bundle's folder, an `.onnx` file, or a checkpoint.
+        arch: The checkpoint's architecture, where it doesn't describe itself. Without one, every 2-D and 4-D
+            `*.weight` of a state dict counts as a layer.
+        recipe: Which layers should be 2:4 where the checkpoint doesn't say; None is the default recipe.
+
+    Raises:
+        GpusqError: It can't be read.
+    """
+    if path.is_dir():
+        return _validate_bundle(path)
+    if path.suffix == ".onnx":
+        return _validate_model(path, recipe)
+    return _validate_checkpoint(path, arch, recipe)
+
+
+def _validate_bundle(path: Path) -> Validation:
+    bundle = read_bundle(path)
+    damaged = [
+        Finding(rule="digest", place=str(path), what=fault, hint="build the bundle again, or copy it again")
+        for fault in damaged_files(path, bundle.manifest)
+    ]
+    asked = bundle.plan.sparse_asked
+    expected = tuple(layer.layer for layer in bundle.manifest.sparsity.layers if layer.expected)
+    model = load_model(path / MODEL)
+    report = sparsity_report(
+        graph_weights(model, weighted_layers(model)),
+        source=MODEL,
+        recipe=load_recipe(None),
+        record=SparsityRecord(method="as the manifest says", layers=expected),
+    )
+    return _validation("bundle", report, [*damaged, *lint(model)], sparsity_asked=asked)
+
+
+def _validate_model(path: Path, recipe: Path | None) -> Validation:
+    model = load_model(path)
+    report = sparsity_report(
+        graph_weights(model, weighted_layers(model)), source=path.name, recipe=load_recipe(recipe), record=None
+    )
+    return _validation("ONNX model", report, lint(model), sparsity_asked=True)
+
+
+def _validate_checkpoint(path: Path, arch: ArchSpec | None, recipe: Path | None) -> Validation:
+    from gpusq_deploy.checkpoint.weights import weights_in_file
+
+    weights, record = weights_in_file(path, arch)
+    report = sparsity_report(weights, source=path.name, recipe=load_recipe(recipe), record=record)
+    return _validation("checkpoint", report, [], sparsity_asked=True)
+
+
+def _validation(kind: str, report: SparsityReport, findings: Iterable[Finding], *, sparsity_asked: bool) -> Validation:
+    broken = _sparsity_findings(report.broken) if sparsity_asked else ()
+    return Validation(kind=kind, sparsity=report, sparsity_asked=sparsity_asked, findings=(*broken, *findings))
+
+
+def _sparsity_findings(broken: Iterable[LayerSparsity]) -> Iterator[Finding]:
+    for layer in broken:
+        half = "; half of it is zero, but not in the 2:4 pattern along K: wrong axis, or unstructured pruning"
+        yield Finding(
+            rule="not-2:4",
+            place=layer.layer,
+            what=violation_text(layer) + (half if 0.45 <= layer.zero_fraction <= 0.55 else ""),
+            hint="gpusq-compress makes it 2:4",
+        )
