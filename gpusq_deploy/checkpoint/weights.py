@@ -21,8 +21,8 @@ from gpusq_deploy.sparsity import LayerWeight
 
 def layer_weights(module: torch.nn.Module) -> Iterator[LayerWeight]:
     """Linear and Conv2d weights in the module's order, float32, as rows along the contracted axis."""
-    children: Any = module.named_modules()
-    for name, child in children:
+    untyped: Any = module  # named_modules() has a partly open type
+    for name, child in untyped.named_modules():
         if isinstance(child, torch.nn.Linear):
             rows = _array(child.weight)
             yield LayerWeight(layer=name, tensor=f"{name}.weight", kind="linear", rows=rows)

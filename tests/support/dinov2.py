@@ -112,4 +112,5 @@ def _positions(constants: dict[str, Array]) -> Array:
     )
     grid = torch.from_numpy(table.reshape(1, _GRID, _GRID, width).copy()).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(grid, size=(16, 16), mode="bicubic", align_corners=False)
-    return np.concatenate([first, resized.permute(0, 2, 3, 1).reshape(1, 256, width).numpy()], axis=1)
+    patches = np.asarray(resized.permute(0, 2, 3, 1).reshape(1, 256, width), dtype=np.float32)
+    return np.concatenate([first, patches], axis=1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import skimage.data
 import sklearn.datasets
 from PIL import Image
@@ -28,7 +30,6 @@ def write_photographs(folder: Path, names: tuple[str, ...], *, crops: int = 4) -
     return folder
 
 
-def _pixels(name: str) -> np.ndarray:
-    if name.endswith(".jpg"):
-        return np.asarray(sklearn.datasets.load_sample_image(name))
-    return np.asarray(getattr(skimage.data, name)())
+def _pixels(name: str) -> npt.NDArray[np.uint8]:
+    pixels: Any = sklearn.datasets.load_sample_image(name) if name.endswith(".jpg") else getattr(skimage.data, name)()
+    return np.asarray(pixels, dtype=np.uint8)
