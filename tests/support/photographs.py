@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import skimage.data
-import sklearn.datasets
 from PIL import Image
 
 CALIBRATION = ("astronaut", "coffee", "rocket", "china.jpg")
@@ -31,5 +31,6 @@ def write_photographs(folder: Path, names: tuple[str, ...], *, crops: int = 4) -
 
 
 def _pixels(name: str) -> npt.NDArray[np.uint8]:
-    pixels: Any = sklearn.datasets.load_sample_image(name) if name.endswith(".jpg") else getattr(skimage.data, name)()
+    datasets: Any = importlib.import_module("sklearn.datasets")  # it ships no types
+    pixels: Any = datasets.load_sample_image(name) if name.endswith(".jpg") else getattr(skimage.data, name)()
     return np.asarray(pixels, dtype=np.uint8)
