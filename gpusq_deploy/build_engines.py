@@ -10,14 +10,15 @@ from gpusq_deploy.artifacts.base import digest_of_bytes
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.receipt import BuiltEngine, SkippedTarget
+from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.bundle import ENGINES, MODEL
-from gpusq_deploy.engines.api import BackendName, find_api
+from gpusq_deploy.engines.api import BackendName
 from gpusq_deploy.engines.builder import BuildOptions, BuildSettings, EngineBuild, build_engine
-from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.layers import totals
+from gpusq_deploy.engines.runtimes import choose_backend
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.receipt import built_layers
-from gpusq_deploy.targets import GemmNeed, Target, check_request, padding_notes, skipped_target
+from gpusq_deploy.targets import GemmNeed, Target, check_request, padding_notes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +28,7 @@ class EngineRequest:
     folder: Path
     name: str
     plan: Plan
+    sparsity: SparsityReport
     batch: BatchRange
     targets: Sequence[Target]
     say: Callable[[str], None]
@@ -54,44 +56,17 @@ def build_engines(request: EngineRequest) -> tuple[tuple[BuiltEngine, ...], tupl
     built: list[BuiltEngine] = []
     skipped: list[SkippedTarget] = []
     for target in request.targets:
-        choice = _backend_for(target)
-        if isinstance(choice, list):
-            record = skipped_target(target, bundle=request.name, reasons=choice)
-            request.say(f"no engine for {target.name} here: {record.reason}; on the device run: {record.command}")
-            skipped.append(record)
+        choice = choose_backend(target, bundle=request.name)
+        if isinstance(choice, SkippedTarget):
+            request.say(f"no engine for {target.name} here: {choice.reason}; on the device run: {choice.command}")
+            skipped.append(choice)
         else:
-            built.append(_built(request, target, *choice))
+            request.say(f"building the engine for {target.name}: {choice.reason}")
+            built.append(_built(request, target, choice.name))
     return tuple(built), tuple(skipped)
 
 
-def _backend_for(target: Target) -> tuple[BackendName, str] | list[str]:
-    """The backend and why it was chosen, or every reason why there is none."""
-    gpu = find_gpu()
-    reasons: list[str] = []
-    for backend in target.on_device:
-        if backend in target.ahead_of_time:
-            continue
-        api = find_api(backend)
-        if isinstance(api, str):
-            reasons.append(api)
-        elif not isinstance(gpu, Gpu):
-            reasons.append(f"{backend} builds on the device itself, and {gpu.reason}")
-        elif gpu.compute_capability != target.compute_capability:
-            reasons.append(f"the GPU here is {gpu.name} (SM {gpu.compute_capability}), not {target.gpus}")
-        else:
-            return backend, f"{backend} is installed and the GPU here is {gpu.name}"
-    for backend in target.ahead_of_time:
-        api = find_api(backend)
-        if not isinstance(api, str):
-            return backend, f"{backend} builds ahead of time, without the GPU"
-        reasons.append(api)
-    if not target.ahead_of_time:
-        reasons.append(f"no backend builds ahead of time for SM {target.compute_capability}")
-    return reasons
-
-
-def _built(request: EngineRequest, target: Target, backend: BackendName, why: str) -> BuiltEngine:
-    request.say(f"building the engine for {target.name}: {why}")
+def _built(request: EngineRequest, target: Target, backend: BackendName) -> BuiltEngine:
     settings = BuildSettings(batch=request.batch, sparse=request.plan.sparse_asked)
     options = BuildOptions(backend=backend, progress=request.progress)
     build = build_engine(request.folder / MODEL, target, settings, options)
@@ -99,25 +74,26 @@ def _built(request: EngineRequest, target: Target, backend: BackendName, why: st
     path = request.folder / file
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(build.plan)
-    return _entry(request.plan, target, build, file)
+    return _entry(request, target, build, file)
 
 
-def _entry(plan: Plan, target: Target, build: EngineBuild, file: str) -> BuiltEngine:
+def _entry(request: EngineRequest, target: Target, build: EngineBuild, file: str) -> BuiltEngine:
     return BuiltEngine(
         target=target.name,
         backend=build.backend,
         backend_version=build.version,
         source=build.source,
-        gpus=f"{target.gpus} (SM {target.compute_capability})",
+        gpus=target.gpus,
+        compute_capability=target.compute_capability,
         plan_file=file,
         plan_bytes=len(build.plan),
         plan_digest=digest_of_bytes(build.plan),
         build_seconds=round(build.seconds, 3),
         executed=False,
         totals=totals(build.layers),
-        layers=built_layers(plan, build.layers),
+        layers=built_layers(request.plan, build.layers, request.sparsity),
         engine_layers=build.layers,
-        notes=(*build.notes, *padding_notes(target, _needs(plan)), *target.unknowns),
+        notes=(*build.notes, *padding_notes(target, _needs(request.plan)), *target.unknowns),
     )
 
 

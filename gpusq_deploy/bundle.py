@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from gpusq_deploy.artifacts.base import Value, digest_of_file, json_from_value, read_value
 from gpusq_deploy.artifacts.calibration import CalibrationTable
@@ -23,6 +25,7 @@ PLAN = "plan.json"
 CALIBRATION = "calibration.json"
 RECEIPT = "receipt.json"
 ENGINES = "engines"
+_SCHEMA = "gpusq.bundle/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,12 +87,21 @@ def require_place(out: Path, *, force: bool) -> None:
         return
     if not force:
         raise GpusqError("the output exists already", place=str(out), hint="--force replaces it; --out names another")
-    if not is_bundle(out) or out.is_symlink():
+    if out.is_symlink() or not _is_ours(out):
         raise GpusqError(
             "the output exists and is not a bundle, so --force will not replace it",
             place=str(out),
             hint="choose another --out",
         )
+
+
+def _is_ours(path: Path) -> bool:
+    """Stricter than `is_bundle`, for what --force deletes: other tools write a manifest.json too."""
+    try:
+        content = json.loads((path / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and str(cast("dict[str, object]", content).get("schema")).startswith(_SCHEMA)
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def make_plan(
     ranges = {} if table is None else table.by_tensor()
     _require_representable(ranges, request.remainder)
     states = {state.layer: state for state in sparsity.layers}
-    decisions = tuple(_decision(layer, request, ranges, states[layer.layer]) for layer in layers)
+    decisions = tuple(_decision(layer, request, ranges, states.get(layer.layer)) for layer in layers)
     return Plan(
         recipe=request.recipe.name,
         remainder=request.remainder,
@@ -84,7 +84,7 @@ def _wants_int8(rule: Rule | None) -> bool:
 
 
 def _decision(
-    layer: GraphLayer, request: PlanRequest, ranges: Mapping[str, TensorRange], state: LayerSparsity
+    layer: GraphLayer, request: PlanRequest, ranges: Mapping[str, TensorRange], state: LayerSparsity | None
 ) -> LayerDecision:
     int8, reason = _precision(layer, request, ranges)
     sparse, sparse_reason = _sparsity(request, state)
@@ -120,11 +120,15 @@ def _precision(layer: GraphLayer, request: PlanRequest, ranges: Mapping[str, Ten
     return True, f"recipe {request.recipe.name}: {rule.reason}"
 
 
-def _sparsity(request: PlanRequest, state: LayerSparsity) -> tuple[bool, str]:
+def _sparsity(request: PlanRequest, state: LayerSparsity | None) -> tuple[bool, str]:
     if not request.sparse:
         return False, "sparsity was not asked for"
+    if state is None:
+        return False, "dense: its weight is not a Linear's or a Conv2d's own, so the 2:4 check didn't see it"
     if not state.expected:
         return False, f"dense: {state.reason}"
+    if not state.valid:
+        return False, f"not 2:4 though it should be: {state.violations} of {state.groups} groups; {state.reason}"
     return True, f"2:4 valid in all {state.groups} groups; {state.reason}"
 
 

@@ -49,6 +49,12 @@ def verify(float_model: Path, built_model: Path, source: DataSource, *, held_out
         classes: Whether the first output is [N, classes], so that top-1 agreement means something.
     """
     reference, got = _answers(float_model, source), _answers(built_model, source)
+    if not np.isfinite(got).all():
+        raise GpusqError(
+            "the built graph computes NaN or infinity where the float graph doesn't",
+            place=str(built_model.name),
+            hint="an activation outgrows the remainder's type: build with --bf16 or --fp32",
+        )
     kind = "synthetic" if source.synthetic else "kept apart from calibration" if held_out else "also used to calibrate"
     return Verification(
         images=len(reference),
@@ -66,6 +72,12 @@ def require_same(reference: Array, got: Array, *, place: str) -> float:
     Raises:
         GpusqError: More than 1e-3, or not finite: the export is wrong.
     """
+    if reference.shape != got.shape:
+        raise GpusqError(
+            f"the exported graph answers {list(got.shape)}, torch {list(reference.shape)}",
+            place=place,
+            hint="try another --opset or a fixed --batch",
+        )
     difference = float(np.max(np.abs(reference - got)) / (np.max(np.abs(reference)) or 1.0))
     if not difference <= 1e-3:
         raise GpusqError(

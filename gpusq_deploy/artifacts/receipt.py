@@ -60,6 +60,7 @@ class BuiltEngine(Value):
     backend_version: str
     source: str
     gpus: str
+    compute_capability: str
     plan_file: str
     plan_bytes: int
     plan_digest: str

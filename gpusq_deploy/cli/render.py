@@ -92,7 +92,7 @@ def _engine_text(engine: BuiltEngine) -> str:
     gemms = ", ".join(f"{count} {precision}" for precision, count in sorted(engine.totals.gemms.items()))
     run = "" if engine.executed else "; not run: no such GPU here"
     return (
-        f"{engine.gpus}: {engine.plan_bytes / 1e6:.1f} MB by {engine.backend} {engine.backend_version}, "
+        f"{engine.gpus} (SM {engine.compute_capability}): {engine.plan_bytes / 1e6:.1f} MB by {engine.backend} {engine.backend_version}, "
         f"{engine.totals.kernels} kernels, GEMMs {gemms}, {engine.totals.attention_fused} fused attentions{run}"
     )
 
@@ -151,6 +151,7 @@ def _engine_json(engine: BuiltEngine) -> dict[str, Any]:
     return {
         "target": engine.target,
         "gpus": engine.gpus,
+        "compute_capability": engine.compute_capability,
         "backend": engine.backend,
         "backend_version": engine.backend_version,
         "plan": engine.plan_file,

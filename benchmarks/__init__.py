@@ -1,0 +1,1 @@
+"""Latency: measured with every raw sample kept, summed up honestly, and compared by a gate that CI can trust."""

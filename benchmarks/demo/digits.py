@@ -1,0 +1,367 @@
+"""The whole way on a laptop: scanned digits, a small vision transformer, 2:4, INT8, an engine, and the proof.
+
+1. data      1,797 real 8x8 scans from scikit-learn, a fixed stratified fifth of them held out, as PNG files
+2. train     a timm ViT, dense, FP32; the held-out images are never seen before the last step
+3. compress  gpusq-compress: 2:4 by magnitude, then distillation from the dense model
+4. build     gpusq-build: INT8 by calibration on the training images, Q/DQ ONNX, an engine for the A100
+5. bench     gpusq-bench: latency with ONNX Runtime on this machine's CPU
+6. summary   held-out accuracy of all three models, sizes, and what was built
+
+Run it with `make demo`. A stage whose inputs haven't changed is reused. Exit 1: INT8 lost more than one point.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional
+
+import gpusq_deploy
+from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
+from gpusq_deploy.artifacts.base import Value, digest_of_bytes, digest_of_file, json_from_value, read_value
+from gpusq_deploy.artifacts.receipt import Receipt
+from gpusq_deploy.artifacts.runs import Runs
+from gpusq_deploy.benchmarks.statistics import median
+from gpusq_deploy.calibration.images import image_files, load_image
+from gpusq_deploy.checkpoint.architecture import module_from_arch
+from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint
+from gpusq_deploy.cli.common import run_command, say
+from gpusq_deploy.engines.ort import open_onnx
+from gpusq_deploy.errors import GpusqError
+
+# Every GEMM dimension is a multiple of 64: 64 tokens of 8x8 pixels, heads of 64, and 64 classes, of which 10 are used.
+ARCH = ArchSpec(
+    source="timm",
+    name="vit_tiny_patch16_224",
+    arguments={
+        "img_size": 64,
+        "patch_size": 8,
+        "in_chans": 1,
+        "embed_dim": 64,
+        "depth": 2,
+        "num_heads": 1,
+        "class_token": False,
+        "global_pool": "avg",
+        "num_classes": 64,
+        "weight_init": "jax",
+    },
+)
+PREPROCESSING = Preprocessing(
+    channels=1, height=64, width=64, mean=(0.5,), std=(0.5,), interpolation="bicubic", origin="benchmarks/demo"
+)
+SEED = 0
+EPOCHS, LEARNING_RATE, BATCH = 40, 3e-3, 32
+COMPRESS = ("--epochs", "20", "--lr", "1e-3", "--held-out", "0.1", "--seed", str(SEED), "--force", "--json")
+BUILD = ("--int8", "--sparse", "--target", "a100", "--force", "--json")
+BENCH = ("--runtime", "onnxruntime", "--batch", "1,32")
+TOLERANCE = 0.01
+OUTPUTS = ("data", "dense.pt", "model.pt", "model.gpusq", "bench.json")
+STAMPS = ".stages"
+
+Logits = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
+
+
+class Engine(Value):
+    """One engine of the bundle, in short."""
+
+    target: str
+    gpus: str
+    backend: str
+    plan_bytes: int
+    int8_gemms: int
+    gemms: int
+
+
+class Summary(Value):
+    """What the demo found; also OUT/summary.json. Accuracies are shares of the held-out images."""
+
+    held_out_images: int
+    dense_fp32: float
+    sparse_fp32: float
+    sparse_int8: float
+    bytes: dict[str, int]
+    engines: tuple[Engine, ...]
+    skipped: tuple[str, ...]
+    onnxruntime_median_ms: dict[str, float]
+    seconds: dict[str, float]
+    bundle: str
+
+
+@dataclass(kw_only=True)
+class Stages:
+    """Runs stages and reuses those whose inputs and outputs are as they were. A stamp is written last."""
+
+    folder: Path
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    def run(self, name: str, inputs: tuple[str, ...], output: Path, make: Callable[[], None]) -> None:
+        """Make `output`, or reuse it where the digests of `inputs` are those it was made from."""
+        stamp = self.folder / STAMPS / name
+        wanted = " ".join(inputs)
+        if output.exists() and stamp.is_file() and stamp.read_text() == f"{wanted} {digest_of(output)}":
+            say(f"== {name}: reused {output}")
+            self.seconds[name] = 0.0
+            return
+        say(f"== {name}")
+        stamp.unlink(missing_ok=True)
+        start = time.perf_counter()
+        make()
+        self.seconds[name] = round(time.perf_counter() - start, 1)
+        stamp.parent.mkdir(exist_ok=True)
+        stamp.write_text(f"{wanted} {digest_of(output)}")
+        say(f"== {name}: {self.seconds[name]} s")
+
+
+def digest_of(path: Path) -> str:
+    """Digest of a file, or of every file below a folder."""
+    if path.is_file():
+        return digest_of_file(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return digest_of_bytes("\n".join(f"{f.relative_to(path)} {digest_of_file(f)}" for f in files).encode())
+
+
+def digest_of_program() -> str:
+    """Digest of this script and of the package: another program makes other results."""
+    total = hashlib.sha256(Path(__file__).read_bytes())
+    for folder, folders, names in os.walk(Path(gpusq_deploy.__file__).parent, followlinks=True):
+        folders[:] = sorted(name for name in folders if name not in {"__pycache__", "demo"})
+        for name in sorted(names):
+            total.update((Path(folder) / name).read_bytes())
+    return total.hexdigest()
+
+
+def write_data(target: Path) -> None:
+    """Write the scans to TARGET/{train,heldout}/DIGIT/NNNN.png, as a whole folder or not at all."""
+    digits: Any = importlib.import_module("sklearn.datasets").load_digits()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".data.") as folder:
+        held_out = held_out_indices(digits.target)
+        for index, (scan, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
+            part = "heldout" if index in held_out else "train"
+            file = Path(folder, "data", part, str(digit), f"{index:04d}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.rint(scan * 255 / 16).astype(np.uint8)).save(file)
+        shutil.rmtree(target, ignore_errors=True)
+        Path(folder, "data").rename(target)
+
+
+def held_out_indices(labels: npt.NDArray[np.int64]) -> set[int]:
+    """A fifth of each class, chosen by a fixed seed: equal on every machine."""
+    rng = np.random.default_rng(SEED)
+    chosen: set[int] = set()
+    for digit in range(10):
+        of_class = rng.permutation(np.flatnonzero(labels == digit))
+        chosen.update(int(index) for index in of_class[: round(len(of_class) / 5)])
+    return chosen
+
+
+def read_images(folder: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Images [N, 1, 64, 64] as calibration and deployment see them, and their digits [N]."""
+    files = image_files(folder)
+    images = np.stack([load_image(file, PREPROCESSING) for file in files])
+    return images, np.asarray([int(file.parent.name) for file in files], dtype=np.int64)
+
+
+def train(data: Path, target: Path) -> None:
+    """Train the dense model on the training images and save it."""
+    torch.manual_seed(SEED)
+    images, labels = (torch.from_numpy(array) for array in read_images(data))
+    module = module_from_arch(ARCH).train()
+    module.get_parameter("pos_embed").data.copy_(grid_positions())
+    steps = -(-len(images) // BATCH) * EPOCHS
+    optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.15)
+    for epoch in range(1, EPOCHS + 1):
+        order = torch.randperm(len(images))
+        batches = (order[start : start + BATCH] for start in range(0, len(order), BATCH))
+        losses = [_step(module, augmented(images[some]), labels[some], optimizer, schedule) for some in batches]
+        if epoch % 5 == 0:
+            say(f"epoch {epoch} of {EPOCHS}: training loss {np.mean(losses):.3f}")
+    save_checkpoint(target, module.eval(), arch=ARCH, preprocessing=PREPROCESSING)
+
+
+def _step(
+    module: torch.nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> float:
+    loss = functional.cross_entropy(module(images), labels, label_smoothing=0.05)
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    optimizer.step()
+    schedule.step()
+    return float(loss.detach())
+
+
+def grid_positions() -> torch.Tensor:
+    """Sine and cosine of each token's row and column, [1, 64 tokens, 64]: a start from which 40 epochs suffice."""
+    rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    rates = 30.0 ** -(torch.arange(16.0) / 16)
+    angles = torch.cat([place.reshape(-1, 1) * rates for place in (rows, columns)], dim=1)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[None]
+
+
+def augmented(images: torch.Tensor) -> torch.Tensor:
+    """Turned, scaled and shifted a little, each image by its own draw."""
+    angle, scale, x, y = (torch.rand(4, len(images)) * 2 - 1) * torch.tensor([[0.12], [0.1], [0.1], [0.1]])
+    cosine, sine = angle.cos() * (1 + scale), angle.sin() * (1 + scale)
+    affine = torch.stack([torch.stack([cosine, -sine, x], dim=1), torch.stack([sine, cosine, y], dim=1)], dim=1)
+    grid = functional.affine_grid(affine, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def run_tool(name: str, *arguments: str | Path, stdout: Path) -> None:
+    """Run one of our commands as a user would: result to a file, progress to the terminal."""
+    words = [str(Path(sys.executable).with_name(name)), *map(str, arguments)]
+    say("$ " + " ".join([name, *words[1:]]))
+    with stdout.open("wb") as stream:
+        code = subprocess.run(words, stdout=stream, check=False).returncode
+    if code:
+        raise GpusqError(f"{name} ended with exit code {code}", place=" ".join(words), hint="its own words are above")
+
+
+def torch_logits(checkpoint: Path) -> Logits:
+    """The checkpoint's model as a function of images."""
+    module = load_checkpoint(checkpoint).module
+
+    def run(images: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        with torch.no_grad():
+            return np.asarray(module(torch.from_numpy(images)))
+
+    return run
+
+
+def onnx_logits(model: Path) -> Logits:
+    """The bundle's graph, INT8 and all, on ONNX Runtime."""
+    session = open_onnx(model)
+    taken, given = session.inputs[0], session.outputs[0]
+    return lambda images: session.run({taken.name: images.astype(taken.dtype)})[given.name]
+
+
+def accuracy(logits: Logits, images: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
+    """Share of images whose largest of all 64 logits is the label's."""
+    batches = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+    predicted = np.concatenate([logits(batch).argmax(axis=1) for batch in batches])
+    return np.count_nonzero(predicted == labels) / len(labels)
+
+
+def summarise(out: Path, seconds: dict[str, float]) -> Summary:
+    """Score the three models on the held-out images and read the receipt and the latencies."""
+    images, labels = read_images(out / "data/heldout")
+    bundle = out / "model.gpusq"
+    receipt = read_value(bundle / "receipt.json", Receipt)
+    runs = read_value(out / "bench.json", Runs)
+    files = (out / "dense.pt", out / "model.pt", bundle / "model.onnx", *sorted(bundle.glob("engines/*")))
+    return Summary(
+        held_out_images=len(images),
+        dense_fp32=accuracy(torch_logits(out / "dense.pt"), images, labels),
+        sparse_fp32=accuracy(torch_logits(out / "model.pt"), images, labels),
+        sparse_int8=accuracy(onnx_logits(bundle / "model.onnx"), images, labels),
+        bytes={file.name: file.stat().st_size for file in files},
+        engines=tuple(
+            Engine(
+                target=engine.target,
+                gpus=engine.gpus,
+                backend=f"{engine.backend} {engine.backend_version}",
+                plan_bytes=engine.plan_bytes,
+                int8_gemms=engine.totals.gemms.get("int8", 0),
+                gemms=sum(engine.totals.gemms.values()),
+            )
+            for engine in receipt.engines
+        ),
+        skipped=tuple(f"{entry.target}: {entry.reason}" for entry in receipt.skipped),
+        onnxruntime_median_ms={
+            str(batch): median(np.asarray([series.samples_ms for series in runs.of_batch(batch)]))
+            for batch in runs.batches
+        },
+        seconds=seconds,
+        bundle=str(bundle),
+    )
+
+
+def rows_of(summary: Summary) -> Iterator[tuple[str, str]]:
+    """The summary as rows of a table."""
+    where = f"of {summary.held_out_images} held-out images"
+    yield "dense FP32", f"{summary.dense_fp32:.2%} {where} (torch)"
+    yield "2:4 FP32", f"{summary.sparse_fp32:.2%} {where} (torch)"
+    yield "2:4 INT8", f"{summary.sparse_int8:.2%} {where} (ONNX Runtime on the bundle's model.onnx)"
+    for name, size in summary.bytes.items():
+        yield name, f"{size / 1e3:,.0f} kB"
+    for engine in summary.engines:
+        yield f"engine {engine.target}", f"{engine.backend}, for {engine.gpus}"
+        yield "INT8 GEMMs", f"{engine.int8_gemms} of {engine.gemms}"
+    for entry in summary.skipped:
+        yield "no engine", entry
+    for batch, milliseconds in summary.onnxruntime_median_ms.items():
+        yield f"batch {batch}", f"{milliseconds:.2f} ms, the median of ONNX Runtime on this CPU"
+    yield "seconds", ", ".join(f"{name} {seconds:g}" for name, seconds in summary.seconds.items())
+    yield "bundle", summary.bundle
+
+
+def run_stages(out: Path) -> Summary:
+    """All stages in order, each on what the one before it made."""
+    stages = Stages(folder=out)
+    program = digest_of_program()
+    data, dense, model, bundle, bench = (out / name for name in OUTPUTS)
+    images = data / "train"
+
+    def compress() -> None:
+        run_tool("gpusq-compress", dense, "--data", images, "--out", model, *COMPRESS, stdout=out / "compress.json")
+
+    def build() -> None:
+        run_tool("gpusq-build", model, "--calib", images, "--out", bundle, *BUILD, stdout=out / "build.json")
+
+    def measure() -> None:
+        run_tool("gpusq-bench", bundle, "--json", bench, *BENCH, stdout=out / "bench.txt")
+
+    stages.run("data", (program,), data, lambda: write_data(data))
+    stages.run("train", (program, digest_of(images)), dense, lambda: train(images, dense))
+    stages.run("compress", (program, digest_of(images), digest_of(dense)), model, compress)
+    stages.run("build", (program, digest_of(images), digest_of(model)), bundle, build)
+    stages.run("bench", (program, digest_of(bundle)), bench, measure)
+    return summarise(out, stages.seconds)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True, metavar="DIR")
+@click.option("--fresh", is_flag=True, help="Make every stage again.")
+@click.pass_context
+def command(context: click.Context, *, out: Path, fresh: bool) -> None:
+    """Train, prune, compile and verify a small vision transformer, on the CPU and without a network."""
+    out.mkdir(parents=True, exist_ok=True)
+    if fresh:
+        shutil.rmtree(out / STAMPS, ignore_errors=True)
+    summary = run_stages(out)
+    (out / "summary.json").write_bytes(json_from_value(summary))
+    table = Table(title=f"{ARCH.source}:{ARCH.name} for digits, from dense FP32 to 2:4 INT8", show_header=False)
+    for row in rows_of(summary):
+        table.add_row(*row)
+    Console().print(table)
+    lost = summary.dense_fp32 - summary.sparse_int8
+    if lost > TOLERANCE:
+        say(f"failed: 2:4 INT8 loses {lost * 100:.2f} points against dense FP32; {TOLERANCE * 100:g} is allowed")
+        context.exit(1)
+
+
+if __name__ == "__main__":
+    run_command(command)

@@ -1,0 +1,89 @@
+"""Measure a subject and put down everything that belongs to the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+
+from gpusq_deploy.artifacts.base import digest_of_file
+from gpusq_deploy.artifacts.runs import MeasureSettings, Runs, RuntimeInfo
+from gpusq_deploy.benchmarks.environment import read_environment
+from gpusq_deploy.benchmarks.measure import Progress, measure
+from gpusq_deploy.benchmarks.subject import Subject
+from gpusq_deploy.engines.runtimes import open_session
+from gpusq_deploy.engines.session import Session
+from gpusq_deploy.errors import GpusqError
+
+
+def record(
+    subject: Subject,
+    batches: Sequence[int],
+    settings: MeasureSettings,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Runs:
+    """Measure with made-up inputs.
+
+    Args:
+        subject: The model file and its runtime.
+        batches: Batch sizes, in the order to measure them.
+        settings: Counts and the seed of the inputs.
+        threads: For onnxruntime alone; None leaves the choice to it.
+        progress: See `measure`.
+
+    Raises:
+        GpusqError: See `measure`; or `threads` was given to another runtime.
+    """
+    if threads is not None and subject.choice.name != "onnxruntime":
+        raise GpusqError(
+            f"{subject.choice.name} has no number of threads to choose",
+            place="--threads",
+            hint="leave it out, or use --runtime onnxruntime",
+        )
+    # Digested before the clock starts: it also brings the file into the page cache for every repeat alike.
+    digest = digest_of_file(subject.path)
+    infos: list[RuntimeInfo] = []
+
+    def open_fresh() -> Session:
+        session = _open(subject, threads)
+        infos.append(_info(session, subject.choice.reason, threads))
+        return session
+
+    series = measure(open_fresh, batches, settings, progress, allowed=subject.batch)
+    return Runs(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        model=subject.name,
+        model_digest=digest,
+        runtime=infos[0],
+        environment=read_environment(),
+        settings=settings,
+        notes=_notes(settings),
+        series=series,
+    )
+
+
+def _open(subject: Subject, threads: int | None) -> Session:
+    if threads is None:
+        return open_session(subject.path, subject.choice.name)
+    from gpusq_deploy.engines.ort import open_onnx
+
+    return open_onnx(subject.path, threads=threads)
+
+
+def _info(session: Session, reason: str, threads: int | None) -> RuntimeInfo:
+    return RuntimeInfo(
+        name=session.runtime,
+        version=session.runtime_version,
+        device=session.device,
+        threads=threads,
+        reason=reason,
+    )
+
+
+def _notes(settings: MeasureSettings) -> tuple[str, ...]:
+    return (
+        f"inputs are standard-normal, made up from seed {settings.seed}: latencies of data-dependent models may differ",
+        "copies between host and GPU are not part of a sample",
+        "repeats are fresh sessions within one process, of one build of the engine",
+    )

@@ -1,0 +1,91 @@
+"""Runs and comparisons as text for a terminal or a CI log: plain ASCII columns, no colours, no wrapping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gpusq_deploy.artifacts.runs import Environment, Runs
+from gpusq_deploy.benchmarks.compare import BatchComparison, Comparison
+from gpusq_deploy.benchmarks.summary import BatchSummary, summarise
+
+_RUN_HEADINGS = ("batch", "samples", "median ms", "p90 ms", "p99 ms", "per second", "cv")
+_COMPARISON_HEADINGS = ("batch", "base ms", "head ms", "change", "95 % interval", "p slower", "verdict")
+
+
+def text_from_runs(runs: Runs) -> str:
+    """What was measured on what, one row per batch size, and every warning; ends without a newline."""
+    settings = runs.settings
+    summaries = summarise(runs)
+    lines = [
+        f"model    {runs.model}  {runs.model_digest}",
+        f"runtime  {runs.runtime.name} {runs.runtime.version} on {runs.runtime.device} ({runs.runtime.reason})",
+        f"machine  {_machine(runs.environment)}",
+        f"taken    {settings.repeats} sessions x {settings.iterations} inferences after {settings.warmup} warm-ups",
+        "",
+        *_table(_RUN_HEADINGS, [_run_row(summary) for summary in summaries]),
+    ]
+    remarks = [f"batch {summary.batch}: {remark}" for summary in summaries for remark in summary.remarks]
+    return "\n".join([*lines, *_block(remarks), *_block(runs.notes)])
+
+
+def text_from_comparison(comparison: Comparison) -> str:
+    """One row per batch size with its reason, every remark, and the verdict as the last line, without a newline."""
+    lines: list[str] = []
+    if comparison.batches:
+        lines += _table(_COMPARISON_HEADINGS, [_comparison_row(entry) for entry in comparison.batches])
+    lines += _block([f"batch {entry.batch}: {entry.reason}" for entry in comparison.batches])
+    lines += _block([f"batch {entry.batch}: {said}" for entry in comparison.batches for said in entry.warnings])
+    lines += _block(comparison.remarks)
+    lines += _block(comparison.reasons)
+    verdict = f"{comparison.verdict} (budget {comparison.max_regression:+.2%})"
+    return "\n".join([*lines, "", verdict]).lstrip("\n")
+
+
+def _machine(environment: Environment) -> str:
+    parts = [f"{environment.cpu}, {environment.cores} cores"]
+    if environment.cpu_quota is not None:
+        parts.append(f"limited to {environment.cpu_quota:g} cores' time")
+    if environment.gpu is None:
+        parts.append("no GPU")
+    else:
+        parts.append(f"{environment.gpu}, driver {environment.gpu_driver or 'unknown'}")
+    locked = {True: "locked", False: "not locked", None: "unknown"}[environment.clocks_locked]
+    return ", ".join([*parts, f"CPU clocks {locked}", environment.os])
+
+
+def _run_row(summary: BatchSummary) -> tuple[str, ...]:
+    return (
+        str(summary.batch),
+        str(summary.samples),
+        f"{summary.median_ms:.3f}",
+        _milliseconds(summary.p90_ms),
+        _milliseconds(summary.p99_ms),
+        f"{summary.throughput:.1f}",
+        f"{summary.variation:.1%}",
+    )
+
+
+def _comparison_row(entry: BatchComparison) -> tuple[str, ...]:
+    known = entry.lower is not None and entry.upper is not None
+    return (
+        str(entry.batch),
+        f"{entry.base_ms:.3f}",
+        f"{entry.head_ms:.3f}",
+        f"{entry.ratio - 1:+.2%}",
+        f"{(entry.lower or 0) - 1:+.2%} to {(entry.upper or 0) - 1:+.2%}" if known else "-",
+        "-" if entry.p_slower is None else f"{entry.p_slower:.2g}",
+        entry.verdict,
+    )
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(headings, *rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (headings, *rows)]
+
+
+def _block(lines: Sequence[str]) -> list[str]:
+    return ["", *lines] if lines else []

@@ -1,0 +1,170 @@
+"""What we use of TensorRT's Python module, and where its twins `tensorrt` and `tensorrt_rtx` differ.
+
+Flags and enumerations are renumbered between TensorRT versions, so they are always reached by name. Types come from
+TensorRT's stubs; what only tensorrt_rtx has is typed here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args
+
+from gpusq_deploy.artifacts.base import Value
+from gpusq_deploy.errors import GpusqError
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+BackendName = Literal["tensorrt", "tensorrt-rtx"]
+
+
+class Api(Protocol):
+    """The attributes of either module that we use."""
+
+    __version__: str
+    Builder: type[trt.Builder]
+    BuilderFlag: type[trt.BuilderFlag]
+    Dims: type[trt.Dims]
+    ILogger: type[trt.ILogger]
+    IProgressMonitor: type[trt.IProgressMonitor]
+    LayerInformationFormat: type[trt.LayerInformationFormat]
+    MemoryPoolType: type[trt.MemoryPoolType]
+    NetworkDefinitionCreationFlag: type[trt.NetworkDefinitionCreationFlag]
+    OnnxParser: type[trt.OnnxParser]
+    ProfilingVerbosity: type[trt.ProfilingVerbosity]
+    Runtime: type[trt.Runtime]
+    TensorIOMode: type[trt.TensorIOMode]
+
+
+def sizes_of(dims: trt.Dims) -> tuple[int, ...]:
+    """A TensorRT shape as a tuple; the stubs know its length and its items, but not that it can be iterated."""
+    return tuple(dims[index] for index in range(len(dims)))
+
+
+class ComputeCapability(Protocol):
+    """One member of `tensorrt_rtx.ComputeCapability`, such as SM80."""
+
+    @property
+    def name(self) -> str:
+        """The member's name."""
+        ...
+
+
+class ComputeCapabilities(Protocol):
+    """The enumeration `tensorrt_rtx.ComputeCapability`."""
+
+    @property
+    def __members__(self) -> Mapping[str, ComputeCapability]: ...
+
+
+class RtxApi(Protocol):
+    """What only tensorrt_rtx has."""
+
+    ComputeCapability: ComputeCapabilities
+
+
+class RtxBuilderConfig(Protocol):
+    """What only tensorrt_rtx's builder configuration has."""
+
+    num_compute_capabilities: int
+
+    def set_compute_capability(self, compute_capability: ComputeCapability, index: int) -> bool:
+        """Name one GPU architecture that the plan must run on."""
+        ...
+
+
+class BackendTraits(Value):
+    """How one backend differs, as far as it matters here."""
+
+    module: str
+    package: str
+    needs_gpu: bool
+    ahead_of_time: bool
+    timing_cache: bool
+    evidence: Literal["inspector", "log"]
+
+
+TRAITS: Mapping[BackendName, BackendTraits] = {
+    "tensorrt": BackendTraits(
+        module="tensorrt",
+        package="tensorrt",
+        needs_gpu=True,
+        ahead_of_time=False,
+        timing_cache=True,
+        evidence="inspector",
+    ),
+    # Reading a plan back through the inspector needs a driver; the verbose build log doesn't. Timing-cache calls are
+    # deprecated no-ops since 1.2: kernels are chosen when the plan is loaded.
+    "tensorrt-rtx": BackendTraits(
+        module="tensorrt_rtx",
+        package="tensorrt-rtx",
+        needs_gpu=False,
+        ahead_of_time=True,
+        timing_cache=False,
+        evidence="log",
+    ),
+}
+
+
+def find_api(name: BackendName) -> Api | str:
+    """The backend's module, or the reason why there is none."""
+    traits = TRAITS[name]
+    try:
+        module = importlib.import_module(traits.module)
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == traits.module:
+            return f"the package {traits.package} is not installed"
+        return f"the package {traits.package} can't be imported: {error}"
+    return _checked(module, traits)
+
+
+def load_api(name: BackendName) -> Api:
+    """The backend's module.
+
+    Raises:
+        GpusqError: It isn't installed, or is only an empty shell.
+    """
+    found = find_api(name)
+    if isinstance(found, str):
+        raise GpusqError(
+            found, place=name, hint=f"pip install {TRAITS[name].package}; on a Jetson it comes with JetPack"
+        )
+    return found
+
+
+def rtx_compute_capability(api: Api, compute_capability: str) -> ComputeCapability:
+    """tensorrt_rtx's name for an architecture: "8.6" is SM86.
+
+    Raises:
+        GpusqError: This tensorrt_rtx can't build for it.
+    """
+    known = cast("RtxApi", api).ComputeCapability.__members__
+    name = "SM" + compute_capability.replace(".", "")
+    if name not in known:
+        buildable = ", ".join(sorted(member for member in known if member.startswith("SM")))
+        raise GpusqError(
+            f"tensorrt-rtx {api.__version__} can't build for {name}",
+            place=f"compute capability {compute_capability}",
+            hint=f"it builds for {buildable}; others need tensorrt on the device itself",
+        )
+    return known[name]
+
+
+def _checked(module: ModuleType, traits: BackendTraits) -> Api | str:
+    # A stubs package leaves a folder of .pyi files, which imports as an empty namespace package.
+    missing = [name for name in needed_names() if not hasattr(module, name)]
+    if "Builder" in missing:
+        return f"the module {traits.module} is an empty shell (stubs without the package {traits.package})"
+    if missing:
+        return f"the package {traits.package} lacks {', '.join(missing)}; it is too old or too new"
+    return cast("Api", module)
+
+
+def needed_names() -> tuple[str, ...]:
+    """The attributes that `Api` promises, in order."""
+    return tuple(Api.__annotations__)
+
+
+assert set(TRAITS) == set(get_args(BackendName))

@@ -1,0 +1,228 @@
+"""Engine plans of tensorrt and tensorrt-rtx, run through PyCUDA.
+
+Unverified: no GPU was at hand. What needs no device is in `plan_io` and tested there; tests/gpu runs the rest where a
+driver answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusq_deploy.engines.api import Api, BackendName, load_api, sizes_of
+from gpusq_deploy.engines.build_log import BuildLog
+from gpusq_deploy.engines.cuda_api import CudaAllocation, CudaContext, CudaDriver, load_cuda
+from gpusq_deploy.engines.plan_file import check_plan_header
+from gpusq_deploy.engines.plan_io import ShapeRange, buffer_bytes, check_ranges, dtype_from_trt, numpy_dtype
+from gpusq_deploy.engines.session import Session, TensorSpec, check_feeds
+from gpusq_deploy.errors import GpusqError
+
+_T = TypeVar("_T")
+_ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def open_plan(path: Path, backend: BackendName) -> Session:
+    """Load an engine plan on the first GPU. Unverified: see the module.
+
+    A plan is native code: check the bundle's digests before.
+
+    Raises:
+        GpusqError: The file isn't a plan of this backend, version and GPU, or the backend, PyCUDA or a GPU is missing.
+    """
+    try:
+        plan = path.read_bytes()
+    except OSError as error:
+        raise GpusqError(f"cannot read the plan: {error.strerror}", place=str(path)) from error
+    check_plan_header(plan, backend, place=str(path))
+    return CudaSession(
+        Parts(plan=plan, api=load_api(backend), cuda=load_cuda(place=str(path)), backend=backend, path=path)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a session is made of: the plan and where it lies, TensorRT's module, and a started CUDA driver."""
+
+    plan: bytes
+    api: Api
+    cuda: CudaDriver
+    backend: BackendName
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Buffers:
+    """One pinned host buffer and one device buffer per tensor, for one set of input shapes."""
+
+    shapes: dict[str, tuple[int, ...]]
+    host: dict[str, NDArray[np.uint8]]
+    device: dict[str, CudaAllocation]
+
+
+class CudaSession:
+    """An engine plan on a GPU. Unverified: see the module."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.runtime: str = parts.backend
+        self.runtime_version: str = parts.api.__version__
+        self._path = parts.path
+        self._cuda = parts.cuda
+        self._log = BuildLog()
+        self._buffers: dict[_ShapeKey, _Buffers] = {}
+        with _cuda_errors(parts.cuda, parts.path):
+            device = parts.cuda.Device(0)
+            self.device: str = device.name()
+            self._context: CudaContext | None = device.retain_primary_context()
+        try:
+            with self._current():
+                self._load(parts)
+        except BaseException:
+            self._context.detach()
+            raise
+
+    def _load(self, parts: Parts) -> None:
+        # TensorRT keeps no reference of its own to the logger, nor an engine to its runtime.
+        self._logger = self._log.as_logger(parts.api)
+        self._runtime = parts.api.Runtime(self._logger)
+        self._engine = self._made(self._runtime.deserialize_cuda_engine(parts.plan), "read the plan")
+        self._execution = self._made(self._engine.create_execution_context(), "prepare the plan for running")
+        self._stream = parts.cuda.Stream()
+        self._events = (parts.cuda.Event(), parts.cuda.Event())
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        fed = {name for name in names if self._engine.get_tensor_mode(name).name == "INPUT"}
+        self._inputs = tuple(self._spec(name) for name in names if name in fed)
+        self._outputs = tuple(self._spec(name) for name in names if name not in fed)
+        self._ranges = {spec.name: self._range(spec.name) for spec in self._inputs}
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Inputs in the plan's order."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Outputs in the plan's order."""
+        return self._outputs
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Infer once; see `Session.run`."""
+        with self._current():
+            buffers = self._upload(feeds)
+            self._launch()
+            for spec in self._outputs:
+                self._cuda.memcpy_dtoh_async(buffers.host[spec.name], buffers.device[spec.name], self._stream)
+            self._stream.synchronize()
+        return {spec.name: self._host_view(buffers, spec).copy() for spec in self._outputs}
+
+    def time_ms(self, feeds: Mapping[str, NDArray[Any]]) -> float:
+        """Milliseconds between two CUDA events around one inference, copies not included."""
+        start, end = self._events
+        with self._current():
+            self._upload(feeds)
+            self._stream.synchronize()
+            start.record(self._stream)
+            self._launch()
+            end.record(self._stream)
+            end.synchronize()
+            return start.time_till(end)
+
+    def close(self) -> None:
+        """Free the buffers and give the device back."""
+        if self._context is None:
+            return
+        with self._current():
+            for buffers in self._buffers.values():
+                for allocation in buffers.device.values():
+                    allocation.free()
+            self._buffers.clear()
+            # In this order: each needs the one after it.
+            del self._execution, self._engine, self._runtime, self._stream, self._events
+        self._context.detach()
+        self._context = None
+
+    def _upload(self, feeds: Mapping[str, NDArray[Any]]) -> _Buffers:
+        check_feeds(self._inputs, feeds, place=str(self._path))
+        shapes = {spec.name: tuple(feeds[spec.name].shape) for spec in self._inputs}
+        check_ranges(self._ranges, shapes, place=str(self._path))
+        buffers = self._bind(shapes)
+        for spec in self._inputs:
+            self._host_view(buffers, spec)[...] = feeds[spec.name]
+            self._cuda.memcpy_htod_async(buffers.device[spec.name], buffers.host[spec.name], self._stream)
+        return buffers
+
+    def _bind(self, shapes: dict[str, tuple[int, ...]]) -> _Buffers:
+        """Tell the execution context shapes and addresses."""
+        for name, shape in shapes.items():
+            if not self._execution.set_input_shape(name, shape):
+                self._made(None, f"accept {name!r} {list(shape)}")
+        key: _ShapeKey = tuple(shapes.items())
+        if key not in self._buffers:
+            self._buffers[key] = self._allocate(shapes)
+        buffers = self._buffers[key]
+        for name, allocation in buffers.device.items():
+            if not self._execution.set_tensor_address(name, int(allocation)):
+                self._made(None, f"take a buffer for {name!r}")
+        return buffers
+
+    def _allocate(self, shapes: dict[str, tuple[int, ...]]) -> _Buffers:
+        found = {spec.name: sizes_of(self._execution.get_tensor_shape(spec.name)) for spec in self._outputs}
+        full = {**shapes, **found}
+        sizes = buffer_bytes((*self._inputs, *self._outputs), full, place=str(self._path))
+        return _Buffers(
+            shapes=full,
+            host={name: self._cuda.pagelocked_empty(size, np.uint8) for name, size in sizes.items()},
+            device={name: self._cuda.mem_alloc(size) for name, size in sizes.items()},
+        )
+
+    def _host_view(self, buffers: _Buffers, spec: TensorSpec) -> NDArray[Any]:
+        shape, dtype = buffers.shapes[spec.name], numpy_dtype(spec.dtype)
+        used = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        return buffers.host[spec.name][:used].view(dtype).reshape(shape)
+
+    def _launch(self) -> None:
+        if not self._execution.execute_async_v3(self._stream.handle):
+            self._made(None, "run the plan")
+
+    def _spec(self, name: str) -> TensorSpec:
+        dtype = dtype_from_trt(self._engine.get_tensor_dtype(name).name, place=str(self._path))
+        return TensorSpec(name=name, shape=sizes_of(self._engine.get_tensor_shape(name)), dtype=dtype)
+
+    def _range(self, name: str) -> ShapeRange:
+        smallest, _best, largest = self._engine.get_tensor_profile_shape(name, 0)
+        return ShapeRange(minimum=sizes_of(smallest), maximum=sizes_of(largest))
+
+    @contextmanager
+    def _current(self) -> Generator[None, None, None]:
+        """Make the device's context current, so that sessions and other CUDA users don't disturb one another."""
+        if self._context is None:
+            raise ValueError("the session is closed")
+        with _cuda_errors(self._cuda, self._path):
+            self._context.push()
+            try:
+                yield
+            finally:
+                self._context.pop()
+
+    def _made(self, thing: _T | None, step: str) -> _T:
+        if thing is not None:
+            return thing
+        said = "; ".join(self._log.errors()) or "it gave no reason"
+        raise GpusqError(
+            f"{self.runtime} {self.runtime_version} couldn't {step}: {said}",
+            place=str(self._path),
+            hint="a plan runs on the GPU and the version that it was built for; the bundle's receipt names them",
+        )
+
+
+@contextmanager
+def _cuda_errors(driver: CudaDriver, path: Path) -> Generator[None, None, None]:
+    try:
+        yield
+    except driver.Error as error:
+        raise GpusqError(f"CUDA failed: {error}", place=str(path)) from error

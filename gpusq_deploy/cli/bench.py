@@ -1,0 +1,139 @@
+"""gpusq-bench: measure a model's latency and keep every raw sample."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gpusq_deploy.cli.common import progress_to_stderr, run_command, say
+from gpusq_deploy.errors import GpusqError
+
+if TYPE_CHECKING:
+    from gpusq_deploy.artifacts.runs import Runs
+
+_RUNTIMES = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
+_STDOUT = "-"
+
+
+def _parse_batches(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise click.BadParameter(f"{text!r} is not a list of positive batch sizes such as 1,8,32")
+    batches = tuple(int(word) for word in words)
+    if len(set(batches)) != len(batches):
+        raise click.BadParameter(f"{text!r} names a batch size twice")
+    return batches
+
+
+@click.command(name="gpusq-bench")
+@click.argument("model", metavar="BUNDLE|PLAN|ONNX", type=click.Path(exists=True, path_type=Path))
+@click.option("--runtime", type=click.Choice(_RUNTIMES), default="auto", show_default=True, help="What runs the model.")
+@click.option(
+    "--batch",
+    "batches",
+    metavar="1,8,32",
+    callback=_parse_batches,
+    help="Batch sizes. Default: the bundle's minimum and optimum, or 1.",
+)
+@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Fresh sessions.")
+@click.option("--iterations", type=click.IntRange(min=1), default=100, show_default=True, help="Samples per session.")
+@click.option("--warmup", type=click.IntRange(min=0), default=10, show_default=True, help="Inferences before them.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of onnxruntime. Default: it decides.")
+@click.option(
+    "--json",
+    "json_to",
+    is_flag=False,
+    flag_value=_STDOUT,
+    metavar="[FILE]",
+    help="All raw samples as JSON: to FILE beside the table, or without FILE to stdout instead of it.",
+)
+def command(
+    *,
+    model: Path,
+    runtime: str,
+    batches: tuple[int, ...] | None,
+    json_to: str | None,
+    threads: int | None,
+    **counts: int,
+) -> None:
+    """Measure the latency of a bundle, an engine plan or an ONNX model.
+
+    gpusq-compare needs the default of five repeats or more, and two files made with the same options.
+    """
+    from gpusq_deploy.artifacts.base import json_from_value
+    from gpusq_deploy.artifacts.runs import MeasureSettings
+    from gpusq_deploy.benchmarks.record import record
+    from gpusq_deploy.benchmarks.report import text_from_runs
+    from gpusq_deploy.benchmarks.subject import find_subject
+
+    target = None if json_to in (None, _STDOUT) else Path(str(json_to))
+    if target is not None:
+        _check_target(target)
+    subject = find_subject(model, runtime)
+    say(f"runtime: {subject.choice.name} ({subject.choice.reason})")
+    settings = MeasureSettings(warmup=counts["warmup"], iterations=counts["iterations"], repeats=counts["repeats"])
+    with progress_to_stderr() as progress:
+        runs = record(subject, batches or subject.default_batches, settings, threads=threads, progress=progress)
+    click.echo(json_from_value(runs).decode().rstrip() if json_to == _STDOUT else text_from_runs(runs))
+    if target is not None:
+        _save(runs, target)
+
+
+def main() -> None:
+    """Entry point of gpusq-bench."""
+    run_command(command)
+
+
+def _check_target(target: Path) -> None:
+    # `--json model.onnx` is one forgotten word away from destroying the model, so only our own files are replaced.
+    from gpusq_deploy.artifacts.base import read_value
+    from gpusq_deploy.artifacts.runs import Runs
+
+    if not target.parent.is_dir():
+        raise GpusqError("the folder of the JSON file doesn't exist", place=str(target), hint="make it first")
+    if not target.exists():
+        return
+    try:
+        read_value(target, Runs)
+    except GpusqError as error:
+        raise GpusqError(
+            "the file exists and holds something else than earlier runs; it was left alone",
+            place=str(target),
+            hint="name another file, or remove it",
+        ) from error
+
+
+def _save(runs: Runs, target: Path) -> None:
+    from gpusq_deploy.artifacts.base import json_from_value
+
+    try:
+        _replace(target, json_from_value(runs))
+    except OSError as error:
+        raise GpusqError(f"cannot write the file: {error.strerror}", place=str(target)) from error
+    say(f"wrote {target}")
+
+
+def _replace(target: Path, data: bytes) -> None:
+    # Beside its final name and renamed whole, so that nobody ever reads half a file.
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        # mkstemp makes private files; give this one the mode that any other new file gets.
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+if __name__ == "__main__":
+    main()

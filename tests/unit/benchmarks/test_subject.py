@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.benchmarks import subject
+from gpusq_deploy.engines import runtimes
+from gpusq_deploy.engines.gpu import Gpu
+from gpusq_deploy.errors import GpusqError
+
+WriteBundle = Callable[..., Path]
+RANGE = BatchRange(minimum=1, optimum=8, maximum=32)
+
+
+@pytest.fixture
+def only_rtx_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> str | None:
+        return None if name == "tensorrt-rtx" else f"{name} is not installed"
+
+    monkeypatch.setattr(runtimes, "why_not", refuse)
+
+
+def test_an_onnx_file_runs_on_onnxruntime(tmp_path: Path) -> None:
+    found = subject.find_subject(tmp_path / "vit.onnx", "auto")
+    assert (found.name, found.choice.name, found.batch, found.default_batches) == (
+        "vit.onnx",
+        "onnxruntime",
+        None,
+        (1,),
+    )
+    assert "there is no engine plan" in found.choice.reason
+
+
+def test_a_bundle_without_plans_runs_its_model(write_bundle: WriteBundle) -> None:
+    folder = write_bundle(RANGE)
+    found = subject.find_subject(folder, "auto")
+    assert (found.path, found.name) == (folder / "model.onnx", "bundle/model.onnx")
+    assert found.choice.name == "onnxruntime"
+    assert found.default_batches == (1, 8)
+
+
+def test_a_static_bundle_has_one_default_batch(write_bundle: WriteBundle) -> None:
+    folder = write_bundle(BatchRange(minimum=4, optimum=4, maximum=4))
+    assert subject.find_subject(folder, "onnxruntime").default_batches == (4,)
+
+
+@pytest.mark.usefixtures("only_rtx_runs")
+def test_auto_takes_the_backend_that_has_a_plan_and_can_run(write_bundle: WriteBundle) -> None:
+    folder = write_bundle(RANGE, (("tensorrt", "orin.plan"), ("tensorrt-rtx", "rtx.plan")))
+    found = subject.find_subject(folder, "auto")
+    assert (found.path, found.choice.name) == (folder / "engines" / "rtx.plan", "tensorrt-rtx")
+    assert found.choice.reason == "not tensorrt: tensorrt is not installed; tensorrt-rtx is installed and a GPU answers"
+
+
+@pytest.mark.usefixtures("only_rtx_runs")
+def test_auto_does_not_take_a_backend_without_its_plan(write_bundle: WriteBundle) -> None:
+    found = subject.find_subject(write_bundle(RANGE, (("tensorrt", "orin.plan"),)), "auto")
+    assert found.choice.name == "onnxruntime"
+    assert "not tensorrt-rtx: there are plans of tensorrt only" in found.choice.reason
+
+
+@pytest.mark.usefixtures("only_rtx_runs")
+def test_two_plans_of_one_backend_need_a_name(write_bundle: WriteBundle) -> None:
+    folder = write_bundle(RANGE, (("tensorrt-rtx", "a.plan"), ("tensorrt-rtx", "b.plan")))
+    with pytest.raises(GpusqError, match=r"2 plans for tensorrt-rtx: engines/a\.plan, engines/b\.plan"):
+        subject.find_subject(folder, "auto")
+
+
+@pytest.mark.usefixtures("only_rtx_runs")
+def test_of_two_plans_the_one_for_this_gpu_runs(write_bundle: WriteBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "find_gpu", lambda: Gpu("RTX 4090", "8.9"))
+    folder = write_bundle(RANGE, (("tensorrt-rtx", "a100.plan", "8.0"), ("tensorrt-rtx", "rtx40.plan", "8.9")))
+    assert subject.find_subject(folder, "auto").path == folder / "engines" / "rtx40.plan"
+
+
+@pytest.mark.usefixtures("only_rtx_runs")
+def test_a_plan_file_runs_on_what_can_run(tmp_path: Path) -> None:
+    found = subject.find_subject(tmp_path / "orin.plan", "auto")
+    assert (found.name, found.choice.name) == ("orin.plan", "tensorrt-rtx")
+
+
+@pytest.mark.parametrize("requested", ["auto", "onnxruntime"])
+def test_a_plan_never_runs_on_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requested: str) -> None:
+    def refuse(name: str) -> str:
+        return f"{name} is not installed"
+
+    monkeypatch.setattr(runtimes, "why_not", refuse)
+    with pytest.raises(GpusqError, match="an engine plan can't run on onnxruntime"):
+        subject.find_subject(tmp_path / "orin.engine", requested)
+
+
+def test_a_runtime_without_a_plan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GpusqError, match="tensorrt can't run the model here: there is no engine plan"):
+        subject.find_subject(tmp_path / "vit.onnx", "tensorrt")
+
+
+def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(GpusqError, match="not a bundle"):
+        subject.find_subject(tmp_path, "auto")
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GpusqError, match="neither a bundle"):
+        subject.find_subject(tmp_path / "model.pt", "auto")

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from gpusq_deploy.artifacts.base import json_from_value
+from gpusq_deploy.artifacts.runs import Environment, MeasureSettings, Runs, RuntimeInfo, Series
+from gpusq_deploy.cli.compare import command
+
+
+def _write(path: Path, *, factor: float = 1.0, spread: float = 0.002, cpu: str = "Some CPU") -> Path:
+    rng = np.random.default_rng(len(path.name))
+    series = tuple(
+        Series(
+            batch=1,
+            repeat=repeat,
+            warmup=1,
+            samples_ms=tuple((10 * factor * np.exp(spread * rng.standard_normal() + noise)).tolist()),
+        )
+        for repeat, noise in enumerate(0.002 * rng.standard_normal((5, 12)))
+    )
+    runs = Runs(
+        created="2026-01-01T00:00:00+00:00",
+        model="model.onnx",
+        model_digest="sha256:00",
+        runtime=RuntimeInfo(name="onnxruntime", version="1.0", device="cpu", reason="asked for"),
+        environment=Environment(
+            cpu=cpu, cores=2, cpu_quota=None, os="L", python="3", gpu=None, gpu_driver=None, clocks_locked=None
+        ),
+        settings=MeasureSettings(warmup=1, iterations=12, repeats=5),
+        series=series,
+    )
+    path.write_bytes(json_from_value(runs))
+    return path
+
+
+def _compare(*arguments: str) -> Result:
+    return CliRunner().invoke(command, list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("factor", "cpu", "code", "verdict"),
+    [
+        (1.0, "Some CPU", 0, "holds"),
+        (0.8, "Some CPU", 0, "holds"),
+        (1.1, "Some CPU", 1, "regressed"),
+        (1.03, "Some CPU", 3, "inconclusive"),
+        (1.0, "Other CPU", 4, "not comparable"),
+    ],
+)
+def test_the_exit_code_is_the_verdict(tmp_path: Path, factor: float, cpu: str, code: int, verdict: str) -> None:
+    base, head = _write(tmp_path / "base.json"), _write(tmp_path / "the-head.json", factor=factor, cpu=cpu)
+    result = _compare(str(base), str(head))
+    assert result.exit_code == code
+    assert result.stdout.splitlines()[-1] == f"{verdict} (budget +3.00%)"
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("3%", 0.03), ("3", 0.03), ("0.5%", 0.005), ("0", 0.0), (" 12.5 %", 0.125), ("25%", 0.25)]
+)
+def test_budgets_are_percentages(tmp_path: Path, text: str, share: float) -> None:
+    base = _write(tmp_path / "base.json")
+    result = _compare(str(base), str(base), "--max-regression", text, "--json")
+    assert json.loads(result.stdout)["max_regression"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["", "%", "three", "-1%", "nan", "inf", "3%%"])
+def test_other_budgets_are_usage_errors(tmp_path: Path, text: str) -> None:
+    base = _write(tmp_path / "base.json")
+    assert _compare(str(base), str(base), "--max-regression", text).exit_code == 2
+
+
+def test_a_larger_budget_lets_more_pass(tmp_path: Path) -> None:
+    base, head = _write(tmp_path / "base.json"), _write(tmp_path / "the-head.json", factor=1.1)
+    assert _compare(str(base), str(head), "--max-regression", "20%").exit_code == 0
+
+
+def test_json_is_one_object_with_the_same_verdict(tmp_path: Path) -> None:
+    base, head = _write(tmp_path / "base.json"), _write(tmp_path / "the-head.json", factor=1.1)
+    result = _compare(str(base), str(head), "--json")
+    found = json.loads(result.stdout)
+    assert (result.exit_code, found["verdict"], found["schema"]) == (1, "regressed", "gpusq.comparison/1")
+    assert found["batches"][0]["p_slower"] == pytest.approx(1 / 252)
+
+
+def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
+    assert _compare(str(_write(tmp_path / "base.json")), str(tmp_path / "none.json")).exit_code == 2
+
+
+@pytest.mark.parametrize(("head", "code"), [("the-head.json", 1), ("broken.json", 5)])
+def test_the_process_exits_with_the_code(tmp_path: Path, head: str, code: int) -> None:
+    base = _write(tmp_path / "base.json")
+    _write(tmp_path / "the-head.json", factor=1.1)
+    (tmp_path / "broken.json").write_text("{}")
+    arguments = [sys.executable, "-m", "gpusq_deploy.cli.compare", str(base), str(tmp_path / head)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert (done.stdout == "") == (code == 5)

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import threading
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.engines import builder
+from gpusq_deploy.engines.api import load_api, needed_names
+from gpusq_deploy.engines.builder import BuildOptions, BuildSettings, build_engine, default_backend, profile_shapes
+from gpusq_deploy.engines.layers import totals
+from gpusq_deploy.engines.plan_file import check_plan_header
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.targets import find_target, load_targets
+
+ModelMaker = Callable[..., Path]
+
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="tensorrt_rtx has wheels for Linux on x86-64 only, and isn't installed here",
+)
+
+DYNAMIC = BuildSettings(batch=BatchRange(minimum=1, optimum=8, maximum=16))
+A100 = find_target("a100")
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("model", "gemms", "attention"),
+    [("fp16", {"fp16": 1}, 0), ("int8", {"int8": 1}, 0), ("weight_only", {"fp16": 1}, 0), ("attention", {}, 1)],
+)
+def test_what_is_built_is_what_the_graph_says(
+    make_model: ModelMaker, model: str, gemms: dict[str, int], attention: int
+) -> None:
+    path = make_model(model)
+    built = build_engine(path, A100, DYNAMIC)
+    found = totals(built.layers)
+    assert (found.gemms, found.attention_fused) == (gemms, attention)
+    assert built.backend == "tensorrt-rtx"
+    assert built.source == f"verbose build log of tensorrt-rtx {built.version}"
+    assert built.seconds > 0
+    check_plan_header(built.plan, "tensorrt-rtx", place="")
+
+
+@needs_rtx
+def test_equal_builds_give_equal_plans(make_model: ModelMaker) -> None:
+    path = make_model("int8")
+    first, second = (build_engine(path, A100, DYNAMIC) for _ in range(2))
+    assert first.plan == second.plan
+    assert first.layers == second.layers
+
+
+@needs_rtx
+def test_every_ahead_of_time_target_builds(make_model: ModelMaker) -> None:
+    path = make_model("fp16")
+    names = [target.name for target in load_targets() if target.ahead_of_time]
+    assert names == ["a100", "gb10", "l4", "l40s", "rtx30", "rtx40", "rtx50"]
+    for name in names:
+        assert build_engine(path, find_target(name), DYNAMIC).plan
+
+
+@needs_rtx
+@pytest.mark.parametrize("name", ["orin", "h100"])
+def test_rtx_refuses_other_gpus(make_model: ModelMaker, name: str) -> None:
+    with pytest.raises(GpusqError, match=r"can't build for SM(87|90)") as caught:
+        build_engine(make_model("fp16"), find_target(name), DYNAMIC, BuildOptions(backend="tensorrt-rtx"))
+    assert "SM80" in str(caught.value.hint)
+
+
+@needs_rtx
+def test_settings_reach_the_builder(make_model: ModelMaker) -> None:
+    settings = BuildSettings(batch=DYNAMIC.batch, sparse=True, workspace_mib=64, optimization_level=0)
+    assert build_engine(make_model("int8"), A100, settings).plan
+
+
+@needs_rtx
+def test_external_data_is_found(make_model: ModelMaker) -> None:
+    path = make_model("fp16", external_data="weights.bin", size_threshold_bytes=0)
+    assert (path.parent / "weights.bin").stat().st_size > 64 * 128 * 2
+    assert build_engine(path, A100, DYNAMIC).plan
+
+
+@needs_rtx
+def test_a_static_batch_needs_no_profile(make_model: ModelMaker) -> None:
+    path = make_model("g (float16[4,64] x) => (float16[4,128] y) { [mm] y = MatMul(x, w) }")
+    four = BuildSettings(batch=BatchRange(minimum=4, optimum=4, maximum=4))
+    assert build_engine(path, A100, four).plan
+    with pytest.raises(GpusqError, match="static batch 4, not 1:8:16"):
+        build_engine(path, A100, DYNAMIC)
+
+
+@needs_rtx
+def test_an_operator_that_cant_be_parsed_is_named(make_model: ModelMaker) -> None:
+    path = make_model("g (float16[B,64] x) => (int64[2,M] y) { [where] y = NonZero(x) }")
+    with pytest.raises(
+        GpusqError, match=r"can't parse the model: node 'where' \(NonZero\): .*NonZero plugin"
+    ) as caught:
+        build_engine(path, A100, DYNAMIC)
+    assert caught.value.place == str(path)
+
+
+@needs_rtx
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(GpusqError, match="can't parse the model"):
+        build_engine(path, A100, DYNAMIC)
+
+
+@needs_rtx
+def test_a_graph_that_cant_be_built_gives_the_builders_words(make_model: ModelMaker) -> None:
+    path = make_model("g (float16[4,64] x, float[4,64] u) => (float[4,64] y) { [add] y = Add(x, u) }")
+    with pytest.raises(GpusqError, match=r"tensorrt-rtx .* (couldn't build|can't parse)"):
+        build_engine(path, A100, BuildSettings(batch=BatchRange(minimum=4, optimum=4, maximum=4)))
+
+
+@needs_rtx
+def test_progress_is_told(make_model: ModelMaker) -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    def see(phase: str, done: int, steps: int) -> None:
+        seen.append((phase, done, steps))
+
+    build_engine(make_model("fp16"), A100, DYNAMIC, BuildOptions(progress=see))
+    assert ("Building engine", 1, 6) in seen
+    assert all(done <= steps for _, done, steps in seen)
+
+
+@needs_rtx
+def test_a_failing_callback_stops_the_build_and_is_raised(make_model: ModelMaker) -> None:
+    calls: list[str] = []
+
+    def fail(phase: str, _done: int, _steps: int) -> None:
+        calls.append(phase)
+        raise RuntimeError("no screen")
+
+    with pytest.raises(RuntimeError, match="no screen"):
+        build_engine(make_model("fp16"), A100, DYNAMIC, BuildOptions(progress=fail))
+    assert len(calls) == 1
+
+
+@needs_rtx
+def test_ctrl_c_stops_a_build_cleanly(make_model: ModelMaker) -> None:
+    pressed: list[float] = []
+
+    def press(_phase: str, _done: int, _steps: int) -> None:
+        if not pressed:
+            pressed.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+            # The builder goes on only when the main thread has been told.
+            time.sleep(0.3)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(make_model("fp16"), A100, DYNAMIC, BuildOptions(progress=press))
+    assert pressed
+    time.sleep(0.05)
+    assert not [thread for thread in threading.enumerate() if thread.name == "gpusq-builder"]
+
+
+@needs_rtx
+def test_rtx_has_no_timing_cache(make_model: ModelMaker) -> None:
+    with pytest.raises(GpusqError, match="tensorrt-rtx times nothing"):
+        build_engine(make_model("fp16"), A100, DYNAMIC, BuildOptions(timing_cache=b""))
+
+
+INSPECTED = """{"Layers": [{"Name": "mm", "LayerType": "gemm", "Inputs": [{"Name": "x", "Dimensions": [-1, 64],
+"Format/Datatype": "Int8"}], "Constants": [{"Name": "w", "Dimensions": [64, 128], "Format/Datatype": "Int8"}],
+"Outputs": [], "TacticName": "sm87_xmma_sparse_gemm_i8i8_i8i32_f32", "Metadata": "[ONNX Layer: mm]"}]}"""
+
+
+@needs_rtx
+def test_layers_of_a_device_build_come_from_the_inspector(
+    make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT itself needs a GPU: its twin builds in its place, with a pretended runtime to read the plan back."""
+
+    def inspect(_format: object) -> str:
+        return INSPECTED
+
+    def read_back(_plan: bytes) -> types.SimpleNamespace:
+        return types.SimpleNamespace(
+            create_engine_inspector=lambda: types.SimpleNamespace(get_engine_information=inspect)
+        )
+
+    def runtime(_logger: object) -> types.SimpleNamespace:
+        return types.SimpleNamespace(deserialize_cuda_engine=read_back)
+
+    real = load_api("tensorrt-rtx")
+    parts: dict[str, object] = {name: getattr(real, name) for name in needed_names()}
+    pretended = types.SimpleNamespace(**{**parts, "Runtime": runtime})
+    monkeypatch.setattr(builder, "load_api", {"tensorrt": pretended}.__getitem__)
+    built = build_engine(make_model("int8"), find_target("orin"), DYNAMIC)
+    assert built.backend == "tensorrt"
+    assert built.source.startswith("engine inspector of tensorrt ")
+    assert totals(built.layers).gemms == {"int8": 1}
+
+
+def test_a_builder_that_cant_start_says_why(make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_logger: object) -> None:
+        raise TypeError("factory function returned nullptr")
+
+    pretended = types.SimpleNamespace(__version__="10.3", ILogger=object, Builder=start)
+    monkeypatch.setattr(builder, "load_api", {"tensorrt": pretended}.__getitem__)
+    with pytest.raises(GpusqError, match=r"tensorrt 10\.3 couldn't start its builder: factory function"):
+        build_engine(make_model("fp16"), find_target("orin"), DYNAMIC)
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(GpusqError, match="no such model file"):
+        build_engine(tmp_path / "none.onnx", A100, DYNAMIC)
+
+
+def test_the_default_backend_builds_ahead_of_time_where_that_can_be_done() -> None:
+    assert default_backend(A100) == "tensorrt-rtx"
+    assert default_backend(find_target("orin")) == "tensorrt"
+
+
+def test_profiles_cover_dynamic_batches_only() -> None:
+    ranges = profile_shapes({"x": (-1, 3, 8, 8), "table": ()}, DYNAMIC.batch, place="m")
+    assert ranges == {"x": ((1, 3, 8, 8), (8, 3, 8, 8), (16, 3, 8, 8))}
+
+
+def test_all_shape_problems_are_told_at_once() -> None:
+    with pytest.raises(GpusqError, match=r"'x' \[-1, 3, -1, 8\] is dynamic.*'y' \[4, 2\] has the static batch 4"):
+        profile_shapes({"x": (-1, 3, -1, 8), "y": (4, 2)}, DYNAMIC.batch, place="m")
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        BuildSettings(batch=DYNAMIC.batch, workspace_mib=0)
+    for level in (-1, 6):
+        with pytest.raises(ValueError, match="must be 0 to 5"):
+            BuildSettings(batch=DYNAMIC.batch, optimization_level=level)

@@ -1,0 +1,315 @@
+"""The session's own logic, with a pretended TensorRT and a pretended CUDA driver whose "GPU" doubles its input."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gpusq_deploy.engines.api import Api
+from gpusq_deploy.engines.cuda_api import CudaDriver, load_cuda
+from gpusq_deploy.engines.cuda_session import CudaSession, Parts
+from gpusq_deploy.engines.plan_file import check_plan_header
+from gpusq_deploy.engines.plan_io import ShapeRange, buffer_bytes, check_ranges, dtype_from_trt, numpy_dtype
+from gpusq_deploy.engines.session import TensorSpec
+from gpusq_deploy.errors import GpusqError
+
+Named = types.SimpleNamespace
+
+
+class CudaError(Exception):
+    pass
+
+
+class Memory:
+    """Device memory: an address, and the bytes behind it."""
+
+    by_address: dict[int, Memory] = {}  # noqa: RUF012 - the whole pretended device
+
+    def __init__(self, size: int) -> None:
+        self.data = np.zeros(size, np.uint8)
+        self.address = 1000 + len(Memory.by_address)
+        self.freed = False
+        Memory.by_address[self.address] = self
+
+    def __int__(self) -> int:
+        return self.address
+
+    def free(self) -> None:
+        assert not self.freed
+        self.freed = True
+
+
+class Driver:
+    """`pycuda.driver`, counting what it is asked."""
+
+    Error = CudaError
+
+    def __init__(self) -> None:
+        self.pushed = 0
+        self.detached = 0
+        self.allocations: list[Memory] = []
+
+    def Device(self, _number: int) -> Named:  # noqa: N802 - PyCUDA's name
+        def push() -> None:
+            self.pushed += 1
+
+        def pop() -> None:
+            self.pushed -= 1
+
+        def detach() -> None:
+            self.detached += 1
+
+        context = Named(push=push, pop=pop, detach=detach)
+        return Named(name=_gpu_name, retain_primary_context=lambda: context)
+
+    def Stream(self) -> Named:  # noqa: N802 - PyCUDA's name
+        return Named(handle=7, synchronize=lambda: None)
+
+    def Event(self) -> Named:  # noqa: N802 - PyCUDA's name
+        return Named(record=_nothing, synchronize=lambda: None, time_till=_quarter)
+
+    def mem_alloc(self, size: int) -> Memory:
+        assert self.pushed
+        self.allocations.append(Memory(size))
+        return self.allocations[-1]
+
+    def pagelocked_empty(self, size: int, dtype: type[np.uint8]) -> NDArray[np.uint8]:
+        return np.zeros(size, dtype)
+
+    def memcpy_htod_async(self, dest: Memory, src: NDArray[np.uint8], _stream: object) -> None:
+        dest.data[:] = src
+
+    def memcpy_dtoh_async(self, dest: NDArray[np.uint8], src: Memory, _stream: object) -> None:
+        dest[:] = src.data
+
+
+def _gpu_name() -> str:
+    return "Pretended GPU"
+
+
+def _nothing(_stream: object) -> None:
+    return None
+
+
+def _quarter(_event: object) -> float:
+    return 0.25
+
+
+class Execution:
+    """An execution context of the model y = 2 x, float16 [B, 4], for batches 1 to 8."""
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] = ()
+        self.addresses: dict[str, int] = {}
+        self.works = True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert name == "x"
+        self.shape = shape
+        return True
+
+    def get_tensor_shape(self, _name: str) -> tuple[int, ...]:
+        return self.shape
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream == 7
+        x, y = (Memory.by_address[self.addresses[name]].data for name in ("x", "y"))
+        y.view(np.float16)[:] = 2 * x.view(np.float16)
+        return self.works
+
+
+class Engine:
+    num_io_tensors = 2
+
+    def __init__(self) -> None:
+        self.execution = Execution()
+
+    def create_execution_context(self) -> Execution:
+        return self.execution
+
+    def get_tensor_name(self, index: int) -> str:
+        return "yx"[index]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return Named(name="INPUT" if name == "x" else "OUTPUT")
+
+    def get_tensor_dtype(self, _name: str) -> Any:
+        return Named(name="HALF")
+
+    def get_tensor_shape(self, _name: str) -> tuple[int, int]:
+        return (-1, 4)
+
+    def get_tensor_profile_shape(self, _name: str, _profile: int) -> list[tuple[int, int]]:
+        return [(1, 4), (4, 4), (8, 4)]
+
+
+class Logger:
+    def log(self, severity: Any, text: str) -> None:
+        """Replaced by the session's own."""
+
+
+Opened = tuple[CudaSession, Driver, Engine]
+
+
+@pytest.fixture
+def opened() -> Opened:
+    driver, engine = Driver(), Engine()
+    return _open(driver, engine), driver, engine
+
+
+def _open(driver: Driver, engine: Engine | None, said: str = "") -> CudaSession:
+    class Runtime:
+        def __init__(self, logger: Logger) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+            assert plan == b"plan"
+            if said:
+                self.logger.log(Named(name="ERROR"), said)
+            return engine
+
+    api = cast("Api", Named(__version__="10.3", ILogger=Logger, Runtime=Runtime))
+    cuda = cast("CudaDriver", driver)
+    return CudaSession(Parts(plan=b"plan", api=api, cuda=cuda, backend="tensorrt", path=Path("orin.plan")))
+
+
+def feeds(batch: int) -> dict[str, NDArray[Any]]:
+    return {"x": np.arange(batch * 4, dtype=np.float16).reshape(batch, 4)}
+
+
+def test_inputs_and_outputs_are_told_apart(opened: Opened) -> None:
+    session = opened[0]
+    assert session.inputs == (TensorSpec(name="x", shape=(-1, 4), dtype="float16"),)
+    assert session.outputs == (TensorSpec(name="y", shape=(-1, 4), dtype="float16"),)
+    assert (session.runtime, session.runtime_version, session.device) == ("tensorrt", "10.3", "Pretended GPU")
+
+
+def test_a_run_goes_through_the_device(opened: Opened) -> None:
+    session, driver, _ = opened
+    for batch in (1, 8, 3):
+        found = session.run(feeds(batch))["y"]
+        np.testing.assert_array_equal(found, 2 * feeds(batch)["x"])
+    assert driver.pushed == 0
+
+
+def test_buffers_are_reused_per_shape(opened: Opened) -> None:
+    session, driver, _ = opened
+    first = session.run(feeds(2))["y"]
+    session.run(feeds(5))
+    session.run({"x": np.zeros((2, 4), np.float16)})
+    assert len(driver.allocations) == 4
+    np.testing.assert_array_equal(first, 2 * feeds(2)["x"], "the caller owns what it got")
+
+
+def test_events_time_an_inference(opened: Opened) -> None:
+    assert opened[0].time_ms(feeds(2)) == 0.25
+
+
+def test_a_batch_outside_the_profile_is_refused(opened: Opened) -> None:
+    with pytest.raises(GpusqError, match=r"'x' \[9, 4\] is outside \[1, 4\] to \[8, 4\]"):
+        opened[0].run(feeds(9))
+
+
+def test_a_failing_kernel_is_told(opened: Opened) -> None:
+    session, driver, engine = opened
+    engine.execution.works = False
+    with pytest.raises(GpusqError, match=r"tensorrt 10\.3 couldn't run the plan"):
+        session.run(feeds(1))
+    assert driver.pushed == 0
+
+
+def test_cuda_errors_become_ours(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_size: int) -> Memory:
+        raise CudaError("out of memory")
+
+    monkeypatch.setattr(opened[1], "mem_alloc", fail)
+    with pytest.raises(GpusqError, match="CUDA failed: out of memory"):
+        opened[0].run(feeds(1))
+
+
+def test_closing_gives_everything_back(opened: Opened) -> None:
+    session, driver, _ = opened
+    session.run(feeds(1))
+    session.close()
+    session.close()
+    assert all(memory.freed for memory in driver.allocations)
+    assert (driver.pushed, driver.detached) == (0, 1)
+    with pytest.raises(ValueError, match="closed"):
+        session.run(feeds(1))
+
+
+def test_a_plan_that_cant_be_read_gives_tensorrts_words() -> None:
+    driver = Driver()
+    with pytest.raises(GpusqError, match="couldn't read the plan: built for another GPU") as caught:
+        _open(driver, None, said="built for another GPU")
+    assert caught.value.place == "orin.plan"
+    assert (driver.pushed, driver.detached) == (0, 1)
+
+
+def test_types_by_name() -> None:
+    assert dtype_from_trt("BF16", place="p") == "bfloat16"
+    assert numpy_dtype("bfloat16").itemsize == 2
+    with pytest.raises(GpusqError, match="type FP8"):
+        dtype_from_trt("FP8", place="p")
+
+
+def test_ranks_must_fit_the_profile() -> None:
+    allowed = {"x": ShapeRange(minimum=(1, 4), maximum=(8, 4))}
+    check_ranges(allowed, {"x": (8, 4), "static": (3,)}, place="p")
+    with pytest.raises(GpusqError, match="'x'"):
+        check_ranges(allowed, {"x": (8,)}, place="p")
+
+
+def test_buffer_sizes() -> None:
+    specs = (TensorSpec(name="a", shape=(-1, 3), dtype="bfloat16"), TensorSpec(name="s", shape=(), dtype="int64"))
+    assert buffer_bytes(specs, {"a": (2, 3), "s": ()}, place="p") == {"a": 12, "s": 8}
+    assert buffer_bytes(specs[:1], {"a": (0, 3)}, place="p") == {"a": 1}
+    with pytest.raises(GpusqError, match="depend on the data"):
+        buffer_bytes(specs, {"a": (-1, 3), "s": ()}, place="p")
+
+
+def test_pycuda_is_asked_for() -> None:
+    if _has_pycuda():
+        pytest.skip("pycuda is installed here")
+    with pytest.raises(GpusqError, match="run through PyCUDA"):
+        load_cuda(place="p")
+
+
+def _has_pycuda() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("pycuda") is not None
+
+
+def rtx_plan(size: int) -> bytes:
+    return b"vtrt" + bytes(12) + size.to_bytes(8, "little") + bytes(76)
+
+
+@pytest.mark.parametrize(
+    ("plan", "backend", "match"),
+    [
+        (b"", "tensorrt", "the file is empty"),
+        (b"vtrt", "tensorrt-rtx", "only 4 bytes"),
+        (rtx_plan(100), "tensorrt", "a plan for tensorrt-rtx, not for tensorrt"),
+        (rtx_plan(101), "tensorrt-rtx", "holds 100 of 101 bytes"),
+    ],
+)
+def test_headers_that_are_certainly_wrong(plan: bytes, backend: Any, match: str) -> None:
+    with pytest.raises(GpusqError, match=match):
+        check_plan_header(plan, backend, place="p")
+
+
+def test_headers_that_may_be_right() -> None:
+    check: Callable[..., None] = check_plan_header
+    check(rtx_plan(100), "tensorrt-rtx", place="p")
+    check(b"some" + bytes(96), "tensorrt", place="p")

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gpusq_deploy.engines.ort import cpu_name, open_onnx
+from gpusq_deploy.engines.session import TensorSpec, check_feeds
+from gpusq_deploy.errors import GpusqError
+
+ModelMaker = Callable[..., Path]
+
+FLOAT = """g (float[B,64] x) => (float[B,64] y, int64[2] shape) {
+  two = Constant<value = float {2}>()
+  y = Mul(x, two)
+  shape = Shape(x)
+}"""
+
+
+def test_a_model_runs(make_model: ModelMaker) -> None:
+    session = open_onnx(make_model(FLOAT), threads=1)
+    assert session.inputs == (TensorSpec(name="x", shape=(-1, 64), dtype="float32"),)
+    assert [spec.name for spec in session.outputs] == ["y", "shape"]
+    assert session.runtime == "onnxruntime"
+    assert session.runtime_version
+    feeds = {"x": np.ones((3, 64), np.float32)}
+    found = session.run(feeds)
+    np.testing.assert_array_equal(found["y"], 2 * feeds["x"])
+    np.testing.assert_array_equal(found["shape"], [3, 64])
+    assert 0 < session.time_ms(feeds) < 10_000
+
+
+def test_the_graph_can_run_as_written(make_model: ModelMaker) -> None:
+    feeds = {"x": np.ones((1, 64), np.float16)}
+    path = make_model("int8")
+    plain, fused = (open_onnx(path, optimize=optimize).run(feeds)["y"] for optimize in (False, True))
+    np.testing.assert_allclose(plain, fused, rtol=0.02, atol=0.02)
+
+
+def test_a_closed_session_is_not_used(make_model: ModelMaker) -> None:
+    session = open_onnx(make_model(FLOAT))
+    session.close()
+    session.close()
+    with pytest.raises(ValueError, match="closed"):
+        session.run({"x": np.ones((3, 64), np.float32)})
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(GpusqError, match="no such model"):
+        open_onnx(tmp_path / "none.onnx")
+
+
+def test_a_bad_model_gives_onnxruntimes_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(GpusqError, match=r"can't load the model: .*rotobuf") as caught:
+        open_onnx(path)
+    assert caught.value.place == str(path)
+
+
+def test_missing_external_data_is_told(make_model: ModelMaker) -> None:
+    path = make_model("fp16", external_data="weights.bin", size_threshold_bytes=0)
+    (path.parent / "weights.bin").unlink()
+    with pytest.raises(GpusqError, match=r"can't load the model: .*weights\.bin"):
+        open_onnx(path)
+
+
+def test_an_odd_input_type_is_refused(make_model: ModelMaker) -> None:
+    with pytest.raises(GpusqError, match=r"'x' is a tensor\(string\)"):
+        open_onnx(make_model("g (string[B] x) => (string[B] y) { y = Identity(x) }"))
+
+
+def test_a_failure_while_running_is_told(make_model: ModelMaker) -> None:
+    session = open_onnx(
+        make_model(
+            "g (float[B,C] x) => (float[M,64] y) { to = Constant<value = int64[2] {-1, 64}>() y = Reshape(x, to) }"
+        )
+    )
+    with pytest.raises(GpusqError, match="failed to run the model"):
+        session.run({"x": np.ones((1, 63), np.float32)})
+
+
+def test_every_wrong_feed_is_named() -> None:
+    inputs = (
+        TensorSpec(name="a", shape=(-1, 3), dtype="float32"),
+        TensorSpec(name="b", shape=(2,), dtype="int8"),
+        TensorSpec(name="c", shape=(2,), dtype="int8"),
+    )
+    feeds: dict[str, NDArray[Any]] = {"a": np.ones((1, 4), np.float32), "b": np.ones(2, np.float32), "d": np.ones(1)}
+    with pytest.raises(GpusqError) as caught:
+        check_feeds(inputs, feeds, place="m")
+    assert caught.value.what == (
+        "the feeds don't fit the model: 'd' is not an input; 'a' is float32[1, 4], not float32[-1, 3]; "
+        "'b' is float32[2], not int8[2]; 'c' is missing"
+    )
+
+
+def test_the_cpu_has_a_name() -> None:
+    assert cpu_name()
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    code = (
+        "import sys, gpusq_deploy.engines.runtimes, gpusq_deploy.engines.builder, gpusq_deploy.engines.cuda_session,"
+        "gpusq_deploy.engines.ort, gpusq_deploy.receipt\n"
+        "print(sorted({'torch', 'tensorrt', 'tensorrt_rtx', 'pycuda', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpusq_deploy.artifacts.plan import LayerDecision, Plan, Precision
+from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, EngineTensor, SkippedTarget
+from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
+from gpusq_deploy.engines.layer_text import layers_from_log
+from gpusq_deploy.engines.layers import totals
+from gpusq_deploy.receipt import built_layers, skipped_line, summary
+
+DATA = Path(__file__).parent / "engines" / "data"
+SPARSE = "sm80_xmma_sparse_gemm_i8i8_i8i32_f32_tn_n_sptensor16x8x64"
+DENSE = "sm80_xmma_gemm_i8f16_i8i32_f32_tn_n"
+
+
+def decision(node: str = "mm", precision: Precision = "int8", *, sparse: bool = True) -> LayerDecision:
+    return LayerDecision(
+        layer=f"layer.{node}",
+        node=node,
+        kind="linear",
+        n=64,
+        k=64,
+        macs=4096,
+        precision=precision,
+        precision_reason="the recipe",
+        sparse=sparse,
+        sparse_reason="the checkpoint's record names it" if sparse else "not pruned",
+    )
+
+
+def plan(*layers: LayerDecision, sparse: bool = True) -> Plan:
+    return Plan(recipe="r", remainder="fp16", sparse_asked=sparse, layers=layers)
+
+
+def gemm(
+    name: str = "mm_myl0_1",
+    dtype: str = "Int8",
+    *,
+    kind: str = "gemm",
+    nodes: tuple[str, ...] = ("mm",),
+    tactic: str = "",
+) -> EngineLayer:
+    return EngineLayer(
+        name=name,
+        kind=kind,
+        inputs=(EngineTensor(name="x", shape=(-1, 64), dtype=dtype),),
+        constants=(EngineTensor(name="w", shape=(64, 64), dtype=dtype),),
+        outputs=(EngineTensor(name="y", shape=(-1, 64), dtype="Half"),),
+        tactic=tactic,
+        onnx_nodes=nodes,
+    )
+
+
+def only(layers: tuple[BuiltLayer, ...]) -> BuiltLayer:
+    assert len(layers) == 1
+    return layers[0]
+
+
+def test_a_stored_engine_is_joined_by_its_onnx_nodes() -> None:
+    engine = layers_from_log([(DATA / "rtx-1.7-int8-vit.log").read_text(encoding="utf-8")])
+    asked = plan(decision("node_conv2d", "fp16", sparse=False), decision("node_MatMul_12"))
+    conv, linear = built_layers(asked, engine)
+    assert (conv.precision, conv.engine_layers) == ("fp16", ("node_conv2d_myl0_2",))
+    assert (linear.precision, linear.engine_layers) == ("int8", ("node_MatMul_12_myl0_4",))
+    assert linear.sparse_executed == "unknown"
+    assert "chosen on the GPU when the plan is loaded" in linear.reason
+
+
+def test_the_kernel_that_adds_the_bias_doesnt_answer_for_the_node() -> None:
+    after = gemm("__myl_MulAdd_2", "Half", kind="kgen", nodes=("mm", "bias"))
+    built = only(built_layers(plan(decision()), [gemm(), after]))
+    assert built.engine_layers == ("mm_myl0_1",)
+    assert built.precision == "int8"
+
+
+@pytest.mark.parametrize(
+    ("tactic", "verdict", "words"),
+    [(SPARSE, "yes", "the kernel is sm80"), (DENSE, "no", "picked the dense kernel"), ("", "unknown", "nsys")],
+)
+def test_whether_it_ran_sparse(tactic: str, verdict: str, words: str) -> None:
+    built = only(built_layers(plan(decision()), [gemm(tactic=tactic)]))
+    assert built.sparse_asked
+    assert built.sparse_weights_valid
+    assert built.sparse_executed == verdict
+    assert words in built.reason
+
+
+def test_sparse_that_wasnt_asked_for_is_a_no() -> None:
+    built = only(built_layers(plan(decision(sparse=False)), [gemm()]))
+    assert (built.sparse_asked, built.sparse_executed) == (False, "no")
+    assert built.reason.endswith("sparse not asked: not pruned")
+
+
+def test_weights_that_arent_sparse_cant_run_sparse() -> None:
+    layer = LayerSparsity(
+        layer="layer.mm",
+        tensor="w",
+        n=64,
+        k=64,
+        groups=1024,
+        violations=3,
+        zero_fraction=0.1,
+        expected=True,
+        reason="r",
+    )
+    built = only(built_layers(plan(decision()), [gemm()], SparsityReport(source="s", layers=(layer,))))
+    assert (built.sparse_weights_valid, built.sparse_executed) == (False, "no")
+    assert "gpusq-compress" in built.reason
+
+
+def test_a_dequantised_product_is_told_with_its_remedy() -> None:
+    trap = gemm("__myl_CastMulCastFc_1", kind="runtime_fusion")
+    built = only(built_layers(plan(decision()), [trap]))
+    assert (built.asked, built.precision) == ("int8", "fp16")
+    assert "dequantises and multiplies wider; place Q/DQ directly" in built.reason
+
+
+def test_a_float_product_is_told() -> None:
+    built = only(built_layers(plan(decision()), [gemm(dtype="Half")]))
+    assert "asked for int8, built fp16: mm_myl0_1 reads Half" in built.reason
+    wide = only(built_layers(plan(decision(precision="fp16", sparse=False)), [gemm(dtype="Float")]))
+    assert "look at the casts around mm" in wide.reason
+
+
+def test_a_split_layer_counts_by_its_widest_piece() -> None:
+    pieces = [gemm("q"), gemm("k"), gemm("v", "Half")]
+    built = only(built_layers(plan(decision()), pieces))
+    assert built.precision == "fp16"
+    assert built.engine_layers == ("q", "k", "v")
+    assert "split into 3 GEMMs (q, k, v), of which the widest type counts" in built.reason
+    same = only(built_layers(plan(decision()), pieces[:2]))
+    assert same.reason.startswith("split into 2 GEMMs (q, k); ")
+
+
+def test_a_split_layer_ran_sparse_only_where_all_pieces_did() -> None:
+    built = only(built_layers(plan(decision()), [gemm("q", tactic=SPARSE), gemm("k", tactic=DENSE)]))
+    assert built.sparse_executed == "no"
+
+
+def test_merged_products_are_told() -> None:
+    both = gemm("m2+m1_myl0_1", nodes=("m2", "m1"))
+    built = built_layers(plan(decision("m1"), decision("m2")), [both])
+    assert [layer.precision for layer in built] == ["int8", "int8"]
+    assert built[0].reason.startswith("built in m2+m1_myl0_1, merged with other products of the same input; ")
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ([], "no layer of the engine names mm: it was removed"),
+        ([gemm("__myl_Add_1", kind="kgen")], "no GEMM of the engine names mm, only __myl_Add_1"),
+        ([gemm("_gemm_mha_v2_1", kind="kgen")], "folded into the fused attention _gemm_mha_v2_1"),
+    ],
+)
+def test_a_layer_that_isnt_found_says_so(layers: list[EngineLayer], words: str) -> None:
+    built = only(built_layers(plan(decision()), layers))
+    assert (built.precision, built.engine_layers, built.sparse_executed) == (None, (), "unknown")
+    assert words in built.reason
+
+
+def test_a_type_that_we_dont_ask_for_is_named() -> None:
+    built = only(built_layers(plan(decision()), [gemm(dtype="FP8")]))
+    assert built.precision is None
+    assert "built in fp8" in built.reason
+
+
+def test_a_summary_names_what_isnt_as_asked() -> None:
+    layers = [gemm(), gemm("n_myl0_2", "Half", nodes=("n",))]
+    engine = BuiltEngine(
+        target="a100",
+        backend="tensorrt-rtx",
+        backend_version="1.7",
+        source="verbose build log of tensorrt-rtx 1.7",
+        gpus="A100",
+        compute_capability="8.0",
+        plan_file="engines/a100.plan",
+        plan_bytes=2_500_000,
+        plan_digest="sha256:0",
+        build_seconds=2.25,
+        executed=False,
+        totals=totals(layers),
+        layers=built_layers(plan(decision(), decision("n")), layers),
+        engine_layers=tuple(layers),
+    )
+    lines = summary(engine)
+    assert lines[:3] == (
+        "a100: tensorrt-rtx 1.7, 2.5 MB in 2.2 s, from the verbose build log of tensorrt-rtx 1.7",
+        "  2 kernels; GEMMs: 1 fp16, 1 int8; fused attention: 0",
+        "  INT8 asked 2, built 1; sparse asked 2, executed: unknown 2",
+    )
+    assert lines[3].startswith("  layer.n: built in n_myl0_2; asked for int8, built fp16")
+
+
+def test_a_skipped_target_is_one_line() -> None:
+    skipped = SkippedTarget(target="orin", reason="no driver", command="gpusq-build out --target orin")
+    assert skipped_line(skipped) == "orin: not built here (no driver); on the device: gpusq-build out --target orin"
