@@ -1,0 +1,93 @@
+"""A real pretrained DINOv2 ViT-S/14 through the real command, on real photographs."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import dinov2
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from commands import run_main
+from photographs import CALIBRATION, UNSEEN, write_photographs
+
+from gpusq_deploy.artifacts.arch import Preprocessing
+from gpusq_deploy.bundle import read_bundle
+from gpusq_deploy.calibration.sources import Batches, open_source
+from gpusq_deploy.cli.build import main as build
+from gpusq_deploy.cli.validate import main as validate
+from gpusq_deploy.engines.ort import open_onnx
+from gpusq_deploy.numerics.error import sqnr_db
+
+pytestmark = [pytest.mark.slow, pytest.mark.real_weights]
+
+LINEARS = 48
+Array = npt.NDArray[Any]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("dinov2") / "dino.pt"
+    torch.save(dinov2.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> torch.nn.Module:
+    timm: Any = importlib.import_module("timm")
+    module: torch.nn.Module = timm.create_model(dinov2.TIMM_NAME, img_size=224, num_classes=0, global_pool="")
+    module.load_state_dict(torch.load(checkpoint, weights_only=True))
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dinov2-bundle")
+    photos = write_photographs(folder / "photos", CALIBRATION)
+    out = folder / "dino.gpusq"
+    done = run_main(build, checkpoint, *dinov2.BUILD_ARGUMENTS, "--int8", "--calib", photos, "--out", out)
+    assert done.code == 0, done.err
+    return out
+
+
+def photographs(folder: Path, preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
+    write_photographs(folder, UNSEEN, crops=3)
+    return np.concatenate(list(Batches(source=open_source(str(folder), preprocessing), size=4)))
+
+
+def answers(model: torch.nn.Module, batch: npt.NDArray[np.float32]) -> Array:
+    with torch.no_grad():
+        return np.asarray(model(torch.from_numpy(batch)), dtype=np.float32)
+
+
+def test_the_weights_reproduce_the_original_onnx_features(model: torch.nn.Module) -> None:
+    batch = np.random.default_rng(0).standard_normal((2, 3, 224, 224), dtype=np.float32)
+    reference = dinov2.onnx_features(batch)
+    assert np.max(np.abs(answers(model, batch) - reference)) < 5e-5
+    assert np.max(np.abs(reference)) > 1
+
+
+def test_every_linear_layer_runs_in_int8_and_attention_stays_fused(bundle: Path) -> None:
+    (engine,) = read_bundle(bundle).receipt.engines
+    linears = [layer for layer in engine.layers if layer.layer != "patch_embed.proj"]
+    assert len(linears) == LINEARS
+    assert {layer.precision for layer in linears} == {"int8"}
+    assert engine.totals.attention_fused == 12
+    assert "fp32" not in engine.totals.gemms
+
+
+def test_unseen_photographs_keep_their_features(bundle: Path, model: torch.nn.Module, tmp_path: Path) -> None:
+    batch = photographs(tmp_path / "unseen", read_bundle(bundle).manifest.preprocessing)
+    session = open_onnx(bundle / "model.onnx")
+    got = np.concatenate(
+        [session.run({"input": batch[start : start + 4]})["output"] for start in range(0, len(batch), 4)]
+    )
+    session.close()
+    assert sqnr_db(answers(model, batch), got) >= 19
+
+
+def test_the_bundle_is_sound(bundle: Path) -> None:
+    assert run_main(validate, bundle).code == 0
