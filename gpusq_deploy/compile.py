@@ -44,15 +44,21 @@ from gpusq_deploy.export.onnx_export import example_input, export_float_model, r
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import GraphLayer, graph_weights, weighted_layers
 from gpusq_deploy.manifest import installed_versions, now, shapes_of
-from gpusq_deploy.passes.base import run_passes
+from gpusq_deploy.passes.attention_scale import AttentionScale
+from gpusq_deploy.passes.base import Pass, run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.clean import Clean
+from gpusq_deploy.passes.fold_shapes import FoldShapes
 from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.recipe import load_recipe
 from gpusq_deploy.sparsity import require_sparse, sparsity_report
 from gpusq_deploy.targets import Target
 from gpusq_deploy.verify import require_same, split_source, verify
+
+
+# The form of a float graph that everything after relies on, and that TensorRT compiles to fewest kernels.
+CANONICAL: tuple[Pass, ...] = (Clean(), FoldShapes(), AttentionScale())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +118,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
 
     reporter.say(f"exporting {checkpoint.arch} to ONNX opset {request.opset}")
     exported = export_float_model(checkpoint, batch=request.batch, opset=request.opset)
-    model = run_passes(exported, [Clean()])
+    model = run_passes(exported, CANONICAL)
     layers = weighted_layers(model)
 
     with new_bundle(request.out, force=request.force) as folder, tempfile.TemporaryDirectory() as scratch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,13 +31,17 @@ def array_of(value: ir.Value) -> npt.NDArray[Any]:
     """The constant that an initializer holds."""
     if value.const_value is None:
         raise GpusqError("not a constant", place=value_name(value))
-    array: npt.NDArray[Any] = np.asarray(value.const_value)
-    return array
+    return cast("npt.NDArray[Any]", value.const_value.numpy())
 
 
 def is_constant(value: ir.Value | None) -> bool:
     """True for an initializer with data."""
     return value is not None and value.is_initializer() and value.const_value is not None
+
+
+def is_scalar(value: ir.Value | None) -> bool:
+    """True for a constant of one element that broadcasts without adding an axis: shape [] or [1]."""
+    return value is not None and is_constant(value) and value.shape is not None and value.shape.numpy() in ((), (1,))
 
 
 def module_of(node: ir.Node) -> str:

@@ -67,7 +67,7 @@ class CastRemainder:
                 hint="build with --bf16 or --fp32",
             )
         value.const_value = ir.tensor(after, name=value.name)
-        value.dtype = _TYPES[self.precision]
+        value.type = ir.TensorType(_TYPES[self.precision])
         return True
 
 
@@ -104,7 +104,7 @@ def _retarget(node: ir.Node, target: ir.DataType, stored: np.dtype[Any]) -> int:
         changes += _retarget_fill(node, stored)
     for output in node.outputs:
         if output.dtype == ir.DataType.FLOAT:
-            output.dtype = target
+            output.type = ir.TensorType(target)  # a clone shares its types with the original: never change one in place
             changes += 1
     return changes
 
@@ -113,7 +113,7 @@ def _retarget_fill(node: ir.Node, stored: np.dtype[Any]) -> int:
     fill = node.attributes.get_tensor("value", None)
     if fill is not None and fill.dtype != ir.DataType.FLOAT:
         return 0
-    number = 0.0 if fill is None else float(np.asarray(fill).reshape(-1)[0])
+    number = 0.0 if fill is None else float(fill.numpy().reshape(-1)[0])
     value = ir.tensor(np.array([number], dtype=stored))
     node.attributes["value"] = ir.AttrTensor("value", value)
     return 1

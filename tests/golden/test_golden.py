@@ -11,6 +11,7 @@ from tiny_models import exported_vit
 from gpusq_deploy.artifacts.base import json_from_value
 from gpusq_deploy.artifacts.plan import FloatPrecision, Plan
 from gpusq_deploy.calibration.observe import table_from_recorded
+from gpusq_deploy.compile import CANONICAL
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
@@ -22,9 +23,13 @@ from gpusq_deploy.sparsity import sparsity_report
 DATA = Path(__file__).parent / "data"
 
 
+def canonical() -> ir.Model:
+    return run_passes(exported_vit().model, CANONICAL)
+
+
 def tiny_plan(remainder: FloatPrecision) -> Plan:
     """The default recipe on recorded ranges: nothing measured, so nothing that differs between processors."""
-    model = exported_vit().model
+    model = canonical()
     layers = weighted_layers(model)
     recipe = load_recipe(None)
     recorded = {layer.layer: 1.0 + index / 8 for index, layer in enumerate(layers)}
@@ -63,6 +68,4 @@ def test_the_plan(request: pytest.FixtureRequest, remainder: FloatPrecision) -> 
 @pytest.mark.slow
 def test_the_graph(request: pytest.FixtureRequest) -> None:
     plan = tiny_plan("fp16")
-    compare(
-        request, "graph-fp16.txt", text_of(run_passes(exported_vit().model, [Quantize(plan), CastRemainder("fp16")]))
-    )
+    compare(request, "graph-fp16.txt", text_of(run_passes(canonical(), [Quantize(plan), CastRemainder("fp16")])))
