@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from gpusq_deploy.engines.layers import totals
 from gpusq_deploy.engines.runtimes import choose_backend
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.receipt import built_layers
+from gpusq_deploy.request import Reporter
 from gpusq_deploy.targets import GemmNeed, Target, check_request, padding_notes
 
 
@@ -31,8 +32,7 @@ class EngineRequest:
     sparsity: SparsityReport
     batch: BatchRange
     targets: Sequence[Target]
-    say: Callable[[str], None]
-    progress: Callable[[str, int, int], None] | None = None
+    reporter: Reporter
 
 
 def require_possible(plan: Plan, targets: Sequence[Target]) -> None:
@@ -58,17 +58,19 @@ def build_engines(request: EngineRequest) -> tuple[tuple[BuiltEngine, ...], tupl
     for target in request.targets:
         choice = choose_backend(target, bundle=request.name)
         if isinstance(choice, SkippedTarget):
-            request.say(f"no engine for {target.name} here: {choice.reason}; on the device run: {choice.command}")
+            request.reporter.say(
+                f"no engine for {target.name} here: {choice.reason}; on the device run: {choice.command}"
+            )
             skipped.append(choice)
         else:
-            request.say(f"building the engine for {target.name}: {choice.reason}")
+            request.reporter.say(f"building the engine for {target.name}: {choice.reason}")
             built.append(_built(request, target, choice.name))
     return tuple(built), tuple(skipped)
 
 
 def _built(request: EngineRequest, target: Target, backend: BackendName) -> BuiltEngine:
     settings = BuildSettings(batch=request.batch, sparse=request.plan.sparse_asked)
-    options = BuildOptions(backend=backend, progress=request.progress)
+    options = BuildOptions(backend=backend, progress=request.reporter.progress)
     build = build_engine(request.folder / MODEL, target, settings, options)
     file = f"{ENGINES}/{target.name}.plan"
     path = request.folder / file

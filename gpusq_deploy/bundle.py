@@ -72,6 +72,17 @@ def damaged_files(path: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{entry.path} is not the file that was built: its digest differs from the manifest's"
 
 
+def require_whole(bundle: Bundle) -> None:
+    """Refuse a bundle with a damaged file.
+
+    Raises:
+        GpusqError: Names every such file.
+    """
+    faults = list(damaged_files(bundle.path, bundle.manifest))
+    if faults:
+        raise GpusqError("; ".join(faults), place=str(bundle.path), hint="build the bundle again from its checkpoint")
+
+
 def require_place(out: Path, *, force: bool) -> None:
     """Refuse, before any work, a place where the bundle can't go.
 

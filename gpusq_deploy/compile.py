@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import onnx_ir as ir
 
-from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.base import digest_of_file
-from gpusq_deploy.artifacts.calibration import CalibrationTable
-from gpusq_deploy.artifacts.manifest import BatchRange, Manifest, ModelSource
-from gpusq_deploy.artifacts.plan import FloatPrecision, Plan
-from gpusq_deploy.artifacts.receipt import Receipt, Verification
-from gpusq_deploy.artifacts.sparsity import SparsityReport
+from gpusq_deploy.artifacts.receipt import Receipt
 from gpusq_deploy.build_engines import EngineRequest, build_engines, require_possible
 from gpusq_deploy.bundle import (
     CALIBRATION,
@@ -26,24 +19,19 @@ from gpusq_deploy.bundle import (
     PLAN,
     RECEIPT,
     Bundle,
-    damaged_files,
     files_in,
     new_bundle,
     read_bundle,
     require_place,
+    require_whole,
     write_value,
 )
-from gpusq_deploy.calibration.observe import collect_ranges, table_from_recorded
-from gpusq_deploy.calibration.sources import RANDOM, DataSource, open_source
-from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from gpusq_deploy.checkpoint.tensors import array_from_tensor
+from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
 from gpusq_deploy.checkpoint.weights import layer_weights
-from gpusq_deploy.engines.ort import open_onnx
-from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.export.onnx_export import example_input, export_float_model, reference_outputs
+from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.layers import GraphLayer, graph_weights, weighted_layers
-from gpusq_deploy.manifest import installed_versions, now, shapes_of
+from gpusq_deploy.graph.layers import weighted_layers
+from gpusq_deploy.manifest import make_manifest
 from gpusq_deploy.passes.attention_scale import AttentionScale
 from gpusq_deploy.passes.base import Pass, run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
@@ -52,49 +40,13 @@ from gpusq_deploy.passes.fold_shapes import FoldShapes
 from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.recipe import load_recipe
+from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.sparsity import require_sparse, sparsity_report
+from gpusq_deploy.steps import check_export, find_data, find_ranges, repair_command, sparsity_kept, verify_built
 from gpusq_deploy.targets import Target
-from gpusq_deploy.verify import require_same, split_source, verify
-
 
 # The form of a float graph that everything after relies on, and that TensorRT compiles to fewest kernels.
 CANONICAL: tuple[Pass, ...] = (Clean(), FoldShapes(), AttentionScale())
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BuildRequest:
-    """Everything that gpusq-build was asked. `recipe` None is the default one; `calib` None means no data."""
-
-    model: Path
-    arch: ArchSpec | None
-    int8: bool
-    sparse: bool
-    remainder: FloatPrecision
-    recipe: Path | None
-    calib: str | None
-    targets: Sequence[Target]
-    batch: BatchRange
-    opset: int
-    out: Path
-    force: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reporter:
-    """Who hears what is going on: sentences, and progress as label, done, total."""
-
-    say: Callable[[str], None]
-    progress: Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Data:
-    """Samples to calibrate on and to verify on; `recorded` is True where the checkpoint's own ranges are used."""
-
-    calibrate: DataSource
-    verify: DataSource
-    held_out: bool
-    recorded: bool
 
 
 def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
@@ -109,32 +61,30 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
 
     reporter.say(f"loading {request.model}")
     checkpoint = load_checkpoint(request.model, arch=request.arch)
-    stored = sparsity_report(
-        layer_weights(checkpoint.module), source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity
-    )
+    weights = layer_weights(checkpoint.module)
+    stored = sparsity_report(weights, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)
     if request.sparse:
-        require_sparse(stored, command=_repair_command(request))
-    data = _data(request, checkpoint)
+        require_sparse(stored, command=repair_command(request))
+    data = find_data(request, checkpoint)
 
     reporter.say(f"exporting {checkpoint.arch} to ONNX opset {request.opset}")
-    exported = export_float_model(checkpoint, batch=request.batch, opset=request.opset)
-    model = run_passes(exported, CANONICAL)
+    model = run_passes(export_float_model(checkpoint, batch=request.batch, opset=request.opset), CANONICAL)
     layers = weighted_layers(model)
 
     with new_bundle(request.out, force=request.force) as folder, tempfile.TemporaryDirectory() as scratch:
-        float_model = Path(scratch) / MODEL
-        save_model(model, float_model)
-        difference = _check_export(checkpoint, float_model, request.batch)
-        reporter.say(f"the exported graph agrees with torch to {difference:.1e} (relative)")
+        float_file, built_file = Path(scratch) / MODEL, folder / MODEL
+        save_model(model, float_file)
+        difference = check_export(checkpoint, float_file, request.batch, reporter)
 
-        table = _ranges(model, layers_to_quantize(layers, recipe), data, checkpoint, reporter) if request.int8 else None
+        wanted = layers_to_quantize(layers, recipe) if request.int8 else ()
+        table = find_ranges(model, wanted, data, checkpoint, reporter) if wanted else None
         plan = make_plan(layers, asked, table=table, sparsity=stored)
         require_possible(plan, request.targets)
         built = run_passes(model, [Quantize(plan), CastRemainder(plan.remainder)])
-        kept = _require_kept(built, stored, request)
-        save_model(built, folder / MODEL)
+        kept = sparsity_kept(built, stored, recipe)
+        save_model(built, built_file)
 
-        verification = _verified(float_model, folder / MODEL, data, plan, reporter)
+        verification = verify_built(float_file, built_file, data, plan, reporter)
         engines, skipped = build_engines(
             EngineRequest(
                 folder=folder,
@@ -143,15 +93,18 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
                 sparsity=kept,
                 batch=request.batch,
                 targets=request.targets,
-                say=reporter.say,
-                progress=reporter.progress,
+                reporter=reporter,
             )
         )
         receipt = Receipt(
-            model_digest=digest_of_file(folder / MODEL), verification=verification, engines=engines, skipped=skipped
+            model_digest=digest_of_file(built_file), verification=verification, engines=engines, skipped=skipped
         )
-        _describe(folder, plan, table, receipt)
-        write_value(folder, MANIFEST, _manifest(request, checkpoint, built, kept, folder, difference))
+        write_value(folder, PLAN, plan)
+        write_value(folder, RECEIPT, receipt)
+        if table is not None:
+            write_value(folder, CALIBRATION, table)
+        manifest = make_manifest(request, checkpoint, built, sparsity=kept, export_difference=difference)
+        write_value(folder, MANIFEST, msgspec.structs.replace(manifest, files=files_in(folder)))
     return read_bundle(request.out)
 
 
@@ -162,13 +115,10 @@ def extend_bundle(path: Path, targets: Sequence[Target], reporter: Reporter) -> 
         GpusqError: The bundle is damaged, or an engine can't be built.
     """
     bundle = read_bundle(path)
-    faults = list(damaged_files(path, bundle.manifest))
-    if faults:
-        raise GpusqError("; ".join(faults), place=str(path), hint="build the bundle again from its checkpoint")
+    require_whole(bundle)
     require_possible(bundle.plan, targets)
     with new_bundle(path, force=True) as folder:
-        shutil.copytree(path, folder, dirs_exist_ok=True)
-        (folder / MANIFEST).unlink()
+        shutil.copytree(path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         engines, skipped = build_engines(
             EngineRequest(
                 folder=folder,
@@ -177,8 +127,7 @@ def extend_bundle(path: Path, targets: Sequence[Target], reporter: Reporter) -> 
                 sparsity=bundle.manifest.sparsity,
                 batch=bundle.manifest.batch,
                 targets=targets,
-                say=reporter.say,
-                progress=reporter.progress,
+                reporter=reporter,
             )
         )
         fresh = {target.name for target in targets}
@@ -190,127 +139,3 @@ def extend_bundle(path: Path, targets: Sequence[Target], reporter: Reporter) -> 
         write_value(folder, RECEIPT, receipt)
         write_value(folder, MANIFEST, msgspec.structs.replace(bundle.manifest, files=files_in(folder)))
     return read_bundle(path)
-
-
-def _repair_command(request: BuildRequest) -> str:
-    arch = "" if request.arch is None else f" --arch {request.arch.source}:{request.arch.name}"
-    return f"gpusq-compress {request.model}{arch} --data FOLDER --out {request.model.stem}-24.pt"
-
-
-def _data(request: BuildRequest, checkpoint: Checkpoint) -> _Data:
-    """Where ranges and verification samples come from; an error with a hint where INT8 has neither."""
-    recorded = bool(checkpoint.ranges)
-    if request.calib is not None:
-        calibrate, apart, held_out = split_source(open_source(request.calib, checkpoint.preprocessing))
-        return _Data(calibrate=calibrate, verify=apart, held_out=held_out, recorded=recorded)
-    if request.int8 and not recorded:
-        raise GpusqError(
-            "INT8 needs activation ranges: the checkpoint records none, and there is no calibration data",
-            place=str(request.model),
-            hint="add --calib FOLDER with a few dozen typical images (--calib random exercises the pipeline only)",
-        )
-    noise = open_source(RANDOM, checkpoint.preprocessing)
-    return _Data(calibrate=noise, verify=noise, held_out=False, recorded=recorded)
-
-
-def _check_export(checkpoint: Checkpoint, float_model: Path, batch: BatchRange) -> float:
-    # Another size than the exporter traced with, where the range allows one: a batch baked into the graph shows.
-    size = min(max(batch.minimum, 3), batch.maximum)
-    feed = array_from_tensor(example_input(checkpoint, size))
-    session = open_onnx(float_model)
-    try:
-        answers = list(session.run({session.inputs[0].name: feed}).values())
-    finally:
-        session.close()
-    references = reference_outputs(checkpoint, feed)
-    return max(require_same(ref, got, place=str(checkpoint.arch)) for ref, got in zip(references, answers, strict=True))
-
-
-def _ranges(
-    model: ir.Model, layers: Sequence[GraphLayer], data: _Data, checkpoint: Checkpoint, reporter: Reporter
-) -> CalibrationTable:
-    if data.recorded:
-        reporter.say(f"using the {len(checkpoint.ranges)} ranges that the checkpoint records")
-        return table_from_recorded(checkpoint.ranges, layers, source=checkpoint.file)
-    reporter.say(f"calibrating {len(layers)} layers on {len(data.calibrate)} samples of {data.calibrate.name}")
-    table = collect_ranges(
-        model,
-        layers,
-        data.calibrate,
-        open_model=open_onnx,
-        progress=lambda done, total: reporter.progress("calibrating", done, total),
-    )
-    for skipped in table.skipped:
-        reporter.say(f"skipped: {skipped}")
-    return table
-
-
-def _require_kept(built: ir.Model, stored: SparsityReport, request: BuildRequest) -> SparsityReport:
-    """The 2:4 state of the weights that will run: quantisation must not have broken what was valid."""
-    expected = {state.layer: state for state in stored.layers}
-    layers = weighted_layers(built)
-    kept = sparsity_report(graph_weights(built, layers), source=MODEL, recipe=load_recipe(request.recipe), record=None)
-    states = tuple(
-        msgspec.structs.replace(state, expected=expected[state.layer].expected, reason=expected[state.layer].reason)
-        for state in kept.layers
-    )
-    report = SparsityReport(source=MODEL, layers=states)
-    lost = [state.layer for state in report.layers if expected[state.layer].valid and not state.valid]
-    if lost:
-        raise AssertionError(f"the passes broke 2:4 in {', '.join(lost)}")
-    return report
-
-
-def _verified(float_model: Path, built_model: Path, data: _Data, plan: Plan, reporter: Reporter) -> Verification | None:
-    if plan.remainder == "bf16":
-        reporter.say("not verified: ONNX Runtime's CPU provider has no BF16 kernels")
-        return None
-    session = open_onnx(float_model)
-    classes = len(session.outputs[0].shape) == 2
-    session.close()
-    reporter.say(f"verifying against the float graph on {len(data.verify)} samples")
-    result = verify(float_model, built_model, data.verify, held_out=data.held_out, classes=classes)
-    reporter.say(f"SQNR {result.sqnr_db:.1f} dB, cosine {result.cosine:.5f}: {result.note}")
-    return result
-
-
-def _describe(folder: Path, plan: Plan, table: CalibrationTable | None, receipt: Receipt) -> None:
-    write_value(folder, PLAN, plan)
-    write_value(folder, RECEIPT, receipt)
-    if table is not None:
-        write_value(folder, CALIBRATION, table)
-
-
-def _manifest(
-    request: BuildRequest,
-    checkpoint: Checkpoint,
-    built: ir.Model,
-    kept: SparsityReport,
-    folder: Path,
-    difference: float,
-) -> Manifest:
-    recorded = bool(checkpoint.ranges)
-    return Manifest(
-        created=now(),
-        versions=installed_versions(),
-        source=ModelSource(
-            file=checkpoint.file, digest=checkpoint.digest, format=checkpoint.format, arch=checkpoint.arch
-        ),
-        preprocessing=checkpoint.preprocessing,
-        recipe=load_recipe(request.recipe).name,
-        options={
-            "int8": str(request.int8).lower(),
-            "sparse": str(request.sparse).lower(),
-            "remainder": request.remainder,
-            "calib": "recorded in the checkpoint" if recorded else request.calib or "none",
-            "targets": ",".join(target.name for target in request.targets),
-        },
-        batch=request.batch,
-        opset=request.opset,
-        inputs=shapes_of(built.graph.inputs),
-        outputs=shapes_of(built.graph.outputs),
-        synthetic_calibration=request.int8 and not recorded and request.calib == RANDOM,
-        sparsity=kept,
-        files=files_in(folder),
-        notes=(f"the exported float graph agrees with torch to {difference:.3g} (relative, largest element)",),
-    )

@@ -8,8 +8,14 @@ from importlib import metadata
 
 import onnx_ir as ir
 
+from gpusq_deploy.artifacts.manifest import Manifest, ModelSource
+from gpusq_deploy.artifacts.sparsity import SparsityReport
+from gpusq_deploy.calibration.sources import RANDOM
+from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.values import value_name
+from gpusq_deploy.recipe import load_recipe
+from gpusq_deploy.request import BuildRequest
 
 _RECORDED = (
     "gpusq-deploy",
@@ -25,25 +31,61 @@ _RECORDED = (
 )
 
 
+def make_manifest(
+    request: BuildRequest,
+    checkpoint: Checkpoint,
+    built: ir.Model,
+    *,
+    sparsity: SparsityReport,
+    export_difference: float,
+) -> Manifest:
+    """Everything but the files, which are listed when the last of them is written.
+
+    Args:
+        request: The command's options.
+        checkpoint: The model that was compiled.
+        built: The Q/DQ graph.
+        sparsity: The 2:4 state of its weights.
+        export_difference: Largest relative difference of the float graph from torch.
+    """
+    return Manifest(
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        versions=installed_versions(),
+        source=ModelSource(
+            file=checkpoint.file, digest=checkpoint.digest, format=checkpoint.format, arch=checkpoint.arch
+        ),
+        preprocessing=checkpoint.preprocessing,
+        recipe=load_recipe(request.recipe).name,
+        options=_options(request, checkpoint),
+        batch=request.batch,
+        opset=request.opset,
+        inputs=_shapes(built.graph.inputs),
+        outputs=_shapes(built.graph.outputs),
+        synthetic_calibration=request.int8 and not checkpoint.ranges and request.calib == RANDOM,
+        sparsity=sparsity,
+        files=(),
+        notes=(f"the exported float graph agrees with torch to {export_difference:.3g} (relative, largest element)",),
+    )
+
+
 def installed_versions() -> dict[str, str]:
     """Versions of what can change a bundle, by distribution name; what isn't installed is left out."""
-    here = {
-        distribution.name.lower().replace("_", "-"): distribution.version for distribution in metadata.distributions()
-    }
+    here = {found.name.lower().replace("_", "-"): found.version for found in metadata.distributions()}
     return {name: here[name] for name in _RECORDED if name in here}
 
 
-def now() -> str:
-    """The time, UTC, to the second, as ISO 8601."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:
+    return {
+        "int8": str(request.int8).lower(),
+        "sparse": str(request.sparse).lower(),
+        "remainder": request.remainder,
+        "calib": "recorded in the checkpoint" if checkpoint.ranges else request.calib or "none",
+        "targets": ",".join(target.name for target in request.targets),
+    }
 
 
-def shapes_of(values: Iterable[ir.Value]) -> dict[str, tuple[int, ...]]:
-    """Shapes by name; a dynamic dimension is -1.
-
-    Raises:
-        GpusqError: A value without a shape.
-    """
+def _shapes(values: Iterable[ir.Value]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name; a dynamic dimension is -1."""
     shapes: dict[str, tuple[int, ...]] = {}
     for value in values:
         if value.shape is None:

@@ -38,15 +38,14 @@ def split_source(source: DataSource) -> tuple[DataSource, DataSource, bool]:
     return Selection(source=source, indices=rest), Selection(source=source, indices=sorted(chosen)), True
 
 
-def verify(float_model: Path, built_model: Path, source: DataSource, *, held_out: bool, classes: bool) -> Verification:
-    """Run both models on every sample and compare the first output.
+def verify(float_model: Path, built_model: Path, source: DataSource, *, held_out: bool) -> Verification:
+    """Run both models on every sample and compare the first output; two axes are taken for [N, classes].
 
     Args:
         float_model: The float32 graph.
         built_model: The graph that the engines are built from.
         source: Samples to compare on.
         held_out: Whether calibration has not seen them.
-        classes: Whether the first output is [N, classes], so that top-1 agreement means something.
     """
     reference, got = _answers(float_model, source), _answers(built_model, source)
     if not np.isfinite(got).all():
@@ -61,7 +60,7 @@ def verify(float_model: Path, built_model: Path, source: DataSource, *, held_out
         held_out=held_out,
         sqnr_db=min(sqnr_db(reference, got), _EQUAL_DB),
         cosine=cosine(reference, got),
-        top1_agreement=top1_agreement(reference, got) if classes else None,
+        top1_agreement=top1_agreement(reference, got) if reference.ndim == 2 else None,
         note=f"{len(reference)} samples of {source.name}, {kind}; ONNX Runtime on the CPU, its rewrites switched off",
     )
 

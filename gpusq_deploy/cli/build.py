@@ -65,7 +65,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         bundle = _extend(model, chosen, given=bool(arch or arch_args or int8 or sparse or recipe or calib or out))
     else:
         from gpusq_deploy.checkpoint.architecture import arch_from_text
-        from gpusq_deploy.compile import BuildRequest, Reporter, compile_checkpoint
+        from gpusq_deploy.compile import compile_checkpoint
+        from gpusq_deploy.request import BuildRequest, Reporter
 
         if arch is None and arch_args:
             raise click.UsageError("--arch-arg needs --arch")
@@ -89,7 +90,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
 
 def _extend(path: Path, targets: list[Target], *, given: bool) -> Bundle:
-    from gpusq_deploy.compile import Reporter, extend_bundle
+    from gpusq_deploy.compile import extend_bundle
+    from gpusq_deploy.request import Reporter
 
     if given:
         raise GpusqError(

@@ -92,8 +92,8 @@ def _engine_text(engine: BuiltEngine) -> str:
     gemms = ", ".join(f"{count} {precision}" for precision, count in sorted(engine.totals.gemms.items()))
     run = "" if engine.executed else "; not run: no such GPU here"
     return (
-        f"{engine.gpus} (SM {engine.compute_capability}): {engine.plan_bytes / 1e6:.1f} MB by {engine.backend} {engine.backend_version}, "
-        f"{engine.totals.kernels} kernels, GEMMs {gemms}, {engine.totals.attention_fused} fused attentions{run}"
+        f"{engine.gpus} (SM {engine.compute_capability}): {engine.plan_bytes / 1e6:.1f} MB "
+        f"by {engine.backend} {engine.backend_version}, {engine.totals.kernels} kernels, GEMMs {gemms}, {engine.totals.attention_fused} fused attentions{run}"
     )
 
 

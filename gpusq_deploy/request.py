@@ -1,0 +1,38 @@
+"""What gpusq-build was asked, and who hears how it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.artifacts.plan import FloatPrecision
+from gpusq_deploy.targets import Target
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildRequest:
+    """Everything that gpusq-build was asked. `recipe` None is the default one; `calib` None means no data."""
+
+    model: Path
+    arch: ArchSpec | None
+    int8: bool
+    sparse: bool
+    remainder: FloatPrecision
+    recipe: Path | None
+    calib: str | None
+    targets: Sequence[Target]
+    batch: BatchRange
+    opset: int
+    out: Path
+    force: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reporter:
+    """Who hears what is going on: sentences, and progress as label, done, total."""
+
+    say: Callable[[str], None]
+    progress: Callable[[str, int, int], None]
