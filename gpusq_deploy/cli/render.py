@@ -93,7 +93,8 @@ def _engine_text(engine: BuiltEngine) -> str:
     run = "" if engine.executed else "; not run: no such GPU here"
     return (
         f"{engine.gpus} (SM {engine.compute_capability}): {engine.plan_bytes / 1e6:.1f} MB "
-        f"by {engine.backend} {engine.backend_version}, {engine.totals.kernels} kernels, GEMMs {gemms}, {engine.totals.attention_fused} fused attentions{run}"
+        f"by {engine.backend} {engine.backend_version}, {engine.totals.kernels} kernels, GEMMs {gemms}, "
+        f"{engine.totals.attention_fused} fused attentions{run}"
     )
 
 
