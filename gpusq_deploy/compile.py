@@ -30,7 +30,7 @@ from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
 from gpusq_deploy.checkpoint.weights import layer_weights
 from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.layers import weighted_layers
+from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.manifest import make_manifest
 from gpusq_deploy.passes.attention_scale import AttentionScale
 from gpusq_deploy.passes.base import Pass, run_passes
@@ -41,7 +41,7 @@ from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.recipe import load_recipe
 from gpusq_deploy.request import BuildRequest, Reporter
-from gpusq_deploy.sparsity import require_sparse, sparsity_report
+from gpusq_deploy.sparsity import require_known_layers, require_sparse, sparsity_report
 from gpusq_deploy.steps import check_export, find_data, find_ranges, repair_command, sparsity_kept, verify_built
 from gpusq_deploy.targets import Target
 
@@ -62,14 +62,20 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
     reporter.say(f"loading {request.model}")
     checkpoint = load_checkpoint(request.model, arch=request.arch)
     weights = layer_weights(checkpoint.module)
-    stored = sparsity_report(weights, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)
+    report = sparsity_report(weights, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)
+    require_known_layers(checkpoint.sparsity, report)
     if request.sparse:
-        require_sparse(stored, command=repair_command(request))
+        require_sparse(report, command=repair_command(request))
     data = find_data(request, checkpoint)
 
     reporter.say(f"exporting {checkpoint.arch} to ONNX opset {request.opset}")
     model = run_passes(export_float_model(checkpoint, batch=request.batch, opset=request.opset), CANONICAL)
     layers = weighted_layers(model)
+    stored = sparsity_report(
+        graph_weights(model, layers), source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity
+    )
+    if request.sparse:
+        require_sparse(stored, command=repair_command(request))
 
     with new_bundle(request.out, force=request.force) as folder, tempfile.TemporaryDirectory() as scratch:
         float_file, built_file = Path(scratch) / MODEL, folder / MODEL

@@ -35,20 +35,24 @@ def sparsity_report(
         source: What was checked, for the report.
         recipe: Which layers are expected to be 2:4 where the checkpoint doesn't say.
         record: What the checkpoint says was pruned; it beats the recipe.
-
-    Raises:
-        GpusqError: The record names a layer that the model doesn't have.
     """
     checked = tuple(_checked(weight, *_expectation(weight, recipe, record)) for weight in weights)
-    if record is not None:
-        strangers = sorted(set(record.layers) - {layer.layer for layer in checked})
-        if strangers:
-            raise GpusqError(
-                f"the sparsity record names layers that the model doesn't have: {', '.join(strangers[:3])}",
-                place=source,
-                hint="the checkpoint was edited by hand; make it again with gpusq-compress",
-            )
     return SparsityReport(source=source, layers=checked)
+
+
+def require_known_layers(record: SparsityRecord | None, report: SparsityReport) -> None:
+    """Refuse a record that names layers which the model doesn't have.
+
+    Raises:
+        GpusqError: Names them.
+    """
+    strangers = sorted(set(record.layers if record else ()) - {layer.layer for layer in report.layers})
+    if strangers:
+        raise GpusqError(
+            f"the sparsity record names layers that the model doesn't have: {', '.join(strangers[:3])}",
+            place=report.source,
+            hint="the checkpoint was edited by hand; make it again with gpusq-compress",
+        )
 
 
 def require_sparse(report: SparsityReport, *, command: str) -> None:
@@ -86,7 +90,8 @@ def violation_text(layer: LayerSparsity) -> str:
 
 def _expectation(weight: LayerWeight, recipe: Recipe, record: SparsityRecord | None) -> tuple[bool, str]:
     if record is not None:
-        named = weight.layer in record.layers
+        # A module that is called several times has one entry in the record and several layers in the graph.
+        named = weight.layer.partition("/")[0] in record.layers
         return named, f"the checkpoint's record ({record.method}) {'names it' if named else 'leaves it dense'}"
     rule = recipe.rule_for(weight.layer, weight.kind)
     if rule is None:
