@@ -24,9 +24,9 @@ _DEFAULT_TARGET = "a100"
 @click.option("--arch-arg", "arch_args", multiple=True, metavar="K=V", help="Argument of the architecture; repeatable.")
 @click.option("--int8", is_flag=True, help="INT8 weights and inputs for the layers that the recipe names.")
 @click.option("--sparse", is_flag=True, help="Require 2:4 weights and allow sparse kernels.")
-@click.option("--fp16", "remainder", flag_value="fp16", default=True, help="Everything else in FP16 (default).")
-@click.option("--bf16", "remainder", flag_value="bf16", help="Everything else in BF16 (needs opset 21 with --int8).")
-@click.option("--fp32", "remainder", flag_value="fp32", help="Everything else in FP32.")
+@click.option("--fp16", is_flag=True, help="Everything else in FP16 (default).")
+@click.option("--bf16", is_flag=True, help="Everything else in BF16.")
+@click.option("--fp32", is_flag=True, help="Everything else in FP32.")
 @click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="TOML rules; see docs/recipes.md.")
 @click.option("--calib", metavar="PATH", help="Folder of images, .npy of preprocessed float32 [N,C,H,W], or 'random'.")
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="GPU to build for; repeatable. Default: a100.")
@@ -35,14 +35,18 @@ _DEFAULT_TARGET = "a100"
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Default: MODEL's name with .gpusq, here.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the table.")
+@click.pass_context
 def command(  # noqa: PLR0913 - click hands one argument to each option
+    context: click.Context,
     *,
     model: Path,
     arch: str | None,
     arch_args: tuple[str, ...],
     int8: bool,
     sparse: bool,
-    remainder: FloatPrecision,
+    fp16: bool,
+    bf16: bool,
+    fp32: bool,
     recipe: Path | None,
     calib: str | None,
     targets: tuple[str, ...],
@@ -62,7 +66,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     if not targets:
         say(f"no --target: building for {_DEFAULT_TARGET}")
     if model.is_dir():
-        bundle = _extend(model, chosen, given=bool(arch or arch_args or int8 or sparse or recipe or calib or out))
+        _refuse_other_options(context, model)
+        bundle = _extend(model, chosen)
     else:
         from gpusq_deploy.checkpoint.architecture import arch_from_text
         from gpusq_deploy.compile import compile_checkpoint
@@ -70,6 +75,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
         if arch is None and arch_args:
             raise click.UsageError("--arch-arg needs --arch")
+        if recipe is not None and not (int8 or sparse):
+            raise click.UsageError("--recipe needs --int8 or --sparse: it says which layers those mean")
+        remainder = _remainder(fp16=fp16, bf16=bf16, fp32=fp32)
         request = BuildRequest(
             model=model,
             arch=None if arch is None else arch_from_text(arch, arch_args),
@@ -89,16 +97,30 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     _show(bundle, as_json=as_json)
 
 
-def _extend(path: Path, targets: list[Target], *, given: bool) -> Bundle:
-    from gpusq_deploy.compile import extend_bundle
-    from gpusq_deploy.request import Reporter
+def _remainder(*, fp16: bool, bf16: bool, fp32: bool) -> FloatPrecision:
+    if fp16 + bf16 + fp32 > 1:
+        raise click.UsageError("give one of --fp16, --bf16 and --fp32")
+    return "bf16" if bf16 else "fp32" if fp32 else "fp16"
 
+
+def _refuse_other_options(context: click.Context, path: Path) -> None:
+    """A bundle's model is made already: an option that would change it must not be passed over in silence."""
+    allowed = {"model", "targets", "as_json"}
+    source = click.core.ParameterSource.COMMANDLINE
+    given = [name for name in context.params if context.get_parameter_source(name) == source and name not in allowed]
     if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise GpusqError(
-            "a bundle is built already: only --target applies to it",
+            f"a bundle is built already: only --target applies to it, not {names}",
             place=str(path),
             hint="give the checkpoint to build with other options",
         )
+
+
+def _extend(path: Path, targets: list[Target]) -> Bundle:
+    from gpusq_deploy.compile import extend_bundle
+    from gpusq_deploy.request import Reporter
+
     with progress_to_stderr() as progress:
         return extend_bundle(path, targets, Reporter(say=say, progress=progress))
 

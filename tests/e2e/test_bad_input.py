@@ -144,6 +144,14 @@ def test_a_batch_that_makes_no_sense_is_a_usage_error(place: Path, dense: Path, 
     assert list(place.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "options", [("--fp16", "--bf16"), ("--arch-arg", "img_size=32"), ("--recipe", "recipe.toml"), ("--nonsense",)]
+)
+def test_options_that_contradict_are_usage_errors(place: Path, dense: Path, options: tuple[str, ...]) -> None:
+    assert attempt(place, dense, *options).code == 2
+    assert list(place.iterdir()) == []
+
+
 def test_inspect_and_validate_refuse_what_they_can_not_read(place: Path) -> None:
     refused(run_main(inspect, place), place, "not a bundle")
     refused(run_main(validate, place), place, "not a bundle")

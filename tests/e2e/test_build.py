@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,9 +155,42 @@ def test_random_calibration_is_said_loudly(dense: Path, tmp_path: Path) -> None:
     assert read_bundle(tmp_path / "out").manifest.synthetic_calibration
 
 
-def test_a_further_engine_is_built_from_the_bundle_alone(bundle: Path, tmp_path: Path) -> None:
-    import shutil
+FACTORY = '''
+import torch
 
+class Model(torch.nn.Module):
+    """One Linear called twice, and attention whose projections are used functionally."""
+
+    gpusq_preprocessing = dict(channels=3, height=32, width=32, mean=[0.5] * 3, std=[0.5] * 3)
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Conv2d(3, 64, 8, 8)
+        self.fc = torch.nn.Linear(64, 64)
+        self.attention = torch.nn.MultiheadAttention(64, 2, batch_first=True)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = self.fc(self.fc(x))
+        return self.attention(x, x, x, need_weights=False)[0].mean(1)
+'''
+
+
+def test_a_factory_with_a_shared_and_a_functional_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "user_models.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = tmp_path / "model.pt"
+    torch.manual_seed(0)
+    torch.save(importlib.import_module("user_models").Model().state_dict(), model)
+    options = ("--arch", "user_models:Model", "--int8", "--calib", "random", "--json")
+    done = run_main(build, model, *options, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    names = [layer.layer.partition("/")[0] for layer in read_bundle(tmp_path / "out").plan.layers]
+    assert names == ["embed", "fc", "fc", "attention", "attention"]
+    assert done.json()["engines"][0]["gemms"] == {"int8": 5}
+
+
+def test_a_further_engine_is_built_from_the_bundle_alone(bundle: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.gpusq"
     shutil.copytree(bundle, copy)
     done = run_main(build, copy, "--target", "rtx40", "--json")
@@ -167,14 +202,12 @@ def test_a_further_engine_is_built_from_the_bundle_alone(bundle: Path, tmp_path:
 
 
 def test_a_bundle_takes_no_other_options(bundle: Path) -> None:
-    done = run_main(build, bundle, "--int8", "--target", "rtx40")
+    done = run_main(build, bundle, "--batch", "4", "--target", "rtx40")
     assert done.code == 5
-    assert "only --target applies" in done.err
+    assert "only --target applies to it, not --batch" in done.err
 
 
 def test_validate_finds_nothing_in_the_bundle_and_something_in_a_damaged_one(bundle: Path, tmp_path: Path) -> None:
-    import shutil
-
     assert run_main(validate, bundle).code == 0
     copy = tmp_path / "copy"
     shutil.copytree(bundle, copy)
@@ -205,8 +238,6 @@ def test_inspect_suggests_near_names(bundle: Path) -> None:
 
 
 def test_a_killed_build_leaves_the_old_bundle_whole(sparse: Path, photos: Path, bundle: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "model.gpusq"
     shutil.copytree(bundle, copy)
     arguments = ["build", str(sparse), "--int8", "--calib", str(photos), "--force", "--out", str(copy)]
