@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.errors import GpusqError
@@ -40,8 +41,10 @@ def load_image(path: Path, preprocessing: Preprocessing) -> Sample:
     try:
         with Image.open(path) as image:
             converted = image.convert("L" if preprocessing.channels == 1 else "RGB")
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
-        raise GpusqError(f"not a readable image: {error}", place=str(path)) from error
+    except Exception as error:  # Pillow's decoders raise what they like on a damaged file: SyntaxError, struct.error, …
+        raise GpusqError(
+            f"not a readable image: {error}", place=str(path), hint="replace the file, or remove it from the folder"
+        ) from error
     return sample_from_image(converted, preprocessing)
 
 
@@ -56,16 +59,19 @@ def sample_from_image(image: Image.Image, preprocessing: Preprocessing) -> Sampl
 
 
 def _resized(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    wanted = (preprocessing.width / preprocessing.crop_fraction, preprocessing.height / preprocessing.crop_fraction)
-    factor = max(wanted[0] / image.width, wanted[1] / image.height)
-    size = (
-        max(preprocessing.width, round(image.width * factor)),
-        max(preprocessing.height, round(image.height * factor)),
+    """Rounded as timm and torchvision round: both sides down, in whole numbers."""
+    # 224 / (224 / 232) is 231.99…: the small term makes it 232.
+    width, height = (
+        math.floor(side / preprocessing.crop_fraction + 1e-6) for side in (preprocessing.width, preprocessing.height)
     )
+    if width * image.height >= height * image.width:
+        size = (width, image.height * width // image.width)
+    else:
+        size = (image.width * height // image.height, height)
     return image.resize(size, _RESAMPLING[preprocessing.interpolation])
 
 
 def _centre_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    left = (image.width - preprocessing.width) // 2
-    top = (image.height - preprocessing.height) // 2
+    left = round((image.width - preprocessing.width) / 2)
+    top = round((image.height - preprocessing.height) / 2)
     return image.crop((left, top, left + preprocessing.width, top + preprocessing.height))

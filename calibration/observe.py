@@ -1,7 +1,9 @@
 """One streaming observer: the largest magnitude of each activation, in one pass over the data.
 
-The maximum is taken inside the runtime: each observed tensor gives the graph one more output, `ReduceMax(Abs(x))`, so
-that a scalar per batch leaves it, and memory grows neither with the tensors' sizes nor with the number of images.
+The maximum is taken inside the runtime: each observed tensor gives the graph one more output,
+`ReduceMax(Abs(x)) + ReduceSum(x - x)`, so that a scalar per batch leaves it, and memory grows neither with the tensors'
+sizes nor with the number of images. The sum is zero unless a value is NaN or infinite: ONNX Runtime's maximum passes
+over NaN.
 """
 
 from __future__ import annotations
@@ -138,12 +140,18 @@ def _observed(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
     copy = model.clone()
     values = {value_name(value): value for value in _values(copy.graph)}
     for name in tensors:
-        absolute = ir.node("Abs", [values[name]], name=f"{name}__abs")
-        largest = ir.node("ReduceMax", [absolute.outputs[0]], {"keepdims": 0}, name=f"{name}{_SUFFIX}")
-        absolute.outputs[0].name = f"{name}__abs_out"
-        output = largest.outputs[0]
+        value = values[name]
+        absolute = ir.node("Abs", [value], name=f"{name}__abs")
+        largest = ir.node("ReduceMax", [absolute.outputs[0]], {"keepdims": 0}, name=f"{name}__max")
+        nothing = ir.node("Sub", [value, value], name=f"{name}__nothing")
+        finite = ir.node("ReduceSum", [nothing.outputs[0]], {"keepdims": 0}, name=f"{name}__finite")
+        total = ir.node("Add", [largest.outputs[0], finite.outputs[0]], name=f"{name}{_SUFFIX}")
+        nodes = [absolute, largest, nothing, finite, total]
+        for node in nodes[:-1]:
+            node.outputs[0].name = f"{node.name}_out"
+        output = total.outputs[0]
         output.name, output.type, output.shape = f"{name}{_SUFFIX}", ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
-        copy.graph.extend([absolute, largest])
+        copy.graph.extend(nodes)
         copy.graph.outputs.append(output)
     return copy
 

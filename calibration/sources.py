@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +71,8 @@ class ArrayFile:
 
     def sample(self, index: int) -> Sample:
         """Row `index`; refuses values that aren't finite."""
-        row = np.asarray(self.values[index], dtype=np.float32)
+        with np.errstate(over="ignore"):  # a float64 too large for float32 becomes infinite, and is refused below
+            row = np.asarray(self.values[index], dtype=np.float32)
         if not np.isfinite(row).all():
             raise GpusqError("the sample holds NaN or infinity", place=f"{self.name}, row {index}")
         return row
@@ -174,6 +176,8 @@ def open_source(text: str, preprocessing: Preprocessing) -> DataSource:
     if text == RANDOM:
         return RandomNoise(preprocessing=preprocessing)
     path = Path(text)
+    if not os.path.lexists(path):
+        raise GpusqError("no such file or folder", place=text, hint=f"--calib takes {_KINDS}")
     if path.is_dir():
         files = image_files(path)
         if not files:
@@ -181,15 +185,19 @@ def open_source(text: str, preprocessing: Preprocessing) -> DataSource:
         return ImageFolder(name=text, files=files, preprocessing=preprocessing)
     if path.suffix == ".npy" and path.is_file():
         return _array_file(path, preprocessing)
-    problem = "not a source of calibration data" if path.exists() else "no such file or folder"
-    raise GpusqError(problem, place=text, hint=f"--calib takes {_KINDS}")
+    raise GpusqError("not a source of calibration data", place=text, hint=f"--calib takes {_KINDS}")
 
 
 def _array_file(path: Path, preprocessing: Preprocessing) -> ArrayFile:
+    reader: Any = np.lib.format  # numpy leaves open_memmap untyped; np.load would also open .npz archives
     try:
-        values: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise GpusqError(f"not a .npy file, or damaged: {error}", place=str(path)) from error
+        values: npt.NDArray[Any] = reader.open_memmap(path, mode="r")
+    except Exception as error:  # numpy's header reader raises what it likes on a damaged file
+        raise GpusqError(
+            f"not a .npy file, or damaged: {error}",
+            place=str(path),
+            hint="write it with numpy.save: float32 [N, C, H, W]",
+        ) from error
     expected = (preprocessing.channels, preprocessing.height, preprocessing.width)
     if values.ndim != 4 or values.shape[1:] != expected or values.dtype.kind != "f" or not len(values):
         wanted = f"float32 [N, {', '.join(map(str, expected))}]"

@@ -18,7 +18,7 @@ from gpusq_deploy.numerics.error import cosine, sqnr_db, top1_agreement
 _BATCH = 8
 _HELD_OUT_SHARE = 10
 _HELD_OUT_MOST = 32
-# JSON has no infinity; equal outputs are reported as this many decibels.
+# JSON has no infinity; equal outputs are reported as this many decibels, noise on silence as minus as many.
 _EQUAL_DB = 300.0
 
 Array = npt.NDArray[Any]
@@ -46,19 +46,28 @@ def verify(float_model: Path, built_model: Path, source: DataSource, *, held_out
         built_model: The graph that the engines are built from.
         source: Samples to compare on.
         held_out: Whether calibration has not seen them.
+
+    Raises:
+        GpusqError: One of the two answers with NaN or infinity.
     """
     reference, got = _answers(float_model, source), _answers(built_model, source)
+    if not np.isfinite(reference).all():
+        raise GpusqError(
+            "the float graph computes NaN or infinity",
+            place=source.name,
+            hint="check the weights and the preprocessing",
+        )
     if not np.isfinite(got).all():
         raise GpusqError(
             "the built graph computes NaN or infinity where the float graph doesn't",
-            place=str(built_model.name),
+            place=built_model.name,
             hint="an activation outgrows the remainder's type: build with --bf16 or --fp32",
         )
     kind = "synthetic" if source.synthetic else "kept apart from calibration" if held_out else "also used to calibrate"
     return Verification(
         images=len(reference),
         held_out=held_out,
-        sqnr_db=min(sqnr_db(reference, got), _EQUAL_DB),
+        sqnr_db=max(-_EQUAL_DB, min(sqnr_db(reference, got), _EQUAL_DB)),
         cosine=cosine(reference, got),
         top1_agreement=top1_agreement(reference, got) if reference.ndim == 2 else None,
         note=f"{len(reference)} samples of {source.name}, {kind}; ONNX Runtime on the CPU, its rewrites switched off",

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,9 +56,9 @@ ARCH = ArchSpec(
         "img_size": 64,
         "patch_size": 8,
         "in_chans": 1,
-        "embed_dim": 64,
+        "embed_dim": 128,
         "depth": 2,
-        "num_heads": 1,
+        "num_heads": 2,
         "class_token": False,
         "global_pool": "avg",
         "num_classes": 64,
@@ -68,10 +69,10 @@ PREPROCESSING = Preprocessing(
     channels=1, height=64, width=64, mean=(0.5,), std=(0.5,), interpolation="bicubic", origin="benchmarks/demo"
 )
 SEED = 0
-EPOCHS, LEARNING_RATE, BATCH = 40, 3e-3, 32
-COMPRESS = ("--epochs", "20", "--lr", "1e-3", "--held-out", "0.1", "--seed", str(SEED), "--force", "--json")
+EPOCHS, LEARNING_RATE, BATCH = 30, 1e-3, 32
+COMPRESS = ("--epochs", "8", "--lr", "1e-3", "--held-out", "0.1", "--seed", str(SEED), "--force", "--json")
 BUILD = ("--int8", "--sparse", "--target", "a100", "--force", "--json")
-BENCH = ("--runtime", "onnxruntime", "--batch", "1,32")
+BENCH = ("--runtime", "onnxruntime", "--batch", "1,32", "--repeats", "3")
 TOLERANCE = 0.01
 OUTPUTS = ("data", "dense.pt", "model.pt", "model.gpusq", "bench.json")
 STAMPS = ".stages"
@@ -86,6 +87,9 @@ class Engine(Value):
     gpus: str
     backend: str
     plan_bytes: int
+    executed: bool
+    sparse_layers: int
+    runs_sparse: dict[str, int]
     int8_gemms: int
     gemms: int
 
@@ -208,15 +212,16 @@ def _step(
     loss = functional.cross_entropy(module(images), labels, label_smoothing=0.05)
     optimizer.zero_grad()
     torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
     optimizer.step()
     schedule.step()
     return float(loss.detach())
 
 
 def grid_positions() -> torch.Tensor:
-    """Sine and cosine of each token's row and column, [1, 64 tokens, 64]: a start from which 40 epochs suffice."""
+    """Sine and cosine of each token's row and column, [1, 64 tokens, 128]: a start from which 30 epochs suffice."""
     rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
-    rates = 30.0 ** -(torch.arange(16.0) / 16)
+    rates = 30.0 ** -(torch.arange(32.0) / 32)
     angles = torch.cat([place.reshape(-1, 1) * rates for place in (rows, columns)], dim=1)
     return torch.cat([angles.sin(), angles.cos()], dim=1)[None]
 
@@ -231,11 +236,19 @@ def augmented(images: torch.Tensor) -> torch.Tensor:
 
 
 def run_tool(name: str, *arguments: str | Path, stdout: Path) -> None:
-    """Run one of our commands as a user would: result to a file, progress to the terminal."""
+    """Run one of our commands as a user would: result to a file, progress to the terminal.
+
+    A session of its own, because subprocess kills a child of ours a quarter of a second after Ctrl-C: too early for it
+    to tidy up. It is asked to end instead, and awaited.
+    """
     words = [str(Path(sys.executable).with_name(name)), *map(str, arguments)]
     say("$ " + " ".join([name, *words[1:]]))
-    with stdout.open("wb") as stream:
-        code = subprocess.run(words, stdout=stream, check=False).returncode
+    with stdout.open("wb") as stream, subprocess.Popen(words, stdout=stream, start_new_session=True) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            raise
     if code:
         raise GpusqError(f"{name} ended with exit code {code}", place=" ".join(words), hint="its own words are above")
 
@@ -284,6 +297,9 @@ def summarise(out: Path, seconds: dict[str, float]) -> Summary:
                 gpus=engine.gpus,
                 backend=f"{engine.backend} {engine.backend_version}",
                 plan_bytes=engine.plan_bytes,
+                executed=engine.executed,
+                sparse_layers=sum(layer.sparse_asked and layer.sparse_weights_valid for layer in engine.layers),
+                runs_sparse=dict(Counter(layer.sparse_executed for layer in engine.layers if layer.sparse_asked)),
                 int8_gemms=engine.totals.gemms.get("int8", 0),
                 gemms=sum(engine.totals.gemms.values()),
             )
@@ -308,12 +324,15 @@ def rows_of(summary: Summary) -> Iterator[tuple[str, str]]:
     for name, size in summary.bytes.items():
         yield name, f"{size / 1e3:,.0f} kB"
     for engine in summary.engines:
-        yield f"engine {engine.target}", f"{engine.backend}, for {engine.gpus}"
+        run = "run here" if engine.executed else "not run: no such GPU here"
+        yield f"engine {engine.target}", f"{engine.backend}, for {engine.gpus} ({run})"
         yield "INT8 GEMMs", f"{engine.int8_gemms} of {engine.gemms}"
+        verdicts = ", ".join(f"{verdict} {count}" for verdict, count in engine.runs_sparse.items())
+        yield "2:4 weights", f"valid in {engine.sparse_layers} layers; read back as run by sparse kernels: {verdicts}"
     for entry in summary.skipped:
         yield "no engine", entry
     for batch, milliseconds in summary.onnxruntime_median_ms.items():
-        yield f"batch {batch}", f"{milliseconds:.2f} ms, the median of ONNX Runtime on this CPU"
+        yield f"latency, batch {batch}", f"{milliseconds:.2f} ms, the median of ONNX Runtime on this CPU"
     yield "seconds", ", ".join(f"{name} {seconds:g}" for name, seconds in summary.seconds.items())
     yield "bundle", summary.bundle
 

@@ -46,10 +46,14 @@ def module_from_arch(spec: ArchSpec) -> torch.nn.Module:
     Raises:
         GpusqError: Unknown name (near ones are suggested), a library that isn't installed, or arguments refused.
     """
-    build = _BUILDERS[spec.source]
+    build = _BUILDERS.get(spec.source)
+    if build is None:
+        raise GpusqError(f"{spec.source} models can't be made by name", place=str(spec), hint=_GRAMMAR)
     try:
         module = build(spec)
-    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+    except GpusqError:
+        raise
+    except Exception as error:  # constructors are other people's code, and can raise anything
         raise GpusqError(
             f"the architecture refuses its arguments: {error}", place=str(spec), hint="check --arch and --arch-arg"
         ) from error
@@ -62,7 +66,7 @@ def _argument(item: str) -> tuple[str, ArchArgument]:
         raise GpusqError(f"not an argument: {item!r}", place="--arch-arg", hint="write K=V, such as img_size=224")
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # what literal_eval documents
         return name, text
     try:
         return name, msgspec.convert(value, type=ArchArgument)

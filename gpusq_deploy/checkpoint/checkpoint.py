@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,13 +89,13 @@ def save_checkpoint(
         "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with temporary.open("wb") as stream:
             torch.save(content, stream)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -113,7 +113,7 @@ def _load_self_describing(path: Path, content: Mapping[str, Any], asked: ArchSpe
         module=_module_with_weights(arch, state, place=place),
         preprocessing=_field(content, "preprocessing", Preprocessing, place),
         sparsity=_field(content, "sparsity", SparsityRecord | None, place),
-        ranges=_field(content, "ranges", dict[str, float], place),
+        ranges=_ranges(content, place),
     )
 
 
@@ -127,7 +127,20 @@ def _field(content: Mapping[str, Any], name: str, kind: Any, place: str) -> Any:
         ) from error
 
 
+def _ranges(content: Mapping[str, Any], place: str) -> dict[str, float]:
+    ranges: dict[str, float] = _field(content, "ranges", dict[str, float], place)
+    bad = [name for name, amax in ranges.items() if not (math.isfinite(amax) and amax >= 0)]
+    if bad:
+        raise GpusqError(
+            f"a recorded range is negative or not finite: {ranges[bad[0]]}",
+            place=f"{place}, layer {bad[0]}",
+            hint="make the checkpoint again with gpusq-compress",
+        )
+    return ranges
+
+
 def _module_with_weights(arch: ArchSpec, state: dict[str, torch.Tensor], *, place: str) -> torch.nn.Module:
+    _require_plain(state, place=place)
     _require_finite(state, place=place)
     module = module_from_arch(arch)
     _require_fit(module.state_dict(), state, arch, place=place)
@@ -135,12 +148,25 @@ def _module_with_weights(arch: ArchSpec, state: dict[str, torch.Tensor], *, plac
     return module.requires_grad_(requires_grad=False)
 
 
-def _require_finite(state: Mapping[str, torch.Tensor], *, place: str) -> None:
+def _require_plain(state: Mapping[str, torch.Tensor], *, place: str) -> None:
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+            kind = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else str(tensor.layout)
             raise GpusqError(
-                f"{bad} of {tensor.numel()} weights are NaN or infinite",
+                f"not a plain tensor of numbers but {'one without data' if tensor.is_meta else kind}",
+                place=f"{place}, tensor {name}",
+                hint="save dense float weights",
+            )
+
+
+def _require_finite(state: Mapping[str, torch.Tensor], *, place: str) -> None:
+    """As float32, which the model computes in: a float64 can be finite and too large for it."""
+    for name, tensor in state.items():
+        finite = torch.isfinite(tensor.float()) if tensor.is_floating_point() else None
+        if finite is not None and not bool(finite.all()):
+            bad = int((~finite).sum())
+            raise GpusqError(
+                f"{bad} of {tensor.numel()} weights are NaN, infinite, or too large for float32",
                 place=f"{place}, tensor {name}",
                 hint="the training diverged or the file is damaged: take an earlier checkpoint",
             )
@@ -156,12 +182,18 @@ def _require_fit(
         for name in expected
         if name in state and state[name].shape != expected[name].shape
     ]
-    if not (missing or surplus or shapes):
+    types = [
+        f"{name} is {state[name].dtype}, expected {expected[name].dtype}"
+        for name in expected
+        if name in state and state[name].is_floating_point() != expected[name].is_floating_point()
+    ]
+    if not (missing or surplus or shapes or types):
         return
     parts = [
         _listed("missing", [_with_nearest(name, surplus) for name in missing]),
         _listed("not in the architecture", surplus),
         _listed("of another shape", shapes),
+        _listed("of another type", types),
     ]
     raise GpusqError(
         f"the weights don't fit {arch}: " + "; ".join(part for part in parts if part),

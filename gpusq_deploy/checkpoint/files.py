@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from gpusq_deploy.errors import GpusqError
 SELF_DESCRIBING = "gpusq.checkpoint/1"
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema")
 _PREFIXES = ("module.", "_orig_mod.")
+_COPY_AGAIN = "copy or download the file again, and compare its size or digest with the original's"
 _SAVE_AGAIN = "save the weights alone: torch.save(model.state_dict(), 'weights.pt'), or use safetensors"
 
 
@@ -52,13 +54,19 @@ def state_dict_in(content: Mapping[str, Any], *, place: str) -> tuple[dict[str, 
         if isinstance(content.get(wrapper), Mapping):
             content, layout = content[wrapper], f"state dict under {wrapper!r}"
             break
-    strangers = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    strangers = [repr(name) for name, value in content.items() if not _is_named_tensor(name, value)]
     if strangers or not content:
         found = ", ".join(strangers[:5]) or "nothing"
         raise GpusqError(
-            f"no state dict in the file: beside or instead of tensors it has {found}", place=place, hint=_SAVE_AGAIN
+            f"no state dict in the file: beside or instead of named tensors it has {found}",
+            place=place,
+            hint=_SAVE_AGAIN,
         )
     return _without_prefixes(content), layout
+
+
+def _is_named_tensor(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, torch.Tensor)
 
 
 def _without_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -69,11 +77,18 @@ def _without_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def _require_file(path: Path) -> None:
-    if not path.exists():
+    if not os.path.lexists(path):
         raise GpusqError("no such file", place=str(path), hint="check the path of the checkpoint")
     if not path.is_file():
         raise GpusqError("not a file", place=str(path), hint="give the checkpoint file itself")
-    if path.stat().st_size == 0:
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(1)
+    except OSError as error:
+        raise GpusqError(
+            f"cannot read the file: {error.strerror}", place=str(path), hint="check its permissions and the disk"
+        ) from error
+    if not start:
         raise GpusqError(
             "the file is empty", place=str(path), hint="the download or the save was cut short: make it again"
         )
@@ -83,28 +98,31 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise GpusqError(f"not a safetensors file, or damaged: {error}", place=str(path)) from error
+        raise GpusqError(f"not a safetensors file, or damaged: {error}", place=str(path), hint=_COPY_AGAIN) from error
 
 
 def _read_torch(path: Path) -> object:
-    zipped = zipfile.is_zipfile(path)
-    if not zipped:
-        _require_pickle(path)
     try:
+        zipped = zipfile.is_zipfile(path)
+        if not zipped:
+            _require_pickle(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except GpusqError:
+        raise
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from error
     except Exception as error:  # a damaged file can make the unpickler raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise GpusqError(f"not a PyTorch file, or damaged: {reason}", place=str(path)) from error
+        raise GpusqError(f"not a PyTorch file, or damaged: {reason}", place=str(path), hint=_COPY_AGAIN) from error
 
 
 def _refused(path: Path, message: str) -> GpusqError:
     wanted = [word.strip(" .`") for line in message.splitlines() for word in line.split("GLOBAL")[1:]]
+    wanted = [word.split()[0] for word in wanted if word]
     if not wanted:
         return GpusqError("not a PyTorch file, or damaged: its pickle can't be read", place=str(path), hint=_SAVE_AGAIN)
     return GpusqError(
-        f"refused: the file asks to import {wanted[0].split()[0]}, and loading it would run code",
+        f"refused: the file asks to import {wanted[0]}, and loading it would run code",
         place=str(path),
         hint=_SAVE_AGAIN,
     )

@@ -26,10 +26,13 @@ def preprocessing_of(spec: ArchSpec, module: torch.nn.Module) -> Preprocessing:
     declared: Any = getattr(module, "gpusq_preprocessing", None)
     if declared is not None:
         return _from_attribute(spec, declared)
-    if spec.source == "torchvision":
-        return _from_torchvision(spec)
-    if hasattr(module, "pretrained_cfg"):
-        return _from_timm(module)
+    try:
+        if spec.source == "torchvision":
+            return _from_torchvision(spec)
+        if hasattr(module, "pretrained_cfg"):
+            return _from_timm(module)
+    except (AttributeError, ValueError) as error:  # other tasks' transforms, or a number of channels of no image
+        raise GpusqError(f"its preprocessing is not an image classifier's: {error}", place=str(spec)) from error
     raise GpusqError("the architecture declares no preprocessing", place=str(spec), hint=_FACTORY_HINT)
 
 

@@ -33,7 +33,7 @@ def lint(model: ir.Model) -> Iterator[Finding]:
 
 
 def _half_quantized(model: ir.Model) -> Iterator[Finding]:
-    nodes = {node.name: node for node in model.graph}
+    nodes = {node_name(node): node for node in model.graph}
     for layer in weighted_layers(model):
         node = nodes[layer.node]
         activation, weight = (_is_dequantized(value) for value in node.inputs[:2])

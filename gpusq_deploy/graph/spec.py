@@ -53,7 +53,7 @@ def _naming_faults(graph: ir.Graph) -> Iterator[GpusqError]:
 
 def _scale_faults(node: ir.Node) -> Iterator[GpusqError]:
     place = f"node {node_name(node)}"
-    scale = node.inputs[1]
+    scale = node.inputs[1] if len(node.inputs) > 1 else None
     if scale is None or not is_constant(scale):
         yield GpusqError("the scale is not a constant", place=place, hint="TensorRT needs constant scales")
         return
@@ -65,7 +65,9 @@ def _scale_faults(node: ir.Node) -> Iterator[GpusqError]:
         yield GpusqError("the zero point is not INT8 zero", place=place, hint="TensorRT takes symmetric INT8 only")
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     axis = node.attributes.get_int("axis", 1)
-    if values.ndim == 1 and shape is not None and values.size != shape[axis]:
+    if values.ndim != 1 or shape is None:
+        return
+    if not -len(shape) <= axis < len(shape) or values.size != shape[axis]:
         yield GpusqError(f"{values.size} scales for axis {axis} of {shape}", place=place)
 
 
@@ -77,11 +79,13 @@ def _pairing_faults(node: ir.Node) -> Iterator[GpusqError]:
     for reader in readers:
         if reader.op_type != "DequantizeLinear":
             yield GpusqError(f"its codes go to {reader.op_type}, not to a DequantizeLinear", place=place)
-        elif reader.inputs[1] is not node.inputs[1] and not _same(reader.inputs[1], node.inputs[1]):
+        elif len(reader.inputs) < 2 or not _same(reader.inputs[1], node.inputs[1] if len(node.inputs) > 1 else None):
             yield GpusqError("its DequantizeLinear has another scale", place=place)
 
 
 def _same(a: ir.Value | None, b: ir.Value | None) -> bool:
+    if a is not None and a is b:
+        return True
     if a is None or b is None or not (is_constant(a) and is_constant(b)):
         return False
     return np.array_equal(array_of(a), array_of(b))

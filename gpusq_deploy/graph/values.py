@@ -60,11 +60,12 @@ def module_of(node: ir.Node) -> str:
 
 
 def per_sample_size(value: ir.Value) -> int | None:
-    """Elements of a value for one sample, with N = `batch` as the leading factor; None where a dimension is unknown.
+    """Elements of a value for one sample, with N = `batch` as the leading factor; None where it is unknown.
 
-    The exporter writes symbolic dimensions as `batch` or as products such as `4*batch`.
+    The exporter writes symbolic dimensions as `batch` or as products such as `4*batch`. A second symbolic dimension
+    is something else than N.
     """
-    if value.shape is None:
+    if value.shape is None or sum(not isinstance(dimension, int) for dimension in value.shape) > 1:
         return None
     total = 1
     for dimension in value.shape:

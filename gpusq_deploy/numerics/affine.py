@@ -23,8 +23,8 @@ INT8_MAX = 127
 def scale_from_amax(amax: npt.ArrayLike, *, dtype: npt.DTypeLike = np.float32) -> FloatArray:
     """Scale of a symmetric INT8 range, in the type that will be stored.
 
-    A zero range (a dead channel) gets scale 1, so that its zeros stay zeros; a range so small that the scale would
-    vanish in `dtype` gets the smallest positive scale of that type.
+    A zero range (a dead channel) gets scale 1, so that its zeros stay zeros. A scale is rounded up where rounding it
+    to nearest would put amax more than half a step beyond the last code: among the subnormal numbers of `dtype`.
 
     Args:
         amax: Largest magnitude, any shape, not negative, finite.
@@ -43,8 +43,8 @@ def scale_from_amax(amax: npt.ArrayLike, *, dtype: npt.DTypeLike = np.float32) -
         stored = np.asarray(ranges / INT8_MAX).astype(dtype)
     if not np.isfinite(stored.astype(np.float64)).all():
         raise ValueError(f"the scale of amax {ranges.max():.6g} overflows {np.dtype(dtype).name}")
-    smallest = np.nextafter(np.asarray(0, stored.dtype), np.asarray(1, stored.dtype))
-    positive = np.where(stored > 0, stored, smallest)
+    clips = ranges > (INT8_MAX + 0.5) * stored.astype(np.float64)
+    positive = np.where(clips, np.nextafter(stored, np.asarray(1, stored.dtype)), stored)
     scales: FloatArray = np.where(ranges == 0, np.asarray(1, stored.dtype), positive).astype(stored.dtype)
     return scales
 

@@ -41,7 +41,8 @@ def magnitude_mask(matrix: Matrix) -> Mask:
     Returns:
         Booleans [N, K]; exactly two per group are True.
     """
-    grouped = np.abs(_grouped(matrix))
+    # float64: the magnitude of INT8's -128 is no INT8, and unsigned numbers can't be negated.
+    grouped = np.abs(_grouped(matrix).astype(np.float64))
     order = np.argsort(-grouped, axis=2, kind="stable")
     mask = np.zeros(grouped.shape, dtype=np.bool_)
     np.put_along_axis(mask, order[..., :KEPT], values=True, axis=2)
@@ -56,4 +57,4 @@ def zero_fraction(matrix: Matrix) -> float:
 def _grouped(matrix: Matrix) -> Matrix:
     if matrix.ndim != 2 or matrix.shape[1] % GROUP:
         raise ValueError(f"2:4 needs a matrix [N, K] with K a multiple of 4, not {list(matrix.shape)}")
-    return matrix.reshape(matrix.shape[0], -1, GROUP)
+    return matrix.reshape(matrix.shape[0], matrix.shape[1] // GROUP, GROUP)

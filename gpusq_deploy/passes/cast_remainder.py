@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from gpusq_deploy.artifacts.plan import FloatPrecision
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph.values import array_of, insert_before, node_name, value_name
+from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, node_name, value_name
 
 # Inputs that ONNX defines as float32 whatever the data's type is.
 _FLOAT32_INPUTS = {"Resize": frozenset({1, 2}), "NonMaxSuppression": frozenset({0, 1, 3, 4})}
@@ -27,7 +27,7 @@ class CastRemainder:
     2. Graph inputs stay float32 and are cast once, in front of their first reader; outputs are cast back.
     3. `Cast(to=float32)`, and the float32 value of `ConstantOfShape`, follow.
     4. Declined: operators with an input that ONNX defines as float32 only (Resize's scales, NonMaxSuppression), when
-       that input is computed in the graph. Constant ones stay float32.
+       that input is computed in the graph. Constant ones stay float32; one that is data as well becomes two.
 
     LayerNormalization keeps its `stash_type` of float32: its sums are not taken in FP16.
     """
@@ -45,6 +45,7 @@ class CastRemainder:
         target = _TYPES[self.precision]
         if target == ir.DataType.FLOAT or not any(value.dtype == ir.DataType.FLOAT for value in _inner(graph)):
             return 0
+        _separate_float32_inputs(graph)
         kept = _float32_only(graph)
         changes = sum(self._cast_initializer(value) for value in graph.initializers.values() if value not in kept)
         for node in graph:
@@ -93,6 +94,18 @@ def _float32_only(graph: ir.Graph) -> set[ir.Value]:
                 )
             kept.add(value)
     return kept
+
+
+def _separate_float32_inputs(graph: ir.Graph) -> None:
+    """A constant that is read both as a float32 input and as data becomes two."""
+    for node in graph:
+        for index in _FLOAT32_INPUTS.get(node.op_type, frozenset()):
+            value = node.inputs[index] if index < len(node.inputs) else None
+            if value is None or not value.is_initializer():
+                continue
+            if any(place not in _FLOAT32_INPUTS.get(reader.op_type, ()) for reader, place in value.uses()):
+                name = f"{node_name(node)}_float32_{index}"
+                node.replace_input_with(index, add_initializer(graph, name, array_of(value)))
 
 
 def _retarget(node: ir.Node, target: ir.DataType, stored: np.dtype[Any]) -> int:

@@ -15,7 +15,8 @@ from gpusq_deploy.graph.values import NAME_SCOPES
 class Clean:
     """Bring an exported graph into the form that the other passes expect.
 
-    1. Constants become initializers, identities and unused nodes go (onnx_ir's own passes).
+    1. Constants become initializers, identities and unused nodes go (onnx_ir's own passes). Identities stay in a graph
+       that answers one tensor under two names: without them it would answer twice under one.
     2. Of metadata only `name_scopes` stays: stack traces hold paths of the exporting machine.
     3. Every node has a name, unique in the graph.
     """
@@ -27,12 +28,17 @@ class Clean:
         changes = 0
         for step in (
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-            common.IdentityEliminationPass(),
+            *(() if _answers_twice(model.graph) else (common.IdentityEliminationPass(),)),
             common.RemoveUnusedNodesPass(),
             common.NameFixPass(),
         ):
             changes += int(step(model).modified)
         return changes + _strip_metadata(model)
+
+
+def _answers_twice(graph: ir.Graph) -> bool:
+    outputs = set(graph.outputs)
+    return any(node.op_type == "Identity" and outputs.issuperset((node.inputs[0], node.outputs[0])) for node in graph)
 
 
 def _strip_metadata(model: ir.Model) -> int:

@@ -9,9 +9,11 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from gpusq_deploy.artifacts.plan import FloatPrecision, LayerDecision, Plan
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.layers import origin
 from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, value_name
 from gpusq_deploy.numerics.affine import amax_per_channel, quantize, scale_from_amax
 
@@ -26,8 +28,9 @@ STORED_TYPE: dict[FloatPrecision, npt.DTypeLike] = {
 class Quantize:
     """Make INT8 layers out of the plan's decisions.
 
-    1. A weight becomes an INT8 initializer behind a DequantizeLinear with one scale per output channel. The float
-       initializer is left alone: the exporter shares equal constants between layers.
+    1. A weight becomes an INT8 initializer behind a DequantizeLinear with one scale per output channel; a transpose
+       in front of the layer is taken into the stored codes. The float initializer is left alone while anything else
+       reads it: the exporter shares equal constants between layers.
     2. An activation gets one QuantizeLinear/DequantizeLinear pair, shared by the layers that read it and agree on
        its scale.
     3. Scales hold values of the remainder's type, so that the later cast of the graph is exact and the codes belong
@@ -61,24 +64,32 @@ class Quantize:
             _quantize_weight(model.graph, node, decision, stored)
             _quantize_input(model.graph, node, decision, pairs)
             changes += 1
-        _drop_unused_initializers(model.graph)
+        common.RemoveUnusedNodesPass()(model)
         return changes
 
 
 def _is_quantized(node: ir.Node) -> bool:
-    weight = node.inputs[1]
-    producer = None if weight is None else weight.producer()
-    return producer is not None and producer.op_type == "DequantizeLinear"
+    weight, _ = origin(node.inputs[1])
+    return weight is not None and weight.dtype == ir.DataType.INT8
 
 
 def _quantize_weight(graph: ir.Graph, node: ir.Node, decision: LayerDecision, stored: npt.DTypeLike) -> None:
-    weight = node.inputs[1]
-    if weight is None or decision.weight is None or value_name(weight) != decision.weight.tensor:
+    place, (weight, turned) = node.inputs[1], origin(node.inputs[1])
+    if place is None or weight is None or decision.weight is None or value_name(weight) != decision.weight.tensor:
         raise GpusqError("the plan names another weight than the graph has", place=decision.node)
     axis = decision.weight.axis
     values = array_of(weight).astype(np.float32)
-    scale = scale_from_amax(amax_per_channel(values, axis), dtype=stored).astype(np.float32)
+    try:
+        scale = scale_from_amax(amax_per_channel(values, axis), dtype=stored).astype(np.float32)
+    except ValueError as error:
+        raise GpusqError(
+            f"the weight can't be quantised: {error}",
+            place=f"{decision.layer}, tensor {decision.weight.tensor}",
+            hint="build with --bf16 or --fp32",
+        ) from error
     codes = quantize(values, scale, axis=axis)
+    if turned:
+        codes, axis = np.ascontiguousarray(codes.T), 1 - axis
     prefix = f"{decision.node}_weight"
     inputs = [
         add_initializer(graph, f"{prefix}_int8", codes),
@@ -86,7 +97,7 @@ def _quantize_weight(graph: ir.Graph, node: ir.Node, decision: LayerDecision, st
         add_initializer(graph, f"{prefix}_zero_point", np.zeros(scale.shape, np.int8)),
     ]
     dequantize = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{prefix}_dq")
-    node.replace_input_with(1, insert_before(node, dequantize, like=weight, dtype=ir.DataType.FLOAT))
+    node.replace_input_with(1, insert_before(node, dequantize, like=place, dtype=ir.DataType.FLOAT))
 
 
 def _quantize_input(
@@ -106,10 +117,3 @@ def _quantize_input(
         dq = ir.node("DequantizeLinear", [codes, scale, zero_point], name=f"{prefix}_dq")
         pairs[key] = insert_before(node, dq, like=activation, dtype=ir.DataType.FLOAT)
     node.replace_input_with(0, pairs[key])
-
-
-def _drop_unused_initializers(graph: ir.Graph) -> None:
-    outputs = set(graph.outputs)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and value not in outputs:
-            del graph.initializers[name]

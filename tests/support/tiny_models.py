@@ -86,12 +86,17 @@ def exported_vit(*, static: bool = False, biases: bool = True, channels: int = 3
     return Exported(checkpoint=checkpoint, raw=raw, model=run_passes(raw, [Clean()]))
 
 
-def graph(text: str, *, opset: int = 20, **constants: Array) -> ir.Model:
+def graph(text: str, **constants: Array) -> ir.Model:
     """A model from onnx's textual form, with shapes inferred; every constant becomes an initializer."""
-    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}]>\n{text}')
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>\n{text}')
     for name, value in constants.items():
         proto.graph.initializer.append(ir.to_proto(ir.tensor(value, name=name)))
     return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+
+
+def tensor(array: Array, name: str) -> ir.TensorProtocol:
+    """An initializer's content."""
+    return ir.tensor(array, name=name)
 
 
 def run_model(model: ir.Model, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -103,9 +108,7 @@ def run_model(model: ir.Model, feeds: Mapping[str, Array]) -> dict[str, Array]:
     data = ir.to_proto(model).SerializeToString()
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return {
-        name: np.asarray(value) for name, value in zip(names, session.run(names, dict(feeds)), strict=True)
-    }
+    return {name: np.asarray(value) for name, value in zip(names, session.run(names, dict(feeds)), strict=True)}
 
 
 def images(count: int, *, channels: int = 3, seed: int = 0) -> npt.NDArray[np.float32]:

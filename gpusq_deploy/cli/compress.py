@@ -1,0 +1,120 @@
+"""gpusq-compress: a dense checkpoint in, a 2:4 checkpoint for gpusq-build out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gpusq_deploy.cli.common import echo_json, run_command, say
+
+if TYPE_CHECKING:
+    from gpusq_deploy.compress.distill import EpochResult
+    from gpusq_deploy.compress.pipeline import Compression
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--arch", metavar="SPEC", help="timm:NAME, torchvision:NAME or package.module:factory.")
+@click.option("--arch-arg", "arch_args", multiple=True, metavar="K=V", help="Argument of the architecture; repeatable.")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Images, one sub-folder per class in the order of the model's classes; or flat, without labels.",
+)
+@click.option(
+    "--epochs", type=click.IntRange(min=0), default=10, show_default=True, help="0 prunes and trains nothing."
+)
+@click.option(
+    "--lr", type=click.FloatRange(min=0, min_open=True), default=5e-4, show_default=True, help="Peak learning rate."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images per step.")
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.2,
+    show_default=True,
+    help="Share of the images kept out of training, to score on.",
+)
+@click.option("--dense", multiple=True, metavar="PATTERN", help="Leave these layers dense too; repeatable.")
+@click.option("--convolutions", is_flag=True, help="Prune Conv2d layers too, along their channels.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides split and order.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Default: MODEL's name with -24.pt, here.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the text.")
+def command(  # noqa: PLR0913 - click hands one argument to each option
+    *,
+    model: Path,
+    arch: str | None,
+    arch_args: tuple[str, ...],
+    data: Path,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    held_out: float,
+    dense: tuple[str, ...],
+    convolutions: bool,
+    seed: int,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Prune MODEL, a dense checkpoint, to 2:4 and recover it by distillation from itself.
+
+    The result is a self-describing checkpoint for gpusq-build --sparse. Its weights are 2:4 and still floating-point:
+    quantisation-aware training is not part of this command yet, INT8 ranges come from gpusq-build --calib.
+    """
+    from gpusq_deploy.checkpoint.architecture import arch_from_text
+    from gpusq_deploy.compress.distill import DistillOptions
+    from gpusq_deploy.compress.pipeline import CompressReporter, CompressRequest, compress_checkpoint
+
+    if arch is None and arch_args:
+        raise click.UsageError("--arch-arg needs --arch")
+    request = CompressRequest(
+        model=model,
+        arch=None if arch is None else arch_from_text(arch, arch_args),
+        data=data,
+        held_out=held_out,
+        dense=dense,
+        convolutions=convolutions,
+        training=DistillOptions(epochs=epochs, learning_rate=lr, batch_size=batch_size, seed=seed),
+        out=out or Path(f"{model.stem}-24.pt"),
+        force=force,
+    )
+    result = compress_checkpoint(request, CompressReporter(say=say, epoch=_say_epoch))
+    if as_json:
+        import msgspec
+
+        echo_json(msgspec.to_builtins(result))
+    else:
+        _print(result)
+
+
+def _say_epoch(result: EpochResult) -> None:
+    scored = f"agrees with the dense model on {result.agreement:.2%}"
+    if result.accuracy is not None:
+        scored = f"held-out accuracy {result.accuracy:.2%}, {scored}"
+    say(f"epoch {result.epoch} of {result.epochs}: loss {result.loss:.4f}, {scored}")
+
+
+def _print(result: Compression) -> None:
+    scores = result.held_out
+    click.echo(f"{result.file}: {result.arch}")
+    click.echo(f"2:4 ({len(result.pruned)} layers, {result.method}):")
+    for layer in result.pruned:
+        click.echo(f"  {layer}")
+    click.echo(f"dense ({len(result.dense)} layers):")
+    for entry in result.dense:
+        click.echo(f"  {entry.layer}: {entry.reason}")
+    click.echo(
+        f"held-out {scores.measure} on {result.held_out_images} images: dense {scores.dense:.2%}, "
+        f"pruned {scores.pruned:.2%}, recovered {scores.recovered:.2%}"
+    )
+
+
+def main() -> None:
+    """Entry point."""
+    run_command(command)

@@ -1,0 +1,201 @@
+"""A dense checkpoint in, a 2:4 checkpoint and a report of what happened out."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.artifacts.base import Value
+from gpusq_deploy.artifacts.sparsity import SparsityRecord
+from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gpusq_deploy.compress.data import TrainingData, load_folder
+from gpusq_deploy.compress.distill import (
+    DistillOptions,
+    EpochResult,
+    Pair,
+    Scores,
+    count_classes,
+    later_blocks,
+    predict,
+    recover,
+    score,
+)
+from gpusq_deploy.compress.prune import DenseLayer, apply_masks, magnitude_masks, prunable_layers
+from gpusq_deploy.errors import GpusqError
+
+METHOD = "magnitude + distillation"
+_PRUNED_ONLY = "magnitude"
+_CHANCE = 1.2  # times one over the number of classes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompressRequest:
+    """What gpusq-compress is asked for. `dense` holds patterns of layers to leave alone, beside the output layers."""
+
+    model: Path
+    arch: ArchSpec | None
+    data: Path
+    held_out: float
+    dense: tuple[str, ...]
+    convolutions: bool
+    training: DistillOptions
+    out: Path
+    force: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompressReporter:
+    """Where remarks and progress go."""
+
+    say: Callable[[str], None]
+    epoch: Callable[[EpochResult], None]
+
+
+class HeldOutScore(Value):
+    """Share of held-out samples predicted right: the dense model, pruned, and recovered.
+
+    Right is what the label says, or, where there are none, what the dense model predicts (then `dense` is 1).
+    """
+
+    measure: Literal["accuracy", "agreement"]
+    dense: float
+    pruned: float
+    recovered: float
+
+
+class Compression(Value):
+    """What gpusq-compress did."""
+
+    schema: Literal["gpusq.compression/1"] = "gpusq.compression/1"
+    file: str
+    arch: str
+    method: str
+    pruned: tuple[str, ...]
+    dense: tuple[DenseLayer, ...]
+    classes: int
+    train_images: int
+    held_out_images: int
+    skipped: tuple[str, ...]
+    feature_blocks: int
+    epochs: int
+    held_out: HeldOutScore
+    notes: tuple[str, ...]
+
+
+def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) -> Compression:
+    """Prune to 2:4, recover by distillation, save. Nothing is written before the last step.
+
+    Raises:
+        GpusqError: The output exists, a bad checkpoint or folder, labels that don't fit the model, or divergence.
+    """
+    _require_place(request)
+    checkpoint = load_checkpoint(request.model, arch=request.arch)
+    _require_dense(checkpoint, request)
+    choice = prunable_layers(checkpoint.module, request.dense, convolutions=request.convolutions)
+    training = request.training
+    data = load_folder(request.data, checkpoint.preprocessing, held_out=request.held_out, seed=training.seed)
+    teacher = checkpoint.module.to("cuda" if torch.cuda.is_available() else "cpu")
+    _require_classes(teacher, data, request)
+    reference = predict(teacher, data.held_out, training.batch_size)
+    dense = score(teacher, data.held_out, reference, training.batch_size)
+    notes = tuple(_notes(checkpoint, data, dense))
+    for note in (*notes, *(f"skipped {name}" for name in data.skipped)):
+        reporter.say(note)
+    student = copy.deepcopy(teacher)
+    masks = magnitude_masks(student, choice.pruned)
+    apply_masks(student, masks)
+    pruned = score(student, data.held_out, reference, training.batch_size)
+    recover(Pair(student=student, teacher=teacher, masks=masks), data, training, reporter.epoch)
+    recovered = score(student, data.held_out, reference, training.batch_size)
+    method = METHOD if training.epochs else _PRUNED_ONLY
+    _save(request, checkpoint, student, SparsityRecord(method=method, layers=choice.pruned))
+    return Compression(
+        file=str(request.out),
+        arch=str(checkpoint.arch),
+        method=method,
+        pruned=choice.pruned,
+        dense=choice.dense,
+        classes=len(data.classes),
+        train_images=len(data.train),
+        held_out_images=len(data.held_out),
+        skipped=data.skipped,
+        feature_blocks=len(later_blocks(student)),
+        epochs=training.epochs,
+        held_out=_held_out(dense, pruned, recovered),
+        notes=notes,
+    )
+
+
+def _held_out(dense: Scores, pruned: Scores, recovered: Scores) -> HeldOutScore:
+    return HeldOutScore(
+        measure="agreement" if dense.accuracy is None else "accuracy",
+        dense=_main(dense),
+        pruned=_main(pruned),
+        recovered=_main(recovered),
+    )
+
+
+def _main(scores: Scores) -> float:
+    return scores.agreement if scores.accuracy is None else scores.accuracy
+
+
+def _notes(checkpoint: Checkpoint, data: TrainingData, dense: Scores) -> Iterator[str]:
+    if not data.classes:
+        yield "no class folders: the dense model's own predictions stand in for labels"
+    elif dense.accuracy is not None and dense.accuracy < _CHANCE / len(data.classes):
+        yield (
+            f"the dense model is right on only {dense.accuracy:.1%} of the held-out images, which is chance: if the "
+            "class folders, sorted by name, aren't in the order of the model's classes, these labels spoil it; a flat "
+            "folder needs none"
+        )
+    if not later_blocks(checkpoint.module):
+        yield "the model has no container `blocks`: distilling without the feature term"
+    if checkpoint.ranges:
+        yield f"the {len(checkpoint.ranges)} activation ranges of the dense model don't hold any more and are left out"
+
+
+def _require_place(request: CompressRequest) -> None:
+    out = request.out
+    if out.is_dir():
+        raise GpusqError("the output is a folder", place=str(out), hint="give --out a file name, such as model-24.pt")
+    if out.exists() and not request.force:
+        raise GpusqError("the output exists", place=str(out), hint="choose another --out, or replace it with --force")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise GpusqError("the output can't be written there", place=str(parent), hint="choose another --out")
+
+
+def _require_dense(checkpoint: Checkpoint, request: CompressRequest) -> None:
+    record = checkpoint.sparsity
+    if record is not None:
+        raise GpusqError(
+            f"the checkpoint says that {len(record.layers)} of its layers are {record.pattern} already",
+            place=str(request.model),
+            hint="give the dense checkpoint that it was made from: it teaches the pruned one",
+        )
+
+
+def _require_classes(teacher: torch.nn.Module, data: TrainingData, request: CompressRequest) -> None:
+    outputs = count_classes(teacher, data.held_out)
+    if len(data.classes) > outputs:
+        raise GpusqError(
+            f"the folder has {len(data.classes)} classes, the model tells only {outputs} apart",
+            place=str(request.data),
+            hint="one sub-folder per class of the model; a flat folder trains without labels",
+        )
+
+
+def _save(request: CompressRequest, checkpoint: Checkpoint, student: torch.nn.Module, sparsity: SparsityRecord) -> None:
+    try:
+        save_checkpoint(
+            request.out, student, arch=checkpoint.arch, preprocessing=checkpoint.preprocessing, sparsity=sparsity
+        )
+    except OSError as error:
+        raise GpusqError(f"cannot write the checkpoint: {error.strerror}", place=str(request.out)) from error

@@ -1,0 +1,213 @@
+"""gpusq-compress on a tiny ViT: what it writes, what it refuses, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from commands import Finished, run_main
+from PIL import Image
+
+from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint
+from gpusq_deploy.cli.compress import main as compress
+from gpusq_deploy.compress.pipeline import Compression
+
+PRUNED = [f"blocks.{block}.{layer}" for block in (0, 1) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes that differ by brightness, 12 images each."""
+    root = tmp_path_factory.mktemp("classes")
+    rng = np.random.default_rng(0)
+    for name, level in (("dark", 60), ("light", 190)):
+        (root / name).mkdir()
+        for index in range(12):
+            pixels = np.clip(rng.normal(level, 30, (32, 32, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+def run(model: Path, data: Path, out: Path, *options: object) -> Finished:
+    return run_main(compress, model, "--data", data, "--out", out, "--epochs", "1", *options)
+
+
+def groups_with_three(weight: torch.Tensor) -> int:
+    """Groups of four along a row with more than two non-zeros."""
+    return int(((weight.reshape(-1, 4) != 0).sum(dim=1) > 2).sum())
+
+
+def refused(done: Finished, words: str, out: Path) -> None:
+    """Exit 5, no traceback, and nothing of the output beside what was there."""
+    assert done.code == 5
+    assert done.out == ""
+    assert "\nerror: " in f"\n{done.err}"
+    assert words in done.err
+    assert "Traceback" not in done.err
+    assert not out.exists()
+    assert not list(out.parent.glob(f".{out.name}*"))
+
+
+def test_the_result_is_a_2_4_checkpoint_that_describes_itself(dense: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "model-24.pt"
+    done = run(dense, folder, out, "--json")
+    assert done.code == 0, done.err
+    result = msgspec.json.decode(done.out, type=Compression)
+    assert list(result.pruned) == PRUNED
+    assert {entry.layer for entry in result.dense} == {"patch_embed.proj", "head"}
+    assert (result.train_images, result.held_out_images, result.classes) == (19, 5, 2)
+    assert result.held_out.measure == "accuracy"
+    assert "epoch 1 of 1" in done.err
+    assert "which is chance" in done.err
+    saved, original = load_checkpoint(out), load_checkpoint(dense)
+    assert saved.sparsity is not None
+    assert saved.sparsity.method == "magnitude + distillation"
+    assert list(saved.sparsity.layers) == PRUNED
+    assert saved.arch == original.arch
+    assert saved.preprocessing == original.preprocessing
+    for layer in PRUNED:
+        weight = saved.module.get_parameter(f"{layer}.weight")
+        assert groups_with_three(weight) == 0
+        assert not torch.equal(weight[weight != 0], original.module.get_parameter(f"{layer}.weight")[weight != 0])
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_no_epochs_prune_and_train_nothing(dense: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pruned.pt"
+    done = run(dense, folder, out, "--epochs", "0")
+    assert done.code == 0, done.err
+    assert "epoch" not in done.err
+    assert "blocks.0.attn.qkv" in done.out
+    assert "head: an output layer" in done.out
+    saved, original = load_checkpoint(out), load_checkpoint(dense)
+    assert saved.sparsity is not None
+    assert saved.sparsity.method == "magnitude"
+    for name, value in saved.module.state_dict().items():
+        kept = value != 0
+        assert torch.equal(value[kept], original.module.state_dict()[name][kept])
+
+
+def test_a_flat_folder_trains_without_labels(dense: Path, folder: Path, tmp_path: Path) -> None:
+    done = run(dense, folder / "dark", tmp_path / "model.pt", "--json")
+    assert done.code == 0, done.err
+    result = msgspec.json.decode(done.out, type=Compression)
+    assert result.classes == 0
+    assert result.held_out.measure == "agreement"
+    assert result.held_out.dense == 1.0
+    assert "stand in for labels" in done.err
+    assert "chance" not in done.err
+
+
+def test_a_seed_repeats_to_the_bit(dense: Path, folder: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.pt", tmp_path / "b.pt"
+    assert run(dense, folder, first).code == run(dense, folder, second).code == 0
+    again = load_checkpoint(second).module.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in load_checkpoint(first).module.state_dict().items())
+
+
+def test_layers_can_be_left_dense(dense: Path, folder: Path, tmp_path: Path) -> None:
+    done = run(dense, folder, tmp_path / "model.pt", "--dense", "blocks.0.*", "--epochs", "0", "--json")
+    result = msgspec.json.decode(done.out, type=Compression)
+    assert list(result.pruned) == PRUNED[4:]
+    done = run(dense, folder, tmp_path / "other.pt", "--dense", "block.0.*")
+    refused(done, "--dense block.0.*", tmp_path / "other.pt")
+
+
+def test_overwriting_needs_force(dense: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.pt"
+    out.write_bytes(b"precious")
+    done = run(dense, folder, out)
+    assert done.code == 5
+    assert "--force" in done.err
+    assert out.read_bytes() == b"precious"
+    assert run(dense, folder, out, "--epochs", "0", "--force").code == 0
+    assert load_checkpoint(out).sparsity is not None
+
+
+def test_data_that_is_no_folder_of_images_is_refused(dense: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.pt"
+    refused(run(dense, tmp_path / "nowhere", out), "no such folder", out)
+    (tmp_path / "notes.txt").write_text("words")
+    refused(run(dense, tmp_path, out), "no images in the folder", out)
+
+
+def test_what_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.pt"
+    refused(run(tmp_path / "nothing.pt", folder, out), "no such file", out)
+    (tmp_path / "text.pt").write_text("words")
+    refused(run(tmp_path / "text.pt", folder, out), "not a PyTorch file", out)
+
+
+def test_a_model_that_is_2_4_already_is_refused(dense: Path, folder: Path, tmp_path: Path) -> None:
+    first, out = tmp_path / "first.pt", tmp_path / "second.pt"
+    assert run(dense, folder, first, "--epochs", "0").code == 0
+    refused(run(first, folder, out), "2:4 already", out)
+
+
+def test_more_classes_than_logits_are_refused(folder: Path, tmp_path: Path, dense: Path) -> None:
+    many = tmp_path / "many"
+    for index in range(65):
+        (many / f"{index:02d}").mkdir(parents=True)
+        (many / f"{index:02d}" / "a.png").write_bytes((folder / "dark" / "0.png").read_bytes())
+    refused(run(dense, many, tmp_path / "out.pt"), "65 classes, the model tells only 64 apart", tmp_path / "out.pt")
+
+
+def test_an_output_that_can_t_be_written_is_refused_before_the_work(dense: Path, folder: Path, tmp_path: Path) -> None:
+    done = run(dense, folder, tmp_path)
+    assert done.code == 5
+    assert "the output is a folder" in done.err
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    done = run(dense, folder, blocker / "model.pt")
+    assert done.code == 5
+    assert "can't be written there" in done.err
+
+
+def test_ranges_of_the_dense_model_are_left_out_and_said(dense: Path, folder: Path, tmp_path: Path) -> None:
+    original = load_checkpoint(dense)
+    source, out = tmp_path / "ranges.pt", tmp_path / "model.pt"
+    save_checkpoint(
+        source,
+        original.module,
+        arch=original.arch,
+        preprocessing=original.preprocessing,
+        ranges={"blocks.0.mlp.fc1": 3.0},
+    )
+    done = run(source, folder, out, "--epochs", "0")
+    assert done.code == 0, done.err
+    assert "ranges of the dense model" in done.err
+    assert load_checkpoint(out).ranges == {}
+
+
+def test_divergence_leaves_nothing_behind(dense: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.pt"
+    refused(run(dense, folder, out, "--lr", "1e30", "--epochs", "5"), "training diverged", out)
+
+
+@pytest.mark.slow
+def test_an_interrupt_leaves_nothing_behind(dense: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.pt"
+    script = "from gpusq_deploy.cli.compress import main; main()"
+    words = ["-c", script, str(dense), "--data", str(folder), "--out", str(out), "--epochs", "100000"]
+    with subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        deadline = time.monotonic() + 60
+        while "epoch 2 of" not in process.stderr.readline():
+            assert time.monotonic() < deadline
+        process.send_signal(signal.SIGINT)
+        process.stderr.read()
+        assert process.wait(timeout=30) == 130
+    assert os.listdir(tmp_path) == []
+
+
+def test_arch_arguments_need_an_arch(dense: Path, folder: Path, tmp_path: Path) -> None:
+    done = run(dense, folder, tmp_path / "model.pt", "--arch-arg", "depth=2")
+    assert done.code == 2

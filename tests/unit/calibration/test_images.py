@@ -1,0 +1,194 @@
+"""Images against torchvision's own transforms, on real photographs, and damaged files."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import photographs
+import pytest
+import torch
+from PIL import Image
+
+from gpusq_deploy.artifacts.arch import Interpolation, Preprocessing
+from gpusq_deploy.calibration.images import SUFFIXES, Sample, image_files, load_image
+from gpusq_deploy.checkpoint.tensors import array_from_tensor
+from gpusq_deploy.errors import GpusqError
+
+transforms: Any = importlib.import_module("torchvision.transforms")  # it ships no types
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MODES = {
+    "nearest": transforms.InterpolationMode.NEAREST,
+    "bilinear": transforms.InterpolationMode.BILINEAR,
+    "bicubic": transforms.InterpolationMode.BICUBIC,
+    "lanczos": transforms.InterpolationMode.LANCZOS,
+}
+# Both resize with Pillow, and normalise in float32: what is left is the rounding of one division.
+TOLERANCE = 1e-6
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return photographs.write_photographs(tmp_path_factory.mktemp("photos"), ("astronaut", "coffee"), crops=1)
+
+
+@pytest.fixture(scope="module")
+def sizes(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """One photograph as it is, wide, tall, and smaller than the model's input."""
+    folder = tmp_path_factory.mktemp("sizes")
+    image = Image.open(next(iter(sorted(photos.iterdir()))))
+    boxes = {"square": (300, 300), "wide": (331, 173), "tall": (97, 260), "small": (21, 17)}
+    for name, size in boxes.items():
+        image.crop((0, 0, *size)).save(folder / f"{name}.png")
+    return tuple(sorted(folder.iterdir()))
+
+
+def preprocessing(**changes: Any) -> Preprocessing:
+    fields: dict[str, Any] = {
+        "channels": 3,
+        "height": 32,
+        "width": 32,
+        "mean": MEAN,
+        "std": STD,
+        "interpolation": "bicubic",
+        "origin": "test",
+        **changes,
+    }
+    if fields["channels"] == 1:
+        fields["mean"], fields["std"] = (0.5,), (0.25,)
+    return Preprocessing(**fields)
+
+
+def by_torchvision(path: Path, wanted: Preprocessing) -> Sample:
+    """timm's evaluation transform for square inputs, written with torchvision."""
+    steps = transforms.Compose(
+        [
+            transforms.Resize(math.floor(wanted.height / wanted.crop_fraction), MODES[wanted.interpolation]),
+            transforms.CenterCrop((wanted.height, wanted.width)),
+            transforms.ToTensor(),
+            transforms.Normalize(wanted.mean, wanted.std),
+        ]
+    )
+    with Image.open(path) as image:
+        answer: torch.Tensor = steps(image.convert("L" if wanted.channels == 1 else "RGB"))
+    return array_from_tensor(answer)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("interpolation", sorted(MODES))
+@pytest.mark.parametrize("fraction", [1.0, 0.95, 0.9, 0.875, 0.7])
+def test_a_sample_is_what_torchvision_makes_of_the_photograph(
+    sizes: tuple[Path, ...], channels: int, interpolation: Interpolation, fraction: float
+) -> None:
+    wanted = preprocessing(channels=channels, interpolation=interpolation, crop_fraction=fraction)
+    for path in sizes:
+        ours = load_image(path, wanted)
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, by_torchvision(path, wanted), rtol=0, atol=TOLERANCE, err_msg=path.name)
+
+
+@pytest.mark.parametrize("side", [33, 37, 224])
+def test_odd_margins_are_cropped_as_torchvision_crops_them(sizes: tuple[Path, ...], side: int) -> None:
+    wanted = preprocessing(height=side, width=side, crop_fraction=0.9)
+    for path in sizes:
+        np.testing.assert_allclose(load_image(path, wanted), by_torchvision(path, wanted), rtol=0, atol=TOLERANCE)
+
+
+def test_the_fraction_of_a_torchvision_model_gives_its_resize_back(sizes: tuple[Path, ...]) -> None:
+    """224 / (224 / 232) is 231.99… in floating point, and 232 is meant."""
+    wanted = preprocessing(height=224, width=224, crop_fraction=224 / 232, interpolation="bilinear")
+    steps = transforms.Compose([transforms.Resize(232), transforms.CenterCrop(224), transforms.ToTensor()])
+    plain = preprocessing(
+        height=224, width=224, crop_fraction=224 / 232, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3
+    )
+    assert wanted.crop_fraction == plain.crop_fraction
+    with Image.open(sizes[0]) as image:
+        expected: torch.Tensor = steps(image.convert("RGB"))
+    np.testing.assert_allclose(load_image(sizes[0], plain), array_from_tensor(expected), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 48), (48, 16), (1, 7)])
+def test_a_photograph_covers_an_input_that_is_not_square(sizes: tuple[Path, ...], height: int, width: int) -> None:
+    for path in sizes:
+        sample = load_image(path, preprocessing(height=height, width=width, crop_fraction=0.9))
+        assert sample.shape == (3, height, width)
+        darkest = (0 - np.array(MEAN)) / np.array(STD)
+        # A crop beyond the image would be black through and through.
+        assert not (np.abs(sample - darkest[:, None, None]).max(axis=0) < 1e-6).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F"])
+def test_images_of_every_mode_are_read(tmp_path: Path, sizes: tuple[Path, ...], mode: str) -> None:
+    path = tmp_path / "image.tif"
+    with Image.open(sizes[0]) as image:
+        image.convert(mode).save(path)
+    for channels in (1, 3):
+        sample = load_image(path, preprocessing(channels=channels))
+        assert sample.shape == (channels, 32, 32)
+        assert np.isfinite(sample).all()
+
+
+def encoded(folder: Path, suffix: str) -> bytes:
+    pixels = np.random.default_rng(6).integers(0, 256, (20, 30, 3), np.uint8)
+    path = folder / f"good.{suffix}"
+    Image.fromarray(pixels).save(path)
+    return path.read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about the damage too
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "jpg", "png", "ppm", "tif", "webp"])
+def test_a_damaged_image_is_refused_by_name_or_read(tmp_path: Path, suffix: str) -> None:
+    dice, data = random.Random(7), encoded(tmp_path, suffix)
+    path = tmp_path / f"damaged.{suffix}"
+    refusals: list[GpusqError] = []
+    for _ in range(150):
+        damaged = bytearray(data)
+        for _ in range(dice.randrange(1, 5)):
+            damaged[dice.randrange(dice.choice((40, len(data))))] = dice.randrange(256)
+        path.write_bytes(damaged[: dice.choice((len(data), dice.randrange(len(data))))])
+        try:
+            load_image(path, preprocessing())
+        except GpusqError as error:
+            refusals.append(error)
+    assert refusals
+    assert all(error.place == str(path) and error.hint for error in refusals)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
+def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(content)
+    with pytest.raises(GpusqError, match="not a readable image"):
+        load_image(path, preprocessing())
+
+
+def test_files_are_found_at_any_depth_in_one_order_whatever_the_disk_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b/2.png", "b/10.PNG", "a/z.jpeg", "a/deep/er/x.webp", "c.tiff", "notes.txt", "a/.hidden"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "folder.png").mkdir()
+    found = image_files(tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+        "a/deep/er/x.webp",
+        "a/z.jpeg",
+        "b/10.PNG",
+        "b/2.png",
+        "c.tiff",
+    ]
+    listed = list(tmp_path.rglob("*"))
+
+    def backwards(_path: Path, _pattern: str) -> Iterator[Path]:
+        return iter(reversed(listed))
+
+    monkeypatch.setattr(Path, "rglob", backwards)
+    assert image_files(tmp_path) == found
+    assert {path.suffix.lower() for path in found} <= SUFFIXES

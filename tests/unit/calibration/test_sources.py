@@ -1,0 +1,248 @@
+"""Sources of samples: what is refused, what is skipped, and that order and batches change nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from gpusq_deploy.artifacts.arch import Preprocessing
+from gpusq_deploy.calibration.sources import (
+    ArrayFile,
+    Batches,
+    ImageFolder,
+    RandomNoise,
+    Selection,
+    filled,
+    open_source,
+)
+from gpusq_deploy.errors import GpusqError
+
+SIZE = Preprocessing(
+    channels=3, height=8, width=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bilinear", origin="test"
+)
+Folder = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """A folder of `good` images and `bad` files that only look like images."""
+
+    def make(good: int, bad: int = 0) -> Path:
+        place = tmp_path / "images"
+        place.mkdir()
+        for index in range(good):
+            pixels = np.full((8, 8, 3), index, np.uint8)
+            Image.fromarray(pixels).save(place / f"good-{index:02d}.png")
+        for index in range(bad):
+            (place / f"bad-{index:02d}.png").write_bytes(b"damaged")
+        return place
+
+    return make
+
+
+def save(path: Path, array: npt.NDArray[Any]) -> str:
+    np.save(path, array)
+    return str(path)
+
+
+def read(source: Any, size: int = 4) -> tuple[npt.NDArray[np.float32], Batches]:
+    batches = Batches(source=source, size=size)
+    return np.concatenate(list(batches)), batches
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.ones((2, 3, 8), np.float32),
+        np.ones((2, 3, 8, 9), np.float32),
+        np.ones((2, 1, 8, 8), np.float32),
+        np.ones((2, 8, 8, 3), np.float32),
+        np.ones((2, 3, 8, 8), np.uint8),
+        np.ones((2, 3, 8, 8), np.complex64),
+        np.ones((2, 3, 8, 8), np.bool_),
+        np.ones((), np.float32),
+    ],
+    ids=lambda array: f"{array.dtype}{list(array.shape)}",
+)
+def test_an_array_that_the_model_cannot_take_is_refused(tmp_path: Path, array: npt.NDArray[Any]) -> None:
+    path = save(tmp_path / "data.npy", array)
+    with pytest.raises(GpusqError, match=r"float32 \[N, 3, 8, 8\]") as caught:
+        open_source(path, SIZE)
+    assert str(array.dtype) in caught.value.what
+    assert (caught.value.place, bool(caught.value.hint)) == (path, True)
+
+
+def test_an_array_without_samples_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GpusqError):
+        open_source(save(tmp_path / "data.npy", np.ones((0, 3, 8, 8), np.float32)), SIZE)
+
+
+class Trap:
+    """Unpickling this creates a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.path),))
+
+
+def test_a_pickled_array_is_refused_and_not_run(tmp_path: Path) -> None:
+    path, trace = tmp_path / "data.npy", tmp_path / "executed"
+    array = np.empty(1, object)
+    array[0] = Trap(trace)
+    np.save(path, array, allow_pickle=True)
+    with pytest.raises(GpusqError, match=r"not a \.npy file"):
+        open_source(str(path), SIZE)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"PK\x03\x04", b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff{", b"\x80\x02."]
+)
+def test_what_is_no_array_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "data.npy"
+    path.write_bytes(content)
+    with pytest.raises(GpusqError, match=r"not a \.npy file, or damaged") as caught:
+        open_source(str(path), SIZE)
+    assert caught.value.hint
+
+
+def test_an_archive_of_arrays_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.ones((2, 3, 8, 8), np.float32))
+    (tmp_path / "data.npz").rename(tmp_path / "data.npy")
+    with pytest.raises(GpusqError, match=r"not a \.npy file, or damaged"):
+        open_source(str(tmp_path / "data.npy"), SIZE)
+
+
+@pytest.mark.filterwarnings("ignore")  # numpy warns about headers that it reads all the same
+def test_a_damaged_array_is_refused_or_read(tmp_path: Path) -> None:
+    dice, path = random.Random(8), tmp_path / "data.npy"
+    data = Path(save(path, np.ones((2, 3, 8, 8), np.float32))).read_bytes()
+    for _ in range(300):
+        damaged = bytearray(data)
+        for _ in range(dice.randrange(1, 4)):
+            damaged[dice.randrange(128)] = dice.randrange(256)
+        path.write_bytes(damaged[: dice.choice((len(data), dice.randrange(len(data))))])
+        with contextlib.suppress(GpusqError):
+            read(open_source(str(path), SIZE))
+
+
+@pytest.mark.parametrize("name", ["none", "none.npy", "x" * 300, "a\0b"])
+def test_a_source_that_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(GpusqError, match="no such file or folder") as caught:
+        open_source(str(tmp_path / name), SIZE)
+    assert "--calib takes" in str(caught.value.hint)
+
+
+def test_a_single_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.new("RGB", (8, 8)).save(path)
+    with pytest.raises(GpusqError, match="not a source"):
+        open_source(str(path), SIZE)
+
+
+def test_a_folder_without_images_is_refused(folder: Folder) -> None:
+    place = folder(0)
+    (place / "notes.txt").touch()
+    with pytest.raises(GpusqError, match="no images in the folder") as caught:
+        open_source(str(place), SIZE)
+    assert ".png" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_an_array_gives_its_rows_as_float32(tmp_path: Path, dtype: Any) -> None:
+    array = np.random.default_rng(9).standard_normal((5, 3, 8, 8)).astype(dtype)
+    source = open_source(save(tmp_path / "data.npy", array), SIZE)
+    assert isinstance(source, ArrayFile)
+    values, batches = read(source)
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(values, array.astype(np.float32))
+    assert (batches.count, batches.skipped) == (5, [])
+
+
+def test_an_array_in_column_order_gives_the_same_rows(tmp_path: Path) -> None:
+    array = np.random.default_rng(9).standard_normal((5, 3, 8, 8)).astype(np.float32)
+    source = open_source(save(tmp_path / "data.npy", np.asfortranarray(array)), SIZE)
+    np.testing.assert_array_equal(read(source)[0], array)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_a_row_that_is_not_finite_in_float32_is_skipped_by_number(tmp_path: Path, value: float) -> None:
+    array = np.zeros((5, 3, 8, 8), np.float64)
+    array[3, 0, 0, 0] = value
+    path = save(tmp_path / "data.npy", array)
+    values, batches = read(open_source(path, SIZE))
+    assert len(values) == 4
+    assert batches.skipped == [f"{path}, row 3: the sample holds NaN or infinity"]
+
+
+def test_damaged_images_are_skipped_by_name_up_to_a_tenth(folder: Folder) -> None:
+    place = folder(18, 2)
+    source = open_source(str(place), SIZE)
+    assert isinstance(source, ImageFolder)
+    values, batches = read(source)
+    assert (len(values), batches.count, len(batches.skipped)) == (18, 18, 2)
+    assert all(f"bad-{index:02d}.png" in text for index, text in enumerate(batches.skipped))
+    assert (values[:, 0, 0, 0] * 255).round().tolist() == list(range(18))
+
+
+def test_more_damaged_images_than_a_tenth_stop_it(folder: Folder) -> None:
+    source = open_source(str(folder(17, 3)), SIZE)
+    with pytest.raises(GpusqError, match="3 of 20 samples can't be read") as caught:
+        read(source)
+    assert "bad-02.png" in str(caught.value.place)
+    assert caught.value.hint
+
+
+def test_one_damaged_image_of_a_few_is_forgiven_and_two_are_not(folder: Folder, tmp_path: Path) -> None:
+    place = folder(3, 1)
+    assert len(read(open_source(str(place), SIZE))[0]) == 3
+    (place / "bad-02.png").touch()
+    with pytest.raises(GpusqError, match="2 of 5"):
+        read(open_source(str(place), SIZE))
+
+
+def test_a_folder_of_nothing_but_damage_is_refused(folder: Folder) -> None:
+    with pytest.raises(GpusqError, match="no sample could be read"):
+        list(Batches(source=open_source(str(folder(0, 1)), SIZE), size=4))
+
+
+def test_noise_depends_on_the_index_alone_and_says_that_it_is_synthetic() -> None:
+    source = open_source("random", SIZE)
+    assert isinstance(source, RandomNoise)
+    assert source.synthetic
+    np.testing.assert_array_equal(source.sample(3), RandomNoise(preprocessing=SIZE).sample(3))
+    assert not np.array_equal(source.sample(3), source.sample(4))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 99])
+def test_batches_hold_every_sample_once_in_order(tmp_path: Path, size: int) -> None:
+    array = np.random.default_rng(10).standard_normal((11, 3, 8, 8)).astype(np.float32)
+    batches = list(Batches(source=open_source(save(tmp_path / "data.npy", array), SIZE), size=size))
+    assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
+    np.testing.assert_array_equal(np.concatenate(batches), array)
+
+
+def test_a_selection_gives_the_samples_that_it_names(tmp_path: Path) -> None:
+    array = np.arange(6, dtype=np.float32)[:, None, None, None] * np.ones((1, 3, 8, 8), np.float32)
+    whole = open_source(save(tmp_path / "data.npy", array), SIZE)
+    part = Selection(source=whole, indices=[5, 0, 2])
+    assert (len(part), part.name, part.synthetic) == (3, whole.name, False)
+    assert read(part)[0][:, 0, 0, 0].tolist() == [5, 0, 2]
+
+
+def test_a_short_batch_grows_by_its_last_sample() -> None:
+    batch = np.arange(3, dtype=np.float32)[:, None]
+    assert filled(batch, 5)[:, 0].tolist() == [0, 1, 2, 2, 2]
+    assert filled(batch, 3) is batch
+    assert filled(batch, None) is batch

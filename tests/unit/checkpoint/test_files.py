@@ -1,0 +1,276 @@
+"""Files that aren't checkpoints, damaged ones, and hostile ones: always a GpusqError, never anything run."""
+
+from __future__ import annotations
+
+import collections
+import errno
+import os
+import pickle
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
+from gpusq_deploy.checkpoint.files import read_checkpoint_file, state_dict_in
+from gpusq_deploy.errors import GpusqError
+
+Refused = Callable[..., GpusqError]
+State = dict[str, torch.Tensor]
+
+SMALL: State = {"fc.weight": torch.arange(12.0).reshape(3, 4), "fc.bias": torch.ones(3), "steps": torch.tensor(7)}
+
+
+class Touch:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.path),))
+
+
+def same(got: State, expected: State) -> bool:
+    return list(got) == list(expected) and all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_text_file_is_refused(tmp_path: Path, refused: Refused, suffix: str) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.write_text("<html>404 not found</html>\n")
+    assert "not a" in refused(path).what
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_an_empty_file_is_refused(tmp_path: Path, refused: Refused, suffix: str) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.touch()
+    assert refused(path).what == "the file is empty"
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_folder_is_refused(tmp_path: Path, refused: Refused, suffix: str) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.mkdir()
+    assert refused(path).what == "not a file"
+
+
+@pytest.mark.parametrize("name", ["none.pt", "none.safetensors", "x" * 300, "a\0b"])
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path, refused: Refused, name: str) -> None:
+    assert refused(tmp_path / name).what == "no such file"
+
+
+def test_a_dangling_link_is_refused(tmp_path: Path, refused: Refused) -> None:
+    path = tmp_path / "model.pt"
+    path.symlink_to(tmp_path / "gone.pt")
+    refused(path)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_that_may_not_be_read_is_refused(
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = tmp_path / f"model{suffix}"
+    torch.save(SMALL, path)
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    assert "Permission denied" in refused(path).what
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("part", [0.02, 0.3, 0.6, 0.9, 0.999])
+def test_a_truncated_file_is_refused(tmp_path: Path, refused: Refused, state: State, legacy: bool, part: float) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * part)])
+    refused(path)
+
+
+def test_a_truncated_safetensors_is_refused(tmp_path: Path, refused: Refused, state: State) -> None:
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(state, path)
+    data = path.read_bytes()
+    for length in (1, 7, 8, 100, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:length])
+        assert "damaged" in refused(path).what
+
+
+def test_a_zip_of_something_else_is_refused(tmp_path: Path, refused: Refused) -> None:
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    assert "not a PyTorch file" in refused(path).what
+
+
+@pytest.mark.parametrize("how", ["pickle", "legacy", "zip"])
+def test_code_in_a_file_is_not_run(tmp_path: Path, refused: Refused, how: str) -> None:
+    path, trace = tmp_path / "model.pt", tmp_path / "executed"
+    content = {"weight": torch.ones(2), "extra": Touch(trace)}
+    if how == "pickle":
+        path.write_bytes(pickle.dumps({"extra": Touch(trace)}, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how == "zip")
+    error = refused(path)
+    assert not trace.exists()
+    assert "would run code" in error.what
+    assert "mkdir" in error.what
+
+
+def test_the_code_in_that_file_would_have_run(tmp_path: Path) -> None:
+    """The test above can fail: the same bytes do create the folder when they are trusted."""
+    path, trace = tmp_path / "model.pt", tmp_path / "executed"
+    torch.save({"extra": Touch(trace)}, path)
+    torch.load(path, weights_only=False)
+    assert trace.exists()
+
+
+def test_a_pickled_module_is_refused_with_advice(tmp_path: Path, refused: Refused) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(torch.nn.Linear(2, 2), path)
+    error = refused(path)
+    assert "torch.nn.modules.linear.Linear" in error.what
+    assert "state_dict()" in str(error.hint)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [(torch.ones(3), "Tensor"), ([torch.ones(3)], "list"), (7, "int"), (None, "NoneType"), ("text", "str")],
+)
+def test_what_is_no_dictionary_is_refused(tmp_path: Path, refused: Refused, content: object, found: str) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(content, path)
+    assert f"holds a {found}" in refused(path).what
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ({}, "nothing"),
+        ({"epoch": 3}, "'epoch'"),
+        ({"model": {}}, "nothing"),
+        ({"model": {"weight": [1.0]}}, "'weight'"),
+        ({"fc.weight": torch.ones(2), "epoch": 3}, "'epoch'"),
+        ({0: torch.ones(2)}, "0"),
+        ({("a", 1): torch.ones(2)}, "('a', 1)"),
+        ({"format": torch.ones(3), "x": 1}, "'x'"),
+    ],
+)
+def test_a_dictionary_without_named_tensors_is_refused(
+    tmp_path: Path, refused: Refused, content: dict[Any, Any], named: str
+) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(content, path)
+    error = refused(path)
+    assert "no state dict in the file" in error.what
+    assert named in error.what
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict", "model_ema"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_the_layouts_of_training_tools_are_read(tmp_path: Path, wrapper: str, prefix: str) -> None:
+    inner = collections.OrderedDict((prefix + name, tensor) for name, tensor in SMALL.items())
+    path = tmp_path / "model.pt"
+    torch.save({wrapper: inner, "epoch": 3, "optimizer": {"state": {0: torch.ones(2)}}}, path)
+    got, layout = state_dict_in(read_checkpoint_file(path), place=str(path))
+    assert same(got, SMALL)
+    assert wrapper in layout
+
+
+def test_a_prefix_that_not_all_names_have_stays() -> None:
+    mixed = {"module.a": torch.ones(1), "b": torch.ones(1)}
+    assert list(state_dict_in(mixed, place="here")[0]) == ["module.a", "b"]
+
+
+def test_a_module_that_is_called_model_is_not_a_wrapper() -> None:
+    assert list(state_dict_in({"model": torch.ones(1)}, place="here")[0]) == ["model"]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_good_files_give_the_tensors_that_were_saved(tmp_path: Path, legacy: bool) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(SMALL, path, _use_new_zipfile_serialization=not legacy)
+    assert same(dict(read_checkpoint_file(path)), SMALL)
+
+
+def test_good_safetensors_give_the_tensors_that_were_saved(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(SMALL, path)
+    got = dict(read_checkpoint_file(path))
+    assert same({name: got[name] for name in SMALL}, SMALL)
+
+
+def test_weights_on_another_device_land_on_the_cpu(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(SMALL, path)
+    content: Any = read_checkpoint_file(path)
+    assert content["fc.weight"].device == torch.device("cpu")
+
+
+def write_small(path: Path, kind: str) -> bytes:
+    if kind == "safetensors":
+        safetensors.torch.save_file(SMALL, path)
+    else:
+        torch.save(SMALL, path, _use_new_zipfile_serialization=kind == "zip")
+    return path.read_bytes()
+
+
+def damage(data: bytes, dice: random.Random) -> bytes:
+    """Cut it short, flip some bytes, drop a piece, or repeat one; the start is hit more often than the rest."""
+    damaged = bytearray(data)
+    kind = dice.randrange(4)
+    place = dice.randrange(dice.choice((64, 512, len(data))) % len(data) + 1)
+    if kind == 0:
+        return bytes(damaged[:place])
+    if kind == 1:
+        for _ in range(dice.randrange(1, 6)):
+            damaged[dice.randrange(len(damaged))] = dice.randrange(256)
+        damaged[place % len(damaged)] ^= 1 << dice.randrange(8)
+        return bytes(damaged)
+    piece = bytes(damaged[place : place + dice.randrange(1, 40)])
+    damaged[place : place + len(piece)] = b"" if kind == 2 else piece * 2
+    return bytes(damaged)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch and zipfile warn about what they find; users see it, and it is true
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_random_damage_is_refused_or_harmless(tmp_path: Path, kind: str, spec: ArchSpec) -> None:
+    dice = random.Random(11)
+    path = tmp_path / ("model.safetensors" if kind == "safetensors" else "model.pt")
+    data = write_small(path, kind)
+    refusals: list[GpusqError] = []
+    for _ in range(400):
+        path.write_bytes(damage(data, dice))
+        try:
+            state_dict_in(read_checkpoint_file(path), place=str(path))
+        except GpusqError as error:
+            refusals.append(error)
+        with pytest.raises(GpusqError):
+            load_checkpoint(path, arch=spec)
+    assert len(refusals) > 100
+    assert all(str(path) in str(error.place) and error.hint for error in refusals)
+
+
+def test_a_zip_that_claims_to_span_disks_is_refused(tmp_path: Path, refused: Refused) -> None:
+    path = tmp_path / "model.pt"
+    data = bytearray(write_small(path, "zip"))
+    data[data.rindex(b"PK\x06\x07") + 16] = 2
+    path.write_bytes(data)
+    refused(path)
+
+
+def test_a_global_without_a_name_is_refused(tmp_path: Path, refused: Refused) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"\x80\x02c\n\n.")
+    refused(path)

@@ -1,0 +1,268 @@
+"""The exported graph computes what torch computes, and the same checkpoint gives the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import planning
+import pytest
+import tiny_models
+import torch
+
+from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
+from gpusq_deploy.checkpoint.tensors import array_from_tensor
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.export.onnx_export import (
+    INPUT_NAME,
+    OPSETS,
+    example_input,
+    export_float_model,
+    reference_outputs,
+)
+from gpusq_deploy.graph.files import save_model
+from gpusq_deploy.graph.layers import weighted_layers
+from gpusq_deploy.passes.base import run_passes
+from gpusq_deploy.passes.cast_remainder import CastRemainder
+from gpusq_deploy.passes.clean import Clean
+from gpusq_deploy.passes.quantize import Quantize
+
+Forward = Callable[[torch.nn.Module, torch.Tensor], Any]
+
+
+class Small(torch.nn.Module):
+    """A convolution, and a forward that each test chooses."""
+
+    gpusq_preprocessing: Any = {  # noqa: RUF012 - users write a plain class attribute too
+        "channels": 3,
+        "height": 8,
+        "width": 8,
+        "mean": [0, 0, 0],
+        "std": [1, 1, 1],
+    }
+
+    def __init__(self, forward: Forward) -> None:
+        super().__init__()
+        self.chosen = forward
+        self.conv = torch.nn.Conv2d(3, 4, 2, stride=2)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.chosen(self, x)
+
+
+def checkpoint(forward: Forward) -> Checkpoint:
+    torch.manual_seed(0)
+    module = Small(forward).eval().requires_grad_(requires_grad=False)
+    arch = ArchSpec(source="factory", name="tests:small")
+    return Checkpoint(
+        file="small.pt",
+        digest="",
+        format="state dict",
+        arch=arch,
+        module=module,
+        preprocessing=preprocessing_of(arch, module),
+    )
+
+
+def convolved(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    conv: Any = module.get_submodule("conv")
+    answer: torch.Tensor = conv(x)
+    return answer
+
+
+def agrees_with_torch(source: Checkpoint, model: ir.Model, batch: int) -> None:
+    feed = array_from_tensor(example_input(source, batch))
+    expected = reference_outputs(source, feed)
+    got = list(tiny_models.run_model(model, {INPUT_NAME: feed}).values())
+    assert len(got) == len(expected)
+    for one, other in zip(got, expected, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_the_graph_answers_as_torch_for_batches_that_it_was_not_traced_with(batch: int) -> None:
+    exported = tiny_models.exported_vit()
+    agrees_with_torch(exported.checkpoint, exported.raw, batch)
+
+
+@pytest.mark.slow
+def test_a_fixed_batch_is_in_the_graph() -> None:
+    exported = tiny_models.exported_vit(static=True)
+    agrees_with_torch(exported.checkpoint, exported.raw, 4)
+    assert exported.raw.graph.inputs[0].shape == ir.Shape([4, 3, 32, 32])
+
+
+@pytest.mark.slow
+def test_a_grey_model_takes_one_channel() -> None:
+    exported = tiny_models.exported_vit(channels=1)
+    agrees_with_torch(exported.checkpoint, exported.raw, 3)
+
+
+@pytest.mark.slow
+def test_the_border_has_the_promised_names_and_shapes() -> None:
+    graph = tiny_models.exported_vit().raw.graph
+    assert [(str(value.name), str(value.shape)) for value in graph.inputs] == [("input", "[batch,3,32,32]")]
+    assert [(str(value.name), str(value.shape)) for value in graph.outputs] == [("output", "[batch,64]")]
+
+
+def identity(_: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+def two(module: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return convolved(module, x), torch.relu(x)
+
+
+def twice_the_same(module: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return (convolved(module, x),) * 2
+
+
+def with_its_input(module: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return x, convolved(module, x), x
+
+
+def dictionary(module: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"b": convolved(module, x), "a": 2 * x}
+
+
+def inner(module: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    y = convolved(module, x)
+    return [torch.relu(y), y]
+
+
+def chained(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return convolved(module, convolved(module, x)[:, :3])
+
+
+def talkative(_: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, str]:
+    return x, "text"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("forward", "names"),
+    [
+        (convolved, ["output"]),
+        (identity, ["output"]),
+        (two, ["output_0", "output_1"]),
+        (twice_the_same, ["output_0", "output_1"]),
+        (with_its_input, ["output_0", "output_1", "output_2"]),
+        (dictionary, ["output_0", "output_1"]),
+        (inner, ["output_0", "output_1"]),
+    ],
+)
+def test_outputs_are_numbered_and_each_is_torchs(forward: Forward, names: list[str]) -> None:
+    source = checkpoint(forward)
+    model = run_passes(export_float_model(source, batch=tiny_models.DYNAMIC), [Clean()])
+    assert [str(value.name) for value in model.graph.outputs] == names
+    assert [str(value.name) for value in model.graph.inputs] == ["input"]
+    agrees_with_torch(source, model, 3)
+    half = run_passes(model, [CastRemainder("fp16")])
+    assert list(tiny_models.run_model(half, {"input": array_from_tensor(example_input(source, 3))})) == names
+
+
+@pytest.mark.slow
+def test_a_module_that_is_used_twice_is_two_layers() -> None:
+    source = checkpoint(chained)
+    layers = weighted_layers(run_passes(export_float_model(source, batch=tiny_models.DYNAMIC), [Clean()]))
+    assert len({layer.layer for layer in layers}) == 2
+    assert all(layer.layer.startswith("conv/") for layer in layers)
+
+
+def forking(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return convolved(module, x) if float(x.sum()) > 0 else x
+
+
+def crashing(_: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    raise LookupError(f"no table for {list(x.shape)}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("forward", [forking, crashing])
+def test_a_model_that_cannot_be_exported_is_refused_with_advice(forward: Forward) -> None:
+    with pytest.raises(GpusqError, match="can't export the model") as caught:
+        export_float_model(checkpoint(forward), batch=tiny_models.DYNAMIC)
+    assert caught.value.place == "tests:small"
+    assert "--batch" in str(caught.value.hint)
+
+
+def test_an_output_that_is_no_tensor_is_refused() -> None:
+    source = checkpoint(talkative)
+    with pytest.raises(GpusqError, match="isn't a tensor"):
+        reference_outputs(source, np.zeros((1, 3, 8, 8), np.float32))
+
+
+@pytest.mark.parametrize("opset", [OPSETS[0] - 1, OPSETS[-1] + 1, 0, -1])
+def test_an_opset_out_of_range_is_refused(opset: int) -> None:
+    with pytest.raises(GpusqError, match="is not supported") as caught:
+        export_float_model(checkpoint(convolved), batch=tiny_models.DYNAMIC, opset=opset)
+    assert caught.value.place == "--opset"
+    assert "19 to 23" in str(caught.value.hint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", list(OPSETS))
+def test_every_opset_of_the_range_exports_and_says_so(opset: int) -> None:
+    source = checkpoint(convolved)
+    model = export_float_model(source, batch=BatchRange(minimum=1, optimum=2, maximum=2), opset=opset)
+    assert model.opset_imports[""] == opset
+    agrees_with_torch(source, model, 1)
+
+
+def test_the_example_is_always_the_same() -> None:
+    source = checkpoint(convolved)
+    before = torch.random.get_rng_state()
+    assert torch.equal(example_input(source, 2), example_input(source, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def compiled(path: Path, out: Path) -> str:
+    """Digest of what the passes make of a checkpoint file; runs in the test and in a process of its own."""
+    source = load_checkpoint(path, arch=tiny_models.vit_spec())
+    model = run_passes(export_float_model(source, batch=tiny_models.DYNAMIC), [Clean()])
+    ranges = planning.table({layer.input: 4.0 for layer in weighted_layers(model)})
+    plan = planning.plan_for(model, ranges, remainder="fp16")
+    save_model(run_passes(model, [Quantize(plan), CastRemainder("fp16")]), out)
+    return hashlib.sha256(out.read_bytes()).hexdigest()
+
+
+ALONE = """
+import importlib.util, pathlib, sys
+spec = importlib.util.spec_from_file_location("alone", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(module.compiled(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])))
+"""
+
+
+@pytest.mark.slow
+def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Twice in one process, the second time after other exports; and in a process that hashes otherwise."""
+    path = tiny_models.write_vit(tmp_path / "tiny.pt", biases=False)
+    first = compiled(path, tmp_path / "one.onnx")
+    export_float_model(checkpoint(convolved), batch=tiny_models.STATIC)
+    assert compiled(path, tmp_path / "two.onnx") == first
+    support = str(Path(tiny_models.__file__).parent)
+    environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": support}
+    answer = subprocess.run(
+        [sys.executable, "-c", ALONE, __file__, str(path), str(tmp_path / "three.onnx")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.split()[-1] == first

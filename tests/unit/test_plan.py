@@ -1,0 +1,252 @@
+"""The plan: every decision and every reason that it knows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import ml_dtypes
+import msgspec
+import numpy as np
+import planning
+import pytest
+
+from gpusq_deploy.artifacts.base import json_from_value, value_from_json
+from gpusq_deploy.artifacts.plan import FloatPrecision, LayerDecision, LayerKind, Plan
+from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.layers import GraphLayer
+from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
+from gpusq_deploy.recipe import Recipe, Rule
+
+MIXED = Recipe(
+    schema="gpusq.recipe/1",
+    name="mixed",
+    description="a test",
+    rules=(
+        Rule(match="head", sparse=False, reason="heads are small"),
+        Rule(match="float*", precision="float", sparse=False, required=False, reason="kept in float"),
+        Rule(match="fc*", required=False, reason="fc is large"),
+    ),
+)
+
+
+def layer(name: str, *, kind: LayerKind = "linear", macs: int = 100, reads: str | None = None) -> GraphLayer:
+    return GraphLayer(
+        layer=name,
+        node=f"node_{name}",
+        kind=kind,
+        input=reads or f"into_{name}",
+        weight=f"{name}.weight",
+        channel_axis=1,
+        n=8,
+        k=16,
+        macs=macs,
+    )
+
+
+HEAD, FC, FLOAT, STRANGER = layer("head"), layer("fc1"), layer("float1"), layer("stranger")
+LAYERS = (HEAD, FC, FLOAT, STRANGER)
+
+
+def states(layers: tuple[GraphLayer, ...] = LAYERS, **changes: Any) -> SparsityReport:
+    """Valid 2:4 everywhere, expected as the recipe says."""
+    found: list[LayerSparsity] = []
+    for each in layers:
+        rule = MIXED.rule_for(each.layer, each.kind)
+        state = LayerSparsity(
+            layer=each.layer,
+            tensor=each.weight,
+            n=8,
+            k=16,
+            groups=32,
+            violations=0,
+            zero_fraction=0.5,
+            expected=rule is not None and rule.sparse,
+            reason="the recipe's reason",
+        )
+        found.append(msgspec.structs.replace(state, **changes))
+    return SparsityReport(source="model.pt", layers=tuple(found))
+
+
+def plan(
+    *layers: GraphLayer,
+    int8: bool = True,
+    sparse: bool = False,
+    remainder: FloatPrecision = "fp16",
+    ranges: Mapping[str, float] | None = None,
+    sparsity: SparsityReport | None = None,
+    recipe: Recipe = MIXED,
+) -> Plan:
+    chosen = layers or LAYERS
+    given = {each.input: 4.0 for each in chosen} if ranges is None else ranges
+    return make_plan(
+        chosen,
+        PlanRequest(recipe=recipe, int8=int8, sparse=sparse, remainder=remainder),
+        table=planning.table(given) if int8 else None,
+        sparsity=states(chosen) if sparsity is None else sparsity,
+    )
+
+
+def decisions(of: Plan) -> dict[str, LayerDecision]:
+    return {each.layer: each for each in of.layers}
+
+
+def test_the_recipe_decides_precision_and_its_reason_is_kept() -> None:
+    got = decisions(plan())
+    assert {name: each.precision for name, each in got.items()} == {
+        "head": "int8",
+        "fc1": "int8",
+        "float1": "fp16",
+        "stranger": "fp16",
+    }
+    assert {name: each.precision_reason for name, each in got.items()} == {
+        "head": "recipe mixed: heads are small",
+        "fc1": "recipe mixed: fc is large",
+        "float1": "recipe mixed: kept in float",
+        "stranger": "no rule of recipe mixed matches it",
+    }
+
+
+def test_without_int8_every_layer_is_the_remainder_and_says_so() -> None:
+    got = plan(int8=False, remainder="bf16")
+    assert {each.precision for each in got.layers} == {"bf16"}
+    assert {each.precision_reason for each in got.layers} == {"INT8 was not asked for"}
+    assert all(each.activation is None and each.weight is None for each in got.layers)
+    assert got.notes == ()
+
+
+def test_an_input_that_is_always_zero_has_no_scale_and_stays_float() -> None:
+    got = decisions(plan(HEAD, FC, ranges={"into_head": 0.0, "into_fc1": 1.0}))
+    assert got["head"].precision == "fp16"
+    assert got["head"].precision_reason.startswith("its input is zero on all calibration data (given)")
+    assert got["head"].activation is None
+    assert got["fc1"].precision == "int8"
+
+
+def test_a_missing_range_is_named_with_its_layer_and_tensor() -> None:
+    with pytest.raises(GpusqError, match="no range") as caught:
+        plan(HEAD, FC, ranges={"into_head": 1.0})
+    assert caught.value.place == "fc1, tensor into_fc1"
+
+
+def test_a_layer_that_stays_float_needs_no_range() -> None:
+    assert plan(HEAD, FLOAT, ranges={"into_head": 1.0}).layers[1].precision == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("remainder", "amax", "fits"),
+    [
+        ("fp16", 65504.0, True),
+        ("fp16", 65505.0, False),
+        ("bf16", 1e38, True),
+        ("bf16", 3.4e38, False),
+        ("fp32", 3.4e38, True),
+        ("fp32", 1e39, False),
+    ],
+)
+def test_an_activation_beyond_the_remainders_type_is_refused(
+    remainder: FloatPrecision, amax: float, fits: bool
+) -> None:
+    if fits:
+        activation = plan(HEAD, ranges={"into_head": amax}, remainder=remainder).layers[0].activation
+        assert activation is not None
+        assert np.isfinite(activation.scale)
+        return
+    with pytest.raises(GpusqError, match=re.escape(f"{amax:.6g}, more than {remainder} can hold")) as caught:
+        plan(HEAD, ranges={"into_head": amax}, remainder=remainder)
+    assert "tensor into_head" in str(caught.value.place)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("remainder", "stored"), [("fp32", np.float32), ("fp16", np.float16), ("bf16", ml_dtypes.bfloat16)]
+)
+def test_the_scale_is_amax_over_127_in_the_type_that_is_stored(remainder: FloatPrecision, stored: Any) -> None:
+    activation = plan(HEAD, ranges={"into_head": 3.3}, remainder=remainder).layers[0].activation
+    assert activation is not None
+    assert activation.scale == float(np.asarray(3.3 / 127).astype(stored))
+    assert (activation.tensor, activation.amax, activation.origin) == ("into_head", 3.3, "given")
+
+
+def test_weights_are_quantized_per_output_channel() -> None:
+    weight = plan(HEAD).layers[0].weight
+    assert weight is not None
+    assert (weight.tensor, weight.axis, weight.channels) == ("head.weight", 1, 8)
+
+
+def test_a_required_rule_that_decides_nothing_stops_the_plan() -> None:
+    with pytest.raises(GpusqError, match="decide no layer: match = 'head'"):
+        plan(FC)
+    plan(FC, int8=False)
+
+
+def test_sparsity_that_was_not_asked_for_says_so() -> None:
+    assert {(each.sparse, each.sparse_reason) for each in plan().layers} == {(False, "sparsity was not asked for")}
+
+
+def test_layers_that_are_expected_to_be_sparse_are_and_say_why() -> None:
+    got = decisions(plan(sparse=True))
+    assert {name: each.sparse for name, each in got.items()} == {
+        "head": False,
+        "fc1": True,
+        "float1": False,
+        "stranger": False,
+    }
+    assert got["fc1"].sparse_reason == "2:4 valid in all 32 groups; the recipe's reason"
+    assert got["head"].sparse_reason == "dense: the recipe's reason"
+
+
+def test_a_layer_that_should_be_sparse_and_is_not_never_counts_as_sparse() -> None:
+    broken = states((HEAD, FC), violations=3, expected=True)
+    for each in plan(HEAD, FC, sparse=True, sparsity=broken).layers:
+        assert not each.sparse
+        assert "not 2:4" in each.sparse_reason
+        assert "3 of 32" in each.sparse_reason
+
+
+def test_a_weight_that_the_sparsity_check_did_not_see_is_dense_and_says_so() -> None:
+    got = decisions(plan(HEAD, FC, sparse=True, sparsity=states((HEAD,))))
+    assert not got["fc1"].sparse
+    assert "didn't see it" in got["fc1"].sparse_reason
+
+
+def test_sparse_layers_may_stay_float() -> None:
+    got = decisions(plan(HEAD, FC, int8=False, sparse=True))
+    assert (got["fc1"].sparse, got["fc1"].precision) == (True, "fp16")
+
+
+def test_the_notes_give_the_share_of_int8_and_name_what_is_unknown() -> None:
+    layers = (layer("head", macs=300), layer("float1", macs=100), layer("fc9", macs=0))
+    notes = plan(*layers).notes
+    assert notes[0].startswith("75.0 % of")
+    assert notes[1] == "output shape unknown, so not in that share: fc9"
+    assert "softmax" in notes[2]
+
+
+def test_two_layers_of_one_tensor_get_one_scale() -> None:
+    got = plan(layer("head", reads="x"), layer("fc1", reads="x"), ranges={"x": 2.0})
+    first, second = (each.activation for each in got.layers)
+    assert first == second
+
+
+def test_decisions_keep_the_graphs_order_names_and_sizes() -> None:
+    got = plan()
+    assert [each.node for each in got.layers] == [f"node_{each.layer}" for each in LAYERS]
+    assert [(each.n, each.k, each.macs, each.kind) for each in got.layers] == [(8, 16, 100, "linear")] * 4
+    assert (got.recipe, got.remainder, got.sparse_asked) == ("mixed", "fp16", False)
+
+
+def test_only_what_the_recipe_wants_in_int8_needs_ranges() -> None:
+    assert layers_to_quantize(LAYERS, MIXED) == (HEAD, FC)
+
+
+@pytest.mark.parametrize("remainder", ["fp32", "fp16", "bf16"])
+def test_a_plan_comes_back_from_its_file_and_equal_requests_give_equal_bytes(
+    remainder: Literal["fp32", "fp16", "bf16"],
+) -> None:
+    one, other = plan(sparse=True, remainder=remainder), plan(sparse=True, remainder=remainder)
+    data = json_from_value(one)
+    assert value_from_json(data, Plan, place="plan.json") == one
+    assert json_from_value(other) == data

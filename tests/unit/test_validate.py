@@ -1,0 +1,135 @@
+"""What gpusq-validate finds in checkpoints, models and bundles, each fault planted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bundles
+import numpy as np
+import pytest
+import tiny_models
+import torch
+
+from gpusq_deploy.artifacts.sparsity import SparsityRecord
+from gpusq_deploy.bundle import MODEL, PLAN
+from gpusq_deploy.checkpoint.checkpoint import save_checkpoint
+from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
+from gpusq_deploy.checkpoint.tensors import array_from_tensor
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.files import save_model
+from gpusq_deploy.numerics.sparsity import magnitude_mask
+from gpusq_deploy.validate import validate
+
+SPARSE = ("blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2")
+
+
+def pruned() -> torch.nn.Module:
+    """The tiny ViT with the layers that the default recipe expects to be 2:4 made so."""
+    module = tiny_models.vit()
+    with torch.no_grad():
+        for name in SPARSE:
+            weight = module.get_submodule(name).get_parameter("weight")
+            weight.mul_(torch.from_numpy(magnitude_mask(array_from_tensor(weight.detach()))))
+    return module
+
+
+def write(path: Path, module: torch.nn.Module) -> Path:
+    torch.save(module.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("arch", [False, True])
+def test_a_sparse_checkpoint_has_no_findings(tmp_path: Path, arch: bool) -> None:
+    result = validate(write(tmp_path / "m.pt", pruned()), arch=tiny_models.vit_spec() if arch else None)
+    assert (result.kind, result.findings) == ("checkpoint", ())
+    assert {layer.layer for layer in result.sparsity.layers if layer.expected} == set(SPARSE)
+
+
+def test_a_dense_checkpoint_has_one_finding_for_each_layer(tmp_path: Path) -> None:
+    result = validate(write(tmp_path / "m.pt", tiny_models.vit()))
+    assert [(finding.rule, finding.place) for finding in result.findings] == [("not-2:4", name) for name in SPARSE]
+    assert all("gpusq-compress" in finding.hint for finding in result.findings)
+    assert not any("half of it is zero" in finding.what for finding in result.findings)
+
+
+def test_one_group_that_was_touched_is_located(tmp_path: Path) -> None:
+    module = pruned()
+    weight = module.get_submodule("blocks.0.mlp.fc2").get_parameter("weight")
+    with torch.no_grad():
+        weight[17, 40:44] = 0.5
+    (finding,) = validate(write(tmp_path / "m.pt", module)).findings
+    assert finding.place == "blocks.0.mlp.fc2"
+    assert "1 of 4096 groups" in finding.what
+    assert "row 17, columns 40 to 43: [0.5, 0.5, 0.5, 0.5]" in finding.what
+
+
+def test_pruning_along_the_wrong_axis_is_recognised(tmp_path: Path) -> None:
+    module = pruned()
+    weight = module.get_submodule("blocks.0.attn.proj").get_parameter("weight")
+    with torch.no_grad():
+        weight.copy_(weight.T.clone())
+    (finding,) = validate(write(tmp_path / "m.pt", module)).findings
+    assert "wrong axis" in finding.what
+
+
+@pytest.mark.parametrize("named", [SPARSE[:1], (*SPARSE, "head")])
+def test_the_record_of_a_checkpoint_beats_the_recipe(tmp_path: Path, named: tuple[str, ...]) -> None:
+    path, module, spec = tmp_path / "m.pt", pruned(), tiny_models.vit_spec()
+    record = SparsityRecord(method="magnitude", layers=named)
+    save_checkpoint(path, module, arch=spec, preprocessing=preprocessing_of(spec, module), sparsity=record)
+    result = validate(path)
+    assert {layer.layer for layer in result.sparsity.layers if layer.expected} == set(named)
+    assert [finding.place for finding in result.findings] == (["head"] if "head" in named else [])
+
+
+def test_a_good_model_and_a_good_bundle_have_no_findings(tmp_path: Path) -> None:
+    save_model(bundles.model().after, tmp_path / "m.onnx")
+    assert (validate(tmp_path / "m.onnx").kind, validate(tmp_path / "m.onnx").findings) == ("ONNX model", ())
+    result = validate(bundles.write(tmp_path / "bundle"))
+    assert (result.kind, result.findings, result.sparsity_asked) == ("bundle", (), False)
+
+
+def test_a_dense_model_is_found(tmp_path: Path) -> None:
+    save_model(bundles.model(sparse=False).after, tmp_path / "m.onnx")
+    assert [finding.rule for finding in validate(tmp_path / "m.onnx").findings] == ["not-2:4"]
+
+
+def test_a_model_with_broken_q_dq_is_found(tmp_path: Path) -> None:
+    model = bundles.model().after.clone()
+    scale = model.graph.initializers["fc_weight_scale"]
+    model.graph.initializers["fc_weight_scale"].const_value = tiny_models.tensor(
+        np.zeros(scale.shape.numpy() if scale.shape else (), np.float32), "fc_weight_scale"
+    )
+    save_model(model, tmp_path / "m.onnx")
+    (finding,) = validate(tmp_path / "m.onnx").findings
+    assert (finding.rule, finding.place) == ("graph-invariant", "node fc_weight_dq")
+
+
+def test_a_bundle_with_a_damaged_file_is_found(tmp_path: Path) -> None:
+    out = bundles.write(tmp_path / "bundle")
+    (out / "engines" / "orin.plan").write_bytes(b"another engine")
+    (out / PLAN).write_bytes((out / PLAN).read_bytes() + b"\n")
+    findings = validate(out).findings
+    assert [finding.rule for finding in findings] == ["digest", "digest"]
+    assert ["orin.plan" in findings[0].what, "plan.json" in findings[1].what] == [True, True]
+
+
+def test_a_bundle_whose_model_was_replaced_is_found(tmp_path: Path) -> None:
+    out = bundles.write(tmp_path / "bundle")
+    save_model(bundles.model(sparse=False).after, out / MODEL)
+    assert [finding.rule for finding in validate(out).findings] == ["digest"]
+
+
+def test_a_bundle_without_its_model_is_refused(tmp_path: Path) -> None:
+    out = bundles.write(tmp_path / "bundle")
+    (out / MODEL).unlink()
+    with pytest.raises(GpusqError, match="no such file"):
+        validate(out)
+
+
+@pytest.mark.parametrize("name", ["none.pt", "none.onnx", "none"])
+def test_what_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(GpusqError, match="no such file"):
+        validate(tmp_path / name)
+    with pytest.raises(GpusqError, match="not a bundle"):
+        validate(tmp_path)
