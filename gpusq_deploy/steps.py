@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,14 @@ class Data:
 
 def repair_command(request: BuildRequest) -> str:
     """The command that makes a dense checkpoint 2:4."""
-    arch = "" if request.arch is None else f" --arch {request.arch.source}:{request.arch.name}"
-    return f"gpusq-compress {request.model}{arch} --data FOLDER --out {request.model.stem}-24.pt"
+    words = ["gpusq-compress", str(request.model)]
+    if request.arch is not None:
+        prefix = "" if request.arch.source == "factory" else f"{request.arch.source}:"
+        words += ["--arch", f"{prefix}{request.arch.name}"]
+        for name, value in request.arch.arguments.items():
+            words += ["--arch-arg", f"{name}={value}"]
+    words += ["--data", "FOLDER", "--out", f"{request.model.stem}-24.pt"]
+    return shlex.join(words)
 
 
 def find_data(request: BuildRequest, checkpoint: Checkpoint) -> Data:
