@@ -97,17 +97,23 @@ def collect_ranges(
 
 
 def table_from_recorded(
-    recorded: Mapping[str, float], layers: Sequence[GraphLayer], *, source: str
+    recorded: Mapping[str, float], layers: Sequence[GraphLayer], *, source: str, known: Sequence[GraphLayer] = ()
 ) -> CalibrationTable:
     """A table from ranges that the checkpoint carries, by layer name.
 
     Two layers that read one tensor share its range: the larger of theirs.
 
+    Args:
+        recorded: amax of each layer's input.
+        layers: The layers that need a range.
+        source: The checkpoint.
+        known: Further layers of the model, whose ranges may be recorded without being needed.
+
     Raises:
         GpusqError: A range fits no layer, or a layer has none.
     """
     names = {layer.layer for layer in layers}
-    strangers = sorted(set(recorded) - names)
+    strangers = sorted(set(recorded) - names - {layer.layer for layer in known})
     missing = sorted(names - set(recorded))
     if strangers or missing:
         problem = (
@@ -116,12 +122,12 @@ def table_from_recorded(
         raise GpusqError(
             f"the checkpoint's recorded ranges {problem}",
             place=source,
-            hint="calibrate instead: --calib FOLDER",
+            hint="make the checkpoint again, or save its weights alone and calibrate with --calib FOLDER",
         )
     largest: dict[str, TensorRange] = {}
     for layer in layers:
-        known = largest.get(layer.input)
-        if known is None or recorded[layer.layer] > known.amax:
+        found = largest.get(layer.input)
+        if found is None or recorded[layer.layer] > found.amax:
             largest[layer.input] = TensorRange(
                 tensor=layer.input, layer=layer.layer, amax=recorded[layer.layer], origin=f"recorded in {source}"
             )

@@ -176,7 +176,7 @@ def open_source(text: str, preprocessing: Preprocessing) -> DataSource:
     if text == RANDOM:
         return RandomNoise(preprocessing=preprocessing)
     path = Path(text)
-    if not os.path.lexists(path):
+    if not text or not os.path.lexists(path):
         raise GpusqError("no such file or folder", place=text, hint=f"--calib takes {_KINDS}")
     if path.is_dir():
         files = image_files(path)

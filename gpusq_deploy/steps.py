@@ -97,7 +97,7 @@ def find_ranges(
     """Ranges that the checkpoint records; where it records none, those of the calibration data."""
     if checkpoint.ranges:
         reporter.say(f"using the {len(checkpoint.ranges)} ranges that the checkpoint records")
-        return table_from_recorded(checkpoint.ranges, layers, source=checkpoint.file)
+        return table_from_recorded(checkpoint.ranges, layers, source=checkpoint.file, known=weighted_layers(model))
     reporter.say(f"calibrating {len(layers)} layers on {len(data.calibrate)} samples of {data.calibrate.name}")
     table = collect_ranges(
         model,

@@ -26,8 +26,11 @@ class CastRemainder:
     1. Initializers are rounded to nearest even. A finite value that overflows stops the build and is named.
     2. Graph inputs stay float32 and are cast once, in front of their first reader; outputs are cast back.
     3. `Cast(to=float32)`, and the float32 value of `ConstantOfShape`, follow.
-    4. Declined: operators with an input that ONNX defines as float32 only (Resize's scales, NonMaxSuppression), when
-       that input is computed in the graph. Constant ones stay float32; one that is data as well becomes two.
+    4. A scalar that would vanish becomes the smallest number of the type: an epsilon in front of a division must not
+       become zero.
+    5. Declined: a Range of floats, which ONNX doesn't define for FP16; and operators with an input that ONNX defines as
+       float32 only (Resize's scales, NonMaxSuppression), when that input is computed in the graph. Constant ones stay
+       float32; one that is data as well becomes two.
 
     LayerNormalization keeps its `stash_type` of float32: its sums are not taken in FP16.
     """
@@ -67,6 +70,8 @@ class CastRemainder:
                 place=f"tensor {value_name(value)}",
                 hint="build with --bf16 or --fp32",
             )
+        if after.size == 1 and before.any() and not after.any():
+            after = np.nextafter(after, np.ones_like(after)) * np.sign(before).astype(after.dtype)
         value.const_value = ir.tensor(after, name=value.name)
         value.type = ir.TensorType(_TYPES[self.precision])
         return True
@@ -82,6 +87,12 @@ def _inner(graph: ir.Graph) -> list[ir.Value]:
 def _float32_only(graph: ir.Graph) -> set[ir.Value]:
     kept: set[ir.Value] = set()
     for node in graph:
+        if node.op_type == "Range" and node.outputs[0].dtype == ir.DataType.FLOAT:
+            raise GpusqError(
+                "Range counts in float32, which has no FP16 form",
+                place=f"node {node_name(node)}",
+                hint="build with --fp32",
+            )
         for index in _FLOAT32_INPUTS.get(node.op_type, frozenset()):
             value = node.inputs[index] if index < len(node.inputs) else None
             if value is None:

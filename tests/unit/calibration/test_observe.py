@@ -194,3 +194,9 @@ def test_recorded_ranges_that_do_not_fit_are_refused(recorded: dict[str, float],
         table_from_recorded(recorded, (layer("q", "x"), layer("fc", "h")), source="model.pt")
     assert caught.value.place == "model.pt"
     assert "--calib" in str(caught.value.hint)
+
+
+def test_recorded_ranges_of_layers_that_stay_float_are_no_strangers() -> None:
+    recorded = {"fc": 2.0, "head": 1.0}
+    table = table_from_recorded(recorded, (layer("fc", "h"),), source="model.pt", known=(layer("head", "y"),))
+    assert [known.tensor for known in table.ranges] == ["h"]

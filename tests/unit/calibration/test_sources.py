@@ -246,3 +246,8 @@ def test_a_short_batch_grows_by_its_last_sample() -> None:
     assert filled(batch, 5)[:, 0].tolist() == [0, 1, 2, 2, 2]
     assert filled(batch, 3) is batch
     assert filled(batch, None) is batch
+
+
+def test_an_empty_name_is_not_the_working_folder() -> None:
+    with pytest.raises(GpusqError, match="no such file or folder"):
+        open_source("", SIZE)

@@ -283,3 +283,34 @@ def test_layer_normalization_keeps_summing_in_float32() -> None:
     x = 200 + 50 * np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32)  # sums of squares overflow FP16
     got = tiny_models.run_model(cast(model), {"x": x})["y"]
     np.testing.assert_allclose(got, tiny_models.run_model(model, {"x": x})["y"], atol=0.02)
+
+
+def test_an_epsilon_that_would_vanish_keeps_division_finite() -> None:
+    model = tiny_models.graph(
+        """
+ratio (float[batch, 4] x) => (float[batch, 4] y) {
+  below = Add(x, tiny)
+  y = Div(x, below)
+}
+""",
+        tiny=np.array(1e-12, np.float32),
+    )
+    built = run_passes(model, [CastRemainder("fp16")])
+    zeros = np.zeros((1, 4), np.float32)
+    assert np.array_equal(tiny_models.run_model(built, {"x": zeros})["y"], zeros)
+
+
+def test_a_range_of_floats_is_declined_by_name() -> None:
+    model = tiny_models.graph(
+        """
+count (float[batch] x) => (float[n] y) {
+  steps = Range(start, limit, delta)
+  y = Add(steps, x)
+}
+""",
+        start=np.array(0, np.float32),
+        limit=np.array(4, np.float32),
+        delta=np.array(1, np.float32),
+    )
+    with pytest.raises(GpusqError, match="Range counts in float32"):
+        CastRemainder("fp16").run(model)
