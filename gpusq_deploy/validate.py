@@ -10,11 +10,13 @@ from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.finding import Finding
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityRecord, SparsityReport
 from gpusq_deploy.bundle import MODEL, damaged_files, read_bundle
-from gpusq_deploy.graph.files import load_model
+from gpusq_deploy.explain import LayerExplanation, explain_layers, meaning_of
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.graph.lint import lint
+from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.recipe import load_recipe
 from gpusq_deploy.sparsity import sparsity_report, violation_text
+from gpusq_deploy.targets import Target
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +48,15 @@ def validate(path: Path, *, arch: ArchSpec | None = None, recipe: Path | None = 
     return _validate_checkpoint(path, arch, recipe)
 
 
+def explanations(path: Path, result: Validation, target: Target) -> tuple[LayerExplanation, ...]:
+    """Per layer, why it does or doesn't run sparse on a target; a bundle's plan and receipt are its evidence."""
+    if not path.is_dir():
+        return explain_layers(result.sparsity.layers, target)
+    bundle = read_bundle(path)
+    built = [layer for engine in bundle.receipt.engines if engine.target == target.name for layer in engine.layers]
+    return explain_layers(result.sparsity.layers, target, decisions=bundle.plan.layers, built=built)
+
+
 def _validate_bundle(path: Path) -> Validation:
     bundle = read_bundle(path)
     damaged = [
@@ -54,9 +65,9 @@ def _validate_bundle(path: Path) -> Validation:
     ]
     asked = bundle.plan.sparse_asked
     expected = tuple(layer.layer for layer in bundle.manifest.sparsity.layers if layer.expected)
-    model = load_model(path / MODEL)
+    model = map_model(path / MODEL)
     report = sparsity_report(
-        graph_weights(model, weighted_layers(model)),
+        graph_weights(model, weighted_layers(model, reshaped=True)),
         source=MODEL,
         recipe=load_recipe(None),
         record=SparsityRecord(method="as the manifest says", layers=expected),
@@ -65,9 +76,12 @@ def _validate_bundle(path: Path) -> Validation:
 
 
 def _validate_model(path: Path, recipe: Path | None) -> Validation:
-    model = load_model(path)
+    model = map_model(path)
     report = sparsity_report(
-        graph_weights(model, weighted_layers(model)), source=path.name, recipe=load_recipe(recipe), record=None
+        graph_weights(model, weighted_layers(model, reshaped=True)),
+        source=path.name,
+        recipe=load_recipe(recipe),
+        record=None,
     )
     return _validation("ONNX model", report, lint(model), sparsity_asked=True)
 
@@ -87,10 +101,13 @@ def _validation(kind: str, report: SparsityReport, findings: Iterable[Finding], 
 
 def _sparsity_findings(broken: Iterable[LayerSparsity]) -> Iterator[Finding]:
     for layer in broken:
-        half = "; half of it is zero, but not in the 2:4 pattern along K: wrong axis, or unstructured pruning"
+        meaning, hint = meaning_of(layer.diagnosis)
+        half = f"{layer.zero_fraction:.0%} of it is zero; " if layer.zero_fraction >= 0.4 else ""
+        what = violation_text(layer)
+        told = meaning if layer.diagnosis not in {"dense", "unaligned"} else ""
         yield Finding(
             rule="not-2:4",
             place=layer.layer,
-            what=violation_text(layer) + (half if 0.45 <= layer.zero_fraction <= 0.55 else ""),
-            hint="gpusq-compress makes it 2:4",
+            what=f"{what}; {half}{told}" if told else what,
+            hint=hint if "gpusq-compress" in hint else f"{hint}; gpusq-compress makes it 2:4",
         )

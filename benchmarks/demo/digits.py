@@ -26,6 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+# Before torch is imported: its threads otherwise spin while they wait for each other, and on two cores that something
+# else is using too, training then takes five times as long. The commands below inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import click
 import numpy as np
 import numpy.typing as npt
@@ -248,6 +252,7 @@ def run_tool(name: str, *arguments: str | Path, stdout: Path) -> None:
             code = process.wait()
         except KeyboardInterrupt:
             process.terminate()
+            process.wait()
             raise
     if code:
         raise GpusqError(f"{name} ended with exit code {code}", place=" ".join(words), hint="its own words are above")
@@ -333,7 +338,10 @@ def rows_of(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "no engine", entry
     for batch, milliseconds in summary.onnxruntime_median_ms.items():
         yield f"latency, batch {batch}", f"{milliseconds:.2f} ms, the median of ONNX Runtime on this CPU"
-    yield "seconds", ", ".join(f"{name} {seconds:g}" for name, seconds in summary.seconds.items())
+    yield (
+        "seconds",
+        ", ".join(f"{name} {spent:g}" if spent else f"{name} reused" for name, spent in summary.seconds.items()),
+    )
     yield "bundle", summary.bundle
 
 

@@ -6,6 +6,11 @@ from typing import Literal
 
 from gpusq_deploy.artifacts.base import Value
 
+# What a weight looks like. The meaning of each, and what to do about it: gpusq_deploy.explain and docs/sparsity.md.
+Diagnosis = Literal[
+    "valid", "unaligned", "near misses", "damaged", "wrong axis", "mask lost", "unstructured", "dense", "unknown"
+]
+
 
 class GroupViolation(Value):
     """One group of four with more than two non-zeros. `index` is the group's place along K, from 0."""
@@ -15,8 +20,36 @@ class GroupViolation(Value):
     values: tuple[float, ...]
 
 
+class WorstGroup(Value):
+    """The violation that rounding explains least: of all groups, the largest third-largest magnitude in its row.
+
+    `ratio` is `value` over the row's largest magnitude, 0...1.
+    """
+
+    row: int
+    index: int
+    value: float
+    ratio: float
+
+
 class LayerSparsity(Value):
-    """2:4 along the contracted axis K of one weight, seen as [N, K] (Conv: [N·kh·kw, C], per kernel position)."""
+    """2:4 along the contracted axis K of one weight, seen as [N, K] (Conv: [N·kh·kw, C], per kernel position).
+
+    Attributes:
+        layer: Name of the layer.
+        tensor: Name of its weight.
+        n: Rows; k: length of the contracted axis.
+        groups: Groups of four; violations: those with more than two non-zeros.
+        first: The first violation in row-major order.
+        zero_fraction: Share of exact zeros, 0...1.
+        expected: Whether the layer should be 2:4; reason: who says so.
+        places: (row, group) of the first few violations.
+        worst: The worst violation; None where there is none.
+        diagnosis: What the weight looks like.
+        dtype: Stored type, such as `float32` or `int8`; empty where it wasn't recorded.
+        positions: Kernel positions of a Conv; 1 for a product.
+        macs: Multiply-accumulates of one sample; 0 where they are unknown.
+    """
 
     layer: str
     tensor: str
@@ -28,6 +61,12 @@ class LayerSparsity(Value):
     zero_fraction: float
     expected: bool
     reason: str
+    places: tuple[tuple[int, int], ...] = ()
+    worst: WorstGroup | None = None
+    diagnosis: Diagnosis = "unknown"
+    dtype: str = ""
+    positions: int = 1
+    macs: int = 0
 
     @property
     def valid(self) -> bool:

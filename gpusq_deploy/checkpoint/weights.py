@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy.typing as npt
 import torch
 
@@ -17,6 +18,8 @@ from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file,
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.numerics.sparsity import rows_from_conv
 from gpusq_deploy.sparsity import LayerWeight
+
+_PLAIN = frozenset({torch.float16, torch.float32, torch.float64, torch.int8})
 
 
 def layer_weights(module: torch.nn.Module) -> Iterator[LayerWeight]:
@@ -61,7 +64,11 @@ def _guessed(state: dict[str, torch.Tensor]) -> Iterator[LayerWeight]:
 
 
 def _array(weight: torch.Tensor) -> npt.NDArray[Any]:
-    return array_from_tensor(weight.detach().float())
+    """The stored values where they are: of a mapped file nothing is copied. Numpy's BF16 is ml_dtypes'."""
+    values = weight.detach()
+    if values.dtype == torch.bfloat16:
+        return array_from_tensor(values.view(torch.int16)).view(ml_dtypes.bfloat16)
+    return array_from_tensor(values if values.dtype in _PLAIN else values.float())
 
 
 def _conv_kind(conv: torch.nn.Conv2d) -> LayerKind:

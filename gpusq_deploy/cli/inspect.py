@@ -49,11 +49,16 @@ def _require_layer(bundle: Bundle, name: str) -> None:
 def _json(bundle: Bundle, layer: str | None) -> dict[str, Any]:
     import msgspec
 
+    from gpusq_deploy.cli.explain import explained_engine
+
     receipt: dict[str, Any] = msgspec.to_builtins(bundle.receipt)
     plan: dict[str, Any] = msgspec.to_builtins(bundle.plan)
+    for entry, engine in zip(receipt["engines"], bundle.receipt.engines, strict=True):
+        entry["explained"] = msgspec.to_builtins(explained_engine(bundle, engine))
     if layer is not None:
         for holder in (plan, *receipt["engines"]):
-            holder["layers"] = [entry for entry in holder["layers"] if f"{entry['layer']}.".startswith(f"{layer}.")]
+            for key in {"layers", "explained"} & holder.keys():
+                holder[key] = [entry for entry in holder[key] if f"{entry['layer']}.".startswith(f"{layer}.")]
         for engine in receipt["engines"]:
             del engine["engine_layers"]
     return {"bundle": str(bundle.path), "plan": plan, "receipt": receipt}

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from gpusq_deploy.artifacts.receipt import BuiltEngine, Verification
 from gpusq_deploy.bundle import Bundle
+from gpusq_deploy.cli.explain import chain_rows, explained_engine
 
 
 def bundle_json(bundle: Bundle) -> dict[str, Any]:
@@ -118,6 +119,7 @@ def _layer_table(bundle: Bundle, engine: BuiltEngine) -> Table:
 
 def _print_layer(console: Console, bundle: Bundle, engine: BuiltEngine, name: str) -> None:
     decisions = {decision.layer: decision for decision in bundle.plan.layers}
+    chains = {found.layer: chain_rows(found) for found in explained_engine(bundle, engine)}
     for layer in engine.layers:
         if not f"{layer.layer}.".startswith(f"{name}."):
             continue
@@ -125,10 +127,9 @@ def _print_layer(console: Console, bundle: Bundle, engine: BuiltEngine, name: st
         table = Table(title=f"{layer.layer} on {engine.target}", title_justify="left", show_header=False, box=None)
         table.add_row("GEMM", f"N = {decision.n}, K = {decision.k}, {decision.macs} multiply-accumulates a sample")
         table.add_row("asked", f"{layer.asked}: {decision.precision_reason}")
-        table.add_row("2:4", decision.sparse_reason)
         table.add_row("built as", f"{layer.precision or 'not found'}: {', '.join(layer.engine_layers) or 'no layer'}")
-        table.add_row("runs sparse", layer.sparse_executed)
-        table.add_row("because", layer.reason)
+        for question, answer in chains.get(layer.layer, ()):
+            table.add_row(f"2:4 {question}", answer)
         if decision.activation is not None:
             origin = f"amax {decision.activation.amax:.5g}, scale {decision.activation.scale:.5g}"
             table.add_row("input", f"{decision.activation.tensor}: {origin}, {decision.activation.origin}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -11,6 +12,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts.plan import LayerKind
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.mapped import release
 from gpusq_deploy.graph.values import array_of, is_constant, module_of, node_name, per_sample_size, value_name
 from gpusq_deploy.numerics.sparsity import rows_from_conv
 from gpusq_deploy.sparsity import LayerWeight
@@ -31,6 +34,7 @@ class GraphLayer:
         channel_axis: The initializer's axis of output channels.
         n: Output channels; k: length of the contracted axis (for a Conv: channels per group · kernel size).
         macs: Multiply-accumulates of one sample; 0 where a shape is unknown.
+        reshaped: Whether a Reshape stands between the initializer and the node; `channel_axis` is then the node's.
     """
 
     layer: str
@@ -42,12 +46,18 @@ class GraphLayer:
     n: int
     k: int
     macs: int
+    reshaped: bool = False
 
 
-def weighted_layers(model: ir.Model) -> tuple[GraphLayer, ...]:
-    """Every layer with a constant weight, in graph order, quantised or not."""
+def weighted_layers(model: ir.Model, *, reshaped: bool = False) -> tuple[GraphLayer, ...]:
+    """Every layer with a constant weight, in graph order, quantised or not.
+
+    Args:
+        model: The graph.
+        reshaped: Also those whose weight passes a Reshape. They can be looked at; no pass of ours rewrites them.
+    """
     batch = _static_batch(model.graph)
-    found = [layer for node in model.graph if (layer := _layer(node, batch)) is not None]
+    found = [layer for node in model.graph if (layer := _layer(node, batch, reshaped=reshaped)) is not None]
     counts = Counter(layer.layer for layer in found)
     return tuple(_renamed(layer) if counts[layer.layer] > 1 else layer for layer in found)
 
@@ -58,24 +68,35 @@ def weight_rows(model: ir.Model, layer: GraphLayer) -> npt.NDArray[Any]:
     Returns:
         Linear: [N, K]. Conv: [N · kernel positions, channels].
     """
-    weight = array_of(model.graph.initializers[layer.weight])
+    if layer.reshaped:
+        weight = _stored(next(node for node in model.graph if node.name == layer.node).inputs[1])
+    else:
+        weight = array_of(model.graph.initializers[layer.weight])
     if weight.ndim > 2:
         return rows_from_conv(weight)
     return weight if layer.channel_axis == 0 else weight.T
 
 
 def graph_weights(model: ir.Model, layers: Iterable[GraphLayer]) -> Iterator[LayerWeight]:
-    """The layers' stored weights as the 2:4 check sees them."""
+    """The layers' stored weights as the 2:4 check sees them, one at a time: a mapped one is let go for the next."""
     for layer in layers:
         rows = weight_rows(model, layer)
-        yield LayerWeight(layer=layer.layer, tensor=layer.weight, kind=layer.kind, rows=rows)
+        yield LayerWeight(
+            layer=layer.layer,
+            tensor=layer.weight,
+            kind=layer.kind,
+            rows=rows,
+            positions=len(rows) // max(layer.n, 1),
+            macs=layer.macs,
+        )
+        release(model.graph.initializers[layer.weight])
 
 
 def origin(value: ir.Value | None) -> tuple[ir.Value | None, bool]:
     """Follow a value back through Q/DQ, casts and 2-D transposes to what it holds; the flag says: transposed."""
     transposed = False
     while value is not None and (producer := value.producer()) is not None and producer.op_type in _THROUGH:
-        transposed ^= producer.op_type == "Transpose"
+        transposed ^= producer.op_type == "Transpose" and producer.attributes.get_ints("perm", [1, 0])[0] != 0
         value = producer.inputs[0]
     return value, transposed
 
@@ -86,16 +107,18 @@ def _static_batch(graph: ir.Graph) -> int:
     return first if isinstance(first, int) else 1
 
 
-def _layer(node: ir.Node, batch: int) -> GraphLayer | None:
-    if node.op_type not in {"MatMul", "Gemm", "Conv"}:
+def _layer(node: ir.Node, batch: int, *, reshaped: bool) -> GraphLayer | None:
+    if node.op_type not in {"MatMul", "Gemm", "Conv"} or len(node.inputs) < 2:
         return None
     weight, transposed = origin(node.inputs[1])
+    if reshaped and _is_reshape(weight):
+        return _reshaped_layer(node, batch)
     activation = node.inputs[0]
     if weight is None or activation is None or not is_constant(weight) or weight.shape is None:
         return None
     shape = weight.shape.numpy()
     if node.op_type == "Conv":
-        return _conv(node, activation, weight, batch)
+        return None if transposed else _conv(node, activation, weight, batch)
     if len(shape) != 2:
         return None
     transposed ^= node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
@@ -133,6 +156,67 @@ def _conv(node: ir.Node, activation: ir.Value, weight: ir.Value, batch: int) -> 
         k=k,
         macs=(per_sample_size(node.outputs[0]) or 0) // batch * k,
     )
+
+
+def _is_reshape(value: ir.Value | None) -> bool:
+    node = None if value is None else value.producer()
+    return node is not None and node.op_type == "Reshape"
+
+
+def _reshaped_layer(node: ir.Node, batch: int) -> GraphLayer | None:
+    """The layer as its node sees the weight; None where the weight isn't constant or isn't one product's."""
+    root, _ = _steps_to(node.inputs[1])
+    activation = node.inputs[0]
+    if root is None or not is_constant(root) or activation is None:
+        return None
+    shape = _stored(node.inputs[1]).shape
+    if len(shape) < 2 or (len(shape) > 2) != (node.op_type == "Conv"):
+        return None
+    by_rows = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1)
+    n = shape[0 if by_rows else 1]
+    k = math.prod(shape) // max(n, 1)
+    return GraphLayer(
+        layer=module_of(node) or node_name(node),
+        node=node_name(node),
+        kind="conv" if node.op_type == "Conv" else "linear",
+        input=value_name(activation),
+        weight=value_name(root),
+        channel_axis=0 if by_rows else 1,
+        n=n,
+        k=k,
+        macs=(per_sample_size(node.outputs[0]) or 0) // batch * k,
+        reshaped=True,
+    )
+
+
+def _steps_to(value: ir.Value | None) -> tuple[ir.Value | None, list[ir.Node]]:
+    """Where a weight comes from, and the nodes on its way from there."""
+    steps: list[ir.Node] = []
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type not in _THROUGH and not (node.op_type == "Reshape" and is_constant(node.inputs[1])):
+            break
+        steps.insert(0, node)
+        value = node.inputs[0]
+    return value, steps
+
+
+def _stored(value: ir.Value | None) -> npt.NDArray[Any]:
+    """The stored weight in the shape that its reader sees."""
+    root, steps = _steps_to(value)
+    if root is None:
+        raise GpusqError("the weight comes from nowhere", place="the graph")
+    array = array_of(root)
+    for node in steps:
+        if node.op_type == "Transpose":
+            array = array.transpose(node.attributes.get_ints("perm", list(reversed(range(array.ndim)))))
+        elif node.op_type == "Reshape" and node.inputs[1] is not None:
+            sizes = [int(size) for size in array_of(node.inputs[1])]
+            try:  # in ONNX, 0 keeps a dimension
+                array = array.reshape([size or array.shape[axis] for axis, size in enumerate(sizes)])
+            except (ValueError, IndexError) as error:
+                what = f"a weight of shape {list(array.shape)} can't become {sizes}"
+                raise GpusqError(what, place=f"node {node_name(node)}") from error
+    return array
 
 
 def _renamed(layer: GraphLayer) -> GraphLayer:

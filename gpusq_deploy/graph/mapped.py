@@ -1,0 +1,168 @@
+"""Open an ONNX model without reading its weights: large tensors stay in the file and are mapped.
+
+A protobuf parser copies every byte of a message. So the file is walked in its wire format first, and a small model is
+put together in which each large `raw_data` is replaced by its place in the file; only that is parsed.
+
+    ModelProto.graph = 7 -> GraphProto.initializer = 5, or node = 1 -> attribute = 5 -> t = 5 -> TensorProto
+
+Not followed: the bodies of If and Loop, and tensors that are not kept in `raw_data`; they are read as ever.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph import wire
+
+# What is smaller is cheaper to read than to map.
+_SMALLEST = 4096
+# Stands in place of a file name: "in the model file itself". No path can hold a NUL.
+_HERE = "\0"
+_RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 9, 13, 14
+_COPY_AGAIN = "copy or download the file again, and compare its size or digest with the original's"
+
+_Rewrite = Callable[[wire.Field], bytes]
+
+
+class MappedTensor(ir.Tensor[npt.NDArray[Any]]):
+    """A tensor whose values lie in a mapped file. `release` gives back the memory that reading it took."""
+
+    def __init__(self, values: npt.NDArray[Any], view: mmap.mmap, *, dtype: ir.DataType, name: str) -> None:
+        super().__init__(values, dtype=dtype, name=name)
+        self._view = view
+
+    def release(self) -> None:
+        """Drop the map's pages; they come back when somebody reads. It is shared and read-only: nothing is lost."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._view.madvise(mmap.MADV_DONTNEED)
+
+
+def map_model(path: Path) -> ir.Model:
+    """Open a model for looking at: its large tensors are mapped, and its Constant nodes are initializers.
+
+    Don't save it over the file that it maps.
+
+    Raises:
+        GpusqError: No such file, not an ONNX model, cut short, or its external data is.
+    """
+    if not path.is_file():
+        raise GpusqError("no such file", place=str(path), hint="give an ONNX model")
+    try:
+        with path.open("rb") as stream:
+            proto = onnx.ModelProto.FromString(_without_weights(wire.Reader(stream)))
+        model: ir.Model = ir.from_proto(proto)
+    except GpusqError as error:
+        raise GpusqError(error.what, place=error.place or str(path), hint=error.hint) from error
+    except Exception as error:  # protobuf and onnx_ir raise what they like on a damaged file
+        raise GpusqError(f"not an ONNX model, or damaged: {error}", place=str(path), hint=_COPY_AGAIN) from error
+    if not len(model.graph):
+        raise GpusqError("the model has no nodes", place=str(path), hint="is it an ONNX file at all?")
+    common.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(model)
+    files = _Files(path)
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = files.tensor(value.const_value)
+    return model
+
+
+def release(value: ir.Value) -> None:
+    """Give back the memory that reading a mapped initializer took."""
+    if isinstance(value.const_value, MappedTensor):
+        value.const_value.release()
+
+
+class _Files:
+    """Maps of the model's file and of those that hold its external data, each opened once."""
+
+    def __init__(self, model: Path) -> None:
+        self._model = model
+        self._maps: dict[Path, mmap.mmap] = {}
+
+    def view(self, path: Path) -> mmap.mmap:
+        if path not in self._maps:
+            try:
+                with path.open("rb") as stream:
+                    self._maps[path] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:  # an empty file can't be mapped
+                reason = "the file is empty" if isinstance(error, ValueError) else f"cannot read it: {error.strerror}"
+                raise GpusqError(reason, place=str(path), hint=_COPY_AGAIN) from error
+        return self._maps[path]
+
+    def tensor(self, external: ir.ExternalTensor) -> ir.TensorProtocol:
+        """The same tensor, mapped; types that numpy can't see in place (INT4) are left to onnx_ir."""
+        location, shape = str(cast("object", external.location)), external.shape.numpy()
+        place = f"{self._model}, tensor {external.name}"
+        path = self._model if location == _HERE else _beside(self._model, location, place)
+        if external.dtype.itemsize != int(external.dtype.itemsize):
+            external.base_dir = str(self._model.parent)
+            return external
+        size = math.prod(shape) * int(external.dtype.itemsize)
+        start, view = external.offset or 0, self.view(path)
+        length = size if external.length is None else external.length
+        if min(shape, default=0) < 0 or length != size or start < 0 or start + size > len(view):
+            raise GpusqError(
+                f"its data is damaged: {list(shape)} of {external.dtype.name} are {size} bytes, not {length} "
+                f"from byte {start} of {len(view)}",
+                place=place,
+                hint=_COPY_AGAIN,
+            )
+        dtype = np.dtype(cast("npt.DTypeLike", external.dtype.numpy()))
+        values = np.frombuffer(view, dtype=dtype, count=math.prod(shape), offset=start).reshape(shape)
+        return MappedTensor(values, view, dtype=external.dtype, name=str(external.name))
+
+
+def _beside(model: Path, location: str, place: str) -> Path:
+    """The file of external data. One outside the model's folder is refused: a model is not to read other files."""
+    path = (model.parent / location).resolve()
+    if not path.is_relative_to(model.parent.resolve()):
+        raise GpusqError(f"its external data lies outside the model's folder: {location}", place=place)
+    if not path.is_file():
+        raise GpusqError(f"the file of its external data is missing: {location}", place=place, hint=_COPY_AGAIN)
+    return path
+
+
+def _without_weights(file: wire.Reader) -> bytes:
+    def attribute(field: wire.Field) -> bytes:
+        return wire.rewritten(file, field, {5: tensor})
+
+    def node(field: wire.Field) -> bytes:
+        return wire.rewritten(file, field, {5: attribute})
+
+    def tensor(field: wire.Field) -> bytes:
+        return _without_data(file, field)
+
+    def graph(field: wire.Field) -> bytes:
+        return wire.rewritten(file, field, {1: node, 5: tensor})
+
+    whole = wire.Field(number=0, kind=wire.BYTES, start=0, value=0, end=file.size)
+    return wire.rewritten(file, whole, {7: graph}, smallest=_SMALLEST)
+
+
+def _without_data(file: wire.Reader, field: wire.Field) -> bytes:
+    """A TensorProto whose raw data is replaced by its place in the file."""
+    parts: list[bytes] = []
+    for inner in wire.fields(file, field.value, field.end):
+        if inner.number == _RAW_DATA and inner.end - inner.value >= _SMALLEST:
+            parts += _place_of(inner)
+        else:
+            parts.append(file.read(inner.start, inner.end))
+    return b"".join(parts)
+
+
+def _place_of(data: wire.Field) -> Iterator[bytes]:
+    entries = {"location": _HERE, "offset": str(data.value), "length": str(data.end - data.value)}
+    for key, text in entries.items():
+        entry = wire.text_field(1, key) + wire.text_field(2, text)
+        yield wire.bytes_field(_EXTERNAL_DATA, entry)
+    yield wire.number_field(_DATA_LOCATION, 1)

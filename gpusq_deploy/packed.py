@@ -1,0 +1,201 @@
+"""`weights.24`: a bundle's 2:4 INT8 weights, packed. Written from the model, and read back against it at once.
+
+The magic `GPUSQ24` and a newline; the length of the index in 8 bytes, little-endian; the index, JSON (`PackedIndex`),
+filled up with spaces so that the first block starts at a multiple of 64; then for each tensor its values and its
+metadata (see gpusq_deploy.numerics.packed), each at a multiple of 64 behind the first block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from gpusq_deploy.artifacts.base import digest_of_bytes, json_from_value, value_from_json
+from gpusq_deploy.artifacts.packed import PackedIndex, PackedTensor
+from gpusq_deploy.artifacts.sparsity import SparsityReport
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
+from gpusq_deploy.graph.values import array_of
+from gpusq_deploy.numerics.packed import PackedMatrix, pack, unpack
+from gpusq_deploy.numerics.sparsity import rows_from_conv
+
+PACKED = "weights.24"
+_MAGIC = b"GPUSQ24\n"
+_ALIGNED = 64
+_BUILD_AGAIN = "build the bundle again"
+
+Codes = npt.NDArray[np.int8]
+Order = Literal["rows", "columns", "conv"]
+
+
+class _Found(NamedTuple):
+    layer: GraphLayer
+    stored: Codes
+    order: Order
+
+
+def write_packed(model: ir.Model, report: SparsityReport, folder: Path) -> PackedIndex | None:
+    """Pack every INT8 weight that the report calls valid into `folder/weights.24`, and check what was written.
+
+    Args:
+        model: The Q/DQ graph of the bundle.
+        report: The 2:4 state of its weights, as `sparsity_kept` returns it.
+        folder: A bundle that is being made.
+
+    Returns:
+        What is in the file with its sizes; None, and no file, where no weight is INT8 and 2:4.
+
+    Raises:
+        GpusqError: The disk gave back other bytes than it was given.
+    """
+    found = list(_sparse_weights(model, report))
+    if not found:
+        return None
+    index = _index(found)
+    path = folder / PACKED
+    with path.open("wb") as stream:
+        stream.write(_header(index))
+        for item in found:
+            matrix = pack(_rows(item.stored, item.order))
+            _write_block(stream, matrix.values)
+            _write_block(stream, matrix.metadata)
+    for name, codes in read_packed(path):
+        if not np.array_equal(codes, array_of(model.graph.initializers[name])):
+            raise GpusqError("the packed weight differs from the model's", place=f"{path}, tensor {name}")
+    return index
+
+
+def packed_index(path: Path) -> PackedIndex:
+    """What a file of packed weights holds.
+
+    Raises:
+        GpusqError: Not such a file, or damaged.
+    """
+    with _opened(path) as stream:
+        return _read_index(stream, path)[0]
+
+
+def read_packed(path: Path) -> Iterator[tuple[str, Codes]]:
+    """Unpack one weight after another: the initializer's name, and its codes in the initializer's shape.
+
+    Raises:
+        GpusqError: Not such a file, or damaged: every weight's digest is compared.
+    """
+    with _opened(path) as stream:
+        index, start = _read_index(stream, path)
+        for entry in index.tensors:
+            place = f"{path}, tensor {entry.tensor}"
+            groups = entry.k // 4
+            values = _read_block(stream, start + entry.values, (entry.n, 2 * groups), place).view(np.int8)
+            metadata = _read_block(stream, start + entry.metadata, (entry.n, -(-groups // 2)), place)
+            try:
+                codes = unpack(PackedMatrix(n=entry.n, k=entry.k, values=values, metadata=metadata))
+                stored = _stored(codes, entry)
+            except ValueError as error:
+                raise GpusqError(f"damaged: {error}", place=place, hint=_BUILD_AGAIN) from error
+            if digest_of_bytes(stored.tobytes()) != entry.digest:
+                raise GpusqError("damaged: its digest differs", place=place, hint=_BUILD_AGAIN)
+            yield entry.tensor, stored
+
+
+def packed_line(index: PackedIndex) -> str:
+    """Sizes and ratios, in one line to print."""
+    return (
+        f"{len(index.tensors)} weights packed 2:4: {index.packed_bytes} bytes, {index.of_int8:.3f} of dense INT8 "
+        f"({index.int8_bytes}), {index.times_smaller:.2f}x smaller than float32 ({index.float32_bytes})"
+    )
+
+
+def _sparse_weights(model: ir.Model, report: SparsityReport) -> Iterator[_Found]:
+    valid = {state.layer for state in report.layers if state.valid}
+    seen: set[str] = set()
+    for layer in weighted_layers(model):
+        stored = array_of(model.graph.initializers[layer.weight])
+        if layer.layer not in valid or stored.dtype != np.int8 or layer.weight in seen or not stored.size:
+            continue
+        seen.add(layer.weight)
+        order: Order = "conv" if stored.ndim > 2 else "rows" if layer.channel_axis == 0 else "columns"
+        yield _Found(layer, stored, order)
+
+
+def _index(found: list[_Found]) -> PackedIndex:
+    tensors: list[PackedTensor] = []
+    place = total = 0
+    for layer, stored, order in found:
+        n, k = _rows(stored, order).shape
+        values, metadata = place, place + _padded(n * k // 2)
+        place = metadata + _padded(n * -(-k // 8))
+        total += n * k // 2 + n * -(-k // 8)
+        tensors.append(
+            PackedTensor(
+                layer=layer.layer,
+                tensor=layer.weight,
+                shape=stored.shape,
+                order=order,
+                n=n,
+                k=k,
+                values=values,
+                metadata=metadata,
+                digest=digest_of_bytes(stored.tobytes()),
+            )
+        )
+    size = sum(item.stored.nbytes for item in found)
+    return PackedIndex(tensors=tuple(tensors), packed_bytes=total, int8_bytes=size, float32_bytes=4 * size)
+
+
+def _rows(stored: Codes, order: Order) -> Codes:
+    if order == "conv":
+        return rows_from_conv(stored)
+    return stored if order == "rows" else stored.T
+
+
+def _stored(rows: Codes, entry: PackedTensor) -> Codes:
+    if entry.order == "conv":
+        shape = (entry.shape[0], *entry.shape[2:], entry.shape[1])
+        return np.ascontiguousarray(np.moveaxis(rows.reshape(shape), -1, 1))
+    return np.ascontiguousarray((rows if entry.order == "rows" else rows.T).reshape(entry.shape))
+
+
+def _header(index: PackedIndex) -> bytes:
+    text = json_from_value(index)
+    text += b" " * (_padded(len(text) + 16) - len(text) - 16)
+    return _MAGIC + len(text).to_bytes(8, "little") + text
+
+
+def _read_index(stream: BinaryIO, path: Path) -> tuple[PackedIndex, int]:
+    """The index, and where the first block starts."""
+    start = stream.read(16)
+    size = int.from_bytes(start[8:], "little")
+    if start[:8] != _MAGIC or size > path.stat().st_size:
+        raise GpusqError("not a file of packed weights, or damaged", place=str(path), hint=_BUILD_AGAIN)
+    return value_from_json(stream.read(size), PackedIndex, place=str(path)), 16 + size
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise GpusqError(f"cannot read the packed weights: {error.strerror}", place=str(path)) from error
+
+
+def _write_block(stream: BinaryIO, block: npt.NDArray[Any]) -> None:
+    stream.write(block.tobytes())
+    stream.write(bytes(_padded(block.nbytes) - block.nbytes))
+
+
+def _read_block(stream: BinaryIO, start: int, shape: tuple[int, int], place: str) -> npt.NDArray[np.uint8]:
+    size = shape[0] * shape[1]
+    stream.seek(start)
+    data = stream.read(size) if size >= 0 else b""
+    if len(data) != size:
+        raise GpusqError("damaged: cut short", place=place, hint=_BUILD_AGAIN)
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _padded(size: int) -> int:
+    return -(-size // _ALIGNED) * _ALIGNED

@@ -1,0 +1,136 @@
+"""No pass of ours can break 2:4: whatever the weights, what was valid before a pass is valid after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+import planning
+import pytest
+import tiny_models
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpusq_deploy.artifacts.plan import FloatPrecision
+from gpusq_deploy.graph.layers import GraphLayer, graph_weights, weighted_layers
+from gpusq_deploy.graph.values import array_of
+from gpusq_deploy.numerics.sparsity import magnitude_mask, rows_from_conv
+from gpusq_deploy.passes.attention_scale import AttentionScale
+from gpusq_deploy.passes.base import Pass, run_passes
+from gpusq_deploy.passes.cast_remainder import CastRemainder
+from gpusq_deploy.passes.clean import Clean
+from gpusq_deploy.passes.fold_shapes import FoldShapes
+from gpusq_deploy.passes.quantize import Quantize
+from gpusq_deploy.sparsity import sparsity_report
+
+# One of each way to hold a weight: as rows, as columns, behind a transpose, as kernels; and one that isn't a layer.
+FORMS = """g (float[B,8,4,4] image) => (float[B,8] y) {
+    [conv] c = Conv<kernel_shape = [2, 2], strides = [2, 2]>(image, kernel)
+    [flat] f = Reshape(c, shape)
+    [shift] g = Add(f, other)
+    [mm] a = MatMul(g, columns)
+    [gemm] b = Gemm<transB = 1>(a, rows)
+    [turn] t = Transpose<perm = [1, 0]>(turned)
+    [turned_mm] d = MatMul(b, t)
+    [twin] y = MatMul(d, turned)
+}"""
+SHAPES = {"kernel": (4, 8, 2, 2), "columns": (16, 8), "rows": (8, 8), "turned": (8, 8)}
+PRECISIONS = st.sampled_from(["fp16", "bf16", "fp32"])
+# The largest stays below FP16's largest number; the smallest vanish in it, and that is fine.
+SIZES = st.sampled_from([1e-40, 1e-20, 1e-7, 1e-3, 1.0, 300.0])
+
+
+def sparse(values: Any, layer: GraphLayer) -> Any:
+    """The same weight, 2:4 along the axis that its layer contracts; three input channels have no groups of four."""
+    if values.ndim == 4:
+        rows = rows_from_conv(values)
+        if rows.shape[1] % 4:
+            return values
+        kept = np.where(magnitude_mask(rows), rows, np.float32(0))
+        return np.moveaxis(kept.reshape(values.shape[0], *values.shape[2:], values.shape[1]), -1, 1).copy()
+    if layer.channel_axis == 0:
+        return np.where(magnitude_mask(values), values, np.float32(0))
+    return np.where(magnitude_mask(values.T), values.T, np.float32(0)).T.copy()
+
+
+def with_sparse_weights(model: ir.Model, *, seed: int, size: float) -> ir.Model:
+    """A copy whose layers hold random 2:4 weights of mixed sizes, with minus zeros and rows that are all zero."""
+    copy, random = model.clone(), np.random.default_rng(seed)
+    for layer in weighted_layers(copy):
+        value = copy.graph.initializers[layer.weight]
+        shape = array_of(value).shape
+        numbers = (random.standard_normal(shape) * size * random.choice([1.0, 1e-4], shape)).astype(np.float32)
+        numbers[random.random(shape) < 0.1] = -0.0
+        if random.random() < 0.3:
+            numbers[0] = 0
+        value.const_value = tiny_models.tensor(sparse(numbers, layer), layer.weight)
+    return copy
+
+
+def broken(model: ir.Model) -> list[str]:
+    weights = graph_weights(model, weighted_layers(model))
+    report = sparsity_report(weights, source="test", recipe=planning.EVERYTHING, record=None)
+    return [layer.layer for layer in report.layers if not layer.valid and layer.k % 4 == 0]
+
+
+def after_passes(model: ir.Model, precision: FloatPrecision) -> None:
+    """Run all passes as a compilation does, and look after each."""
+    seen: list[str] = []
+
+    def look(step: Pass, graph: ir.Model, _changes: int) -> None:
+        seen.append(step.name)
+        assert broken(graph) == [], seen
+
+    canonical: Sequence[Pass] = (Clean(), FoldShapes(), AttentionScale())
+    model = run_passes(model, canonical, after=look)
+    ranges = planning.table({layer.input: 3.0 for layer in weighted_layers(model)})
+    plan = planning.plan_for(model, ranges, remainder=precision)
+    built = run_passes(model, [Quantize(plan), CastRemainder(precision)], after=look)
+    assert len(seen) == 5
+    stored = {weight.layer: weight.rows.dtype for weight in graph_weights(built, weighted_layers(built))}
+    assert set(stored.values()) == {np.dtype(np.int8)}
+    # The same without INT8: the cast alone.
+    run_passes(model, [CastRemainder(precision)], after=look)
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), size=SIZES, precision=PRECISIONS)
+def test_every_form_of_a_weight_stays_sparse(seed: int, size: float, precision: FloatPrecision) -> None:
+    constants: dict[str, Any] = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
+    constants["shape"] = np.array([-1, 16], np.int64)
+    constants["other"] = np.ones(16, np.float32)
+    model = with_sparse_weights(tiny_models.graph(FORMS, **constants), seed=seed, size=size)
+    # `turned` is read both ways: 4 of 8 by 8, valid along both axes only where half of each is left empty.
+    turned = model.graph.initializers["turned"]
+    values = array_of(turned).copy()
+    values[:, ::2], values[::2] = 0, 0
+    turned.const_value = tiny_models.tensor(values, "turned")
+    assert broken(model) == []
+    after_passes(model, precision)
+
+
+@pytest.mark.slow
+@settings(max_examples=4, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), size=SIZES, precision=PRECISIONS)
+def test_an_exported_transformer_stays_sparse(seed: int, size: float, precision: FloatPrecision) -> None:
+    exported = run_passes(tiny_models.exported_vit().raw, [Clean()])
+    model = with_sparse_weights(exported, seed=seed, size=size)
+    assert broken(model) == []
+    after_passes(model, precision)
+
+
+def test_the_test_sees_a_pass_that_breaks_the_pattern() -> None:
+    class Fill:
+        name: ClassVar[str] = "fill"
+
+        def run(self, model: ir.Model) -> int:
+            value = model.graph.initializers["w"]
+            value.const_value = tiny_models.tensor(np.ones((8, 4), np.float32), "w")
+            return 1
+
+    text = "g (float[B,8] x) => (float[B,4] y) { [fc] y = MatMul(x, w) }"
+    model = with_sparse_weights(tiny_models.graph(text, w=np.ones((8, 4), np.float32)), seed=0, size=1.0)
+    assert broken(model) == []
+    assert broken(run_passes(model, [Fill()])) == ["fc"]

@@ -1,0 +1,207 @@
+"""What each kind of weight is called, and the chain valid -> eligible -> asked -> built as."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from gpusq_deploy.artifacts.plan import LayerDecision, LayerKind, Precision
+from gpusq_deploy.artifacts.receipt import BuiltLayer, Verdict
+from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityRecord
+from gpusq_deploy.explain import Step, explain_layers, flops_shares, meaning_of
+from gpusq_deploy.numerics.sparsity import magnitude_mask, rows_from_conv
+from gpusq_deploy.recipe import load_recipe
+from gpusq_deploy.sparsity import LayerWeight, sparsity_report, violation_text
+from gpusq_deploy.targets import find_target
+
+ORIN = find_target("orin")
+RECORD = SparsityRecord(method="magnitude", layers=("fc",))
+
+
+def dense(n: int = 64, k: int = 64) -> Any:
+    random = np.random.default_rng(0)
+    return (random.uniform(0.5, 2, (n, k)) * random.choice([-1, 1], (n, k))).astype(np.float32)
+
+
+def pruned(n: int = 64, k: int = 64) -> Any:
+    return np.where(magnitude_mask(dense(n, k)), dense(n, k), np.float32(0))
+
+
+def state_of(
+    rows: Any, *, layer: str = "fc", positions: int = 1, macs: int = 0, expected: bool = True
+) -> LayerSparsity:
+    kind: LayerKind = "linear" if positions == 1 else "conv"
+    weight = LayerWeight(layer=layer, tensor="w", kind=kind, rows=rows, positions=positions, macs=macs)
+    record = RECORD if expected else SparsityRecord(method="magnitude", layers=())
+    return sparsity_report([weight], source="test", recipe=load_recipe(None), record=record).layers[0]
+
+
+def unstructured() -> Any:
+    keep = np.random.default_rng(1).permutation(64 * 64).reshape(64, 64) < 64 * 64 / 2
+    return np.where(keep, dense(), np.float32(0))
+
+
+def nearly() -> Any:
+    """A mask that was lost by a hair: what an optimiser's last step leaves where zeros were."""
+    return np.where(pruned() == 0, np.float32(1e-5), pruned())
+
+
+def damaged() -> Any:
+    rows = pruned()
+    rows[3, 8:12] = 1
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "diagnosis"),
+    [
+        (pruned(), "valid"),
+        (np.zeros((8, 8), np.float32), "valid"),
+        (dense(64, 6), "unaligned"),
+        (nearly(), "near misses"),
+        (damaged(), "damaged"),
+        (np.ascontiguousarray(pruned().T), "wrong axis"),
+        (unstructured(), "unstructured"),
+        (dense(), "mask lost"),
+    ],
+)
+def test_every_kind_of_weight_is_told_apart(rows: Any, diagnosis: str) -> None:
+    state = state_of(rows)
+    assert state.diagnosis == diagnosis
+    assert state.valid == (diagnosis == "valid")
+    assert (state.worst is None) == (diagnosis in {"valid", "unaligned"})
+    assert bool(meaning_of(state.diagnosis)[1]) == (diagnosis != "valid")
+
+
+def test_a_dense_layer_that_should_be_dense_lost_no_mask() -> None:
+    assert state_of(dense(), expected=False).diagnosis == "dense"
+
+
+@pytest.mark.parametrize("form", ["input channels", "output channels", "kernel as a row"])
+def test_a_conv_has_two_wrong_axes(form: str) -> None:
+    values: Any = dense(16, 8 * 9).reshape(16, 8, 3, 3)
+    sparse: Any
+    if form == "input channels":
+        grouped = np.moveaxis(values, 1, -1).reshape(-1, 8)
+        sparse = np.where(magnitude_mask(grouped), grouped, 0).reshape(16, 3, 3, 8)
+        sparse = np.moveaxis(sparse, -1, 1)
+    elif form == "output channels":
+        grouped = values.reshape(16, -1).T
+        sparse = np.where(magnitude_mask(grouped), grouped, 0).T.reshape(values.shape)
+    else:
+        grouped = values.reshape(16, -1)
+        sparse = np.where(magnitude_mask(grouped), grouped, 0).reshape(values.shape)
+    state = state_of(rows_from_conv(sparse.astype(np.float32)), positions=9)
+    assert state.diagnosis == ("valid" if form == "input channels" else "wrong axis")
+
+
+def test_the_worst_group_and_the_first_places_are_told() -> None:
+    rows = damaged()
+    rows[7, 0:4] = [0.25, 1, 0.5, 0]
+    state = state_of(rows)
+    assert state.places == ((3, 2), (7, 0))
+    assert state.worst is not None
+    assert (state.worst.row, state.worst.index, state.worst.value) == (3, 2, 1.0)
+    assert state.worst.ratio == 1 / float(np.abs(rows[3]).max())
+    assert "row 3, columns 8 to 11" in violation_text(state)
+
+
+def test_shares_of_flops_add_up_and_are_unknown_together() -> None:
+    one, two = state_of(pruned(), layer="a", macs=300), state_of(pruned(), layer="b", macs=100)
+    assert flops_shares([one, two]) == {"a": 0.75, "b": 0.25}
+    assert flops_shares([one, state_of(pruned())]) == {}
+    assert flops_shares([]) == {}
+
+
+def decision(precision: Precision = "int8", *, sparse: bool = True) -> LayerDecision:
+    return LayerDecision(
+        layer="fc",
+        node="fc",
+        kind="linear",
+        n=64,
+        k=64,
+        macs=1,
+        precision=precision,
+        precision_reason="p",
+        sparse=sparse,
+        sparse_reason="as the recipe says",
+    )
+
+
+def built(verdict: Verdict) -> BuiltLayer:
+    return BuiltLayer(
+        layer="fc",
+        node="fc",
+        asked="int8",
+        precision="int8",
+        engine_layers=("fc",),
+        sparse_asked=True,
+        sparse_weights_valid=True,
+        sparse_executed=verdict,
+        reason="the tactic says so",
+    )
+
+
+def chain(state: LayerSparsity, **evidence: Any) -> dict[str, Step]:
+    (explained,) = explain_layers([state], ORIN, **evidence)
+    return {step.question: step for step in explained.chain}
+
+
+def test_a_whole_chain_with_its_evidence() -> None:
+    steps = chain(state_of(pruned()), decisions=[decision()], built=[built("yes")])
+    assert [(name, step.answer) for name, step in steps.items()] == [
+        ("valid", "yes"),
+        ("eligible", "yes"),
+        ("asked", "yes"),
+        ("built as", "yes"),
+    ]
+    assert steps["asked"].evidence == "as the recipe says"
+    assert steps["built as"].evidence == "the tactic says so"
+    assert all(step.evidence for step in steps.values())
+
+
+def test_what_nobody_knows_is_unknown() -> None:
+    steps = chain(state_of(pruned()))
+    assert (steps["asked"].answer, steps["built as"].answer) == ("unknown", "unknown")
+    assert chain(state_of(pruned()), built=[built("unknown")])["built as"].answer == "unknown"
+    assert chain(state_of(pruned()), decisions=[decision(sparse=False)])["asked"].answer == "no"
+
+
+def test_an_invalid_weight_is_not_eligible() -> None:
+    steps = chain(state_of(dense()))
+    assert (steps["valid"].answer, steps["eligible"].answer) == ("no", "no")
+    assert "of 1024 groups" in steps["valid"].evidence
+    assert chain(state_of(dense(64, 6)))["valid"].evidence == "K = 6 is not a multiple of 4"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "answer", "evidence"),
+    [
+        ("int8", None, "yes", "sparse int8 kernels"),
+        ("float16", None, "yes", "sparse fp16 kernels"),
+        ("float32", None, "yes", "once it is int8"),
+        ("float32", "fp32", "no", "no 2:4 sparse fp32 kernels"),
+    ],
+)
+def test_eligible_depends_on_the_type(dtype: str, precision: Precision | None, answer: str, evidence: str) -> None:
+    state = msgspec.structs.replace(state_of(pruned()), dtype=dtype)
+    decisions = [] if precision is None else [decision(precision)]
+    step = chain(state, decisions=decisions)["eligible"]
+    assert step.answer == answer
+    assert evidence in step.evidence
+
+
+@pytest.mark.parametrize(("n", "k"), [(64, 32), (24, 64)])
+def test_sizes_that_are_padded_leave_it_to_the_builder(n: int, k: int) -> None:
+    step = chain(state_of(pruned(n, k)), decisions=[decision()])["eligible"]
+    assert step.answer == "unknown"
+    assert f"K={k} N={n} will be padded" in step.evidence
+
+
+def test_a_convs_sizes_are_its_channels() -> None:
+    step = chain(state_of(pruned(16 * 9, 64), positions=9))["eligible"]
+    assert step.answer == "yes"
+    assert "N = 16 and K = 64" in step.evidence
