@@ -13,6 +13,7 @@ from gpusq_deploy.engines.api import BackendName
 from gpusq_deploy.engines.gpu import find_gpu
 from gpusq_deploy.engines.runtimes import RuntimeChoice, choose_runtime
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.packed import require_dense
 
 _PLAN_SUFFIXES = (".plan", ".engine")
 
@@ -66,6 +67,8 @@ def _of_bundle(folder: Path, requested: str) -> Subject:
     receipt = read_value(folder / RECEIPT, Receipt)
     built = {engine.backend for engine in receipt.engines}
     choice = choose_runtime(requested, plans=[name for name in get_args(BackendName) if name in built])
+    if choice.name == "onnxruntime":
+        require_dense(folder)
     path = folder / (MODEL if choice.name == "onnxruntime" else _plan_for_this_gpu(receipt, choice.name))
     name = f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}"
     return Subject(path, name, choice, read_value(folder / MANIFEST, Manifest).batch)

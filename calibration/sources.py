@@ -1,9 +1,9 @@
-"""Where calibration data comes from: a folder of images, a `.npy` array, or, only by name, random numbers."""
+"""Where calibration data comes from: images, arrays, an iterable, or, only by name, random numbers."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,13 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from gpusq_deploy.artifacts.arch import Preprocessing
+from gpusq_deploy.calibration.arrays import made_by_factory, mapped_npy, mapped_npz, names_factory, spooled
 from gpusq_deploy.calibration.images import SUFFIXES, Sample, image_files, load_image
 from gpusq_deploy.errors import GpusqError
 
 RANDOM = "random"
 _RANDOM_SAMPLES = 16
 _MAX_UNREADABLE = 0.1
-_KINDS = "a folder of images, a .npy file of float32 [N, C, H, W] that is already preprocessed, or 'random'"
+_KINDS = (
+    "a folder of images; a .npy or .npz file of float32 [N, C, H, W], or package.module:factory that returns an "
+    "iterable of such arrays, already preprocessed; or 'random'"
+)
 
 
 class DataSource(Protocol):
@@ -60,7 +64,7 @@ class ImageFolder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArrayFile:
-    """A `.npy` of float32 [N, C, H, W], mapped rather than loaded."""
+    """Preprocessed samples as one float array [N, C, H, W], mapped rather than loaded."""
 
     name: str
     values: npt.NDArray[Any]
@@ -147,17 +151,35 @@ class Batches:
                 held = []
         if held:
             yield np.stack(held)
-        if self.count == 0:
-            raise GpusqError("no sample could be read", place=self.source.name, hint=f"--calib takes {_KINDS}")
+        require_some(self.count, self.source)
 
     def _skip(self, error: GpusqError) -> None:
         self.skipped.append(f"{error.place}: {error.what}")
-        if len(self.skipped) > max(1, _MAX_UNREADABLE * len(self.source)):
-            raise GpusqError(
-                f"{len(self.skipped)} of {len(self.source)} samples can't be read, the last: {error.what}",
-                place=error.place,
-                hint="mend or remove the damaged files",
-            ) from error
+        require_few_skipped(self.skipped, self.source)
+
+
+def require_few_skipped(skipped: Sequence[str], source: DataSource) -> None:
+    """Refuse data that is damaged as a whole; `skipped` names each unreadable sample and its fault.
+
+    Raises:
+        GpusqError: More than a tenth of the samples, and more than one.
+    """
+    if len(skipped) > max(1, _MAX_UNREADABLE * len(source)):
+        raise GpusqError(
+            f"{len(skipped)} of {len(source)} samples can't be read, the last is {skipped[-1]}",
+            place=source.name,
+            hint="mend or remove the damaged files",
+        )
+
+
+def require_some(count: int, source: DataSource) -> None:
+    """Refuse data of which nothing was read.
+
+    Raises:
+        GpusqError: `count` is zero.
+    """
+    if count == 0:
+        raise GpusqError("no sample could be read", place=source.name, hint=f"--calib takes {_KINDS}")
 
 
 def filled(batch: npt.NDArray[np.float32], size: int | None) -> npt.NDArray[np.float32]:
@@ -177,33 +199,36 @@ def open_source(text: str, preprocessing: Preprocessing) -> DataSource:
         return RandomNoise(preprocessing=preprocessing)
     path = Path(text)
     if not text or not os.path.lexists(path):
+        if names_factory(text):
+            return _array_source(text, made_by_factory(text, _sample_shape(preprocessing)), preprocessing)
         raise GpusqError("no such file or folder", place=text, hint=f"--calib takes {_KINDS}")
     if path.is_dir():
         files = image_files(path)
         if not files:
             raise GpusqError("no images in the folder", place=text, hint=f"files with {', '.join(sorted(SUFFIXES))}")
         return ImageFolder(name=text, files=files, preprocessing=preprocessing)
-    if path.suffix == ".npy" and path.is_file():
-        return _array_file(path, preprocessing)
-    raise GpusqError("not a source of calibration data", place=text, hint=f"--calib takes {_KINDS}")
+    read = {".npy": mapped_npy, ".npz": mapped_npz}.get(path.suffix)
+    if read is None or not path.is_file():
+        raise GpusqError("not a source of calibration data", place=text, hint=f"--calib takes {_KINDS}")
+    return _array_source(text, read(path), preprocessing)
 
 
-def _array_file(path: Path, preprocessing: Preprocessing) -> ArrayFile:
-    reader: Any = np.lib.format  # numpy leaves open_memmap untyped; np.load would also open .npz archives
-    try:
-        values: npt.NDArray[Any] = reader.open_memmap(path, mode="r")
-    except Exception as error:  # numpy's header reader raises what it likes on a damaged file
-        raise GpusqError(
-            f"not a .npy file, or damaged: {error}",
-            place=str(path),
-            hint="write it with numpy.save: float32 [N, C, H, W]",
-        ) from error
-    expected = (preprocessing.channels, preprocessing.height, preprocessing.width)
+def source_from_iterable(items: Iterable[Any], preprocessing: Preprocessing, *, name: str = "an iterable") -> ArrayFile:
+    """Samples of any iterable of arrays or tensors, read once; see `arrays.spooled`."""
+    return _array_source(name, spooled(items, _sample_shape(preprocessing), name=name), preprocessing)
+
+
+def _sample_shape(preprocessing: Preprocessing) -> tuple[int, int, int]:
+    return preprocessing.channels, preprocessing.height, preprocessing.width
+
+
+def _array_source(name: str, values: npt.NDArray[Any], preprocessing: Preprocessing) -> ArrayFile:
+    expected = _sample_shape(preprocessing)
     if values.ndim != 4 or values.shape[1:] != expected or values.dtype.kind != "f" or not len(values):
         wanted = f"float32 [N, {', '.join(map(str, expected))}]"
         raise GpusqError(
             f"the array is {values.dtype} {list(values.shape)}, the model takes {wanted}",
-            place=str(path),
+            place=name,
             hint="save the preprocessed images as float32",
         )
-    return ArrayFile(name=str(path), values=values)
+    return ArrayFile(name=name, values=values)

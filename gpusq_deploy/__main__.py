@@ -9,7 +9,7 @@ import click
 
 from gpusq_deploy.cli.common import run_command
 
-COMMANDS = ("build", "validate", "inspect", "bench", "compare", "compress")
+COMMANDS = ("build", "calibrate", "validate", "inspect", "bench", "compare", "compress")
 
 
 class _Commands(click.Group):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import msgspec
+
 from gpusq_deploy.artifacts.base import Value, digest_of_file, json_from_value, read_value
 from gpusq_deploy.artifacts.calibration import CalibrationTable
 from gpusq_deploy.artifacts.manifest import BundleFile, Manifest
@@ -72,13 +74,18 @@ def damaged_files(path: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{entry.path} is not the file that was built: its digest differs from the manifest's"
 
 
-def require_whole(bundle: Bundle) -> None:
+def require_whole(bundle: Bundle, *, but: str | None = None) -> None:
     """Refuse a bundle with a damaged file.
+
+    Args:
+        bundle: The bundle.
+        but: A file that needn't be whole.
 
     Raises:
         GpusqError: Names every such file.
     """
-    faults = list(damaged_files(bundle.path, bundle.manifest))
+    files = tuple(entry for entry in bundle.manifest.files if entry.path != but)
+    faults = list(damaged_files(bundle.path, msgspec.structs.replace(bundle.manifest, files=files)))
     if faults:
         raise GpusqError("; ".join(faults), place=str(bundle.path), hint="build the bundle again from its checkpoint")
 

@@ -26,12 +26,14 @@ from gpusq_deploy.bundle import (
     require_whole,
     write_value,
 )
+from gpusq_deploy.calibration.choice import calibrators_for
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
 from gpusq_deploy.checkpoint.weights import layer_weights
 from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.manifest import make_manifest
+from gpusq_deploy.packed import DENSE, lacks_dense
 from gpusq_deploy.passes.attention_scale import AttentionScale
 from gpusq_deploy.passes.base import Pass, run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
@@ -42,7 +44,16 @@ from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.recipe import load_recipe
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.sparsity import require_known_layers, require_sparse, sparsity_report
-from gpusq_deploy.steps import check_export, find_data, find_ranges, repair_command, sparsity_kept, verify_built
+from gpusq_deploy.steps import (
+    check_export,
+    find_data,
+    find_ranges,
+    pack_weights,
+    repair_command,
+    sparsity_kept,
+    unpack_weights,
+    verify_built,
+)
 from gpusq_deploy.targets import Target
 
 # The form of a float graph that everything after relies on, and that TensorRT compiles to fewest kernels.
@@ -83,11 +94,14 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
         difference = check_export(checkpoint, float_file, request.batch, reporter)
 
         wanted = layers_to_quantize(layers, recipe) if request.int8 else ()
-        table = find_ranges(model, wanted, data, checkpoint, reporter) if wanted else None
+        calibrators = calibrators_for(wanted, recipe, usual=request.calibrator)
+        table = find_ranges(model, wanted, data, checkpoint, calibrators, reporter) if wanted else None
         plan = make_plan(layers, asked, table=table, sparsity=stored)
         require_possible(plan, request.targets)
         built = run_passes(model, [Quantize(plan), CastRemainder(plan.remainder)])
         kept = sparsity_kept(built, stored, recipe)
+        if request.pack:
+            pack_weights(built, kept, folder, reporter)
         save_model(built, built_file)
 
         verification = verify_built(float_file, built_file, data, plan, reporter)
@@ -109,9 +123,25 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
         write_value(folder, RECEIPT, receipt)
         if table is not None:
             write_value(folder, CALIBRATION, table)
-        manifest = make_manifest(request, checkpoint, built, sparsity=kept, export_difference=difference)
+        synthetic = table is not None and table.synthetic
+        manifest = make_manifest(
+            request, checkpoint, built, sparsity=kept, export_difference=difference, synthetic=synthetic
+        )
         write_value(folder, MANIFEST, msgspec.structs.replace(manifest, files=files_in(folder)))
     return read_bundle(request.out)
+
+
+def unpack_bundle(path: Path, reporter: Reporter) -> Bundle:
+    """Make a bundle's dense weights again from the packed ones, and check every file.
+
+    Raises:
+        GpusqError: Nothing is packed, or a file is damaged.
+    """
+    bundle = read_bundle(path)
+    require_whole(bundle, but=DENSE)
+    unpack_weights(path, reporter)
+    require_whole(bundle)
+    return bundle
 
 
 def extend_bundle(path: Path, targets: Sequence[Target], reporter: Reporter) -> Bundle:
@@ -121,6 +151,8 @@ def extend_bundle(path: Path, targets: Sequence[Target], reporter: Reporter) -> 
         GpusqError: The bundle is damaged, or an engine can't be built.
     """
     bundle = read_bundle(path)
+    if lacks_dense(path):
+        unpack_bundle(path, reporter)
     require_whole(bundle)
     require_possible(bundle.plan, targets)
     with new_bundle(path, force=True) as folder:

@@ -26,7 +26,7 @@ _MEANINGS: dict[Diagnosis, tuple[str, str]] = {
     ),
     "near misses": (
         "mask lost by a hair: values under a thousandth of their row's largest stand where zeros should be",
-        "apply the mask once more after the last optimiser step, and export without arithmetic on weights",
+        "gpusq-validate MODEL --repair OUT, or apply the mask once more after the last optimiser step",
     ),
     "damaged": (
         "2:4 but for a few groups: something wrote to the weight after it was masked",

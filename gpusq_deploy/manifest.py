@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from gpusq_deploy.artifacts.manifest import Manifest, ModelSource
 from gpusq_deploy.artifacts.sparsity import SparsityReport
-from gpusq_deploy.calibration.sources import RANDOM
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.values import value_name
@@ -38,6 +37,7 @@ def make_manifest(
     *,
     sparsity: SparsityReport,
     export_difference: float,
+    synthetic: bool,
 ) -> Manifest:
     """Everything but the files, which are listed when the last of them is written.
 
@@ -47,6 +47,7 @@ def make_manifest(
         built: The Q/DQ graph.
         sparsity: The 2:4 state of its weights.
         export_difference: Largest relative difference of the float graph from torch.
+        synthetic: Whether the ranges come from random data.
     """
     return Manifest(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -61,7 +62,7 @@ def make_manifest(
         opset=request.opset,
         inputs=_shapes(built.graph.inputs),
         outputs=_shapes(built.graph.outputs),
-        synthetic_calibration=request.int8 and not checkpoint.ranges and request.calib == RANDOM,
+        synthetic_calibration=synthetic,
         sparsity=sparsity,
         files=(),
         notes=(f"the exported float graph agrees with torch to {export_difference:.3g} (relative, largest element)",),
@@ -80,6 +81,9 @@ def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:
         "sparse": str(request.sparse).lower(),
         "remainder": request.remainder,
         "calib": "recorded in the checkpoint" if checkpoint.ranges else request.calib or "none",
+        "ranges": str(request.ranges or "none"),
+        "calibrator": str(request.calibrator),
+        "pack": str(request.pack).lower(),
         "targets": ",".join(target.name for target in request.targets),
     }
 

@@ -3,10 +3,14 @@
 The magic `GPUSQ24` and a newline; the length of the index in 8 bytes, little-endian; the index, JSON (`PackedIndex`),
 filled up with spaces so that the first block starts at a multiple of 64; then for each tensor its values and its
 metadata (see gpusq_deploy.numerics.packed), each at a multiple of 64 behind the first block.
+
+`weights.dense`: the same weights dense, one after another in the order of the index; model.onnx refers to it. It can be
+left out when a bundle travels: `unpack_dense` makes it again from `weights.24`, byte for byte.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -20,11 +24,13 @@ from gpusq_deploy.artifacts.packed import PackedIndex, PackedTensor
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
+from gpusq_deploy.graph.mapped import release
 from gpusq_deploy.graph.values import array_of
 from gpusq_deploy.numerics.packed import PackedMatrix, pack, unpack
 from gpusq_deploy.numerics.sparsity import rows_from_conv
 
 PACKED = "weights.24"
+DENSE = "weights.dense"
 _MAGIC = b"GPUSQ24\n"
 _ALIGNED = 64
 _BUILD_AGAIN = "build the bundle again"
@@ -68,6 +74,99 @@ def write_packed(model: ir.Model, report: SparsityReport, folder: Path) -> Packe
         if not np.array_equal(codes, array_of(model.graph.initializers[name])):
             raise GpusqError("the packed weight differs from the model's", place=f"{path}, tensor {name}")
     return index
+
+
+def move_packed_weights(model: ir.Model, index: PackedIndex, folder: Path) -> None:
+    """Let the model refer to `folder/weights.dense` for every weight that is packed, in place, and write that file.
+
+    Args:
+        model: The graph that `write_packed` packed. Save it in `folder` afterwards.
+        index: What `write_packed` returned.
+        folder: Where `weights.24` lies.
+    """
+    unpack_dense(folder)
+    start = 0
+    for entry in index.tensors:
+        value = model.graph.initializers[entry.tensor]
+        held = array_of(value)
+        value.const_value = ir.ExternalTensor(
+            location=DENSE,
+            offset=start,
+            length=held.nbytes,
+            dtype=ir.DataType.INT8,
+            shape=ir.Shape(held.shape),
+            name=entry.tensor,
+            base_dir=folder,
+        )
+        start += held.nbytes
+
+
+def lacks_dense(folder: Path) -> bool:
+    """True for a bundle whose weights are there in packed form only."""
+    return (folder / PACKED).is_file() and not (folder / DENSE).is_file()
+
+
+def unpack_dense(folder: Path) -> int:
+    """Write `weights.dense` from `weights.24`, whole or not at all.
+
+    Returns:
+        Number of weights.
+
+    Raises:
+        GpusqError: There is no packed file, it is damaged, or the disk refused.
+    """
+    path, count = folder / DENSE, 0
+    temporary = folder / f".{DENSE}.{os.getpid()}"
+    try:
+        with temporary.open("wb") as stream:
+            for _, codes in read_packed(folder / PACKED):
+                stream.write(codes.tobytes())
+                count += 1
+        temporary.replace(path)
+    except OSError as error:
+        raise GpusqError(f"cannot write the dense weights: {error.strerror}", place=str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def require_dense(folder: Path) -> None:
+    """Refuse a bundle whose weights are there in packed form only.
+
+    Raises:
+        GpusqError: Says how to unpack them.
+    """
+    if lacks_dense(folder):
+        raise GpusqError(
+            f"its weights are there in packed form only: {DENSE} was left out",
+            place=str(folder),
+            hint=f"gpusq-build {folder} --unpack makes it again, bit for bit",
+        )
+
+
+def packed_faults(model: ir.Model, report: SparsityReport, folder: Path) -> Iterator[str]:
+    """What is wrong with `folder/weights.24`, one sentence each: damage, and any difference from the model's weights.
+
+    Args:
+        model: The bundle's graph.
+        report: The 2:4 state of its weights.
+        folder: The bundle.
+    """
+    expected = {found.layer.weight: found for found in _sparse_weights(model, report)}
+    try:
+        for name, codes in read_packed(folder / PACKED):
+            found = expected.pop(name, None)
+            if found is None:
+                yield f"{PACKED} holds {name}, which is no 2:4 INT8 weight of the model"
+            elif not np.array_equal(codes, found.stored):
+                yield f"{PACKED} holds other codes of {name} (layer {found.layer.layer}) than the model"
+            if found is not None:
+                release(model.graph.initializers[name])
+    except GpusqError as error:
+        yield f"{PACKED} can't be unpacked: {error.what} ({error.place})"
+        return
+    for found in expected.values():
+        yield f"{PACKED} lacks {found.layer.weight} (layer {found.layer.layer})"
 
 
 def packed_index(path: Path) -> PackedIndex:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from gpusq_deploy.artifacts.base import Value
+from gpusq_deploy.artifacts.calibration import AMAX, Calibrator, CalibratorName
 from gpusq_deploy.artifacts.plan import LayerKind
 from gpusq_deploy.errors import GpusqError
 
@@ -30,7 +31,8 @@ class Rule(Value):
     """One sentence: layers that `match` (a shell pattern on the module's name) and are of `kind` become `precision`.
 
     `sparse` says whether such layers are expected to be 2:4 when sparsity is asked for. A `required` rule that
-    decides no layer is an error: it is most likely misspelt.
+    decides no layer is an error: it is most likely misspelt. `calibrator` says how the range of an INT8 layer's input
+    is chosen; None leaves that to the command, which takes the largest magnitude where it isn't told either.
     """
 
     match: str = "*"
@@ -38,7 +40,20 @@ class Rule(Value):
     precision: Literal["int8", "float"] = "int8"
     sparse: bool = True
     required: bool = True
+    calibrator: CalibratorName | None = None
+    percentile: float | None = None
     reason: str
+
+    def __post_init__(self) -> None:
+        if self.calibrator is None and self.percentile is not None:
+            raise ValueError('`percentile` needs `calibrator = "percentile"`')
+        if self.calibrator is not None and self.precision != "int8":
+            raise ValueError("`calibrator` is for INT8 layers: the inputs of others need no range")
+        self.calibrator_or(AMAX)
+
+    def calibrator_or(self, usual: Calibrator) -> Calibrator:
+        """The rule's own calibrator, or the usual one."""
+        return usual if self.calibrator is None else Calibrator(name=self.calibrator, percentile=self.percentile)
 
     def decides(self, layer: str, kind: LayerKind) -> bool:
         """True where the rule applies to a layer."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.artifacts.calibration import AMAX, Calibrator
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import FloatPrecision
 from gpusq_deploy.targets import Target
@@ -14,7 +15,11 @@ from gpusq_deploy.targets import Target
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildRequest:
-    """Everything that gpusq-build was asked. `recipe` None is the default one; `calib` None means no data."""
+    """Everything that gpusq-build was asked. `recipe` None is the default one; `calib` None means no data.
+
+    `pack` stores 2:4 INT8 weights in packed form too. `ranges` are those of gpusq-calibrate; `calibrator` is for rules
+    that name none.
+    """
 
     model: Path
     arch: ArchSpec | None
@@ -28,6 +33,9 @@ class BuildRequest:
     opset: int
     out: Path
     force: bool
+    pack: bool = False
+    ranges: Path | None = None
+    calibrator: Calibrator = AMAX
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts.calibration import CalibrationTable
+from gpusq_deploy.artifacts.calibration import AMAX, CalibrationTable, Calibrator
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.receipt import Verification
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.bundle import MODEL
-from gpusq_deploy.calibration.observe import collect_ranges, table_from_recorded
+from gpusq_deploy.calibration.guard import range_warnings
+from gpusq_deploy.calibration.observe import Observing, collect_ranges, table_from_recorded
 from gpusq_deploy.calibration.sources import RANDOM, DataSource, open_source
+from gpusq_deploy.calibration.stored import read_table, table_for_layers
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import example_input, reference_outputs
 from gpusq_deploy.graph.layers import GraphLayer, graph_weights, weighted_layers
+from gpusq_deploy.packed import DENSE, PACKED, move_packed_weights, packed_line, unpack_dense, write_packed
+from gpusq_deploy.ranks import Ranks
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.sparsity import sparsity_report
@@ -32,11 +37,12 @@ from gpusq_deploy.verify import require_same, split_source, verify
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
-    """Samples to calibrate on and to verify on; `held_out` says that the two are apart."""
+    """Samples to calibrate on and to verify on; `held_out` says that the two are apart. `table`: stored ranges."""
 
     calibrate: DataSource
     verify: DataSource
     held_out: bool
+    table: CalibrationTable | None = None
 
 
 def repair_command(request: BuildRequest) -> str:
@@ -55,19 +61,20 @@ def find_data(request: BuildRequest, checkpoint: Checkpoint) -> Data:
     """Where ranges and verification samples come from.
 
     Raises:
-        GpusqError: INT8 has neither recorded ranges nor data, or the data can't be opened.
+        GpusqError: INT8 has neither ranges nor data, or the data can't be opened.
     """
+    table = None if request.ranges is None else read_table(request.ranges, model=checkpoint.digest)
     if request.calib is not None:
         calibrate, apart, held_out = split_source(open_source(request.calib, checkpoint.preprocessing))
-        return Data(calibrate=calibrate, verify=apart, held_out=held_out)
-    if request.int8 and not checkpoint.ranges:
+        return Data(calibrate=calibrate, verify=apart, held_out=held_out, table=table)
+    if request.int8 and not checkpoint.ranges and table is None:
         raise GpusqError(
             "INT8 needs activation ranges: the checkpoint records none, and there is no calibration data",
             place=str(request.model),
             hint="add --calib FOLDER with a few dozen typical images (--calib random exercises the pipeline only)",
         )
     noise = open_source(RANDOM, checkpoint.preprocessing)
-    return Data(calibrate=noise, verify=noise, held_out=False)
+    return Data(calibrate=noise, verify=noise, held_out=False, table=table)
 
 
 def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporter: Reporter) -> float:
@@ -92,23 +99,50 @@ def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporte
 
 
 def find_ranges(
-    model: ir.Model, layers: Sequence[GraphLayer], data: Data, checkpoint: Checkpoint, reporter: Reporter
+    model: ir.Model,
+    layers: Sequence[GraphLayer],
+    data: Data,
+    checkpoint: Checkpoint,
+    calibrators: Mapping[str, Calibrator],
+    reporter: Reporter,
 ) -> CalibrationTable:
-    """Ranges that the checkpoint records; where it records none, those of the calibration data."""
+    """Ranges that were found before; else those that the checkpoint records; else those of the calibration data."""
+    if data.table is not None:
+        reporter.say(f"using {len(data.table.ranges)} ranges found before, on {data.table.source}")
+        return table_for_layers(data.table, layers, place="--ranges")
     if checkpoint.ranges:
         reporter.say(f"using the {len(checkpoint.ranges)} ranges that the checkpoint records")
+        if any(calibrator != AMAX for calibrator in calibrators.values()):
+            reporter.say("warning: the checkpoint records its ranges, so no calibrator is used")
         return table_from_recorded(checkpoint.ranges, layers, source=checkpoint.file, known=weighted_layers(model))
-    reporter.say(f"calibrating {len(layers)} layers on {len(data.calibrate)} samples of {data.calibrate.name}")
+    how = Observing(calibrators=calibrators, preprocessing=checkpoint.preprocessing, workers=Ranks().workers())
+    return calibrated(model, layers, data.calibrate, checkpoint, how, reporter)
+
+
+def calibrated(
+    model: ir.Model,
+    layers: Sequence[GraphLayer],
+    source: DataSource,
+    checkpoint: Checkpoint,
+    how: Observing,
+    reporter: Reporter,
+) -> CalibrationTable:
+    """Ranges of the calibration data. What was skipped and what looks wrong is said, and kept in the table."""
+    reporter.say(f"calibrating {len(layers)} layers on {len(source)} samples of {source.name}")
     table = collect_ranges(
         model,
         layers,
-        data.calibrate,
-        open_model=open_onnx,
+        source,
+        open_model=functools.partial(open_onnx, threads=1),
         progress=lambda done, total: reporter.progress("calibrating", done, total),
+        how=how,
     )
+    warnings = (*table.warnings, *range_warnings(table, layers, checkpoint.ranges))
     for skipped in table.skipped:
         reporter.say(f"skipped: {skipped}")
-    return table
+    for warning in warnings:
+        reporter.say(f"warning: {warning}")
+    return msgspec.structs.replace(table, model=checkpoint.digest, warnings=warnings)
 
 
 def sparsity_kept(built: ir.Model, stored: SparsityReport, recipe: Recipe) -> SparsityReport:
@@ -128,6 +162,33 @@ def sparsity_kept(built: ir.Model, stored: SparsityReport, recipe: Recipe) -> Sp
         for state in after
     )
     return SparsityReport(source=MODEL, layers=tuple(expected))
+
+
+def pack_weights(built: ir.Model, kept: SparsityReport, folder: Path, reporter: Reporter) -> None:
+    """Store every 2:4 INT8 weight packed, and let the graph refer to a file that can be made from that.
+
+    Raises:
+        GpusqError: There is no such weight.
+    """
+    index = write_packed(built, kept, folder)
+    if index is None:
+        raise GpusqError(
+            "nothing to pack: no INT8 weight of the model is 2:4",
+            place="--pack",
+            hint="leave out --pack, or name sparse INT8 layers in the recipe",
+        )
+    move_packed_weights(built, index, folder)
+    reporter.say(packed_line(index))
+
+
+def unpack_weights(folder: Path, reporter: Reporter) -> None:
+    """Make a bundle's dense weights again from the packed ones.
+
+    Raises:
+        GpusqError: There are no packed ones, or they are damaged.
+    """
+    count = unpack_dense(folder)
+    reporter.say(f"unpacked {count} weights of {PACKED} into {DENSE}, bit for bit")
 
 
 def verify_built(

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx_ir as ir
+
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.finding import Finding
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityRecord, SparsityReport
@@ -14,6 +16,7 @@ from gpusq_deploy.explain import LayerExplanation, explain_layers, meaning_of
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.graph.lint import lint
 from gpusq_deploy.graph.mapped import map_model
+from gpusq_deploy.packed import PACKED, packed_faults, require_dense
 from gpusq_deploy.recipe import load_recipe
 from gpusq_deploy.sparsity import sparsity_report, violation_text
 from gpusq_deploy.targets import Target
@@ -59,6 +62,7 @@ def explanations(path: Path, result: Validation, target: Target) -> tuple[LayerE
 
 def _validate_bundle(path: Path) -> Validation:
     bundle = read_bundle(path)
+    require_dense(path)
     damaged = [
         Finding(rule="digest", place=str(path), what=fault, hint="build the bundle again, or copy it again")
         for fault in damaged_files(path, bundle.manifest)
@@ -72,7 +76,13 @@ def _validate_bundle(path: Path) -> Validation:
         recipe=load_recipe(None),
         record=SparsityRecord(method="as the manifest says", layers=expected),
     )
-    return _validation("bundle", report, [*damaged, *lint(model)], sparsity_asked=asked)
+    packed = _packed_findings(path, model, report) if (path / PACKED).exists() else ()
+    return _validation("bundle", report, [*damaged, *lint(model), *packed], sparsity_asked=asked)
+
+
+def _packed_findings(path: Path, model: ir.Model, report: SparsityReport) -> Iterator[Finding]:
+    for fault in packed_faults(model, report, path):
+        yield Finding(rule="packed", place=str(path), what=fault, hint="build the bundle again, or copy it again")
 
 
 def _validate_model(path: Path, recipe: Path | None) -> Validation:

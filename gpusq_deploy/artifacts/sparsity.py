@@ -11,6 +11,9 @@ Diagnosis = Literal[
     "valid", "unaligned", "near misses", "damaged", "wrong axis", "mask lost", "unstructured", "dense", "unknown"
 ]
 
+# How weights are chosen, without training. The meaning of each: gpusq_deploy.compress.oneshot and docs/pruning.md.
+PruneMethod = Literal["magnitude", "activation", "second-order"]
+
 
 class GroupViolation(Value):
     """One group of four with more than two non-zeros. `index` is the group's place along K, from 0."""

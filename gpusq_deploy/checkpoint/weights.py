@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from gpusq_deploy.artifacts.plan import LayerKind
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
 from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file, state_dict_in
-from gpusq_deploy.checkpoint.tensors import array_from_tensor
+from gpusq_deploy.checkpoint.tensors import array_from_tensor, release
 from gpusq_deploy.numerics.sparsity import rows_from_conv
 from gpusq_deploy.sparsity import LayerWeight
 
@@ -34,8 +34,14 @@ def layer_weights(module: torch.nn.Module) -> Iterator[LayerWeight]:
             yield LayerWeight(layer=name, tensor=f"{name}.weight", kind=_conv_kind(child), rows=rows)
 
 
-def weights_in_file(path: Path, arch: ArchSpec | None) -> tuple[tuple[LayerWeight, ...], SparsityRecord | None]:
-    """Weighted layers of a checkpoint and its sparsity record.
+def rows_of(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """A 2-D or 4-D weight as rows along the contracted axis: [N, K], or [N · kernel positions, channels]."""
+    values = _array(tensor)
+    return values if values.ndim == 2 else rows_from_conv(values)
+
+
+def weights_in_file(path: Path, arch: ArchSpec | None) -> tuple[Iterable[LayerWeight], SparsityRecord | None]:
+    """Weighted layers of a checkpoint, to be read once and one after another, and its sparsity record.
 
     A state dict without an architecture still has names and shapes: each 2-D `*.weight` is taken for a Linear, each
     4-D one for a Conv2d whose stride isn't known (a patch embedding by its name alone).
@@ -48,7 +54,7 @@ def weights_in_file(path: Path, arch: ArchSpec | None) -> tuple[tuple[LayerWeigh
         checkpoint = load_checkpoint(path, arch=arch)
         return tuple(layer_weights(checkpoint.module)), checkpoint.sparsity
     state, _ = state_dict_in(content, place=str(path))
-    return tuple(_guessed(state)), None
+    return _guessed(state), None
 
 
 def _guessed(state: dict[str, torch.Tensor]) -> Iterator[LayerWeight]:
@@ -61,6 +67,8 @@ def _guessed(state: dict[str, torch.Tensor]) -> Iterator[LayerWeight]:
         elif tensor.ndim == 4:
             kind: LayerKind = "patch_embed" if "patch_embed" in layer else "conv"
             yield LayerWeight(layer=layer, tensor=name, kind=kind, rows=rows_from_conv(_array(tensor)))
+        # The caller has read it: a mapped file's pages would stay counted as this process's memory.
+        release(tensor)
 
 
 def _array(weight: torch.Tensor) -> npt.NDArray[Any]:

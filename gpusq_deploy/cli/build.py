@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpusq_deploy.cli.common import echo_json, parse_batch, progress_to_stderr, run_command, say
+from gpusq_deploy.cli.common import CALIBRATORS, echo_json, parse_batch, progress_to_stderr, run_command, say
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
+    from gpusq_deploy.artifacts.calibration import CalibratorName
     from gpusq_deploy.artifacts.plan import FloatPrecision
     from gpusq_deploy.bundle import Bundle
     from gpusq_deploy.targets import Target
@@ -27,8 +28,16 @@ _DEFAULT_TARGET = "a100"
 @click.option("--fp16", is_flag=True, help="Everything else in FP16 (default).")
 @click.option("--bf16", is_flag=True, help="Everything else in BF16.")
 @click.option("--fp32", is_flag=True, help="Everything else in FP32.")
+@click.option("--pack", is_flag=True, help="Store 2:4 INT8 weights packed too: 0.625 of dense INT8.")
+@click.option("--unpack", is_flag=True, help="Of a bundle: make the dense weights again from the packed ones.")
 @click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="TOML rules; see docs/recipes.md.")
-@click.option("--calib", metavar="PATH", help="Folder of images, .npy of preprocessed float32 [N,C,H,W], or 'random'.")
+@click.option(
+    "--calib",
+    metavar="DATA",
+    help="Folder of images; .npy or .npz of preprocessed float32 [N,C,H,W]; package.module:factory; or 'random'.",
+)
+@click.option("--calibrator", type=click.Choice(CALIBRATORS), help="For rules that name none. Default: amax.")
+@click.option("--ranges", type=click.Path(path_type=Path), metavar="FILE", help="What gpusq-calibrate wrote.")
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="GPU to build for; repeatable. Default: a100.")
 @click.option("--batch", default="1:8:32", show_default=True, metavar="MIN:OPT:MAX", help="One number: a fixed batch.")
 @click.option("--opset", type=int, default=None, help="ONNX opset, 19 to 23. Default: 20; 21 with --bf16.")
@@ -47,8 +56,12 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     fp16: bool,
     bf16: bool,
     fp32: bool,
+    pack: bool,
+    unpack: bool,
     recipe: Path | None,
     calib: str | None,
+    calibrator: CalibratorName | None,
+    ranges: Path | None,
     targets: tuple[str, ...],
     batch: str,
     opset: int | None,
@@ -62,13 +75,16 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     """
     from gpusq_deploy.targets import find_target
 
-    chosen = [find_target(name) for name in targets or (_DEFAULT_TARGET,)]
-    if not targets:
+    chosen = [find_target(name) for name in targets or (() if unpack else (_DEFAULT_TARGET,))]
+    if unpack and not model.is_dir():
+        raise click.UsageError("--unpack is for a bundle")
+    if not targets and not unpack:
         say(f"no --target: building for {_DEFAULT_TARGET}")
     if model.is_dir():
         _refuse_other_options(context, model)
-        bundle = _extend(model, chosen)
+        bundle = _extend(model, chosen, unpack=unpack)
     else:
+        from gpusq_deploy.artifacts.calibration import Calibrator
         from gpusq_deploy.checkpoint.architecture import arch_from_text
         from gpusq_deploy.compile import compile_checkpoint
         from gpusq_deploy.request import BuildRequest, Reporter
@@ -77,6 +93,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             raise click.UsageError("--arch-arg needs --arch")
         if recipe is not None and not (int8 or sparse):
             raise click.UsageError("--recipe needs --int8 or --sparse: it says which layers those mean")
+        _require_sense(int8=int8, calib=calib, calibrator=calibrator, ranges=ranges)
+        if pack and not (int8 and sparse):
+            raise click.UsageError("--pack needs --int8 --sparse: it stores 2:4 INT8 weights")
         remainder = _remainder(fp16=fp16, bf16=bf16, fp32=fp32)
         request = BuildRequest(
             model=model,
@@ -86,15 +105,28 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             remainder=remainder,
             recipe=recipe,
             calib=calib,
+            calibrator=Calibrator(name=calibrator or "amax"),
+            ranges=ranges,
             targets=chosen,
             batch=parse_batch(batch),
             opset=opset or (21 if remainder == "bf16" else 20),
             out=out or Path(f"{model.stem}.gpusq"),
             force=force,
+            pack=pack,
         )
         with progress_to_stderr() as progress:
             bundle = compile_checkpoint(request, Reporter(say=say, progress=progress))
     _show(bundle, as_json=as_json)
+
+
+def _require_sense(*, int8: bool, calib: str | None, calibrator: CalibratorName | None, ranges: Path | None) -> None:
+    """An option that would change nothing must not be passed over in silence."""
+    if (calibrator or ranges) and not int8:
+        raise click.UsageError("--calibrator and --ranges need --int8")
+    if calibrator and ranges:
+        raise click.UsageError("--calibrator changes nothing about --ranges: give it to gpusq-calibrate")
+    if calibrator and calib is None:
+        raise click.UsageError("--calibrator needs --calib: recorded ranges stay as they are")
 
 
 def _remainder(*, fp16: bool, bf16: bool, fp32: bool) -> FloatPrecision:
@@ -105,24 +137,29 @@ def _remainder(*, fp16: bool, bf16: bool, fp32: bool) -> FloatPrecision:
 
 def _refuse_other_options(context: click.Context, path: Path) -> None:
     """A bundle's model is made already: an option that would change it must not be passed over in silence."""
-    allowed = {"model", "targets", "as_json"}
+    allowed = {"model", "targets", "unpack", "as_json"}
     source = click.core.ParameterSource.COMMANDLINE
     given = [name for name in context.params if context.get_parameter_source(name) == source and name not in allowed]
     if given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise GpusqError(
-            f"a bundle is built already: only --target applies to it, not {names}",
+            f"a bundle is built already: only --target and --unpack apply to it, not {names}",
             place=str(path),
             hint="give the checkpoint to build with other options",
         )
 
 
-def _extend(path: Path, targets: list[Target]) -> Bundle:
-    from gpusq_deploy.compile import extend_bundle
+def _extend(path: Path, targets: list[Target], *, unpack: bool) -> Bundle:
+    from gpusq_deploy.compile import extend_bundle, unpack_bundle
     from gpusq_deploy.request import Reporter
 
     with progress_to_stderr() as progress:
-        return extend_bundle(path, targets, Reporter(say=say, progress=progress))
+        reporter = Reporter(say=say, progress=progress)
+        if unpack:
+            bundle = unpack_bundle(path, reporter)
+            if not targets:
+                return bundle
+        return extend_bundle(path, targets, reporter)
 
 
 def _show(bundle: Bundle, *, as_json: bool) -> None:

@@ -15,9 +15,11 @@ import click
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
+    from gpusq_deploy.artifacts.calibration import CalibratorName
     from gpusq_deploy.artifacts.manifest import BatchRange
 
 INTERRUPTED = 130
+CALIBRATORS: tuple[CalibratorName, ...] = ("amax", "percentile", "entropy", "mse", "output-error")
 
 
 def run_command(command: click.Command) -> NoReturn:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
+from gpusq_deploy.artifacts.sparsity import PruneMethod
 from gpusq_deploy.cli.common import echo_json, run_command, say
 
 if TYPE_CHECKING:
@@ -24,6 +25,16 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     metavar="DIR",
     help="Images, one sub-folder per class in the order of the model's classes; or flat, without labels.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(get_args(PruneMethod)),
+    default="magnitude",
+    show_default=True,
+    help="How weights are chosen before training; the last two learn from the images. See docs/pruning.md.",
+)
+@click.option(
+    "--prune-images", type=click.IntRange(min=1), default=128, show_default=True, help="At most this many serve it."
 )
 @click.option(
     "--epochs", type=click.IntRange(min=0), default=10, show_default=True, help="0 prunes and trains nothing."
@@ -51,6 +62,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     arch: str | None,
     arch_args: tuple[str, ...],
     data: Path,
+    method: PruneMethod,
+    prune_images: int,
     epochs: int,
     lr: float,
     batch_size: int,
@@ -83,6 +96,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         training=DistillOptions(epochs=epochs, learning_rate=lr, batch_size=batch_size, seed=seed),
         out=out or Path(f"{model.stem}-24.pt"),
         force=force,
+        method=method,
+        prune_images=prune_images,
     )
     result = compress_checkpoint(request, CompressReporter(say=say, epoch=_say_epoch))
     if as_json:

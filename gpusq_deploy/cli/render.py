@@ -7,9 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gpusq_deploy.artifacts.packed import PackedIndex
 from gpusq_deploy.artifacts.receipt import BuiltEngine, Verification
 from gpusq_deploy.bundle import Bundle
 from gpusq_deploy.cli.explain import chain_rows, explained_engine
+from gpusq_deploy.packed import PACKED, packed_index, packed_line
 
 
 def bundle_json(bundle: Bundle) -> dict[str, Any]:
@@ -25,6 +27,7 @@ def bundle_json(bundle: Bundle) -> dict[str, Any]:
         "layers": len(weighted),
         "int8_layers": sum(layer.precision == "int8" for layer in weighted),
         "sparse_layers": sum(layer.sparse for layer in weighted),
+        "packed": _packed_json(bundle),
         "synthetic_calibration": bundle.manifest.synthetic_calibration,
         "verification": _verification_json(bundle.receipt.verification),
         "engines": [_engine_json(engine) for engine in bundle.receipt.engines],
@@ -45,6 +48,9 @@ def print_bundle(bundle: Bundle) -> None:
     table.add_row("layers", _layer_counts(bundle))
     table.add_row("remainder", plan.remainder)
     table.add_row("batch", str(manifest.batch))
+    packed = _packed(bundle)
+    if packed is not None:
+        table.add_row("packed", packed_line(packed))
     if manifest.synthetic_calibration:
         table.add_row("[bold]calibration[/]", "[bold]random data: ranges mean nothing, don't deploy this[/]")
     table.add_row("verified", verification_text(bundle.receipt.verification))
@@ -78,6 +84,28 @@ def verification_text(verification: Verification | None) -> str:
         return "no (see the notes)"
     agreement = "" if verification.top1_agreement is None else f", top-1 agreement {verification.top1_agreement:.1%}"
     return f"SQNR {verification.sqnr_db:.1f} dB, cosine {verification.cosine:.5f}{agreement}: {verification.note}"
+
+
+def _packed(bundle: Bundle) -> PackedIndex | None:
+    path = bundle.path / PACKED
+    return packed_index(path) if path.is_file() else None
+
+
+def _packed_json(bundle: Bundle) -> dict[str, Any] | None:
+    index = _packed(bundle)
+    return (
+        None
+        if index is None
+        else {
+            "file": PACKED,
+            "weights": len(index.tensors),
+            "packed_bytes": index.packed_bytes,
+            "int8_bytes": index.int8_bytes,
+            "float32_bytes": index.float32_bytes,
+            "of_int8": index.of_int8,
+            "times_smaller": index.times_smaller,
+        }
+    )
 
 
 def _layer_counts(bundle: Bundle) -> str:

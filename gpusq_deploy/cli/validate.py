@@ -7,32 +7,53 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpusq_deploy.cli.common import echo_json, run_command
+from gpusq_deploy.cli.common import echo_json, run_command, say
+from gpusq_deploy.cli.repair import print_repair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gpusq_deploy.artifacts.repair import Repair
     from gpusq_deploy.explain import LayerExplanation
     from gpusq_deploy.validate import Validation
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.pass_context
 @click.argument("path", metavar="MODEL|BUNDLE", type=click.Path(path_type=Path))
 @click.option("--arch", metavar="SPEC", help="Architecture of a checkpoint that doesn't describe itself.")
 @click.option("--arch-arg", "arch_args", multiple=True, metavar="K=V", help="Argument of the architecture; repeatable.")
 @click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="Which layers should be 2:4.")
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="Explain each layer for this GPU; repeatable.")
+@click.option("--repair", "out", type=click.Path(path_type=Path), metavar="OUT", help="Write a mended checkpoint.")
+@click.option(
+    "--near-miss",
+    type=click.FloatRange(0, 1),
+    default=1e-3,
+    show_default=True,
+    help="With --repair: values up to this share of their row's largest become zero where a group needs it; 0: none.",
+)
+@click.option("--permute", is_flag=True, help="With --repair: permute channels; the model stays the same function.")
+@click.option("--force", is_flag=True, help="With --repair: replace a file that is there.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the table.")
-def command(
+def command(  # noqa: PLR0913 - click hands one argument to each option
+    context: click.Context,
     path: Path,
     *,
     arch: str | None,
     arch_args: tuple[str, ...],
     recipe: Path | None,
     targets: tuple[str, ...],
+    out: Path | None,
+    near_miss: float,
+    permute: bool,
+    force: bool,
     as_json: bool,
 ) -> None:
-    """Check a checkpoint, an .onnx file or a bundle. Exit 0: nothing found, 1: something found."""
+    """Check a checkpoint, an .onnx file or a bundle. Exit 0: nothing found, 1: something found.
+
+    With --repair, a checkpoint is mended into OUT, the old file is kept, and OUT is checked.
+    """
     from gpusq_deploy.targets import find_target
     from gpusq_deploy.validate import explanations, validate
 
@@ -44,17 +65,39 @@ def command(
         spec = arch_from_text(arch, arch_args)
     elif arch_args:
         raise click.UsageError("--arch-arg needs --arch")
+    repair = None
+    if out is not None:
+        from gpusq_deploy.compress.repair import RepairRequest, repair_checkpoint
+
+        request = RepairRequest(
+            model=path, arch=spec, recipe=recipe, near_miss=near_miss, permute=permute, out=out, force=force
+        )
+        repair = repair_checkpoint(request, say)
+        path = out if repair.file else path
+    else:
+        _refuse_repair_options(context)
     result = validate(path, arch=spec, recipe=recipe)
     explained = [explanations(path, result, gpu) for gpu in gpus]
     if as_json:
-        _echo_json(path, result, explained)
+        _echo_json(path, result, explained, repair)
     else:
+        if repair is not None:
+            print_repair(repair)
         _print(path, result)
         _print_explained(explained)
     click.get_current_context().exit(1 if result.findings else 0)
 
 
-def _echo_json(path: Path, result: Validation, explained: Sequence[Sequence[LayerExplanation]]) -> None:
+def _refuse_repair_options(context: click.Context) -> None:
+    source = click.core.ParameterSource.COMMANDLINE
+    for name in ("near_miss", "permute", "force"):
+        if context.get_parameter_source(name) == source:
+            raise click.UsageError(f"--{name.replace('_', '-')} needs --repair")
+
+
+def _echo_json(
+    path: Path, result: Validation, explained: Sequence[Sequence[LayerExplanation]], repair: Repair | None
+) -> None:
     import msgspec
 
     echo_json(
@@ -65,6 +108,7 @@ def _echo_json(path: Path, result: Validation, explained: Sequence[Sequence[Laye
             "findings": msgspec.to_builtins(result.findings),
             "sparsity": msgspec.to_builtins(result.sparsity),
             "explained": msgspec.to_builtins([layer for layers in explained for layer in layers]),
+            **({} if repair is None else {"repair": msgspec.to_builtins(repair)}),
         }
     )
 

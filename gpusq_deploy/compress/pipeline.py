@@ -13,7 +13,7 @@ import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.base import Value
-from gpusq_deploy.artifacts.sparsity import SparsityRecord
+from gpusq_deploy.artifacts.sparsity import PruneMethod, SparsityRecord
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gpusq_deploy.compress.data import TrainingData, load_folder
 from gpusq_deploy.compress.distill import (
@@ -27,17 +27,20 @@ from gpusq_deploy.compress.distill import (
     recover,
     score,
 )
-from gpusq_deploy.compress.prune import DenseLayer, apply_masks, magnitude_masks, prunable_layers
+from gpusq_deploy.compress.oneshot import OneshotOptions
+from gpusq_deploy.compress.prune import DenseLayer, Masks, apply_masks, magnitude_masks, prunable_layers
+from gpusq_deploy.compress.sequential import OneshotReport, prune_oneshot
 from gpusq_deploy.errors import GpusqError
 
-METHOD = "magnitude + distillation"
-_PRUNED_ONLY = "magnitude"
 _CHANCE = 1.2  # times one over the number of classes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompressRequest:
-    """What gpusq-compress is asked for. `dense` holds patterns of layers to leave alone, beside the output layers."""
+    """What gpusq-compress is asked for. `dense` holds patterns of layers to leave alone, beside the output layers.
+
+    `method` chooses the weights before any training; of the training images at most `prune_images` serve it.
+    """
 
     model: Path
     arch: ArchSpec | None
@@ -48,6 +51,8 @@ class CompressRequest:
     training: DistillOptions
     out: Path
     force: bool
+    method: PruneMethod = "magnitude"
+    prune_images: int = 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,10 +66,11 @@ class CompressReporter:
 class HeldOutScore(Value):
     """Share of held-out samples predicted right: the dense model, pruned, and recovered.
 
-    Right is what the label says, or, where there are none, what the dense model predicts (then `dense` is 1).
+    Right is what the label says, or, where there are none, what the dense model predicts (then `dense` is 1). Of a
+    model without logits it is the mean cosine of its output vectors with the dense model's.
     """
 
-    measure: Literal["accuracy", "agreement"]
+    measure: Literal["accuracy", "agreement", "cosine"]
     dense: float
     pruned: float
     recovered: float
@@ -102,19 +108,20 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
     training = request.training
     data = load_folder(request.data, checkpoint.preprocessing, held_out=request.held_out, seed=training.seed)
     teacher = checkpoint.module.to("cuda" if torch.cuda.is_available() else "cpu")
-    _require_classes(teacher, data, request)
-    reference = predict(teacher, data.held_out, training.batch_size)
-    dense = score(teacher, data.held_out, reference, training.batch_size)
+    measured = _score_function(teacher, data, request)
+    dense = measured(teacher)
     notes = tuple(_notes(checkpoint, data, dense))
     for note in (*notes, *(f"skipped {name}" for name in data.skipped)):
         reporter.say(note)
-    student = copy.deepcopy(teacher)
-    masks = magnitude_masks(student, choice.pruned)
+    student, report = _pruned(teacher, choice.pruned, data, request)
+    masks = _nonzero(student, choice.pruned) if report else magnitude_masks(teacher, choice.pruned)
     apply_masks(student, masks)
-    pruned = score(student, data.held_out, reference, training.batch_size)
-    recover(Pair(student=student, teacher=teacher, masks=masks), data, training, reporter.epoch)
-    recovered = score(student, data.held_out, reference, training.batch_size)
-    method = METHOD if training.epochs else _PRUNED_ONLY
+    notes += tuple(_pruning_notes(report, reporter))
+    pruned = recovered = measured(student)
+    if training.epochs:
+        recover(Pair(student=student, teacher=teacher, masks=masks), data, training, reporter.epoch)
+        recovered = measured(student)
+    method = f"{request.method} + distillation" if training.epochs else request.method
     _save(request, checkpoint, student, SparsityRecord(method=method, layers=choice.pruned))
     return Compression(
         file=str(request.out),
@@ -128,14 +135,79 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
         skipped=data.skipped,
         feature_blocks=len(later_blocks(student)),
         epochs=training.epochs,
-        held_out=_held_out(dense, pruned, recovered),
+        held_out=_held_out(dense, pruned, recovered, features=_only_features(teacher, data, request)),
         notes=notes,
     )
 
 
-def _held_out(dense: Scores, pruned: Scores, recovered: Scores) -> HeldOutScore:
+def _pruned(
+    teacher: torch.nn.Module, layers: tuple[str, ...], data: TrainingData, request: CompressRequest
+) -> tuple[torch.nn.Module, OneshotReport | None]:
+    """A pruned copy, and what was done; None where the masks by magnitude are all there is to it."""
+    if request.method == "magnitude":
+        return copy.deepcopy(teacher), None
+    if request.convolutions:
+        raise GpusqError(
+            f"the method {request.method} prunes Linear layers only",
+            place="--convolutions",
+            hint="leave it out, or take --method magnitude",
+        )
+    chosen = range(min(len(data.train), request.prune_images))
+    images = data.train.batch(chosen).images.to(next(teacher.parameters()).device)
+    options = OneshotOptions(method=request.method, seed=request.training.seed)
+    pruned = prune_oneshot(teacher, layers, images, options)
+    return pruned.module, pruned.report
+
+
+def _nonzero(module: torch.nn.Module, layers: tuple[str, ...]) -> Masks:
+    return {layer: module.get_parameter(f"{layer}.weight").detach() != 0 for layer in layers}
+
+
+def _pruning_notes(report: OneshotReport | None, reporter: CompressReporter) -> Iterator[str]:
+    if report is None:
+        return
+    lines = [f"pruned by {report.options.method} on {report.images} images, {report.blocks} blocks one after another"]
+    lines += [f"{layer.layer}: {layer.note}" for layer in report.layers if layer.note is not None]
+    for line in lines:
+        reporter.say(line)
+        yield line
+
+
+def _only_features(teacher: torch.nn.Module, data: TrainingData, request: CompressRequest) -> bool:
+    """True where nothing is trained and the model returns no logits [N, classes], but tokens or maps."""
+    if request.training.epochs:
+        return False
+    images = data.held_out.batch([0]).images.to(next(teacher.parameters()).device)
+    with torch.no_grad():
+        output = teacher(images)
+    return isinstance(output, torch.Tensor) and output.ndim > 2
+
+
+def _score_function(
+    teacher: torch.nn.Module, data: TrainingData, request: CompressRequest
+) -> Callable[[torch.nn.Module], Scores]:
+    size = request.training.batch_size
+    if _only_features(teacher, data, request):
+        return lambda module: Scores(None, _cosine(module, teacher, data, size))
+    _require_classes(teacher, data, request)
+    reference = predict(teacher, data.held_out, size)
+    return lambda module: score(module, data.held_out, reference, size)
+
+
+def _cosine(module: torch.nn.Module, teacher: torch.nn.Module, data: TrainingData, size: int) -> float:
+    """Mean cosine of the two models' output vectors (last axis) on the held-out images."""
+    device = next(teacher.parameters()).device
+    cosines: list[torch.Tensor] = []
+    with torch.no_grad():
+        for start in range(0, len(data.held_out), size):
+            images = data.held_out.batch(range(start, min(start + size, len(data.held_out)))).images.to(device)
+            cosines.append(torch.nn.functional.cosine_similarity(module(images), teacher(images), dim=-1).flatten())
+    return float(torch.cat(cosines).double().mean())
+
+
+def _held_out(dense: Scores, pruned: Scores, recovered: Scores, *, features: bool) -> HeldOutScore:
     return HeldOutScore(
-        measure="agreement" if dense.accuracy is None else "accuracy",
+        measure="cosine" if features else "agreement" if dense.accuracy is None else "accuracy",
         dense=_main(dense),
         pruned=_main(pruned),
         recovered=_main(recovered),

@@ -31,6 +31,10 @@ def load_model(path: Path) -> ir.Model:
 
 
 def save_model(model: ir.Model, path: Path) -> None:
-    """Save; over 2 GiB the tensors go to `model.onnx.data` beside it. Equal models give equal bytes."""
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    """Save; over 2 GiB the tensors go to `model.onnx.data` beside it. Equal models give equal bytes.
+
+    Tensors in external files stay there, unless what is left passes that limit.
+    """
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    size = sum(tensor.nbytes for tensor in tensors if tensor is not None and not isinstance(tensor, ir.ExternalTensor))
     ir.save(model, path, external_data=EXTERNAL_DATA if size > _INLINE_LIMIT else None)

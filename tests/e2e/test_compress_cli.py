@@ -211,3 +211,32 @@ def test_an_interrupt_leaves_nothing_behind(dense: Path, folder: Path, tmp_path:
 def test_arch_arguments_need_an_arch(dense: Path, folder: Path, tmp_path: Path) -> None:
     done = run(dense, folder, tmp_path / "model.pt", "--arch-arg", "depth=2")
     assert done.code == 2
+
+
+@pytest.mark.parametrize("method", ["activation", "second-order"])
+def test_one_shot_pruning_by_the_images(dense: Path, folder: Path, tmp_path: Path, method: str) -> None:
+    out = tmp_path / "oneshot.pt"
+    done = run(dense, folder, out, "--epochs", "0", "--method", method, "--json")
+    assert done.code == 0, done.err
+    result = msgspec.json.decode(done.out, type=Compression)
+    assert result.method == method
+    assert any("on 19 images, 2 blocks" in note for note in result.notes)
+    saved = load_checkpoint(out)
+    assert saved.sparsity is not None
+    assert saved.sparsity.method == method
+    assert all(groups_with_three(saved.module.get_parameter(f"{layer}.weight")) == 0 for layer in PRUNED)
+
+
+def test_a_one_shot_result_can_be_distilled(dense: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "both.pt"
+    assert run(dense, folder, out, "--method", "second-order").code == 0
+    saved = load_checkpoint(out)
+    assert saved.sparsity is not None
+    assert saved.sparsity.method == "second-order + distillation"
+    assert all(groups_with_three(saved.module.get_parameter(f"{layer}.weight")) == 0 for layer in PRUNED)
+
+
+def test_convolutions_are_pruned_by_magnitude_alone(dense: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.pt"
+    done = run(dense, folder, out, "--epochs", "0", "--method", "second-order", "--convolutions")
+    refused(done, "prunes Linear layers only", out)

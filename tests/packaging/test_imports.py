@@ -32,6 +32,7 @@ ORDER = [
     "engines",
     "receipt",
     "request",
+    "ranks",
     "bundle",
     "manifest",
     "verify",
@@ -41,13 +42,15 @@ ORDER = [
     "build_engines",
     "steps",
     "compile",
+    "calibrate",
     "cli",
     "__main__",
 ]
 
 # Who may import what, anywhere in a file.
 ROOMS_OF = {
-    "torch": {"checkpoint", "export", "compress"},
+    # ranks: torch.distributed carries bytes between the processes that torchrun starts, and only there.
+    "torch": {"checkpoint", "export", "compress", "ranks"},
     "timm": set[str](),
     "tensorrt": {"engines"},
     "tensorrt_rtx": {"engines"},
@@ -60,7 +63,7 @@ ROOMS_OF = {
 # Importing one of these costs a second or needs hardware: no --help may.
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx", "pycuda", "timm", "PIL")
 
-COMMANDS = ("build", "validate", "inspect", "bench", "compare", "compress")
+COMMANDS = ("build", "calibrate", "validate", "inspect", "bench", "compare", "compress")
 
 
 def room_of(path: Path) -> str:

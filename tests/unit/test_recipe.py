@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gpusq_deploy.artifacts.calibration import Calibrator
 from gpusq_deploy.artifacts.plan import LayerKind
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.recipe import DEFAULT_RECIPE, Recipe, Rule, load_recipe, recipe_from_toml, require_used_rules
@@ -147,3 +148,30 @@ def test_the_default_recipe_says_what_its_name_says() -> None:
     conv = default.rule_for("stem.conv1", "conv")
     assert conv is not None
     assert (conv.precision, conv.sparse) == ("float", False)
+
+
+def test_a_rule_names_its_calibrator() -> None:
+    text = HEAD + '[[rule]]\ncalibrator = "percentile"\npercentile = 99.9\nreason = "x"\n'
+    (rule,) = recipe_from_toml(text, place="mine").rules
+    assert rule.calibrator_or(Calibrator(name="mse")) == Calibrator(name="percentile", percentile=99.9)
+
+
+def test_a_rule_without_calibrator_leaves_it_to_the_command() -> None:
+    assert Rule(reason="x").calibrator_or(Calibrator(name="mse")) == Calibrator(name="mse")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ('calibrator = "median"', "median"),
+        ("percentile = 99.0", "needs `calibrator"),
+        ('calibrator = "mse"\npercentile = 99.0', "belongs to the calibrator"),
+        ('calibrator = "percentile"\npercentile = 0.0', "above 0"),
+        ('calibrator = "percentile"\npercentile = 101.0', "not above 100"),
+        ('calibrator = "mse"\nprecision = "float"', "INT8 layers"),
+        ('calibrater = "mse"', "calibrater"),
+    ],
+)
+def test_a_calibrator_that_makes_no_sense_is_refused(keys: str, message: str) -> None:
+    with pytest.raises(GpusqError, match=message):
+        recipe_from_toml(f'{HEAD}[[rule]]\n{keys}\nreason = "x"\n', place="mine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 import tiny_models
 import torch
 
-from gpusq_deploy.artifacts.calibration import CalibrationTable
-from gpusq_deploy.calibration.observe import collect_ranges, table_from_recorded
+from gpusq_deploy.artifacts.arch import Preprocessing
+from gpusq_deploy.artifacts.calibration import CalibrationTable, Calibrator, CalibratorName
+from gpusq_deploy.calibration.observe import Observing, collect_ranges, table_from_recorded
 from gpusq_deploy.calibration.sources import ArrayFile
+from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
@@ -56,7 +59,7 @@ def amax_by_hooks(module: torch.nn.Module, samples: Any) -> dict[str, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("static", [False, True])
 def test_ranges_are_what_torch_hooks_see(static: bool) -> None:
-    """11 samples: with the static batch of 4, and with the observer's own batch of 8, the last one is short."""
+    """11 samples: with the static batch of 4 the last group is short; else each sample is run alone."""
     exported = tiny_models.exported_vit(static=static)
     expected = amax_by_hooks(exported.checkpoint.module, SAMPLES)
     table = collect(exported)
@@ -141,7 +144,7 @@ def test_progress_counts_samples() -> None:
         open_model=open_onnx,
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert seen == [(8, 19), (16, 19), (19, 19)]
+    assert seen == [(done, 19) for done in range(1, 20)]
 
 
 def test_the_session_is_closed_when_running_fails() -> None:
@@ -200,3 +203,126 @@ def test_recorded_ranges_of_layers_that_stay_float_are_no_strangers() -> None:
     recorded = {"fc": 2.0, "head": 1.0}
     table = table_from_recorded(recorded, (layer("fc", "h"),), source="model.pt", known=(layer("head", "y"),))
     assert [known.tensor for known in table.ranges] == ["h"]
+
+
+def magnitudes_by_hooks(module: torch.nn.Module, layer: str, samples: Any) -> Any:
+    """Every magnitude of one layer's input, one sample at a time."""
+    seen: list[Any] = []
+
+    def see(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(array_from_tensor(inputs[0].abs()).ravel())
+
+    handle = module.get_submodule(layer).register_forward_pre_hook(see)
+    with torch.no_grad():
+        for sample in samples:
+            module(torch.from_numpy(sample[None]))
+    handle.remove()
+    return np.concatenate(seen)
+
+
+def tensors_of(exported: tiny_models.Exported) -> dict[str, str]:
+    return {layer.layer: layer.input for layer in weighted_layers(exported.model)}
+
+
+def collect_with(
+    exported: tiny_models.Exported, name: CalibratorName, values: Any = SAMPLES, **how: Any
+) -> CalibrationTable:
+    model = exported.model
+    calibrators = dict.fromkeys(tensors_of(exported).values(), Calibrator(name=name))
+    observing = Observing(calibrators=calibrators, **how)
+    return collect_ranges(model, weighted_layers(model), source(values), open_model=one_thread, how=observing)
+
+
+def one_thread(path: Path) -> Any:
+    return open_onnx(path, threads=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("layer", ["blocks.0.mlp.fc2", "patch_embed.proj"])
+def test_a_percentile_is_that_of_what_torch_hooks_see(layer: str, static: bool) -> None:
+    """With a static batch of 4 the last three of 11 samples run alone, each filling the batch."""
+    exported = tiny_models.exported_vit(static=static)
+    seen = magnitudes_by_hooks(exported.checkpoint.module, layer, SAMPLES)
+    table = collect_with(exported, "percentile")
+    (found,) = [entry for entry in table.ranges if entry.layer == layer]
+    expected = sorted(seen.tolist())[math.ceil(len(seen) * 0.9999) - 1]
+    assert found.amax == pytest.approx(expected, rel=1 / 128)
+    assert found.origin.startswith("percentile 99.99 over 11 samples; the largest magnitude is ")
+    assert float(found.origin.rsplit(" ", 1)[1]) == pytest.approx(float(seen.max()), rel=1e-4)
+
+
+class SentError(Exception):
+    """A rank's share is done; its table needs the others' too."""
+
+
+def share_of(exported: tiny_models.Exported, name: CalibratorName, rank: int, world: int) -> bytes:
+    """What one rank sends to the others."""
+    sent: list[bytes] = []
+
+    def keep(own: bytes) -> tuple[bytes, ...]:
+        sent.append(own)
+        raise SentError
+
+    with pytest.raises(SentError):
+        collect_with(exported, name, rank=rank, world=world, workers=1 + rank % 3, gather=keep)
+    return sent[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["amax", "percentile", "entropy", "mse", "output-error"])
+@pytest.mark.parametrize("static", [False, True])
+def test_ranges_are_bit_identical_however_the_samples_are_shared_out(name: CalibratorName, static: bool) -> None:
+    exported = tiny_models.exported_vit(static=static)
+    whole = collect_with(exported, name)
+    for world in (2, 3, 16):
+        others = [share_of(exported, name, rank, world) for rank in range(1, world)]
+
+        def gather(own: bytes, others: list[bytes] = others) -> tuple[bytes, ...]:
+            return (*reversed(others), own)
+
+        assert collect_with(exported, name, rank=0, world=world, gather=gather) == whole
+
+
+def test_tensors_without_a_calibrator_keep_their_largest_magnitude() -> None:
+    model, layers = tiny("g (float[B,3,1,4] input) => (float[B,3,1,2] y) { [fc] y = MatMul(input, w) }")
+    values = np.linspace(-1, 9, 24, dtype=np.float32).reshape(2, 3, 1, 4)
+    how = Observing(calibrators={"another": Calibrator(name="mse")})
+    table = collect_ranges(model, layers, source(values), open_model=open_onnx, how=how)
+    assert [(entry.amax, entry.origin) for entry in table.ranges] == [(9.0, "amax over 2 samples")]
+
+
+def test_a_counted_activation_that_is_not_finite_is_named() -> None:
+    model, layers = tiny(
+        "g (float[B,3,1,4] input) => (float[B,3,1,2] y) { [act] h = Log(input) [fc] y = MatMul(h, w) }"
+    )
+    values = np.ones((1, 3, 1, 4), np.float32)
+    values[0, 1, 0, 2] = 0
+    how = Observing(calibrators={"h": Calibrator(name="mse")})
+    with pytest.raises(GpusqError, match="NaN or infinity") as caught:
+        collect_ranges(model, layers, source(values), open_model=open_onnx, how=how)
+    assert caught.value.place in ("tensor h", "tensor y")
+
+
+def test_the_wrong_normalisation_is_told_in_the_table_and_noise_is_not_judged() -> None:
+    model, layers = tiny()
+    declared = Preprocessing(channels=3, height=1, width=4, mean=(0.485,) * 3, std=(0.229,) * 3, origin="test")
+    pixels = np.linspace(0, 255, 24, dtype=np.float32).reshape(2, 3, 1, 4)
+    how = Observing(preprocessing=declared)
+    told = collect_ranges(model, layers, source(pixels), open_model=open_onnx, how=how)
+    assert len(told.warnings) == 1
+    assert "0…255" in told.warnings[0]
+    noise = ArrayFile(name="noise", values=pixels, synthetic=True)
+    assert collect_ranges(model, layers, noise, open_model=open_onnx, how=how).warnings == ()
+
+
+def test_damaged_rows_are_skipped_by_number_whoever_meets_them() -> None:
+    values = np.ones((30, 3, 1, 4), np.float32)
+    values[[4, 21]] = np.nan
+    model, layers = tiny()
+    table = collect_ranges(model, layers, source(values), open_model=open_onnx, how=Observing(workers=3))
+    assert table.images == 28
+    assert [text.split(":")[0] for text in table.skipped] == ["noise.npy, row 4", "noise.npy, row 21"]
+    values[[1, 2]] = np.nan
+    with pytest.raises(GpusqError, match="4 of 30 samples can't be read"):
+        collect_ranges(model, layers, source(values), open_model=open_onnx)

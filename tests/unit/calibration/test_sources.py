@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
 
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.calibration.sources import (
@@ -23,7 +26,9 @@ from gpusq_deploy.calibration.sources import (
     Selection,
     filled,
     open_source,
+    source_from_iterable,
 )
+from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.errors import GpusqError
 
 SIZE = Preprocessing(
@@ -200,7 +205,7 @@ def test_more_damaged_images_than_a_tenth_stop_it(folder: Folder) -> None:
     source = open_source(str(folder(17, 3)), SIZE)
     with pytest.raises(GpusqError, match="3 of 20 samples can't be read") as caught:
         read(source)
-    assert "bad-02.png" in str(caught.value.place)
+    assert "bad-02.png" in caught.value.what
     assert caught.value.hint
 
 
@@ -251,3 +256,168 @@ def test_a_short_batch_grows_by_its_last_sample() -> None:
 def test_an_empty_name_is_not_the_working_folder() -> None:
     with pytest.raises(GpusqError, match="no such file or folder"):
         open_source("", SIZE)
+
+
+def save_npz(path: Path, *, compressed: bool = False, **arrays: Any) -> str:
+    save_it: Any = np.savez_compressed if compressed else np.savez
+    save_it(path, **arrays)
+    return str(path)
+
+
+ROWS = np.random.default_rng(11).standard_normal((5, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_only_array_of_an_archive_is_taken(tmp_path: Path, compressed: bool) -> None:
+    source = open_source(save_npz(tmp_path / "data.npz", compressed=compressed, anything=ROWS), SIZE)
+    np.testing.assert_array_equal(read(source)[0], ROWS)
+
+
+@pytest.mark.parametrize(("names", "taken"), [(("labels", "images"), 1), (("input", "x"), 0), (("input", "images"), 1)])
+def test_of_several_arrays_the_one_with_the_known_name_is_taken(
+    tmp_path: Path, names: tuple[str, str], taken: int
+) -> None:
+    arrays: dict[str, Any] = {names[1 - taken]: np.zeros(5), names[taken]: ROWS}
+    source = open_source(save_npz(tmp_path / "data.npz", **arrays), SIZE)
+    np.testing.assert_array_equal(read(source)[0], ROWS)
+
+
+def test_of_several_arrays_none_is_guessed(tmp_path: Path) -> None:
+    path = save_npz(tmp_path / "data.npz", a=ROWS, b=ROWS)
+    with pytest.raises(GpusqError, match="which of its arrays") as caught:
+        open_source(path, SIZE)
+    assert "a, b" in caught.value.what
+    assert caught.value.place == path
+    assert "images" in str(caught.value.hint)
+
+
+def test_an_archive_with_an_array_of_another_shape_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GpusqError, match=r"float32 \[N, 3, 8, 8\]"):
+        open_source(save_npz(tmp_path / "data.npz", images=ROWS[:, :1]), SIZE)
+
+
+def test_an_archive_with_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    trace = tmp_path / "executed"
+    array = np.empty(1, object)
+    array[0] = Trap(trace)
+    np.savez(tmp_path / "data.npz", images=array)
+    with pytest.raises(GpusqError, match=r"not a \.npy file") as caught:
+        open_source(str(tmp_path / "data.npz"), SIZE)
+    assert caught.value.place == str(tmp_path / "data.npz")
+    assert not trace.exists()
+
+
+def test_a_damaged_archive_is_refused_or_read(tmp_path: Path) -> None:
+    dice, path = random.Random(12), tmp_path / "data.npz"
+    data = Path(save_npz(path, compressed=True, images=ROWS)).read_bytes()
+    refused = 0
+    for _ in range(200):
+        damaged = bytearray(data)
+        for _ in range(dice.randrange(1, 4)):
+            damaged[dice.randrange(len(data))] = dice.randrange(256)
+        path.write_bytes(damaged[: dice.choice((len(data), dice.randrange(len(data))))])
+        try:
+            read(open_source(str(path), SIZE))
+        except GpusqError:
+            refused += 1
+    assert refused > 100
+
+
+def test_no_temporary_file_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    source = open_source(save_npz(tmp_path / "data.npz", images=ROWS), SIZE)
+    other = source_from_iterable(ROWS, SIZE)
+    assert list(scratch.iterdir()) == []
+    np.testing.assert_array_equal(read(source)[0], read(other)[0])
+
+
+TENSORS = torch.from_numpy(ROWS)
+ITERABLES: dict[str, Callable[[], Any]] = {
+    "arrays": lambda: list(ROWS),
+    "a generator": lambda: (row for row in ROWS),
+    "batches": lambda: [ROWS[:2], ROWS[2:4], ROWS[4:]],
+    "tensors with a gradient": lambda: [row.clone().requires_grad_() for row in TENSORS],
+    "a data loader": lambda: DataLoader(TensorDataset(TENSORS, torch.arange(5)), batch_size=2),
+    "a dataset": lambda: TensorDataset(TENSORS, torch.arange(5)),
+    "lists": lambda: [[row, 0] for row in ROWS],
+    "one array": lambda: ROWS,
+}
+
+
+@pytest.mark.parametrize("kind", ITERABLES)
+def test_an_iterable_gives_its_samples_in_order(kind: str) -> None:
+    source = source_from_iterable(ITERABLES[kind](), SIZE, name=kind)
+    assert (source.name, source.synthetic, len(source)) == (kind, False, 5)
+    np.testing.assert_array_equal(read(source)[0], ROWS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_tensors_of_other_float_types_become_float32(dtype: torch.dtype) -> None:
+    source = source_from_iterable([TENSORS.to(dtype)], SIZE)
+    expected = array_from_tensor(TENSORS.to(dtype).float())
+    np.testing.assert_array_equal(read(source)[0], expected)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [ROWS[0, :1], np.zeros((3, 8, 8), np.uint8), np.zeros((1, 1, 3, 8, 8), np.float32), "image.png", 3.0, None, ()],
+    ids=str,
+)
+def test_an_item_that_is_no_sample_is_named_by_number(bad: Any) -> None:
+    with pytest.raises(GpusqError, match="the model takes") as caught:
+        source_from_iterable([ROWS[0], bad], SIZE, name="mine")
+    assert caught.value.place == "mine, item 1"
+
+
+def test_an_iterable_without_samples_is_refused() -> None:
+    used_up = iter([ROWS])
+    list(used_up)
+    with pytest.raises(GpusqError, match="no sample"):
+        source_from_iterable(used_up, SIZE)
+
+
+def test_an_endless_iterable_is_stopped() -> None:
+    def endless() -> Iterator[npt.NDArray[np.float32]]:
+        while True:
+            yield ROWS
+
+    with pytest.raises(GpusqError, match="is it endless"):
+        source_from_iterable(endless(), SIZE)
+
+
+FACTORIES = """
+import numpy as np
+rows = lambda: iter(np.ones((4, 3, 8, 8), np.float32))
+def fails(): raise KeyError("no such set")
+def nothing(): return None
+constant = 3
+"""
+
+
+@pytest.fixture
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "user_data").mkdir()
+    (tmp_path / "user_data" / "sets.py").write_text(FACTORIES)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("factories")
+def test_a_factory_is_called_by_name() -> None:
+    source = open_source("user_data.sets:rows", SIZE)
+    assert (source.name, len(source)) == ("user_data.sets:rows", 4)
+
+
+@pytest.mark.usefixtures("factories")
+@pytest.mark.parametrize("name", ["fails", "nothing", "constant", "missing"])
+def test_a_factory_that_fails_is_named(name: str) -> None:
+    with pytest.raises(GpusqError, match="the factory of calibration data fails") as caught:
+        open_source(f"user_data.sets:{name}", SIZE)
+    assert caught.value.place == f"user_data.sets:{name}"
+    assert caught.value.hint
+
+
+def test_a_factory_in_a_module_that_is_not_there_is_refused() -> None:
+    with pytest.raises(GpusqError, match="ModuleNotFoundError"):
+        open_source("no_such_package.sets:rows", SIZE)

@@ -1,0 +1,171 @@
+"""Arrays of samples, mapped from a file rather than held in memory."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from gpusq_deploy.errors import GpusqError
+
+# Of several arrays in an .npz, these are looked for, in this order.
+NPZ_NAMES = ("images", "input")
+_MOST_SAMPLES = 10_000
+_FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+Array = npt.NDArray[Any]
+
+
+def mapped_npy(path: Path) -> Array:
+    """The array of a `.npy` file. Pickled objects are refused, not run.
+
+    Raises:
+        GpusqError: Not such a file, or damaged.
+    """
+    reader: Any = np.lib.format  # numpy leaves open_memmap untyped; np.load would also open .npz archives
+    try:
+        values: Array = reader.open_memmap(path, mode="r")
+    except Exception as error:  # numpy's header reader raises what it likes on a damaged file
+        raise GpusqError(
+            f"not a .npy file, or damaged: {error}",
+            place=str(path),
+            hint="write it with numpy.save: float32 [N, C, H, W]",
+        ) from error
+    return values
+
+
+def mapped_npz(path: Path) -> Array:
+    """The only array of an `.npz` file, or the one called `images` or `input`; unpacked to a temporary file.
+
+    Raises:
+        GpusqError: Not such a file, damaged, or none of its arrays is meant for sure.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = _member(path, [name for name in archive.namelist() if name.endswith(".npy")])
+            with archive.open(member) as packed, tempfile.NamedTemporaryFile(suffix=".npy") as unpacked:
+                shutil.copyfileobj(packed, unpacked)
+                unpacked.flush()
+                return mapped_npy(Path(unpacked.name))
+    except GpusqError as error:
+        raise GpusqError(error.what, place=str(path), hint=error.hint) from error
+    # A damaged archive: what zipfile and zlib raise has no common base below Exception.
+    except Exception as error:
+        raise GpusqError(
+            f"not an .npz file, or damaged: {error}",
+            place=str(path),
+            hint="write it with numpy.savez: images=float32 [N, C, H, W]",
+        ) from error
+
+
+def names_factory(text: str) -> bool:
+    """True for `package.module:factory`."""
+    return _FACTORY.fullmatch(text) is not None
+
+
+def made_by_factory(text: str, sample: tuple[int, ...]) -> Array:
+    """What the function `package.module:factory`, called without arguments, gives; see `spooled`.
+
+    Raises:
+        GpusqError: No such function, or it fails.
+    """
+    package, _, name = text.partition(":")
+    try:
+        factory: Any = getattr(importlib.import_module(package), name)
+        return spooled(factory(), sample, name=text)
+    except GpusqError:
+        raise
+    except Exception as error:  # a user's own code can raise anything
+        raise GpusqError(
+            f"the factory of calibration data fails: {type(error).__name__}: {error}",
+            place=text,
+            hint="it must be a function without arguments, in a module on PYTHONPATH, that returns an iterable",
+        ) from error
+
+
+def spooled(items: Iterable[Any], sample: tuple[int, ...], *, name: str) -> Array:
+    """Read an iterable once, to a temporary file that is mapped: memory doesn't grow with the number of samples.
+
+    Args:
+        items: Arrays or tensors, float, of one sample or a batch of them; of a tuple or list, such as a data loader's
+            (images, labels), the first. Preprocessed already.
+        sample: Shape of one sample: channels, height, width.
+        name: Where it comes from, for errors.
+
+    Returns:
+        float32 [N, *sample].
+
+    Raises:
+        GpusqError: An item of another shape or type, no item at all, or more than 10,000 samples.
+    """
+    count = 0
+    with tempfile.TemporaryFile() as file:
+        for batch in _batches(items, sample, name):
+            count += len(batch)
+            if count > _MOST_SAMPLES:
+                raise GpusqError(
+                    f"more than {_MOST_SAMPLES} samples: is it endless?",
+                    place=name,
+                    hint="a few hundred are plenty: cut it with itertools.islice",
+                )
+            _write(file, batch)
+        if count == 0:
+            raise GpusqError("it gives no sample", place=name, hint="is it an iterator that was used up already?")
+        file.flush()
+        return np.memmap(file, dtype=np.float32, mode="r", shape=(count, *sample))
+
+
+def _member(path: Path, names: list[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    meant = next((f"{name}.npy" for name in NPZ_NAMES if f"{name}.npy" in names), None)
+    if meant is None:
+        listed = ", ".join(name.removesuffix(".npy") for name in names[:8]) or "none"
+        raise GpusqError(
+            f"it is not clear which of its arrays holds the samples: {listed}",
+            place=str(path),
+            hint=f"save one array alone, or call it {' or '.join(NPZ_NAMES)}",
+        )
+    return meant
+
+
+def _batches(items: Iterable[Any], sample: tuple[int, ...], name: str) -> Iterator[Array]:
+    for index, item in enumerate(items):
+        array = _array(_first(item))
+        if array.dtype.kind != "f" or array.shape[-3:] != sample or array.ndim not in (3, 4):
+            wanted = ", ".join(map(str, sample))
+            raise GpusqError(
+                f"the item is {array.dtype} {list(array.shape)}, the model takes float32 [{wanted}] or [N, {wanted}]",
+                place=f"{name}, item {index}",
+                hint="give preprocessed images as float arrays or tensors",
+            )
+        yield array.reshape(-1, *sample)
+
+
+def _first(item: Any) -> Any:
+    if not isinstance(item, (tuple, list)):
+        return item
+    several = cast("Sequence[Any]", item)
+    return several[0] if several else None
+
+
+def _array(item: Any) -> Array:
+    """A tensor is known by its methods, so that torch need not be imported: it may need a gradient, or lie on a GPU."""
+    if hasattr(item, "detach"):
+        item = item.detach().cpu()
+        item = item.float() if item.is_floating_point() else item
+    return np.asarray(item)
+
+
+def _write(file: IO[bytes], batch: Array) -> None:
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused when it is read
+        rows = np.ascontiguousarray(batch, dtype=np.float32)
+    file.write(rows.tobytes())

@@ -1,0 +1,134 @@
+"""Does the data look as the model's preprocessing says? What doesn't is told, never refused: data may be unusual.
+
+Most mistakes are made where arrays are prepared by hand: pixels of 0…255, pixels of 0…1 that were never normalised,
+or another model's mean and deviation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gpusq_deploy.artifacts.arch import Preprocessing
+from gpusq_deploy.artifacts.calibration import CalibrationTable
+from gpusq_deploy.graph.layers import GraphLayer
+
+# Statistics are whole numbers in units of 1/1024, up to ±1024: sums are then the same in any order and grouping.
+_UNIT = 1024
+_MOST = 1024
+# Resizing with bicubic weights overshoots by a few percent unless it is clamped.
+_OVERSHOOT = 0.1
+# Photographs nearly always hold something black and something white; this share of the full span is unusual.
+_NARROW = 0.6
+# Calibrated against recorded range of the patch embedding's input.
+_FAR = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputStatistics:
+    """Of the network's input, per channel: extremes, and sums of values and squares in units of 1/1024 and its square.
+
+    `count` is the number of values per channel.
+    """
+
+    count: int
+    minimum: tuple[float, ...]
+    maximum: tuple[float, ...]
+    total: tuple[int, ...]
+    squares: tuple[int, ...]
+
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel."""
+        return tuple(total / self.count / _UNIT for total in self.total)
+
+    def deviation(self) -> tuple[float, ...]:
+        """Standard deviation of each channel."""
+        means = self.mean()
+        return tuple(
+            math.sqrt(max(squares / self.count / _UNIT**2 - mean**2, 0.0))
+            for squares, mean in zip(self.squares, means, strict=True)
+        )
+
+    def plus(self, other: InputStatistics) -> InputStatistics:
+        """The statistics of both parts; exact."""
+        return InputStatistics(
+            count=self.count + other.count,
+            minimum=tuple(map(min, self.minimum, other.minimum)),
+            maximum=tuple(map(max, self.maximum, other.maximum)),
+            total=tuple(a + b for a, b in zip(self.total, other.total, strict=True)),
+            squares=tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
+        )
+
+
+def statistics_of(batch: npt.NDArray[np.float32]) -> InputStatistics:
+    """Statistics of a batch [N, channels, height, width]."""
+    planes = np.moveaxis(batch, 1, 0).reshape(batch.shape[1], -1)
+    units = np.rint(np.clip(planes.astype(np.float64), -_MOST, _MOST) * _UNIT).astype(np.int64)
+    return InputStatistics(
+        count=planes.shape[1],
+        minimum=tuple(map(float, planes.min(axis=1))),
+        maximum=tuple(map(float, planes.max(axis=1))),
+        total=tuple(map(int, units.sum(axis=1))),
+        squares=tuple(map(int, (units**2).sum(axis=1))),
+    )
+
+
+def input_warnings(seen: InputStatistics, declared: Preprocessing) -> tuple[str, ...]:
+    """What about the input contradicts the declared mean and deviation; at most one sentence."""
+    low = [(0 - mean) / std for mean, std in zip(declared.mean, declared.std, strict=True)]
+    high = [(1 - mean) / std for mean, std in zip(declared.mean, declared.std, strict=True)]
+    span = [b - a for a, b in zip(low, high, strict=True)]
+    outside = any(
+        lowest < a - _OVERSHOOT * width or highest > b + _OVERSHOOT * width
+        for lowest, highest, a, b, width in zip(seen.minimum, seen.maximum, low, high, span, strict=True)
+    )
+    used = max((b - a) / width for a, b, width in zip(seen.minimum, seen.maximum, span, strict=True))
+    found = (
+        f"the calibration data spans {_listed(seen.minimum)} to {_listed(seen.maximum)} "
+        f"(mean {_listed(seen.mean())}, deviation {_listed(seen.deviation())}); "
+        f"images normalised as the model declares ({declared.origin}: mean {_listed(declared.mean)}, "
+        f"std {_listed(declared.std)}) span {_listed(low)} to {_listed(high)}"
+    )
+    if outside:
+        return (f"{found}: {_outside_cause(seen)}",)
+    if used < _NARROW:
+        return (f"{found}: {_narrow_cause(seen, used)}",)
+    return ()
+
+
+def range_warnings(
+    table: CalibrationTable, layers: Sequence[GraphLayer], recorded: Mapping[str, float]
+) -> tuple[str, ...]:
+    """Patch embeddings whose calibrated input range is far from the one that the checkpoint was trained with."""
+    calibrated = table.by_tensor()
+    return tuple(
+        f"the input of {layer.layer} reaches {calibrated[layer.input].amax:.4g}, "
+        f"the checkpoint records {recorded[layer.layer]:.4g}: is the data normalised as in training?"
+        for layer in layers
+        if layer.kind == "patch_embed"
+        and layer.input in calibrated
+        and recorded.get(layer.layer)
+        and not 1 / _FAR <= calibrated[layer.input].amax / recorded[layer.layer] <= _FAR
+    )
+
+
+def _outside_cause(seen: InputStatistics) -> str:
+    if min(seen.minimum) >= 0 and max(seen.maximum) > 16:
+        return "these look like pixels of 0…255: divide by 255, then subtract the mean and divide by std"
+    return "it looks normalised with another model's mean and std"
+
+
+def _narrow_cause(seen: InputStatistics, used: float) -> str:
+    if min(seen.minimum) >= 0 and max(seen.maximum) <= 1:
+        return "these look like pixels of 0…1 that were never normalised: subtract the mean and divide by std"
+    return f"it uses {used:.0%} of that, so it is normalised with another mean and std, or has little contrast"
+
+
+def _listed(values: Sequence[float]) -> str:
+    """One number where all channels agree, else all."""
+    texts = [f"{value:.3g}" for value in values]
+    return texts[0] if len(set(texts)) == 1 else f"({', '.join(texts)})"

@@ -1,0 +1,59 @@
+"""Ranges that gpusq-calibrate wrote, for a build."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from gpusq_deploy.artifacts.base import read_value
+from gpusq_deploy.artifacts.calibration import CalibrationTable, TensorRange
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.layers import GraphLayer
+
+
+def read_table(path: Path, *, model: str) -> CalibrationTable:
+    """A stored table.
+
+    Args:
+        path: What gpusq-calibrate wrote.
+        model: Digest of the checkpoint that is being built.
+
+    Raises:
+        GpusqError: Not such a file, or of another checkpoint.
+    """
+    table = read_value(path, CalibrationTable)
+    if table.model != model:
+        raise GpusqError(
+            "the ranges were calibrated on another checkpoint",
+            place=f"{path}: {table.model or 'of no known checkpoint'}, not {model}",
+            hint="calibrate this checkpoint with gpusq-calibrate",
+        )
+    return table
+
+
+def table_for_layers(table: CalibrationTable, layers: Sequence[GraphLayer], *, place: str) -> CalibrationTable:
+    """The table under this graph's tensor names: another opset or batch names tensors otherwise, but not layers.
+
+    Raises:
+        GpusqError: A layer's input has no range.
+    """
+    by_layer = {entry.layer: entry for entry in table.ranges}
+    by_tensor = table.by_tensor()
+    found: dict[str, TensorRange] = {}
+    for layer in layers:
+        entry = by_layer.get(layer.layer)
+        if entry is not None:
+            found.setdefault(layer.input, msgspec.structs.replace(entry, tensor=layer.input))
+    for layer in layers:
+        if layer.input not in found and layer.input in by_tensor:
+            found[layer.input] = by_tensor[layer.input]
+    missing = [layer.layer for layer in layers if layer.input not in found]
+    if missing:
+        raise GpusqError(
+            f"the stored ranges lack the inputs of {', '.join(missing[:3])}",
+            place=place,
+            hint="calibrate with the same --recipe that the build gets",
+        )
+    return msgspec.structs.replace(table, ranges=tuple(found.values()))

@@ -1,0 +1,97 @@
+"""From a checkpoint and data to stored ranges: the calibrating part of a build by itself, in one process or many."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.artifacts.base import json_from_value
+from gpusq_deploy.artifacts.calibration import CalibrationTable, Calibrator
+from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.calibration.choice import calibrators_for
+from gpusq_deploy.calibration.observe import Observing
+from gpusq_deploy.calibration.sources import open_source
+from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
+from gpusq_deploy.compile import CANONICAL
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.export.onnx_export import export_float_model
+from gpusq_deploy.graph.layers import weighted_layers
+from gpusq_deploy.passes.base import run_passes
+from gpusq_deploy.plan import layers_to_quantize
+from gpusq_deploy.ranks import Ranks
+from gpusq_deploy.recipe import load_recipe, require_used_rules
+from gpusq_deploy.request import Reporter
+from gpusq_deploy.steps import calibrated
+from gpusq_deploy.verify import split_source
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrateRequest:
+    """Everything that gpusq-calibrate was asked. `calibrator` is for rules that name none."""
+
+    model: Path
+    arch: ArchSpec | None
+    recipe: Path | None
+    calib: str
+    calibrator: Calibrator
+    batch: BatchRange
+    opset: int
+    out: Path
+    force: bool
+
+
+def calibrate_checkpoint(request: CalibrateRequest, ranks: Ranks, reporter: Reporter) -> CalibrationTable:
+    """Find the ranges of every layer that the recipe wants in INT8; the first rank writes them to `out`.
+
+    The samples that a build would keep apart for verification are kept apart here too.
+
+    Raises:
+        GpusqError: Anything that the user can mend; nothing is written then.
+    """
+    _require_place(request.out, force=request.force)
+    recipe = load_recipe(request.recipe)
+    reporter.say(f"loading {request.model}")
+    checkpoint = load_checkpoint(request.model, arch=request.arch)
+    source, _, _ = split_source(open_source(request.calib, checkpoint.preprocessing))
+    reporter.say(f"exporting {checkpoint.arch} to ONNX opset {request.opset}")
+    model = run_passes(export_float_model(checkpoint, batch=request.batch, opset=request.opset), CANONICAL)
+    layers = weighted_layers(model)
+    require_used_rules(recipe, layers)
+    wanted = layers_to_quantize(layers, recipe)
+    if not wanted:
+        raise GpusqError("the recipe wants no layer in INT8: there is nothing to calibrate", place=recipe.name)
+    how = Observing(
+        calibrators=calibrators_for(wanted, recipe, usual=request.calibrator),
+        preprocessing=checkpoint.preprocessing,
+        rank=ranks.rank,
+        world=ranks.world,
+        gather=ranks.gather,
+        workers=ranks.workers(),
+    )
+    table = calibrated(model, wanted, source, checkpoint, how, reporter)
+    if ranks.first:
+        _write(request.out, table)
+    return table
+
+
+def _require_place(out: Path, *, force: bool) -> None:
+    if not out.absolute().parent.is_dir():
+        raise GpusqError("the folder to write into does not exist", place=str(out.absolute().parent))
+    if out.is_dir() or (os.path.lexists(out) and not force):
+        raise GpusqError(
+            "the output exists already", place=str(out), hint="--force replaces a file; --out names another"
+        )
+
+
+def _write(out: Path, table: CalibrationTable) -> None:
+    """Whole or not at all."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(json_from_value(table))
+        temporary.replace(out)
+    except OSError as error:
+        raise GpusqError(f"cannot write the ranges: {error.strerror}", place=str(out)) from error
+    finally:
+        temporary.unlink(missing_ok=True)

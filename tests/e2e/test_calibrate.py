@@ -1,0 +1,115 @@
+"""gpusq-calibrate by one process and by several, and builds from what it wrote."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import run_main
+
+from gpusq_deploy.artifacts.base import read_value
+from gpusq_deploy.artifacts.calibration import CalibrationTable
+from gpusq_deploy.bundle import read_bundle
+from gpusq_deploy.cli.build import main as build
+from gpusq_deploy.cli.calibrate import main as calibrate
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("calibrator", ["amax", "output-error"])
+def test_two_ranks_write_the_same_bytes_as_one_process(
+    dense: Path, photos: Path, tmp_path: Path, calibrator: str
+) -> None:
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    options = ("--calib", str(photos), "--calibrator", calibrator)
+    done = run_main(calibrate, dense, *options, "--out", one, "--json")
+    assert done.code == 0, done.err
+    assert done.json()["images"] == 22
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "gpusq_deploy", "calibrate", str(dense), *options, "--out", str(two)]
+    ranks = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ranks.returncode == 0, ranks.stderr
+    assert ranks.stdout.count("10 ranges") == 1, "one rank speaks for all"
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_when_one_rank_fails_all_end_and_nothing_is_written(dense: Path, photos: Path, tmp_path: Path) -> None:
+    """Three damaged images of eleven, all met by the second rank; the first waits for it."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for index, photo in enumerate(sorted(photos.iterdir())[:11]):
+        damaged = index in (2, 4, 6)
+        (data / f"{index:02d}.png").write_bytes(b"damaged" if damaged else photo.read_bytes())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = ["--calib", str(data), "--out", str(tmp_path / "out.json")]
+    ranks = subprocess.run(
+        [*launcher, "-m", "gpusq_deploy", "calibrate", str(dense), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ranks.returncode != 0
+    assert "samples can't be read" in ranks.stderr
+    assert "exitcode: 5" in ranks.stderr or "exitcode  : 5" in ranks.stderr
+    assert "forcefully exiting" not in ranks.stderr
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_a_build_uses_stored_ranges_as_it_would_its_own(dense: Path, photos: Path, tmp_path: Path) -> None:
+    ranges = tmp_path / "ranges.json"
+    assert run_main(calibrate, dense, "--calib", photos, "--calibrator", "mse", "--out", ranges).code == 0
+    common = ("--int8", "--calib", photos, "--target", "a100")
+    own = run_main(build, dense, *common, "--calibrator", "mse", "--out", tmp_path / "own")
+    stored = run_main(build, dense, *common, "--ranges", ranges, "--out", tmp_path / "stored")
+    assert (own.code, stored.code) == (0, 0), own.err + stored.err
+    assert (tmp_path / "own/model.onnx").read_bytes() == (tmp_path / "stored/model.onnx").read_bytes()
+    table = read_bundle(tmp_path / "own").calibration
+    assert table == read_value(ranges, CalibrationTable)
+    assert table is not None
+    assert all(entry.origin.startswith("mse over 22 samples") for entry in table.ranges)
+
+
+def test_ranges_of_another_checkpoint_are_refused(dense: Path, sparse: Path, photos: Path, tmp_path: Path) -> None:
+    ranges = tmp_path / "ranges.json"
+    assert run_main(calibrate, dense, "--calib", photos, "--out", ranges).code == 0
+    done = run_main(build, sparse, "--int8", "--ranges", ranges, "--out", tmp_path / "out")
+    assert done.code == 5
+    assert "another checkpoint" in done.err
+
+
+def test_an_array_that_was_never_normalised_is_told_and_recorded(dense: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).uniform(0, 255, (12, 3, 32, 32)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", images=pixels)
+    ranges = tmp_path / "ranges.json"
+    done = run_main(calibrate, dense, "--calib", tmp_path / "data.npz", "--out", ranges, "--json")
+    assert done.code == 0, done.err
+    assert "warning: the calibration data spans" in done.err
+    (warning,) = read_value(ranges, CalibrationTable).warnings
+    assert "0…255" in warning
+    assert done.json()["warnings"] == [warning]
+
+
+def test_a_file_that_is_there_is_not_replaced_unless_asked(dense: Path, tmp_path: Path) -> None:
+    ranges = tmp_path / "ranges.json"
+    ranges.write_text("mine")
+    done = run_main(calibrate, dense, "--calib", "random", "--out", ranges)
+    assert (done.code, ranges.read_text()) == (5, "mine")
+    assert run_main(calibrate, dense, "--calib", "random", "--out", ranges, "--force").code == 0
+    assert read_value(ranges, CalibrationTable).synthetic
+    assert [path.name for path in tmp_path.iterdir()] == ["ranges.json"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--calibrator", "mse", "--calib", "random"),
+        ("--int8", "--calibrator", "mse"),
+        ("--int8", "--calib", "random", "--calibrator", "mse", "--ranges", "ranges.json"),
+        ("--int8", "--calib", "random", "--calibrator", "median"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(dense: Path, options: tuple[str, ...]) -> None:
+    assert run_main(build, dense, *options).code == 2
