@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
@@ -95,12 +96,42 @@ class Progress:
             self.stop.set()
 
 
+class _Pause:
+    """Leaves garbage alone while native code may call back; several may ask for it at once.
+
+    TensorRT holds a lock of its own while it calls the logger. If the collector happens to run then, in any thread, and
+    finds an old builder in a cycle, that builder's destructor waits for the same lock, forever.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._was_enabled = False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._depth == 0:
+                self._was_enabled = gc.isenabled()
+                gc.disable()
+            self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0 and self._was_enabled:
+                gc.enable()
+
+
+# The collector is one for the whole process.
+_NO_COLLECTION = _Pause()
+
+
 def run_stoppable(work: Callable[[], _T], progress: Progress) -> _T:
     """Run a long native call so that Ctrl-C ends it cleanly.
 
     The call runs in a thread of its own, because Python handles signals only between the main thread's instructions,
     and a KeyboardInterrupt raised inside a callback would unwind through C++. Ctrl-C asks the builder to stop and
-    waits until it has; a second Ctrl-C doesn't wait.
+    waits until it has; a second Ctrl-C doesn't wait. Meanwhile no garbage is collected: see `_Pause`.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed meanwhile.
@@ -112,7 +143,8 @@ def run_stoppable(work: Callable[[], _T], progress: Progress) -> _T:
 
     def target() -> None:
         try:
-            results.append(work())
+            with _NO_COLLECTION:
+                results.append(work())
         # Raised again in the calling thread.
         except BaseException as failure:
             failures.append(failure)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -85,6 +87,40 @@ def test_external_data_is_found(make_model: ModelMaker) -> None:
     path = make_model("fp16", external_data="weights.bin", size_threshold_bytes=0)
     assert (path.parent / "weights.bin").stat().st_size > 64 * 128 * 2
     assert build_engine(path, A100, DYNAMIC).plan
+
+
+@needs_rtx
+@pytest.mark.slow
+def test_an_old_builder_in_a_cycle_is_not_destroyed_inside_the_next_ones_log(make_model: ModelMaker) -> None:
+    # Wherever the collector may run while the log is written, it does: without a pause, the old builder's destructor
+    # waits for the lock that the new one's constructor holds.
+    script = """
+import gc, sys
+from pathlib import Path
+import tensorrt_rtx
+from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.engines.build_log import BuildLog
+from gpusq_deploy.engines.builder import BuildSettings, build_engine
+from gpusq_deploy.targets import find_target
+gc.set_threshold(10**9)
+add = BuildLog.add
+def add_and_collect(log, severity, text):
+    if gc.isenabled():
+        gc.collect()
+    add(log, severity, text)
+BuildLog.add = add_and_collect
+logger = tensorrt_rtx.Logger(tensorrt_rtx.Logger.ERROR)
+cycle = [tensorrt_rtx.Builder(logger)]
+cycle.append(cycle)
+del cycle
+settings = BuildSettings(batch=BatchRange(minimum=1, optimum=8, maximum=16))
+print(len(build_engine(Path(sys.argv[1]), find_target("a100"), settings).plan), gc.isenabled())
+"""
+    command = [sys.executable, "-c", script, str(make_model("fp16"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    size, enabled = done.stdout.split()
+    assert int(size) > 0
+    assert enabled == "True"
 
 
 @needs_rtx
