@@ -127,7 +127,12 @@ def collect_ranges(
 
 
 def table_from_recorded(
-    recorded: Mapping[str, float], layers: Sequence[GraphLayer], *, source: str, known: Sequence[GraphLayer] = ()
+    recorded: Mapping[str, float],
+    layers: Sequence[GraphLayer],
+    *,
+    source: str,
+    known: Sequence[GraphLayer] = (),
+    origins: Mapping[str, str] | None = None,
 ) -> CalibrationTable:
     """A table from ranges that the checkpoint carries, by layer name.
 
@@ -138,6 +143,7 @@ def table_from_recorded(
         layers: The layers that need a range.
         source: The checkpoint.
         known: Further layers of the model, whose ranges may be recorded without being needed.
+        origins: Who recorded a layer's range, where known.
 
     Raises:
         GpusqError: A range fits no layer, or a layer has none.
@@ -159,7 +165,10 @@ def table_from_recorded(
         found = largest.get(layer.input)
         if found is None or recorded[layer.layer] > found.amax:
             largest[layer.input] = TensorRange(
-                tensor=layer.input, layer=layer.layer, amax=recorded[layer.layer], origin=f"recorded in {source}"
+                tensor=layer.input,
+                layer=layer.layer,
+                amax=recorded[layer.layer],
+                origin=": ".join([f"recorded in {source}", *filter(None, [(origins or {}).get(layer.layer)])]),
             )
     return CalibrationTable(
         source=source, digest="", images=0, observer="recorded", ranges=tuple(largest[name] for name in largest)

@@ -41,15 +41,17 @@ from gpusq_deploy.passes.clean import Clean
 from gpusq_deploy.passes.fold_shapes import FoldShapes
 from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
+from gpusq_deploy.quantisation import Wanted, make_ready, rounded_weights
 from gpusq_deploy.recipe import load_recipe
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.sparsity import require_known_layers, require_sparse, sparsity_report
 from gpusq_deploy.steps import (
     check_export,
     find_data,
-    find_ranges,
     pack_weights,
+    prune_as_asked,
     repair_command,
+    say_remarks,
     sparsity_kept,
     unpack_weights,
     verify_built,
@@ -71,7 +73,9 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
     asked = PlanRequest(recipe=recipe, int8=request.int8, sparse=request.sparse, remainder=request.remainder)
 
     reporter.say(f"loading {request.model}")
-    checkpoint = load_checkpoint(request.model, arch=request.arch)
+    checkpoint = load_checkpoint(request.model, arch=request.arch, allow_pickle=request.allow_pickle)
+    checkpoint = say_remarks(checkpoint, request, reporter)
+    checkpoint = prune_as_asked(checkpoint, request, recipe, reporter)
     weights = layer_weights(checkpoint.module)
     report = sparsity_report(weights, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)
     require_known_layers(checkpoint.sparsity, report)
@@ -95,10 +99,15 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
 
         wanted = layers_to_quantize(layers, recipe) if request.int8 else ()
         calibrators = calibrators_for(wanted, recipe, usual=request.calibrator)
-        table = find_ranges(model, wanted, data, checkpoint, calibrators, reporter) if wanted else None
-        plan = make_plan(layers, asked, table=table, sparsity=stored)
+        how = Wanted(layers=wanted, recipe=recipe, calibrators=calibrators, remainder=request.remainder)
+        ready = make_ready(model, how, data, checkpoint, reporter) if wanted else None
+        table = None if ready is None else ready.table
+        plan = make_plan(layers if ready is None else ready.layers, asked, table=table, sparsity=stored)
         require_possible(plan, request.targets)
-        built = run_passes(model, [Quantize(plan), CastRemainder(plan.remainder)])
+        rounded = {} if ready is None else rounded_weights(ready, plan, recipe)
+        built = run_passes(
+            model if ready is None else ready.model, [Quantize(plan, rounded), CastRemainder(plan.remainder)]
+        )
         kept = sparsity_kept(built, stored, recipe)
         if request.pack:
             pack_weights(built, kept, folder, reporter)

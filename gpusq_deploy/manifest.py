@@ -65,7 +65,10 @@ def make_manifest(
         synthetic_calibration=synthetic,
         sparsity=sparsity,
         files=(),
-        notes=(f"the exported float graph agrees with torch to {export_difference:.3g} (relative, largest element)",),
+        notes=(
+            f"the exported float graph agrees with torch to {export_difference:.3g} (relative, largest element)",
+            *checkpoint.remarks,
+        ),
     )
 
 
@@ -82,8 +85,11 @@ def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:
         "remainder": request.remainder,
         "calib": "recorded in the checkpoint" if checkpoint.ranges else request.calib or "none",
         "ranges": str(request.ranges or "none"),
+        "recalibrate": str(request.recalibrate).lower(),
+        "allow_pickle": str(request.allow_pickle).lower(),
         "calibrator": str(request.calibrator),
         "pack": str(request.pack).lower(),
+        "prune": request.prune or "none",
         "targets": ",".join(target.name for target in request.targets),
     }
 

@@ -25,6 +25,7 @@ else:
     import tomli as tomllib
 
 DEFAULT_RECIPE = "static_wi8_ai8"
+SHIPPED = (DEFAULT_RECIPE, "plain_wi8_ai8")
 
 
 class Rule(Value):
@@ -33,6 +34,10 @@ class Rule(Value):
     `sparse` says whether such layers are expected to be 2:4 when sparsity is asked for. A `required` rule that
     decides no layer is an error: it is most likely misspelt. `calibrator` says how the range of an INT8 layer's input
     is chosen; None leaves that to the command, which takes the largest magnitude where it isn't told either.
+
+    `smooth` moves range from the input's channels to the weight and centres them, where that costs no kernel;
+    `headroom` widens the input's range by this share; `rounding` says how weights are rounded; `correct_bias` lets the
+    bias take up the mean error that rounding the weights makes. Equations: docs/numerics.md.
     """
 
     match: str = "*"
@@ -42,9 +47,18 @@ class Rule(Value):
     required: bool = True
     calibrator: CalibratorName | None = None
     percentile: float | None = None
+    smooth: bool = False
+    headroom: float = 0.0
+    rounding: Literal["nearest", "second-order"] = "nearest"
+    correct_bias: bool = False
     reason: str
 
     def __post_init__(self) -> None:
+        if not 0 <= self.headroom <= 1:
+            raise ValueError(f"`headroom` is a share of the range, from 0 to 1, unlike {self.headroom}")
+        refined = self.smooth or self.headroom or self.correct_bias or self.rounding != "nearest"
+        if refined and self.precision != "int8":
+            raise ValueError("`smooth`, `headroom`, `rounding` and `correct_bias` are for INT8 layers")
         if self.calibrator is None and self.percentile is not None:
             raise ValueError('`percentile` needs `calibrator = "percentile"`')
         if self.calibrator is not None and self.precision != "int8":
@@ -82,18 +96,23 @@ class _Layer(Protocol):
 
 
 def load_recipe(path: Path | None) -> Recipe:
-    """A recipe from a file, or the default one.
+    """A recipe from a file, or a shipped one by its name; None is the default one. A file goes before a name.
 
     Raises:
         GpusqError: No such file, not TOML, or not a recipe; unknown keys are named.
     """
-    if path is None:
-        text = resources.files("gpusq_deploy.calibration").joinpath(f"recipes/{DEFAULT_RECIPE}.toml").read_text("utf-8")
-        return recipe_from_toml(text, place=DEFAULT_RECIPE)
+    name = DEFAULT_RECIPE if path is None else str(path)
+    if path is None or (name in SHIPPED and not path.exists()):
+        text = resources.files("gpusq_deploy.calibration").joinpath(f"recipes/{name}.toml").read_text("utf-8")
+        return recipe_from_toml(text, place=name)
     try:
         return recipe_from_toml(path.read_text("utf-8"), place=str(path))
     except OSError as error:
-        raise GpusqError(f"cannot read the recipe: {error.strerror}", place=str(path)) from error
+        raise GpusqError(
+            f"cannot read the recipe: {error.strerror}",
+            place=str(path),
+            hint=f"name a TOML file, or one of the shipped recipes: {', '.join(SHIPPED)}",
+        ) from error
     except UnicodeDecodeError as error:
         raise GpusqError(f"the recipe is not UTF-8 text: {error}", place=str(path)) from error
 

@@ -10,6 +10,7 @@ from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.calibration import AMAX, Calibrator
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import FloatPrecision
+from gpusq_deploy.artifacts.sparsity import PruneMethod
 from gpusq_deploy.targets import Target
 
 
@@ -17,8 +18,9 @@ from gpusq_deploy.targets import Target
 class BuildRequest:
     """Everything that gpusq-build was asked. `recipe` None is the default one; `calib` None means no data.
 
-    `pack` stores 2:4 INT8 weights in packed form too. `ranges` are those of gpusq-calibrate; `calibrator` is for rules
-    that name none.
+    `pack` stores 2:4 INT8 weights in packed form too. `ranges` are those of gpusq-calibrate, or a TensorRT calibration
+    cache; `calibrator` is for rules that name none. `recalibrate` sets recorded ranges aside.
+    `allow_pickle` runs code that the checkpoint names. `prune` makes the layers that should be sparse 2:4 first.
     """
 
     model: Path
@@ -36,6 +38,9 @@ class BuildRequest:
     pack: bool = False
     ranges: Path | None = None
     calibrator: Calibrator = AMAX
+    recalibrate: bool = False
+    allow_pickle: bool = False
+    prune: PruneMethod | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -21,8 +21,10 @@ from gpusq_deploy.calibration.guard import range_warnings
 from gpusq_deploy.calibration.observe import Observing, collect_ranges, table_from_recorded
 from gpusq_deploy.calibration.sources import RANDOM, DataSource, open_source
 from gpusq_deploy.calibration.stored import read_table, table_for_layers
+from gpusq_deploy.calibration.tensorrt_cache import is_tensorrt_cache, read_tensorrt_cache, table_from_cache
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
+from gpusq_deploy.compress.prune_checkpoint import prune_checkpoint
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import example_input, reference_outputs
@@ -37,12 +39,20 @@ from gpusq_deploy.verify import require_same, split_source, verify
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
-    """Samples to calibrate on and to verify on; `held_out` says that the two are apart. `table`: stored ranges."""
+    """Samples to calibrate on and to verify on; `held_out` says that the two are apart.
+
+    `table` are stored ranges, `cache` those of a TensorRT calibration cache by its tensors' names; `ranges` is the file
+    of either. `real` says that
+    `calibrate` was asked for: it may be used where ranges are missing.
+    """
 
     calibrate: DataSource
     verify: DataSource
     held_out: bool
     table: CalibrationTable | None = None
+    cache: Mapping[str, float] | None = None
+    ranges: str = ""
+    real: bool = False
 
 
 def repair_command(request: BuildRequest) -> str:
@@ -57,24 +67,57 @@ def repair_command(request: BuildRequest) -> str:
     return shlex.join(words)
 
 
+def say_remarks(checkpoint: Checkpoint, request: BuildRequest, reporter: Reporter) -> Checkpoint:
+    """Say what was changed or left out while reading, and set recorded ranges aside where that was asked."""
+    for remark in checkpoint.remarks:
+        reporter.say(f"{checkpoint.file}: {remark}")
+    if not request.recalibrate or not checkpoint.ranges:
+        return checkpoint
+    remark = f"--recalibrate: the {len(checkpoint.ranges)} ranges that the checkpoint records are not used"
+    reporter.say(remark)
+    return replace(checkpoint, ranges={}, origins={}, remarks=(*checkpoint.remarks, remark))
+
+
+def prune_as_asked(checkpoint: Checkpoint, request: BuildRequest, recipe: Recipe, reporter: Reporter) -> Checkpoint:
+    """Prune to what the recipe expects, where that was asked, on samples that verification won't use.
+
+    Raises:
+        GpusqError: Nothing to prune, layers that are 2:4 already, or data that can't be read.
+    """
+    if request.prune is None:
+        return checkpoint
+    source = None if request.prune == "magnitude" else find_data(request, checkpoint).calibrate
+    return prune_checkpoint(checkpoint, recipe, request.prune, source, reporter.say)
+
+
 def find_data(request: BuildRequest, checkpoint: Checkpoint) -> Data:
     """Where ranges and verification samples come from.
 
     Raises:
         GpusqError: INT8 has neither ranges nor data, or the data can't be opened.
     """
-    table = None if request.ranges is None else read_table(request.ranges, model=checkpoint.digest)
+    cached = request.ranges is not None and is_tensorrt_cache(request.ranges)
+    cache = read_tensorrt_cache(request.ranges) if request.ranges is not None and cached else None
+    table = None if request.ranges is None or cached else read_table(request.ranges, model=checkpoint.digest)
     if request.calib is not None:
         calibrate, apart, held_out = split_source(open_source(request.calib, checkpoint.preprocessing))
-        return Data(calibrate=calibrate, verify=apart, held_out=held_out, table=table)
-    if request.int8 and not checkpoint.ranges and table is None:
+        return Data(
+            calibrate=calibrate,
+            verify=apart,
+            held_out=held_out,
+            table=table,
+            cache=cache,
+            ranges=str(request.ranges),
+            real=True,
+        )
+    if request.int8 and not checkpoint.ranges and request.ranges is None:
         raise GpusqError(
             "INT8 needs activation ranges: the checkpoint records none, and there is no calibration data",
             place=str(request.model),
             hint="add --calib FOLDER with a few dozen typical images (--calib random exercises the pipeline only)",
         )
     noise = open_source(RANDOM, checkpoint.preprocessing)
-    return Data(calibrate=noise, verify=noise, held_out=False, table=table)
+    return Data(calibrate=noise, verify=noise, held_out=False, table=table, cache=cache, ranges=str(request.ranges))
 
 
 def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporter: Reporter) -> float:
@@ -106,17 +149,43 @@ def find_ranges(
     calibrators: Mapping[str, Calibrator],
     reporter: Reporter,
 ) -> CalibrationTable:
-    """Ranges that were found before; else those that the checkpoint records; else those of the calibration data."""
+    """Ranges that were found before; else those that the checkpoint records; else those of the calibration data.
+
+    Where the checkpoint records those of some layers only, calibration data fills in the others, if there is any.
+    """
     if data.table is not None:
         reporter.say(f"using {len(data.table.ranges)} ranges found before, on {data.table.source}")
         return table_for_layers(data.table, layers, place="--ranges")
+    if data.cache is not None:
+        reporter.say(f"using the ranges of TensorRT's calibration cache {data.ranges}")
+        return table_from_cache(data.cache, model, layers, source=data.ranges)
+    how = Observing(calibrators=calibrators, preprocessing=checkpoint.preprocessing, workers=Ranks().workers())
     if checkpoint.ranges:
         reporter.say(f"using the {len(checkpoint.ranges)} ranges that the checkpoint records")
         if any(calibrator != AMAX for calibrator in calibrators.values()):
             reporter.say("warning: the checkpoint records its ranges, so no calibrator is used")
-        return table_from_recorded(checkpoint.ranges, layers, source=checkpoint.file, known=weighted_layers(model))
-    how = Observing(calibrators=calibrators, preprocessing=checkpoint.preprocessing, workers=Ranks().workers())
+        covered = {layer.input for layer in layers if layer.layer in checkpoint.ranges}
+        rest = [layer for layer in layers if layer.input not in covered] if data.real else []
+        recorded = table_from_recorded(
+            checkpoint.ranges,
+            [layer for layer in layers if layer not in rest],
+            source=checkpoint.file,
+            known=weighted_layers(model),
+            origins=checkpoint.origins,
+        )
+        return (
+            _joined(recorded, calibrated(model, rest, data.calibrate, checkpoint, how, reporter)) if rest else recorded
+        )
     return calibrated(model, layers, data.calibrate, checkpoint, how, reporter)
+
+
+def _joined(recorded: CalibrationTable, found: CalibrationTable) -> CalibrationTable:
+    return msgspec.structs.replace(
+        found,
+        source=f"{recorded.source}; {found.source}",
+        observer=f"{recorded.observer}, {found.observer}",
+        ranges=(*recorded.ranges, *found.ranges),
+    )
 
 
 def calibrated(

@@ -4,7 +4,7 @@
         --arch-arg img_size=224 --arch-arg num_classes=0 --arch-arg global_pool= \
         --calib photos/calib --unseen photos/unseen --json benchmarks/results/calibrators.json
 
-Every layer of the default recipe gets the calibrator; what isn't quantised stays FP32.
+Every layer of the recipe plain_wi8_ai8 gets the calibrator; what isn't quantised stays FP32.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
     checkpoint = load_checkpoint(options.model, arch=arch)
     batch = BatchRange(minimum=1, optimum=8, maximum=32)
     model = run_passes(export_float_model(checkpoint, batch=batch), CANONICAL)
-    layers, recipe = weighted_layers(model), load_recipe(None)
+    layers, recipe = weighted_layers(model), load_recipe(Path("plain_wi8_ai8"))
     report = sparsity_report(graph_weights(model, layers), source=checkpoint.file, recipe=recipe, record=None)
     wanted = layers_to_quantize(layers, recipe)
     asked = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp32")

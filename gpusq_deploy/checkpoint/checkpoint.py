@@ -6,7 +6,7 @@ import difflib
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,16 @@ import torch
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
 from gpusq_deploy.artifacts.base import digest_of_file
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
+from gpusq_deploy.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
+from gpusq_deploy.checkpoint.adapters.known import reading_of
 from gpusq_deploy.checkpoint.architecture import module_from_arch
-from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file, state_dict_in
+from gpusq_deploy.checkpoint.files import (
+    SELF_DESCRIBING,
+    CodeRefusedError,
+    read_checkpoint_file,
+    run_checkpoint_file,
+    state_dict_in,
+)
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.errors import GpusqError
 
@@ -26,7 +34,8 @@ from gpusq_deploy.errors import GpusqError
 class Checkpoint:
     """A model with its weights (float32, eval mode, CPU) and everything its file said about it.
 
-    `ranges` holds recorded input amax by layer name; `sparsity` the layers that were pruned, if the file says so.
+    `ranges` holds recorded input amax by layer name, `origins` who recorded them; `sparsity` the layers that were
+    pruned, if the file says so; `remarks` what was changed or left out while reading.
     """
 
     file: str
@@ -37,37 +46,57 @@ class Checkpoint:
     preprocessing: Preprocessing
     sparsity: SparsityRecord | None = None
     ranges: Mapping[str, float] = field(default_factory=dict[str, float])
+    origins: Mapping[str, str] = field(default_factory=dict[str, str])
+    remarks: tuple[str, ...] = ()
 
 
-def load_checkpoint(path: Path, *, arch: ArchSpec | None = None) -> Checkpoint:
-    """Load a checkpoint: self-describing, a state dict, or safetensors. Nothing in the file is executed.
+def load_checkpoint(path: Path, *, arch: ArchSpec | None = None, allow_pickle: bool = False) -> Checkpoint:
+    """Load a checkpoint: self-describing, a state dict, safetensors or an exported program. Nothing in it is executed.
 
     Args:
         path: The checkpoint.
         arch: Its architecture; None where the file describes itself.
+        allow_pickle: Run code that the file names, where it can't be read otherwise; a remark says when that was done.
 
     Raises:
         GpusqError: A bad file, no architecture, weights that don't fit it, or weights that aren't finite.
     """
-    content = read_checkpoint_file(path)
-    if content.get("format") == SELF_DESCRIBING:
-        return _load_self_describing(path, content, arch)
-    state, layout = state_dict_in(content, place=str(path))
+    if is_exported_program(path):
+        reading = read_exported_program(path)
+    else:
+        content, remarks = _content(path, allow_pickle=allow_pickle)
+        if content.get("format") == SELF_DESCRIBING:
+            return replace(_load_self_describing(path, content, arch), remarks=remarks)
+        reading = reading_of(content, place=str(path))
+        reading = replace(reading, remarks=(*remarks, *reading.remarks))
     if arch is None:
         raise GpusqError(
             "the file holds weights but doesn't say of which architecture",
             place=str(path),
             hint="add --arch, such as --arch timm:vit_small_patch16_224",
         )
-    module = _module_with_weights(arch, state, place=str(path))
+    module = _module_with_weights(arch, dict(reading.state), place=str(path))
     return Checkpoint(
         file=path.name,
         digest=digest_of_file(path),
-        format="safetensors" if path.suffix == ".safetensors" else layout,
+        format="safetensors" if path.suffix == ".safetensors" else reading.layout,
         arch=arch,
         module=module,
         preprocessing=preprocessing_of(arch, module),
+        sparsity=reading.sparsity,
+        ranges=reading.ranges,
+        origins=reading.origins,
+        remarks=reading.remarks,
     )
+
+
+def _content(path: Path, *, allow_pickle: bool) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    try:
+        return read_checkpoint_file(path), ()
+    except CodeRefusedError as error:
+        if not allow_pickle:
+            raise
+        return run_checkpoint_file(path), (f"WARNING: --allow-pickle: code that the file names was run ({error.what})",)
 
 
 def save_checkpoint(
@@ -141,9 +170,10 @@ def _ranges(content: Mapping[str, Any], place: str) -> dict[str, float]:
 
 def _module_with_weights(arch: ArchSpec, state: dict[str, torch.Tensor], *, place: str) -> torch.nn.Module:
     _require_plain(state, place=place)
-    _require_finite(state, place=place)
     module = module_from_arch(arch)
+    # Shapes first: a few stored bytes can claim to be any number of weights, and what follows looks at each.
     _require_fit(module.state_dict(), state, arch, place=place)
+    _require_finite(state, place=place)
     module.load_state_dict(state)
     return module.requires_grad_(requires_grad=False)
 
@@ -178,7 +208,7 @@ def _require_fit(
     missing = [name for name in expected if name not in state]
     surplus = [name for name in state if name not in expected]
     shapes = [
-        f"{name} is {list(state[name].shape)}, expected {list(expected[name].shape)}"
+        f"{name} is {list(state[name].shape)}, expected {list(expected[name].shape)}{_of_shape(name, expected, state)}"
         for name in expected
         if name in state and state[name].shape != expected[name].shape
     ]
@@ -200,6 +230,13 @@ def _require_fit(
         place=place,
         hint="check --arch and --arch-arg (img_size=, num_classes=, global_pool= are the usual ones)",
     )
+
+
+def _of_shape(name: str, expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str:
+    """The three nearest names of the file that do have the shape."""
+    others = [other for other, tensor in state.items() if tensor.shape == expected[name].shape]
+    near = difflib.get_close_matches(name, others, n=3, cutoff=0.0)
+    return f" (of that shape the file has {', '.join(near)})" if near else ""
 
 
 def _with_nearest(name: str, candidates: list[str]) -> str:

@@ -13,6 +13,8 @@ import safetensors
 import safetensors.torch
 import torch
 
+from gpusq_deploy.checkpoint.adapters.archive import require_stored
+from gpusq_deploy.checkpoint.adapters.semi_structured import SAFE_CLASSES
 from gpusq_deploy.errors import GpusqError
 
 SELF_DESCRIBING = "gpusq.checkpoint/1"
@@ -20,6 +22,10 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema")
 _PREFIXES = ("module.", "_orig_mod.")
 _COPY_AGAIN = "copy or download the file again, and compare its size or digest with the original's"
 _SAVE_AGAIN = "save the weights alone: torch.save(model.state_dict(), 'weights.pt'), or use safetensors"
+
+
+class CodeRefusedError(GpusqError):
+    """The file asks to import something."""
 
 
 def read_checkpoint_file(path: Path) -> Mapping[str, Any]:
@@ -33,6 +39,27 @@ def read_checkpoint_file(path: Path) -> Mapping[str, Any]:
     """
     _require_file(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if not isinstance(content, dict):
+        raise GpusqError(
+            f"the file holds a {type(content).__name__}, not a state dict", place=str(path), hint=_SAVE_AGAIN
+        )
+    return cast("dict[str, Any]", content)
+
+
+def run_checkpoint_file(path: Path) -> Mapping[str, Any]:
+    """As `read_checkpoint_file`, but code that the file names is run. Only for a user who asked for it by name.
+
+    Raises:
+        GpusqError: It can't be read even so, or holds no state dict and no module.
+    """
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # the file's own code can raise anything
+        raise GpusqError(
+            f"not a PyTorch file, damaged, or of classes that aren't here: {error}", place=str(path), hint=_SAVE_AGAIN
+        ) from error
+    if isinstance(content, torch.nn.Module):
+        return dict(content.state_dict())
     if not isinstance(content, dict):
         raise GpusqError(
             f"the file holds a {type(content).__name__}, not a state dict", place=str(path), hint=_SAVE_AGAIN
@@ -106,7 +133,10 @@ def _read_torch(path: Path) -> object:
         zipped = zipfile.is_zipfile(path)
         if not zipped:
             _require_pickle(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        else:
+            require_stored(path)
+        with torch.serialization.safe_globals(list(SAFE_CLASSES)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except GpusqError:
         raise
     except pickle.UnpicklingError as error:
@@ -121,7 +151,7 @@ def _refused(path: Path, message: str) -> GpusqError:
     wanted = [word.split()[0] for word in wanted if word]
     if not wanted:
         return GpusqError("not a PyTorch file, or damaged: its pickle can't be read", place=str(path), hint=_SAVE_AGAIN)
-    return GpusqError(
+    return CodeRefusedError(
         f"refused: the file asks to import {wanted[0]}, and loading it would run code",
         place=str(path),
         hint=_SAVE_AGAIN,

@@ -13,8 +13,10 @@ import torch
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.plan import LayerKind
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
+from gpusq_deploy.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
+from gpusq_deploy.checkpoint.adapters.known import reading_of
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
-from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file, state_dict_in
+from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file
 from gpusq_deploy.checkpoint.tensors import array_from_tensor, release
 from gpusq_deploy.numerics.sparsity import rows_from_conv
 from gpusq_deploy.sparsity import LayerWeight
@@ -49,12 +51,14 @@ def weights_in_file(path: Path, arch: ArchSpec | None) -> tuple[Iterable[LayerWe
     Raises:
         GpusqError: See `load_checkpoint`.
     """
-    content = read_checkpoint_file(path)
-    if arch is not None or content.get("format") == SELF_DESCRIBING:
+    if arch is None and is_exported_program(path):
+        return _guessed(dict(read_exported_program(path).state)), None
+    content = None if arch is not None else read_checkpoint_file(path)
+    if content is None or content.get("format") == SELF_DESCRIBING:
         checkpoint = load_checkpoint(path, arch=arch)
         return tuple(layer_weights(checkpoint.module)), checkpoint.sparsity
-    state, _ = state_dict_in(content, place=str(path))
-    return _guessed(state), None
+    reading = reading_of(content, place=str(path))
+    return _guessed(dict(reading.state)), reading.sparsity
 
 
 def _guessed(state: dict[str, torch.Tensor]) -> Iterator[LayerWeight]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
+from gpusq_deploy.artifacts.sparsity import PruneMethod
 from gpusq_deploy.cli.common import CALIBRATORS, echo_json, parse_batch, progress_to_stderr, run_command, say
 from gpusq_deploy.errors import GpusqError
 
@@ -30,14 +31,26 @@ _DEFAULT_TARGET = "a100"
 @click.option("--fp32", is_flag=True, help="Everything else in FP32.")
 @click.option("--pack", is_flag=True, help="Store 2:4 INT8 weights packed too: 0.625 of dense INT8.")
 @click.option("--unpack", is_flag=True, help="Of a bundle: make the dense weights again from the packed ones.")
-@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="TOML rules; see docs/recipes.md.")
+@click.option(
+    "--prune",
+    type=click.Choice(get_args(PruneMethod)),
+    help="Make the layers that the recipe names 2:4 first, untrained; the last two learn from --calib.",
+)
+@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE|NAME", help="TOML rules, or a shipped recipe.")
 @click.option(
     "--calib",
     metavar="DATA",
     help="Folder of images; .npy or .npz of preprocessed float32 [N,C,H,W]; package.module:factory; or 'random'.",
 )
 @click.option("--calibrator", type=click.Choice(CALIBRATORS), help="For rules that name none. Default: amax.")
-@click.option("--ranges", type=click.Path(path_type=Path), metavar="FILE", help="What gpusq-calibrate wrote.")
+@click.option(
+    "--ranges",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What gpusq-calibrate wrote, or a TensorRT calibration cache.",
+)
+@click.option("--recalibrate", is_flag=True, help="Set the ranges that the checkpoint records aside, for --calib.")
+@click.option("--allow-pickle", is_flag=True, help="Run code that MODEL names. Only for a file that you made yourself.")
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="GPU to build for; repeatable. Default: a100.")
 @click.option("--batch", default="1:8:32", show_default=True, metavar="MIN:OPT:MAX", help="One number: a fixed batch.")
 @click.option("--opset", type=int, default=None, help="ONNX opset, 19 to 23. Default: 20; 21 with --bf16.")
@@ -58,10 +71,13 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     fp32: bool,
     pack: bool,
     unpack: bool,
+    prune: PruneMethod | None,
     recipe: Path | None,
     calib: str | None,
     calibrator: CalibratorName | None,
     ranges: Path | None,
+    recalibrate: bool,
+    allow_pickle: bool,
     targets: tuple[str, ...],
     batch: str,
     opset: int | None,
@@ -94,6 +110,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         if recipe is not None and not (int8 or sparse):
             raise click.UsageError("--recipe needs --int8 or --sparse: it says which layers those mean")
         _require_sense(int8=int8, calib=calib, calibrator=calibrator, ranges=ranges)
+        if recalibrate and (calib is None or ranges is not None):
+            raise click.UsageError("--recalibrate needs --calib, and no --ranges")
+        _require_prunable(prune, sparse=sparse, calib=calib, ranges=ranges)
         if pack and not (int8 and sparse):
             raise click.UsageError("--pack needs --int8 --sparse: it stores 2:4 INT8 weights")
         remainder = _remainder(fp16=fp16, bf16=bf16, fp32=fp32)
@@ -107,12 +126,15 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             calib=calib,
             calibrator=Calibrator(name=calibrator or "amax"),
             ranges=ranges,
+            recalibrate=recalibrate,
+            allow_pickle=allow_pickle,
             targets=chosen,
             batch=parse_batch(batch),
             opset=opset or (21 if remainder == "bf16" else 20),
             out=out or Path(f"{model.stem}.gpusq"),
             force=force,
             pack=pack,
+            prune=prune,
         )
         with progress_to_stderr() as progress:
             bundle = compile_checkpoint(request, Reporter(say=say, progress=progress))
@@ -127,6 +149,17 @@ def _require_sense(*, int8: bool, calib: str | None, calibrator: CalibratorName 
         raise click.UsageError("--calibrator changes nothing about --ranges: give it to gpusq-calibrate")
     if calibrator and calib is None:
         raise click.UsageError("--calibrator needs --calib: recorded ranges stay as they are")
+
+
+def _require_prunable(prune: PruneMethod | None, *, sparse: bool, calib: str | None, ranges: Path | None) -> None:
+    if prune is None:
+        return
+    if not sparse:
+        raise click.UsageError("--prune needs --sparse: the recipe says which layers that means")
+    if ranges is not None:
+        raise click.UsageError("--prune changes the weights: the --ranges of another model don't hold; give --calib")
+    if prune != "magnitude" and calib in (None, "random"):
+        raise click.UsageError(f"--prune {prune} learns from data: give real samples with --calib")
 
 
 def _remainder(*, fp16: bool, bf16: bool, fp32: bool) -> FloatPrecision:

@@ -110,7 +110,8 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
     teacher = checkpoint.module.to("cuda" if torch.cuda.is_available() else "cpu")
     measured = _score_function(teacher, data, request)
     dense = measured(teacher)
-    notes = tuple(_notes(checkpoint, data, dense))
+    features = _only_features(teacher, data, request)
+    notes = tuple(_notes(checkpoint, data, dense, features=features, trains=training.epochs > 0))
     for note in (*notes, *(f"skipped {name}" for name in data.skipped)):
         reporter.say(note)
     student, report = _pruned(teacher, choice.pruned, data, request)
@@ -135,7 +136,7 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
         skipped=data.skipped,
         feature_blocks=len(later_blocks(student)),
         epochs=training.epochs,
-        held_out=_held_out(dense, pruned, recovered, features=_only_features(teacher, data, request)),
+        held_out=_held_out(dense, pruned, recovered, features=features),
         notes=notes,
     )
 
@@ -218,8 +219,10 @@ def _main(scores: Scores) -> float:
     return scores.agreement if scores.accuracy is None else scores.accuracy
 
 
-def _notes(checkpoint: Checkpoint, data: TrainingData, dense: Scores) -> Iterator[str]:
-    if not data.classes:
+def _notes(checkpoint: Checkpoint, data: TrainingData, dense: Scores, *, features: bool, trains: bool) -> Iterator[str]:
+    if features:
+        yield "the model returns no logits: scored by the cosine of its output vectors with the dense model's"
+    elif not data.classes:
         yield "no class folders: the dense model's own predictions stand in for labels"
     elif dense.accuracy is not None and dense.accuracy < _CHANCE / len(data.classes):
         yield (
@@ -227,7 +230,7 @@ def _notes(checkpoint: Checkpoint, data: TrainingData, dense: Scores) -> Iterato
             "class folders, sorted by name, aren't in the order of the model's classes, these labels spoil it; a flat "
             "folder needs none"
         )
-    if not later_blocks(checkpoint.module):
+    if trains and not later_blocks(checkpoint.module):
         yield "the model has no container `blocks`: distilling without the feature term"
     if checkpoint.ranges:
         yield f"the {len(checkpoint.ranges)} activation ranges of the dense model don't hold any more and are left out"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +15,7 @@ from onnx_ir.passes import common
 from gpusq_deploy.artifacts.plan import FloatPrecision, LayerDecision, Plan
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import origin
+from gpusq_deploy.graph.smoothable import bias_place
 from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, value_name
 from gpusq_deploy.numerics.affine import amax_per_channel, quantize, scale_from_amax
 
@@ -22,6 +24,19 @@ STORED_TYPE: dict[FloatPrecision, npt.DTypeLike] = {
     "fp16": np.float16,
     "bf16": ml_dtypes.bfloat16,
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundedWeight:
+    """A Linear's weight, rounded beforehand: INT8 codes [N, K], scale [N], and what is added to the bias [N]."""
+
+    codes: npt.NDArray[np.int8]
+    scale: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.floating[Any]] | None
+
+
+def _no_weights() -> dict[str, RoundedWeight]:
+    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +51,13 @@ class Quantize:
     3. Scales hold values of the remainder's type, so that the later cast of the graph is exact and the codes belong
        to the scales that are stored.
     4. A layer that already has a DequantizeLinear on its weight is left as it is.
+    5. Weights in `rounded`, by node, are taken from there; their bias change is left out where there is no bias.
 
     The graph stays float32; `CastRemainder` makes it FP16 or BF16.
     """
 
     plan: Plan
+    rounded: Mapping[str, RoundedWeight] = field(default_factory=_no_weights, repr=False)
     name: ClassVar[str] = "quantize"
 
     def run(self, model: ir.Model) -> int:
@@ -61,7 +78,7 @@ class Quantize:
                 raise GpusqError("the plan names a node that the graph doesn't have", place=decision.node)
             if _is_quantized(node):
                 continue
-            _quantize_weight(model.graph, node, decision, stored)
+            _quantize_weight(model.graph, node, decision, stored, self.rounded.get(decision.node))
             _quantize_input(model.graph, node, decision, pairs)
             changes += 1
         common.RemoveUnusedNodesPass()(model)
@@ -73,31 +90,58 @@ def _is_quantized(node: ir.Node) -> bool:
     return weight is not None and weight.dtype == ir.DataType.INT8
 
 
-def _quantize_weight(graph: ir.Graph, node: ir.Node, decision: LayerDecision, stored: npt.DTypeLike) -> None:
+def _quantize_weight(
+    graph: ir.Graph,
+    node: ir.Node,
+    decision: LayerDecision,
+    stored: npt.DTypeLike,
+    rounded: RoundedWeight | None,
+) -> None:
     place, (weight, turned) = node.inputs[1], origin(node.inputs[1])
     if place is None or weight is None or decision.weight is None or value_name(weight) != decision.weight.tensor:
         raise GpusqError("the plan names another weight than the graph has", place=decision.node)
     axis = decision.weight.axis
-    values = array_of(weight).astype(np.float32)
-    try:
-        scale = scale_from_amax(amax_per_channel(values, axis), dtype=stored).astype(np.float32)
-    except ValueError as error:
-        raise GpusqError(
-            f"the weight can't be quantised: {error}",
-            place=f"{decision.layer}, tensor {decision.weight.tensor}",
-            hint="build with --bf16 or --fp32",
-        ) from error
-    codes = quantize(values, scale, axis=axis)
+    if rounded is None:
+        codes, scale = _nearest(array_of(weight).astype(np.float32), axis, decision, stored)
+    else:
+        codes, scale = (rounded.codes if axis == 0 else rounded.codes.T), rounded.scale
+        _change_bias(graph, node, rounded)
     if turned:
-        codes, axis = np.ascontiguousarray(codes.T), 1 - axis
+        codes, axis = codes.T, 1 - axis
     prefix = f"{decision.node}_weight"
     inputs = [
-        add_initializer(graph, f"{prefix}_int8", codes),
+        add_initializer(graph, f"{prefix}_int8", np.ascontiguousarray(codes)),
         add_initializer(graph, f"{prefix}_scale", scale),
         add_initializer(graph, f"{prefix}_zero_point", np.zeros(scale.shape, np.int8)),
     ]
     dequantize = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{prefix}_dq")
     node.replace_input_with(1, insert_before(node, dequantize, like=place, dtype=ir.DataType.FLOAT))
+
+
+def _nearest(
+    values: npt.NDArray[np.float32], axis: int, decision: LayerDecision, stored: npt.DTypeLike
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    try:
+        scale = scale_from_amax(amax_per_channel(values, axis), dtype=stored).astype(np.float32)
+    except ValueError as error:
+        tensor = "" if decision.weight is None else decision.weight.tensor
+        raise GpusqError(
+            f"the weight can't be quantised: {error}",
+            place=f"{decision.layer}, tensor {tensor}",
+            hint="build with --bf16 or --fp32",
+        ) from error
+    return quantize(values, scale, axis=axis), scale
+
+
+def _change_bias(graph: ir.Graph, node: ir.Node, rounded: RoundedWeight) -> None:
+    found = bias_place(node)
+    if rounded.bias is None or found is None:
+        return
+    holder, index = found
+    before = holder.inputs[index]
+    assert before is not None, "bias_place has seen it"
+    changed = (array_of(before).astype(np.float64) + rounded.bias).astype(np.float32)
+    holder.replace_input_with(index, add_initializer(graph, f"{node.name}_bias_corrected", changed))
 
 
 def _quantize_input(

@@ -81,7 +81,13 @@ def test_a_target_that_can_not_be_built_here_gets_its_reason_and_its_command(bun
     assert skipped.command == "gpusq-build sparse.gpusq --target orin"
 
 
-def test_int8_weights_are_the_rounded_checkpoint_and_still_two_in_four(bundle: Path, sparse: Path) -> None:
+def test_by_the_plain_recipe_int8_weights_are_the_rounded_checkpoint_and_two_in_four(
+    tmp_path: Path, sparse: Path
+) -> None:
+    bundle = tmp_path / "plain.gpusq"
+    plain = ("--recipe", "plain_wi8_ai8", "--calib", "random", "--target", "orin")
+    done = run_main(build, sparse, "--int8", "--sparse", *plain, "--out", bundle)
+    assert done.code == 0, done.err
     weights = load_checkpoint(sparse).module.state_dict()
     constants = {name: value.const_value for name, value in ir.load(bundle / "model.onnx").graph.initializers.items()}
     for decision in read_bundle(bundle).plan.layers:
@@ -94,6 +100,17 @@ def test_int8_weights_are_the_rounded_checkpoint_and_still_two_in_four(bundle: P
         assert np.array_equal(codes, np.clip(by_hand, -127, 127))
         if decision.sparse:
             assert (np.count_nonzero(codes.reshape(len(codes), -1, 4), axis=2) <= 2).all()
+
+
+def test_by_the_default_recipe_the_weights_are_still_two_in_four(bundle: Path) -> None:
+    constants = {name: value.const_value for name, value in ir.load(bundle / "model.onnx").graph.initializers.items()}
+    sparse = [decision for decision in read_bundle(bundle).plan.layers if decision.sparse]
+    assert sparse
+    for decision in sparse:
+        codes = np.asarray(constants[f"{decision.node}_weight_int8"])
+        if decision.weight is not None and decision.weight.axis == 1:
+            codes = codes.T
+        assert (np.count_nonzero(codes.reshape(len(codes), -1, 4), axis=2) <= 2).all()
 
 
 def test_the_graph_answers_as_torch_does(bundle: Path, sparse: Path, photos: Path) -> None:

@@ -16,7 +16,9 @@ import torch
 from commands import Finished, run_main
 from PIL import Image
 
+from gpusq_deploy.checkpoint.architecture import arch_from_text, module_from_arch
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint
+from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.cli.compress import main as compress
 from gpusq_deploy.compress.pipeline import Compression
 
@@ -240,3 +242,26 @@ def test_convolutions_are_pruned_by_magnitude_alone(dense: Path, folder: Path, t
     out = tmp_path / "model.pt"
     done = run(dense, folder, out, "--epochs", "0", "--method", "second-order", "--convolutions")
     refused(done, "prunes Linear layers only", out)
+
+
+def test_without_logits_labels_play_no_part_and_nothing_claims_they_do(folder: Path, tmp_path: Path) -> None:
+    arguments = (
+        "img_size=32",
+        "patch_size=8",
+        "embed_dim=64",
+        "depth=2",
+        "num_heads=1",
+        "num_classes=0",
+        "global_pool=",
+    )
+    arch = arch_from_text("timm:vit_tiny_patch16_224", arguments)
+    module = module_from_arch(arch)
+    source, out = tmp_path / "features.pt", tmp_path / "model.pt"
+    save_checkpoint(source, module, arch=arch, preprocessing=preprocessing_of(arch, module))
+    done = run(source, folder, out, "--epochs", "0", "--json")
+    assert done.code == 0, done.err
+    result = msgspec.json.decode(done.out, type=Compression)
+    assert (result.held_out.measure, round(result.held_out.dense, 5)) == ("cosine", 1.0)
+    assert any("returns no logits: scored by the cosine" in note for note in result.notes)
+    assert "label" not in done.err
+    assert "distilling" not in done.err

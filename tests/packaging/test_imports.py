@@ -41,6 +41,7 @@ ORDER = [
     "compress",
     "build_engines",
     "steps",
+    "quantisation",
     "compile",
     "calibrate",
     "cli",

@@ -175,3 +175,55 @@ def test_a_rule_without_calibrator_leaves_it_to_the_command() -> None:
 def test_a_calibrator_that_makes_no_sense_is_refused(keys: str, message: str) -> None:
     with pytest.raises(GpusqError, match=message):
         recipe_from_toml(f'{HEAD}[[rule]]\n{keys}\nreason = "x"\n', place="mine")
+
+
+def test_a_rule_says_how_it_is_smoothed_widened_rounded_and_corrected() -> None:
+    keys = 'smooth = true\nheadroom = 0.15\nrounding = "second-order"\ncorrect_bias = true\n'
+    (rule,) = recipe_from_toml(f'{HEAD}[[rule]]\n{keys}reason = "x"\n', place="mine").rules
+    assert rule == Rule(smooth=True, headroom=0.15, rounding="second-order", correct_bias=True, reason="x")
+
+
+def test_a_rule_that_says_nothing_of_it_quantises_plainly() -> None:
+    (rule,) = recipe_from_toml(HEAD + '[[rule]]\nreason = "x"\n', place="mine").rules
+    assert (rule.smooth, rule.headroom, rule.rounding, rule.correct_bias) == (False, 0, "nearest", False)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("headroom = -0.1", "share of the range, from 0 to 1, unlike -0.1"),
+        ("headroom = 15.0", "unlike 15.0"),
+        ("headroom = nan", "unlike nan"),
+        ('headroom = "15 %"', "headroom"),
+        ('rounding = "stochastic"', "stochastic"),
+        ("smooth = 1", "smooth"),
+        ('correct_bias = "yes"', "correct_bias"),
+        ('precision = "float"\nsmooth = true', "are for INT8 layers"),
+        ('precision = "float"\nheadroom = 0.1', "are for INT8 layers"),
+        ('precision = "float"\nrounding = "second-order"', "are for INT8 layers"),
+        ('precision = "float"\ncorrect_bias = true', "are for INT8 layers"),
+    ],
+)
+def test_a_refinement_that_makes_no_sense_is_refused(keys: str, message: str) -> None:
+    with pytest.raises(GpusqError, match=message):
+        recipe_from_toml(f'{HEAD}[[rule]]\n{keys}\nreason = "x"\n', place="mine")
+
+
+@pytest.mark.parametrize("headroom", ["0", "0.0", "1", "1.0"])
+def test_a_headroom_may_lie_at_either_end(headroom: str) -> None:
+    (rule,) = recipe_from_toml(f'{HEAD}[[rule]]\nheadroom = {headroom}\nreason = "x"\n', place="mine").rules
+    assert rule.headroom == float(headroom)
+
+
+def test_the_default_recipe_refines_its_linear_layers_alone() -> None:
+    default = load_recipe(None)
+    linear, patches = default.rule_for("blocks.0.mlp.fc1", "linear"), default.rule_for("stem", "patch_embed")
+    assert linear is not None
+    assert patches is not None
+    assert (linear.smooth, linear.rounding, linear.correct_bias, linear.headroom > 0) == (
+        True,
+        "second-order",
+        True,
+        True,
+    )
+    assert (patches.smooth, patches.rounding, patches.correct_bias, patches.headroom) == (False, "nearest", False, 0)

@@ -274,3 +274,20 @@ def test_a_global_without_a_name_is_refused(tmp_path: Path, refused: Refused) ->
     path = tmp_path / "model.pt"
     path.write_bytes(b"\x80\x02c\n\n.")
     refused(path)
+
+
+def test_an_archive_that_would_grow_is_refused_before_it_does(tmp_path: Path, refused: Refused) -> None:
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/data.pkl", b"\x80\x02}.")
+        archive.writestr("model/data/0", bytes(50_000_000))
+    assert path.stat().st_size < 100_000
+    assert "would grow to 50,0" in refused(path).what
+
+
+def test_a_few_bytes_that_claim_to_be_many_weights_are_refused(tmp_path: Path, refused: Refused, state: State) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({**state, "norm.weight": torch.zeros(1).expand(10**12)}, path)
+    error = refused(path)
+    assert "norm.weight is [1000000000000], expected [64]" in error.what
+    assert "of that shape the file has" in error.what

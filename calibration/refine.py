@@ -1,0 +1,199 @@
+"""What calibration decides beyond ranges: how activations are smoothed, and how weights are rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from gpusq_deploy.artifacts.calibration import AMAX, CalibrationTable, Calibrator, TensorRange
+from gpusq_deploy.artifacts.plan import Plan
+from gpusq_deploy.calibration.moments import ChannelMoments
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.layers import GraphLayer, weight_rows
+from gpusq_deploy.graph.smoothable import Smoothable, bias_place, find_smoothable
+from gpusq_deploy.numerics.affine import amax_per_channel, dequantize, quantize, scale_from_amax
+from gpusq_deploy.numerics.rounding import second_order_codes
+from gpusq_deploy.numerics.smoothing import Smoothing, balanced, one_sided
+from gpusq_deploy.passes.quantize import RoundedWeight
+from gpusq_deploy.passes.smooth import SmoothedTensor
+from gpusq_deploy.recipe import Recipe, Rule
+
+# GPTQ's usual 0.01 fits a few dozen calibration images more than it fits others.
+_DAMPING = 0.1
+
+
+def places_to_smooth(
+    model: ir.Model, layers: Sequence[GraphLayer], recipe: Recipe, calibrators: Mapping[str, Calibrator]
+) -> tuple[tuple[Smoothable, ...], tuple[tuple[str, str], ...]]:
+    """Activations that the recipe wants smoothed and that can be; the rest by layer, with the reason.
+
+    A tensor whose range isn't its largest magnitude is declined: that range is chosen on the values as they are.
+    """
+    wanted = [layer for layer in layers if _rule(recipe, layer).smooth]
+    usual = [layer for layer in wanted if calibrators.get(layer.input, AMAX) == AMAX]
+    places, declined = find_smoothable(model, usual)
+    others = tuple((layer.layer, "its calibrator isn't amax") for layer in wanted if layer not in usual)
+    return places, (*declined, *others)
+
+
+def decide_smoothing(
+    model: ir.Model,
+    places: Sequence[Smoothable],
+    moments: Mapping[str, ChannelMoments],
+    recipe: Recipe,
+    *,
+    stored: npt.DTypeLike,
+) -> tuple[SmoothedTensor, ...]:
+    """Factors and offsets; see `numerics.smoothing`. `stored` is the type that the graph's scales will have."""
+    return tuple(
+        SmoothedTensor(place=place, smoothing=_smoothing(model, place, moments[place.tensor], recipe, stored))
+        for place in places
+    )
+
+
+def with_headroom(
+    table: CalibrationTable,
+    layers: Sequence[GraphLayer],
+    recipe: Recipe,
+    smoothed: Sequence[SmoothedTensor],
+    calibrators: Mapping[str, Calibrator],
+) -> CalibrationTable:
+    """The table with the recipe's headroom, and the ranges that the smoothing fixed; origins say so.
+
+    A range that a calibrator chose below the largest magnitude is left as it is.
+
+    Args:
+        table: Ranges found on the smoothed graph, of the inputs of `layers`.
+        layers: Layers of that graph.
+        recipe: Its rules.
+        smoothed: How it was smoothed.
+        calibrators: By tensor of that graph.
+    """
+    kinds = {layer.node: tensor for tensor in smoothed for layer in tensor.place.readers}
+    readers: dict[str, list[GraphLayer]] = {}
+    for layer in layers:
+        readers.setdefault(layer.input, []).append(layer)
+    return msgspec.structs.replace(
+        table,
+        ranges=tuple(
+            _widened(entry, readers[entry.tensor], recipe, kinds)
+            if calibrators.get(entry.tensor, AMAX) == AMAX
+            else entry
+            for entry in table.ranges
+        ),
+    )
+
+
+def round_weights(
+    model: ir.Model,
+    layers: Sequence[GraphLayer],
+    plan: Plan,
+    moments: Mapping[str, ChannelMoments],
+    recipe: Recipe,
+    *,
+    stored: npt.DTypeLike,
+) -> dict[str, RoundedWeight]:
+    """Codes and bias changes of the planned INT8 layers whose rule asks for more than rounding to nearest, by node.
+
+    Args:
+        model: The smoothed graph.
+        layers: Its layers.
+        plan: Decisions about them.
+        moments: Of their inputs, in that graph, by node.
+        recipe: Its rules.
+        stored: The type of the scales.
+    """
+    steps = {entry.node: entry.activation.scale for entry in plan.layers if entry.activation is not None}
+    biased = {node.name for node in model.graph if bias_place(node) is not None}
+    rounded: dict[str, RoundedWeight] = {}
+    for layer in layers:
+        found = moments.get(layer.node)
+        if layer.node in steps and found is not None and layer.kind == "linear":
+            rows = weight_rows(model, layer).astype(np.float32)
+            rule = _rule(recipe, layer)
+            if layer.node not in biased:
+                rule = msgspec.structs.replace(rule, correct_bias=False)
+            try:
+                rounded[layer.node] = _rounded(rows, found, rule, step=steps[layer.node], stored=stored)
+            except ValueError as error:
+                raise GpusqError(
+                    f"the weight can't be quantised: {error}",
+                    place=f"{layer.layer}, tensor {layer.weight}",
+                    hint='build with --bf16 or --fp32, or with rounding = "nearest" in the recipe',
+                ) from error
+    return rounded
+
+
+def smoothed_moments(moments: ChannelMoments, smoothing: Smoothing | None) -> ChannelMoments:
+    """The moments of x' = (x - z) / s from those of x."""
+    if smoothing is None:
+        return moments
+    factor, offset = smoothing.factor.astype(np.float64), smoothing.offset.astype(np.float64)
+    covariance = None if moments.covariance is None else moments.covariance / np.outer(factor, factor)
+    return ChannelMoments(
+        low=((moments.low - offset) / factor).astype(np.float32),
+        high=((moments.high - offset) / factor).astype(np.float32),
+        mean=(moments.mean - offset) / factor,
+        covariance=covariance,
+    )
+
+
+def _rule(recipe: Recipe, layer: GraphLayer) -> Rule:
+    rule = recipe.rule_for(layer.layer, layer.kind)
+    assert rule is not None, "only layers that a rule wants in INT8 come here"
+    return rule
+
+
+def _headroom(readers: Sequence[GraphLayer], recipe: Recipe) -> float:
+    """Layers that read one tensor have one range: the widest that their rules want."""
+    return max(_rule(recipe, layer).headroom for layer in readers)
+
+
+def _smoothing(
+    model: ir.Model, place: Smoothable, moments: ChannelMoments, recipe: Recipe, stored: npt.DTypeLike
+) -> Smoothing:
+    if place.producer == "gelu":
+        headroom = _headroom(place.readers, recipe)
+        try:
+            return one_sided(moments.low, moments.high, headroom=headroom, centre=place.shiftable, stored=stored)
+        except ValueError as error:
+            what = f"the activation can't be quantised: {error}"
+            raise GpusqError(what, place=f"tensor {place.tensor}", hint="build with --bf16 or --fp32") from error
+    columns = [np.max(np.abs(weight_rows(model, layer)), axis=0) for layer in place.readers]
+    return balanced(moments.low, moments.high, np.max(columns, axis=0), centre=place.shiftable)
+
+
+def _widened(
+    entry: TensorRange, readers: Sequence[GraphLayer], recipe: Recipe, smoothed: Mapping[str, SmoothedTensor]
+) -> TensorRange:
+    tensor = smoothed.get(readers[0].node)
+    origin = entry.origin if tensor is None else f"{entry.origin}, smoothed behind its {tensor.place.producer}"
+    if tensor is not None and tensor.smoothing.amax is not None:
+        return msgspec.structs.replace(entry, amax=tensor.smoothing.amax, origin=f"{origin}, centred, with headroom")
+    headroom = _headroom(readers, recipe)
+    if headroom:
+        origin = f"{origin}, {100 * headroom:g} % headroom"
+    return msgspec.structs.replace(entry, amax=entry.amax * (1 + headroom), origin=origin)
+
+
+def _rounded(
+    rows: npt.NDArray[np.float32], moments: ChannelMoments, rule: Rule, *, step: float, stored: npt.DTypeLike
+) -> RoundedWeight:
+    scale = scale_from_amax(amax_per_channel(rows, 0), dtype=stored).astype(np.float32)
+    if rule.rounding == "second-order" and moments.covariance is not None:
+        # Rounding the input adds noise of a step's variance to every channel, whatever the others do.
+        noisy = moments.covariance + np.eye(len(moments.covariance)) * step**2 / 12
+        if not rule.correct_bias:
+            # Nothing else takes the mean error up.
+            noisy += np.outer(moments.mean, moments.mean)
+        codes = second_order_codes(rows, scale, noisy, damping=_DAMPING)
+    else:
+        codes = quantize(rows, scale, axis=0)
+    change = None
+    if rule.correct_bias:
+        change = (rows.astype(np.float64) - dequantize(codes, scale, axis=0)) @ moments.mean
+    return RoundedWeight(codes=codes, scale=scale, bias=change)

@@ -1,0 +1,111 @@
+"""Which activations can be scaled and shifted by channel for nothing, because something beside them takes it up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+from gpusq_deploy.graph.layers import GraphLayer
+from gpusq_deploy.graph.values import is_constant, value_name
+
+Producer = Literal["layer-norm", "gelu"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Smoothable:
+    """An activation [..., K] and the layers that read it.
+
+    Attributes:
+        tensor: Its name.
+        producer: `layer-norm`: scale and bias of the LayerNormalization take the factors up. `gelu`: one Mul and one
+            Sub behind it, which a compiler fuses into the kernel that computes the GELU.
+        readers: All its readers: Linear layers.
+        shiftable: Whether every reader has a bias that can take an offset up.
+    """
+
+    tensor: str
+    producer: Producer
+    readers: tuple[GraphLayer, ...]
+    shiftable: bool
+
+
+def find_smoothable(
+    model: ir.Model, layers: Sequence[GraphLayer]
+) -> tuple[tuple[Smoothable, ...], tuple[tuple[str, str], ...]]:
+    """What can be smoothed, and for each other layer its name and why not.
+
+    1. All readers of the activation are among `layers`, are Linear, and take it as their first input.
+    2. It comes from a LayerNormalization over its last axis with a constant scale, or from a Gelu.
+
+    Declined: everything else; in particular the output of an attention, which two kernels share, and a SwiGLU.
+
+    Args:
+        model: A canonical float graph.
+        layers: Layers that are to be quantised and smoothed.
+    """
+    nodes = {node.name: node for node in model.graph}
+    by_tensor: dict[str, list[GraphLayer]] = {}
+    for layer in layers:
+        by_tensor.setdefault(layer.input, []).append(layer)
+    found: list[Smoothable] = []
+    declined: list[tuple[str, str]] = []
+    for tensor, readers in by_tensor.items():
+        value = nodes[readers[0].node].inputs[0]
+        reason = _reason(value, readers)
+        producer = None if value is None else value.producer()
+        if reason is not None or producer is None:
+            declined.extend((reader.layer, reason or "it reads the graph's input") for reader in readers)
+            continue
+        found.append(
+            Smoothable(
+                tensor=tensor,
+                producer="gelu" if producer.op_type == "Gelu" else "layer-norm",
+                readers=tuple(readers),
+                shiftable=all(bias_place(nodes[reader.node]) is not None for reader in readers),
+            )
+        )
+    return tuple(found), tuple(declined)
+
+
+def bias_place(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """The node and input that hold a Linear layer's bias [N], or None: the Gemm itself, or the one Add behind it.
+
+    Declined: a Gemm with an alpha or a beta, and a product that is also the graph's output: the Add isn't part of that.
+    """
+    if node.op_type == "Gemm":
+        plain = all(node.attributes.get_float(name, 1.0) == 1 for name in ("alpha", "beta"))
+        return (node, 2) if plain and len(node.inputs) > 2 and is_constant(node.inputs[2]) else None
+    uses = node.outputs[0].uses()
+    if node.op_type != "MatMul" or len(uses) != 1 or node.outputs[0].is_graph_output():
+        return None
+    reader, index = next(iter(uses))
+    other = reader.inputs[1 - index] if reader.op_type == "Add" else None
+    one_row = other is not None and other.shape is not None and len(other.shape) == 1
+    return (reader, 1 - index) if one_row and is_constant(other) else None
+
+
+def _reason(value: ir.Value | None, readers: Sequence[GraphLayer]) -> str | None:
+    producer = None if value is None else value.producer()
+    if value is None or producer is None:
+        return "it reads the graph's input"
+    if any(reader.kind != "linear" or reader.reshaped for reader in readers):
+        return "not a Linear layer"
+    places = {(use.node.name, use.idx) for use in value.uses()}
+    if places != {(reader.node, 0) for reader in readers} or value.is_graph_output():
+        return f"something else reads tensor {value_name(value)} too"
+    if any(use.node.attributes.get_int("transA", 0) for use in value.uses()):
+        return "its Gemm transposes the input"
+    return None if producer.op_type == "Gelu" else _norm_reason(producer, value)
+
+
+def _norm_reason(producer: ir.Node, value: ir.Value) -> str | None:
+    if producer.op_type != "LayerNormalization":
+        return f"its input comes from a {producer.op_type}, which can't take factors up"
+    last = -1 if value.shape is None else len(value.shape) - 1
+    constant = is_constant(producer.inputs[1]) and (len(producer.inputs) < 3 or is_constant(producer.inputs[2]))
+    if producer.attributes.get_int("axis", -1) not in {-1, last} or not constant:
+        return "its LayerNormalization isn't over the last axis, or isn't constant"
+    return None

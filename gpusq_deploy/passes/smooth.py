@@ -1,0 +1,141 @@
+"""Scale and shift activations by channel, and let the layers that read them undo it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.layers import GraphLayer, origin
+from gpusq_deploy.graph.smoothable import Smoothable, bias_place
+from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, value_name
+from gpusq_deploy.numerics.smoothing import Smoothing
+
+_SUFFIX = "smooth"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SmoothedTensor:
+    """An activation and how it is smoothed."""
+
+    place: Smoothable
+    smoothing: Smoothing
+
+
+@dataclass(frozen=True, slots=True)
+class Smooth:
+    """The graph computes the same function; only what stands between two layers changes. See `numerics.smoothing`.
+
+    1. Behind a LayerNormalization: its scale is divided by s, its bias becomes (bias - z) / s.
+    2. Behind a Gelu: Mul by 1/s, and Sub of z/s where z isn't zero.
+    3. Each reader's weight is multiplied by s along its K axis; zeros stay zeros, so 2:4 stays 2:4. Its bias grows by
+       W·z, computed in float64.
+
+    Constants are replaced, never edited: the exporter shares equal ones between layers. A tensor whose readers have
+    been smoothed already is left as it is.
+    """
+
+    tensors: tuple[SmoothedTensor, ...]
+    name: ClassVar[str] = "smooth"
+
+    def run(self, model: ir.Model) -> int:
+        """See the class.
+
+        Raises:
+            GpusqError: The decision doesn't belong to this graph.
+        """
+        nodes = {node.name: node for node in model.graph}
+        changes = 0
+        for tensor in self.tensors:
+            readers = [(layer, _found(nodes, layer)) for layer in tensor.place.readers]
+            if all(_weight_name(node) == _smoothed_name(layer) != layer.weight for layer, node in readers):
+                continue
+            for layer, node in readers:
+                _scale_reader(model.graph, node, layer, tensor.smoothing)
+            if tensor.place.producer == "layer-norm":
+                _fold(model.graph, readers[0][1], tensor.smoothing)
+            else:
+                _insert(model.graph, [node for _, node in readers], tensor.smoothing)
+            changes += 1
+        return changes
+
+
+def _found(nodes: Mapping[str | None, ir.Node], layer: GraphLayer) -> ir.Node:
+    if layer.node not in nodes:
+        raise GpusqError("the smoothing names a node that the graph doesn't have", place=layer.node)
+    return nodes[layer.node]
+
+
+def _weight_name(node: ir.Node) -> str | None:
+    weight, _ = origin(node.inputs[1])
+    return None if weight is None else value_name(weight)
+
+
+def _smoothed_name(layer: GraphLayer) -> str:
+    return f"{layer.node}_weight_{_SUFFIX}"
+
+
+def _scale_reader(graph: ir.Graph, node: ir.Node, layer: GraphLayer, smoothing: Smoothing) -> None:
+    weight, turned = origin(node.inputs[1])
+    if weight is None or value_name(weight) != layer.weight:
+        raise GpusqError("the smoothing names another weight than the graph has", place=layer.node)
+    if node.inputs[0] is None or value_name(node.inputs[0]) != layer.input:
+        raise GpusqError("the smoothing names another input than the graph has", place=layer.node)
+    by_rows = layer.channel_axis == 0
+    stored = array_of(weight).astype(np.float32)
+    rows = stored if by_rows else stored.T
+    offset = smoothing.offset.astype(np.float64)
+    if offset.any():
+        found = bias_place(node)
+        if found is None:
+            raise GpusqError("the layer has no bias to take the offset up", place=layer.node)
+        holder, index = found
+        bias = holder.inputs[index]
+        assert bias is not None, "bias_place has seen it"
+        grown = array_of(bias).astype(np.float64) + rows.astype(np.float64) @ offset
+        _replace(graph, holder, index, f"{layer.node}_bias_{_SUFFIX}", grown)
+    scaled = rows * smoothing.factor[None, :]
+    # `by_rows` speaks of the initializer, `turned` of a transpose on the way: the new one stands at the node itself.
+    seen = scaled if by_rows != turned else scaled.T
+    _replace(graph, node, 1, _smoothed_name(layer), np.ascontiguousarray(seen))
+
+
+def _fold(graph: ir.Graph, reader: ir.Node, smoothing: Smoothing) -> None:
+    norm = None if reader.inputs[0] is None else reader.inputs[0].producer()
+    scale = None if norm is None else norm.inputs[1]
+    if norm is None or scale is None:
+        raise GpusqError("the activation has no LayerNormalization", place=str(reader.name))
+    factor = smoothing.factor.astype(np.float64)
+    before = norm.inputs[2] if len(norm.inputs) > 2 else None
+    bias = np.zeros_like(factor) if before is None else array_of(before).astype(np.float64)
+    _replace(graph, norm, 1, f"{norm.name}_scale_{_SUFFIX}", array_of(scale).astype(np.float64) / factor)
+    if before is None:
+        norm.resize_inputs(3)
+    _replace(graph, norm, 2, f"{norm.name}_bias_{_SUFFIX}", (bias - smoothing.offset) / factor)
+
+
+def _insert(graph: ir.Graph, readers: list[ir.Node], smoothing: Smoothing) -> None:
+    first = readers[0]
+    activation = first.inputs[0]
+    if activation is None:
+        raise GpusqError("the layer has no input", place=str(first.name))
+    scope = dict(first.metadata_props)
+    factor = smoothing.factor.astype(np.float64)
+    inverse = add_initializer(graph, f"{first.name}_input_factor", (1 / factor).astype(np.float32))
+    node = ir.node("Mul", [activation, inverse], name=f"{first.name}_input_scale", metadata_props=scope)
+    value = insert_before(first, node, like=activation, dtype=ir.DataType.FLOAT)
+    if smoothing.offset.any():
+        offset = add_initializer(graph, f"{first.name}_input_offset", (smoothing.offset / factor).astype(np.float32))
+        node = ir.node("Sub", [value, offset], name=f"{first.name}_input_shift", metadata_props=dict(scope))
+        value = insert_before(first, node, like=activation, dtype=ir.DataType.FLOAT)
+    for reader in readers:
+        reader.replace_input_with(0, value)
+
+
+def _replace(graph: ir.Graph, node: ir.Node, index: int, name: str, array: npt.NDArray[np.floating[Any]]) -> None:
+    node.replace_input_with(index, add_initializer(graph, name, array.astype(np.float32)))

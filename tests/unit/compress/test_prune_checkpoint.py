@@ -1,0 +1,96 @@
+"""Pruning a checkpoint before it is compiled: which layers, on which samples, and what is said of the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
+from gpusq_deploy.artifacts.sparsity import SparsityRecord
+from gpusq_deploy.checkpoint.checkpoint import Checkpoint
+from gpusq_deploy.compress.prune_checkpoint import PRUNE_SAMPLES, prune_checkpoint
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.recipe import Recipe, recipe_from_toml
+
+ALL = 'schema = "gpusq.recipe/1"\nname = "all"\ndescription = "x"\n[[rule]]\nreason = "everything"'
+NONE = ALL + "\nsparse = false"
+
+
+@dataclass
+class Counted:
+    """Noise that remembers which samples were asked for."""
+
+    count: int
+    name: str = "counted"
+    synthetic: bool = False
+    asked: list[int] = field(default_factory=list[int])
+
+    def __len__(self) -> int:
+        return self.count
+
+    def sample(self, index: int) -> npt.NDArray[np.float32]:
+        self.asked.append(index)
+        return np.random.default_rng(index).standard_normal((3, 2, 2), dtype=np.float32)
+
+
+def checkpoint(*, record: SparsityRecord | None = None) -> Checkpoint:
+    """Convolutions with K = 3 and K = 8, a Linear with K = 24, and one with K = 6, which isn't a multiple of 4."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 1),
+        torch.nn.Conv2d(8, 6, 1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(24, 6),
+        torch.nn.Linear(6, 8),
+    )
+    return Checkpoint(
+        file="model.pt",
+        digest="",
+        format="",
+        arch=ArchSpec(source="factory", name="x:y", arguments={}),
+        module=module.eval().requires_grad_(False),
+        preprocessing=Preprocessing(channels=3, height=2, width=2, mean=(0, 0, 0), std=(1, 1, 1), origin="test"),
+        sparsity=record,
+        ranges={"3": 1.0},
+    )
+
+
+def recipe(text: str = ALL) -> Recipe:
+    return recipe_from_toml(text, place="test")
+
+
+def test_what_cannot_be_pruned_stays_as_it_is_and_is_said() -> None:
+    dense, said = checkpoint(), list[str]()
+    result = prune_checkpoint(dense, recipe(), "activation", Counted(8), said.append)
+    assert result.sparsity is not None
+    assert result.sparsity.layers == ("3",)
+    before, after = dense.module.state_dict(), result.module.state_dict()
+    assert int((after["3.weight"].reshape(-1, 4) != 0).sum(1).max()) == 2
+    assert int((before["3.weight"] != 0).sum()) == 24 * 6
+    assert all(torch.equal(before[name], after[name]) for name in ("0.weight", "1.weight", "4.weight", "4.bias"))
+    assert "1 stays dense: --prune takes Linear layers only" in said
+    assert "4 stays dense: K = 6 is not a multiple of 4" in said
+    assert dict(result.ranges) == {}
+    assert any("1 activation ranges" in remark for remark in result.remarks)
+
+
+def test_many_samples_are_thinned_evenly() -> None:
+    source = Counted(3 * PRUNE_SAMPLES)
+    prune_checkpoint(checkpoint(), recipe(), "second-order", source, lambda _text: None)
+    assert source.asked == list(range(0, 3 * PRUNE_SAMPLES, 3))
+
+
+@pytest.mark.parametrize(
+    ("record", "text", "told"),
+    [
+        (None, NONE, "nothing to prune"),
+        (SparsityRecord(method="x", layers=("3",)), ALL, "2:4 already: 3"),
+    ],
+)
+def test_refusals(record: SparsityRecord | None, text: str, told: str) -> None:
+    with pytest.raises(GpusqError, match=told):
+        prune_checkpoint(checkpoint(record=record), recipe(text), "magnitude", None, lambda _text: None)
