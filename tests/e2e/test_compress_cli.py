@@ -197,7 +197,9 @@ def test_divergence_leaves_nothing_behind(dense: Path, folder: Path, tmp_path: P
 @pytest.mark.slow
 def test_an_interrupt_leaves_nothing_behind(dense: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.pt"
-    script = "from gpusq_deploy.cli.compress import main; main()"
+    # A shell's background jobs ignore SIGINT, and so would this one, forever.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"{listen}; from gpusq_deploy.cli.compress import main; main()"
     words = ["-c", script, str(dense), "--data", str(folder), "--out", str(out), "--epochs", "100000"]
     with subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

@@ -193,8 +193,13 @@ def test_ctrl_c_stops_a_build_cleanly(make_model: ModelMaker) -> None:
             # The builder goes on only when the main thread has been told.
             time.sleep(0.3)
 
-    with pytest.raises(KeyboardInterrupt):
-        build_engine(make_model("fp16"), A100, DYNAMIC, BuildOptions(progress=press))
+    # Where the tests run as a background job of a shell, SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_engine(make_model("fp16"), A100, DYNAMIC, BuildOptions(progress=press))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert pressed
     time.sleep(0.05)
     assert not [thread for thread in threading.enumerate() if thread.name == "gpusq-builder"]
