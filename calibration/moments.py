@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from gpusq_deploy.calibration.instrument import VALUES_SUFFIX, instrumented
-from gpusq_deploy.calibration.observe import Runner
-from gpusq_deploy.calibration.sources import Batches, DataSource, filled
-from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.calibration.observe import Runner, require_finite
+from gpusq_deploy.calibration.sources import Batches, DataSource, evenly_filled
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.values import value_name
+from gpusq_deploy.graph.values import static_batch, value_name
 
 _BATCH = 4
 
@@ -94,9 +93,7 @@ def collect_moments(
     if not tensors:
         return {}
     sums: dict[str, _Sums] = {}
-    shape = model.graph.inputs[0].shape
-    first = shape[0] if shape else None
-    static = first if isinstance(first, int) else None
+    static = static_batch(model.graph)
     batches = Batches(source=source, size=static or _BATCH)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "observed.onnx"
@@ -104,7 +101,7 @@ def collect_moments(
         runner = open_model(path)
         try:
             for batch in batches:
-                for group, copies in _groups(batch, static):
+                for group, copies in evenly_filled(batch, static):
                     outputs = runner.run({value_name(model.graph.inputs[0]): group})
                     for tensor in tensors:
                         rows = _rows(outputs[f"{tensor}{VALUES_SUFFIX}"], tensor)
@@ -118,24 +115,7 @@ def collect_moments(
     return {tensor: found.moments() for tensor, found in sums.items()}
 
 
-def _groups(batch: npt.NDArray[np.float32], static: int | None) -> Iterator[tuple[npt.NDArray[np.float32], int]]:
-    """What is run at once, and how often each sample is in it.
-
-    Too few samples for a static batch fill one alone each, so that whatever the layout every value comes equally often.
-    """
-    if static is None or len(batch) == static:
-        yield batch, 1
-        return
-    for sample in batch:
-        yield filled(sample[None], static), static
-
-
 def _rows(values: npt.NDArray[Any], tensor: str) -> npt.NDArray[np.float32]:
     rows = np.asarray(values, np.float32).reshape(-1, values.shape[-1])
-    if not np.isfinite(rows).all():
-        raise GpusqError(
-            "the float model computes NaN or infinity on the calibration data",
-            place=f"tensor {tensor}",
-            hint="check the weights and the preprocessing",
-        )
+    require_finite(rows, tensor)
     return rows

@@ -34,12 +34,12 @@ from gpusq_deploy.calibration.guard import input_warnings, statistics_of
 from gpusq_deploy.calibration.histogram import Counts, counts_of
 from gpusq_deploy.calibration.images import Sample
 from gpusq_deploy.calibration.instrument import AMAX_SUFFIX, VALUES_SUFFIX, instrumented
-from gpusq_deploy.calibration.sources import DataSource, filled, require_few_skipped, require_some
+from gpusq_deploy.calibration.sources import DataSource, evenly_filled, require_few_skipped, require_some
 from gpusq_deploy.calibration.tally import Tally, bytes_from_tally, tally_from_bytes
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import GraphLayer
-from gpusq_deploy.graph.values import value_name
+from gpusq_deploy.graph.values import static_batch, value_name
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -54,6 +54,20 @@ class Runner(Protocol):
     def close(self) -> None:
         """Free it."""
         ...
+
+
+def require_finite(values: npt.NDArray[Any], tensor: str) -> None:
+    """Refuse an activation with NaN or infinity.
+
+    Raises:
+        GpusqError: Names the tensor.
+    """
+    if not np.isfinite(values).all():
+        raise GpusqError(
+            "the float model computes NaN or infinity on the calibration data",
+            place=f"tensor {tensor}",
+            hint="check the weights and the preprocessing",
+        )
 
 
 def alone(own: bytes) -> Sequence[bytes]:
@@ -175,12 +189,6 @@ def table_from_recorded(
     )
 
 
-def _static_batch(model: ir.Model) -> int | None:
-    shape = model.graph.inputs[0].shape
-    first = shape[0] if shape else None
-    return first if isinstance(first, int) else None
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Observer:
     """Looks at groups of samples. `weights`, by tensor, are of those whose values are counted; None counts each once.
@@ -213,22 +221,13 @@ class _Observer:
         return tally
 
     def _run(self, tally: Tally, batch: npt.NDArray[np.float32]) -> None:
-        if self.batch is None or len(batch) == self.batch:
-            self._add(tally, self.runner.run({self.input: batch}), copies=1)
-            return
-        # Too few for a static batch: each fills one alone, so that whatever the layout every value comes equally often.
-        for sample in batch:
-            self._add(tally, self.runner.run({self.input: filled(sample[None], self.batch)}), copies=self.batch)
+        for group, copies in evenly_filled(batch, self.batch):
+            self._add(tally, self.runner.run({self.input: group}), copies=copies)
 
     def _add(self, tally: Tally, outputs: Arrays, *, copies: int) -> None:
         for name, values in outputs.items():
             tensor = name.removesuffix(AMAX_SUFFIX).removesuffix(VALUES_SUFFIX)
-            if not np.isfinite(values).all():
-                raise GpusqError(
-                    "the float model computes NaN or infinity on the calibration data",
-                    place=f"tensor {tensor}",
-                    hint="check the weights and the preprocessing",
-                )
+            require_finite(values, tensor)
             if name.endswith(VALUES_SUFFIX):
                 counts = (counts_of(values, self.weights[tensor]) + copies // 2) // copies
                 tally.counts[tensor] = tally.counts.get(tensor, 0) + counts
@@ -249,7 +248,7 @@ def _seen(
     """This process's share of the samples."""
     tensors = tuple(dict.fromkeys(layer.input for layer in layers))
     weights = _channel_weights(model, layers, how.calibrators)
-    batch = _static_batch(model)
+    batch = static_batch(model.graph)
     groups = _groups(len(source), batch or 1)[how.rank :: how.world]
     mine = sum(map(len, groups))
     tally = Tally()

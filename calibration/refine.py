@@ -26,6 +26,13 @@ from gpusq_deploy.recipe import Recipe, Rule
 _DAMPING = 0.1
 
 
+def rule_of(recipe: Recipe, layer: GraphLayer) -> Rule:
+    """The rule that wants a layer in INT8; only such layers come here."""
+    rule = recipe.rule_for(layer.layer, layer.kind)
+    assert rule is not None, "layers that no rule matches stay float"
+    return rule
+
+
 def places_to_smooth(
     model: ir.Model, layers: Sequence[GraphLayer], recipe: Recipe, calibrators: Mapping[str, Calibrator]
 ) -> tuple[tuple[Smoothable, ...], tuple[tuple[str, str], ...]]:
@@ -33,7 +40,7 @@ def places_to_smooth(
 
     A tensor whose range isn't its largest magnitude is declined: that range is chosen on the values as they are.
     """
-    wanted = [layer for layer in layers if _rule(recipe, layer).smooth]
+    wanted = [layer for layer in layers if rule_of(recipe, layer).smooth]
     usual = [layer for layer in wanted if calibrators.get(layer.input, AMAX) == AMAX]
     places, declined = find_smoothable(model, usual)
     others = tuple((layer.layer, "its calibrator isn't amax") for layer in wanted if layer not in usual)
@@ -114,7 +121,7 @@ def round_weights(
         found = moments.get(layer.node)
         if layer.node in steps and found is not None and layer.kind == "linear":
             rows = weight_rows(model, layer).astype(np.float32)
-            rule = _rule(recipe, layer)
+            rule = rule_of(recipe, layer)
             if layer.node not in biased:
                 rule = msgspec.structs.replace(rule, correct_bias=False)
             try:
@@ -142,15 +149,9 @@ def smoothed_moments(moments: ChannelMoments, smoothing: Smoothing | None) -> Ch
     )
 
 
-def _rule(recipe: Recipe, layer: GraphLayer) -> Rule:
-    rule = recipe.rule_for(layer.layer, layer.kind)
-    assert rule is not None, "only layers that a rule wants in INT8 come here"
-    return rule
-
-
 def _headroom(readers: Sequence[GraphLayer], recipe: Recipe) -> float:
     """Layers that read one tensor have one range: the widest that their rules want."""
-    return max(_rule(recipe, layer).headroom for layer in readers)
+    return max(rule_of(recipe, layer).headroom for layer in readers)
 
 
 def _smoothing(

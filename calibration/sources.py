@@ -189,6 +189,18 @@ def filled(batch: npt.NDArray[np.float32], size: int | None) -> npt.NDArray[np.f
     return np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
 
 
+def evenly_filled(batch: npt.NDArray[np.float32], size: int | None) -> Iterator[tuple[npt.NDArray[np.float32], int]]:
+    """What is run at once to observe a batch, and how often each sample is in it.
+
+    Too few samples for a static batch fill one alone each, so that whatever the layout every value comes equally often.
+    """
+    if size is None or len(batch) == size:
+        yield batch, 1
+        return
+    for sample in batch:
+        yield filled(sample[None], size), size
+
+
 def open_source(text: str, preprocessing: Preprocessing) -> DataSource:
     """What `--calib` names.
 

@@ -14,6 +14,7 @@ from gpusq_deploy.calibration.refine import (
     decide_smoothing,
     places_to_smooth,
     round_weights,
+    rule_of,
     smoothed_moments,
     with_headroom,
 )
@@ -23,7 +24,7 @@ from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.quantize import STORED_TYPE, RoundedWeight
 from gpusq_deploy.passes.smooth import Smooth, SmoothedTensor
-from gpusq_deploy.recipe import Recipe, Rule
+from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import Reporter
 from gpusq_deploy.steps import Data, find_ranges
 
@@ -68,9 +69,9 @@ def make_ready(model: ir.Model, wanted: Wanted, data: Data, checkpoint: Checkpoi
         checkpoint: May record ranges.
         reporter: Hears what is smoothed, what isn't, and why.
     """
-    if data.table is not None or data.cache is not None or checkpoint.ranges:
+    if data.given or checkpoint.ranges:
         table = find_ranges(model, wanted.layers, data, checkpoint, wanted.calibrators, reporter)
-        if any(_is_refined(_rule(wanted.recipe, layer)) for layer in wanted.layers):
+        if any(rule_of(wanted.recipe, layer).refined for layer in wanted.layers):
             reporter.say("the ranges are given: nothing is smoothed or widened, weights are rounded to nearest")
         return Ready(model=model, layers=weighted_layers(model), table=table, moments={})
     places, declined = places_to_smooth(model, wanted.layers, wanted.recipe, wanted.calibrators)
@@ -111,8 +112,8 @@ def _moments(
 ) -> dict[str, ChannelMoments]:
     """Of the activations to smooth, and of those whose readers' weights or biases depend on the data."""
     linear = [layer for layer in wanted.layers if layer.kind == "linear" and not layer.reshaped]
-    second_order = {layer.input for layer in linear if _rule(wanted.recipe, layer).rounding == "second-order"}
-    biased = {layer.input for layer in linear if _rule(wanted.recipe, layer).correct_bias}
+    second_order = {layer.input for layer in linear if rule_of(wanted.recipe, layer).rounding == "second-order"}
+    biased = {layer.input for layer in linear if rule_of(wanted.recipe, layer).correct_bias}
     tensors = tuple(
         dict.fromkeys(layer.input for layer in linear if layer.input in {*smoothed, *second_order, *biased})
     )
@@ -135,13 +136,3 @@ def _say(smoothed: Sequence[SmoothedTensor], declined: Sequence[tuple[str, str]]
     for reason, layers in reasons.items():
         more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
         reporter.say(f"not smoothed: the input of {layers[0]}{more}: {reason}")
-
-
-def _rule(recipe: Recipe, layer: GraphLayer) -> Rule:
-    rule = recipe.rule_for(layer.layer, layer.kind)
-    assert rule is not None, "only layers that a rule wants in INT8 come here"
-    return rule
-
-
-def _is_refined(rule: Rule) -> bool:
-    return rule.smooth or bool(rule.headroom) or rule.correct_bias or rule.rounding != "nearest"

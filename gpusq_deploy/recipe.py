@@ -56,14 +56,18 @@ class Rule(Value):
     def __post_init__(self) -> None:
         if not 0 <= self.headroom <= 1:
             raise ValueError(f"`headroom` is a share of the range, from 0 to 1, unlike {self.headroom}")
-        refined = self.smooth or self.headroom or self.correct_bias or self.rounding != "nearest"
-        if refined and self.precision != "int8":
+        if self.refined and self.precision != "int8":
             raise ValueError("`smooth`, `headroom`, `rounding` and `correct_bias` are for INT8 layers")
         if self.calibrator is None and self.percentile is not None:
             raise ValueError('`percentile` needs `calibrator = "percentile"`')
         if self.calibrator is not None and self.precision != "int8":
             raise ValueError("`calibrator` is for INT8 layers: the inputs of others need no range")
         self.calibrator_or(AMAX)
+
+    @property
+    def refined(self) -> bool:
+        """True where more is asked for than ranges as they are found and weights rounded to nearest."""
+        return self.smooth or self.headroom > 0 or self.correct_bias or self.rounding != "nearest"
 
     def calibrator_or(self, usual: Calibrator) -> Calibrator:
         """The rule's own calibrator, or the usual one."""

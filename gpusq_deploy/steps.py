@@ -42,8 +42,7 @@ class Data:
     """Samples to calibrate on and to verify on; `held_out` says that the two are apart.
 
     `table` are stored ranges, `cache` those of a TensorRT calibration cache by its tensors' names; `ranges` is the file
-    of either. `real` says that
-    `calibrate` was asked for: it may be used where ranges are missing.
+    of either. `real` says that `calibrate` was asked for: it may be used where ranges are missing.
     """
 
     calibrate: DataSource
@@ -53,6 +52,11 @@ class Data:
     cache: Mapping[str, float] | None = None
     ranges: str = ""
     real: bool = False
+
+    @property
+    def given(self) -> bool:
+        """True where ranges were found before, for the graph as it is."""
+        return self.table is not None or self.cache is not None
 
 
 def repair_command(request: BuildRequest) -> str:
@@ -96,28 +100,28 @@ def find_data(request: BuildRequest, checkpoint: Checkpoint) -> Data:
     Raises:
         GpusqError: INT8 has neither ranges nor data, or the data can't be opened.
     """
-    cached = request.ranges is not None and is_tensorrt_cache(request.ranges)
-    cache = read_tensorrt_cache(request.ranges) if request.ranges is not None and cached else None
-    table = None if request.ranges is None or cached else read_table(request.ranges, model=checkpoint.digest)
-    if request.calib is not None:
-        calibrate, apart, held_out = split_source(open_source(request.calib, checkpoint.preprocessing))
-        return Data(
-            calibrate=calibrate,
-            verify=apart,
-            held_out=held_out,
-            table=table,
-            cache=cache,
-            ranges=str(request.ranges),
-            real=True,
-        )
-    if request.int8 and not checkpoint.ranges and request.ranges is None:
+    cache = table = None
+    if request.ranges is not None and is_tensorrt_cache(request.ranges):
+        cache = read_tensorrt_cache(request.ranges)
+    elif request.ranges is not None:
+        table = read_table(request.ranges, model=checkpoint.digest)
+    if request.calib is None and request.int8 and not checkpoint.ranges and request.ranges is None:
         raise GpusqError(
             "INT8 needs activation ranges: the checkpoint records none, and there is no calibration data",
             place=str(request.model),
             hint="add --calib FOLDER with a few dozen typical images (--calib random exercises the pipeline only)",
         )
-    noise = open_source(RANDOM, checkpoint.preprocessing)
-    return Data(calibrate=noise, verify=noise, held_out=False, table=table, cache=cache, ranges=str(request.ranges))
+    source = open_source(RANDOM if request.calib is None else request.calib, checkpoint.preprocessing)
+    calibrate, apart, held_out = split_source(source)
+    return Data(
+        calibrate=calibrate,
+        verify=apart,
+        held_out=held_out,
+        table=table,
+        cache=cache,
+        ranges=str(request.ranges or ""),
+        real=request.calib is not None,
+    )
 
 
 def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporter: Reporter) -> float:

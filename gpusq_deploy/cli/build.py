@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from gpusq_deploy.artifacts.sparsity import PruneMethod
-from gpusq_deploy.cli.common import CALIBRATORS, echo_json, parse_batch, progress_to_stderr, run_command, say
+from gpusq_deploy.cli.common import (
+    CALIBRATORS,
+    arch_options,
+    chosen_arch,
+    echo_json,
+    parse_batch,
+    progress_to_stderr,
+    run_command,
+    say,
+)
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
@@ -22,8 +31,7 @@ _DEFAULT_TARGET = "a100"
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--arch", metavar="SPEC", help="timm:NAME, torchvision:NAME or package.module:factory.")
-@click.option("--arch-arg", "arch_args", multiple=True, metavar="K=V", help="Argument of the architecture; repeatable.")
+@arch_options
 @click.option("--int8", is_flag=True, help="INT8 weights and inputs for the layers that the recipe names.")
 @click.option("--sparse", is_flag=True, help="Require 2:4 weights and allow sparse kernels.")
 @click.option("--fp16", is_flag=True, help="Everything else in FP16 (default).")
@@ -101,12 +109,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         bundle = _extend(model, chosen, unpack=unpack)
     else:
         from gpusq_deploy.artifacts.calibration import Calibrator
-        from gpusq_deploy.checkpoint.architecture import arch_from_text
         from gpusq_deploy.compile import compile_checkpoint
         from gpusq_deploy.request import BuildRequest, Reporter
 
-        if arch is None and arch_args:
-            raise click.UsageError("--arch-arg needs --arch")
         if recipe is not None and not (int8 or sparse):
             raise click.UsageError("--recipe needs --int8 or --sparse: it says which layers those mean")
         _require_sense(int8=int8, calib=calib, calibrator=calibrator, ranges=ranges)
@@ -118,7 +123,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         remainder = _remainder(fp16=fp16, bf16=bf16, fp32=fp32)
         request = BuildRequest(
             model=model,
-            arch=None if arch is None else arch_from_text(arch, arch_args),
+            arch=chosen_arch(arch, arch_args),
             int8=int8,
             sparse=sparse,
             remainder=remainder,

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpusq_deploy.cli.common import CALIBRATORS, echo_json, parse_batch, progress_to_stderr, run_command, say
+from gpusq_deploy.cli.common import (
+    CALIBRATORS,
+    arch_options,
+    chosen_arch,
+    echo_json,
+    parse_batch,
+    progress_to_stderr,
+    run_command,
+    say,
+)
 
 if TYPE_CHECKING:
     from gpusq_deploy.artifacts.calibration import CalibrationTable, CalibratorName
@@ -16,9 +25,8 @@ if TYPE_CHECKING:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--arch", metavar="SPEC", help="timm:NAME, torchvision:NAME or package.module:factory.")
-@click.option("--arch-arg", "arch_args", multiple=True, metavar="K=V", help="Argument of the architecture; repeatable.")
-@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="TOML rules; see docs/recipes.md.")
+@arch_options
+@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE|NAME", help="TOML rules, or a shipped recipe.")
 @click.option(
     "--calib",
     required=True,
@@ -53,16 +61,13 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     """
     from gpusq_deploy.artifacts.calibration import Calibrator
     from gpusq_deploy.calibrate import CalibrateRequest, calibrate_checkpoint
-    from gpusq_deploy.checkpoint.architecture import arch_from_text
     from gpusq_deploy.ranks import ranks_from_environment
     from gpusq_deploy.request import Reporter
 
-    if arch is None and arch_args:
-        raise click.UsageError("--arch-arg needs --arch")
     ranks = ranks_from_environment(os.environ)
     request = CalibrateRequest(
         model=model,
-        arch=None if arch is None else arch_from_text(arch, arch_args),
+        arch=chosen_arch(arch, arch_args),
         recipe=recipe,
         calib=calib,
         calibrator=Calibrator(name=calibrator),

@@ -8,15 +8,18 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
+    from gpusq_deploy.artifacts.arch import ArchSpec
     from gpusq_deploy.artifacts.calibration import CalibratorName
     from gpusq_deploy.artifacts.manifest import BatchRange
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 INTERRUPTED = 130
 CALIBRATORS: tuple[CalibratorName, ...] = ("amax", "percentile", "entropy", "mse", "output-error")
@@ -50,6 +53,34 @@ def say(text: str) -> None:
 def echo_json(content: dict[str, Any]) -> None:
     """The result as one JSON object on stdout."""
     click.echo(json.dumps(content, indent=2))
+
+
+def arch_options(command: _Function) -> _Function:
+    """`--arch` and `--arch-arg`, for commands that load a checkpoint; see `chosen_arch`."""
+    for option in (
+        click.option(
+            "--arch-arg", "arch_args", multiple=True, metavar="K=V", help="Argument of the architecture; repeatable."
+        ),
+        click.option("--arch", metavar="SPEC", help="timm:NAME, torchvision:NAME or package.module:factory."),
+    ):
+        command = option(command)
+    return command
+
+
+def chosen_arch(arch: str | None, arch_args: tuple[str, ...]) -> ArchSpec | None:
+    """What the two options name; None where the checkpoint is to describe itself.
+
+    Raises:
+        click.UsageError: Arguments of no architecture.
+        GpusqError: Not an architecture, or an argument that isn't K=V.
+    """
+    if arch is None:
+        if arch_args:
+            raise click.UsageError("--arch-arg needs --arch")
+        return None
+    from gpusq_deploy.checkpoint.architecture import arch_from_text
+
+    return arch_from_text(arch, arch_args)
 
 
 def parse_batch(text: str) -> BatchRange:

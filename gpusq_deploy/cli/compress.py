@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from gpusq_deploy.artifacts.sparsity import PruneMethod
-from gpusq_deploy.cli.common import echo_json, run_command, say
+from gpusq_deploy.cli.common import arch_options, chosen_arch, echo_json, run_command, say
 
 if TYPE_CHECKING:
     from gpusq_deploy.compress.distill import EpochResult
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--arch", metavar="SPEC", help="timm:NAME, torchvision:NAME or package.module:factory.")
-@click.option("--arch-arg", "arch_args", multiple=True, metavar="K=V", help="Argument of the architecture; repeatable.")
+@arch_options
 @click.option(
     "--data",
     required=True,
@@ -80,15 +79,12 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     The result is a self-describing checkpoint for gpusq-build --sparse. Its weights are 2:4 and still floating-point:
     quantisation-aware training is not part of this command yet, INT8 ranges come from gpusq-build --calib.
     """
-    from gpusq_deploy.checkpoint.architecture import arch_from_text
     from gpusq_deploy.compress.distill import DistillOptions
     from gpusq_deploy.compress.pipeline import CompressReporter, CompressRequest, compress_checkpoint
 
-    if arch is None and arch_args:
-        raise click.UsageError("--arch-arg needs --arch")
     request = CompressRequest(
         model=model,
-        arch=None if arch is None else arch_from_text(arch, arch_args),
+        arch=chosen_arch(arch, arch_args),
         data=data,
         held_out=held_out,
         dense=dense,

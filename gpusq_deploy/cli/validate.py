@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpusq_deploy.cli.common import echo_json, run_command, say
+from gpusq_deploy.cli.common import chosen_arch, echo_json, run_command, say
 from gpusq_deploy.cli.repair import print_repair
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("path", metavar="MODEL|BUNDLE", type=click.Path(path_type=Path))
 @click.option("--arch", metavar="SPEC", help="Architecture of a checkpoint that doesn't describe itself.")
 @click.option("--arch-arg", "arch_args", multiple=True, metavar="K=V", help="Argument of the architecture; repeatable.")
-@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="Which layers should be 2:4.")
+@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE|NAME", help="Which layers should be 2:4.")
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="Explain each layer for this GPU; repeatable.")
 @click.option("--repair", "out", type=click.Path(path_type=Path), metavar="OUT", help="Write a mended checkpoint.")
 @click.option(
@@ -58,13 +58,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     from gpusq_deploy.validate import explanations, validate
 
     gpus = [find_target(name) for name in targets]
-    spec = None
-    if arch is not None:
-        from gpusq_deploy.checkpoint.architecture import arch_from_text
-
-        spec = arch_from_text(arch, arch_args)
-    elif arch_args:
-        raise click.UsageError("--arch-arg needs --arch")
+    spec = chosen_arch(arch, arch_args)
     repair = None
     if out is not None:
         from gpusq_deploy.compress.repair import RepairRequest, repair_checkpoint

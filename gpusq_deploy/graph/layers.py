@@ -14,7 +14,15 @@ import onnx_ir as ir
 from gpusq_deploy.artifacts.plan import LayerKind
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.mapped import release
-from gpusq_deploy.graph.values import array_of, is_constant, module_of, node_name, per_sample_size, value_name
+from gpusq_deploy.graph.values import (
+    array_of,
+    is_constant,
+    module_of,
+    node_name,
+    per_sample_size,
+    static_batch,
+    value_name,
+)
 from gpusq_deploy.numerics.sparsity import rows_from_conv
 from gpusq_deploy.sparsity import LayerWeight
 
@@ -56,7 +64,7 @@ def weighted_layers(model: ir.Model, *, reshaped: bool = False) -> tuple[GraphLa
         model: The graph.
         reshaped: Also those whose weight passes a Reshape. They can be looked at; no pass of ours rewrites them.
     """
-    batch = _static_batch(model.graph)
+    batch = static_batch(model.graph) or 1
     found = [layer for node in model.graph if (layer := _layer(node, batch, reshaped=reshaped)) is not None]
     counts = Counter(layer.layer for layer in found)
     return tuple(_renamed(layer) if counts[layer.layer] > 1 else layer for layer in found)
@@ -99,12 +107,6 @@ def origin(value: ir.Value | None) -> tuple[ir.Value | None, bool]:
         transposed ^= producer.op_type == "Transpose" and producer.attributes.get_ints("perm", [1, 0])[0] != 0
         value = producer.inputs[0]
     return value, transposed
-
-
-def _static_batch(graph: ir.Graph) -> int:
-    shape = graph.inputs[0].shape if graph.inputs else None
-    first = shape[0] if shape else None
-    return first if isinstance(first, int) else 1
 
 
 def _layer(node: ir.Node, batch: int, *, reshaped: bool) -> GraphLayer | None:

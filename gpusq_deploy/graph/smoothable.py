@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from gpusq_deploy.graph.layers import GraphLayer
-from gpusq_deploy.graph.values import is_constant, value_name
+from gpusq_deploy.graph.values import add_initializer, array_of, is_constant, value_name
 
 Producer = Literal["layer-norm", "gelu"]
 
@@ -85,6 +87,19 @@ def bias_place(node: ir.Node) -> tuple[ir.Node, int] | None:
     other = reader.inputs[1 - index] if reader.op_type == "Add" else None
     one_row = other is not None and other.shape is not None and len(other.shape) == 1
     return (reader, 1 - index) if one_row and is_constant(other) else None
+
+
+def add_to_bias(graph: ir.Graph, node: ir.Node, change: npt.NDArray[np.floating[Any]], name: str) -> bool:
+    """Give a Linear layer a bias that is larger by `change` [N], as a new constant; False where it has none."""
+    found = bias_place(node)
+    if found is None:
+        return False
+    holder, index = found
+    before = holder.inputs[index]
+    assert before is not None, "bias_place has seen it"
+    grown = (array_of(before).astype(np.float64) + change).astype(np.float32)
+    holder.replace_input_with(index, add_initializer(graph, name, grown))
+    return True
 
 
 def _reason(value: ir.Value | None, readers: Sequence[GraphLayer]) -> str | None:

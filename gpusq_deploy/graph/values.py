@@ -78,6 +78,13 @@ def per_sample_size(value: ir.Value) -> int | None:
     return total
 
 
+def static_batch(graph: ir.Graph) -> int | None:
+    """The batch that the first input is fixed to; None where it is free, or where there is no input."""
+    shape = graph.inputs[0].shape if graph.inputs else None
+    first = shape[0] if shape else None
+    return first if isinstance(first, int) else None
+
+
 def add_initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
     """Register a new constant under a name that is not yet used."""
     if name in graph.initializers:

@@ -15,7 +15,7 @@ from onnx_ir.passes import common
 from gpusq_deploy.artifacts.plan import FloatPrecision, LayerDecision, Plan
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import origin
-from gpusq_deploy.graph.smoothable import bias_place
+from gpusq_deploy.graph.smoothable import add_to_bias
 from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, value_name
 from gpusq_deploy.numerics.affine import amax_per_channel, quantize, scale_from_amax
 
@@ -105,7 +105,8 @@ def _quantize_weight(
         codes, scale = _nearest(array_of(weight).astype(np.float32), axis, decision, stored)
     else:
         codes, scale = (rounded.codes if axis == 0 else rounded.codes.T), rounded.scale
-        _change_bias(graph, node, rounded)
+        if rounded.bias is not None:
+            add_to_bias(graph, node, rounded.bias, f"{decision.node}_bias_corrected")
     if turned:
         codes, axis = codes.T, 1 - axis
     prefix = f"{decision.node}_weight"
@@ -131,17 +132,6 @@ def _nearest(
             hint="build with --bf16 or --fp32",
         ) from error
     return quantize(values, scale, axis=axis), scale
-
-
-def _change_bias(graph: ir.Graph, node: ir.Node, rounded: RoundedWeight) -> None:
-    found = bias_place(node)
-    if rounded.bias is None or found is None:
-        return
-    holder, index = found
-    before = holder.inputs[index]
-    assert before is not None, "bias_place has seen it"
-    changed = (array_of(before).astype(np.float64) + rounded.bias).astype(np.float32)
-    holder.replace_input_with(index, add_initializer(graph, f"{node.name}_bias_corrected", changed))
 
 
 def _quantize_input(

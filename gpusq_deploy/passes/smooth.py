@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer, origin
-from gpusq_deploy.graph.smoothable import Smoothable, bias_place
+from gpusq_deploy.graph.smoothable import Smoothable, add_to_bias
 from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, value_name
 from gpusq_deploy.numerics.smoothing import Smoothing
 
@@ -91,14 +91,9 @@ def _scale_reader(graph: ir.Graph, node: ir.Node, layer: GraphLayer, smoothing: 
     rows = stored if by_rows else stored.T
     offset = smoothing.offset.astype(np.float64)
     if offset.any():
-        found = bias_place(node)
-        if found is None:
+        change = rows.astype(np.float64) @ offset
+        if not add_to_bias(graph, node, change, f"{layer.node}_bias_{_SUFFIX}"):
             raise GpusqError("the layer has no bias to take the offset up", place=layer.node)
-        holder, index = found
-        bias = holder.inputs[index]
-        assert bias is not None, "bias_place has seen it"
-        grown = array_of(bias).astype(np.float64) + rows.astype(np.float64) @ offset
-        _replace(graph, holder, index, f"{layer.node}_bias_{_SUFFIX}", grown)
     scaled = rows * smoothing.factor[None, :]
     # `by_rows` speaks of the initializer, `turned` of a transpose on the way: the new one stands at the node itself.
     seen = scaled if by_rows != turned else scaled.T
