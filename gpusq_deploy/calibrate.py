@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpusq_deploy.artifacts.arch import ArchSpec
-from gpusq_deploy.artifacts.base import json_from_value
+from gpusq_deploy.artifacts.base import json_from_value, written_whole
 from gpusq_deploy.artifacts.calibration import CalibrationTable, Calibrator
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.calibration.choice import calibrators_for
@@ -86,12 +86,8 @@ def _require_place(out: Path, *, force: bool) -> None:
 
 
 def _write(out: Path, table: CalibrationTable) -> None:
-    """Whole or not at all."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(json_from_value(table))
-        temporary.replace(out)
+        with written_whole(out) as temporary:
+            temporary.write_bytes(json_from_value(table))
     except OSError as error:
         raise GpusqError(f"cannot write the ranges: {error.strerror}", place=str(out)) from error
-    finally:
-        temporary.unlink(missing_ok=True)

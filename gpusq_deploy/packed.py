@@ -10,7 +10,6 @@ left out when a bundle travels: `unpack_dense` makes it again from `weights.24`,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts.base import digest_of_bytes, json_from_value, value_from_json
+from gpusq_deploy.artifacts.base import digest_of_bytes, json_from_value, value_from_json, written_whole
 from gpusq_deploy.artifacts.packed import PackedIndex, PackedTensor
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.errors import GpusqError
@@ -116,17 +115,13 @@ def unpack_dense(folder: Path) -> int:
         GpusqError: There is no packed file, it is damaged, or the disk refused.
     """
     path, count = folder / DENSE, 0
-    temporary = folder / f".{DENSE}.{os.getpid()}"
     try:
-        with temporary.open("wb") as stream:
+        with written_whole(path) as temporary, temporary.open("wb") as stream:
             for _, codes in read_packed(folder / PACKED):
                 stream.write(codes.tobytes())
                 count += 1
-        temporary.replace(path)
     except OSError as error:
         raise GpusqError(f"cannot write the dense weights: {error.strerror}", place=str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return count
 
 

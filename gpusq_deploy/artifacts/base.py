@@ -7,6 +7,9 @@ the path of the offending field is named. Every file that we write carries a `sc
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,6 +66,21 @@ def read_value(path: Path, kind: type[_V]) -> _V:
     except OSError as error:
         raise GpusqError(f"cannot read the file: {error.strerror}", place=str(path)) from error
     return value_from_json(data, kind, place=str(path))
+
+
+@contextmanager
+def written_whole(path: Path) -> Generator[Path, None, None]:
+    """A name beside `path` to write to; it replaces `path` if all went well, and is removed if not.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def digest_of_bytes(data: bytes | memoryview) -> str:

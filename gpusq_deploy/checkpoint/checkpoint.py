@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import msgspec
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
-from gpusq_deploy.artifacts.base import digest_of_file
+from gpusq_deploy.artifacts.base import digest_of_file, written_whole
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
 from gpusq_deploy.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
 from gpusq_deploy.checkpoint.adapters.known import reading_of
@@ -25,6 +24,7 @@ from gpusq_deploy.checkpoint.files import (
     read_checkpoint_file,
     run_checkpoint_file,
     state_dict_in,
+    write_torch,
 )
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.errors import GpusqError
@@ -108,7 +108,11 @@ def save_checkpoint(
     sparsity: SparsityRecord | None = None,
     ranges: Mapping[str, float] | None = None,
 ) -> None:
-    """Write a self-describing checkpoint, whole or not at all. It loads with `torch.load(weights_only=True)`."""
+    """Write a self-describing checkpoint, whole or not at all. It loads with `torch.load(weights_only=True)`.
+
+    Raises:
+        OSError: The disk refused.
+    """
     content = {
         "format": SELF_DESCRIBING,
         "arch": msgspec.to_builtins(arch),
@@ -118,14 +122,8 @@ def save_checkpoint(
         "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            torch.save(content, stream)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with written_whole(path) as temporary:
+        write_torch(temporary, content)
 
 
 def _load_self_describing(path: Path, content: Mapping[str, Any], asked: ArchSpec | None) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import zipfile
@@ -167,3 +168,17 @@ def _require_pickle(path: Path) -> None:
             place=str(path),
             hint="give a file that torch.save wrote, or a .safetensors file",
         )
+
+
+def write_torch(path: Path, content: object) -> None:
+    """`torch.save` into a file.
+
+    Raises:
+        OSError: The disk refused; of a write that falls short, torch's writer says so with a RuntimeError.
+    """
+    with path.open("wb") as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:
+            said = str(error).splitlines()[0]
+            raise OSError(errno.EIO, f"is the disk full? torch's writer stopped: {said}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +11,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from gpusq_deploy.checkpoint.files import read_checkpoint_file, state_dict_in
+from gpusq_deploy.artifacts.base import written_whole
+from gpusq_deploy.checkpoint.files import read_checkpoint_file, state_dict_in, write_torch
 from gpusq_deploy.errors import GpusqError
 
 
@@ -38,18 +39,14 @@ def rewrite_checkpoint(source: Path, out: Path, changed: Mapping[str, torch.Tens
     content = read_checkpoint_file(source)
     state, _ = state_dict_in(content, place=str(source))
     fresh = {id(state[name]): tensor for name, tensor in changed.items()}
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        if source.suffix == ".safetensors":
-            _write_safetensors(source, temporary, cast("dict[str, torch.Tensor]", _replaced(content, fresh)))
-        else:
-            with temporary.open("wb") as stream:
-                torch.save(_replaced(content, fresh), stream)
-        temporary.replace(out)
+        with written_whole(out) as temporary:
+            if source.suffix == ".safetensors":
+                _write_safetensors(source, temporary, cast("dict[str, torch.Tensor]", _replaced(content, fresh)))
+            else:
+                write_torch(temporary, _replaced(content, fresh))
     except OSError as error:
         raise GpusqError(f"cannot write the checkpoint: {error.strerror}", place=str(out)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _replaced(content: Any, fresh: Mapping[int, torch.Tensor]) -> Any:
@@ -66,4 +63,7 @@ def _write_safetensors(source: Path, out: Path, tensors: dict[str, torch.Tensor]
     untyped: Any = safetensors
     with untyped.safe_open(source, framework="pt") as opened:
         metadata: dict[str, str] | None = opened.metadata()
-    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, out, metadata)
+    try:
+        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, out, metadata)
+    except safetensors.SafetensorError as error:
+        raise OSError(errno.EIO, str(error)) from error
