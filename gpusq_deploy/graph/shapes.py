@@ -13,6 +13,9 @@ from gpusq_deploy.graph.values import array_of, is_constant
 
 Ints = npt.NDArray[np.int64]
 
+# Two sizes tell a dimension that follows the batch from one that doesn't; primes that no model dimension divides by.
+PROBES = (10007, 10009)
+
 _PRODUCT = re.compile(r"(?:(\d+)\s*\*\s*)?[A-Za-z_]\w*(?:\s*\*\s*(\d+))?")
 
 

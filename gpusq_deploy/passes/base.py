@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 import onnx_ir as ir
 
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.provenance import mark_new_nodes
 from gpusq_deploy.graph.spec import check_graph
 
 
@@ -38,7 +39,9 @@ def run_passes(
     copy = model.clone()
     done: list[str] = []
     for step in passes:
+        before = list(copy.graph)
         changes = step.run(copy)
+        mark_new_nodes(copy.graph, before, step.name)
         done.append(step.name)
         try:
             check_graph(copy)

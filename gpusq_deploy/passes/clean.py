@@ -8,7 +8,10 @@ from typing import ClassVar
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from gpusq_deploy.graph.provenance import MADE_BY
 from gpusq_deploy.graph.values import NAME_SCOPES
+
+_KEPT = frozenset({NAME_SCOPES, MADE_BY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,7 @@ class Clean:
 
     1. Constants become initializers, identities and unused nodes go (onnx_ir's own passes). Identities stay in a graph
        that answers one tensor under two names: without them it would answer twice under one.
-    2. Of metadata only `name_scopes` stays: stack traces hold paths of the exporting machine.
+    2. Of metadata stay `name_scopes` and which pass made a node: stack traces hold paths of the exporting machine.
     3. Every node has a name, unique in the graph.
     """
 
@@ -44,7 +47,7 @@ def _answers_twice(graph: ir.Graph) -> bool:
 def _strip_metadata(model: ir.Model) -> int:
     changes = 0
     for holder in (model, model.graph, *model.graph, *_values(model.graph)):
-        kept = {key: value for key, value in holder.metadata_props.items() if key == NAME_SCOPES}
+        kept = {key: value for key, value in holder.metadata_props.items() if key in _KEPT}
         if kept != dict(holder.metadata_props) or holder.doc_string:
             holder.metadata_props.clear()
             holder.metadata_props.update(kept)

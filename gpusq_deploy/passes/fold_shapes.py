@@ -9,11 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from gpusq_deploy.graph.shapes import Ints, dimensions, shape_value
+from gpusq_deploy.graph.shapes import PROBES, Ints, dimensions, shape_value
 from gpusq_deploy.graph.values import add_initializer, is_constant, is_scalar, node_name
-
-# Two sizes tell a dimension that follows the batch from one that doesn't; primes that no model dimension divides by.
-_PROBES = (10007, 10009)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +43,7 @@ def _fold(graph: ir.Graph, node: ir.Node) -> int:
     target = node.inputs[1]
     if target is None or is_constant(target):
         return 0
-    found = [shape_value(target, batch) for batch in _PROBES]
+    found = [shape_value(target, batch) for batch in PROBES]
     if found[0] is None or found[1] is None:
         return 0
     folded = _agreed(found[0], found[1])

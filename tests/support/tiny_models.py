@@ -86,6 +86,44 @@ def exported_vit(*, static: bool = False, biases: bool = True, channels: int = 3
     return Exported(checkpoint=checkpoint, raw=raw, model=run_passes(raw, [Clean()]))
 
 
+SWIN_ARGUMENTS: dict[str, bool | int | float | str | list[int | float] | None] = {
+    "patch_size": 4,
+    "window_size": 4,
+    "embed_dim": 64,
+    "depths": [2, 1],
+    "num_heads": [2, 4],
+    "num_classes": 8,
+}
+
+
+def exported_swin(*, static: bool = False, size: int = 32) -> ir.Model:
+    """A tiny seeded Swin after Clean: 8 by 8 tokens at size 32, in windows of 4 by 4, shifted in the second block.
+
+    At size 28 the 7 by 7 tokens are padded. Its biases and norms are random: zeros and ones would hide a wrong order.
+    Treat it as read-only.
+    """
+    return _exported_swin(size, STATIC if static else DYNAMIC)
+
+
+@functools.cache
+def _exported_swin(size: int, batch: BatchRange) -> ir.Model:
+    spec = ArchSpec(source="timm", name="swin_tiny_patch4_window7_224", arguments={**SWIN_ARGUMENTS, "img_size": size})
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    try:
+        module = module_from_arch(spec)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.normal_(mean=float(parameter.ndim == 1), std=0.2)
+    finally:
+        torch.random.set_rng_state(state)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "swin.pt"
+        torch.save(module.state_dict(), path)
+        checkpoint = load_checkpoint(path, arch=spec)
+    return run_passes(export_float_model(checkpoint, batch=batch), [Clean()])
+
+
 def graph(text: str, **constants: Array) -> ir.Model:
     """A model from onnx's textual form, with shapes inferred; every constant becomes an initializer."""
     proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>\n{text}')

@@ -11,14 +11,16 @@ import onnx_ir as ir
 import pytest
 from tiny_models import DYNAMIC, STATIC, exported_vit, graph, images, run_model
 
-from gpusq_deploy.engines.builder import BuildSettings, build_engine
+from gpusq_deploy.engines.builder import build_engine
+from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.layers import totals
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.shapes import dimensions
-from gpusq_deploy.graph.values import is_constant
+from gpusq_deploy.graph.values import array_of, is_constant
 from gpusq_deploy.passes.attention_scale import AttentionScale
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
+from gpusq_deploy.passes.clean import Clean
 from gpusq_deploy.passes.fold_shapes import FoldShapes
 from gpusq_deploy.targets import find_target
 
@@ -92,23 +94,112 @@ def test_tensorrt_rtx_makes_no_more_kernels_of_it(tmp_path: Path, *, static: boo
     assert kernels[1] <= kernels[0]
 
 
+def random_inputs(model: ir.Model) -> dict[str, npt.NDArray[np.float32]]:
+    shapes = {str(value.name): dimensions(value, 3) or () for value in model.graph.inputs}
+    random = np.random.default_rng(0)
+    return {name: random.standard_normal(size, np.float32) for name, size in shapes.items()}
+
+
 def test_a_key_with_one_transpose_is_matched() -> None:
-    model = graph(DIRECT, s=np.array(0.5, np.float32))
+    text = DIRECT.replace("MatMul(q, scaled)", "MatMul(other, scaled)").replace(
+        "turned =", "other = Mul(q, s)\n  turned ="
+    )
+    model = run_passes(graph(text, s=HALF), [Clean()])
     formed = run_passes(model, FORM)
-    assert [node.op_type for node in formed.graph] == ["Mul", "Transpose", "MatMul"]
-    q, k = (np.random.default_rng(seed).standard_normal((3, 2, 8, 4), dtype=np.float32) for seed in (1, 2))
-    assert np.array_equal(run_model(formed, {"q": q, "k": k})["scores"], run_model(model, {"q": q, "k": k})["scores"])
+    assert [node.op_type for node in formed.graph] == ["Mul", "Mul", "Transpose", "MatMul"]
+    feeds = random_inputs(model)
+    assert np.array_equal(run_model(formed, feeds)["scores"], run_model(model, feeds)["scores"])
+
+
+HALF = np.array(0.5, np.float32)
+ON_QUERY = """
+attention (float[batch, 2, 8, 4] q, float[batch, 2, 8, 4] k) => (float[batch, 2, 8, 8] scores) {
+  scaled = Mul(q, s)
+  turned = Transpose<perm = [0, 1, 3, 2]>(k)
+  scores = MatMul(scaled, turned)
+}
+"""
+ON_SCORES = """
+attention (float[batch, 8, 4] query, float[batch, 8, 4] k) => (float[batch, 8, 8] scores) {
+  turned = Transpose<perm = [0, 2, 1]>(k)
+  product = MatMul(query, turned)
+  smaller = Div(product, s)
+  scores = Softmax<axis = -1>(smaller)
+}
+"""
+EARLY_KEY = """
+attention (float[batch, 2, 8, 4] q, float[batch, 2, 8, 4] k) => (float[batch, 2, 8, 8] scores) {
+  scaled = Mul(s, k)
+  turned = Transpose<perm = [0, 1, 3, 2]>(scaled)
+  scores = MatMul(q, turned)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "scale", "total"),
+    [
+        (ON_QUERY, 0.3, 0.3),
+        (ON_SCORES, 5.6, 1 / 5.6),
+        (EARLY_KEY, 0.3, 0.3),
+        (ON_QUERY.replace("(k)", "(k)\n  late = Mul(turned, s)").replace("scaled, turned", "scaled, late"), 0.5, None),
+        (EARLY_KEY.replace("q, turned", "q, late").replace("(scaled)", "(scaled)\n  late = Div(turned, s)"), 0.5, 1.0),
+    ],
+    ids=["on the query", "on the scores", "on the key", "on both, the key's late", "twice on the key"],
+)
+def test_one_factor_becomes_its_root_on_both_sides(text: str, scale: float, total: float | None) -> None:
+    model = run_passes(graph(text, s=np.array(scale, np.float32)), [Clean()])
+    formed = run_passes(model, [AttentionScale()])
+    product = next(node for node in formed.graph if node.op_type == "MatMul")
+    left = source_of(product.inputs[0], "Mul")
+    right = source_of(source_of(product.inputs[1], "Transpose").inputs[0], "Mul")
+    factors = [float(array_of(given)) for node in (left, right) if (given := node.inputs[1]) is not None]
+    expected = [scale, scale] if total is None else [total**0.5] * 2
+    assert factors == pytest.approx(expected)
+    feeds = random_inputs(model)
+    np.testing.assert_allclose(run_model(formed, feeds)["scores"], run_model(model, feeds)["scores"], rtol=0, atol=2e-6)
+    assert AttentionScale().run(formed) == 0
+
+
+def source_of(value: ir.Value | None, operator: str) -> ir.Node:
+    node = None if value is None else value.producer()
+    assert node is not None
+    assert node.op_type == operator
+    return node
 
 
 OTHER_AXES = DIRECT.replace("[0, 1, 3, 2]", "[0, 2, 3, 1]").replace("[batch, 2, 8, 4] k", "[batch, 8, 2, 4] k")
-READ_TWICE = DIRECT.replace("MatMul(q, scaled)", "MatMul(q, scaled)\n  other = Relu(scaled)")
-HALF = np.array(0.5, np.float32)
+READ_TWICE = DIRECT.replace("MatMul(q, scaled)", "MatMul(q, scaled)\n  other = Relu(turned)")
+SCORES_READ_TWICE = ON_SCORES.replace("scores = Softmax", "other = Relu(product)\n  scores = Softmax")
+UNSCALED = ON_QUERY.replace("Mul(q, s)", "Relu(q)")
+INVERSE = ON_QUERY.replace("Mul(q, s)", "Div(s, q)")
+PER_HEAD = np.full((2, 1, 1), 0.5, np.float32)
 
 
 @pytest.mark.parametrize(
     ("text", "scale"),
-    [(OTHER_AXES, HALF), (READ_TWICE, HALF), (DIRECT, np.full((1, 1, 4, 1), 0.5, np.float32))],
-    ids=["other axes exchanged", "scaled key read twice", "a scale per channel"],
+    [
+        (OTHER_AXES, HALF),
+        (READ_TWICE, HALF),
+        (SCORES_READ_TWICE, HALF),
+        (UNSCALED, HALF),
+        (INVERSE, HALF),
+        (ON_QUERY, -HALF),
+        (ON_QUERY, 0 * HALF),
+        (DIRECT, np.full((1, 1, 4, 1), 0.5, np.float32)),
+        (ON_QUERY, PER_HEAD),
+    ],
+    ids=[
+        "other axes exchanged",
+        "transposed key read twice",
+        "scores read twice",
+        "no factor",
+        "a scalar divided by the query",
+        "a negative factor",
+        "a factor of zero",
+        "a scale per channel",
+        "a scale per head",
+    ],
 )
 def test_other_forms_are_left_alone(text: str, scale: npt.NDArray[np.float32]) -> None:
     assert AttentionScale().run(graph(text, s=scale)) == 0
