@@ -9,7 +9,7 @@ the second of a stereo pair. In alphabetical order, every second one is for prun
 64 seeded crops of each half. All Linear layers are pruned. `--peer-python` is an interpreter that has ModelOpt and
 timm: its SparseGPT runs there on the same weights and crops, in turn with ours, and its weights come back to be judged
 by the same code. ModelOpt 0.47 takes SparseGPT's choice of weights and leaves the kept ones as they were. Seconds are
-those of pruning alone.
+those of pruning alone, and of permuting where that comes first.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from gpusq_deploy.benchmarks.environment import read_environment
 from gpusq_deploy.calibration.images import sample_from_image
 from gpusq_deploy.checkpoint.architecture import arch_from_text, module_from_arch
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from gpusq_deploy.compress.arrange import arrange
 from gpusq_deploy.compress.oneshot import PLAIN_SPARSEGPT, OneshotOptions
 from gpusq_deploy.compress.sequential import prune_oneshot
 
@@ -55,6 +56,11 @@ _ABLATION: Mapping[str, OneshotOptions] = {
     "second-order, no dense targets": OneshotOptions(dense_targets=False),
     "second-order, no solve steps": OneshotOptions(solve_steps=0),
     "second-order, damping 0.01": OneshotOptions(damping=0.01),
+}
+_PERMUTED: Mapping[str, OneshotOptions] = {
+    "magnitude, permuted": OneshotOptions(method="magnitude"),
+    "activation, permuted": OneshotOptions(method="activation"),
+    "second-order, permuted": OneshotOptions(),
 }
 _PEER_SCRIPT = """
 import json, sys, time
@@ -78,7 +84,7 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    """Ours and the peer in turn, and the ablation once; every row is printed and kept as soon as it is there."""
+    """Ours and the peer in turn, then the other rows once; every row is printed and kept as soon as it is there."""
     options = _options()
     arch = None if options.arch is None else arch_from_text(options.arch, options.arch_arg)
     checkpoint = load_checkpoint(options.model, arch=arch)
@@ -104,12 +110,14 @@ def main() -> None:
         if options.json is not None:
             options.json.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
 
-    for repeat in range(options.repeats):
+    for _ in range(options.repeats):
         keep(_OURS, functools.partial(prune_ours, checkpoint, images, OneshotOptions()))
         if options.peer_python is not None:
             keep(_PEER, functools.partial(prune_peer, checkpoint, images, options.peer_python))
-        for name, chosen in _ABLATION.items() if repeat == 0 else ():
-            keep(name, functools.partial(prune_ours, checkpoint, images, chosen))
+    for name, chosen in _ABLATION.items():
+        keep(name, functools.partial(prune_ours, checkpoint, images, chosen))
+    for name, chosen in _PERMUTED.items():
+        keep(name, functools.partial(prune_ours, checkpoint, images, chosen, permute=True))
     _print_ratios(results["rows"])
 
 
@@ -135,14 +143,19 @@ def crops(files: list[Path], preprocessing: Preprocessing) -> torch.Tensor:
     return torch.from_numpy(np.stack(samples))
 
 
-def prune_ours(checkpoint: Checkpoint, images: torch.Tensor, options: OneshotOptions) -> Row:
-    """The pruned module, and seconds."""
+def prune_ours(checkpoint: Checkpoint, images: torch.Tensor, options: OneshotOptions, *, permute: bool = False) -> Row:
+    """The pruned module, seconds, and the mean share of importance that 2:4 keeps before and after permuting."""
     untyped: Any = checkpoint.module  # named_modules() has a partly open type
     layers = [name for name, child in untyped.named_modules() if isinstance(child, torch.nn.Linear)]
-    start = time.perf_counter()
-    pruned = prune_oneshot(checkpoint.module, layers, images, options)
+    start, dense, row = time.perf_counter(), checkpoint.module, Row()
+    if permute:
+        arranged = arrange(dense, layers, None if options.method == "magnitude" else images, images)
+        dense = arranged.module
+        kept = [statistics.mean(item.kept[place] for item in arranged.permuted) for place in (0, 1)]
+        row = {"kept": kept, "difference": arranged.difference, "permute_seconds": time.perf_counter() - start}
+    pruned = prune_oneshot(dense, layers, images, options)
     seconds = time.perf_counter() - start
-    return {"module": pruned.module, "seconds": seconds, "options": msgspec.to_builtins(options)}
+    return {"module": pruned.module, "seconds": seconds, "options": msgspec.to_builtins(options), **row}
 
 
 def prune_peer(checkpoint: Checkpoint, images: torch.Tensor, python: Path) -> Row:

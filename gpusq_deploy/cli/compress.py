@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Share of the images kept out of training, to score on.",
 )
+@click.option(
+    "--permute", is_flag=True, help="First order channels so that 2:4 keeps more; the function stays the same."
+)
 @click.option("--dense", multiple=True, metavar="PATTERN", help="Leave these layers dense too; repeatable.")
 @click.option("--convolutions", is_flag=True, help="Prune Conv2d layers too, along their channels.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides split and order.")
@@ -67,6 +70,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     lr: float,
     batch_size: int,
     held_out: float,
+    permute: bool,
     dense: tuple[str, ...],
     convolutions: bool,
     seed: int,
@@ -94,6 +98,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         force=force,
         method=method,
         prune_images=prune_images,
+        permute=permute,
     )
     result = compress_checkpoint(request, CompressReporter(say=say, epoch=_say_epoch))
     if as_json:

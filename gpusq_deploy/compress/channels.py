@@ -6,8 +6,7 @@ after (gpusq_deploy.compress.repair), so a module that is called the same but co
 1. Hidden channels of an MLP: rows of the first Linear, its bias, a norm's weights, columns of the second. Where the
    first is twice as wide, its halves are a gate and a value: channels move in both alike.
 2. Value channels of attention, within a head: rows and bias of the value projection, columns of the output projection.
-3. The residual stream: every writer's rows, every reader's columns, norms, scales, tokens and positions. Only where a
-   head reads it, and only where every parameter of the model is known to touch it or not to (`_STREAMS`).
+3. The residual stream; see `gpusq_deploy.compress.streams`.
 
 Declined, with a reason: shared tensors, heads that aren't whole groups of four, parameters or norms that no rule knows.
 Query and key channels could move as pairs, but no weight contracts over them: that would change no group.
@@ -16,14 +15,14 @@ Query and key channels could move as pairs, but no weight contracts over them: t
 from __future__ import annotations
 
 import fnmatch
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 
 from gpusq_deploy.artifacts.repair import ChannelAxis, ChannelKind, Channels, Declined
-from gpusq_deploy.numerics.sparsity import GROUP
+from gpusq_deploy.compress.parts import Parts, free_channels, joined, left_alone
+from gpusq_deploy.compress.streams import stream_channels
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -70,89 +69,13 @@ _BESIDE_VALUES = (
 _VALUE_BIASES = ("v_bias",)
 
 
-class _Stream(NamedTuple):
-    """One architecture's residual stream: the axis of the first pattern that matches; None: it isn't touched."""
-
-    mark: str
-    head: str
-    axes: tuple[tuple[str, int | None], ...]
-
-
-_STREAMS = (
-    _Stream(
-        mark="blocks.*.attn.qkv.weight",
-        head="head*.weight",
-        axes=(
-            ("*_token", 2),
-            ("pos_embed", 2),
-            ("patch_embed.proj.*", 0),
-            ("patch_embed.norm.*", 0),
-            ("blocks.*.attn.qkv.weight", 1),
-            ("blocks.*.attn.qkv.bias", None),
-            ("blocks.*.attn.?_norm.*", None),
-            ("blocks.*.attn.norm.*", None),
-            ("blocks.*.attn.proj.*", 0),
-            ("blocks.*.ls?.gamma", 0),
-            ("blocks.*.mlp.fc1*.weight", 1),
-            ("blocks.*.mlp.fc1*.bias", None),
-            ("blocks.*.mlp.norm.*", None),
-            ("blocks.*.mlp.fc2.*", 0),
-            ("blocks.*.norm?.*", 0),
-            ("norm.*", 0),
-            ("norm_pre.*", 0),
-            ("fc_norm.*", 0),
-            ("head*.weight", 1),
-            ("head*.bias", None),
-        ),
-    ),
-    _Stream(
-        mark="encoder.layers.*.self_attention.in_proj_weight",
-        head="heads.*.weight",
-        axes=(
-            ("class_token", 2),
-            ("conv_proj.*", 0),
-            ("encoder.pos_embedding", 2),
-            ("encoder.layers.*.ln_?.*", 0),
-            ("encoder.layers.*.self_attention.in_proj_weight", 1),
-            ("encoder.layers.*.self_attention.in_proj_bias", None),
-            ("encoder.layers.*.self_attention.out_proj.*", 0),
-            ("encoder.layers.*.mlp.0.weight", 1),
-            ("encoder.layers.*.mlp.0.bias", None),
-            ("encoder.layers.*.mlp.3.*", 0),
-            ("encoder.ln.*", 0),
-            ("heads.head.weight", 1),
-            ("heads.head.bias", None),
-        ),
-    ),
-    _Stream(
-        mark="vit.layers.*.attention.q_proj.weight",
-        head="classifier.weight",
-        axes=(
-            ("vit.embeddings.*_token", 2),
-            ("vit.embeddings.position_embeddings", 2),
-            ("vit.embeddings.patch_embeddings.projection.*", 0),
-            ("vit.layers.*.layernorm_*", 0),
-            ("vit.layers.*.attention.o_proj.*", 0),
-            ("vit.layers.*.attention.?_proj.bias", None),
-            ("vit.layers.*.attention.?_proj.weight", 1),
-            ("vit.layers.*.mlp.fc1.weight", 1),
-            ("vit.layers.*.mlp.fc1.bias", None),
-            ("vit.layers.*.mlp.fc2.*", 0),
-            ("vit.layernorm.*", 0),
-            ("classifier.weight", 1),
-            ("classifier.bias", None),
-        ),
-    ),
-)
-
-
 def find_channels(module: torch.nn.Module) -> tuple[tuple[Channels, ...], tuple[Declined, ...]]:
     """Every set of channels that may be permuted, and those that may not, with the reason.
 
     Args:
         module: The model.
     """
-    model = _Model(module)
+    model = Parts(module)
     found: list[Channels] = []
     declined: list[Declined] = []
     for answer in _answers(model):
@@ -160,7 +83,7 @@ def find_channels(module: torch.nn.Module) -> tuple[tuple[Channels, ...], tuple[
         if isinstance(answer, Declined):
             declined.append(answer)
         elif shared is not None:
-            declined.append(_declined(answer.kind, answer.place, shared))
+            declined.append(left_alone(answer.kind, answer.place, shared))
         else:
             found.append(answer)
     return tuple(found), tuple(declined)
@@ -183,40 +106,16 @@ def permute_channels(tensors: Tensors, channels: Channels, order: torch.Tensor) 
     return result
 
 
-class _Model:
-    """A module's parts by name, typed."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        untyped: Any = module
-        self.root = module
-        self.modules = cast("dict[str, torch.nn.Module]", dict(untyped.named_modules(remove_duplicate=False)))
-        self.parameters: dict[str, torch.nn.Parameter] = dict(module.named_parameters(remove_duplicate=False))
-        self.owners = defaultdict[int, list[str]](list)
-        for name, parameter in self.parameters.items():
-            self.owners[parameter.untyped_storage().data_ptr()].append(name)
-
-    def below(self, place: str) -> dict[str, torch.nn.Parameter]:
-        """Parameters of a module and all its children, by names relative to it."""
-        prefix = f"{place}." if place else ""
-        return {name.removeprefix(prefix): value for name, value in self.parameters.items() if name.startswith(prefix)}
-
-    def linear(self, place: str, name: str) -> torch.nn.Linear | None:
-        """A Linear with a plain weight."""
-        child = self.modules.get(f"{place}.{name}" if place else name)
-        plain = isinstance(child, torch.nn.Linear) and f"{_join(place, name)}.weight" in self.parameters
-        return cast("torch.nn.Linear", child) if plain else None
-
-
-def _answers(model: _Model) -> Iterator[Channels | Declined]:
+def _answers(model: Parts) -> Iterator[Channels | Declined]:
     for place, module in model.modules.items():
         for rule in (_fused_attention, _attention, _sequential, _mlp):
             answer = rule(model, place, module)
             if answer is not None:
                 yield answer
-    yield _stream(model)
+    yield stream_channels(model)
 
 
-def _shared(model: _Model, channels: Channels) -> str | None:
+def _shared(model: Parts, channels: Channels) -> str | None:
     for axis in channels.axes:
         owners = model.owners[model.parameters[axis.tensor].untyped_storage().data_ptr()]
         if len(owners) > 1:
@@ -224,11 +123,7 @@ def _shared(model: _Model, channels: Channels) -> str | None:
     return None
 
 
-def _join(place: str, name: str) -> str:
-    return f"{place}.{name}" if place else name
-
-
-def _mlp(model: _Model, place: str, _module: torch.nn.Module) -> Channels | Declined | None:
+def _mlp(model: Parts, place: str, _module: torch.nn.Module) -> Channels | Declined | None:
     for names in _MLPS:
         writers = [model.linear(place, name) for name in names.writers]
         reader = model.linear(place, names.reader)
@@ -237,24 +132,24 @@ def _mlp(model: _Model, place: str, _module: torch.nn.Module) -> Channels | Decl
     return None
 
 
-def _hidden(model: _Model, place: str, names: _Names) -> Channels | Declined:
+def _hidden(model: Parts, place: str, names: _Names) -> Channels | Declined:
     size = _reader(model, place, names).in_features
-    axes = [ChannelAxis(tensor=f"{_join(place, names.reader)}.weight", dim=1)]
+    axes = [ChannelAxis(tensor=f"{joined(place, names.reader)}.weight", dim=1)]
     for name in names.writers:
-        rows = int(model.parameters[f"{_join(place, name)}.weight"].shape[0])
+        rows = int(model.parameters[f"{joined(place, name)}.weight"].shape[0])
         halves = 2 if len(names.writers) == 1 and rows == 2 * size else 1
         if rows != halves * size:
-            return _declined("hidden channels", place, f"{name} makes {rows} channels, {names.reader} reads {size}")
-        axes += _rows(model, _join(place, name), [half * size for half in range(halves)])
+            return left_alone("hidden channels", place, f"{name} makes {rows} channels, {names.reader} reads {size}")
+        axes += _rows(model, joined(place, name), [half * size for half in range(halves)])
     if names.alone:
         norms = _norms(model, place, names, size, beside=())
         if isinstance(norms, Declined):
             return norms
         axes += norms
-    return _channels("hidden channels", place, size, size, axes, _join(place, names.reader))
+    return free_channels("hidden channels", place, size, size, axes, joined(place, names.reader))
 
 
-def _attention(model: _Model, place: str, module: torch.nn.Module) -> Channels | Declined | None:
+def _attention(model: Parts, place: str, module: torch.nn.Module) -> Channels | Declined | None:
     names = next(
         (
             names
@@ -267,41 +162,41 @@ def _attention(model: _Model, place: str, module: torch.nn.Module) -> Channels |
     if names is None or isinstance(module, torch.nn.MultiheadAttention) or heads is None:
         return None
     size = _reader(model, place, names).in_features
-    writer = _join(place, names.writers[0])
+    writer = joined(place, names.writers[0])
     rows = int(model.parameters[f"{writer}.weight"].shape[0])
     packed = names.writers == ("qkv",)
     if size % heads or rows != (3 * size if packed else size):
         why = f"{names.writers[0]} makes {rows} channels, {names.reader} reads {size} in {heads} heads"
-        return _declined("value channels", place, why)
-    axes = [ChannelAxis(tensor=f"{_join(place, names.reader)}.weight", dim=1)]
+        return left_alone("value channels", place, why)
+    axes = [ChannelAxis(tensor=f"{joined(place, names.reader)}.weight", dim=1)]
     axes += _rows(model, writer, [2 * size if packed else 0])
     axes += [
-        ChannelAxis(tensor=_join(place, name), dim=0)
+        ChannelAxis(tensor=joined(place, name), dim=0)
         for name in _VALUE_BIASES
-        if _join(place, name) in model.parameters
+        if joined(place, name) in model.parameters
     ]
     norms = _norms(model, place, names, size, beside=(*_BESIDE_VALUES, *_VALUE_BIASES))
     if isinstance(norms, Declined):
         return norms
-    return _channels("value channels", place, size, size // heads, [*axes, *norms], _join(place, names.reader))
+    return free_channels("value channels", place, size, size // heads, [*axes, *norms], joined(place, names.reader))
 
 
-def _fused_attention(model: _Model, place: str, module: torch.nn.Module) -> Channels | Declined | None:
+def _fused_attention(model: Parts, place: str, module: torch.nn.Module) -> Channels | Declined | None:
     if not isinstance(module, torch.nn.MultiheadAttention):
         return None
     size, heads = int(cast("int", module.embed_dim)), int(cast("int", module.num_heads))
-    if module.bias_v is not None or _join(place, "in_proj_weight") not in model.parameters:
-        return _declined("value channels", place, "its values come from more than one packed projection")
-    axes = [ChannelAxis(tensor=_join(place, "out_proj.weight"), dim=1)]
+    if module.bias_v is not None or joined(place, "in_proj_weight") not in model.parameters:
+        return left_alone("value channels", place, "its values come from more than one packed projection")
+    axes = [ChannelAxis(tensor=joined(place, "out_proj.weight"), dim=1)]
     axes += [
-        ChannelAxis(tensor=_join(place, name), dim=0, start=2 * size)
+        ChannelAxis(tensor=joined(place, name), dim=0, start=2 * size)
         for name in ("in_proj_weight", "in_proj_bias")
-        if _join(place, name) in model.parameters
+        if joined(place, name) in model.parameters
     ]
-    return _channels("value channels", place, size, size // heads, axes, _join(place, "out_proj"))
+    return free_channels("value channels", place, size, size // heads, axes, joined(place, "out_proj"))
 
 
-def _sequential(model: _Model, place: str, module: torch.nn.Module) -> Channels | Declined | None:
+def _sequential(model: Parts, place: str, module: torch.nn.Module) -> Channels | Declined | None:
     """Two Linears and nothing else that has parameters: torchvision's MLPs."""
     if not isinstance(module, torch.nn.Sequential):
         return None
@@ -311,7 +206,7 @@ def _sequential(model: _Model, place: str, module: torch.nn.Module) -> Channels 
     return _hidden(model, place, _Names((layers[0],), layers[1]))
 
 
-def _reader(model: _Model, place: str, names: _Names) -> torch.nn.Linear:
+def _reader(model: Parts, place: str, names: _Names) -> torch.nn.Linear:
     found = model.linear(place, names.reader)
     assert found is not None
     return found
@@ -326,14 +221,14 @@ def _head_count(module: torch.nn.Module) -> int | None:
     return None
 
 
-def _rows(model: _Model, layer: str, starts: Sequence[int]) -> list[ChannelAxis]:
+def _rows(model: Parts, layer: str, starts: Sequence[int]) -> list[ChannelAxis]:
     """Rows of a Linear and its bias."""
     names = [name for name in (f"{layer}.weight", f"{layer}.bias") if name in model.parameters]
     return [ChannelAxis(tensor=name, dim=0, start=start) for start in starts for name in names]
 
 
 def _norms(
-    model: _Model, place: str, names: _Names, size: int, *, beside: Sequence[str]
+    model: Parts, place: str, names: _Names, size: int, *, beside: Sequence[str]
 ) -> list[ChannelAxis] | Declined:
     """Weights of norms over the channels. Anything else that has parameters, and isn't known, is declined."""
     known = tuple(f"{name}.*" for name in (*names.writers, names.reader))
@@ -343,43 +238,6 @@ def _norms(
             continue
         if not fnmatch.fnmatchcase(name, "norm.*") or tuple(parameter.shape) != (size,):
             kind: ChannelKind = "value channels" if beside else "hidden channels"
-            return _declined(kind, place, f"no rule knows what its {name} does to the channels")
-        axes.append(ChannelAxis(tensor=_join(place, name), dim=0))
+            return left_alone(kind, place, f"no rule knows what its {name} does to the channels")
+        axes.append(ChannelAxis(tensor=joined(place, name), dim=0))
     return axes
-
-
-def _stream(model: _Model) -> Channels | Declined:
-    stream = next((stream for stream in _STREAMS if fnmatch.filter(model.parameters, stream.mark)), None)
-    if stream is None:
-        return _declined("residual stream", "", "no rule knows this architecture's stream")
-    if not fnmatch.filter(model.parameters, stream.head):
-        return _declined("residual stream", "", "no head reads it: the model's output is the stream, in its order")
-    axes: list[ChannelAxis] = []
-    for name in model.parameters:
-        match = next((dim for pattern, dim in stream.axes if fnmatch.fnmatchcase(name, pattern)), -1)
-        if match == -1:
-            return _declined("residual stream", "", f"no rule knows what {name} does to it")
-        if match is not None:
-            axes.append(ChannelAxis(tensor=name, dim=match))
-    size = int(model.parameters[fnmatch.filter(model.parameters, stream.mark)[0]].shape[1])
-    for axis in axes:
-        shape = tuple(model.parameters[axis.tensor].shape)
-        if axis.dim >= len(shape) or shape[axis.dim] != size:
-            return _declined(
-                "residual stream", "", f"{axis.tensor} is {list(shape)}, which doesn't fit {size} channels"
-            )
-    readers = [axis.tensor.removesuffix(".weight") for axis in axes if axis.dim == 1 and ".weight" in axis.tensor]
-    return _channels("residual stream", "", size, size, axes, *readers)
-
-
-def _channels(
-    kind: ChannelKind, place: str, size: int, segment: int, axes: Sequence[ChannelAxis], *readers: str
-) -> Channels | Declined:
-    if segment % GROUP:
-        within = "heads" if segment != size else "channels"
-        return _declined(kind, place, f"{within} of {segment} are no whole groups of {GROUP}")
-    return Channels(kind=kind, place=place, size=size, segment=segment, axes=tuple(axes), readers=readers)
-
-
-def _declined(kind: ChannelKind, place: str, reason: str) -> Declined:
-    return Declined(kind=kind, place=place or "the model", reason=reason)

@@ -61,7 +61,7 @@ class Solution:
     """A pruned layer: `weight` [N, K], exactly 2:4, and `bias` [N], None where the layer has none.
 
     `error` is Σ|wanted - output|² / Σ|wanted|² on the calibration rows, both about their means where the bias was
-    corrected; None where no data was used.
+    corrected; None by `magnitude`, which looks at no data.
     """
 
     weight: torch.Tensor
@@ -77,7 +77,7 @@ def solve_layer(
     Args:
         weight: Dense W₀ [N, K], K a multiple of 4; not changed.
         bias: [N], or None.
-        moments: Of the layer's inputs; may be None for `magnitude`.
+        moments: Of the layer's inputs; `magnitude` makes no use of them.
         options: See `OneshotOptions`.
 
     Raises:
@@ -86,10 +86,10 @@ def solve_layer(
     if weight.ndim != 2 or weight.shape[1] % GROUP:
         raise GpusqError(f"2:4 needs a weight [N, K] with K a multiple of 4, not {list(weight.shape)}")
     dense = weight.detach()
-    if moments is None:
-        if options.method != "magnitude":
-            raise GpusqError(f"the method {options.method} needs calibration images", hint="give --data")
+    if options.method == "magnitude":
         return Solution(weight=_zeroed(dense, dense), bias=bias, error=None)
+    if moments is None:
+        raise GpusqError(f"the method {options.method} needs calibration images", hint="give --data")
     solve = _SOLVERS[options.method]
     if bias is None or not options.correct_bias:
         about_zero = moments.uncentred(bias)
@@ -114,10 +114,6 @@ def _energy(left: torch.Tensor, right: torch.Tensor) -> float:
     return float((left * right).sum(dtype=torch.float64))
 
 
-def _magnitude(weight: torch.Tensor, _moments: Moments, _options: OneshotOptions) -> torch.Tensor:
-    return _zeroed(weight, weight)
-
-
 def _activation(weight: torch.Tensor, moments: Moments, _options: OneshotOptions) -> torch.Tensor:
     return _zeroed(weight, weight * moments.mean_square.sqrt())
 
@@ -133,7 +129,6 @@ def _second_order(weight: torch.Tensor, moments: Moments, options: OneshotOption
 
 
 _SOLVERS: Mapping[PruneMethod, Callable[[torch.Tensor, Moments, OneshotOptions], torch.Tensor]] = {
-    "magnitude": _magnitude,
     "activation": _activation,
     "second-order": _second_order,
 }

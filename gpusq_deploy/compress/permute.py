@@ -13,10 +13,9 @@ from typing import cast
 
 import torch
 
-from gpusq_deploy.numerics.sparsity import GROUP
+from gpusq_deploy.numerics.sparsity import GROUP, KEPT
 
 _PAIR = 2 * GROUP
-# Rows beyond this are sampled for the search; the result is judged on all of them.
 _ROWS = 4096
 # Values of one piece of work: its scratch is 56 times this.
 _PIECE = 1 << 16
@@ -64,8 +63,30 @@ def kept_by_24(scores: torch.Tensor) -> float:
     return sum(float(piece.topk(2, dim=1).values.double().sum()) for piece in pieces)
 
 
+def broken_groups(filled: torch.Tensor) -> int:
+    """Groups along the first axis of booleans [K, rows] with more than two that are True."""
+    return int((filled.reshape(-1, GROUP, filled.shape[1]).sum(dim=1) > KEPT).sum())
+
+
+def dealt_order(scores: torch.Tensor, segment: int) -> torch.Tensor:
+    """Channels dealt over the groups of their segment like cards, strongest first, to and fro: int64 [K].
+
+    No group then gets four strong channels, of which 2:4 would drop two. Groups come with their strongest channel
+    falling.
+
+    Args:
+        scores: As for `search_permutation`.
+        segment: As for `search_permutation`; a multiple of 4.
+    """
+    strength = scores.double().sum(dim=1).reshape(-1, segment)
+    order = strength.argsort(dim=1, descending=True, stable=True).reshape(len(strength), GROUP, -1)
+    order[:, 1::2] = order[:, 1::2].flip(2)
+    starts = segment * torch.arange(len(strength))[:, None]
+    return (order.transpose(1, 2).reshape(len(strength), -1) + starts).reshape(-1)
+
+
 def search_permutation(
-    scores: torch.Tensor, *, segment: int | None = None, seed: int = 0, cycles: int = 3
+    scores: torch.Tensor, *, segment: int | None = None, seed: int = 0, cycles: int = 3, rows: int = _ROWS
 ) -> Permutation:
     """Search the order of channels in which 2:4 keeps most.
 
@@ -78,6 +99,7 @@ def search_permutation(
         segment: Channels move only within segments of this many, such as heads; None: anywhere.
         seed: Decides in which order groups meet.
         cycles: Upper limit of cycles.
+        rows: With more rows than this, a seeded sample of so many is searched; the result is judged on all of them.
 
     Returns:
         Never worse than the order that is there.
@@ -91,7 +113,7 @@ def search_permutation(
         raise ValueError(f"{size} channels in segments of {segment} don't make groups of four")
     generator = torch.Generator().manual_seed(seed)
     total, before = float(scores.double().sum()), kept_by_24(scores)
-    sample = _sampled(scores.float(), generator)
+    sample = _sampled(scores.float(), rows, generator)
     order = torch.arange(size).reshape(-1, GROUP)
     met = torch.eye(len(order), dtype=torch.bool)
     for _ in range(cycles):
@@ -139,11 +161,11 @@ def find_valid_order(nonzero: torch.Tensor, *, segment: int | None = None) -> to
     return torch.cat(parts)
 
 
-def _sampled(scores: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _sampled(scores: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
     rows = scores.shape[1]
-    if rows <= _ROWS:
+    if rows <= most:
         return scores
-    return scores[:, torch.randperm(rows, generator=generator)[:_ROWS]].contiguous()
+    return scores[:, torch.randperm(rows, generator=generator)[:most]].contiguous()
 
 
 def _blocks(met: torch.Tensor, size: int) -> Iterator[torch.Tensor]:

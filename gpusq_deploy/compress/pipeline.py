@@ -13,8 +13,10 @@ import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.base import Value
+from gpusq_deploy.artifacts.repair import Permuted
 from gpusq_deploy.artifacts.sparsity import PruneMethod, SparsityRecord
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gpusq_deploy.compress.arrange import arrange
 from gpusq_deploy.compress.data import TrainingData, load_folder
 from gpusq_deploy.compress.distill import (
     DistillOptions,
@@ -40,6 +42,7 @@ class CompressRequest:
     """What gpusq-compress is asked for. `dense` holds patterns of layers to leave alone, beside the output layers.
 
     `method` chooses the weights before any training; of the training images at most `prune_images` serve it.
+    `permute` arranges channels first, so that 2:4 keeps more.
     """
 
     model: Path
@@ -53,6 +56,7 @@ class CompressRequest:
     force: bool
     method: PruneMethod = "magnitude"
     prune_images: int = 128
+    permute: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +97,7 @@ class Compression(Value):
     epochs: int
     held_out: HeldOutScore
     notes: tuple[str, ...]
+    permuted: tuple[Permuted, ...] = ()
 
 
 def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) -> Compression:
@@ -113,6 +118,10 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
     features = _only_features(teacher, data, request)
     notes = tuple(_notes(checkpoint, data, dense, features=features, trains=training.epochs > 0))
     for note in (*notes, *(f"skipped {name}" for name in data.skipped)):
+        reporter.say(note)
+    teacher, permuted, arranging = _arranged(teacher, choice.pruned, data, request)
+    notes += arranging
+    for note in arranging:
         reporter.say(note)
     student, report = _pruned(teacher, choice.pruned, data, request)
     masks = _nonzero(student, choice.pruned) if report else magnitude_masks(teacher, choice.pruned)
@@ -138,7 +147,25 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
         epochs=training.epochs,
         held_out=_held_out(dense, pruned, recovered, features=features),
         notes=notes,
+        permuted=permuted,
     )
+
+
+def _arranged(
+    teacher: torch.nn.Module, layers: tuple[str, ...], data: TrainingData, request: CompressRequest
+) -> tuple[torch.nn.Module, tuple[Permuted, ...], tuple[str, ...]]:
+    """The dense model in the order in which 2:4 keeps most: it teaches too, for its blocks may be in another order."""
+    if not request.permute:
+        return teacher, (), ()
+    images = _prune_images(teacher, data, request)
+    learnt = None if request.method == "magnitude" else images
+    arranged = arrange(teacher, layers, learnt, images, seed=request.training.seed)
+    return arranged.module, arranged.permuted, arranged.lines()
+
+
+def _prune_images(teacher: torch.nn.Module, data: TrainingData, request: CompressRequest) -> torch.Tensor:
+    chosen = range(min(len(data.train), request.prune_images))
+    return data.train.batch(chosen).images.to(next(teacher.parameters()).device)
 
 
 def _pruned(
@@ -153,10 +180,8 @@ def _pruned(
             place="--convolutions",
             hint="leave it out, or take --method magnitude",
         )
-    chosen = range(min(len(data.train), request.prune_images))
-    images = data.train.batch(chosen).images.to(next(teacher.parameters()).device)
     options = OneshotOptions(method=request.method, seed=request.training.seed)
-    pruned = prune_oneshot(teacher, layers, images, options)
+    pruned = prune_oneshot(teacher, layers, _prune_images(teacher, data, request), options)
     return pruned.module, pruned.report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,18 +13,32 @@ from gpusq_deploy.artifacts.sparsity import LayerSparsity, PruneMethod, Sparsity
 from gpusq_deploy.calibration.sources import Batches, DataSource, Selection
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.checkpoint.weights import layer_weights
+from gpusq_deploy.compress.arrange import arrange
 from gpusq_deploy.compress.oneshot import OneshotOptions
 from gpusq_deploy.compress.sequential import OneshotReport, prune_oneshot
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.export.onnx_export import example_input
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.sparsity import sparsity_report
 
 PRUNE_SAMPLES = 128
 _BATCH = 8
+_PROOF_BATCH = 2
+
+
+class Pruning(NamedTuple):
+    """How weights are chosen, and whether channels are put into the order in which 2:4 keeps most first."""
+
+    method: PruneMethod
+    permute: bool = False
 
 
 def prune_checkpoint(
-    checkpoint: Checkpoint, recipe: Recipe, method: PruneMethod, source: DataSource | None, say: Callable[[str], None]
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    how: Pruning,
+    source: DataSource | None,
+    say: Callable[[str], None],
 ) -> Checkpoint:
     """Prune the Linear layers that the recipe expects to be 2:4, whose K is a multiple of 4.
 
@@ -33,7 +48,7 @@ def prune_checkpoint(
     Args:
         checkpoint: Dense; its module isn't changed.
         recipe: Which layers are expected to be 2:4.
-        method: See docs/pruning.md.
+        how: The method, and whether channels are permuted first; see docs/pruning.md.
         source: Real samples, of which at most `PRUNE_SAMPLES`, evenly spread, are used; None for `magnitude`.
         say: Hears the remarks, and why each other layer stays dense.
 
@@ -43,9 +58,15 @@ def prune_checkpoint(
     report = sparsity_report(layer_weights(checkpoint.module), source=checkpoint.file, recipe=recipe, record=None)
     chosen = _layers(checkpoint, report)
     images = None if source is None else _images(source, say)
-    say(f"pruning {len(chosen)} layers to 2:4 by {method}" + ("" if images is None else f" on {len(images)} samples"))
-    pruned = prune_oneshot(checkpoint.module, chosen, images, OneshotOptions(method=method))
-    remarks = _remarks(checkpoint, pruned.report)
+    samples = "" if images is None else f" on {len(images)} samples"
+    say(f"pruning {len(chosen)} layers to 2:4 by {how.method}{samples}")
+    dense = checkpoint.module
+    arranging: tuple[str, ...] = ()
+    if how.permute:
+        arranged = arrange(dense, chosen, images, example_input(checkpoint, _PROOF_BATCH))
+        dense, arranging = arranged.module, arranged.lines()
+    pruned = prune_oneshot(dense, chosen, images, OneshotOptions(method=how.method))
+    remarks = (*arranging, *_remarks(checkpoint, pruned.report))
     for remark in remarks:
         say(remark)
     for layer in report.layers:
@@ -54,7 +75,7 @@ def prune_checkpoint(
     return replace(
         checkpoint,
         module=pruned.module,
-        sparsity=SparsityRecord(method=f"gpusq-build --prune {method}", layers=chosen),
+        sparsity=SparsityRecord(method=f"gpusq-build --prune {how.method}", layers=chosen),
         ranges={},
         origins={},
         remarks=(*checkpoint.remarks, *remarks),

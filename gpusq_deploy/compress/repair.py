@@ -12,7 +12,7 @@ The old file is read and nothing else.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,33 +22,24 @@ import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.base import digest_of_file
-from gpusq_deploy.artifacts.repair import Channels, Declined, HowFound, NearMisses, Permuted, Proof, Repair
+from gpusq_deploy.artifacts.repair import Channels, Declined, HowFound, Permuted, Proof, Repair
 from gpusq_deploy.artifacts.sparsity import LayerSparsity
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file
 from gpusq_deploy.checkpoint.rewrite import rewrite_checkpoint, tensors_in_file
 from gpusq_deploy.checkpoint.weights import rows_of
-from gpusq_deploy.compress.channels import find_channels, permute_channels
-from gpusq_deploy.compress.permute import (
-    Permutation,
-    find_valid_order,
-    integers_from_tensor,
-    kept_by_24,
-    search_permutation,
-)
+from gpusq_deploy.compress.channels import find_channels
+from gpusq_deploy.compress.near_misses import mend_near_misses
+from gpusq_deploy.compress.parts import left_alone
+from gpusq_deploy.compress.permute import Permutation, broken_groups, find_valid_order, kept_by_24, search_permutation
 from gpusq_deploy.compress.proof import Runner
+from gpusq_deploy.compress.reorder import Reorder, Tensors, keep_proven, permuted_from, places_of, reordered
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import example_input
-from gpusq_deploy.numerics.near_miss import near_miss_mask
-from gpusq_deploy.numerics.sparsity import GROUP, KEPT, Mask, Matrix
+from gpusq_deploy.numerics.sparsity import GROUP
 from gpusq_deploy.validate import validate
 
-# Float64 and another order of summation: what is larger is another function.
-_SAME = 1e-9
 _BATCH = 2
-_PLACES = 8
-
-Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,9 +65,13 @@ class RepairRequest:
     force: bool
 
 
-class _Found(NamedTuple):
-    permuted: Permuted
-    order: torch.Tensor
+class _Reordered(NamedTuple):
+    """Orders that are proven, the tensors in them, and what was left alone; `runner` is None without a module."""
+
+    runner: Runner | None
+    kept: tuple[Reorder, ...]
+    tensors: dict[str, torch.Tensor]
+    declined: tuple[Declined, ...]
 
 
 def repair_checkpoint(request: RepairRequest, say: Callable[[str], None]) -> Repair:
@@ -90,20 +85,10 @@ def repair_checkpoint(request: RepairRequest, say: Callable[[str], None]) -> Rep
     expected = {layer.layer: layer for layer in result.sparsity.layers if layer.expected and layer.k % GROUP == 0}
     old = tensors_in_file(request.model)
     checkpoint = _loaded(request)
-    runner: Runner | None = None
-    if request.permute and checkpoint is not None:
-        channels, declined = find_channels(checkpoint.module)
-        found, refused = _orders(channels, expected, old, request.near_miss)
-        runner = Runner(checkpoint.module, old, example_input(checkpoint, _BATCH), _places(found))
-        kept, strangers = _proven(runner, old, found)
-        for item in kept:
-            say(_permuted_line(item.permuted))
-        declined = (*declined, *refused, *strangers)
-    else:
-        runner = None if checkpoint is None else Runner(checkpoint.module, old, example_input(checkpoint, _BATCH))
-        kept, declined = [], ()
-    permuted = _applied(old, kept)
-    tensors, mended, left = _mend(permuted, expected, request.near_miss)
+    permuted = _permuted(checkpoint, old, expected, request)
+    for item in permuted.kept:
+        say(_permuted_line(item.permuted))
+    tensors, mended, left = mend_near_misses(permuted.tensors, expected.values(), request.near_miss)
     changed = {name: tensor for name, tensor in tensors.items() if tensor is not old[name]}
     if changed:
         rewrite_checkpoint(request.model, request.out, changed)
@@ -113,16 +98,33 @@ def repair_checkpoint(request: RepairRequest, say: Callable[[str], None]) -> Rep
         file=str(request.out) if changed else None,
         near_miss=request.near_miss,
         near_misses=mended,
-        permuted=tuple(item.permuted for item in kept),
-        declined=(*declined, *left),
-        proof=_proof(runner, permuted if kept else None, tensors) if runner is not None and changed else None,
+        permuted=tuple(item.permuted for item in permuted.kept),
+        declined=(*permuted.declined, *left),
+        proof=_proof(permuted, tensors) if changed else None,
         notes=_notes(checkpoint),
     )
 
 
-def _proof(runner: Runner, permuted: Tensors | None, tensors: Tensors) -> Proof:
-    permutation = None if permuted is None else runner.difference(permuted)
-    return Proof(permutation=permutation, whole=runner.difference(tensors), batch=_BATCH)
+def _permuted(
+    checkpoint: Checkpoint | None, old: Tensors, expected: Mapping[str, LayerSparsity], request: RepairRequest
+) -> _Reordered:
+    if checkpoint is None:
+        return _Reordered(None, (), dict(old), ())
+    feed = example_input(checkpoint, _BATCH)
+    if not request.permute:
+        return _Reordered(Runner(checkpoint.module, old, feed), (), dict(old), ())
+    channels, declined = find_channels(checkpoint.module)
+    found, refused = _orders(channels, expected, old, request.near_miss)
+    runner = Runner(checkpoint.module, old, feed, places_of(found))
+    kept, strangers = keep_proven(runner, old, found)
+    return _Reordered(runner, tuple(kept), reordered(old, kept), (*declined, *refused, *strangers))
+
+
+def _proof(permuted: _Reordered, tensors: Tensors) -> Proof | None:
+    if permuted.runner is None:
+        return None
+    permutation = permuted.runner.difference(permuted.tensors) if permuted.kept else None
+    return Proof(permutation=permutation, whole=permuted.runner.difference(tensors), batch=_BATCH)
 
 
 def _require_place(request: RepairRequest) -> None:
@@ -167,9 +169,9 @@ def _notes(checkpoint: Checkpoint | None) -> tuple[str, ...]:
 
 def _orders(
     channels: Sequence[Channels], expected: Mapping[str, LayerSparsity], old: Tensors, near_miss: float
-) -> tuple[list[_Found], list[Declined]]:
+) -> tuple[list[Reorder], list[Declined]]:
     """Look for an order of every set of channels that a broken layer reads."""
-    found: list[_Found] = []
+    found: list[Reorder] = []
     refused: list[Declined] = []
     for item in channels:
         readers = [expected[layer] for layer in item.readers if layer in expected]
@@ -187,35 +189,30 @@ def _orders(
     return found, refused
 
 
-def _order(channels: Channels, readers: Sequence[LayerSparsity], old: Tensors, near_miss: float) -> _Found | Declined:
+def _order(channels: Channels, readers: Sequence[LayerSparsity], old: Tensors, near_miss: float) -> Reorder | Declined:
     weights = [torch.from_numpy(np.abs(rows_of(old[layer.tensor]).astype(np.float32))) for layer in readers]
     masks = [weight > near_miss * weight.amax(dim=1, keepdim=True) for weight in weights]
     filled = torch.cat(masks).T.contiguous()
-    before = _broken_groups(filled)
+    before = broken_groups(filled)
     if not before:
         return _declined(channels, "every group holds once near misses are zero")
     result, found = _searched(torch.cat(weights).T.contiguous(), filled, channels.segment)
     if not result.changed:
         return _declined(channels, "no other order was found in which 2:4 keeps more")
-    after = _broken_groups(filled[result.order])
-    spoilt = [
-        layer.layer
-        for layer, mask in zip(readers, masks, strict=True)
-        if layer.valid and _broken_groups(mask.T[result.order])
-    ]
+    after = broken_groups(filled[result.order])
+    spoilt = _spoilt(readers, masks, result.order)
     # A layer of which most groups are broken has no pattern that could be lost.
     if spoilt or (after > before and before < filled.numel() / GROUP / 2):
         why = f"would break {', '.join(spoilt)}" if spoilt else f"breaks {after} groups, now {before} are broken"
         return _declined(channels, f"the order in which 2:4 keeps most {why}")
-    permuted = Permuted(
-        channels=channels,
-        found=found,
-        order=tuple(integers_from_tensor(result.order)),
-        violations=(before, after),
-        kept=(result.before / result.total, result.after / result.total),
-        settled=result.settled,
-    )
-    return _Found(permuted, result.order)
+    return Reorder(permuted_from(channels, result, found=found, violations=(before, after)), result.order)
+
+
+def _spoilt(readers: Sequence[LayerSparsity], masks: Sequence[torch.Tensor], order: torch.Tensor) -> list[str]:
+    """Valid layers that the order would break."""
+    return [
+        layer.layer for layer, mask in zip(readers, masks, strict=True) if layer.valid and broken_groups(mask.T[order])
+    ]
 
 
 def _searched(scores: torch.Tensor, filled: torch.Tensor, segment: int) -> tuple[Permutation, HowFound]:
@@ -229,13 +226,8 @@ def _searched(scores: torch.Tensor, filled: torch.Tensor, segment: int) -> tuple
     return Permutation(order=valid, total=total, before=before, after=after, settled=True), "valid pattern"
 
 
-def _broken_groups(filled: torch.Tensor) -> int:
-    """Groups along the first axis of [K, rows] with more than two that are True."""
-    return int((filled.reshape(-1, GROUP, filled.shape[1]).sum(dim=1) > KEPT).sum())
-
-
 def _declined(channels: Channels, reason: str) -> Declined:
-    return Declined(kind=channels.kind, place=channels.place or "the model", reason=reason)
+    return left_alone(channels.kind, channels.place, reason)
 
 
 def _permuted_line(permuted: Permuted) -> str:
@@ -243,87 +235,4 @@ def _permuted_line(permuted: Permuted) -> str:
     return (
         f"{channels.kind} of {channels.place or 'the model'}: {permuted.found}, broken groups {before} to {after}, "
         f"2:4 keeps {kept[0]:.2%} to {kept[1]:.2%} of the magnitude"
-    )
-
-
-def _places(found: Sequence[_Found]) -> tuple[str, ...]:
-    return ("", *(item.permuted.channels.place for item in found if item.permuted.channels.place))
-
-
-def _proven(runner: Runner, old: Tensors, found: Sequence[_Found]) -> tuple[list[_Found], list[Declined]]:
-    """Keep the permutations after which the model is the same function; the others with the difference they made.
-
-    Those within a module are judged at its own output, where no later scale can hide them. The stream's permutes
-    these outputs, so it is judged alone, at the model's.
-    """
-    kept: list[_Found] = []
-    refused: list[Declined] = []
-    inner = [item for item in found if item.permuted.channels.place]
-    if inner and runner.difference(_applied(old, inner), _places(inner)) <= _SAME:
-        kept, inner = inner, []
-    for item in (*inner, *(item for item in found if not item.permuted.channels.place)):
-        difference = runner.difference(_applied(old, [item]), _places([item]))
-        if difference <= _SAME:
-            kept.append(item)
-        else:
-            why = f"taken back: run before and after, the outputs differ by {difference:.2g} of the largest"
-            refused.append(_declined(item.permuted.channels, why))
-    return kept, refused
-
-
-def _applied(old: Tensors, found: Iterable[_Found]) -> dict[str, torch.Tensor]:
-    tensors = dict(old)
-    for item in found:
-        tensors = permute_channels(tensors, item.permuted.channels, item.order)
-    return tensors
-
-
-def _mend(
-    tensors: Tensors, expected: Mapping[str, LayerSparsity], fraction: float
-) -> tuple[dict[str, torch.Tensor], tuple[NearMisses, ...], tuple[Declined, ...]]:
-    """Set near misses to zero in every layer that should be 2:4."""
-    result = dict(tensors)
-    mended: list[NearMisses] = []
-    declined: list[Declined] = []
-    storages = [tensor.untyped_storage().data_ptr() for tensor in tensors.values()]
-    for layer in expected.values():
-        tensor = tensors[layer.tensor]
-        rows = rows_of(tensor)
-        found = near_miss_mask(rows, fraction)
-        if not found.groups and not found.left:
-            continue
-        shared = storages.count(tensor.untyped_storage().data_ptr()) > 1
-        # Where most broken groups would stay so, the layer was never 2:4: zeroing here and there wouldn't mend it.
-        if found.groups > found.left and not shared:
-            result[layer.tensor] = tensor.masked_fill(_stored_mask(found.mask, tensor), 0)
-            mended.append(_near_misses(layer, rows.astype(np.float64), found.mask, (found.groups, found.left)))
-        if shared or found.left:
-            why = "its weight is shared" if shared else f"{found.left} groups hold three larger values"
-            declined.append(Declined(kind="near misses", place=layer.layer, reason=why))
-    return result, tuple(mended), tuple(declined)
-
-
-def _stored_mask(mask: Mask, tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.ndim == 2:
-        return torch.from_numpy(mask)
-    count, channels, *kernel = tensor.shape
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(mask.reshape(count, *kernel, channels), -1, 1)))
-
-
-def _near_misses(layer: LayerSparsity, rows: Matrix, mask: Mask, groups: tuple[int, int]) -> NearMisses:
-    values = np.abs(rows[mask])
-    largest = np.abs(rows).max(axis=1)
-    norm = float(np.linalg.norm(values))
-    return NearMisses(
-        layer=layer.layer,
-        tensor=layer.tensor,
-        groups=groups[0],
-        left=groups[1],
-        zeroed=len(values),
-        largest=float(values.max()),
-        largest_ratio=float((values / largest[np.nonzero(mask)[0]]).max()),
-        total=float(values.sum()),
-        norm=norm,
-        relative_norm=norm / float(np.linalg.norm(rows)),
-        places=tuple((int(row), int(column)) for row, column in np.argwhere(mask)[:_PLACES]),
     )

@@ -85,7 +85,7 @@ def prune_oneshot(
     Args:
         module: The dense model, in eval mode; not changed.
         layers: Names of Linear modules whose K is a multiple of 4; each is pruned in the result.
-        images: Model inputs float32 [n, C, H, W] on the module's device; may be None for `magnitude`.
+        images: Model inputs float32 [n, C, H, W] on the module's device; `magnitude` makes no use of them.
         options: See `OneshotOptions`.
         progress: Called with the layers done and all of them, after each.
 
@@ -93,6 +93,8 @@ def prune_oneshot(
         GpusqError: A name that isn't such a layer, no images where the method needs them, or inputs that aren't finite.
     """
     _require_linears(module, layers)
+    if options.method == "magnitude":
+        images = None  # it learns nothing from them
     work = _Work(student=copy.deepcopy(module), options=options, wanted=set(layers), progress=progress)
     with torch.no_grad():
         if images is not None and len(images):

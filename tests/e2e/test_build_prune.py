@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -64,11 +65,23 @@ def test_magnitude_needs_no_data(dense: Path, tmp_path: Path) -> None:
     assert done.json()["sparse_layers"] == 8
 
 
+def test_permuted_first_it_says_what_that_kept_and_that_the_function_stayed(dense: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pruned.gpusq"
+    done = run_main(build, dense, "--sparse", "--prune", "magnitude", "--permute", "--out", out, "--json")
+    assert done.code == 0, done.err
+    assert done.json()["sparse_layers"] == 8
+    (note,) = (note for note in json.loads((out / "manifest.json").read_text())["notes"] if "--permute" in note)
+    before, after = (float(share) for share in re.findall(r"([\d.]+)%", note))
+    assert 50 < before < after < 100
+    assert run_main(validate, out).code == 0
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         (("--int8", "--prune", "magnitude", "--calib", "random"), "--prune needs --sparse"),
         (("--sparse", "--int8", "--prune", "magnitude", "--ranges", "found.json"), "--ranges of another model"),
+        (("--sparse", "--permute"), "--permute needs --prune"),
         (("--sparse", "--prune", "activation"), "give real samples with --calib"),
         ((*SECOND_ORDER, "--calib", "random"), "give real samples with --calib"),
     ],

@@ -97,6 +97,18 @@ def test_no_epochs_prune_and_train_nothing(dense: Path, folder: Path, tmp_path: 
         assert torch.equal(value[kept], original.module.state_dict()[name][kept])
 
 
+def test_permuted_first_the_dense_model_stays_the_same_function(dense: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pruned.pt"
+    done = run(dense, folder, out, "--permute", "--method", "activation", "--json")
+    assert done.code == 0, done.err
+    result = msgspec.json.decode(done.out, type=Compression)
+    assert result.permuted
+    assert all(item.kept[0] < item.kept[1] for item in result.permuted)
+    assert "--permute: " in done.err
+    saved = load_checkpoint(out)
+    assert all(groups_with_three(saved.module.get_parameter(f"{layer}.weight")) == 0 for layer in PRUNED)
+
+
 def test_a_flat_folder_trains_without_labels(dense: Path, folder: Path, tmp_path: Path) -> None:
     done = run(dense, folder / "dark", tmp_path / "model.pt", "--json")
     assert done.code == 0, done.err

@@ -12,7 +12,7 @@ import torch
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
-from gpusq_deploy.compress.prune_checkpoint import PRUNE_SAMPLES, prune_checkpoint
+from gpusq_deploy.compress.prune_checkpoint import PRUNE_SAMPLES, Pruning, prune_checkpoint
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.recipe import Recipe, recipe_from_toml
 
@@ -65,7 +65,7 @@ def recipe(text: str = ALL) -> Recipe:
 
 def test_what_cannot_be_pruned_stays_as_it_is_and_is_said() -> None:
     dense, said = checkpoint(), list[str]()
-    result = prune_checkpoint(dense, recipe(), "activation", Counted(8), said.append)
+    result = prune_checkpoint(dense, recipe(), Pruning("activation"), Counted(8), said.append)
     assert result.sparsity is not None
     assert result.sparsity.layers == ("3",)
     before, after = dense.module.state_dict(), result.module.state_dict()
@@ -80,7 +80,7 @@ def test_what_cannot_be_pruned_stays_as_it_is_and_is_said() -> None:
 
 def test_many_samples_are_thinned_evenly() -> None:
     source = Counted(3 * PRUNE_SAMPLES)
-    prune_checkpoint(checkpoint(), recipe(), "second-order", source, lambda _text: None)
+    prune_checkpoint(checkpoint(), recipe(), Pruning("second-order"), source, lambda _text: None)
     assert source.asked == list(range(0, 3 * PRUNE_SAMPLES, 3))
 
 
@@ -93,4 +93,4 @@ def test_many_samples_are_thinned_evenly() -> None:
 )
 def test_refusals(record: SparsityRecord | None, text: str, told: str) -> None:
     with pytest.raises(GpusqError, match=told):
-        prune_checkpoint(checkpoint(record=record), recipe(text), "magnitude", None, lambda _text: None)
+        prune_checkpoint(checkpoint(record=record), recipe(text), Pruning("magnitude"), None, lambda _text: None)
