@@ -2,8 +2,8 @@
 
 Where a range is the largest magnitude, it is taken inside the runtime: the tensor gives the graph one more output,
 `ReduceMax(Abs(x)) + ReduceSum(x - x)`, a scalar. The sum is zero unless a value is NaN or infinite: ONNX Runtime's
-maximum passes over NaN. Every other calibrator needs the tensor itself, which becomes an output and is counted at once
-(`histogram`).
+maximum passes over NaN. Every other calibrator, and whoever wants channel moments, needs the tensor itself, which
+becomes an output and is counted (`histogram`) or added up (`moments`) at once.
 
 Each sample is run alone, on one thread if `open_model` heeds that, and several samples at a time. What is seen of one
 then depends neither on its neighbours nor on the number of threads or processes, and sums of it on no order. A graph
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ from gpusq_deploy.calibration.guard import input_warnings, statistics_of
 from gpusq_deploy.calibration.histogram import Counts, counts_of
 from gpusq_deploy.calibration.images import Sample
 from gpusq_deploy.calibration.instrument import AMAX_SUFFIX, VALUES_SUFFIX, instrumented
+from gpusq_deploy.calibration.moments import ChannelMoments, MomentSums
 from gpusq_deploy.calibration.sources import DataSource, evenly_filled, require_few_skipped, require_some
 from gpusq_deploy.calibration.tally import Tally, bytes_from_tally, tally_from_bytes
 from gpusq_deploy.errors import GpusqError
@@ -85,6 +86,8 @@ class Observing:
         rank: This process's number of `world`; it takes every world-th sample.
         gather: Sends this process's tally to all others, and returns those of all, its own among them.
         workers: Samples run at the same time.
+        moments: Tensors whose channels [..., K] are looked at too, and whether their second moments are wanted. Sums
+            of floats depend on their order, so there may be but one process then.
     """
 
     calibrators: Mapping[str, Calibrator] = field(default_factory=dict[str, Calibrator])
@@ -93,6 +96,15 @@ class Observing:
     world: int = 1
     gather: Callable[[bytes], Sequence[bytes]] = alone
     workers: int = 1
+    moments: Mapping[str, bool] = field(default_factory=dict[str, bool])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Observed:
+    """What one pass found: ranges, and channel moments by tensor where they were asked for."""
+
+    table: CalibrationTable
+    moments: Mapping[str, ChannelMoments]
 
 
 def collect_ranges(
@@ -104,6 +116,19 @@ def collect_ranges(
     progress: Callable[[int, int], None] | None = None,
     how: Observing | None = None,
 ) -> CalibrationTable:
+    """Ranges of the input of every given layer; see `observe`."""
+    return observe(model, layers, source, open_model=open_model, progress=progress, how=how).table
+
+
+def observe(
+    model: ir.Model,
+    layers: Sequence[GraphLayer],
+    source: DataSource,
+    *,
+    open_model: Callable[[Path], Runner],
+    progress: Callable[[int, int], None] | None = None,
+    how: Observing | None = None,
+) -> Observed:
     """Observe the input of every given layer.
 
     Args:
@@ -118,8 +143,10 @@ def collect_ranges(
         GpusqError: No readable sample, too many unreadable ones, or an activation that isn't finite.
     """
     how = how or Observing()
+    if how.moments and how.world > 1:
+        raise ValueError("channel moments need a single process")
     tensors = {layer.input: how.calibrators.get(layer.input, AMAX) for layer in layers}
-    own = _seen(model, layers, source, open_model=open_model, progress=progress, how=how)
+    own, sums = _seen(model, layers, source, open_model=open_model, progress=progress, how=how)
     work = (source.name, len(source), how.world, *(f"{name}: {calibrator}" for name, calibrator in tensors.items()))
     about = digest_of_bytes(repr(work).encode())
     tally = Tally()
@@ -128,7 +155,7 @@ def collect_ranges(
     skipped = tuple(tally.skipped[index] for index in sorted(tally.skipped))
     require_few_skipped(skipped, source)
     require_some(len(tally.samples), source)
-    return CalibrationTable(
+    table = CalibrationTable(
         source=source.name,
         digest=tally.digest(),
         images=len(tally.samples),
@@ -138,62 +165,32 @@ def collect_ranges(
         warnings=_warnings(tally, source, how.preprocessing),
         ranges=tuple(_range(tally, name, calibrator, layers) for name, calibrator in tensors.items()),
     )
+    return Observed(table=table, moments={tensor: found.moments() for tensor, found in sums.items()})
 
 
-def table_from_recorded(
-    recorded: Mapping[str, float],
-    layers: Sequence[GraphLayer],
-    *,
-    source: str,
-    known: Sequence[GraphLayer] = (),
-    origins: Mapping[str, str] | None = None,
-) -> CalibrationTable:
-    """A table from ranges that the checkpoint carries, by layer name.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rows:
+    """Rows [n, K] of one activation, each of which stands `copies` times."""
 
-    Two layers that read one tensor share its range: the larger of theirs.
+    tensor: str
+    rows: npt.NDArray[np.float32]
+    copies: int
 
-    Args:
-        recorded: amax of each layer's input.
-        layers: The layers that need a range.
-        source: The checkpoint.
-        known: Further layers of the model, whose ranges may be recorded without being needed.
-        origins: Who recorded a layer's range, where known.
 
-    Raises:
-        GpusqError: A range fits no layer, or a layer has none.
-    """
-    names = {layer.layer for layer in layers}
-    strangers = sorted(set(recorded) - names - {layer.layer for layer in known})
-    missing = sorted(names - set(recorded))
-    if strangers or missing:
-        problem = (
-            f"fit no layer: {', '.join(strangers[:3])}" if strangers else f"are missing for {', '.join(missing[:3])}"
-        )
-        raise GpusqError(
-            f"the checkpoint's recorded ranges {problem}",
-            place=source,
-            hint="make the checkpoint again, or save its weights alone and calibrate with --calib FOLDER",
-        )
-    largest: dict[str, TensorRange] = {}
-    for layer in layers:
-        found = largest.get(layer.input)
-        if found is None or recorded[layer.layer] > found.amax:
-            largest[layer.input] = TensorRange(
-                tensor=layer.input,
-                layer=layer.layer,
-                amax=recorded[layer.layer],
-                origin=": ".join([f"recorded in {source}", *filter(None, [(origins or {}).get(layer.layer)])]),
-            )
-    return CalibrationTable(
-        source=source, digest="", images=0, observer="recorded", ranges=tuple(largest[name] for name in largest)
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Look:
+    """What some neighbouring samples showed."""
+
+    tally: Tally = field(default_factory=Tally)
+    rows: list[_Rows] = field(default_factory=list[_Rows])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Observer:
     """Looks at groups of samples. `weights`, by tensor, are of those whose values are counted; None counts each once.
 
-    `batch` is the graph's static batch, None where it takes one sample as well as many.
+    `batch` is the graph's static batch, None where it takes one sample as well as many; `moments` are the tensors whose
+    rows are handed on.
     """
 
     runner: Runner
@@ -201,10 +198,12 @@ class _Observer:
     input: str
     batch: int | None
     weights: Mapping[str, Counts | None]
+    moments: Collection[str]
 
-    def look(self, group: range) -> Tally:
-        """The tally of some neighbouring samples."""
-        tally = Tally()
+    def look(self, group: range) -> _Look:
+        """The tally of some neighbouring samples, and their rows."""
+        look = _Look()
+        tally = look.tally
         samples: list[Sample] = []
         for index in group:
             try:
@@ -217,18 +216,21 @@ class _Observer:
         if samples:
             batch = np.stack(samples)
             tally.inputs = statistics_of(batch)
-            self._run(tally, batch)
-        return tally
+            for filled, copies in evenly_filled(batch, self.batch):
+                self._add(look, self.runner.run({self.input: filled}), copies=copies)
+        return look
 
-    def _run(self, tally: Tally, batch: npt.NDArray[np.float32]) -> None:
-        for group, copies in evenly_filled(batch, self.batch):
-            self._add(tally, self.runner.run({self.input: group}), copies=copies)
-
-    def _add(self, tally: Tally, outputs: Arrays, *, copies: int) -> None:
-        for name, values in outputs.items():
+    def _add(self, look: _Look, outputs: Arrays, *, copies: int) -> None:
+        tally = look.tally
+        # The model's own outputs last: of several that aren't finite, an observed one lies nearest to the cause.
+        for name in sorted(outputs, key=lambda name: not name.endswith((AMAX_SUFFIX, VALUES_SUFFIX))):
+            values = outputs[name]
             tensor = name.removesuffix(AMAX_SUFFIX).removesuffix(VALUES_SUFFIX)
             require_finite(values, tensor)
-            if name.endswith(VALUES_SUFFIX):
+            if name.endswith(VALUES_SUFFIX) and tensor in self.moments:
+                rows = np.asarray(values, np.float32).reshape(-1, values.shape[-1])
+                look.rows.append(_Rows(tensor=tensor, rows=rows, copies=copies))
+            if name.endswith(VALUES_SUFFIX) and tensor in self.weights:
                 counts = (counts_of(values, self.weights[tensor]) + copies // 2) // copies
                 tally.counts[tensor] = tally.counts.get(tensor, 0) + counts
             if tensor != name:
@@ -244,35 +246,49 @@ def _seen(
     open_model: Callable[[Path], Runner],
     progress: Callable[[int, int], None] | None,
     how: Observing,
-) -> Tally:
-    """This process's share of the samples."""
+) -> tuple[Tally, dict[str, MomentSums]]:
+    """This process's share of the samples, and the sums of those channels that are looked at."""
     tensors = tuple(dict.fromkeys(layer.input for layer in layers))
     weights = _channel_weights(model, layers, how.calibrators)
+    sums: dict[str, MomentSums] = {}
     batch = static_batch(model.graph)
     groups = _groups(len(source), batch or 1)[how.rank :: how.world]
     mine = sum(map(len, groups))
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "observed.onnx"
-        save_model(instrumented(model, tensors, whole=weights), path)
+        save_model(instrumented(model, tensors, whole={*weights, *how.moments}), path)
         runner = open_model(path)
         observer = _Observer(
-            runner=runner, source=source, input=value_name(model.graph.inputs[0]), batch=batch, weights=weights
+            runner=runner,
+            source=source,
+            input=value_name(model.graph.inputs[0]),
+            batch=batch,
+            weights=weights,
+            moments=how.moments,
         )
         try:
             for part in _in_order(observer.look, groups, how.workers):
-                tally.absorb(part)
+                tally.absorb(part.tally)
+                _add_rows(sums, part.rows, how.moments)
                 require_few_skipped(tuple(tally.skipped.values()), source)
                 if progress is not None:
                     progress(len(tally.samples) + len(tally.skipped), mine)
         finally:
             runner.close()
-    return tally
+    return tally, sums
 
 
-def _in_order(look: Callable[[range], Tally], groups: Sequence[range], workers: int) -> Iterator[Tally]:
-    """The groups' tallies in order; no more than two groups per worker are under way or wait."""
-    waiting: deque[Future[Tally]] = deque()
+def _add_rows(sums: dict[str, MomentSums], parts: Sequence[_Rows], squares: Mapping[str, bool]) -> None:
+    for part in parts:
+        if part.tensor not in sums:
+            sums[part.tensor] = MomentSums(part.rows, squares=squares[part.tensor])
+        sums[part.tensor].add(part.rows, copies=part.copies)
+
+
+def _in_order(look: Callable[[range], _Look], groups: Sequence[range], workers: int) -> Iterator[_Look]:
+    """What the groups show, in order; no more than two groups per worker are under way or wait."""
+    waiting: deque[Future[_Look]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for group in groups:

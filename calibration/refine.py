@@ -135,12 +135,43 @@ def round_weights(
     return rounded
 
 
-def smoothed_moments(moments: ChannelMoments, smoothing: Smoothing | None) -> ChannelMoments:
-    """The moments of x' = (x - z) / s from those of x."""
-    if smoothing is None:
-        return moments
+def moments_behind(
+    moments: Mapping[str, ChannelMoments], smoothed: Sequence[SmoothedTensor]
+) -> dict[str, ChannelMoments]:
+    """What becomes of every activation's moments, by its name before the smoothing: x' = (x - z) / s where it is."""
+    how = {tensor.place.tensor: tensor.smoothing for tensor in smoothed}
+    return {name: _moved(found, how[name]) if name in how else found for name, found in moments.items()}
+
+
+def table_behind(
+    table: CalibrationTable,
+    smoothed: Sequence[SmoothedTensor],
+    moments: Mapping[str, ChannelMoments],
+    names: Mapping[str, str],
+) -> CalibrationTable:
+    """The ranges of a graph after its smoothing.
+
+    Args:
+        table: Ranges before it.
+        smoothed: The smoothing; of these tensors the range is the largest magnitude.
+        moments: After it, by the tensors' names before it.
+        names: Tensors' names after it by those before it.
+    """
+    changed = {tensor.place.tensor for tensor in smoothed}
+    ranges: list[TensorRange] = []
+    for entry in table.ranges:
+        if entry.tensor in changed:
+            found = moments[entry.tensor]
+            amax = float(max(np.abs(found.low).max(), np.abs(found.high).max()))
+            entry = msgspec.structs.replace(entry, amax=amax)
+        ranges.append(msgspec.structs.replace(entry, tensor=names[entry.tensor]))
+    return msgspec.structs.replace(table, ranges=tuple(ranges))
+
+
+def _moved(moments: ChannelMoments, smoothing: Smoothing) -> ChannelMoments:
     factor, offset = smoothing.factor.astype(np.float64), smoothing.offset.astype(np.float64)
-    covariance = None if moments.covariance is None else moments.covariance / np.outer(factor, factor)
+    inverse = (1 / factor).astype(np.float32)
+    covariance = None if moments.covariance is None else moments.covariance * inverse[:, None] * inverse
     return ChannelMoments(
         low=((moments.low - offset) / factor).astype(np.float32),
         high=((moments.high - offset) / factor).astype(np.float32),
@@ -187,7 +218,8 @@ def _rounded(
     scale = scale_from_amax(amax_per_channel(rows, 0), dtype=stored).astype(np.float32)
     if rule.rounding == "second-order" and moments.covariance is not None:
         # Rounding the input adds noise of a step's variance to every channel, whatever the others do.
-        noisy = moments.covariance + np.eye(len(moments.covariance)) * step**2 / 12
+        noisy = moments.covariance.astype(np.float64)
+        np.einsum("ii->i", noisy)[:] += step**2 / 12
         if not rule.correct_bias:
             # Nothing else takes the mean error up.
             noisy += np.outer(moments.mean, moments.mean)

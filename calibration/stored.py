@@ -1,8 +1,8 @@
-"""Ranges that gpusq-calibrate wrote, for a build."""
+"""Ranges that were found before, for a build: what gpusq-calibrate wrote, and what a checkpoint records."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -57,3 +57,52 @@ def table_for_layers(table: CalibrationTable, layers: Sequence[GraphLayer], *, p
             hint="calibrate with the same --recipe that the build gets",
         )
     return msgspec.structs.replace(table, ranges=tuple(found.values()))
+
+
+def table_from_recorded(
+    recorded: Mapping[str, float],
+    layers: Sequence[GraphLayer],
+    *,
+    source: str,
+    known: Sequence[GraphLayer] = (),
+    origins: Mapping[str, str] | None = None,
+) -> CalibrationTable:
+    """A table from ranges that the checkpoint carries, by layer name.
+
+    Two layers that read one tensor share its range: the larger of theirs.
+
+    Args:
+        recorded: amax of each layer's input.
+        layers: The layers that need a range.
+        source: The checkpoint.
+        known: Further layers of the model, whose ranges may be recorded without being needed.
+        origins: Who recorded a layer's range, where known.
+
+    Raises:
+        GpusqError: A range fits no layer, or a layer has none.
+    """
+    names = {layer.layer for layer in layers}
+    strangers = sorted(set(recorded) - names - {layer.layer for layer in known})
+    missing = sorted(names - set(recorded))
+    if strangers or missing:
+        problem = (
+            f"fit no layer: {', '.join(strangers[:3])}" if strangers else f"are missing for {', '.join(missing[:3])}"
+        )
+        raise GpusqError(
+            f"the checkpoint's recorded ranges {problem}",
+            place=source,
+            hint="make the checkpoint again, or save its weights alone and calibrate with --calib FOLDER",
+        )
+    largest: dict[str, TensorRange] = {}
+    for layer in layers:
+        found = largest.get(layer.input)
+        if found is None or recorded[layer.layer] > found.amax:
+            largest[layer.input] = TensorRange(
+                tensor=layer.input,
+                layer=layer.layer,
+                amax=recorded[layer.layer],
+                origin=": ".join([f"recorded in {source}", *filter(None, [(origins or {}).get(layer.layer)])]),
+            )
+    return CalibrationTable(
+        source=source, digest="", images=0, observer="recorded", ranges=tuple(largest[name] for name in largest)
+    )

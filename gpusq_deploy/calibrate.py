@@ -20,10 +20,11 @@ from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.plan import layers_to_quantize
+from gpusq_deploy.ranges import calibrated
 from gpusq_deploy.ranks import Ranks
 from gpusq_deploy.recipe import load_recipe, require_used_rules
 from gpusq_deploy.request import Reporter
-from gpusq_deploy.steps import calibrated
+from gpusq_deploy.steps import subject_of
 from gpusq_deploy.verify import split_source
 
 
@@ -70,7 +71,7 @@ def calibrate_checkpoint(request: CalibrateRequest, ranks: Ranks, reporter: Repo
         gather=ranks.gather,
         workers=ranks.workers(),
     )
-    table = calibrated(model, wanted, source, checkpoint, how, reporter)
+    table = calibrated(model, wanted, source, subject_of(checkpoint), how, reporter).table
     if ranks.first:
         _write(request.out, table)
     return table

@@ -9,24 +9,28 @@ import onnx_ir as ir
 
 from gpusq_deploy.artifacts.calibration import CalibrationTable, Calibrator
 from gpusq_deploy.artifacts.plan import FloatPrecision, Plan
-from gpusq_deploy.calibration.moments import ChannelMoments, collect_moments
+from gpusq_deploy.calibration.moments import ChannelMoments
+from gpusq_deploy.calibration.observe import Observing
 from gpusq_deploy.calibration.refine import (
     decide_smoothing,
+    moments_behind,
     places_to_smooth,
     round_weights,
     rule_of,
-    smoothed_moments,
+    table_behind,
     with_headroom,
 )
-from gpusq_deploy.checkpoint.checkpoint import Checkpoint
-from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.quantize import STORED_TYPE, RoundedWeight
 from gpusq_deploy.passes.smooth import Smooth, SmoothedTensor
+from gpusq_deploy.ranges import Data, Subject, calibrated, known_ranges
+from gpusq_deploy.ranks import Ranks
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import Reporter
-from gpusq_deploy.steps import Data, find_ranges
+
+# Each holds the activations of a sample while its channels are added up.
+_MOST_WORKERS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +60,8 @@ class Wanted:
     remainder: FloatPrecision
 
 
-def make_ready(model: ir.Model, wanted: Wanted, data: Data, checkpoint: Checkpoint, reporter: Reporter) -> Ready:
-    """Smooth the graph and find ranges.
+def make_ready(model: ir.Model, wanted: Wanted, data: Data, subject: Subject, reporter: Reporter) -> Ready:
+    """Look at the data once, smooth the graph, and say which ranges its activations have then.
 
     Ranges that were found before are those of the graph as it is: with them nothing is smoothed or widened, and no data
     says how weights should be rounded.
@@ -66,39 +70,41 @@ def make_ready(model: ir.Model, wanted: Wanted, data: Data, checkpoint: Checkpoi
         model: The canonical float graph; left as it is.
         wanted: Layers, recipe and calibrators.
         data: Samples, or ranges found before.
-        checkpoint: May record ranges.
+        subject: May record ranges.
         reporter: Hears what is smoothed, what isn't, and why.
     """
-    if data.given or checkpoint.ranges:
-        table = find_ranges(model, wanted.layers, data, checkpoint, wanted.calibrators, reporter)
+    if data.given or subject.ranges:
+        table = known_ranges(model, wanted.layers, data, subject, wanted.calibrators, reporter)
         if any(rule_of(wanted.recipe, layer).refined for layer in wanted.layers):
             reporter.say("the ranges are given: nothing is smoothed or widened, weights are rounded to nearest")
         return Ready(model=model, layers=weighted_layers(model), table=table, moments={})
     places, declined = places_to_smooth(model, wanted.layers, wanted.recipe, wanted.calibrators)
-    moments = _moments(model, wanted, [place.tensor for place in places], data, reporter)
-    smoothed = decide_smoothing(model, places, moments, wanted.recipe, stored=STORED_TYPE[wanted.remainder])
+    moments = _channels_to_watch(wanted, [place.tensor for place in places])
+    how = Observing(
+        calibrators=wanted.calibrators,
+        preprocessing=subject.preprocessing,
+        workers=min(Ranks().workers(), _MOST_WORKERS) if moments else Ranks().workers(),
+        moments=moments,
+    )
+    seen = calibrated(model, wanted.layers, data.calibrate, subject, how, reporter)
+    smoothed = decide_smoothing(model, places, seen.moments, wanted.recipe, stored=STORED_TYPE[wanted.remainder])
     _say(smoothed, declined, reporter)
     ready = run_passes(model, [Smooth(smoothed)])
     layers = weighted_layers(ready)
-    names = {layer.node for layer in wanted.layers}
-    inside = tuple(layer for layer in layers if layer.node in names)
-    before = {layer.node: layer.input for layer in wanted.layers}
-    calibrators = {
-        layer.input: wanted.calibrators[before[layer.node]]
-        for layer in inside
-        if before[layer.node] in wanted.calibrators
-    }
-    table = find_ranges(ready, inside, data, checkpoint, calibrators, reporter)
-    how = {layer.node: tensor.smoothing for tensor in smoothed for layer in tensor.place.readers}
+    found = moments_behind(seen.moments, smoothed)
+    now = {layer.node: layer for layer in layers}
+    inside = {layer.input: now[layer.node].input for layer in wanted.layers}
     return Ready(
         model=ready,
         layers=layers,
-        table=with_headroom(table, inside, wanted.recipe, smoothed, calibrators),
-        moments={
-            node: smoothed_moments(moments[tensor], how.get(node))
-            for node, tensor in before.items()
-            if tensor in moments
-        },
+        table=with_headroom(
+            table_behind(seen.table, smoothed, found, inside),
+            [now[layer.node] for layer in wanted.layers],
+            wanted.recipe,
+            smoothed,
+            {inside[tensor]: calibrator for tensor, calibrator in wanted.calibrators.items() if tensor in inside},
+        ),
+        moments={layer.node: found[layer.input] for layer in wanted.layers if layer.input in found},
     )
 
 
@@ -107,24 +113,13 @@ def rounded_weights(ready: Ready, plan: Plan, recipe: Recipe) -> dict[str, Round
     return round_weights(ready.model, ready.layers, plan, ready.moments, recipe, stored=STORED_TYPE[plan.remainder])
 
 
-def _moments(
-    model: ir.Model, wanted: Wanted, smoothed: Sequence[str], data: Data, reporter: Reporter
-) -> dict[str, ChannelMoments]:
-    """Of the activations to smooth, and of those whose readers' weights or biases depend on the data."""
+def _channels_to_watch(wanted: Wanted, smoothed: Sequence[str]) -> dict[str, bool]:
+    """Activations to smooth, and those whose readers' weights or biases depend on the data; True for second moments."""
     linear = [layer for layer in wanted.layers if layer.kind == "linear" and not layer.reshaped]
     second_order = {layer.input for layer in linear if rule_of(wanted.recipe, layer).rounding == "second-order"}
     biased = {layer.input for layer in linear if rule_of(wanted.recipe, layer).correct_bias}
-    tensors = tuple(
-        dict.fromkeys(layer.input for layer in linear if layer.input in {*smoothed, *second_order, *biased})
-    )
-    return collect_moments(
-        model,
-        tensors,
-        data.calibrate,
-        covariance_of=second_order,
-        open_model=open_onnx,
-        progress=lambda done, total: reporter.progress("looking at channels", done, total),
-    )
+    tensors = {*smoothed, *second_order, *biased}
+    return {layer.input: layer.input in second_order for layer in linear if layer.input in tensors}
 
 
 def _say(smoothed: Sequence[SmoothedTensor], declined: Sequence[tuple[str, str]], reporter: Reporter) -> None:

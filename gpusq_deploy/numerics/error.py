@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,14 +13,60 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ErrorSums:
+    """What is kept of two outputs instead of the outputs: four sums for each sample, float64 [N].
+
+    `signal` = Σ ref², `got` = Σ got², `product` = Σ ref·got, `noise` = Σ (ref - got)².
+    """
+
+    signal: npt.NDArray[np.float64]
+    got: npt.NDArray[np.float64]
+    product: npt.NDArray[np.float64]
+    noise: npt.NDArray[np.float64]
+
+    def sqnr_db(self) -> float:
+        """SQNR of all samples seen as one; see `sqnr_db`."""
+        return _decibels(float(self.signal.sum()), float(self.noise.sum()))
+
+    def median_sqnr_db(self) -> float:
+        """Median over the samples of each one's own SQNR: one or two samples can decide the pooled figure, not this."""
+        ordered = sorted(_decibels(*pair) for pair in zip(self.signal.tolist(), self.noise.tolist(), strict=True))
+        middle = len(ordered) // 2
+        # Not statistics.median: the mean of two infinities of one sign is fine, of two signs it is NaN.
+        return ordered[middle] if len(ordered) % 2 else _between(ordered[middle - 1], ordered[middle])
+
+    def cosine(self) -> float:
+        """Cosine of all samples seen as one long vector; see `cosine`."""
+        length = math.sqrt(float(self.signal.sum()) * float(self.got.sum()))
+        return float(self.product.sum()) / length if length else 0.0
+
+
+def error_sums(reference: Array, got: Array) -> ErrorSums:
+    """The sums of two outputs [N, ...] of one shape."""
+    ref = reference.astype(np.float64).reshape(len(reference), -1)
+    other = got.astype(np.float64).reshape(len(got), -1)
+    return ErrorSums(
+        signal=_sums(ref * ref), got=_sums(other * other), product=_sums(ref * other), noise=_sums((ref - other) ** 2)
+    )
+
+
+def joined(parts: Sequence[ErrorSums]) -> ErrorSums:
+    """The sums of all the parts' samples, in order."""
+    return ErrorSums(
+        signal=np.concatenate([part.signal for part in parts]),
+        got=np.concatenate([part.got for part in parts]),
+        product=np.concatenate([part.product for part in parts]),
+        noise=np.concatenate([part.noise for part in parts]),
+    )
+
+
 def sqnr_db(reference: Array, got: Array) -> float:
     """Signal to quantisation noise: 10·log10(Σ ref² / Σ (ref - got)²), in dB; infinite where they are equal."""
     ref = reference.astype(np.float64)
     noise = float(np.sum((ref - got.astype(np.float64)) ** 2))
     signal = float(np.sum(ref**2))
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    return _decibels(signal, noise)
 
 
 def cosine(reference: Array, got: Array) -> float:
@@ -33,3 +81,18 @@ def top1_agreement(reference: Array, got: Array) -> float:
     """Share of samples [N, classes] whose largest logit is the same class."""
     same = np.asarray(np.argmax(reference, axis=-1) == np.argmax(got, axis=-1), dtype=np.float64)
     return float(same.mean())
+
+
+def _sums(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    sums: npt.NDArray[np.float64] = values.sum(axis=1)
+    return sums
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def _between(low: float, high: float) -> float:
+    return low if math.isinf(low) else (low + high) / 2

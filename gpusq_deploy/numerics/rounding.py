@@ -1,8 +1,12 @@
 """Round a weight to INT8 so that the layer's output moves least, instead of each weight.
 
 Column after column is rounded, and the columns that are still free make up for the error: GPTQ, Frantar et al. 2022,
-arXiv 2210.17323, which is optimal brain surgery in a fixed order. Columns go by falling input power, so that those that
-matter most are rounded while most others are still free.
+arXiv 2210.17323, in the form of Chee et al. 2023, arXiv 2307.13304 (theorem 6), which gives the same codes and needs no
+inverse. With H = (I + U) D (I + U)ᵀ, U strictly upper triangular, and the errors E = W - sq of the columns before:
+
+    q_k = round((W_k + Σ_{j<k} E_j·U_jk) / s)
+
+Columns go by falling input power, so that those that matter most are rounded while most others are still free.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import numpy.typing as npt
 
 from gpusq_deploy.numerics.affine import INT8_MAX, Int8Array
 
-_BLOCK = 64
+_BLOCK = 32
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -34,38 +38,36 @@ def second_order_codes(rows: Floats, scale: Floats, gram: Floats, *, damping: fl
         ValueError: H is not positive definite, even with the damping.
     """
     order = np.argsort(-gram.diagonal(), kind="stable")
-    factor = _inverse_factor(gram[np.ix_(order, order)], damping)
-    rest = np.ascontiguousarray(rows.T[order], dtype=np.float32)
-    frozen = rest == 0
+    feedback = _feedback(gram[np.ix_(order, order)], damping)
+    wanted = np.ascontiguousarray(rows.T[order], dtype=np.float32)
+    frozen = wanted == 0
     divisor = scale.astype(np.float32)
-    codes = np.empty(rest.shape, np.int8)
-    width = len(order)
-    for start in range(0, width, _BLOCK):
-        stop = min(start + _BLOCK, width)
-        errors = np.empty((stop - start, rest.shape[1]), np.float32)
+    codes = np.empty(wanted.shape, np.int8)
+    errors = np.empty_like(wanted)
+    for start in range(0, len(order), _BLOCK):
+        stop = min(start + _BLOCK, len(order))
+        values = wanted[start:stop] + feedback[:start, start:stop].T @ errors[:start]
         for column in range(start, stop):
-            values = rest[column]
-            rounded = np.clip(np.rint(values / divisor), -INT8_MAX, INT8_MAX)
+            rounded = np.rint(values[column - start] / divisor)
+            np.minimum(np.maximum(rounded, -INT8_MAX, out=rounded), INT8_MAX, out=rounded)
             rounded[frozen[column]] = 0
             codes[column] = rounded
-            error = (values - rounded * divisor) / factor[column, column]
-            errors[column - start] = error
-            rest[column + 1 : stop] -= factor[column, column + 1 : stop, None] * error
-        rest[stop:] -= factor[start:stop, stop:].T @ errors
+            errors[column] = wanted[column] - rounded * divisor
+            values[column + 1 - start :] += feedback[column, column + 1 : stop, None] * errors[column]
     result = np.empty_like(codes)
     result[order] = codes
     return np.ascontiguousarray(result.T)
 
 
-def _inverse_factor(gram: Floats, damping: float) -> npt.NDArray[np.float32]:
-    """Upper triangular U with (H + ridge)⁻¹ = UᵀU, float32 [K, K]."""
+def _feedback(gram: Floats, damping: float) -> npt.NDArray[np.float32]:
+    """Strictly upper triangular U with H + ridge = (I + U) D (I + U)ᵀ, float32 [K, K]; its diagonal is left at 1."""
     damped = gram.astype(np.float64)
     diagonal = np.einsum("ii->i", damped)
     diagonal += damping * max(float(diagonal.mean()), float(np.finfo(np.float32).tiny))
     try:
-        # H reversed = L Lᵀ, so L⁻¹ reversed in both axes is upper triangular, and UᵀU is the inverse of H.
+        # H reversed = L Lᵀ, so L reversed in both axes is upper triangular, and H = L' L'ᵀ.
         lower = np.linalg.cholesky(damped[::-1, ::-1])
     except np.linalg.LinAlgError as error:
         raise ValueError("the second moments are not positive definite") from error
-    upper = np.linalg.inv(lower)[::-1, ::-1]
-    return np.ascontiguousarray(np.triu(upper), dtype=np.float32)
+    upper = lower[::-1, ::-1]
+    return np.ascontiguousarray(upper / upper.diagonal(), dtype=np.float32)

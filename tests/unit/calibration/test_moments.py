@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 import pytest
 import tiny_models
 import torch
 
-from gpusq_deploy.calibration.moments import ChannelMoments, collect_moments
+from gpusq_deploy.calibration.moments import ChannelMoments, MomentSums
+from gpusq_deploy.calibration.observe import Observing, observe
 from gpusq_deploy.calibration.sources import ArrayFile
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.layers import GraphLayer
 
 Array = npt.NDArray[Any]
 TEXT = "g (float[B,3,2,6] input) => (float[B,3,2,6] y) { [one] a = Mul(input, two) [other] y = Add(a, two) }"
@@ -26,10 +28,24 @@ def source(values: Array) -> ArrayFile:
 
 
 def collect(
-    values: Array, *, text: str = TEXT, covariance_of: tuple[str, ...] = ("a", "y")
+    values: Array, *, text: str = TEXT, covariance_of: tuple[str, ...] = ("a", "y"), workers: int = 1
 ) -> dict[str, ChannelMoments]:
     model = tiny_models.graph(text, two=np.full(1, 2, np.float32))
-    return collect_moments(model, ["a", "y"], source(values), covariance_of=covariance_of, open_model=open_onnx)
+    return observed(model, source(values), {name: name in covariance_of for name in ("a", "y")}, workers=workers)
+
+
+def observed(
+    model: ir.Model, data: ArrayFile, moments: dict[str, bool], *, workers: int = 1
+) -> dict[str, ChannelMoments]:
+    how = Observing(moments=moments, workers=workers)
+    return dict(observe(model, [reader_of(name) for name in moments], data, open_model=open_onnx, how=how).moments)
+
+
+def reader_of(tensor: str) -> GraphLayer:
+    """A layer of which only the input matters."""
+    return GraphLayer(
+        layer=tensor, node=tensor, kind="linear", input=tensor, weight="w", channel_axis=1, n=2, k=4, macs=8
+    )
 
 
 def require_moments(found: ChannelMoments, rows: Array, *, rtol: float = 1e-5) -> None:
@@ -75,13 +91,28 @@ def test_second_moments_are_kept_only_where_they_are_wanted() -> None:
     assert not found["y"].covariance.any()
 
 
-def test_nothing_wanted_reads_no_data() -> None:
-    def unopened(_: Path) -> Any:
-        raise AssertionError("nothing is to be run")
+def test_the_moments_do_not_depend_on_the_number_of_workers() -> None:
+    values = np.random.default_rng(5).standard_normal((9, 3, 2, 6)).astype(np.float32)
+    one, three = collect(values), collect(values, workers=3)
+    for name in ("a", "y"):
+        for field in ("low", "high", "mean", "covariance"):
+            np.testing.assert_array_equal(getattr(one[name], field), getattr(three[name], field))
 
+
+def test_rows_beyond_those_that_wait_are_added_once() -> None:
+    """More rows than are held back, in uneven parts."""
+    rows = np.random.default_rng(6).standard_normal((3000, 5)).astype(np.float32)
+    sums = MomentSums(rows[:7], squares=True)
+    for start in range(0, 3000, 700):
+        sums.add(rows[start : start + 700])
+    require_moments(sums.moments(), rows.astype(np.float64))
+
+
+def test_channel_moments_are_refused_where_several_processes_share_the_data() -> None:
     model = tiny_models.graph(TEXT, two=np.full(1, 2, np.float32))
-    values = source(np.zeros((1, 3, 2, 6), np.float32))
-    assert collect_moments(model, [], values, covariance_of=(), open_model=unopened) == {}
+    how = Observing(moments={"a": False}, world=2)
+    with pytest.raises(ValueError, match="single process"):
+        observe(model, [reader_of("a")], source(np.ones((2, 3, 2, 6), np.float32)), open_model=open_onnx, how=how)
 
 
 def test_an_activation_that_is_not_finite_is_named() -> None:
@@ -91,20 +122,6 @@ def test_an_activation_that_is_not_finite_is_named() -> None:
     with pytest.raises(GpusqError, match="NaN or infinity") as caught:
         collect(values, text=text)
     assert caught.value.place == "tensor a"
-
-
-def test_progress_counts_samples() -> None:
-    seen: list[tuple[int, int]] = []
-    model = tiny_models.graph(TEXT, two=np.full(1, 2, np.float32))
-    collect_moments(
-        model,
-        ["a"],
-        source(np.ones((6, 3, 2, 6), np.float32)),
-        covariance_of=(),
-        open_model=open_onnx,
-        progress=lambda done, total: seen.append((done, total)),
-    )
-    assert seen == [(4, 6), (6, 6)]
 
 
 @pytest.mark.slow
@@ -122,9 +139,7 @@ def test_moments_are_what_torch_hooks_see(static: bool) -> None:
     with torch.no_grad():
         module(torch.from_numpy(images))
     handle.remove()
-    found = collect_moments(exported.model, ["gelu"], source(images), covariance_of=["gelu"], open_model=open_onnx)[
-        "gelu"
-    ]
+    found = observed(exported.model, source(images), {"gelu": True})["gelu"]
     rows = seen[0].reshape(-1, seen[0].shape[-1]).astype(np.float64)
     np.testing.assert_allclose(found.high, rows.max(axis=0), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(found.mean, rows.mean(axis=0), rtol=1e-3, atol=1e-4)

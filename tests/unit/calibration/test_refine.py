@@ -12,8 +12,10 @@ import planning
 import pytest
 import tiny_models
 
-from gpusq_deploy.calibration.moments import ChannelMoments, collect_moments
-from gpusq_deploy.calibration.refine import decide_smoothing, round_weights, smoothed_moments, with_headroom
+from gpusq_deploy.artifacts.calibration import CalibrationTable
+from gpusq_deploy.calibration.moments import ChannelMoments
+from gpusq_deploy.calibration.observe import Observing, observe
+from gpusq_deploy.calibration.refine import decide_smoothing, moments_behind, round_weights, table_behind, with_headroom
 from gpusq_deploy.calibration.sources import ArrayFile
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.errors import GpusqError
@@ -69,9 +71,15 @@ def model_of() -> ir.Model:
 
 def moments_of(model: ir.Model, values: Array = VALUES) -> dict[str, ChannelMoments]:
     """Of each layer's input, by tensor."""
-    tensors = tuple(dict.fromkeys(layer.input for layer in weighted_layers(model)))
-    source = ArrayFile(name="rows", values=values)
-    return collect_moments(model, tensors, source, covariance_of=tensors, open_model=open_onnx)
+    return seen(model, values)[1]
+
+
+def seen(model: ir.Model, values: Array = VALUES) -> tuple[CalibrationTable, dict[str, ChannelMoments]]:
+    """The ranges and moments of each layer's input."""
+    layers = weighted_layers(model)
+    how = Observing(moments={layer.input: True for layer in layers})
+    found = observe(model, layers, ArrayFile(name="rows", values=values), open_model=open_onnx, how=how)
+    return found.table, dict(found.moments)
 
 
 def decided(model: ir.Model, asked: Recipe) -> tuple[SmoothedTensor, ...]:
@@ -89,15 +97,29 @@ def test_moments_of_a_smoothed_activation_are_those_measured_on_the_smoothed_gra
     assert {tensor.place.producer for tensor in smoothed} == {"layer-norm", "gelu"}
     for tensor in smoothed:
         assert tensor.smoothing.offset.any()
-        got = smoothed_moments(before[tensor.place.tensor], tensor.smoothing)
+        got = moments_behind(before, smoothed)[tensor.place.tensor]
         for reader in tensor.place.readers:
             expected = measured[reader.node]
             assert got.covariance is not None
             assert expected.covariance is not None
             for name in ("low", "high", "mean", "covariance"):
                 np.testing.assert_allclose(getattr(got, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
-    untouched = before["a"]
-    assert smoothed_moments(untouched, None) is untouched
+    assert moments_behind(before, ())["a"] is before["a"]
+
+
+def test_ranges_of_a_smoothed_graph_are_those_measured_on_it() -> None:
+    model = model_of()
+    smoothed = decided(model, recipe())
+    table, moments = seen(model)
+    after = run_passes(model, [Smooth(smoothed)])
+    now = {layer.node: layer.input for layer in weighted_layers(after)}
+    names = {layer.input: now[layer.node] for layer in weighted_layers(model)}
+    got = table_behind(table, smoothed, moments_behind(moments, smoothed), names)
+    expected, _ = seen(after)
+    assert [entry.tensor for entry in got.ranges] == [entry.tensor for entry in expected.ranges]
+    assert [entry.amax for entry in got.ranges] == pytest.approx([entry.amax for entry in expected.ranges], rel=1e-5)
+    untouched = table_behind(table, (), moments, {name: name for name in names})
+    assert untouched == table
 
 
 def test_factors_behind_a_norm_see_the_columns_of_every_reader() -> None:
@@ -209,7 +231,10 @@ def test_layers_without_moments_or_in_floating_point_are_left_to_quantize() -> N
 def test_moments_that_are_none_stop_it_and_the_layer_is_named() -> None:
     model = model_of()
     wrong = ChannelMoments(
-        low=np.zeros(8, np.float32), high=np.ones(8, np.float32), mean=np.zeros(8), covariance=-np.eye(8)
+        low=np.zeros(8, np.float32),
+        high=np.ones(8, np.float32),
+        mean=np.zeros(8),
+        covariance=-np.eye(8, dtype=np.float32),
     )
     with pytest.raises(GpusqError, match=r"can't be quantised: .* not positive definite") as caught:
         rounded(model, recipe(rounding="second-order"), a=wrong)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
-from gpusq_deploy.numerics.error import cosine, sqnr_db, top1_agreement
+from gpusq_deploy.numerics.error import cosine, error_sums, joined, sqnr_db, top1_agreement
 
 
 def test_sqnr_is_its_definition() -> None:
@@ -45,3 +47,40 @@ def test_top1_counts_the_samples_whose_winner_stays() -> None:
     reference = np.array([[1, 2, 0], [5, 1, 1], [0, 0, 1], [3, 2, 1]])
     got = np.array([[0, 9, 0], [1, 5, 1], [0, 0, 7], [3, 2, 9]])
     assert top1_agreement(reference, got) == 0.5
+
+
+def pairs(count: int = 7) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    random = np.random.default_rng(6)
+    reference = random.standard_normal((count, 3, 5)).astype(np.float32)
+    noise = random.standard_normal(reference.shape) * np.linspace(0.01, 1, count)[:, None, None]
+    return reference, (reference + noise).astype(np.float32)
+
+
+@pytest.mark.parametrize("cut", [1, 3, 6])
+def test_sums_of_parts_give_what_the_whole_outputs_give(cut: int) -> None:
+    reference, got = pairs()
+    sums = joined([error_sums(reference[:cut], got[:cut]), error_sums(reference[cut:], got[cut:])])
+    assert sums.sqnr_db() == pytest.approx(sqnr_db(reference, got))
+    assert sums.cosine() == pytest.approx(cosine(reference, got))
+
+
+@pytest.mark.parametrize("count", [1, 6, 7])
+def test_the_median_is_that_of_each_samples_own_figure(count: int) -> None:
+    reference, got = pairs(count)
+    alone = [sqnr_db(one, other) for one, other in zip(reference, got, strict=True)]
+    assert error_sums(reference, got).median_sqnr_db() == pytest.approx(statistics.median(alone))
+
+
+def test_one_bad_sample_decides_the_pooled_figure_and_not_the_median() -> None:
+    reference = np.ones((5, 10))
+    got = reference * 1.001
+    got[2] = -1
+    sums = error_sums(reference, got)
+    assert sums.median_sqnr_db() == pytest.approx(60)
+    assert sums.sqnr_db() < 2
+
+
+def test_equal_samples_are_infinitely_good_and_silence_has_no_angle() -> None:
+    sums = error_sums(np.ones((2, 3)), np.ones((2, 3)))
+    assert (sums.sqnr_db(), sums.median_sqnr_db()) == (math.inf, math.inf)
+    assert error_sums(np.zeros((2, 3)), np.ones((2, 3))).cosine() == 0
