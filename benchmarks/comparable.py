@@ -42,6 +42,7 @@ def _circumstances(runs: Runs) -> _Facts:
         "runtime": runs.runtime.name,
         "device": runs.runtime.device,
         "threads": runs.runtime.threads,
+        "CUDA graph": runs.runtime.cuda_graph,
         "warm-up": settings.warmup,
         "iterations": settings.iterations,
         "order": settings.order,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
+import msgspec
+
 from gpusq_deploy.artifacts.base import digest_of_file
 from gpusq_deploy.artifacts.runs import MeasureSettings, Runs, RuntimeInfo
 from gpusq_deploy.benchmarks.environment import read_environment
@@ -21,6 +23,7 @@ def record(
     settings: MeasureSettings,
     *,
     threads: int | None = None,
+    cuda_graph: bool = False,
     progress: Progress | None = None,
 ) -> Runs:
     """Measure with made-up inputs.
@@ -30,6 +33,7 @@ def record(
         batches: Batch sizes, in the order to measure them.
         settings: Counts and the seed of the inputs.
         threads: For onnxruntime alone; None leaves the choice to it.
+        cuda_graph: For engine plans alone: launch each inference as one captured CUDA graph.
         progress: See `measure`.
 
     Raises:
@@ -46,8 +50,9 @@ def record(
     infos: list[RuntimeInfo] = []
 
     def open_fresh() -> Session:
-        session = _open(subject, threads)
-        infos.append(_info(session, subject.choice.reason, threads))
+        session = _open(subject, threads, cuda_graph=cuda_graph)
+        info = _info(session, subject.choice.reason, threads)
+        infos.append(msgspec.structs.replace(info, cuda_graph=cuda_graph))
         return session
 
     series = measure(open_fresh, batches, settings, progress, allowed=subject.batch)
@@ -63,9 +68,9 @@ def record(
     )
 
 
-def _open(subject: Subject, threads: int | None) -> Session:
-    if threads is None:
-        return open_session(subject.path, subject.choice.name)
+def _open(subject: Subject, threads: int | None, *, cuda_graph: bool) -> Session:
+    if threads is None or cuda_graph:
+        return open_session(subject.path, subject.choice.name, weights=subject.weights, cuda_graph=cuda_graph)
     from gpusq_deploy.engines.ort import open_onnx
 
     return open_onnx(subject.path, threads=threads)

@@ -18,7 +18,8 @@ def text_from_runs(runs: Runs) -> str:
     summaries = summarise(runs)
     lines = [
         f"model    {runs.model}  {runs.model_digest}",
-        f"runtime  {runs.runtime.name} {runs.runtime.version} on {runs.runtime.device} ({runs.runtime.reason})",
+        f"runtime  {runs.runtime.name} {runs.runtime.version} on {runs.runtime.device} ({runs.runtime.reason})"
+        + (", by CUDA graph" if runs.runtime.cuda_graph else ""),
         f"machine  {_machine(runs.environment)}",
         f"taken    {settings.repeats} sessions x {settings.iterations} inferences after {settings.warmup} warm-ups",
         "",

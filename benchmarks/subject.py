@@ -10,7 +10,8 @@ from gpusq_deploy.artifacts.manifest import BatchRange, Manifest
 from gpusq_deploy.artifacts.receipt import Receipt
 from gpusq_deploy.bundle import MANIFEST, MODEL, RECEIPT, is_bundle
 from gpusq_deploy.engines.api import BackendName
-from gpusq_deploy.engines.gpu import find_gpu
+from gpusq_deploy.engines.gpu import Gpu, find_gpu
+from gpusq_deploy.engines.refit import require_same_sparsity
 from gpusq_deploy.engines.runtimes import RuntimeChoice, choose_runtime
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.packed import require_dense
@@ -19,12 +20,16 @@ _PLAN_SUFFIXES = (".plan", ".engine")
 
 
 class Subject(NamedTuple):
-    """One file on one runtime. `name` identifies it without the machine's paths; `batch` is the bundle's range."""
+    """One file on one runtime. `name` identifies it without the machine's paths; `batch` is the bundle's range.
+
+    `weights` is the model that a plan without weights takes them from.
+    """
 
     path: Path
     name: str
     choice: RuntimeChoice
     batch: BatchRange | None
+    weights: Path | None = None
 
     @property
     def default_batches(self) -> tuple[int, ...]:
@@ -71,7 +76,12 @@ def _of_bundle(folder: Path, requested: str) -> Subject:
         require_dense(folder)
     path = folder / (MODEL if choice.name == "onnxruntime" else _plan_for_this_gpu(receipt, choice.name))
     name = f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}"
-    return Subject(path, name, choice, read_value(folder / MANIFEST, Manifest).batch)
+    manifest = read_value(folder / MANIFEST, Manifest)
+    weights = folder / MODEL if manifest.engine.strip and choice.name != "onnxruntime" else None
+    if weights is not None:
+        require_dense(folder)
+        require_same_sparsity(weights, manifest.sparsity)
+    return Subject(path, name, choice, manifest.batch, weights)
 
 
 def _of_plan(path: Path, requested: str) -> Subject:
@@ -87,13 +97,21 @@ def _of_plan(path: Path, requested: str) -> Subject:
 
 
 def _plan_for_this_gpu(receipt: Receipt, backend: str) -> str:
-    """The backend's only plan; of several, the one that was built for the GPU that answers here."""
+    """The backend's plan that was built for the GPU that answers here; its only one where none answers."""
     engines = [engine for engine in receipt.engines if engine.backend == backend]
     gpu = find_gpu()
-    fitting = [engine for engine in engines if engine.compute_capability == getattr(gpu, "compute_capability", None)]
-    for candidates in (fitting, engines):
-        if len(candidates) == 1:
-            return candidates[0].plan_file
+    if isinstance(gpu, Gpu):
+        fitting = [engine for engine in engines if engine.compute_capability == gpu.compute_capability]
+        if not fitting:
+            built = ", ".join(f"{engine.target} ({engine.compute_capability})" for engine in engines)
+            raise GpusqError(
+                f"the bundle has no plan for this GPU, a {gpu.name} ({gpu.compute_capability}): only for {built}",
+                place=f"--runtime {backend}",
+                hint="gpusq-build BUNDLE --target NAME builds one",
+            )
+        engines = fitting
+    if len(engines) == 1:
+        return engines[0].plan_file
     raise GpusqError(
         f"the bundle has {len(engines)} plans for {backend}: {', '.join(engine.plan_file for engine in engines)}",
         place=f"GPU here: {gpu}",

@@ -8,56 +8,29 @@ swapped, unverified so far, because no GPU was at hand.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
-from gpusq_deploy.artifacts.base import Value
-from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.receipt import EngineLayer
 from gpusq_deploy.engines.api import (
     TRAITS,
     Api,
     BackendName,
-    RtxBuilderConfig,
     load_api,
-    rtx_compute_capability,
     sizes_of,
 )
 from gpusq_deploy.engines.build_log import BuildLog, Progress, ProgressCallback, run_stoppable
-from gpusq_deploy.engines.layer_text import layers_from_inspector, layers_from_log
+from gpusq_deploy.engines.configure import BuildSettings, add_profiles, aim, apply_settings, require_options
+from gpusq_deploy.engines.layer_text import first_profile, layers_from_inspector, layers_from_log
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.provenance import nodes_named_in
 from gpusq_deploy.targets import Target
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 _T = TypeVar("_T")
-
-_MIB = 1 << 20
-
-
-class BuildSettings(Value):
-    """What to build.
-
-    Attributes:
-        batch: Batch sizes that the plan must accept.
-        sparse: Whether the builder may use sparse kernels where weights are 2:4.
-        workspace_mib: Most scratch memory that a layer may use, in MiB; None leaves it to the builder.
-        optimization_level: The builder's 0 (fast build) to 5 (fast engine); None leaves it to the builder.
-    """
-
-    batch: BatchRange
-    sparse: bool = False
-    workspace_mib: int | None = None
-    optimization_level: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.workspace_mib is not None and self.workspace_mib < 1:
-            raise ValueError("workspace_mib must be positive")
-        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise ValueError("optimization_level must be 0 to 5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +42,7 @@ class EngineBuild:
         backend: Who built it, and in which version.
         version: The backend's version.
         seconds: Wall-clock time of parsing and building.
-        layers: Its layers after fusion, in the builder's order.
+        layers: Its layers after fusion, in the builder's order; those of the first optimisation profile.
         source: Where `layers` was read from, as a sentence.
         notes: The builder's warnings and what it said about sparsity, each once.
         timing_cache: The timing cache after the build, where one was given; it belongs to this device and version.
@@ -93,11 +66,13 @@ class BuildOptions:
         backend: Who builds; None takes the target's first.
         progress: Called with phase, steps done and steps in all, from the builder's thread.
         timing_cache: Kernel timings of an earlier build; empty bytes start a new one. tensorrt-rtx has none.
+        place: What errors call the model; None is its path.
     """
 
     backend: BackendName | None = None
     progress: ProgressCallback | None = None
     timing_cache: bytes | None = None
+    place: str | None = None
 
 
 def build_engine(
@@ -114,17 +89,18 @@ def build_engine(
         options: Which backend, who hears of progress, and a timing cache.
 
     Raises:
-        GpusqError: The backend isn't here or can't build for the target, the model can't be parsed, has a dynamic
-            dimension besides the batch, or can't be built.
+        GpusqError: The backend isn't here, can't build for the target or can't do what the options ask; the model
+            can't be parsed, has a dynamic dimension besides the batch, or can't be built.
     """
     options = options or BuildOptions()
     backend = options.backend or default_backend(target)
     if not model.is_file():
         raise GpusqError("there is no such model file", place=str(model))
     api = load_api(backend)
+    require_options(settings.options, api, backend)
     progress = Progress(options.progress)
-    job = _Build(api=api, backend=backend, model=model, target=target, settings=settings)
-    return run_stoppable(lambda: job.run(progress, options.timing_cache), progress)
+    job = _Build(api, model, target, settings, replace(options, backend=backend))
+    return run_stoppable(lambda: job.run(progress), progress)
 
 
 def default_backend(target: Target) -> BackendName:
@@ -135,10 +111,12 @@ def default_backend(target: Target) -> BackendName:
 class _Build:
     """One build: the builder, what it says, and the steps from a model to a plan."""
 
-    def __init__(self, *, api: Api, backend: BackendName, model: Path, target: Target, settings: BuildSettings) -> None:
+    def __init__(self, api: Api, model: Path, target: Target, settings: BuildSettings, options: BuildOptions) -> None:
         self._api = api
-        self._backend: BackendName = backend
+        self._backend: BackendName = options.backend or default_backend(target)
         self._model = model
+        self._called = options.place or str(model)
+        self._timings = options.timing_cache
         self._target = target
         self._settings = settings
         self._log = BuildLog()
@@ -146,18 +124,18 @@ class _Build:
         self._logger = self._log.as_logger(api)
         self._monitor: trt.IProgressMonitor | None = None
 
-    def run(self, progress: Progress, timing_cache: bytes | None) -> EngineBuild:
+    def run(self, progress: Progress) -> EngineBuild:
         start = time.perf_counter()
         builder = self._start()
         network = self._parse(builder)
         config = self._configure(builder, network)
         self._monitor = progress.as_monitor(self._api)
         config.progress_monitor = self._monitor
-        cache = self._use_cache(config, timing_cache)
+        cache = self._use_cache(config)
         built = builder.build_serialized_network(network, config)
         if progress.stop.is_set():
             # `run_stoppable` raises what stopped it; this is never seen.
-            raise GpusqError("the build was stopped", place=str(self._model))
+            raise GpusqError("the build was stopped", place=self._called)
         plan = bytes(self._made(built, f"build for {self._target.name}"))
         seconds = time.perf_counter() - start
         version = self._api.__version__
@@ -182,8 +160,10 @@ class _Build:
         return self._made(None, "start its builder")
 
     def _parse(self, builder: trt.Builder) -> trt.INetworkDefinition:
-        flag = self._api.NetworkDefinitionCreationFlag.STRONGLY_TYPED
-        network = self._made(builder.create_network(1 << int(flag)), "create a network")
+        # TensorRT 11 knows nothing but strong typing and calls the flag deprecated.
+        flag = self._api.NetworkDefinitionCreationFlag.__members__.get("STRONGLY_TYPED")
+        flags = 0 if flag is None else 1 << int(flag)
+        network = self._made(builder.create_network(flags), "create a network")
         parser = self._api.OnnxParser(network, self._logger)
         if not parser.parse_from_file(str(self._model)):
             raise self._parse_error([parser.get_error(index) for index in range(parser.num_errors)])
@@ -195,49 +175,26 @@ class _Build:
         return GpusqError(
             f"{self._backend} {self._api.__version__} can't parse the model: "
             + ("; ".join(said) or "it gave no reason"),
-            place=str(self._model),
+            place=self._place(" ".join(error.node_name() for error in errors)),
             hint="the operator must be rewritten, or run outside the engine" if of_a_node else "is it an ONNX model?",
         )
 
     def _configure(self, builder: trt.Builder, network: trt.INetworkDefinition) -> trt.IBuilderConfig:
-        api, settings = self._api, self._settings
         config = self._made(builder.create_builder_config(), "create a configuration")
-        config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
-        if settings.sparse:
-            config.set_flag(api.BuilderFlag.SPARSE_WEIGHTS)
-        if settings.workspace_mib is not None:
-            config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, settings.workspace_mib * _MIB)
-        if settings.optimization_level is not None:
-            config.builder_optimization_level = settings.optimization_level
+        apply_settings(self._api, config, self._settings)
         if self._backend == "tensorrt-rtx":
-            self._aim(cast("RtxBuilderConfig", config))
-        self._add_profile(builder, network, config)
-        return config
-
-    def _aim(self, config: RtxBuilderConfig) -> None:
-        capability = rtx_compute_capability(self._api, self._target.compute_capability)
-        config.num_compute_capabilities = 1
-        if not config.set_compute_capability(capability, 0):
-            raise GpusqError(f"tensorrt-rtx refuses to build for {capability.name}", place=self._target.name)
-
-    def _add_profile(self, builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
+            aim(self._api, config, self._target)
         inputs = [network.get_input(index) for index in range(network.num_inputs)]
         shapes = {tensor.name: sizes_of(tensor.shape) for tensor in inputs}
-        ranges = profile_shapes(shapes, self._settings.batch, place=str(self._model))
-        if not ranges:
-            return
-        profile = builder.create_optimization_profile()
-        for name, (smallest, best, largest) in ranges.items():
-            profile.set_shape(name, *(self._api.Dims(list(shape)) for shape in (smallest, best, largest)))
-        if config.add_optimization_profile(profile) < 0:
-            raise GpusqError("the builder refuses the batch range " + str(self._settings.batch), place=str(self._model))
+        add_profiles(self._api, builder, config, shapes, self._settings, place=self._called)
+        return config
 
-    def _use_cache(self, config: trt.IBuilderConfig, timing_cache: bytes | None) -> trt.ITimingCache | None:
-        if timing_cache is None:
+    def _use_cache(self, config: trt.IBuilderConfig) -> trt.ITimingCache | None:
+        if self._timings is None:
             return None
         if not TRAITS[self._backend].timing_cache:
             raise GpusqError(f"{self._backend} times nothing while it builds", hint="leave out the timing cache")
-        cache = config.create_timing_cache(timing_cache)
+        cache = config.create_timing_cache(self._timings)
         # A cache of another device or version would give wrong timings: it is refused, not forced.
         if not config.set_timing_cache(cache, ignore_mismatch=False):
             raise GpusqError(
@@ -249,12 +206,13 @@ class _Build:
     def _layers(self, plan: bytes) -> tuple[tuple[EngineLayer, ...], str]:
         name = f"{self._backend} {self._api.__version__}"
         if TRAITS[self._backend].evidence == "log":
-            return layers_from_log(line.text for line in self._log.lines), f"verbose build log of {name}"
+            layers = layers_from_log(line.text for line in self._log.lines)
+            return first_profile(layers, len(self._settings.profiles)), f"verbose build log of {name}"
         runtime = self._api.Runtime(self._logger)
         engine = self._made(runtime.deserialize_cuda_engine(plan), "read its own plan back")
         inspector = self._made(engine.create_engine_inspector(), "inspect its own plan")
         text = inspector.get_engine_information(self._api.LayerInformationFormat.JSON)
-        return layers_from_inspector(text), f"engine inspector of {name}"
+        return first_profile(layers_from_inspector(text), 1), f"engine inspector of {name}"
 
     def _notes(self) -> tuple[str, ...]:
         warnings = self._log.texts("WARNING")
@@ -265,44 +223,22 @@ class _Build:
         if thing is not None:
             return thing
         said = "; ".join(self._log.errors()) or "it gave no reason"
+        limited = self._settings.options.workspace_mib is not None and "workspace" in said
         raise GpusqError(
             f"{self._backend} {self._api.__version__} couldn't {step}: {said}",
-            place=str(self._model),
-            hint="gpusq-build without --int8 tells whether quantisation is the cause",
+            place=self._place(said),
+            hint="give workspace=MIB more, or leave it out"
+            if limited
+            else "gpusq-build without --int8 tells whether quantisation is the cause",
         )
 
-
-def profile_shapes(
-    shapes: dict[str, tuple[int, ...]], batch: BatchRange, *, place: str
-) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Smallest, best and largest shape of every input whose batch is dynamic.
-
-    Args:
-        shapes: Shapes by input name; -1 is dynamic.
-        batch: The batch sizes asked for.
-        place: The model, for the error.
-
-    Returns:
-        Shapes by input name; none for a model with a static batch.
-
-    Raises:
-        GpusqError: A dimension besides the first is dynamic, or a static batch isn't the one asked for.
-    """
-    problems = [problem for name, shape in shapes.items() for problem in _shape_problems(name, shape, batch)]
-    if problems:
-        raise GpusqError(
-            "; ".join(problems), place=place, hint="export the model with a dynamic batch and nothing else"
-        )
-    dynamic = {name: shape[1:] for name, shape in shapes.items() if shape[:1] == (-1,)}
-    sizes = (batch.minimum, batch.optimum, batch.maximum)
-    return {name: tuple((size, *rest) for size in sizes) for name, rest in dynamic.items()}
-
-
-def _shape_problems(name: str, shape: tuple[int, ...], batch: BatchRange) -> Iterator[str]:
-    if -1 in shape[1:]:
-        yield f"input {name!r} {list(shape)} is dynamic beyond its batch"
-    if shape and shape[0] != -1 and not batch.minimum == shape[0] == batch.maximum:
-        yield f"input {name!r} {list(shape)} has the static batch {shape[0]}, not {batch}"
+    def _place(self, said: str) -> str:
+        """The model, and which of its nodes the builder's words name and who made them."""
+        try:
+            nodes = nodes_named_in(said, self._model)
+        except GpusqError:
+            nodes = ""
+        return f"{self._called}: {nodes}" if nodes else self._called
 
 
 def _parser_sentence(error: trt.ParserError) -> str:

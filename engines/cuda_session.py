@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 from gpusq_deploy.engines.api import Api, BackendName, load_api, sizes_of
 from gpusq_deploy.engines.build_log import BuildLog
 from gpusq_deploy.engines.cuda_api import CudaAllocation, CudaContext, CudaDriver, load_cuda
-from gpusq_deploy.engines.plan_file import check_plan_header
-from gpusq_deploy.engines.plan_io import ShapeRange, buffer_bytes, check_ranges, dtype_from_trt, numpy_dtype
+from gpusq_deploy.engines.cuda_graph import CudaGraph, GraphDriver, find_graph_driver
+from gpusq_deploy.engines.gpu import Gpu, find_gpu
+from gpusq_deploy.engines.plan_file import check_plan_fits, check_plan_header
+from gpusq_deploy.engines.plan_io import ShapeRange, buffer_bytes, dtype_from_trt, fitting_profile, numpy_dtype
+from gpusq_deploy.engines.refit import refit_engine
 from gpusq_deploy.engines.session import Session, TensorSpec, check_feeds
 from gpusq_deploy.errors import GpusqError
 
@@ -27,33 +30,59 @@ _T = TypeVar("_T")
 _ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]
 
 
-def open_plan(path: Path, backend: BackendName) -> Session:
+def open_plan(path: Path, backend: BackendName, *, weights: Path | None = None, cuda_graph: bool = False) -> Session:
     """Load an engine plan on the first GPU. Unverified: see the module.
 
     A plan is native code: check the bundle's digests before.
 
+    Args:
+        path: The plan.
+        backend: Who built it.
+        weights: The ONNX model that a plan without weights takes them from; see `refit`.
+        cuda_graph: Whether timed inferences are launched as a captured CUDA graph.
+
     Raises:
-        GpusqError: The file isn't a plan of this backend, version and GPU, or the backend, PyCUDA or a GPU is missing.
+        GpusqError: The file isn't a plan of this backend, version and GPU; the backend, PyCUDA, a GPU or what CUDA
+            graphs need is missing; or the weights don't fit.
     """
     try:
         plan = path.read_bytes()
     except OSError as error:
         raise GpusqError(f"cannot read the plan: {error.strerror}", place=str(path)) from error
     check_plan_header(plan, backend, place=str(path))
+    api, gpu = load_api(backend), find_gpu()
+    capability = gpu.compute_capability if isinstance(gpu, Gpu) else None
+    check_plan_fits(plan, version=api.__version__, capability=capability, place=str(path))
+    graphs = find_graph_driver() if cuda_graph else None
+    if isinstance(graphs, str):
+        raise GpusqError(f"CUDA graphs can't be used here: {graphs}", place=str(path), hint="leave out --cuda-graph")
     return CudaSession(
-        Parts(plan=plan, api=load_api(backend), cuda=load_cuda(place=str(path)), backend=backend, path=path)
+        Parts(
+            plan=plan,
+            api=api,
+            cuda=load_cuda(place=str(path)),
+            backend=backend,
+            path=path,
+            weights=weights,
+            graphs=graphs,
+        )
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a session is made of: the plan and where it lies, TensorRT's module, and a started CUDA driver."""
+    """What a session is made of: the plan and where it lies, TensorRT's module, and a started CUDA driver.
+
+    `weights` is for a plan without any; `graphs` for timing by CUDA graphs.
+    """
 
     plan: bytes
     api: Api
     cuda: CudaDriver
     backend: BackendName
     path: Path
+    weights: Path | None = None
+    graphs: GraphDriver | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +104,9 @@ class CudaSession:
         self._cuda = parts.cuda
         self._log = BuildLog()
         self._buffers: dict[_ShapeKey, _Buffers] = {}
+        self._graph_driver = parts.graphs
+        self._graphs: dict[_ShapeKey, CudaGraph] = {}
+        self._profile = 0
         with _cuda_errors(parts.cuda, parts.path):
             device = parts.cuda.Device(0)
             self.device: str = device.name()
@@ -91,6 +123,11 @@ class CudaSession:
         self._logger = self._log.as_logger(parts.api)
         self._runtime = parts.api.Runtime(self._logger)
         self._engine = self._made(self._runtime.deserialize_cuda_engine(parts.plan), "read the plan")
+        if parts.weights is not None:
+            refit_engine(self._engine, parts.weights, parts.api, self._logger)
+        # A plan that streams keeps all weights on the host until it is given a budget.
+        if self._engine.streamable_weights_size > 0:
+            self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
         self._execution = self._made(self._engine.create_execution_context(), "prepare the plan for running")
         self._stream = parts.cuda.Stream()
         self._events = (parts.cuda.Event(), parts.cuda.Event())
@@ -98,7 +135,10 @@ class CudaSession:
         fed = {name for name in names if self._engine.get_tensor_mode(name).name == "INPUT"}
         self._inputs = tuple(self._spec(name) for name in names if name in fed)
         self._outputs = tuple(self._spec(name) for name in names if name not in fed)
-        self._ranges = {spec.name: self._range(spec.name) for spec in self._inputs}
+        self._profiles = [
+            {spec.name: self._range(spec.name, index) for spec in self._inputs}
+            for index in range(self._engine.num_optimization_profiles)
+        ]
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -125,9 +165,10 @@ class CudaSession:
         start, end = self._events
         with self._current():
             self._upload(feeds)
+            launch = self._launch if self._graph_driver is None else self._graph(self._graph_driver, feeds).launch
             self._stream.synchronize()
             start.record(self._stream)
-            self._launch()
+            launch()
             end.record(self._stream)
             end.synchronize()
             return start.time_till(end)
@@ -137,6 +178,9 @@ class CudaSession:
         if self._context is None:
             return
         with self._current():
+            for graph in self._graphs.values():
+                graph.close()
+            self._graphs.clear()
             for buffers in self._buffers.values():
                 for allocation in buffers.device.values():
                     allocation.free()
@@ -149,12 +193,29 @@ class CudaSession:
     def _upload(self, feeds: Mapping[str, NDArray[Any]]) -> _Buffers:
         check_feeds(self._inputs, feeds, place=str(self._path))
         shapes = {spec.name: tuple(feeds[spec.name].shape) for spec in self._inputs}
-        check_ranges(self._ranges, shapes, place=str(self._path))
+        self._take_profile(fitting_profile(self._profiles, shapes, place=str(self._path)))
         buffers = self._bind(shapes)
         for spec in self._inputs:
             self._host_view(buffers, spec)[...] = feeds[spec.name]
             self._cuda.memcpy_htod_async(buffers.device[spec.name], buffers.host[spec.name], self._stream)
         return buffers
+
+    def _take_profile(self, index: int) -> None:
+        if index == self._profile:
+            return
+        if not self._execution.set_optimization_profile_async(index, self._stream.handle):
+            self._made(None, f"change to its optimisation profile {index}")
+        self._profile = index
+
+    def _graph(self, driver: GraphDriver, feeds: Mapping[str, NDArray[Any]]) -> CudaGraph:
+        """The graph of these shapes, captured when they are first met. The caller has bound them."""
+        key: _ShapeKey = tuple((spec.name, tuple(feeds[spec.name].shape)) for spec in self._inputs)
+        if key not in self._graphs:
+            # The first launch after a change of shapes allocates, which can't be captured.
+            self._launch()
+            self._stream.synchronize()
+            self._graphs[key] = CudaGraph(driver, self._stream.handle, self._launch)
+        return self._graphs[key]
 
     def _bind(self, shapes: dict[str, tuple[int, ...]]) -> _Buffers:
         """Tell the execution context shapes and addresses."""
@@ -193,8 +254,8 @@ class CudaSession:
         dtype = dtype_from_trt(self._engine.get_tensor_dtype(name).name, place=str(self._path))
         return TensorSpec(name=name, shape=sizes_of(self._engine.get_tensor_shape(name)), dtype=dtype)
 
-    def _range(self, name: str) -> ShapeRange:
-        smallest, _best, largest = self._engine.get_tensor_profile_shape(name, 0)
+    def _range(self, name: str, profile: int) -> ShapeRange:
+        smallest, _best, largest = self._engine.get_tensor_profile_shape(name, profile)
         return ShapeRange(minimum=sizes_of(smallest), maximum=sizes_of(largest))
 
     @contextmanager

@@ -15,7 +15,7 @@ The log's form was seen in TensorRT-RTX 1.7. The inspector's forms (TensorRT 10:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -40,6 +40,9 @@ _TENSOR = re.compile(
 # record separator.
 _METADATA_BREAK = re.compile(r"[\x1e\x1f]+|(?<=\])(?=\[ONNX Layer: )")
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: (.*)\]", re.DOTALL)
+
+_GRAPH = re.compile(r"_myl(\d+)_\d+$")
+_LATER_PROFILE = re.compile(r" \[profile [1-9]\d*\]")
 
 # The words of the inspector's `Format/Datatype` sentences, and the builder's own names for them.
 _DTYPE_WORDS = {
@@ -109,6 +112,33 @@ def layers_from_inspector(text: str) -> tuple[EngineLayer, ...]:
     if not isinstance(layers, list):
         raise GpusqError("the engine inspector's answer has no layers", place=text[:200], hint=_REPORT)
     return tuple(_inspected_layer(layer) for layer in msgspec.convert(layers, type=list[Any]))
+
+
+def first_profile(layers: Sequence[EngineLayer], profiles: int) -> tuple[EngineLayer, ...]:
+    """The layers of the first optimisation profile: a plan with several holds the whole graph once for each.
+
+    TensorRT writes ` [profile 1]` behind the names of the second profile. In TensorRT-RTX's log only some of its layers
+    say so, but every name ends in `_mylG_L`: graph and layer. Graphs are numbered profile by profile.
+
+    Args:
+        layers: All layers of the engine.
+        profiles: How many profiles it was built with.
+
+    Raises:
+        GpusqError: The graphs can't be dealt out to the profiles.
+    """
+    graphs = {found[1]: None for layer in layers if (found := _GRAPH.search(layer.name)) is not None}
+    numbers = sorted(int(number) for number in graphs)
+    if profiles == 1 or not numbers:
+        return tuple(layer for layer in layers if _LATER_PROFILE.search(layer.name) is None)
+    if len(numbers) % profiles:
+        raise GpusqError(
+            f"the engine's {len(numbers)} graphs can't be dealt out to {profiles} profiles",
+            place=layers[0].name,
+            hint=_REPORT,
+        )
+    first = numbers[: len(numbers) // profiles]
+    return tuple(layer for layer in layers if (found := _GRAPH.search(layer.name)) is None or int(found[1]) in first)
 
 
 class _Weights(msgspec.Struct, rename="pascal"):

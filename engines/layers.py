@@ -9,7 +9,8 @@ Rules:
    halves. Or where the kernel's own name says `i8i32`.
 4. Any other GEMM has the type that it multiplies in: its weight's, else its inputs', else its output's.
 5. A weight is a constant of rank 2 or more whose first dimension isn't 1: [1, N] and [1, N, 1, 1] are biases and
-   scales, [1] are alpha and beta.
+   scales, [1] are alpha and beta. Where there is none, it is one with two dimensions above 1: at batch 1 TensorRT-RTX
+   writes a weight as [1, K, N].
 6. `signal` and `wait` order streams and are no kernels. A `shape_call` (host-side shapes of a dynamic batch) counts as
    one, as it does in trtexec's and our own earlier counts.
 """
@@ -101,7 +102,8 @@ def sparse_tactic(tactic: str) -> tuple[Verdict, str]:
 
 def weights_of(layer: EngineLayer) -> tuple[EngineTensor, ...]:
     """The constants that a GEMM multiplies with, as opposed to biases and scales."""
-    return tuple(tensor for tensor in layer.constants if len(tensor.shape) >= 2 and tensor.shape[0] != 1)
+    plain = tuple(tensor for tensor in layer.constants if len(tensor.shape) >= 2 and tensor.shape[0] != 1)
+    return plain or tuple(tensor for tensor in layer.constants if sum(size != 1 for size in tensor.shape) >= 2)
 
 
 def _is_gemm(layer: EngineLayer) -> bool:

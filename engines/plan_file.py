@@ -1,7 +1,9 @@
 """What can be said about an engine plan without loading it.
 
-TensorRT-RTX 1.7 plans begin with `vtrt` and hold their own size in bytes, as a 64-bit little-endian number at byte 16.
-No other header is taken for granted: what isn't recognised is left to the runtime.
+TensorRT-RTX 1.7 plans begin with `vtrt` and hold, little-endian: at byte 16 their own size in bytes (64 bits), at byte
+24 the version that built them (four bytes), at byte 32 a bit for each GPU architecture that they were built for, from
+SM75. That was seen in plans built here for every architecture. No other header is taken for granted: what isn't
+recognised is left to the runtime.
 
 A plan holds native code. Check a bundle's digests before loading one; this is no protection.
 """
@@ -14,8 +16,20 @@ from gpusq_deploy.engines.api import BackendName
 from gpusq_deploy.errors import GpusqError
 
 _RTX_MAGIC = b"vtrt"
-_SIZE_AT = 16
+_SIZE_AT, _VERSION_AT, _GPUS_AT = 16, 24, 32
 _LEAST = 64
+# What other files begin with, for the ones that are likely to be taken for a plan.
+_STRANGERS = {
+    b"PK\x03\x04": "a zip archive, such as a torch checkpoint",
+    b"\x08": "an ONNX model",
+    b"{": "JSON",
+    b"\x7fELF": "a program or library",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"\x1f\x8b": "a gzip archive",
+    b"version https://git-lfs": "a Git LFS pointer: the file itself wasn't fetched",
+}
+_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
 def check_plan_header(plan: bytes, backend: BackendName, *, place: str) -> None:
@@ -27,12 +41,15 @@ def check_plan_header(plan: bytes, backend: BackendName, *, place: str) -> None:
         place: The file, for the error.
 
     Raises:
-        GpusqError: Empty, too short, cut off, or a plan of the other backend.
+        GpusqError: Empty, too short, cut off, a file of another kind, or a plan of the other backend.
     """
     hint = "copy the file again, or make it again with gpusq-build"
     if len(plan) < _LEAST:
         what = "is empty" if not plan else f"has only {len(plan)} bytes"
         raise GpusqError(f"not an engine plan: the file {what}", place=place, hint=hint)
+    for start, kind in _STRANGERS.items():
+        if plan.startswith(start):
+            raise GpusqError(f"not an engine plan: the file looks like {kind}", place=place, hint=hint)
     if not plan.startswith(_RTX_MAGIC):
         return
     if backend != "tensorrt-rtx":
@@ -42,3 +59,45 @@ def check_plan_header(plan: bytes, backend: BackendName, *, place: str) -> None:
     (declared,) = struct.unpack_from("<Q", plan, _SIZE_AT)
     if declared != len(plan):
         raise GpusqError(f"the plan is damaged: it holds {len(plan)} of {declared} bytes", place=place, hint=hint)
+
+
+def check_plan_fits(plan: bytes, *, version: str, capability: str | None, place: str) -> None:
+    """Refuse a TensorRT-RTX plan of another minor version or for other GPUs; other plans are left to the runtime.
+
+    Args:
+        plan: A whole plan, which `check_plan_header` has passed.
+        version: The installed backend's version.
+        capability: The GPU's compute capability, such as "8.6"; None where it isn't known.
+        place: The file, for the error.
+
+    Raises:
+        GpusqError: It was built by another version or for other GPUs; both are told at once.
+    """
+    if not plan.startswith(_RTX_MAGIC):
+        return
+    problems: list[str] = []
+    built = plan_version(plan)
+    if built.split(".")[:2] != version.split(".")[:2]:
+        problems.append(f"it was built by tensorrt-rtx {built}, and {version} is installed")
+    gpus = plan_capabilities(plan)
+    if capability is not None and gpus and capability not in gpus:
+        problems.append(f"it was built for compute capability {', '.join(gpus)}, and this GPU has {capability}")
+    if problems:
+        raise GpusqError(
+            f"the plan can't run here: {'; '.join(problems)}",
+            place=place,
+            hint="build the bundle's engine again here: gpusq-build BUNDLE --target NAME",
+        )
+
+
+def plan_version(plan: bytes) -> str:
+    """The version that built a TensorRT-RTX plan, such as 1.7.1.116."""
+    return ".".join(str(part) for part in plan[_VERSION_AT : _VERSION_AT + 4])
+
+
+def plan_capabilities(plan: bytes) -> tuple[str, ...]:
+    """The compute capabilities that a TensorRT-RTX plan was built for; none where it says nothing that is known."""
+    (bits,) = struct.unpack_from("<Q", plan, _GPUS_AT)
+    if bits >> len(_CAPABILITIES):
+        return ()
+    return tuple(capability for index, capability in enumerate(_CAPABILITIES) if bits >> index & 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -69,6 +69,29 @@ def check_ranges(ranges: Mapping[str, ShapeRange], shapes: Shapes, *, place: str
             place=place,
             hint="build again with --batch MIN:OPT:MAX around them",
         )
+
+
+def fitting_profile(profiles: Sequence[Mapping[str, ShapeRange]], shapes: Shapes, *, place: str) -> int:
+    """The first optimisation profile that allows the shapes of feeds, from 0.
+
+    Raises:
+        GpusqError: None does.
+    """
+    for index, ranges in enumerate(profiles):
+        if all(_within(shape, ranges[name]) for name, shape in shapes.items() if name in ranges):
+            return index
+    if len(profiles) == 1:
+        check_ranges(profiles[0], shapes, place=place)
+    allowed = "; ".join(
+        " and ".join(f"{name!r} {list(one.minimum)} to {list(one.maximum)}" for name, one in ranges.items())
+        for ranges in profiles
+    )
+    got = ", ".join(f"{name!r} {list(shape)}" for name, shape in shapes.items())
+    raise GpusqError(
+        f"none of the plan's {len(profiles)} profiles allows {got}: they allow {allowed}",
+        place=place,
+        hint="build again with a --batch MIN:OPT:MAX around them",
+    )
 
 
 def buffer_bytes(specs: tuple[TensorSpec, ...], shapes: Shapes, *, place: str) -> dict[str, int]:

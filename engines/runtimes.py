@@ -114,19 +114,29 @@ def _why_not_build(name: BackendName, target: Target, *, ahead: bool) -> str | N
     return api if isinstance(api, str) else None
 
 
-def open_session(path: Path, runtime: RuntimeName) -> Session:
+def open_session(path: Path, runtime: RuntimeName, *, weights: Path | None = None, cuda_graph: bool = False) -> Session:
     """Load a model on one runtime: an ONNX file on onnxruntime, an engine plan on the two others.
 
+    Args:
+        path: The file.
+        runtime: Who runs it.
+        weights: The ONNX model that a plan without weights takes them from.
+        cuda_graph: Whether timed inferences are launched as a captured CUDA graph.
+
     Raises:
-        GpusqError: The file doesn't fit the runtime or can't be loaded.
+        GpusqError: The file doesn't fit the runtime or can't be loaded; or onnxruntime was to use CUDA graphs.
     """
     if runtime == "onnxruntime":
+        if cuda_graph:
+            raise GpusqError(
+                "onnxruntime runs on the CPU here and has no CUDA graphs", place="--cuda-graph", hint="leave it out"
+            )
         from gpusq_deploy.engines.ort import open_onnx
 
         return open_onnx(path)
     from gpusq_deploy.engines.cuda_session import open_plan
 
-    return open_plan(path, runtime)
+    return open_plan(path, runtime, weights=weights, cuda_graph=cuda_graph)
 
 
 def _no_fitting_plan(name: BackendName, plans: Collection[BackendName]) -> str | None:

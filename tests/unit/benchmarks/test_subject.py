@@ -77,6 +77,16 @@ def test_of_two_plans_the_one_for_this_gpu_runs(write_bundle: WriteBundle, monke
 
 
 @pytest.mark.usefixtures("only_rtx_runs")
+def test_a_bundle_without_a_plan_for_this_gpu_is_refused(
+    write_bundle: WriteBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subject, "find_gpu", lambda: Gpu("RTX 4090", "8.9"))
+    folder = write_bundle(RANGE, (("tensorrt-rtx", "a100.plan", "8.0"),))
+    with pytest.raises(GpusqError, match=r"no plan for this GPU, a RTX 4090 \(8\.9\): only for .* \(8\.0\)"):
+        subject.find_subject(folder, "auto")
+
+
+@pytest.mark.usefixtures("only_rtx_runs")
 def test_a_plan_file_runs_on_what_can_run(tmp_path: Path) -> None:
     found = subject.find_subject(tmp_path / "orin.plan", "auto")
     assert (found.name, found.choice.name) == ("orin.plan", "tensorrt-rtx")

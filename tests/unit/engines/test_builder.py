@@ -9,17 +9,22 @@ import threading
 import time
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+import onnx_ir as ir
 import pytest
 
-from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
 from gpusq_deploy.engines import builder
 from gpusq_deploy.engines.api import load_api, needed_names
-from gpusq_deploy.engines.builder import BuildOptions, BuildSettings, build_engine, default_backend, profile_shapes
+from gpusq_deploy.engines.builder import BuildOptions, build_engine, default_backend
+from gpusq_deploy.engines.configure import BuildSettings, profile_shapes
 from gpusq_deploy.engines.layers import totals
-from gpusq_deploy.engines.plan_file import check_plan_header
+from gpusq_deploy.engines.plan_file import check_plan_fits, check_plan_header, plan_capabilities, plan_version
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.targets import find_target, load_targets
 
 ModelMaker = Callable[..., Path]
@@ -31,6 +36,10 @@ needs_rtx = pytest.mark.skipif(
 
 DYNAMIC = BuildSettings(batch=BatchRange(minimum=1, optimum=8, maximum=16))
 A100 = find_target("a100")
+
+
+def sizes(minimum: int, optimum: int, maximum: int) -> BatchRange:
+    return BatchRange(minimum=minimum, optimum=optimum, maximum=maximum)
 
 
 @needs_rtx
@@ -52,6 +61,22 @@ def test_what_is_built_is_what_the_graph_says(
 
 
 @needs_rtx
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_an_int8_product_is_one_at_every_fixed_batch(make_model: ModelMaker, batch: int) -> None:
+    path = make_model(
+        """g (float16[B,17,64] x) => (float16[B,17,128] y) {
+  [x_q] xq = QuantizeLinear(x, s, z)
+  [x_dq] xd = DequantizeLinear(xq, s, z)
+  [w_dq] wd = DequantizeLinear<axis = 1>(w8, ws)
+  [mm] h = MatMul(xd, wd)
+  [bias] y = Add(h, b)
+}"""
+    )
+    built = build_engine(path, A100, BuildSettings(batch=sizes(batch, batch, batch)))
+    assert totals(built.layers).gemms == {"int8": 1}
+
+
+@needs_rtx
 def test_equal_builds_give_equal_plans(make_model: ModelMaker) -> None:
     path = make_model("int8")
     first, second = (build_engine(path, A100, DYNAMIC) for _ in range(2))
@@ -69,6 +94,26 @@ def test_every_ahead_of_time_target_builds(make_model: ModelMaker) -> None:
 
 
 @needs_rtx
+def test_a_plans_header_names_its_version_and_its_gpu(make_model: ModelMaker) -> None:
+    path = make_model("fp16")
+    for target in load_targets():
+        if target.ahead_of_time:
+            built = build_engine(path, target, DYNAMIC)
+            assert plan_version(built.plan) == built.version
+            assert plan_capabilities(built.plan) == (target.compute_capability,)
+
+
+@needs_rtx
+def test_a_plan_for_another_gpu_or_of_another_version_is_refused(make_model: ModelMaker) -> None:
+    built = build_engine(make_model("fp16"), A100, DYNAMIC)
+    check_plan_fits(built.plan, version=built.version, capability="8.0", place="p")
+    check_plan_fits(built.plan, version=built.version, capability=None, place="p")
+    with pytest.raises(GpusqError, match=r"built by tensorrt-rtx 1\.\d.*, and 99\.0 is installed; .*8\.0, .* has 8\.6"):
+        check_plan_fits(built.plan, version="99.0", capability="8.6", place="p")
+    check_plan_fits(b"some other plan" + bytes(64), version="99.0", capability="8.6", place="p")
+
+
+@needs_rtx
 @pytest.mark.parametrize("name", ["orin", "h100"])
 def test_rtx_refuses_other_gpus(make_model: ModelMaker, name: str) -> None:
     with pytest.raises(GpusqError, match=r"can't build for SM(87|90)") as caught:
@@ -78,8 +123,44 @@ def test_rtx_refuses_other_gpus(make_model: ModelMaker, name: str) -> None:
 
 @needs_rtx
 def test_settings_reach_the_builder(make_model: ModelMaker) -> None:
-    settings = BuildSettings(batch=DYNAMIC.batch, sparse=True, workspace_mib=64, optimization_level=0)
+    settings = BuildSettings(batch=DYNAMIC.batch, sparse=True, options=EngineOptions(workspace_mib=64, level=0))
     assert build_engine(make_model("int8"), A100, settings).plan
+
+
+@needs_rtx
+def test_several_profiles_make_one_plan_and_are_counted_once(make_model: ModelMaker) -> None:
+    path = make_model("int8")
+    one = build_engine(path, A100, DYNAMIC)
+    options = EngineOptions(profiles=(sizes(1, 1, 1), sizes(2, 8, 16), sizes(8, 8, 8)))
+    three = build_engine(path, A100, BuildSettings(batch=DYNAMIC.batch, options=options))
+    assert len(three.plan) > 2 * len(one.plan)
+    assert totals(three.layers).gemms == {"int8": 1}
+    assert [layer.kind for layer in three.layers if layer.kind == "gemm"] == ["gemm"]
+    # The first profile holds one batch size alone, so its shapes are known.
+    shapes = {tensor.shape for layer in three.layers for tensor in layer.outputs}
+    assert shapes
+    assert all(size > 0 for shape in shapes for size in shape)
+
+
+@needs_rtx
+def test_limits_and_streaming_change_the_plan(make_model: ModelMaker) -> None:
+    path = make_model("fp16")
+    plain = build_engine(path, A100, DYNAMIC).plan
+    streaming = BuildSettings(batch=DYNAMIC.batch, options=EngineOptions(weight_streaming=True))
+    assert build_engine(path, A100, streaming).plan != plain
+    assert build_engine(path, A100, DYNAMIC).plan == plain
+
+
+@needs_rtx
+def test_all_that_a_backend_cant_do_is_told_at_once_and_before_the_build(make_model: ModelMaker) -> None:
+    options = EngineOptions(
+        version_compatible=True, hardware="ampere-plus", timing_cache="caches", error_on_cache_miss=True
+    )
+    with pytest.raises(GpusqError, match="version-compatible") as caught:
+        build_engine(make_model("fp16"), A100, BuildSettings(batch=DYNAMIC.batch, options=options))
+    for part in ("no builder flag VERSION_COMPATIBLE", "hardware=ampere-plus", "times nothing while it builds"):
+        assert part in caught.value.what
+    assert caught.value.what.count(";") == 2
 
 
 @needs_rtx
@@ -98,9 +179,13 @@ def test_an_old_builder_in_a_cycle_is_not_destroyed_inside_the_next_ones_log(mak
 import gc, sys
 from pathlib import Path
 import tensorrt_rtx
+import onnx_ir as ir
+import pytest
+
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.engines.build_log import BuildLog
-from gpusq_deploy.engines.builder import BuildSettings, build_engine
+from gpusq_deploy.engines.builder import build_engine
+from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.targets import find_target
 gc.set_threshold(10**9)
 add = BuildLog.add
@@ -139,7 +224,34 @@ def test_an_operator_that_cant_be_parsed_is_named(make_model: ModelMaker) -> Non
         GpusqError, match=r"can't parse the model: node 'where' \(NonZero\): .*NonZero plugin"
     ) as caught:
         build_engine(path, A100, DYNAMIC)
-    assert caught.value.place == str(path)
+    assert caught.value.place == f"{path}: node 'where' (NonZero), made by the exporter"
+
+
+@dataclass(frozen=True)
+class AddNonZero:
+    """A pass that makes what no builder takes."""
+
+    name: ClassVar[str] = "add-nonzero"
+
+    def run(self, model: ir.Model) -> int:
+        """Put a NonZero behind the first node."""
+        node = model.graph[0]
+        extra = ir.node("NonZero", [node.outputs[0]], name="bad_one")
+        model.graph.append(extra)
+        model.graph.outputs.append(extra.outputs[0])
+        extra.outputs[0].shape = ir.Shape([2, "M"])
+        extra.outputs[0].dtype = ir.DataType.INT64
+        extra.outputs[0].name = "where"
+        return 1
+
+
+@needs_rtx
+def test_a_node_that_a_pass_made_names_the_pass(make_model: ModelMaker) -> None:
+    path = make_model("fp16")
+    ir.save(run_passes(ir.load(path), [AddNonZero()]), path)
+    with pytest.raises(GpusqError, match="can't parse the model: node 'bad_one'") as caught:
+        build_engine(path, A100, DYNAMIC)
+    assert caught.value.place == f"{path}: node 'bad_one' (NonZero), made by pass add-nonzero"
 
 
 @needs_rtx
@@ -247,7 +359,8 @@ def test_a_builder_that_cant_start_says_why(make_model: ModelMaker, monkeypatch:
     def start(_logger: object) -> None:
         raise TypeError("factory function returned nullptr")
 
-    pretended = types.SimpleNamespace(__version__="10.3", ILogger=object, Builder=start)
+    flags = types.SimpleNamespace(__members__={})
+    pretended = types.SimpleNamespace(__version__="10.3", ILogger=object, Builder=start, BuilderFlag=flags)
     monkeypatch.setattr(builder, "load_api", {"tensorrt": pretended}.__getitem__)
     with pytest.raises(GpusqError, match=r"tensorrt 10\.3 couldn't start its builder: factory function"):
         build_engine(make_model("fp16"), find_target("orin"), DYNAMIC)
@@ -275,7 +388,9 @@ def test_all_shape_problems_are_told_at_once() -> None:
 
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="must be positive"):
-        BuildSettings(batch=DYNAMIC.batch, workspace_mib=0)
+        EngineOptions(workspace_mib=0)
     for level in (-1, 6):
         with pytest.raises(ValueError, match="must be 0 to 5"):
-            BuildSettings(batch=DYNAMIC.batch, optimization_level=level)
+            EngineOptions(level=level)
+    with pytest.raises(ValueError, match="isn't within the batch range"):
+        BuildSettings(batch=DYNAMIC.batch, options=EngineOptions(profiles=(sizes(1, 8, 17),)))

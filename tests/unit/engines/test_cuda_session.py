@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gpusq_deploy.engines.api import Api
 from gpusq_deploy.engines.cuda_api import CudaDriver, load_cuda
+from gpusq_deploy.engines.cuda_graph import CudaGraph, GraphDriver, find_graph_driver
 from gpusq_deploy.engines.cuda_session import CudaSession, Parts
 from gpusq_deploy.engines.plan_file import check_plan_header
 from gpusq_deploy.engines.plan_io import ShapeRange, buffer_bytes, check_ranges, dtype_from_trt, numpy_dtype
@@ -108,6 +109,13 @@ class Execution:
         self.shape: tuple[int, ...] = ()
         self.addresses: dict[str, int] = {}
         self.works = True
+        self.profiles: list[int] = []
+        self.launches = 0
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        assert stream == 7
+        self.profiles.append(index)
+        return index < 2
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert name == "x"
@@ -123,6 +131,7 @@ class Execution:
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 7
+        self.launches += 1
         x, y = (Memory.by_address[self.addresses[name]].data for name in ("x", "y"))
         y.view(np.float16)[:] = 2 * x.view(np.float16)
         return self.works
@@ -130,9 +139,17 @@ class Execution:
 
 class Engine:
     num_io_tensors = 2
+    refittable = True
 
-    def __init__(self) -> None:
+    def __init__(self, *profiles: tuple[int, int, int], streamable: int = 0) -> None:
         self.execution = Execution()
+        self.batches = profiles or ((1, 4, 8),)
+        self.num_optimization_profiles = len(self.batches)
+        self.streamable_weights_size = streamable
+        self.weight_streaming_budget_v2 = -1
+
+    def get_weight_streaming_automatic_budget(self) -> int:
+        return 1234
 
     def create_execution_context(self) -> Execution:
         return self.execution
@@ -149,8 +166,8 @@ class Engine:
     def get_tensor_shape(self, _name: str) -> tuple[int, int]:
         return (-1, 4)
 
-    def get_tensor_profile_shape(self, _name: str, _profile: int) -> list[tuple[int, int]]:
-        return [(1, 4), (4, 4), (8, 4)]
+    def get_tensor_profile_shape(self, _name: str, profile: int) -> list[tuple[int, int]]:
+        return [(batch, 4) for batch in self.batches[profile]]
 
 
 class Logger:
@@ -167,7 +184,15 @@ def opened() -> Opened:
     return _open(driver, engine), driver, engine
 
 
-def _open(driver: Driver, engine: Engine | None, said: str = "") -> CudaSession:
+def _open(
+    driver: Driver,
+    engine: Engine | None,
+    said: str = "",
+    *,
+    weights: Path | None = None,
+    graphs: GraphDriver | None = None,
+    modules: Mapping[str, object] | None = None,
+) -> CudaSession:
     class Runtime:
         def __init__(self, logger: Logger) -> None:
             self.logger = logger
@@ -178,9 +203,19 @@ def _open(driver: Driver, engine: Engine | None, said: str = "") -> CudaSession:
                 self.logger.log(Named(name="ERROR"), said)
             return engine
 
-    api = cast("Api", Named(__version__="10.3", ILogger=Logger, Runtime=Runtime))
+    api = cast("Api", Named(__version__="10.3", ILogger=Logger, Runtime=Runtime, **(modules or {})))
     cuda = cast("CudaDriver", driver)
-    return CudaSession(Parts(plan=b"plan", api=api, cuda=cuda, backend="tensorrt", path=Path("orin.plan")))
+    return CudaSession(
+        Parts(
+            plan=b"plan",
+            api=api,
+            cuda=cuda,
+            backend="tensorrt",
+            path=Path("orin.plan"),
+            weights=weights,
+            graphs=graphs,
+        )
+    )
 
 
 def feeds(batch: int) -> dict[str, NDArray[Any]]:
@@ -218,6 +253,165 @@ def test_events_time_an_inference(opened: Opened) -> None:
 def test_a_batch_outside_the_profile_is_refused(opened: Opened) -> None:
     with pytest.raises(GpusqError, match=r"'x' \[9, 4\] is outside \[1, 4\] to \[8, 4\]"):
         opened[0].run(feeds(9))
+
+
+def test_each_batch_takes_the_first_profile_that_allows_it() -> None:
+    engine = Engine((1, 1, 1), (4, 8, 32))
+    session = _open(Driver(), engine)
+    for batch in (1, 4, 32, 1):
+        np.testing.assert_array_equal(session.run(feeds(batch))["y"], 2 * feeds(batch)["x"])
+    assert engine.execution.profiles == [1, 0]
+    with pytest.raises(GpusqError, match=r"none of the plan's 2 profiles allows 'x' \[2, 4\]: .*\[4, 4\] to \[32, 4\]"):
+        session.run(feeds(2))
+
+
+def test_a_profile_that_is_refused_is_told() -> None:
+    session = _open(Driver(), Engine((1, 1, 1), (2, 2, 2), (3, 3, 3)))
+    with pytest.raises(GpusqError, match="couldn't change to its optimisation profile 2"):
+        session.run(feeds(3))
+
+
+@pytest.mark.parametrize(("streamable", "budget"), [(0, -1), (10, 1234)])
+def test_a_plan_that_streams_gets_a_budget(streamable: int, budget: int) -> None:
+    engine = Engine(streamable=streamable)
+    _open(Driver(), engine)
+    assert engine.weight_streaming_budget_v2 == budget
+
+
+class Refitting:
+    """TensorRT's two refitters in one."""
+
+    def __init__(self, *, fits: bool = True, missing: tuple[str, ...] = (), accepted: bool = True) -> None:
+        self.fits, self.missing, self.accepted = fits, missing, accepted
+        self.read: list[str] = []
+        self.num_errors = 1
+
+    def modules(self) -> dict[str, object]:
+        def refitter(_engine: object, _logger: object) -> Refitting:
+            return self
+
+        return {"Refitter": refitter, "OnnxParserRefitter": refitter}
+
+    def refit_from_file(self, path: str) -> bool:
+        self.read.append(path)
+        return self.fits
+
+    def get_error(self, _index: int) -> Any:
+        return Named(desc=lambda: "wrong shape")
+
+    def get_missing_weights(self) -> list[str]:
+        return list(self.missing)
+
+    def refit_cuda_engine(self) -> bool:
+        return self.accepted
+
+
+def test_a_plan_without_weights_takes_the_models() -> None:
+    refitting = Refitting()
+    session = _open(Driver(), Engine(), weights=Path("model.onnx"), modules=refitting.modules())
+    assert refitting.read == ["model.onnx"]
+    np.testing.assert_array_equal(session.run(feeds(1))["y"], 2 * feeds(1)["x"])
+
+
+@pytest.mark.parametrize(
+    ("refitting", "match"),
+    [
+        (Refitting(fits=False), "don't fit the plan: wrong shape"),
+        (Refitting(missing=("fc_weight_int8",)), "lacks 1 weights of the plan: fc_weight_int8"),
+        (Refitting(accepted=False), "refused the model's weights"),
+    ],
+)
+def test_weights_that_dont_fit_are_told(refitting: Refitting, match: str) -> None:
+    driver = Driver()
+    with pytest.raises(GpusqError, match=match):
+        _open(driver, Engine(), weights=Path("model.onnx"), modules=refitting.modules())
+    assert (driver.pushed, driver.detached) == (0, 1)
+
+
+def test_a_plan_with_its_own_weights_takes_no_others() -> None:
+    engine = Engine()
+    engine.refittable = False
+    with pytest.raises(GpusqError, match="can't take any"):
+        _open(Driver(), engine, weights=Path("model.onnx"), modules=Refitting().modules())
+
+
+def pretended_graphs(engine: Engine, *, fails: str = "") -> tuple[GraphDriver, list[str]]:
+    """The driver's graph functions: a launch runs the engine as it was captured."""
+    called: list[str] = []
+
+    def function(name: str) -> Callable[..., int]:
+        def call(*arguments: Any) -> int:
+            called.append(name)
+            if name == "cuStreamBeginCapture_v2":
+                assert (arguments[0].value, arguments[1]) == (7, 1)
+            if name == "cuGraphInstantiateWithFlags":
+                arguments[0]._obj.value = 99
+            if name == "cuGraphLaunch":
+                assert (arguments[0].value, arguments[1].value) == (99, 7)
+                engine.execution.launches += 100
+            return 900 if name == fails else 0
+
+        return call
+
+    names = GraphDriver.__annotations__
+    return cast("GraphDriver", Named(**{name: function(name) for name in names})), called
+
+
+def test_timed_inferences_launch_a_graph_that_is_captured_once() -> None:
+    engine = Engine()
+    driver, called = pretended_graphs(engine)
+    session = _open(Driver(), engine, graphs=driver)
+    for _ in range(3):
+        assert session.time_ms(feeds(2)) == 0.25
+    # Once before the capture and once within it, then three launches of the graph.
+    assert engine.execution.launches == 302
+    session.time_ms(feeds(3))
+    assert called.count("cuStreamBeginCapture_v2") == called.count("cuGraphDestroy") == 2
+    session.close()
+    session.close()
+    assert called.count("cuGraphExecDestroy") == 2
+
+
+@pytest.mark.parametrize(
+    ("fails", "match"),
+    [
+        ("cuStreamBeginCapture_v2", "begin a capture"),
+        ("cuStreamEndCapture", "end a capture"),
+        ("cuGraphInstantiateWithFlags", "prepare a captured graph"),
+        ("cuGraphLaunch", "launch a graph"),
+    ],
+)
+def test_a_graph_that_fails_names_the_step_and_leaves_nothing(fails: str, match: str) -> None:
+    engine, cuda = Engine(), Driver()
+    driver, called = pretended_graphs(engine, fails=fails)
+    session = _open(cuda, engine, graphs=driver)
+    with pytest.raises(GpusqError, match=rf"couldn't {match} \(CUDA error 900\)"):
+        session.time_ms(feeds(1))
+    assert cuda.pushed == 0
+    assert fails == "cuStreamBeginCapture_v2" or "cuStreamEndCapture" in called
+    session.close()
+
+
+def test_work_that_cant_be_captured_ends_the_capture() -> None:
+    engine = Engine()
+    driver, called = pretended_graphs(engine)
+
+    def fail() -> None:
+        raise GpusqError("no")
+
+    with pytest.raises(GpusqError, match="no"):
+        CudaGraph(driver, 7, fail)
+    assert called == ["cuStreamBeginCapture_v2", "cuStreamEndCapture"]
+
+
+def test_a_machine_without_graphs_says_so() -> None:
+    said = find_graph_driver("libnothing-of-the-kind.so.9")
+    assert isinstance(said, str)
+    assert "no NVIDIA driver" in said
+    # The C library is a library without the driver's functions.
+    old = find_graph_driver("libc.so.6")
+    assert isinstance(old, str)
+    assert "too old for CUDA graphs" in old
 
 
 def test_a_failing_kernel_is_told(opened: Opened) -> None:
@@ -300,6 +494,8 @@ def rtx_plan(size: int) -> bytes:
     [
         (b"", "tensorrt", "the file is empty"),
         (b"vtrt", "tensorrt-rtx", "only 4 bytes"),
+        (b"PK\x03\x04" + bytes(96), "tensorrt", "looks like a zip archive, such as a torch checkpoint"),
+        (b"\x08\x0a" + bytes(96), "tensorrt-rtx", "looks like an ONNX model"),
         (rtx_plan(100), "tensorrt", "a plan for tensorrt-rtx, not for tensorrt"),
         (rtx_plan(101), "tensorrt-rtx", "holds 100 of 101 bytes"),
     ],

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from gpusq_deploy.artifacts.receipt import EngineLayer
-from gpusq_deploy.engines.layer_text import layer_from_line, layers_from_inspector, layers_from_log
+from gpusq_deploy.engines.layer_text import first_profile, layer_from_line, layers_from_inspector, layers_from_log
+from gpusq_deploy.engines.layers import sparse_tactic
 from gpusq_deploy.errors import GpusqError
 
 DATA = Path(__file__).parent / "data"
@@ -126,3 +127,46 @@ def test_a_kernels_weights_become_a_constant() -> None:
 def test_an_inspector_answer_without_details_is_an_error(text: str) -> None:
     with pytest.raises(GpusqError, match="inspector"):
         layers_from_inspector(text)
+
+
+TENSORRT_10 = """{"Layers": [{"Name": "fc1 + gelu", "LayerType": "gemm", "Inputs": [{"Name": "x", "Location": "Device",
+"Dimensions": [8, 257, 384], "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}],
+"Outputs": [{"Name": "y", "Location": "Device", "Dimensions": [8, 257, 1536],
+"Format/Datatype": "Row major linear FP16"}],
+"Constants": [{"Name": "w", "Dimensions": [384, 1536], "Format/Datatype": "Int8"}], "HasSparseWeights": 1,
+"TacticName": "sm80_xmma_sparse_gemm_i8i8_i8i32_f32_tn_n_tilesize128x128x128_stage3_warpsize2x2x1_sptensor16x8x64_gelu",
+"StreamId": 0, "Metadata": "[ONNX Layer: fc1]"}], "Bindings": ["x", "y"]}"""
+TENSORRT_11 = """{"Layers": [{"Name": "fc1 + gelu", "LayerType": "gemm", "Inputs": [{"Name": "x", "Location": "Device",
+"Dimensions": [8, 257, 384], "Format": "Thirty-two wide channel vectorized row major", "Datatype": "Int8"}],
+"Outputs": [{"Name": "y", "Location": "Device", "Dimensions": [8, 257, 1536], "Format": "Row major linear",
+"Datatype": "Half"}], "Constants": [{"Name": "w", "Dimensions": [384, 1536], "Datatype": "Int8"}],
+"TacticName": "sm80_xmma_sparse_gemm_i8i8_i8i32_f32_tn_n_tilesize128x128x128_stage3_warpsize2x2x1_sptensor16x8x64_gelu",
+"StreamId": 0, "Metadata": "[ONNX Layer: fc1]"}], "I/O Tensors": [{"Name": "x"}, {"Name": "y"}]}"""
+
+
+def test_both_forms_of_the_inspector_say_the_same() -> None:
+    ten, eleven = layers_from_inspector(TENSORRT_10), layers_from_inspector(TENSORRT_11)
+    assert ten == eleven
+    (layer,) = ten
+    assert [tensor.dtype for tensor in (*layer.inputs, *layer.outputs, *layer.constants)] == ["Int8", "Half", "Int8"]
+    assert sparse_tactic(layer.tactic)[0] == "yes"
+
+
+@pytest.mark.parametrize("text", [TENSORRT_10, TENSORRT_11])
+def test_later_profiles_are_left_out(text: str) -> None:
+    found = layers_from_inspector(
+        text.replace('"Layers": [', '"Layers": [{"Name": "fc1 [profile 1]", "LayerType": "gemm"}, ')
+    )
+    assert [layer.name for layer in first_profile(found, 2)] == ["fc1 + gelu"]
+
+
+def named(*names: str) -> list[EngineLayer]:
+    return [layer_from_line(f"Name: {name}, LayerType: kgen, {EMPTY}") for name in names]
+
+
+def test_graphs_are_dealt_out_to_profiles() -> None:
+    layers = named("a_myl0_0", "b_myl1_0", "x", "a_myl2_0", "b [profile 1]_myl3_0")
+    assert [layer.name for layer in first_profile(layers, 2)] == ["a_myl0_0", "b_myl1_0", "x"]
+    assert len(first_profile(named("a_myl0_0", "b_myl1_0"), 1)) == 2
+    with pytest.raises(GpusqError, match="3 graphs can't be dealt out to 2 profiles"):
+        first_profile(named("a_myl0_0", "b_myl1_0", "c_myl2_0"), 2)

@@ -79,6 +79,15 @@ def test_biases_and_scales_are_no_weights() -> None:
     assert classify(gemm).precision == "int8"
 
 
+def test_a_weight_at_batch_1_has_a_leading_one() -> None:
+    gemm = layer(
+        inputs=(tensor("Int8", 1, 17, 192),),
+        constants=(tensor("Int8", 1, 192, 576), tensor("Float", 1), tensor("Half", 1, 1, 576)),
+        outputs=(tensor("Half", 1, 17, 576),),
+    )
+    assert classify(gemm) == LayerClass("gemm", "int8")
+
+
 def test_two_activations_must_both_be_int8() -> None:
     both = (tensor("Int8", 4, 64, 64), tensor("Int8", 4, 64, 64))
     assert classify(layer(inputs=both)).precision == "int8"

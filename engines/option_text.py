@@ -1,0 +1,80 @@
+"""Engine options as a command is given them: `workspace=512`, `strip`, `timing-cache=caches`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
+from gpusq_deploy.errors import GpusqError
+
+# Each option's name, its field, and how its value reads.
+_FIELDS: Mapping[str, tuple[str, type[int] | type[str] | type[bool]]] = {
+    "workspace": ("workspace_mib", int),
+    "shared-memory": ("shared_memory_kib", int),
+    "tactics": ("tactics", int),
+    "level": ("level", int),
+    "strip": ("strip", bool),
+    "weight-streaming": ("weight_streaming", bool),
+    "version-compatible": ("version_compatible", bool),
+    "hardware": ("hardware", str),
+    "timing-cache": ("timing_cache", str),
+    "editable-cache": ("editable_cache", bool),
+    "error-on-cache-miss": ("error_on_cache_miss", bool),
+}
+
+OPTION_NAMES = tuple(_FIELDS)
+
+
+def options_from_text(
+    texts: Sequence[str], *, profiles: Sequence[BatchRange] = (), base: EngineOptions | None = None
+) -> EngineOptions:
+    """Options from NAME or NAME=VALUE.
+
+    Args:
+        texts: One option each.
+        profiles: Batch ranges to tune for; none: one profile for the whole range.
+        base: What holds where nothing is said.
+
+    Raises:
+        GpusqError: Unknown names, missing or wrong values; all of them at once.
+    """
+    fields: dict[str, Any] = {} if base is None else msgspec.structs.asdict(base)
+    if profiles:
+        fields["profiles"] = tuple(profiles)
+    problems: list[str] = []
+    for text in texts:
+        name, _, value = text.partition("=")
+        problem = _read(name, value if "=" in text else None, fields)
+        if problem:
+            problems.append(problem)
+    try:
+        found = msgspec.convert(fields, EngineOptions)
+    except msgspec.ValidationError as error:
+        problems.append(str(error))
+        found = EngineOptions()
+    if problems:
+        raise GpusqError(
+            "; ".join(problems), place="--engine-option", hint=f"the options are {', '.join(OPTION_NAMES)}"
+        )
+    return found
+
+
+def _read(name: str, value: str | None, fields: dict[str, Any]) -> str | None:
+    """Put one option among the fields, or say what is wrong with it."""
+    if name not in _FIELDS:
+        near = difflib.get_close_matches(name, _FIELDS, n=1)
+        return f"there is no option {name!r}" + (f"; did you mean {near[0]}?" if near else "")
+    field, kind = _FIELDS[name]
+    if kind is bool:
+        fields[field] = True
+        return None if value is None else f"{name} takes no value"
+    if not value:
+        return f"{name} needs a value: {name}=..."
+    if kind is int and not value.isdigit():
+        return f"{name} needs a whole number, not {value!r}"
+    fields[field] = int(value) if kind is int else value
+    return None

@@ -1,0 +1,185 @@
+"""The one table of what TensorRT's releases can do, and what a request asks of them that they can't.
+
+Names only: flags and enumerations are renumbered between releases. What the installed module has goes before the table;
+the table answers for releases that aren't here, such as the one on a device.
+
+Where the rows come from: headers at the tags v10.3.0 and v10.16, headers of 11.1 and NVIDIA's migration notes for 11.4
+(see each row), and tensorrt_rtx 1.7 itself, which the tests ask. JetPack 6.1 and 6.2 have 10.3, JetPack 7.2.2 has 11.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from gpusq_deploy.artifacts.base import Value
+from gpusq_deploy.artifacts.manifest import EngineOptions
+from gpusq_deploy.engines.api import TRAITS, Api, BackendName
+
+InspectorForm = Literal["Format/Datatype", "Format and Datatype", "none without a driver"]
+
+
+class Release(Value):
+    """What one release of a backend can do; it holds for later ones until the next row.
+
+    Attributes:
+        backend: Whose release.
+        version: The first version that the row holds for.
+        flags: Builder flags of ours that it has.
+        typed_by_flag: Whether strong typing must be asked for; later releases know nothing else.
+        hardware: Levels of hardware compatibility.
+        inspector: How the engine inspector writes a tensor's type.
+        opset: The newest ONNX opset that its parser takes; None where it isn't known.
+        attention: Whether its parser takes ONNX's Attention (opset 23).
+        evidence: Where the row comes from.
+    """
+
+    backend: BackendName
+    version: str
+    flags: tuple[str, ...]
+    typed_by_flag: bool
+    hardware: tuple[str, ...]
+    inspector: InspectorForm
+    opset: int | None
+    attention: bool
+    evidence: str
+
+
+_OURS = (
+    "SPARSE_WEIGHTS",
+    "STRIP_PLAN",
+    "REFIT",
+    "REFIT_IDENTICAL",
+    "WEIGHT_STREAMING",
+    "VERSION_COMPATIBLE",
+    "ERROR_ON_TIMING_CACHE_MISS",
+)
+
+RELEASES: tuple[Release, ...] = (
+    Release(
+        backend="tensorrt",
+        version="10.3",
+        flags=_OURS,
+        typed_by_flag=True,
+        hardware=("AMPERE_PLUS",),
+        inspector="Format/Datatype",
+        opset=20,
+        attention=False,
+        evidence="headers of v10.3.0; the opset is from memory of its operators.md",
+    ),
+    Release(
+        backend="tensorrt",
+        version="10.16",
+        flags=(*_OURS, "EDITABLE_TIMING_CACHE"),
+        typed_by_flag=True,
+        hardware=("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"),
+        inspector="Format/Datatype",
+        opset=24,
+        attention=True,
+        evidence="headers of v10.16; the editable cache came with 10.8, Attention with 10.14, opset 24 by 10.15",
+    ),
+    Release(
+        backend="tensorrt",
+        version="11.4",
+        flags=(*_OURS, "EDITABLE_TIMING_CACHE"),
+        typed_by_flag=False,
+        hardware=("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"),
+        inspector="Format and Datatype",
+        opset=24,
+        attention=True,
+        evidence="headers of v11.1 and the 10-to-11 migration notes; opset 24 by 11.2",
+    ),
+    # Asked of the module by tests/unit/engines/test_releases.py. Its BuilderFlag also names what it can't do: version
+    # compatibility needs a lean runtime that isn't shipped, hardware levels are answered with "unsupported" (name
+    # several targets instead), and stripping or refitting needs a CUDA driver even while building.
+    Release(
+        backend="tensorrt-rtx",
+        version="1.7",
+        flags=("SPARSE_WEIGHTS", "STRIP_PLAN", "REFIT", "REFIT_IDENTICAL", "WEIGHT_STREAMING"),
+        typed_by_flag=False,
+        hardware=(),
+        inspector="none without a driver",
+        opset=None,
+        attention=True,
+        evidence="the module tensorrt_rtx 1.7.1.116 itself",
+    ),
+)
+
+
+def release_of(backend: BackendName, version: str) -> Release:
+    """The row that holds for a version; for one older than all, the oldest."""
+    rows = [row for row in RELEASES if row.backend == backend]
+    fitting = [row for row in rows if _number(row.version) <= _number(version)]
+    return (fitting or rows[:1])[-1]
+
+
+def option_problems(options: EngineOptions, release: Release, *, driver: bool) -> list[str]:
+    """Everything that a release can't do of what is asked, one sentence each; empty where it can do all.
+
+    Args:
+        options: What is asked.
+        release: Who is to do it.
+        driver: Whether a CUDA driver answers where the engine is built.
+    """
+    name = f"{release.backend} {release.version}"
+    return [
+        *(f"{option}: {name} has no builder flag {flag}" for option, flag in _flags(options, release)),
+        *_hardware_problems(options, release, name),
+        *_driver_problems(options, release, name, driver=driver),
+        *_cache_problems(options, release, name),
+    ]
+
+
+def missing_flags(options: EngineOptions, api: Api, version: str) -> list[str]:
+    """The same for the builder flags of an installed module, which may have more or fewer than its row."""
+    known = api.BuilderFlag.__members__
+    return [
+        f"{option}: version {version} has no builder flag {flag}"
+        for option, flag in wanted_flags(options)
+        if flag not in known
+    ]
+
+
+def wanted_flags(options: EngineOptions) -> Iterator[tuple[str, str]]:
+    """The builder flags that options mean, each with the option's name."""
+    if options.strip:
+        yield "strip", "STRIP_PLAN"
+        yield "strip", "REFIT"
+    if options.weight_streaming:
+        yield "weight-streaming", "WEIGHT_STREAMING"
+    if options.version_compatible:
+        yield "version-compatible", "VERSION_COMPATIBLE"
+    if options.editable_cache:
+        yield "editable-cache", "EDITABLE_TIMING_CACHE"
+    if options.error_on_cache_miss:
+        yield "error-on-cache-miss", "ERROR_ON_TIMING_CACHE_MISS"
+
+
+def _flags(options: EngineOptions, release: Release) -> Iterator[tuple[str, str]]:
+    timed = TRAITS[release.backend].timing_cache
+    for option, flag in wanted_flags(options):
+        # Without timings at all, one sentence about the cache says it better.
+        if flag not in release.flags and (timed or not option.endswith(("cache", "miss"))):
+            yield option, flag
+
+
+def _hardware_problems(options: EngineOptions, release: Release, name: str) -> Iterator[str]:
+    level = options.hardware
+    if level is not None and level.upper().replace("-", "_") not in release.hardware:
+        has = ", ".join(found.lower().replace("_", "-") for found in release.hardware)
+        yield f"hardware={level}: {name} has {has or 'no such levels: name each --target instead'}"
+
+
+def _driver_problems(options: EngineOptions, release: Release, name: str, *, driver: bool) -> Iterator[str]:
+    if options.strip and release.backend == "tensorrt-rtx" and not driver:
+        yield f"strip: {name} needs a CUDA driver to build a plan without weights, and none answers here"
+
+
+def _cache_problems(options: EngineOptions, release: Release, name: str) -> Iterator[str]:
+    asked = options.timing_cache is not None or options.editable_cache or options.error_on_cache_miss
+    if asked and not TRAITS[release.backend].timing_cache:
+        yield f"timing-cache: {name} times nothing while it builds, so it has no timing cache"
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())

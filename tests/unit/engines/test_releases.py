@@ -1,0 +1,196 @@
+"""The table of releases against the installed TensorRT-RTX, and against TensorRT's stubs."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import onnx.parser
+import pytest
+
+from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
+from gpusq_deploy.engines.api import find_api
+from gpusq_deploy.engines.build_log import BuildLog
+from gpusq_deploy.engines.configure import BuildSettings
+from gpusq_deploy.engines.option_text import OPTION_NAMES, options_from_text
+from gpusq_deploy.engines.releases import RELEASES, missing_flags, option_problems, release_of, wanted_flags
+from gpusq_deploy.engines.timing_cache import cache_file, read_cache, write_cache
+from gpusq_deploy.errors import GpusqError
+
+STUBS = Path(__file__).resolve().parents[3] / ".venv" / "stubs" / "tensorrt_bindings" / "tensorrt.pyi"
+EVERYTHING = EngineOptions(
+    strip=True,
+    weight_streaming=True,
+    version_compatible=True,
+    timing_cache="caches",
+    editable_cache=True,
+    error_on_cache_miss=True,
+)
+RTX = release_of("tensorrt-rtx", "1.7.1.116")
+
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="tensorrt_rtx has wheels for Linux on x86-64 only, and isn't installed here",
+)
+
+
+def members(name: str) -> set[str]:
+    """An enumeration's members in the stubs, which are of a version between the table's first two rows."""
+    if not STUBS.is_file():
+        pytest.skip("tensorrt-stubs aren't installed here; make install puts them beside the virtual environment")
+    body = re.split(r"^class ", STUBS.read_text(), flags=re.MULTILINE)
+    text = next(part for part in body if part.startswith(f"{name}:"))
+    return set(re.findall(rf"^    ([A-Z0-9_]+): typing.ClassVar\[{name}\]", text, flags=re.MULTILINE))
+
+
+def test_flags_of_10_3_are_in_the_stubs_and_so_are_those_of_10_16() -> None:
+    flags = members("BuilderFlag")
+    for version in ("10.3", "10.16"):
+        assert set(release_of("tensorrt", version).flags) <= flags
+    assert set(release_of("tensorrt", "10.16").hardware) <= members("HardwareCompatibilityLevel")
+    assert "STRONGLY_TYPED" in members("NetworkDefinitionCreationFlag")
+
+
+@needs_rtx
+def test_rtxs_row_is_what_its_module_says() -> None:
+    api = find_api("tensorrt-rtx")
+    assert not isinstance(api, str)
+    assert set(RTX.flags) <= set(api.BuilderFlag.__members__)
+    # Strong typing can be asked for, and needn't be.
+    assert "STRONGLY_TYPED" in api.NetworkDefinitionCreationFlag.__members__
+    assert not RTX.typed_by_flag
+
+
+@needs_rtx
+def test_rtxs_parser_takes_attention() -> None:
+    api = find_api("tensorrt-rtx")
+    assert not isinstance(api, str)
+    log = BuildLog()
+    logger = log.as_logger(api)
+    network = api.Builder(logger).create_network(0)
+    text = "g (float16[4,2,64,32] x) => (float16[4,2,64,32] y) { y = Attention(x, x, x) }"
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 23]>\n{text}')
+    assert api.OnnxParser(network, logger).parse(model.SerializeToString()) == RTX.attention
+
+
+@pytest.mark.parametrize(
+    ("version", "row"), [("8.6", "10.3"), ("10.3.0", "10.3"), ("10.9", "10.3"), ("10.16.1", "10.16"), ("11.5", "11.4")]
+)
+def test_a_row_holds_until_the_next(version: str, row: str) -> None:
+    assert release_of("tensorrt", version).version == row
+
+
+def test_what_each_release_cant_do() -> None:
+    problems = {f"{row.backend} {row.version}": option_problems(EVERYTHING, row, driver=False) for row in RELEASES}
+    assert problems["tensorrt 10.3"] == ["editable-cache: tensorrt 10.3 has no builder flag EDITABLE_TIMING_CACHE"]
+    assert problems["tensorrt 10.16"] == problems["tensorrt 11.4"] == []
+    words = " ".join(problems["tensorrt-rtx 1.7"])
+    assert all(part in words for part in ("VERSION_COMPATIBLE", "needs a CUDA driver", "times nothing"))
+    assert len(problems["tensorrt-rtx 1.7"]) == 3
+
+
+def test_stripping_on_rtx_needs_a_driver_and_nothing_else() -> None:
+    strip = EngineOptions(strip=True)
+    assert option_problems(strip, RTX, driver=True) == []
+    assert len(option_problems(strip, RTX, driver=False)) == 1
+
+
+@pytest.mark.parametrize(("version", "count"), [("10.3", 1), ("10.16", 0), ("11.4", 0)])
+def test_hardware_levels(version: str, count: int) -> None:
+    options = EngineOptions(hardware="same-compute-capability")
+    assert len(option_problems(options, release_of("tensorrt", version), driver=True)) == count
+
+
+@needs_rtx
+def test_the_module_goes_before_the_table() -> None:
+    api = find_api("tensorrt-rtx")
+    assert not isinstance(api, str)
+    assert missing_flags(EVERYTHING, api, "1.7") == []
+
+
+def test_every_flag_is_in_some_release() -> None:
+    known = {flag for row in RELEASES for flag in row.flags}
+    assert {flag for _, flag in wanted_flags(EVERYTHING)} <= known
+
+
+def test_options_are_read() -> None:
+    found = options_from_text(
+        [
+            "workspace=512",
+            "shared-memory=48",
+            "tactics=10",
+            "level=3",
+            "strip",
+            "hardware=ampere-plus",
+            "timing-cache=c",
+        ]
+    )
+    assert found == EngineOptions(
+        workspace_mib=512,
+        shared_memory_kib=48,
+        tactics=10,
+        level=3,
+        strip=True,
+        hardware="ampere-plus",
+        timing_cache="c",
+    )
+    later = options_from_text(["level=5"], base=found)
+    assert (later.level, later.workspace_mib) == (5, 512)
+
+
+@pytest.mark.parametrize(
+    ("texts", "parts"),
+    [
+        (
+            ["levle=3", "strip=yes", "workspace"],
+            ["did you mean level", "strip takes no value", "workspace needs a value"],
+        ),
+        (["level=9"], ["level must be 0 to 5"]),
+        (["tactics=0"], ["tactics must be positive"]),
+        (["level=high"], ["whole number, not 'high'"]),
+        (["hardware=any"], ["'any'"]),
+        (["editable-cache"], ["need timing-cache"]),
+    ],
+)
+def test_wrong_options_are_told_at_once(texts: list[str], parts: list[str]) -> None:
+    with pytest.raises(GpusqError) as caught:
+        options_from_text(texts)
+    assert all(part in caught.value.what for part in parts)
+    assert str(caught.value.hint).endswith(", ".join(OPTION_NAMES))
+
+
+BATCH = BatchRange(minimum=1, optimum=8, maximum=32)
+
+
+def name_of(settings: BuildSettings, version: str = "10.3", device: str = "Orin (nvgpu)/64GB") -> str:
+    return cache_file(Path("caches"), "tensorrt", version, device, settings).name
+
+
+def test_a_cache_belongs_to_device_version_and_configuration() -> None:
+    plain = BuildSettings(batch=BATCH)
+    others = [
+        name_of(plain, version="10.4"),
+        name_of(plain, device="A100"),
+        name_of(BuildSettings(batch=BATCH, sparse=True)),
+        name_of(BuildSettings(batch=BATCH, options=EngineOptions(level=3))),
+        name_of(BuildSettings(batch=BatchRange(minimum=1, optimum=8, maximum=16))),
+    ]
+    assert len({name_of(plain), *others}) == 6
+    same = EngineOptions(timing_cache="elsewhere", error_on_cache_miss=True, editable_cache=True)
+    assert name_of(BuildSettings(batch=BATCH, options=same)) == name_of(plain)
+    assert "/" not in name_of(plain)
+    assert " " not in name_of(plain)
+
+
+def test_a_cache_is_kept_and_a_missing_one_is_an_error_where_it_is_required(tmp_path: Path) -> None:
+    path = tmp_path / "caches" / "one.timing"
+    assert read_cache(path, required=False) == b""
+    with pytest.raises(GpusqError, match="there are none for this device"):
+        read_cache(path, required=True)
+    write_cache(path, b"timings")
+    assert read_cache(path, required=True) == b"timings"
+    assert [entry.name for entry in path.parent.iterdir()] == ["one.timing"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GpusqError, match="cannot write the timing cache"):
+        write_cache(tmp_path / "file" / "one.timing", b"")
