@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.engines.api import BackendName
-from gpusq_deploy.engines.builder import BuildOptions, BuildSettings, build_engine
+from gpusq_deploy.engines.builder import BuildOptions, build_engine
+from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.layers import totals
 from gpusq_deploy.engines.runtimes import open_session, why_not

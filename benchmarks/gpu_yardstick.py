@@ -1,0 +1,91 @@
+"""What the silicon can do, by torch: products dense and 2:4, in FP16 and INT8; and the names of kernels that ran.
+
+Part of the GPU suite, which is a script: torch is imported here alone, late, and may be missing. Unverified on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from gpusq_deploy.benchmarks.gemm_cases import TOKENS
+from gpusq_deploy.benchmarks.gpu_results import Outcome, Product
+
+_WARMUP = 10
+
+
+def torch_problem() -> str:
+    """Why torch can't be the yardstick here; empty where it can."""
+    try:
+        import torch
+    except ImportError:
+        return "torch is not installed"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA GPU"
+    return ""
+
+
+def measure_product(k: int, n: int, batch: int, product: Product, iterations: int) -> Outcome:
+    """Time x [batch · tokens, K] by w [N, K], 2:4 along K where asked.
+
+    Returns:
+        The samples and kernel names; the reason where this torch or GPU can't do it.
+    """
+    import torch
+
+    try:
+        run = _product(k, n, batch * TOKENS, product)
+        for _ in range(_WARMUP):
+            run()
+        # Its constructor has no types.
+        event: Any = torch.cuda.Event
+        samples: list[float] = []
+        for _ in range(iterations):
+            start, end = event(enable_timing=True), event(enable_timing=True)
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            samples.append(start.elapsed_time(end))
+        return Outcome(samples_ms=tuple(samples), kernels=kernels_of(run))
+    # What a library lacks for a type or a GPU shows as one of these.
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        return Outcome(why_not=f"torch: {' '.join(str(error).split())[:200]}")
+
+
+def kernels_of(run: Callable[[], Any]) -> tuple[str, ...]:
+    """Names of the kernels that one call launches, by torch's profiler, which sees those of other libraries too."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        run()
+        torch.cuda.synchronize()
+    # An untyped list, or nothing where the profiler saw nothing.
+    events: list[Any] = list(cast("Any", seen.events()) or ())
+    return tuple(str(event.name) for event in events if str(event.device_type).endswith("CUDA"))
+
+
+def _product(k: int, n: int, rows: int, product: Product) -> Callable[[], Any]:
+    import torch
+    from torch.sparse import to_sparse_semi_structured
+
+    generator = torch.Generator(device="cuda").manual_seed(0)
+
+    def codes(*shape: int) -> torch.Tensor:
+        return torch.randint(-127, 128, shape, dtype=torch.int8, device="cuda", generator=generator)
+
+    x, w = codes(rows, k), codes(n, k)
+    if product.endswith("2:4"):
+        w = w * torch.tensor([1, 1, 0, 0], dtype=torch.int8, device="cuda").repeat(k // 4)
+    if product.startswith("fp16"):
+        x, w = x.half(), w.half()
+    if product.endswith("2:4"):
+        packed, columns = to_sparse_semi_structured(w), x.t().contiguous()
+        return lambda: torch.mm(packed, columns)
+    if product.startswith("fp16"):
+        return lambda: torch.mm(x, w.t())
+    # torch has no public name for a product of INT8 with INT32 sums.
+    int_mm: Callable[..., torch.Tensor] = getattr(torch, "_int_mm")  # noqa: B009 - not exported, so no attribute
+    return lambda: int_mm(x, w.t())
