@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
-from gpusq_deploy.artifacts.receipt import Verification
-from gpusq_deploy.calibration.sources import Batches, DataSource, Selection, filled
-from gpusq_deploy.engines.ort import open_onnx
-from gpusq_deploy.engines.session import Session
+from gpusq_deploy.artifacts.receipt import Drift, Verification
+from gpusq_deploy.calibration.sources import DataSource, Selection
+from gpusq_deploy.drift import Compared, Pair, compare, fused_answer, in_both
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.numerics.error import cosine, sqnr_db, top1_agreement
+from gpusq_deploy.graph.blocks import Site, block_sites, layer_sites
+from gpusq_deploy.graph.files import load_model
+from gpusq_deploy.numerics.error import sqnr_db
 
-_BATCH = 8
+_BLOCKS_LOOKED_INTO = 2
+_LAYER_SAMPLES = 4
 _HELD_OUT_SHARE = 10
 _HELD_OUT_MOST = 32
 # JSON has no infinity; equal outputs are reported as this many decibels, noise on silence as minus as many.
@@ -39,7 +45,10 @@ def split_source(source: DataSource) -> tuple[DataSource, DataSource, bool]:
 
 
 def verify(float_model: Path, built_model: Path, source: DataSource, *, held_out: bool) -> Verification:
-    """Run both models on every sample and compare the first output; two axes are taken for [N, classes].
+    """Run both models on every sample; compare the first output, and what leaves the blocks inside.
+
+    Two axes of the first output are taken for [N, classes]. The blocks that add most noise are looked into: their
+    layers are compared on the first few samples.
 
     Args:
         float_model: The float32 graph.
@@ -50,28 +59,24 @@ def verify(float_model: Path, built_model: Path, source: DataSource, *, held_out
     Raises:
         GpusqError: One of the two answers with NaN or infinity.
     """
-    reference, got = _answers(float_model, source), _answers(built_model, source)
-    if not np.isfinite(reference).all():
-        raise GpusqError(
-            "the float graph computes NaN or infinity",
-            place=source.name,
-            hint="check the weights and the preprocessing",
-        )
-    if not np.isfinite(got).all():
-        raise GpusqError(
-            "the built graph computes NaN or infinity where the float graph doesn't",
-            place=built_model.name,
-            hint="an activation outgrows the remainder's type: build with --bf16 or --fp32",
-        )
-    kind = "synthetic" if source.synthetic else "kept apart from calibration" if held_out else "also used to calibrate"
-    return Verification(
-        images=len(reference),
+    pair, model = Pair(reference=float_model, built=built_model), load_model(float_model)
+    blocks = block_sites(model)
+    common = in_both(pair, blocks)
+    seen = compare(pair, source, common)
+    fused, why_not = _fused(built_model, seen)
+    found = Verification(
+        images=seen.images,
         held_out=held_out,
-        sqnr_db=max(-_EQUAL_DB, min(sqnr_db(reference, got), _EQUAL_DB)),
-        cosine=cosine(reference, got),
-        top1_agreement=top1_agreement(reference, got) if reference.ndim == 2 else None,
-        note=f"{len(reference)} samples of {source.name}, {kind}; ONNX Runtime on the CPU, its rewrites switched off",
+        sqnr_db=_bounded(seen.output.sqnr_db()),
+        median_sqnr_db=_bounded(seen.output.median_sqnr_db()),
+        cosine=seen.output.cosine(),
+        top1_agreement=seen.agreement,
+        fused_sqnr_db=fused,
+        fused_images=0 if fused is None else len(seen.first[0]),
+        blocks=_drifts(seen),
+        note="; ".join(filter(None, [_note(seen, source, held_out=held_out), why_not, _rewritten(blocks, common)])),
     )
+    return _with_layers(found, pair, model, source)
 
 
 def require_same(reference: Array, got: Array, *, place: str) -> float:
@@ -96,20 +101,48 @@ def require_same(reference: Array, got: Array, *, place: str) -> float:
     return difference
 
 
-def _answers(model: Path, source: DataSource) -> Array:
-    session = open_onnx(model, optimize=False)
+def _with_layers(found: Verification, pair: Pair, model: ir.Model, source: DataSource) -> Verification:
+    worst = [block.module for block in found.noisiest(_BLOCKS_LOOKED_INTO)]
+    sites = in_both(pair, [site for site in layer_sites(model, worst) if site.module not in worst])
+    if not sites:
+        return found
+    few = Selection(source=source, indices=list(range(min(len(source), _LAYER_SAMPLES))))
+    seen = compare(pair, few, sites)
+    return msgspec.structs.replace(found, layers=_drifts(seen), layer_images=seen.images)
+
+
+def _drifts(seen: Compared) -> tuple[Drift, ...]:
+    return tuple(
+        Drift(
+            module=site.module,
+            tensor=site.tensor,
+            sqnr_db=_bounded(sums.sqnr_db()),
+            median_sqnr_db=_bounded(sums.median_sqnr_db()),
+            cosine=sums.cosine() if math.isfinite(sums.cosine()) else 0.0,
+        )
+        for site, sums in seen.sites.items()
+    )
+
+
+def _fused(built_model: Path, seen: Compared) -> tuple[float | None, str]:
+    """SQNR of the built graph with ONNX Runtime's rewrites on against itself without them; or why there is none."""
+    batch, plain = seen.first
     try:
-        return np.concatenate([_first(session, batch) for batch in Batches(source=source, size=_batch_size(session))])
-    finally:
-        session.close()
+        fused = fused_answer(built_model, batch)
+    except GpusqError as error:
+        return None, f"with its rewrites on it can't run the graph: {error.what}"
+    return _bounded(sqnr_db(plain, fused)), ""
 
 
-def _batch_size(session: Session) -> int:
-    size = session.inputs[0].shape[0]
-    return size if size > 0 else _BATCH
+def _bounded(decibels: float) -> float:
+    return -_EQUAL_DB if math.isnan(decibels) else max(-_EQUAL_DB, min(decibels, _EQUAL_DB))
 
 
-def _first(session: Session, batch: npt.NDArray[np.float32]) -> Array:
-    fixed = session.inputs[0].shape[0]
-    feed = filled(batch, fixed if fixed > 0 else None)
-    return session.run({session.inputs[0].name: feed})[session.outputs[0].name][: len(batch)]
+def _note(seen: Compared, source: DataSource, *, held_out: bool) -> str:
+    kind = "synthetic" if source.synthetic else "kept apart from calibration" if held_out else "also used to calibrate"
+    return f"{seen.images} samples of {source.name}, {kind}; ONNX Runtime on the CPU, its rewrites switched off"
+
+
+def _rewritten(blocks: Sequence[Site], common: Sequence[Site]) -> str:
+    missing = ", ".join(site.module for site in blocks if site not in common)
+    return f"not looked at, because the built graph has no such tensor: {missing}" if missing else ""

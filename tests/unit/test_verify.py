@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import tiny_models
 
@@ -13,8 +14,11 @@ from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.base import json_from_value, value_from_json
 from gpusq_deploy.artifacts.receipt import Verification
 from gpusq_deploy.calibration.sources import ArrayFile, RandomNoise
+from gpusq_deploy.drift import Pair, compare
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
+from gpusq_deploy.graph.values import NAME_SCOPES
+from gpusq_deploy.numerics.error import sqnr_db
 from gpusq_deploy.verify import require_same, split_source, verify
 
 TEXT = "g (float[{batch},1,1,4] x) => (float[{batch},4] y) {{ [s] h = Reshape(x, shape) [op] y = {op}(h, c) }}"
@@ -131,3 +135,101 @@ def test_an_export_that_answers_something_else_is_refused(got: Any) -> None:
         require_same(np.array([[0.0, 4.0]]), got, place="timm:x")
     assert caught.value.place == "timm:x"
     assert caught.value.hint
+
+
+def two_blocks(folder: Path, first: float, second: float, *, name: str) -> Path:
+    """x, then two blocks that multiply by almost one; the second doubles too, so that noise is seen against signal."""
+    text = "g (float[N,1,1,4] x) => (float[N,4] y) { h = Reshape(x, shape)  a = MatMul(h, w1)  b = MatMul(a, w2)"
+    text += "  c = MatMul(b, w3)  y = MatMul(c, w4) }"
+    eye = np.eye(4, dtype=np.float32)
+    weights = {"w1": eye, "w2": eye * np.float32(first), "w3": 2 * eye, "w4": eye * np.float32(second)}
+    made = tiny_models.graph(text, shape=np.array([-1, 4]), **weights)
+    modules = {"h": "", "a": "blocks.0.fc1", "b": "blocks.0.fc2", "c": "blocks.1.fc1", "y": "blocks.1.fc2"}
+    for node in made.graph:
+        module = modules[str(node.outputs[0].name)]
+        node.name = f"node_{node.outputs[0].name}"
+        node.metadata_props[NAME_SCOPES] = repr(["", module, f"{module}.op"])
+    path = folder / f"{name}.onnx"
+    save_model(made, path)
+    return path
+
+
+def test_the_drift_map_gives_each_blocks_own_figure_and_points_at_the_worse(tmp_path: Path) -> None:
+    one = two_blocks(tmp_path, 1, 1, name="float")
+    other = two_blocks(tmp_path, 1.001, 1.02, name="built")
+    report = verify(one, other, source(), held_out=True)
+    assert [block.module for block in report.blocks] == ["blocks.0", "blocks.1"]
+    assert report.blocks[0].sqnr_db == pytest.approx(60, abs=0.01)
+    assert report.blocks[1].sqnr_db == pytest.approx(-20 * np.log10(1.001 * 1.02 - 1), abs=0.01)
+    assert [block.module for block in report.noisiest(1)] == ["blocks.1"]
+    assert report.blocks[0].cosine == pytest.approx(1)
+    behind = {layer.module: round(layer.sqnr_db) for layer in report.layers}
+    assert behind == {"blocks.0.fc1": 300, "blocks.0.fc2": 60, "blocks.1.fc1": 60, "blocks.1.fc2": 34}
+    assert report.layer_images == 4
+    assert value_from_json(json_from_value(report), Verification, place="here") == report
+    assert [path.name for path in tmp_path.iterdir() if "tapped" in path.name] == []
+
+
+def test_a_block_that_adds_no_noise_is_not_pointed_at(tmp_path: Path) -> None:
+    one = two_blocks(tmp_path, 1, 1, name="float")
+    other = two_blocks(tmp_path, 1.001, 1, name="built")
+    assert [block.module for block in verify(one, other, source(), held_out=True).noisiest(3)] == ["blocks.0"]
+
+
+def test_a_block_that_the_built_graph_lacks_is_named(tmp_path: Path) -> None:
+    one = two_blocks(tmp_path, 1, 1, name="float")
+    other = model(tmp_path, "Mul", 2)
+    report = verify(one, other, source(), held_out=True)
+    assert [block.module for block in report.blocks] == ["blocks.1"]
+    assert report.note.endswith("not looked at, because the built graph has no such tensor: blocks.0")
+
+
+def test_each_sample_counts_once_for_the_median(tmp_path: Path) -> None:
+    """Doubling is exact; adding an eighth costs each sample something else."""
+    one, other = model(tmp_path, "Mul", 1), model(tmp_path, "Add", 0.125)
+    report = verify(one, other, source(), held_out=True)
+    alone = [10 * np.log10((row**2).sum() / (4 * 0.125**2)) for row in SAMPLES.reshape(19, 4).astype(np.float64)]
+    assert report.median_sqnr_db == pytest.approx(float(np.median(alone)), abs=1e-4)
+
+
+def test_the_state_of_a_comparison_does_not_hold_the_outputs(tmp_path: Path) -> None:
+    one, other = model(tmp_path, "Mul", 1), model(tmp_path, "Add", 0.125)
+    seen = compare(Pair(reference=one, built=other), source(np.zeros((50, 1, 1, 4), np.float32) + 1))
+    assert seen.images == 50
+    assert len(seen.first[0]) == 4
+
+
+def test_what_onnx_runtime_makes_of_a_quantized_product_is_measured(tmp_path: Path) -> None:
+    """Fused, an INT8 product of FP32 scales sums in integers; as it is written, it sums in float."""
+    text = """g (float[N,1,1,4] x) => (float[N,4] y) {
+      h = Reshape(x, shape)
+      q = QuantizeLinear(h, s, z)
+      d = DequantizeLinear(q, s, z)
+      wd = DequantizeLinear(w, s, z)
+      y = MatMul(d, wd)
+    }"""
+    made = tiny_models.graph(
+        text,
+        shape=np.array([-1, 4]),
+        s=np.array(0.013, np.float32),
+        z=np.array(0, np.int8),
+        w=np.arange(-8, 8, dtype=np.int8).reshape(4, 4) * np.int8(9),
+    )
+    path = tmp_path / "quantized.onnx"
+    save_model(made, path)
+    report = verify(path, path, source(), held_out=True)
+    batch = SAMPLES[:4]
+    plain, fused = (
+        np.asarray(
+            ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run(None, {"x": batch})[0]
+        )
+        for options in (unfused_options(), ort.SessionOptions())
+    )
+    assert report.fused_images == 4
+    assert report.fused_sqnr_db == pytest.approx(min(sqnr_db(plain, fused), 300.0))
+
+
+def unfused_options() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options

@@ -1,0 +1,71 @@
+"""What a build asks of its verification, and what is kept where it isn't reached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NoReturn
+
+import onnx_ir as ir
+
+from gpusq_deploy.artifacts.receipt import Verification
+from gpusq_deploy.bundle import keep_beside, read_bundle, require_place
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.request import BuildRequest
+
+
+def failed_place(out: Path) -> Path:
+    """Where the evidence of a refused build goes: beside the bundle that it would have made."""
+    return out.with_name(f"{out.name}.failed")
+
+
+def require_checkable(request: BuildRequest, model: ir.Model) -> None:
+    """Refuse, before calibration, a demand that can't be checked, or whose evidence would have no place.
+
+    Raises:
+        GpusqError: Top-1 agreement of a model without classes, or something else stands where the evidence goes.
+    """
+    if request.min_sqnr is None and request.min_agreement is None:
+        return
+    output = model.graph.outputs[0]
+    if request.min_agreement is not None and (output.shape is None or len(output.shape) != 2):
+        raise GpusqError(
+            f"the first output is {output.shape}, not [N, classes]: there is no top-1 to agree on",
+            place="--min-agreement",
+            hint="use --min-sqnr",
+        )
+    failed = failed_place(request.out)
+    require_place(failed, force=True)
+    if failed.exists() and not read_bundle(failed).receipt.shortfalls:
+        raise GpusqError(
+            "the evidence of a refused build would go here, but this bundle isn't one",
+            place=str(failed),
+            hint="move it, or choose another --out",
+        )
+
+
+def shortfalls(verification: Verification | None, request: BuildRequest) -> tuple[str, ...]:
+    """What was asked and not reached, one sentence each."""
+    if verification is None:
+        return ()
+    missed: list[str] = []
+    if request.min_sqnr is not None and verification.sqnr_db < request.min_sqnr:
+        missed.append(f"SQNR {verification.sqnr_db:.6g} dB is below --min-sqnr {request.min_sqnr:g}")
+    agreement = verification.top1_agreement
+    if request.min_agreement is not None and agreement is not None and agreement < request.min_agreement:
+        missed.append(f"top-1 agreement {agreement:.6g} is below --min-agreement {request.min_agreement:g}")
+    return tuple(missed)
+
+
+def refuse(folder: Path, request: BuildRequest, missed: tuple[str, ...]) -> NoReturn:
+    """Keep the folder that was to become the bundle as evidence, and stop the build.
+
+    Raises:
+        GpusqError: Always; it says where the evidence is.
+    """
+    kept = failed_place(request.out)
+    keep_beside(folder, kept)
+    raise GpusqError(
+        "; ".join(missed),
+        place=str(request.model),
+        hint=f"gpusq-inspect {kept} shows where the error comes from",
+    )

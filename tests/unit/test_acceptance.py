@@ -1,0 +1,89 @@
+"""What a build asks of its verification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import bundles
+import msgspec
+import numpy as np
+import pytest
+import tiny_models
+
+from gpusq_deploy.acceptance import failed_place, require_checkable, shortfalls
+from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.artifacts.receipt import Verification
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.request import BuildRequest
+
+FOUND = Verification(images=4, held_out=True, sqnr_db=24.996, cosine=0.99, top1_agreement=0.75, note="")
+CLASSES = tiny_models.graph("g (float[N,4] x) => (float[N,4] y) { y = Mul(x, c) }", c=np.array(2, np.float32))
+TOKENS = tiny_models.graph("g (float[N,3,4] x) => (float[N,3,4] y) { y = Mul(x, c) }", c=np.array(2, np.float32))
+
+
+def request(out: Path = Path("m.gpusq"), **asked: Any) -> BuildRequest:
+    return BuildRequest(
+        model=Path("m.pt"),
+        arch=None,
+        int8=True,
+        sparse=False,
+        remainder="fp16",
+        recipe=None,
+        calib="photos",
+        targets=(),
+        batch=BatchRange(minimum=1, optimum=1, maximum=1),
+        opset=20,
+        out=out,
+        force=False,
+        **asked,
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "missed"),
+    [
+        ({}, 0),
+        ({"min_sqnr": 24.996}, 0),
+        ({"min_sqnr": 25.0}, 1),
+        ({"min_agreement": 0.75}, 0),
+        ({"min_agreement": 0.76}, 1),
+        ({"min_sqnr": 25.0, "min_agreement": 0.76}, 2),
+    ],
+)
+def test_what_is_below_its_limit_is_said_and_the_limit_itself_is_enough(asked: dict[str, Any], missed: int) -> None:
+    said = shortfalls(FOUND, request(**asked))
+    assert len(said) == missed
+    assert all("is below --min-" in each for each in said)
+
+
+def test_a_narrow_shortfall_does_not_read_as_if_the_limit_were_reached() -> None:
+    """Two decimals would make 25.00 of it."""
+    (said,) = shortfalls(FOUND, request(min_sqnr=25.0))
+    assert said == "SQNR 24.996 dB is below --min-sqnr 25"
+
+
+def test_agreement_needs_classes_and_is_refused_before_any_work() -> None:
+    require_checkable(request(min_agreement=0.9), CLASSES)
+    require_checkable(request(min_sqnr=9), TOKENS)
+    with pytest.raises(GpusqError, match="no top-1") as caught:
+        require_checkable(request(min_agreement=0.9), TOKENS)
+    assert "--min-sqnr" in str(caught.value.hint)
+
+
+def test_the_evidence_replaces_earlier_evidence_and_nothing_else(tmp_path: Path) -> None:
+    out = tmp_path / "m.gpusq"
+    failed = failed_place(out)
+    assert failed == tmp_path / "m.gpusq.failed"
+    failed.mkdir()
+    require_checkable(request(out), CLASSES)
+    with pytest.raises(GpusqError, match="is not a bundle"):
+        require_checkable(request(out, min_sqnr=1), CLASSES)
+    failed.rmdir()
+    bundle = bundles.write(failed)
+    with pytest.raises(GpusqError, match="this bundle isn't one"):
+        require_checkable(request(out, min_sqnr=1), CLASSES)
+    receipt = msgspec.json.decode((bundle / "receipt.json").read_bytes())
+    receipt["shortfalls"] = ["SQNR 3 dB is below --min-sqnr 9"]
+    (bundle / "receipt.json").write_bytes(msgspec.json.encode(receipt))
+    require_checkable(request(out, min_sqnr=1), CLASSES)
