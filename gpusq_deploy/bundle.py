@@ -146,6 +146,11 @@ def new_bundle(out: Path, *, force: bool) -> Generator[Path, None, None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def keep_beside(folder: Path, place: Path) -> None:
+    """Rename a folder from `new_bundle` to another name than the bundle's; it replaces what stands there."""
+    _replace(folder, place.absolute())
+
+
 def write_value(folder: Path, name: str, value: Value) -> None:
     """Write one description into a bundle that is being made."""
     (folder / name).write_bytes(json_from_value(value))

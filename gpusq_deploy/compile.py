@@ -9,9 +9,10 @@ from pathlib import Path
 
 import msgspec
 
+from gpusq_deploy.acceptance import refuse, require_checkable, shortfalls
 from gpusq_deploy.artifacts.base import digest_of_file
 from gpusq_deploy.artifacts.receipt import Receipt
-from gpusq_deploy.build_engines import EngineRequest, build_engines, require_possible
+from gpusq_deploy.build_engines import EngineRequest, build_engines, estimate_cost, require_possible
 from gpusq_deploy.bundle import (
     CALIBRATION,
     MANIFEST,
@@ -29,6 +30,8 @@ from gpusq_deploy.bundle import (
 from gpusq_deploy.calibration.choice import calibrators_for
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
 from gpusq_deploy.checkpoint.weights import layer_weights
+from gpusq_deploy.engines.option_text import options_from_text
+from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
@@ -38,35 +41,49 @@ from gpusq_deploy.passes.attention_scale import AttentionScale
 from gpusq_deploy.passes.base import Pass, run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.clean import Clean
+from gpusq_deploy.passes.drop_no_ops import DropNoOps
+from gpusq_deploy.passes.fold_constants import FoldConstants
 from gpusq_deploy.passes.fold_shapes import FoldShapes
 from gpusq_deploy.passes.quantize import Quantize
+from gpusq_deploy.passes.window_norm import WindowNorm
+from gpusq_deploy.placing import prepare
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
-from gpusq_deploy.quantisation import Wanted, make_ready, rounded_weights
+from gpusq_deploy.quantisation import Wanted, rounded_weights
 from gpusq_deploy.recipe import load_recipe
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.sparsity import require_known_layers, require_sparse, sparsity_report
 from gpusq_deploy.steps import (
     check_export,
     find_data,
+    open_samples,
     pack_weights,
     prune_as_asked,
     repair_command,
     say_remarks,
     sparsity_kept,
+    subject_of,
     unpack_weights,
     verify_built,
 )
 from gpusq_deploy.targets import Target
 
 # The form of a float graph that everything after relies on, and that TensorRT compiles to fewest kernels.
-CANONICAL: tuple[Pass, ...] = (Clean(), FoldShapes(), AttentionScale())
+CANONICAL: tuple[Pass, ...] = (
+    Clean(),
+    FoldConstants(),
+    FoldShapes(),
+    DropNoOps(),
+    AttentionScale(),
+    WindowNorm(),
+)
 
 
 def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
     """Load, check, export, calibrate, decide, rewrite, verify, build, and write the bundle whole.
 
     Raises:
-        GpusqError: Anything that the user can mend; nothing is left behind.
+        GpusqError: Anything that the user can mend; nothing is left behind, but for the evidence of a verification
+            that doesn't reach what was asked of it.
     """
     require_place(request.out, force=request.force)
     recipe = load_recipe(request.recipe)
@@ -75,16 +92,19 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
     reporter.say(f"loading {request.model}")
     checkpoint = load_checkpoint(request.model, arch=request.arch, allow_pickle=request.allow_pickle)
     checkpoint = say_remarks(checkpoint, request, reporter)
-    checkpoint = prune_as_asked(checkpoint, request, recipe, reporter)
-    weights = layer_weights(checkpoint.module)
-    report = sparsity_report(weights, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)
+    samples = open_samples(request, checkpoint)
+    checkpoint = prune_as_asked(checkpoint, request, recipe, samples, reporter)
+    report = sparsity_report(
+        layer_weights(checkpoint.module), source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity
+    )
     require_known_layers(checkpoint.sparsity, report)
     if request.sparse:
         require_sparse(report, command=repair_command(request))
-    data = find_data(request, checkpoint)
+    data = find_data(request, checkpoint, samples)
 
     reporter.say(f"exporting {checkpoint.arch} to ONNX opset {request.opset}")
     model = run_passes(export_float_model(checkpoint, batch=request.batch, opset=request.opset), CANONICAL)
+    require_checkable(request, model)
     layers = weighted_layers(model)
     stored = sparsity_report(
         graph_weights(model, layers), source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity
@@ -98,45 +118,59 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
         difference = check_export(checkpoint, float_file, request.batch, reporter)
 
         wanted = layers_to_quantize(layers, recipe) if request.int8 else ()
-        calibrators = calibrators_for(wanted, recipe, usual=request.calibrator)
-        how = Wanted(layers=wanted, recipe=recipe, calibrators=calibrators, remainder=request.remainder)
-        ready = make_ready(model, how, data, checkpoint, reporter) if wanted else None
-        table = None if ready is None else ready.table
-        plan = make_plan(layers if ready is None else ready.layers, asked, table=table, sparsity=stored)
-        require_possible(plan, request.targets)
-        rounded = {} if ready is None else rounded_weights(ready, plan, recipe)
-        built = run_passes(
-            model if ready is None else ready.model, [Quantize(plan, rounded), CastRemainder(plan.remainder)]
+        how = Wanted(
+            layers=wanted,
+            recipe=recipe,
+            calibrators=calibrators_for(wanted, recipe, usual=request.calibrator),
+            remainder=request.remainder,
         )
+        prepared = prepare(model, layers, how, data, subject_of(checkpoint), reporter)
+        table, ready = prepared.table, prepared.ready
+        plan = make_plan(prepared.layers, asked, table=table, sparsity=stored, placements=prepared.placements)
+        require_possible(plan, request.targets)
+        quantize = Quantize(plan, {} if ready is None else rounded_weights(ready, plan, recipe))
+        built = run_passes(prepared.model, [quantize, CastRemainder(plan.remainder)])
         kept = sparsity_kept(built, stored, recipe)
         if request.pack:
             pack_weights(built, kept, folder, reporter)
         save_model(built, built_file)
 
         verification = verify_built(float_file, built_file, data, plan, reporter)
-        engines, skipped = build_engines(
-            EngineRequest(
-                folder=folder,
-                name=request.out.name,
-                plan=plan,
-                sparsity=kept,
-                batch=request.batch,
-                targets=request.targets,
-                reporter=reporter,
-            )
+        missed = shortfalls(verification, request)
+        engines_asked = EngineRequest(
+            folder=folder,
+            name=request.out.name,
+            plan=plan,
+            sparsity=kept,
+            batch=request.batch,
+            targets=() if missed else request.targets,
+            reporter=reporter,
+            options=request.engine,
         )
+        engines, skipped = build_engines(engines_asked)
         receipt = Receipt(
-            model_digest=digest_of_file(built_file), verification=verification, engines=engines, skipped=skipped
+            model_digest=digest_of_file(built_file),
+            verification=verification,
+            engines=engines,
+            skipped=skipped,
+            shortfalls=missed,
+            cost=estimate_cost(engines_asked, engines, model),
         )
         write_value(folder, PLAN, plan)
         write_value(folder, RECEIPT, receipt)
         if table is not None:
             write_value(folder, CALIBRATION, table)
-        synthetic = table is not None and table.synthetic
         manifest = make_manifest(
-            request, checkpoint, built, sparsity=kept, export_difference=difference, synthetic=synthetic
+            request,
+            checkpoint,
+            built,
+            sparsity=kept,
+            export_difference=difference,
+            synthetic=table is not None and table.synthetic,
         )
         write_value(folder, MANIFEST, msgspec.structs.replace(manifest, files=files_in(folder)))
+        if missed:
+            refuse(folder, request, missed)
     return read_bundle(request.out)
 
 
@@ -153,17 +187,32 @@ def unpack_bundle(path: Path, reporter: Reporter) -> Bundle:
     return bundle
 
 
-def extend_bundle(path: Path, targets: Sequence[Target], reporter: Reporter) -> Bundle:
+def extend_bundle(
+    path: Path, targets: Sequence[Target], reporter: Reporter, *, engine_options: Sequence[str] = ()
+) -> Bundle:
     """Build further engines from a bundle that exists; the same model, a new receipt, replaced whole.
+
+    Args:
+        path: The bundle.
+        targets: The GPUs to build for.
+        reporter: Who hears how it goes.
+        engine_options: As `options_from_text` reads them; what isn't said is as the bundle was made.
 
     Raises:
         GpusqError: The bundle is damaged, or an engine can't be built.
     """
     bundle = read_bundle(path)
+    if bundle.receipt.shortfalls:
+        raise GpusqError(
+            f"this bundle is the evidence of a refused build: {'; '.join(bundle.receipt.shortfalls)}",
+            place=str(path),
+            hint="build it again from its checkpoint, with another recipe or another limit",
+        )
     if lacks_dense(path):
         unpack_bundle(path, reporter)
     require_whole(bundle)
     require_possible(bundle.plan, targets)
+    options = options_from_text(engine_options, base=bundle.manifest.engine)
     with new_bundle(path, force=True) as folder:
         shutil.copytree(path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         engines, skipped = build_engines(
@@ -175,6 +224,7 @@ def extend_bundle(path: Path, targets: Sequence[Target], reporter: Reporter) -> 
                 batch=bundle.manifest.batch,
                 targets=targets,
                 reporter=reporter,
+                options=options,
             )
         )
         fresh = {target.name for target in targets}

@@ -1,16 +1,17 @@
 """Why a layer does or doesn't run on sparse tensor cores: valid -> eligible -> asked -> built as, each with evidence.
 
-Where there is no evidence, the answer is `unknown`, and it says what would settle it.
+Where there is no evidence, the answer is `unknown`, and it says what would settle it. Where the chain breaks, the link
+says what would mend it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.plan import LayerDecision, Precision
-from gpusq_deploy.artifacts.receipt import BuiltLayer, Verdict
+from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, Verdict
 from gpusq_deploy.artifacts.sparsity import Diagnosis, LayerSparsity
 from gpusq_deploy.targets import GemmNeed, Target, check_request, padding_notes
 
@@ -49,16 +50,49 @@ _MEANINGS: dict[Diagnosis, tuple[str, str]] = {
 }
 
 
+_IN_A_TRACE = (
+    "run the plan on its GPU and look for kernels named 'sptensor' or '_sparse_gemm'; benchmarks/gpu_suite.py does"
+)
+# Seen with TensorRT-RTX 1.7, benchmarks/gemm_cases.py: scales per channel or a bias keep the quantiser out.
+_INT8_OUTPUT = (
+    "only a product with one weight scale, no bias and a quantiser directly behind it is known to write INT8; "
+    "that costs accuracy: verify it"
+)
+
+
 class Step(Value):
-    """One link of the chain: the question, the answer, and what the answer rests on."""
+    """One link of the chain: the question, the answer, what the answer rests on, and what would make it a yes."""
 
     question: Question
     answer: Verdict
     evidence: str
+    mend: str = ""
+
+
+class Carrier(Value):
+    """One engine layer that carries a product.
+
+    Attributes:
+        name: The builder's name of it, which lists what a generated kernel fuses.
+        kind: The builder's word for what it is.
+        inputs: Element types of its inputs, as the builder names them; outputs: of its outputs.
+        fused: Other ONNX nodes that it computes, by name.
+        tactic: The kernel; empty or a stub where it is chosen when the plan is loaded.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    fused: tuple[str, ...]
+    tactic: str
 
 
 class LayerExplanation(Value):
-    """Everything about one layer that decides whether it runs sparse. `flops_share` is None where it is unknown."""
+    """Everything about one layer that decides whether it runs sparse. `flops_share` is None where it is unknown.
+
+    `carriers` is empty where there is no engine, or where none of its layers answers for this one.
+    """
 
     layer: str
     target: str
@@ -67,6 +101,31 @@ class LayerExplanation(Value):
     hint: str
     flops_share: float | None
     chain: tuple[Step, ...]
+    carriers: tuple[Carrier, ...] = ()
+
+    @property
+    def stop(self) -> Step | None:
+        """The first link that isn't a yes; None where the layer runs sparse."""
+        return next((step for step in self.chain if step.answer != "yes"), None)
+
+
+class Break(Value):
+    """Layers whose chain stops at one link for one reason. `flops_share` is theirs together, where it is known."""
+
+    question: Question
+    answer: Verdict
+    layers: tuple[str, ...]
+    flops_share: float | None
+    evidence: str
+    mend: str
+
+
+class Reach(Value):
+    """How far the layers get: those whose links are yes up to and with this one. `flops_share` as in `Break`."""
+
+    question: Question
+    layers: int
+    flops_share: float | None
 
 
 def meaning_of(diagnosis: Diagnosis) -> tuple[str, str]:
@@ -87,7 +146,7 @@ def explain_layers(
     target: Target,
     *,
     decisions: Sequence[LayerDecision] = (),
-    built: Sequence[BuiltLayer] = (),
+    engine: BuiltEngine | None = None,
 ) -> tuple[LayerExplanation, ...]:
     """The chain of every layer.
 
@@ -95,42 +154,110 @@ def explain_layers(
         layers: Their 2:4 state.
         target: The GPU in question.
         decisions: What the plan asked, where there is a plan.
-        built: What the engine's builder made of it, where there is an engine for this target.
+        engine: What the builder made for this target, where there is an engine.
     """
     shares = flops_shares(layers)
     asked = {decision.layer: decision for decision in decisions}
-    made = {layer.layer: layer for layer in built}
+    made = {} if engine is None else {layer.layer: layer for layer in engine.layers}
     return tuple(
-        LayerExplanation(
-            layer=state.layer,
-            target=target.name,
-            diagnosis=state.diagnosis,
-            meaning=_MEANINGS[state.diagnosis][0],
-            hint=_MEANINGS[state.diagnosis][1],
-            flops_share=shares.get(state.layer),
-            chain=_chain(state, target, asked.get(state.layer), made.get(state.layer)),
-        )
-        for state in layers
+        _explained(state, target, shares, asked.get(state.layer), made.get(state.layer), engine) for state in layers
     )
 
 
-def _chain(
-    state: LayerSparsity, target: Target, decision: LayerDecision | None, built: BuiltLayer | None
-) -> tuple[Step, ...]:
-    return (_valid(state), _eligible(state, target, decision), _asked(decision), _built(built))
+def reaches(layers: Sequence[LayerExplanation]) -> tuple[Reach, ...]:
+    """How many layers, and what share of the FLOPs, get past each link."""
+    found: list[Reach] = []
+    left = list(layers)
+    for index, question in enumerate(get_args(Question)):
+        left = [layer for layer in left if layer.chain[index].answer == "yes"]
+        found.append(Reach(question=question, layers=len(left), flops_share=_share(left)))
+    return tuple(found)
+
+
+def breaks(layers: Sequence[LayerExplanation]) -> tuple[Break, ...]:
+    """Where chains stop: layers that stop at one link and are mended in one way stand together, largest share first.
+
+    The evidence is that of the first such layer.
+    """
+    groups: dict[tuple[Question, Verdict, str], list[tuple[LayerExplanation, Step]]] = {}
+    for layer in layers:
+        step = layer.stop
+        if step is not None:
+            groups.setdefault((step.question, step.answer, step.mend), []).append((layer, step))
+    found = [
+        Break(
+            question=question,
+            answer=answer,
+            layers=tuple(layer.layer for layer, _ in members),
+            flops_share=_share([layer for layer, _ in members]),
+            evidence=members[0][1].evidence,
+            mend=mend,
+        )
+        for (question, answer, mend), members in groups.items()
+    ]
+    return tuple(sorted(found, key=lambda entry: -(entry.flops_share or 0.0)))
+
+
+def _share(layers: Sequence[LayerExplanation]) -> float | None:
+    known = [layer.flops_share for layer in layers if layer.flops_share is not None]
+    return sum(known) if len(known) == len(layers) else None
+
+
+def _explained(
+    state: LayerSparsity,
+    target: Target,
+    shares: Mapping[str, float],
+    decision: LayerDecision | None,
+    built: BuiltLayer | None,
+    engine: BuiltEngine | None,
+) -> LayerExplanation:
+    carriers = () if built is None or engine is None else _carriers(built, engine.engine_layers)
+    if built is not None and built.sparse_executed == "yes":
+        eligible = Step(question="eligible", answer="yes", evidence="the builder picked a sparse kernel for it")
+    else:
+        eligible = _eligible(state, target, decision, ("" if engine is None else engine.backend, carriers))
+    return LayerExplanation(
+        layer=state.layer,
+        target=target.name,
+        diagnosis=state.diagnosis,
+        meaning=_MEANINGS[state.diagnosis][0],
+        hint=_MEANINGS[state.diagnosis][1],
+        flops_share=shares.get(state.layer),
+        chain=(_valid(state), eligible, _asked(decision), _built(built)),
+        carriers=carriers,
+    )
+
+
+def _carriers(built: BuiltLayer, engine_layers: Sequence[EngineLayer]) -> tuple[Carrier, ...]:
+    return tuple(
+        Carrier(
+            name=layer.name,
+            kind=layer.kind,
+            inputs=tuple(tensor.dtype for tensor in layer.inputs),
+            outputs=tuple(tensor.dtype for tensor in layer.outputs),
+            fused=tuple(node for node in layer.onnx_nodes if node != built.node),
+            tactic=layer.tactic,
+        )
+        for layer in engine_layers
+        if layer.name in built.engine_layers and built.node in layer.onnx_nodes
+    )
 
 
 def _valid(state: LayerSparsity) -> Step:
     if state.valid:
         evidence = f"all {state.groups} groups of four along K = {state.k} have at most two non-zeros"
-    elif state.violations:
-        evidence = f"{state.violations} of {state.groups} groups have more; {_MEANINGS[state.diagnosis][0]}"
+        return Step(question="valid", answer="yes", evidence=evidence)
+    meaning, mend = _MEANINGS[state.diagnosis]
+    if state.violations:
+        evidence = f"{state.violations} of {state.groups} groups have more; {meaning}"
     else:
         evidence = f"K = {state.k} is not a multiple of 4"
-    return Step(question="valid", answer="yes" if state.valid else "no", evidence=evidence)
+    return Step(question="valid", answer="no", evidence=evidence, mend=mend)
 
 
-def _eligible(state: LayerSparsity, target: Target, decision: LayerDecision | None) -> Step:
+def _eligible(
+    state: LayerSparsity, target: Target, decision: LayerDecision | None, made: tuple[str, tuple[Carrier, ...]]
+) -> Step:
     """A Conv's K is its channels: a sparse kernel skips zeros within one kernel position."""
     if not state.valid:
         return Step(question="eligible", answer="no", evidence="sparse kernels take 2:4 weights only")
@@ -138,24 +265,66 @@ def _eligible(state: LayerSparsity, target: Target, decision: LayerDecision | No
     need = GemmNeed(layer=state.layer, n=state.n // state.positions, k=state.k, precision=precision, sparse=True)
     problems = [text.removeprefix(f"{state.layer}: ") for text in check_request(target, [need])]
     if problems:
-        return Step(question="eligible", answer="no", evidence="; ".join(problems))
-    supposed = "" if decision is not None or state.dtype in _PRECISIONS else f", once it is {precision}"
+        types = ", ".join(target.sparse_dtypes) or "none; choose another target"
+        mend = f"build the layer in a type with sparse kernels: {types}"
+        return Step(question="eligible", answer="no", evidence="; ".join(problems), mend=mend)
     padded = [text.removeprefix(f"{state.layer}: ") for text in padding_notes(target, [need])]
     if padded:
         evidence = f"{padded[0]}; whether a sparse kernel is worth it then, only the builder can tell"
-        return Step(question="eligible", answer="unknown", evidence=evidence)
+        mend = "give the layer sizes that need no padding, or leave it dense in the recipe"
+        return Step(question="eligible", answer="unknown", evidence=evidence, mend=mend)
+    written = _written(target, precision, made)
+    if written:
+        return Step(question="eligible", answer="unknown", evidence=written, mend=_INT8_OUTPUT)
+    supposed = "" if decision is not None or state.dtype in _PRECISIONS else f", once it is {precision}"
     sizes = f"N = {need.n} and K = {need.k} need no padding"
     evidence = f"{target.name} has 2:4 sparse {precision} kernels, and {sizes}{supposed}"
     return Step(question="eligible", answer="yes", evidence=evidence)
 
 
+def _written(target: Target, precision: Precision, made: tuple[str, tuple[Carrier, ...]]) -> str:
+    """Why the type that the GEMM writes may rule sparse kernels out; empty where nothing is known against it."""
+    backend, carriers = made
+    known = next((types for name, types in target.sparse_int8_outputs.items() if name == backend), ())
+    got = sorted({dtype for carrier in carriers for dtype in carrier.outputs} - set(known))
+    if precision != "int8" or not known or not got:
+        return ""
+    return (
+        f"its GEMM writes {', '.join(got)}, and every sparse INT8 kernel that {backend} is known to have for "
+        f"{target.name} writes {' or '.join(known)}"
+    )
+
+
 def _asked(decision: LayerDecision | None) -> Step:
     if decision is None:
-        return Step(question="asked", answer="unknown", evidence="there is no plan: build a bundle with gpusq-build")
-    return Step(question="asked", answer="yes" if decision.sparse else "no", evidence=decision.sparse_reason)
+        return Step(
+            question="asked",
+            answer="unknown",
+            evidence="there is no plan: build a bundle with gpusq-build",
+            mend="gpusq-build MODEL --sparse",
+        )
+    if decision.sparse:
+        return Step(question="asked", answer="yes", evidence=decision.sparse_reason)
+    mend = "gpusq-build --sparse, with a recipe whose rule for the layer has sparse = true"
+    return Step(question="asked", answer="no", evidence=decision.sparse_reason, mend=mend)
 
 
 def _built(built: BuiltLayer | None) -> Step:
     if built is None:
-        return Step(question="built as", answer="unknown", evidence="there is no engine for this target")
-    return Step(question="built as", answer=built.sparse_executed, evidence=built.reason)
+        return Step(
+            question="built as",
+            answer="unknown",
+            evidence="there is no engine for this target",
+            mend="gpusq-build BUNDLE --target NAME, on the device where it can't be built elsewhere",
+        )
+    mends: dict[Verdict, str] = {
+        "yes": "",
+        "no": "the builder had no sparse kernel or timed a dense one faster: try another batch, or an INT8 output",
+        "unknown": _IN_A_TRACE,
+    }
+    return Step(
+        question="built as",
+        answer=built.sparse_executed,
+        evidence=built.reason,
+        mend=mends[built.sparse_executed],
+    )

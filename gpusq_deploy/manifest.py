@@ -65,6 +65,7 @@ def make_manifest(
         synthetic_calibration=synthetic,
         sparsity=sparsity,
         files=(),
+        engine=request.engine.portable,
         notes=(
             f"the exported float graph agrees with torch to {export_difference:.3g} (relative, largest element)",
             *checkpoint.remarks,
@@ -90,6 +91,9 @@ def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:
         "calibrator": str(request.calibrator),
         "pack": str(request.pack).lower(),
         "prune": request.prune or "none",
+        "permute": str(request.permute).lower(),
+        "min_sqnr": "none" if request.min_sqnr is None else f"{request.min_sqnr:g}",
+        "min_agreement": "none" if request.min_agreement is None else f"{request.min_agreement:g}",
         "targets": ",".join(target.name for target in request.targets),
     }
 

@@ -14,6 +14,7 @@ from gpusq_deploy.artifacts.plan import (
     ActivationQuantization,
     FloatPrecision,
     LayerDecision,
+    PlacedQuantization,
     Plan,
     WeightQuantization,
 )
@@ -21,6 +22,7 @@ from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer
 from gpusq_deploy.numerics.affine import scale_from_amax
+from gpusq_deploy.placements import PlacedSite, Placements, fusion_notes
 from gpusq_deploy.recipe import Recipe, Rule, require_used_rules
 
 _STORED: dict[FloatPrecision, npt.DTypeLike] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
@@ -52,6 +54,7 @@ def make_plan(
     *,
     table: CalibrationTable | None,
     sparsity: SparsityReport,
+    placements: Placements | None = None,
 ) -> Plan:
     """Turn recipe, graph, ranges and sparsity into decisions.
 
@@ -60,6 +63,7 @@ def make_plan(
         request: The recipe and the options.
         table: Ranges; None where nothing is quantised.
         sparsity: The 2:4 state of the same layers.
+        placements: Further activations to quantise, whose ranges the table has too.
 
     Raises:
         GpusqError: A required rule decides nothing, a range is missing, or an activation exceeds the remainder's type.
@@ -67,6 +71,7 @@ def make_plan(
     if request.int8 or request.sparse:
         require_used_rules(request.recipe, layers)
     ranges = {} if table is None else table.by_tensor()
+    placements = placements or Placements()
     _require_representable(ranges, request.remainder)
     states = {state.layer: state for state in sparsity.layers}
     decisions = tuple(_decision(layer, request, ranges, states.get(layer.layer)) for layer in layers)
@@ -75,7 +80,8 @@ def make_plan(
         remainder=request.remainder,
         sparse_asked=request.sparse,
         layers=decisions,
-        notes=_notes(decisions, request),
+        placed=tuple(_placed(site, ranges, request.remainder) for site in placements.sites),
+        notes=_notes(decisions, request, placements),
     )
 
 
@@ -132,6 +138,17 @@ def _sparsity(request: PlanRequest, state: LayerSparsity | None) -> tuple[bool, 
     return True, f"2:4 valid in all {state.groups} groups; {state.reason}"
 
 
+def _placed(site: PlacedSite, ranges: Mapping[str, TensorRange], remainder: FloatPrecision) -> PlacedQuantization:
+    known = ranges.get(site.tensor)
+    if known is None or known.amax == 0:
+        what = "no range for" if known is None else "zero on all calibration data:"
+        raise GpusqError(f"{what} the {site.role} of an attention", place=f"{site.module}, tensor {site.tensor}")
+    activation = _activation(known, remainder)
+    return PlacedQuantization(
+        module=site.module, node=site.node, role=site.role, activation=activation, reason=site.reason
+    )
+
+
 def _activation(known: TensorRange, remainder: FloatPrecision) -> ActivationQuantization:
     scale = float(scale_from_amax(known.amax, dtype=_STORED[remainder]))
     return ActivationQuantization(tensor=known.tensor, amax=known.amax, scale=scale, origin=known.origin)
@@ -147,7 +164,7 @@ def _require_representable(ranges: Mapping[str, TensorRange], remainder: FloatPr
             )
 
 
-def _notes(decisions: Sequence[LayerDecision], request: PlanRequest) -> tuple[str, ...]:
+def _notes(decisions: Sequence[LayerDecision], request: PlanRequest, placements: Placements) -> tuple[str, ...]:
     notes: list[str] = []
     total = sum(decision.macs for decision in decisions)
     if request.int8 and total:
@@ -156,6 +173,12 @@ def _notes(decisions: Sequence[LayerDecision], request: PlanRequest) -> tuple[st
     unknown = [decision.layer for decision in decisions if decision.macs == 0]
     if unknown:
         notes.append(f"output shape unknown, so not in that share: {', '.join(unknown)}")
-    if request.int8:
+    if placements.sites:
+        roles = ", ".join(dict.fromkeys(site.role for site in placements.sites))
+        notes.append(f"INT8 in {len(placements.attentions)} attentions: {roles}")
+        notes.append("LayerNorm, GELU and residual adds are not quantised, nor what else attentions compute")
+        int8 = {decision.node for decision in decisions if decision.precision == "int8"}
+        notes.extend(fusion_notes(placements.attentions, request.recipe, int8_nodes=int8))
+    elif request.int8:
         notes.append("softmax outputs, attention products, LayerNorm, GELU and residual adds are not quantised")
     return tuple(notes)

@@ -2,6 +2,10 @@
 
 A decision is joined to the engine through the name of its ONNX node, which the builder keeps in each layer's metadata.
 Only GEMM layers answer for a node: the metadata of the kernel that adds its bias names it too.
+
+Whether a layer runs sparse has four sources, the strongest first: names of the kernels that a profiler saw
+(`with_profile`), the tactic in the engine inspector, the builder's log of layers that it picked sparse kernels for, and
+TensorRT-RTX's layer list, which can't see kernels and answers unknown.
 """
 
 from __future__ import annotations
@@ -9,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
+import msgspec
+
 from gpusq_deploy.artifacts.plan import LayerDecision, Plan, Precision
-from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, SkippedTarget, Verdict
+from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, CostEstimate, EngineLayer, SkippedTarget, Verdict
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.engines.layers import LayerClass, classify, sparse_tactic
 
@@ -20,11 +26,17 @@ _WORST_FIRST: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
 # A layer ran sparse only where all its pieces did.
 _LEAST_SPARSE: tuple[Verdict, ...] = ("no", "unknown", "yes")
 
+_PICKED = "picked sparse implementation for layers:"
+
 _Classified = tuple[EngineLayer, LayerClass]
 
 
 def built_layers(
-    plan: Plan, engine_layers: Sequence[EngineLayer], sparsity: SparsityReport | None = None
+    plan: Plan,
+    engine_layers: Sequence[EngineLayer],
+    sparsity: SparsityReport | None = None,
+    *,
+    notes: Sequence[str] = (),
 ) -> tuple[BuiltLayer, ...]:
     """What became of every decision of a plan.
 
@@ -32,16 +44,49 @@ def built_layers(
         plan: The decisions; `node` is the ONNX name of the MatMul, Gemm or Conv as the builder was given it.
         engine_layers: The engine's layers, of one engine.
         sparsity: Which weights are 2:4. Without it, those that the plan counts on.
+        notes: What the builder said; it may name layers that it picked sparse kernels for.
 
     Returns:
         One entry per decision, in the plan's order.
     """
     engine = [(layer, classify(layer)) for layer in engine_layers]
     valid = {layer.layer for layer in sparsity.layers if layer.valid} if sparsity is not None else None
+    picked = picked_sparse(notes)
     return tuple(
-        _built(decision, engine, plan, decision.sparse if valid is None else decision.layer in valid)
+        _built(decision, engine, plan, decision.sparse if valid is None else decision.layer in valid, picked)
         for decision in plan.layers
     )
+
+
+def picked_sparse(notes: Sequence[str]) -> frozenset[str]:
+    """Engine layers that TensorRT 8 to 10.3 says, in its log, to have picked sparse kernels for."""
+    lists = [note.partition(_PICKED)[2] for note in notes if _PICKED in note]
+    return frozenset(name.strip() for names in lists for name in names.split(",") if name.strip())
+
+
+def with_profile(engine: BuiltEngine, kernels: Sequence[str], *, profiler: str) -> BuiltEngine:
+    """The engine with what a profiler saw of one inference: the strongest evidence for sparse kernels, or against.
+
+    Kernels don't name their layers, so the verdict is certain only where it is the same for all: no sparse kernel at
+    all, or at least as many as layers that could use one.
+
+    Args:
+        engine: The engine that ran.
+        kernels: The names of all kernels of one inference.
+        profiler: Who saw them, for the record.
+    """
+    able = [layer for layer in engine.layers if layer.sparse_asked and layer.sparse_weights_valid]
+    sparse = [kernel for kernel in kernels if sparse_tactic(kernel)[0] == "yes"]
+    said = f"{profiler} saw {len(sparse)} sparse kernels among {len(kernels)}, for {len(able)} layers with 2:4 weights"
+    verdict: Verdict = "no" if not sparse else "yes" if len(sparse) >= len(able) else "unknown"
+    layers = tuple(
+        msgspec.structs.replace(layer, sparse_executed=verdict, reason=f"{layer.reason}; {said}")
+        if layer in able
+        else layer
+        for layer in engine.layers
+    )
+    source = f"{engine.source}; kernel names seen by {profiler}"
+    return msgspec.structs.replace(engine, layers=layers, source=source, executed=True)
 
 
 def summary(engine: BuiltEngine) -> tuple[str, ...]:
@@ -59,12 +104,26 @@ def summary(engine: BuiltEngine) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def cost_text(cost: CostEstimate) -> str:
+    """INT8 beside the graph without it, in one line to print."""
+    built, other = cost.built, cost.unquantised
+    if built is None or other is None:
+        return cost.note
+    shares = ", ".join(f"{count / 1e9:.2f} GFLOP {name}" for name, count in built.flops.items())
+    return (
+        f"{built.kernels} kernels and {built.bytes_moved / 1e6:.1f} MB moved at batch {built.batch} ({shares}), "
+        f"without INT8 {other.kernels} and {other.bytes_moved / 1e6:.1f} MB: {cost.note}"
+    )
+
+
 def skipped_line(skipped: SkippedTarget) -> str:
     """A target without an engine, in one line to print."""
     return f"{skipped.target}: not built here ({skipped.reason}); on the device: {skipped.command}"
 
 
-def _built(decision: LayerDecision, engine: list[_Classified], plan: Plan, weights_valid: bool) -> BuiltLayer:
+def _built(
+    decision: LayerDecision, engine: list[_Classified], plan: Plan, weights_valid: bool, picked: frozenset[str]
+) -> BuiltLayer:
     holding = [(layer, found) for layer, found in engine if decision.node in layer.onnx_nodes]
     gemms = [(layer, found) for layer, found in holding if found.role == "gemm"]
     if gemms:
@@ -73,6 +132,8 @@ def _built(decision: LayerDecision, engine: list[_Classified], plan: Plan, weigh
         precision, reason = None, _not_found(decision, holding)
     sparse_asked = plan.sparse_asked and decision.sparse
     verdict, sparse_reason = _sparse(decision, sparse_asked, weights_valid, [layer.tactic for layer, _ in gemms])
+    if verdict == "unknown" and gemms and all(layer.name in picked for layer, _ in gemms):
+        verdict, sparse_reason = "yes", "sparse yes: the builder's log names it among the layers with sparse kernels"
     return BuiltLayer(
         layer=decision.layer,
         node=decision.node,

@@ -16,7 +16,7 @@ import msgspec
 
 from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.calibration import AMAX, Calibrator, CalibratorName
-from gpusq_deploy.artifacts.plan import LayerKind
+from gpusq_deploy.artifacts.plan import AttentionRole, LayerKind
 from gpusq_deploy.errors import GpusqError
 
 if sys.version_info >= (3, 11):
@@ -26,6 +26,17 @@ else:
 
 DEFAULT_RECIPE = "static_wi8_ai8"
 SHIPPED = (DEFAULT_RECIPE, "plain_wi8_ai8")
+
+Placement = Literal["linear", "linear+qk", "linear+qkv", "full"]
+ROLES_OF: dict[Placement, frozenset[AttentionRole]] = {
+    "linear": frozenset(),
+    "linear+qk": frozenset({"query", "key"}),
+    "linear+qkv": frozenset({"query", "key", "value"}),
+    "full": frozenset({"query", "key", "value", "softmax"}),
+}
+# By benchmarks/peers/placements.py, in benchmarks/results/placements.json.
+LINEAR_SQNR_DB = 28.0
+FULL_SQNR_DB = 13.6
 
 
 class Rule(Value):
@@ -78,13 +89,43 @@ class Rule(Value):
         return self.kind in {"any", kind} and fnmatch.fnmatchcase(layer, self.match)
 
 
+class AttentionRule(Value):
+    """What of the attentions whose module `match`es is INT8, beyond the Linear layers around them.
+
+    `placement`: `linear` nothing; `linear+qk` query and key; `linear+qkv` the value too; `full` the softmax's output
+    too. Measured costs stand in docs/recipes.md. `full` is refused unless `accept_loss` says that its cost is known.
+    """
+
+    placement: Placement
+    match: str = "*"
+    accept_loss: bool = False
+    reason: str
+
+    def __post_init__(self) -> None:
+        if self.placement == "full" and not self.accept_loss:
+            raise ValueError(
+                '`placement = "full"` puts the output of softmax into INT8: on DINOv2 ViT-S/14 that leaves '
+                f"{FULL_SQNR_DB:g} dB, where `linear` keeps {LINEAR_SQNR_DB:g}; `accept_loss = true` takes it"
+            )
+        if self.accept_loss and self.placement != "full":
+            raise ValueError(f'`accept_loss` changes nothing for `placement = "{self.placement}"`')
+
+    def decides(self, module: str) -> bool:
+        """True where the rule applies to an attention."""
+        return fnmatch.fnmatchcase(module, self.match)
+
+
 class Recipe(Value):
-    """A named list of rules; the first that matches decides. Layers that none matches stay float and dense."""
+    """A named list of rules; the first that matches decides. Layers that none matches stay float and dense.
+
+    `attention` says what of attentions is INT8; nothing where there is none.
+    """
 
     schema: Literal["gpusq.recipe/1"]
     name: str
     description: str
     rules: tuple[Rule, ...] = msgspec.field(name="rule")
+    attention: AttentionRule | None = None
 
     def rule_for(self, layer: str, kind: LayerKind) -> Rule | None:
         """The first rule that applies."""

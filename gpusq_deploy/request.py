@@ -8,10 +8,12 @@ from pathlib import Path
 
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.calibration import AMAX, Calibrator
-from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
 from gpusq_deploy.artifacts.plan import FloatPrecision
 from gpusq_deploy.artifacts.sparsity import PruneMethod
 from gpusq_deploy.targets import Target
+
+NO_OPTIONS = EngineOptions()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +22,9 @@ class BuildRequest:
 
     `pack` stores 2:4 INT8 weights in packed form too. `ranges` are those of gpusq-calibrate, or a TensorRT calibration
     cache; `calibrator` is for rules that name none. `recalibrate` sets recorded ranges aside.
-    `allow_pickle` runs code that the checkpoint names. `prune` makes the layers that should be sparse 2:4 first.
+    `allow_pickle` runs code that the checkpoint names. `prune` makes the layers that should be sparse 2:4 first,
+    and `permute` orders channels for it.
+    `min_sqnr` (dB) and `min_agreement` (a share) are what the verification must reach.
     """
 
     model: Path
@@ -41,6 +45,10 @@ class BuildRequest:
     recalibrate: bool = False
     allow_pickle: bool = False
     prune: PruneMethod | None = None
+    permute: bool = False
+    engine: EngineOptions = NO_OPTIONS
+    min_sqnr: float | None = None
+    min_agreement: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

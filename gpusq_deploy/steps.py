@@ -2,61 +2,34 @@
 
 from __future__ import annotations
 
-import functools
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts.calibration import AMAX, CalibrationTable, Calibrator
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.receipt import Verification
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.bundle import MODEL
-from gpusq_deploy.calibration.guard import range_warnings
-from gpusq_deploy.calibration.observe import Observing, collect_ranges, table_from_recorded
 from gpusq_deploy.calibration.sources import RANDOM, DataSource, open_source
-from gpusq_deploy.calibration.stored import read_table, table_for_layers
-from gpusq_deploy.calibration.tensorrt_cache import is_tensorrt_cache, read_tensorrt_cache, table_from_cache
+from gpusq_deploy.calibration.stored import read_table
+from gpusq_deploy.calibration.tensorrt_cache import is_tensorrt_cache, read_tensorrt_cache
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
-from gpusq_deploy.compress.prune_checkpoint import prune_checkpoint
+from gpusq_deploy.compress.prune_checkpoint import Pruning, prune_checkpoint
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import example_input, reference_outputs
-from gpusq_deploy.graph.layers import GraphLayer, graph_weights, weighted_layers
+from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.packed import DENSE, PACKED, move_packed_weights, packed_line, unpack_dense, write_packed
-from gpusq_deploy.ranks import Ranks
+from gpusq_deploy.ranges import Data, Subject
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.sparsity import sparsity_report
 from gpusq_deploy.verify import require_same, split_source, verify
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Data:
-    """Samples to calibrate on and to verify on; `held_out` says that the two are apart.
-
-    `table` are stored ranges, `cache` those of a TensorRT calibration cache by its tensors' names; `ranges` is the file
-    of either. `real` says that `calibrate` was asked for: it may be used where ranges are missing.
-    """
-
-    calibrate: DataSource
-    verify: DataSource
-    held_out: bool
-    table: CalibrationTable | None = None
-    cache: Mapping[str, float] | None = None
-    ranges: str = ""
-    real: bool = False
-
-    @property
-    def given(self) -> bool:
-        """True where ranges were found before, for the graph as it is."""
-        return self.table is not None or self.cache is not None
 
 
 def repair_command(request: BuildRequest) -> str:
@@ -82,23 +55,35 @@ def say_remarks(checkpoint: Checkpoint, request: BuildRequest, reporter: Reporte
     return replace(checkpoint, ranges={}, origins={}, remarks=(*checkpoint.remarks, remark))
 
 
-def prune_as_asked(checkpoint: Checkpoint, request: BuildRequest, recipe: Recipe, reporter: Reporter) -> Checkpoint:
-    """Prune to what the recipe expects, where that was asked, on samples that verification won't use.
+def open_samples(request: BuildRequest, checkpoint: Checkpoint) -> DataSource:
+    """The calibration data, or noise where there is none; opened once, for all who use it.
+
+    Raises:
+        GpusqError: It can't be opened.
+    """
+    return open_source(RANDOM if request.calib is None else request.calib, checkpoint.preprocessing)
+
+
+def prune_as_asked(
+    checkpoint: Checkpoint, request: BuildRequest, recipe: Recipe, samples: DataSource, reporter: Reporter
+) -> Checkpoint:
+    """Prune to what the recipe expects, where that was asked, on those of the samples that verification won't use.
 
     Raises:
         GpusqError: Nothing to prune, layers that are 2:4 already, or data that can't be read.
     """
     if request.prune is None:
         return checkpoint
-    source = None if request.prune == "magnitude" else find_data(request, checkpoint).calibrate
-    return prune_checkpoint(checkpoint, recipe, request.prune, source, reporter.say)
+    source = None if request.prune == "magnitude" else split_source(samples)[0]
+    how = Pruning(method=request.prune, permute=request.permute)
+    return prune_checkpoint(checkpoint, recipe, how, source, reporter.say)
 
 
-def find_data(request: BuildRequest, checkpoint: Checkpoint) -> Data:
+def find_data(request: BuildRequest, checkpoint: Checkpoint, samples: DataSource) -> Data:
     """Where ranges and verification samples come from.
 
     Raises:
-        GpusqError: INT8 has neither ranges nor data, or the data can't be opened.
+        GpusqError: INT8 has neither ranges nor data.
     """
     cache = table = None
     if request.ranges is not None and is_tensorrt_cache(request.ranges):
@@ -111,8 +96,7 @@ def find_data(request: BuildRequest, checkpoint: Checkpoint) -> Data:
             place=str(request.model),
             hint="add --calib FOLDER with a few dozen typical images (--calib random exercises the pipeline only)",
         )
-    source = open_source(RANDOM if request.calib is None else request.calib, checkpoint.preprocessing)
-    calibrate, apart, held_out = split_source(source)
+    calibrate, apart, held_out = split_source(samples)
     return Data(
         calibrate=calibrate,
         verify=apart,
@@ -121,6 +105,17 @@ def find_data(request: BuildRequest, checkpoint: Checkpoint) -> Data:
         cache=cache,
         ranges=str(request.ranges or ""),
         real=request.calib is not None,
+    )
+
+
+def subject_of(checkpoint: Checkpoint) -> Subject:
+    """What calibration needs to know of a checkpoint."""
+    return Subject(
+        file=checkpoint.file,
+        digest=checkpoint.digest,
+        preprocessing=checkpoint.preprocessing,
+        ranges=checkpoint.ranges,
+        origins=checkpoint.origins,
     )
 
 
@@ -143,79 +138,6 @@ def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporte
     difference = max(require_same(ref, got, place=place) for ref, got in zip(references, answers, strict=True))
     reporter.say(f"the exported graph agrees with torch to {difference:.1e} (relative)")
     return difference
-
-
-def find_ranges(
-    model: ir.Model,
-    layers: Sequence[GraphLayer],
-    data: Data,
-    checkpoint: Checkpoint,
-    calibrators: Mapping[str, Calibrator],
-    reporter: Reporter,
-) -> CalibrationTable:
-    """Ranges that were found before; else those that the checkpoint records; else those of the calibration data.
-
-    Where the checkpoint records those of some layers only, calibration data fills in the others, if there is any.
-    """
-    if data.table is not None:
-        reporter.say(f"using {len(data.table.ranges)} ranges found before, on {data.table.source}")
-        return table_for_layers(data.table, layers, place="--ranges")
-    if data.cache is not None:
-        reporter.say(f"using the ranges of TensorRT's calibration cache {data.ranges}")
-        return table_from_cache(data.cache, model, layers, source=data.ranges)
-    how = Observing(calibrators=calibrators, preprocessing=checkpoint.preprocessing, workers=Ranks().workers())
-    if checkpoint.ranges:
-        reporter.say(f"using the {len(checkpoint.ranges)} ranges that the checkpoint records")
-        if any(calibrator != AMAX for calibrator in calibrators.values()):
-            reporter.say("warning: the checkpoint records its ranges, so no calibrator is used")
-        covered = {layer.input for layer in layers if layer.layer in checkpoint.ranges}
-        rest = [layer for layer in layers if layer.input not in covered] if data.real else []
-        recorded = table_from_recorded(
-            checkpoint.ranges,
-            [layer for layer in layers if layer not in rest],
-            source=checkpoint.file,
-            known=weighted_layers(model),
-            origins=checkpoint.origins,
-        )
-        return (
-            _joined(recorded, calibrated(model, rest, data.calibrate, checkpoint, how, reporter)) if rest else recorded
-        )
-    return calibrated(model, layers, data.calibrate, checkpoint, how, reporter)
-
-
-def _joined(recorded: CalibrationTable, found: CalibrationTable) -> CalibrationTable:
-    return msgspec.structs.replace(
-        found,
-        source=f"{recorded.source}; {found.source}",
-        observer=f"{recorded.observer}, {found.observer}",
-        ranges=(*recorded.ranges, *found.ranges),
-    )
-
-
-def calibrated(
-    model: ir.Model,
-    layers: Sequence[GraphLayer],
-    source: DataSource,
-    checkpoint: Checkpoint,
-    how: Observing,
-    reporter: Reporter,
-) -> CalibrationTable:
-    """Ranges of the calibration data. What was skipped and what looks wrong is said, and kept in the table."""
-    reporter.say(f"calibrating {len(layers)} layers on {len(source)} samples of {source.name}")
-    table = collect_ranges(
-        model,
-        layers,
-        source,
-        open_model=functools.partial(open_onnx, threads=1),
-        progress=lambda done, total: reporter.progress("calibrating", done, total),
-        how=how,
-    )
-    warnings = (*table.warnings, *range_warnings(table, layers, checkpoint.ranges))
-    for skipped in table.skipped:
-        reporter.say(f"skipped: {skipped}")
-    for warning in warnings:
-        reporter.say(f"warning: {warning}")
-    return msgspec.structs.replace(table, model=checkpoint.digest, warnings=warnings)
 
 
 def sparsity_kept(built: ir.Model, stored: SparsityReport, recipe: Recipe) -> SparsityReport:
@@ -274,4 +196,7 @@ def verify_built(
     reporter.say(f"verifying against the float graph on {len(data.verify)} samples")
     result = verify(float_model, built_model, data.verify, held_out=data.held_out)
     reporter.say(f"SQNR {result.sqnr_db:.1f} dB, cosine {result.cosine:.5f}: {result.note}")
+    worst = ", ".join(f"{block.module} ({block.sqnr_db:.1f} dB behind it)" for block in result.noisiest(3))
+    if worst:
+        reporter.say(f"most noise is added in {worst}")
     return result

@@ -21,6 +21,10 @@ from gpusq_deploy.errors import GpusqError
 Backend = Literal["tensorrt", "tensorrt-rtx"]
 
 
+def _nothing_known() -> dict[Backend, tuple[str, ...]]:
+    return {}
+
+
 class Alignments(Value):
     """GEMM sizes that the tensor cores take without padding: K and N must be multiples of these."""
 
@@ -44,6 +48,8 @@ class Target(Value):
         dtypes: GEMM types its tensor cores multiply.
         sparse_dtypes: GEMM types that they multiply with 2:4 sparse weights.
         alignments: Sizes that need no padding.
+        sparse_int8_outputs: By backend, what its sparse INT8 kernels for this GPU write, in the builder's words, as far
+            as their names tell; left out where nothing is known.
         unknowns: What has not been verified, one sentence each.
     """
 
@@ -57,6 +63,7 @@ class Target(Value):
     dtypes: tuple[str, ...]
     sparse_dtypes: tuple[str, ...]
     alignments: Alignments
+    sparse_int8_outputs: dict[Backend, tuple[str, ...]] = msgspec.field(default_factory=_nothing_known)
     unknowns: tuple[str, ...]
 
     def __post_init__(self) -> None:

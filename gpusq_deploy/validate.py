@@ -56,8 +56,8 @@ def explanations(path: Path, result: Validation, target: Target) -> tuple[LayerE
     if not path.is_dir():
         return explain_layers(result.sparsity.layers, target)
     bundle = read_bundle(path)
-    built = [layer for engine in bundle.receipt.engines if engine.target == target.name for layer in engine.layers]
-    return explain_layers(result.sparsity.layers, target, decisions=bundle.plan.layers, built=built)
+    built = next((engine for engine in bundle.receipt.engines if engine.target == target.name), None)
+    return explain_layers(result.sparsity.layers, target, decisions=bundle.plan.layers, engine=built)
 
 
 def _validate_bundle(path: Path) -> Validation:

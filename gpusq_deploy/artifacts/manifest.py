@@ -46,8 +46,72 @@ class BatchRange(Value):
         return f"{self.minimum}:{self.optimum}:{self.maximum}"
 
 
+class EngineOptions(Value):
+    """How the engine builder is asked to work, beyond the model, the target and the batch; None leaves it the choice.
+
+    Attributes:
+        profiles: Batch ranges that the plan is tuned for, one optimisation profile each; none: one for the whole range.
+        workspace_mib: Most scratch memory that a layer may use.
+        shared_memory_kib: Most shared memory that a kernel may use.
+        tactics: Most kernels to try for a layer.
+        level: The builder's 0 (fast build) to 5 (fast engine).
+        strip: A plan without weights, which takes them from the bundle's model when it is loaded.
+        weight_streaming: A plan that can keep part of its weights on the host.
+        version_compatible: A plan that later versions of the runtime take too.
+        hardware: A plan that other GPUs take too.
+        timing_cache: Folder of kernel timings, kept from one build to the next.
+        editable_cache: Record timings so that kernels can be pinned in the cache.
+        error_on_cache_miss: Fail rather than time a kernel that the cache lacks: the build is then reproducible.
+    """
+
+    profiles: tuple[BatchRange, ...] = ()
+    workspace_mib: int | None = None
+    shared_memory_kib: int | None = None
+    tactics: int | None = None
+    level: int | None = None
+    strip: bool = False
+    weight_streaming: bool = False
+    version_compatible: bool = False
+    hardware: Literal["ampere-plus", "same-compute-capability"] | None = None
+    timing_cache: str | None = None
+    editable_cache: bool = False
+    error_on_cache_miss: bool = False
+
+    @property
+    def portable(self) -> EngineOptions:
+        """What of this belongs to the bundle: a timing cache belongs to the machine."""
+        return EngineOptions(
+            profiles=self.profiles,
+            workspace_mib=self.workspace_mib,
+            shared_memory_kib=self.shared_memory_kib,
+            tactics=self.tactics,
+            level=self.level,
+            strip=self.strip,
+            weight_streaming=self.weight_streaming,
+            version_compatible=self.version_compatible,
+            hardware=self.hardware,
+        )
+
+    def __post_init__(self) -> None:
+        limits = (
+            ("workspace", self.workspace_mib),
+            ("shared-memory", self.shared_memory_kib),
+            ("tactics", self.tactics),
+        )
+        for name, limit in limits:
+            if limit is not None and limit < 1:
+                raise ValueError(f"{name} must be positive")
+        if self.level is not None and not 0 <= self.level <= 5:
+            raise ValueError("level must be 0 to 5")
+        if (self.editable_cache or self.error_on_cache_miss) and self.timing_cache is None:
+            raise ValueError("editable-cache and error-on-cache-miss need timing-cache=FOLDER")
+
+
 class Manifest(Value):
-    """The bundle's table of contents. Written last; a folder without it is not a bundle."""
+    """The bundle's table of contents. Written last; a folder without it is not a bundle.
+
+    `engine` holds for engines that are built later, on a device.
+    """
 
     schema: Literal["gpusq.bundle/1"] = "gpusq.bundle/1"
     created: str
@@ -63,4 +127,5 @@ class Manifest(Value):
     synthetic_calibration: bool
     sparsity: SparsityReport
     files: tuple[BundleFile, ...]
+    engine: EngineOptions = EngineOptions()
     notes: tuple[str, ...] = ()

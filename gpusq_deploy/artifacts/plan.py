@@ -9,6 +9,8 @@ from gpusq_deploy.artifacts.base import Value
 Precision = Literal["int8", "fp16", "bf16", "fp32"]
 FloatPrecision = Literal["fp16", "bf16", "fp32"]
 LayerKind = Literal["linear", "patch_embed", "conv"]
+AttentionRole = Literal["query", "key", "softmax", "value"]
+PlacedRole = Literal["query", "key", "softmax", "value", "output"]
 
 
 class ActivationQuantization(Value):
@@ -45,6 +47,16 @@ class LayerDecision(Value):
     weight: WeightQuantization | None = None
 
 
+class PlacedQuantization(Value):
+    """An activation that is quantised beyond the inputs of layers: where `node` reads it, or its own `output`."""
+
+    module: str
+    node: str
+    role: PlacedRole
+    activation: ActivationQuantization
+    reason: str
+
+
 class Plan(Value):
     """Decisions in graph order. `remainder` is the type of everything that isn't INT8."""
 
@@ -53,4 +65,5 @@ class Plan(Value):
     remainder: FloatPrecision
     sparse_asked: bool
     layers: tuple[LayerDecision, ...]
+    placed: tuple[PlacedQuantization, ...] = ()
     notes: tuple[str, ...] = ()

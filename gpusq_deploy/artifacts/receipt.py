@@ -80,10 +80,62 @@ class SkippedTarget(Value):
     command: str
 
 
+class GraphCost(Value):
+    """What the kernels of one graph move and multiply at one batch size; the equations are in engines/cost.py.
+
+    Attributes:
+        batch: The batch size.
+        kernels: Engine layers less stream synchronisation.
+        bytes_moved: Inputs, constants and outputs of every kernel, each once.
+        flops: Of products, two per multiply-accumulate, by the type that they multiply in.
+    """
+
+    batch: int
+    kernels: int
+    bytes_moved: int
+    flops: dict[str, int]
+
+
+class CostEstimate(Value):
+    """The INT8 graph beside the same model without INT8: a prediction from two layer lists, not a measurement.
+
+    `built` and `unquantised` are None where nothing was compared; `note` says what was, or why not.
+    """
+
+    target: str | None
+    built: GraphCost | None
+    unquantised: GraphCost | None
+    note: str
+
+    @property
+    def worse(self) -> bool:
+        """True where INT8 has more kernels and moves more bytes."""
+        if self.built is None or self.unquantised is None:
+            return False
+        more = self.built.kernels > self.unquantised.kernels
+        return more and self.built.bytes_moved > self.unquantised.bytes_moved
+
+
+class Drift(Value):
+    """How far the tensor that leaves a module is from the float graph's; figures as in `Verification`."""
+
+    module: str
+    tensor: str
+    sqnr_db: float
+    median_sqnr_db: float
+    cosine: float
+
+
 class Verification(Value):
     """The Q/DQ graph against the float graph, both run by ONNX Runtime on the CPU.
 
-    `sqnr_db` = 10·log10(Σ ref² / Σ (ref - got)²) over every element of the first output.
+    Attributes:
+        sqnr_db: 10·log10(Σ ref² / Σ (ref - got)²) over every element of the first output, all samples as one.
+        median_sqnr_db: Median over the samples of each one's own: one or two samples can decide the figure above.
+        fused_sqnr_db: The built graph with ONNX Runtime's rewrites on against itself with them off, on `fused_images`
+            samples; None where that wasn't measured.
+        blocks: What leaves each block, in the graph's order.
+        layers: What leaves each layer of the blocks that add most noise, on the first `layer_images` samples.
     """
 
     images: int
@@ -92,13 +144,35 @@ class Verification(Value):
     cosine: float
     top1_agreement: float | None
     note: str
+    median_sqnr_db: float | None = None
+    fused_sqnr_db: float | None = None
+    fused_images: int = 0
+    blocks: tuple[Drift, ...] = ()
+    layers: tuple[Drift, ...] = ()
+    layer_images: int = 0
+
+    def noisiest(self, count: int) -> tuple[Drift, ...]:
+        """The blocks behind which noise over signal has grown most since the block before; the worst first.
+
+        Noise over signal is 10^(-SQNR/10); a block that adds none is left out.
+        """
+        noise = [10 ** (-block.sqnr_db / 10) for block in self.blocks]
+        grown = [after - before for before, after in zip([0.0, *noise][:-1], noise, strict=True)]
+        ordered = sorted(zip(grown, self.blocks, strict=True), key=lambda pair: -pair[0])
+        return tuple(block for growth, block in ordered[:count] if growth > 0)
 
 
 class Receipt(Value):
-    """Everything that can be proven about a bundle's engines."""
+    """Everything that can be proven about a bundle's engines.
+
+    `shortfalls` say what was asked of the verification and not reached: such a bundle is evidence and has no engines.
+    `cost` is None where nothing is INT8.
+    """
 
     schema: Literal["gpusq.receipt/1"] = "gpusq.receipt/1"
     model_digest: str
     verification: Verification | None
     engines: tuple[BuiltEngine, ...]
     skipped: tuple[SkippedTarget, ...] = ()
+    shortfalls: tuple[str, ...] = ()
+    cost: CostEstimate | None = None

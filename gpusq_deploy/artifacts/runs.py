@@ -9,13 +9,17 @@ from gpusq_deploy.artifacts.base import Value
 
 
 class RuntimeInfo(Value):
-    """What ran the model, and why that and not another. `threads` is None where the runtime decides."""
+    """What ran the model, and why that and not another. `threads` is None where the runtime decides.
+
+    `cuda_graph` says that inferences were launched as one captured CUDA graph.
+    """
 
     name: str
     version: str
     device: str
     threads: int | None = None
     reason: str
+    cuda_graph: bool = False
 
 
 class Environment(Value):

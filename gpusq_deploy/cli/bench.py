@@ -45,6 +45,7 @@ def _parse_batches(_context: click.Context, _option: click.Parameter, text: str 
 @click.option("--iterations", type=click.IntRange(min=1), default=100, show_default=True, help="Samples per session.")
 @click.option("--warmup", type=click.IntRange(min=0), default=10, show_default=True, help="Inferences before them.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of onnxruntime. Default: it decides.")
+@click.option("--cuda-graph", is_flag=True, help="Launch each inference of a plan as one captured CUDA graph.")
 @click.option(
     "--json",
     "json_to",
@@ -60,6 +61,7 @@ def command(
     batches: tuple[int, ...] | None,
     json_to: str | None,
     threads: int | None,
+    cuda_graph: bool,
     **counts: int,
 ) -> None:
     """Measure the latency of a bundle, an engine plan or an ONNX model.
@@ -79,7 +81,8 @@ def command(
     say(f"runtime: {subject.choice.name} ({subject.choice.reason})")
     settings = MeasureSettings(warmup=counts["warmup"], iterations=counts["iterations"], repeats=counts["repeats"])
     with progress_to_stderr() as progress:
-        runs = record(subject, batches or subject.default_batches, settings, threads=threads, progress=progress)
+        chosen = batches or subject.default_batches
+        runs = record(subject, chosen, settings, threads=threads, cuda_graph=cuda_graph, progress=progress)
     click.echo(json_from_value(runs).decode().rstrip() if json_to == _STDOUT else text_from_runs(runs))
     if target is not None:
         _save(runs, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -22,6 +23,7 @@ from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
     from gpusq_deploy.artifacts.calibration import CalibratorName
+    from gpusq_deploy.artifacts.manifest import BatchRange
     from gpusq_deploy.artifacts.plan import FloatPrecision
     from gpusq_deploy.bundle import Bundle
     from gpusq_deploy.targets import Target
@@ -44,6 +46,7 @@ _DEFAULT_TARGET = "a100"
     type=click.Choice(get_args(PruneMethod)),
     help="Make the layers that the recipe names 2:4 first, untrained; the last two learn from --calib.",
 )
+@click.option("--permute", is_flag=True, help="With --prune: first order channels so that 2:4 keeps more.")
 @click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE|NAME", help="TOML rules, or a shipped recipe.")
 @click.option(
     "--calib",
@@ -60,7 +63,28 @@ _DEFAULT_TARGET = "a100"
 @click.option("--recalibrate", is_flag=True, help="Set the ranges that the checkpoint records aside, for --calib.")
 @click.option("--allow-pickle", is_flag=True, help="Run code that MODEL names. Only for a file that you made yourself.")
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="GPU to build for; repeatable. Default: a100.")
-@click.option("--batch", default="1:8:32", show_default=True, metavar="MIN:OPT:MAX", help="One number: a fixed batch.")
+@click.option(
+    "--min-sqnr", type=float, metavar="DB", help="Fail, and keep the evidence, below this SQNR of all outputs."
+)
+@click.option(
+    "--min-agreement", type=float, metavar="FRACTION", help="Fail, and keep the evidence, below this top-1 agreement."
+)
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    default=("1:8:32",),
+    show_default=True,
+    metavar="MIN:OPT:MAX",
+    help="One number: a fixed batch. Repeatable: one optimisation profile for each.",
+)
+@click.option(
+    "--engine-option",
+    "engine_options",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="How the engine builder works: workspace, level, strip, timing-cache and more, docs/engines.md; repeatable.",
+)
 @click.option("--opset", type=int, default=None, help="ONNX opset, 19 to 23. Default: 20; 21 with --bf16.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Default: MODEL's name with .gpusq, here.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
@@ -80,6 +104,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     pack: bool,
     unpack: bool,
     prune: PruneMethod | None,
+    permute: bool,
     recipe: Path | None,
     calib: str | None,
     calibrator: CalibratorName | None,
@@ -87,7 +112,10 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     recalibrate: bool,
     allow_pickle: bool,
     targets: tuple[str, ...],
-    batch: str,
+    min_sqnr: float | None,
+    min_agreement: float | None,
+    batches: tuple[str, ...],
+    engine_options: tuple[str, ...],
     opset: int | None,
     out: Path | None,
     force: bool,
@@ -106,10 +134,14 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         say(f"no --target: building for {_DEFAULT_TARGET}")
     if model.is_dir():
         _refuse_other_options(context, model)
-        bundle = _extend(model, chosen, unpack=unpack)
+        if engine_options and not targets:
+            raise click.UsageError("--engine-option changes how an engine is built: name a --target")
+        bundle = _extend(model, chosen, engine_options, unpack=unpack)
     else:
         from gpusq_deploy.artifacts.calibration import Calibrator
+        from gpusq_deploy.build_engines import require_options
         from gpusq_deploy.compile import compile_checkpoint
+        from gpusq_deploy.engines.option_text import options_from_text
         from gpusq_deploy.request import BuildRequest, Reporter
 
         if recipe is not None and not (int8 or sparse):
@@ -117,10 +149,16 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         _require_sense(int8=int8, calib=calib, calibrator=calibrator, ranges=ranges)
         if recalibrate and (calib is None or ranges is not None):
             raise click.UsageError("--recalibrate needs --calib, and no --ranges")
+        if permute and prune is None:
+            raise click.UsageError("--permute needs --prune: it orders channels for it")
         _require_prunable(prune, sparse=sparse, calib=calib, ranges=ranges)
         if pack and not (int8 and sparse):
             raise click.UsageError("--pack needs --int8 --sparse: it stores 2:4 INT8 weights")
         remainder = _remainder(fp16=fp16, bf16=bf16, fp32=fp32)
+        _require_verifiable(min_sqnr, min_agreement, remainder=remainder, calib=calib)
+        batch, profiles = _batches(batches)
+        options = options_from_text(engine_options, profiles=profiles)
+        require_options(options, chosen)
         request = BuildRequest(
             model=model,
             arch=chosen_arch(arch, arch_args),
@@ -134,12 +172,16 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             recalibrate=recalibrate,
             allow_pickle=allow_pickle,
             targets=chosen,
-            batch=parse_batch(batch),
+            batch=batch,
+            engine=options,
             opset=opset or (21 if remainder == "bf16" else 20),
             out=out or Path(f"{model.stem}.gpusq"),
             force=force,
             pack=pack,
             prune=prune,
+            permute=permute,
+            min_sqnr=min_sqnr,
+            min_agreement=min_agreement,
         )
         with progress_to_stderr() as progress:
             bundle = compile_checkpoint(request, Reporter(say=say, progress=progress))
@@ -167,6 +209,21 @@ def _require_prunable(prune: PruneMethod | None, *, sparse: bool, calib: str | N
         raise click.UsageError(f"--prune {prune} learns from data: give real samples with --calib")
 
 
+def _require_verifiable(
+    min_sqnr: float | None, min_agreement: float | None, *, remainder: FloatPrecision, calib: str | None
+) -> None:
+    if min_sqnr is None and min_agreement is None:
+        return
+    if calib in (None, "random"):
+        raise click.UsageError("--min-sqnr and --min-agreement are measured on real samples: give them with --calib")
+    if remainder == "bf16":
+        raise click.UsageError("--min-sqnr and --min-agreement can't be checked with --bf16: the CPU can't run it")
+    if min_sqnr is not None and not math.isfinite(min_sqnr):
+        raise click.UsageError("--min-sqnr is a number of decibels")
+    if min_agreement is not None and not 0 <= min_agreement <= 1:
+        raise click.UsageError("--min-agreement is a share, from 0 to 1")
+
+
 def _remainder(*, fp16: bool, bf16: bool, fp32: bool) -> FloatPrecision:
     if fp16 + bf16 + fp32 > 1:
         raise click.UsageError("give one of --fp16, --bf16 and --fp32")
@@ -175,19 +232,35 @@ def _remainder(*, fp16: bool, bf16: bool, fp32: bool) -> FloatPrecision:
 
 def _refuse_other_options(context: click.Context, path: Path) -> None:
     """A bundle's model is made already: an option that would change it must not be passed over in silence."""
-    allowed = {"model", "targets", "unpack", "as_json"}
+    allowed = {"model", "targets", "engine_options", "unpack", "as_json"}
     source = click.core.ParameterSource.COMMANDLINE
     given = [name for name in context.params if context.get_parameter_source(name) == source and name not in allowed]
     if given:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        spelt = {param.name: param.opts[0] for param in context.command.params}
+        names = ", ".join(spelt[name] for name in given)
         raise GpusqError(
-            f"a bundle is built already: only --target and --unpack apply to it, not {names}",
+            f"a bundle is built already: only --target, --engine-option and --unpack apply to it, not {names}",
             place=str(path),
             hint="give the checkpoint to build with other options",
         )
 
 
-def _extend(path: Path, targets: list[Target], *, unpack: bool) -> Bundle:
+def _batches(texts: tuple[str, ...]) -> tuple[BatchRange, tuple[BatchRange, ...]]:
+    """The range that holds all batches, tuned for the first, and one profile for each of several."""
+    from gpusq_deploy.artifacts.manifest import BatchRange
+
+    found = tuple(parse_batch(text) for text in texts)
+    if len(set(found)) != len(found):
+        raise click.BadParameter("a range is named twice", param_hint="--batch")
+    whole = BatchRange(
+        minimum=min(batch.minimum for batch in found),
+        optimum=found[0].optimum,
+        maximum=max(batch.maximum for batch in found),
+    )
+    return whole, found if len(found) > 1 else ()
+
+
+def _extend(path: Path, targets: list[Target], engine_options: tuple[str, ...], *, unpack: bool) -> Bundle:
     from gpusq_deploy.compile import extend_bundle, unpack_bundle
     from gpusq_deploy.request import Reporter
 
@@ -197,7 +270,7 @@ def _extend(path: Path, targets: list[Target], *, unpack: bool) -> Bundle:
             bundle = unpack_bundle(path, reporter)
             if not targets:
                 return bundle
-        return extend_bundle(path, targets, reporter)
+        return extend_bundle(path, targets, reporter, engine_options=engine_options)
 
 
 def _show(bundle: Bundle, *, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from gpusq_deploy.artifacts.receipt import BuiltEngine
 from gpusq_deploy.bundle import Bundle
-from gpusq_deploy.explain import LayerExplanation, Step, explain_layers
+from gpusq_deploy.explain import Break, Carrier, LayerExplanation, breaks, explain_layers, reaches
 from gpusq_deploy.targets import find_target
 
 
@@ -24,7 +24,7 @@ def print_chains(layers: Sequence[LayerExplanation]) -> None:
         table.add_row(layer.layer, *(step.answer for step in layer.chain))
     console.print(table)
     for layer in layers:
-        console.print(f"{layer.layer}: {_why(layer.chain)}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"{layer.layer}: {_why(layer)}", soft_wrap=True, markup=False, highlight=False)
 
 
 def explained_engine(bundle: Bundle, engine: BuiltEngine) -> tuple[LayerExplanation, ...]:
@@ -33,15 +33,105 @@ def explained_engine(bundle: Bundle, engine: BuiltEngine) -> tuple[LayerExplanat
         bundle.manifest.sparsity.layers,
         find_target(engine.target),
         decisions=bundle.plan.layers,
-        built=engine.layers,
+        engine=engine,
     )
 
 
-def chain_rows(layer: LayerExplanation) -> list[tuple[str, str]]:
-    """A layer's chain link by link: the question, and the answer with its evidence."""
-    return [(step.question, f"{step.answer}: {step.evidence}") for step in layer.chain]
+def print_engine(console: Console, bundle: Bundle, engine: BuiltEngine) -> None:
+    """An engine layer by layer, how far the FLOPs get, and every break of a chain with what would mend it."""
+    explained = explained_engine(bundle, engine)
+    console.print(_engine_table(engine, explained))
+    for line in (*_precision_lines(bundle, engine), _reach_line(explained), *map(_break_line, breaks(explained))):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def _why(chain: Sequence[Step]) -> str:
-    stop = next((step for step in chain if step.answer != "yes"), chain[-1])
-    return f"{stop.question}: {stop.answer}: {stop.evidence}"
+def print_layer(console: Console, bundle: Bundle, engine: BuiltEngine, name: str) -> None:
+    """Everything about one layer, or about those below a module, on one engine."""
+    decisions = {decision.layer: decision for decision in bundle.plan.layers}
+    explained = {found.layer: found for found in explained_engine(bundle, engine)}
+    for layer in engine.layers:
+        if not f"{layer.layer}.".startswith(f"{name}."):
+            continue
+        decision = decisions[layer.layer]
+        table = Table(title=f"{layer.layer} on {engine.target}", title_justify="left", show_header=False, box=None)
+        table.add_row("GEMM", f"N = {decision.n}, K = {decision.k}, {2 * decision.macs} FLOPs a sample")
+        table.add_row("asked", f"{layer.asked}: {decision.precision_reason}")
+        table.add_row("built as", f"{layer.precision or 'not found'}: {layer.reason}")
+        for question, answer in _layer_rows(explained.get(layer.layer)):
+            table.add_row(question, answer)
+        if decision.activation is not None:
+            origin = f"amax {decision.activation.amax:.5g}, scale {decision.activation.scale:.5g}"
+            table.add_row("input", f"{decision.activation.tensor}: {origin}, {decision.activation.origin}")
+        console.print(table)
+
+
+def _layer_rows(layer: LayerExplanation | None) -> list[tuple[str, str]]:
+    if layer is None:
+        return []
+    rows = [("engine layer", _carrier_text(carrier)) for carrier in layer.carriers]
+    for step in layer.chain:
+        mend = f"; try: {step.mend}" if step.mend else ""
+        rows.append((f"2:4 {step.question}", f"{step.answer}: {step.evidence}{mend}"))
+    return rows
+
+
+def _carrier_text(carrier: Carrier) -> str:
+    fused = f"; fuses {', '.join(carrier.fused)}" if carrier.fused else ""
+    return (
+        f"{carrier.name} ({carrier.kind}): {', '.join(carrier.inputs)} -> {', '.join(carrier.outputs)}; "
+        f"kernel {carrier.tactic or 'not named'}{fused}"
+    )
+
+
+def _engine_table(engine: BuiltEngine, explained: Sequence[LayerExplanation]) -> Table:
+    table = Table(title=f"engine {engine.target}", title_justify="left")
+    for heading in ("layer", "FLOPs", "type", "valid", "eligible", "asked", "sparse"):
+        table.add_column(heading, no_wrap=heading != "layer", min_width=18 if heading == "layer" else None)
+    chains = {found.layer: found for found in explained}
+    for layer in engine.layers:
+        found = chains.get(layer.layer)
+        share = None if found is None else found.flops_share
+        built = layer.precision or "not found"
+        table.add_row(
+            layer.layer,
+            "unknown" if share is None else f"{share:.1%}",
+            built if built == layer.asked else f"{layer.asked} > {built}",
+            *(("unknown",) * 4 if found is None else (step.answer for step in found.chain)),
+        )
+    return table
+
+
+def _precision_lines(bundle: Bundle, engine: BuiltEngine) -> list[str]:
+    """INT8 by FLOPs, and every layer that isn't what was asked."""
+    macs = {decision.layer: decision.macs for decision in bundle.plan.layers}
+    total = sum(macs.values())
+    asked = [layer for layer in engine.layers if layer.asked == "int8"]
+    kept = [layer for layer in asked if layer.precision == "int8"]
+    counts = [
+        f"{word} {len(layers)}{_of_flops(sum(macs[layer.layer] for layer in layers) / total if total else None)}"
+        for word, layers in (("asked", asked), ("built", kept))
+    ]
+    wrong = [f"{layer.layer}: {layer.reason}" for layer in engine.layers if layer.precision != layer.asked]
+    return [f"INT8, of {len(engine.layers)} layers: {', '.join(counts)}", *wrong]
+
+
+def _reach_line(explained: Sequence[LayerExplanation]) -> str:
+    parts = [f"{reach.question} {reach.layers}{_of_flops(reach.flops_share)}" for reach in reaches(explained)]
+    return f"2:4, of {len(explained)} layers: {' -> '.join(parts)}"
+
+
+def _break_line(found: Break) -> str:
+    names = ", ".join(found.layers[:3]) + (f" and {len(found.layers) - 3} more" if len(found.layers) > 3 else "")
+    mend = f"; try: {found.mend}" if found.mend else ""
+    where = f"{len(found.layers)} stop{'s' if len(found.layers) == 1 else ''} at '{found.question}'"
+    return f"  {where}{_of_flops(found.flops_share)}: {names}: {found.answer}: {found.evidence}{mend}"
+
+
+def _of_flops(share: float | None) -> str:
+    return "" if share is None else f" ({share:.1%} of FLOPs)"
+
+
+def _why(layer: LayerExplanation) -> str:
+    stop = layer.stop or layer.chain[-1]
+    mend = f"; try: {stop.mend}" if stop.mend else ""
+    return f"{stop.question}: {stop.answer}: {stop.evidence}{mend}"

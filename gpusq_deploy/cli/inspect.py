@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -17,19 +17,47 @@ if TYPE_CHECKING:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--layer", metavar="X", help="Only this layer, or the layers below this module, with every reason.")
+@click.option(
+    "--expect",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Hold the receipt against a TOML file of expectations (docs/receipts.md) and exit with 1 where one fails.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout: the receipt and the plan.")
-def command(*, bundle: Path, layer: str | None, as_json: bool) -> None:
+def command(*, bundle: Path, layer: str | None, expect: Path | None, as_json: bool) -> None:
     """Print the receipt of BUNDLE: what was asked of each layer, what the engine builder made of it, and why."""
     from gpusq_deploy.bundle import read_bundle
     from gpusq_deploy.cli.render import print_receipt
 
+    if expect is not None and layer is not None:
+        raise click.UsageError("--expect holds the whole receipt against a file: leave out --layer")
     found = read_bundle(bundle)
+    if expect is not None:
+        _check(found, expect, as_json=as_json)
     if layer is not None:
         _require_layer(found, layer)
     if as_json:
         echo_json(_json(found, layer))
     else:
         print_receipt(found, layer=layer)
+
+
+def _check(bundle: Bundle, expect: Path, *, as_json: bool) -> NoReturn:
+    from gpusq_deploy.expect import check_receipt, failed, load_expectations
+
+    checks = check_receipt(load_expectations(expect), bundle.receipt, bundle.plan)
+    broken = failed(checks)
+    if as_json:
+        import msgspec
+
+        echo_json({"bundle": str(bundle.path), "held": not broken, "checks": msgspec.to_builtins(checks)})
+    else:
+        for check in checks:
+            click.echo(
+                f"{'ok    ' if check.held else 'FAILED'} {check.engine}: {check.what} {check.expected}: {check.got}"
+            )
+        click.echo(f"{len(checks) - len(broken)} of {len(checks)} expectations hold")
+    click.get_current_context().exit(1 if broken else 0)
 
 
 def _require_layer(bundle: Bundle, name: str) -> None:

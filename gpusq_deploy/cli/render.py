@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from gpusq_deploy.artifacts.packed import PackedIndex
-from gpusq_deploy.artifacts.receipt import BuiltEngine, Verification
+from gpusq_deploy.artifacts.receipt import BuiltEngine, CostEstimate, Verification
 from gpusq_deploy.bundle import Bundle
-from gpusq_deploy.cli.explain import chain_rows, explained_engine
+from gpusq_deploy.cli.drift import drift_line, drift_tables
+from gpusq_deploy.cli.explain import print_engine, print_layer
 from gpusq_deploy.packed import PACKED, packed_index, packed_line
+from gpusq_deploy.receipt import cost_text
+
+# Equal outputs are recorded as this many decibels.
+_EQUAL_DB = 300.0
 
 
 def bundle_json(bundle: Bundle) -> dict[str, Any]:
@@ -30,7 +36,9 @@ def bundle_json(bundle: Bundle) -> dict[str, Any]:
         "packed": _packed_json(bundle),
         "synthetic_calibration": bundle.manifest.synthetic_calibration,
         "verification": _verification_json(bundle.receipt.verification),
+        "shortfalls": list(bundle.receipt.shortfalls),
         "engines": [_engine_json(engine) for engine in bundle.receipt.engines],
+        "cost": _cost_json(bundle.receipt.cost),
         "skipped": [
             {"target": entry.target, "reason": entry.reason, "command": entry.command}
             for entry in bundle.receipt.skipped
@@ -56,6 +64,8 @@ def print_bundle(bundle: Bundle) -> None:
     table.add_row("verified", verification_text(bundle.receipt.verification))
     for engine in bundle.receipt.engines:
         table.add_row(f"engine {engine.target}", _engine_text(engine))
+    if bundle.receipt.cost is not None:
+        table.add_row("INT8 cost", cost_text(bundle.receipt.cost))
     for entry in bundle.receipt.skipped:
         table.add_row(f"no engine {entry.target}", f"{entry.reason}\non the device: {entry.command}")
     for note in plan.notes:
@@ -69,13 +79,30 @@ def print_receipt(bundle: Bundle, *, layer: str | None) -> None:
     console = Console()
     for engine in bundle.receipt.engines:
         if layer is None:
-            console.print(_layer_table(bundle, engine))
+            print_engine(console, bundle, engine)
             console.print(f"{_engine_text(engine)}\nread from: {engine.source}")
         else:
-            _print_layer(console, bundle, engine, layer)
+            print_layer(console, bundle, engine, layer)
     for entry in bundle.receipt.skipped:
         console.print(f"no engine for {entry.target}: {entry.reason}; on the device: {entry.command}")
-    console.print(f"verified: {verification_text(bundle.receipt.verification)}")
+    if bundle.receipt.cost is not None:
+        console.print(f"INT8 cost: {cost_text(bundle.receipt.cost)}", soft_wrap=True)
+    _print_verification(console, bundle, layer)
+
+
+def _print_verification(console: Console, bundle: Bundle, layer: str | None) -> None:
+    verification = bundle.receipt.verification
+    for table in drift_tables(verification) if verification is not None and layer is None else ():
+        console.print(table)
+    for placed in bundle.plan.placed if layer is not None else ():
+        if f"{placed.module}.".startswith(f"{layer}."):
+            activation = f"amax {placed.activation.amax:.5g}, scale {placed.activation.scale:.5g}"
+            console.print(f"{placed.module}, {placed.role}: INT8, {activation}: {placed.reason}", markup=False)
+    if verification is not None and layer is not None and (line := drift_line(verification, layer)) is not None:
+        console.print(f"behind {layer}: {line}")
+    console.print(f"verified: {verification_text(verification)}")
+    for shortfall in bundle.receipt.shortfalls:
+        console.print(f"[bold]refused[/]: {shortfall}")
 
 
 def verification_text(verification: Verification | None) -> str:
@@ -83,7 +110,20 @@ def verification_text(verification: Verification | None) -> str:
     if verification is None:
         return "no (see the notes)"
     agreement = "" if verification.top1_agreement is None else f", top-1 agreement {verification.top1_agreement:.1%}"
-    return f"SQNR {verification.sqnr_db:.1f} dB, cosine {verification.cosine:.5f}{agreement}: {verification.note}"
+    median = verification.median_sqnr_db
+    middle = "" if median is None else f" (median of samples {median:.1f})"
+    return (
+        f"SQNR {verification.sqnr_db:.1f} dB{middle}, cosine {verification.cosine:.5f}{agreement}: "
+        f"{verification.note}{_rewrites_text(verification)}"
+    )
+
+
+def _rewrites_text(verification: Verification) -> str:
+    fused = verification.fused_sqnr_db
+    if fused is None:
+        return ""
+    answer = "the answer is the same" if fused >= _EQUAL_DB else f"SQNR to that answer {fused:.1f} dB"
+    return f"; with its rewrites on, {answer} ({verification.fused_images} samples)"
 
 
 def _packed(bundle: Bundle) -> PackedIndex | None:
@@ -127,41 +167,8 @@ def _engine_text(engine: BuiltEngine) -> str:
     )
 
 
-def _layer_table(bundle: Bundle, engine: BuiltEngine) -> Table:
-    table = Table(title=f"engine {engine.target}", title_justify="left")
-    for heading in ("layer", "N x K", "asked", "built", "2:4", "runs sparse"):
-        table.add_column(heading, no_wrap=heading != "layer")
-    decisions = {decision.layer: decision for decision in bundle.plan.layers}
-    for layer in engine.layers:
-        decision = decisions[layer.layer]
-        table.add_row(
-            layer.layer,
-            f"{decision.n} x {decision.k}",
-            layer.asked,
-            layer.precision or "not found",
-            ("valid" if layer.sparse_weights_valid else "no") if layer.sparse_asked else "not asked",
-            layer.sparse_executed,
-        )
-    return table
-
-
-def _print_layer(console: Console, bundle: Bundle, engine: BuiltEngine, name: str) -> None:
-    decisions = {decision.layer: decision for decision in bundle.plan.layers}
-    chains = {found.layer: chain_rows(found) for found in explained_engine(bundle, engine)}
-    for layer in engine.layers:
-        if not f"{layer.layer}.".startswith(f"{name}."):
-            continue
-        decision = decisions[layer.layer]
-        table = Table(title=f"{layer.layer} on {engine.target}", title_justify="left", show_header=False, box=None)
-        table.add_row("GEMM", f"N = {decision.n}, K = {decision.k}, {decision.macs} multiply-accumulates a sample")
-        table.add_row("asked", f"{layer.asked}: {decision.precision_reason}")
-        table.add_row("built as", f"{layer.precision or 'not found'}: {', '.join(layer.engine_layers) or 'no layer'}")
-        for question, answer in chains.get(layer.layer, ()):
-            table.add_row(f"2:4 {question}", answer)
-        if decision.activation is not None:
-            origin = f"amax {decision.activation.amax:.5g}, scale {decision.activation.scale:.5g}"
-            table.add_row("input", f"{decision.activation.tensor}: {origin}, {decision.activation.origin}")
-        console.print(table)
+def _cost_json(cost: CostEstimate | None) -> dict[str, Any] | None:
+    return None if cost is None else {**msgspec.to_builtins(cost), "worse": cost.worse}
 
 
 def _verification_json(verification: Verification | None) -> dict[str, Any] | None:
@@ -174,6 +181,10 @@ def _verification_json(verification: Verification | None) -> dict[str, Any] | No
         "cosine": verification.cosine,
         "top1_agreement": verification.top1_agreement,
         "note": verification.note,
+        "median_sqnr_db": verification.median_sqnr_db,
+        "fused_sqnr_db": verification.fused_sqnr_db,
+        "blocks": {block.module: block.sqnr_db for block in verification.blocks},
+        "noisiest": [block.module for block in verification.noisiest(3)],
     }
 
 

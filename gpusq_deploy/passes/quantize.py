@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from gpusq_deploy.artifacts.plan import FloatPrecision, LayerDecision, Plan
+from gpusq_deploy.artifacts.plan import FloatPrecision, LayerDecision, PlacedQuantization, PlacedRole, Plan
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import origin
 from gpusq_deploy.graph.smoothable import add_to_bias
@@ -24,6 +24,9 @@ STORED_TYPE: dict[FloatPrecision, npt.DTypeLike] = {
     "fp16": np.float16,
     "bf16": ml_dtypes.bfloat16,
 }
+
+# Which input of its node a placed pair stands in front of.
+_PLACE: dict[PlacedRole, int] = {"query": 0, "key": 1, "softmax": 0, "value": 1}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +54,8 @@ class Quantize:
     3. Scales hold values of the remainder's type, so that the later cast of the graph is exact and the codes belong
        to the scales that are stored.
     4. A layer that already has a DequantizeLinear on its weight is left as it is.
-    5. Weights in `rounded`, by node, are taken from there; their bias change is left out where there is no bias.
+    5. What the plan places elsewhere gets a pair where the named node reads it; not twice.
+    6. Weights in `rounded`, by node, are taken from there; their bias change is left out where there is no bias.
 
     The graph stays float32; `CastRemainder` makes it FP16 or BF16.
     """
@@ -79,8 +83,10 @@ class Quantize:
             if _is_quantized(node):
                 continue
             _quantize_weight(model.graph, node, decision, stored, self.rounded.get(decision.node))
-            _quantize_input(model.graph, node, decision, pairs)
+            _quantize_input(node, decision, pairs)
             changes += 1
+        for placed in self.plan.placed:
+            changes += _place(nodes, placed)
         common.RemoveUnusedNodesPass()(model)
         return changes
 
@@ -88,6 +94,34 @@ class Quantize:
 def _is_quantized(node: ir.Node) -> bool:
     weight, _ = origin(node.inputs[1])
     return weight is not None and weight.dtype == ir.DataType.INT8
+
+
+def _place(nodes: Mapping[str | None, ir.Node], placed: PlacedQuantization) -> int:
+    node = nodes.get(placed.node)
+    if node is None:
+        raise GpusqError("the plan names a node that the graph doesn't have", place=placed.node)
+    index = _PLACE[placed.role]
+    value = node.inputs[index]
+    producer = None if value is None else value.producer()
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        return 0
+    if value is None or value_name(value) != placed.activation.tensor:
+        raise GpusqError("the plan names another tensor than the graph has", place=f"{placed.node}, {placed.role}")
+    prefix = f"{placed.node}_{placed.role}"
+    node.replace_input_with(index, _pair(node, value, placed.activation.scale, prefix))
+    return 1
+
+
+def _pair(node: ir.Node, value: ir.Value, scale: float, prefix: str) -> ir.Value:
+    """`value` behind a QuantizeLinear and a DequantizeLinear in front of `node`."""
+    if not isinstance(node.graph, ir.Graph):
+        raise GpusqError("the node stands in no graph", place=str(node.name))
+    step = add_initializer(node.graph, f"{prefix}_scale", np.array(scale, np.float32))
+    zero_point = add_initializer(node.graph, f"{prefix}_zero_point", np.array(0, np.int8))
+    q = ir.node("QuantizeLinear", [value, step, zero_point], name=f"{prefix}_q")
+    codes = insert_before(node, q, like=value, dtype=ir.DataType.INT8)
+    dq = ir.node("DequantizeLinear", [codes, step, zero_point], name=f"{prefix}_dq")
+    return insert_before(node, dq, like=value, dtype=ir.DataType.FLOAT)
 
 
 def _quantize_weight(
@@ -134,20 +168,12 @@ def _nearest(
     return quantize(values, scale, axis=axis), scale
 
 
-def _quantize_input(
-    graph: ir.Graph, node: ir.Node, decision: LayerDecision, pairs: dict[tuple[str, float], ir.Value]
-) -> None:
+def _quantize_input(node: ir.Node, decision: LayerDecision, pairs: dict[tuple[str, float], ir.Value]) -> None:
     activation = node.inputs[0]
     quantization = decision.activation
     if activation is None or quantization is None or value_name(activation) != quantization.tensor:
         raise GpusqError("the plan names another input than the graph has", place=decision.node)
     key = (quantization.tensor, quantization.scale)
     if key not in pairs:
-        prefix = f"{decision.node}_input"
-        scale = add_initializer(graph, f"{prefix}_scale", np.array(quantization.scale, np.float32))
-        zero_point = add_initializer(graph, f"{prefix}_zero_point", np.array(0, np.int8))
-        q = ir.node("QuantizeLinear", [activation, scale, zero_point], name=f"{prefix}_q")
-        codes = insert_before(node, q, like=activation, dtype=ir.DataType.INT8)
-        dq = ir.node("DequantizeLinear", [codes, scale, zero_point], name=f"{prefix}_dq")
-        pairs[key] = insert_before(node, dq, like=activation, dtype=ir.DataType.FLOAT)
+        pairs[key] = _pair(node, activation, quantization.scale, f"{decision.node}_input")
     node.replace_input_with(0, pairs[key])

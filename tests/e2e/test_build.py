@@ -221,7 +221,7 @@ def test_a_further_engine_is_built_from_the_bundle_alone(bundle: Path, tmp_path:
 def test_a_bundle_takes_no_other_options(bundle: Path) -> None:
     done = run_main(build, bundle, "--batch", "4", "--target", "rtx40")
     assert done.code == 5
-    assert "only --target and --unpack apply to it, not --batch" in done.err
+    assert "only --target, --engine-option and --unpack apply to it, not --batch" in done.err
 
 
 def test_validate_finds_nothing_in_the_bundle_and_something_in_a_damaged_one(bundle: Path, tmp_path: Path) -> None:

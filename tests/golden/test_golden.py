@@ -10,7 +10,7 @@ from tiny_models import exported_vit
 
 from gpusq_deploy.artifacts.base import json_from_value
 from gpusq_deploy.artifacts.plan import FloatPrecision, Plan
-from gpusq_deploy.calibration.observe import table_from_recorded
+from gpusq_deploy.calibration.stored import table_from_recorded
 from gpusq_deploy.compile import CANONICAL
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.passes.base import run_passes

@@ -22,26 +22,32 @@ ORDER = [
     "targets",
     "sparsity",
     "explain",
+    "expect",
     "checkpoint",
     "graph",
     "packed",
     "export",
     "passes",
+    "placements",
     "plan",
     "calibration",
     "engines",
     "receipt",
     "request",
     "ranks",
+    "ranges",
     "bundle",
     "manifest",
+    "drift",
     "verify",
     "validate",
     "benchmarks",
     "compress",
+    "acceptance",
     "build_engines",
     "steps",
     "quantisation",
+    "placing",
     "compile",
     "calibrate",
     "cli",
@@ -74,7 +80,8 @@ def room_of(path: Path) -> str:
 def sources() -> list[Path]:
     links = [PACKAGE / name for name in ("calibration", "engines", "benchmarks")]
     files = {path for folder in (PACKAGE, *links) for path in folder.rglob("*.py")}
-    return sorted(path for path in files if not {"demo", "peers"} & set(path.relative_to(PACKAGE).parts))
+    scripts = {"demo", "peers", "gpu_suite.py", "gpu_yardstick.py"}
+    return sorted(path for path in files if not scripts & set(path.relative_to(PACKAGE).parts))
 
 
 def imports_of(path: Path) -> Iterator[str]:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from gpusq_deploy.artifacts.plan import LayerDecision, LayerKind, Precision
-from gpusq_deploy.artifacts.receipt import BuiltLayer, Verdict
+from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, EngineTensor, EngineTotals, Verdict
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityRecord
-from gpusq_deploy.explain import Step, explain_layers, flops_shares, meaning_of
+from gpusq_deploy.explain import Step, breaks, explain_layers, flops_shares, meaning_of, reaches
 from gpusq_deploy.numerics.sparsity import magnitude_mask, rows_from_conv
 from gpusq_deploy.recipe import load_recipe
 from gpusq_deploy.sparsity import LayerWeight, sparsity_report, violation_text
@@ -131,17 +131,49 @@ def decision(precision: Precision = "int8", *, sparse: bool = True) -> LayerDeci
     )
 
 
-def built(verdict: Verdict) -> BuiltLayer:
+def built(verdict: Verdict, layer: str = "fc") -> BuiltLayer:
     return BuiltLayer(
-        layer="fc",
+        layer=layer,
         node="fc",
         asked="int8",
         precision="int8",
-        engine_layers=("fc",),
+        engine_layers=("fc_myl0_1",),
         sparse_asked=True,
         sparse_weights_valid=True,
         sparse_executed=verdict,
         reason="the tactic says so",
+    )
+
+
+def tensors(*dtypes: str) -> tuple[EngineTensor, ...]:
+    return tuple(EngineTensor(name="t", shape=(-1, 64), dtype=dtype) for dtype in dtypes)
+
+
+def engine(*layers: BuiltLayer, output: str = "Int8") -> BuiltEngine:
+    carrier = EngineLayer(
+        name="fc_myl0_1",
+        kind="gemm",
+        inputs=tensors("Int8"),
+        constants=tensors("Int8"),
+        outputs=tensors(output),
+        tactic="sm80_xmma_sparse_gemm",
+        onnx_nodes=("fc", "fc_weight_dq"),
+    )
+    return BuiltEngine(
+        target="a100",
+        backend="tensorrt-rtx",
+        backend_version="1.7",
+        source="test",
+        gpus="A100",
+        compute_capability="8.0",
+        plan_file="engines/a100.plan",
+        plan_bytes=1,
+        plan_digest="sha256:0",
+        build_seconds=1.0,
+        executed=False,
+        totals=EngineTotals(kernels=1, gemms={"int8": 1}, attention_fused=0),
+        layers=layers,
+        engine_layers=(carrier,),
     )
 
 
@@ -151,7 +183,7 @@ def chain(state: LayerSparsity, **evidence: Any) -> dict[str, Step]:
 
 
 def test_a_whole_chain_with_its_evidence() -> None:
-    steps = chain(state_of(pruned()), decisions=[decision()], built=[built("yes")])
+    steps = chain(state_of(pruned()), decisions=[decision()], engine=engine(built("yes")))
     assert [(name, step.answer) for name, step in steps.items()] == [
         ("valid", "yes"),
         ("eligible", "yes"),
@@ -166,7 +198,7 @@ def test_a_whole_chain_with_its_evidence() -> None:
 def test_what_nobody_knows_is_unknown() -> None:
     steps = chain(state_of(pruned()))
     assert (steps["asked"].answer, steps["built as"].answer) == ("unknown", "unknown")
-    assert chain(state_of(pruned()), built=[built("unknown")])["built as"].answer == "unknown"
+    assert chain(state_of(pruned()), engine=engine(built("unknown")))["built as"].answer == "unknown"
     assert chain(state_of(pruned()), decisions=[decision(sparse=False)])["asked"].answer == "no"
 
 
@@ -205,3 +237,70 @@ def test_a_convs_sizes_are_its_channels() -> None:
     step = chain(state_of(pruned(16 * 9, 64), positions=9))["eligible"]
     assert step.answer == "yes"
     assert "N = 16 and K = 64" in step.evidence
+
+
+def test_a_carrier_tells_types_kernel_and_what_it_fuses() -> None:
+    (explained,) = explain_layers([state_of(pruned())], ORIN, decisions=[decision()], engine=engine(built("yes")))
+    (carrier,) = explained.carriers
+    assert (carrier.inputs, carrier.outputs) == (("Int8",), ("Int8",))
+    assert (carrier.fused, carrier.tactic) == (("fc_weight_dq",), "sm80_xmma_sparse_gemm")
+    assert explained.stop is None
+
+
+@pytest.mark.parametrize(
+    ("target", "output", "answer"),
+    [("a100", "Int8", "yes"), ("a100", "Half", "unknown"), ("rtx40", "Half", "yes")],
+)
+def test_known_sparse_kernels_write_int8_only(target: str, output: str, answer: str) -> None:
+    (explained,) = explain_layers(
+        [state_of(pruned())],
+        find_target(target),
+        decisions=[decision()],
+        engine=engine(built("unknown"), output=output),
+    )
+    step = explained.chain[1]
+    assert (step.question, step.answer) == ("eligible", answer)
+    assert ("writes Half" in step.evidence) == (answer == "unknown")
+    assert bool(step.mend) == (answer == "unknown")
+
+
+def test_a_sparse_kernel_that_was_picked_settles_it() -> None:
+    steps = chain(state_of(pruned()), decisions=[decision()], engine=engine(built("yes"), output="Half"))
+    assert steps["eligible"].answer == "yes"
+    assert "picked" in steps["eligible"].evidence
+
+
+def test_an_fp16_layer_may_write_what_it_likes() -> None:
+    step = chain(state_of(pruned()), decisions=[decision("fp16")], engine=engine(built("no"), output="Half"))
+    assert step["eligible"].answer == "yes"
+
+
+def test_totals_and_breaks_are_by_flops() -> None:
+    states = [
+        state_of(pruned(), layer="a", macs=500),
+        state_of(dense(), layer="b", macs=300, expected=False),
+        state_of(dense(), layer="c", macs=200, expected=False),
+    ]
+    asked = [msgspec.structs.replace(decision(), layer="a")]
+    explained = explain_layers(states, ORIN, decisions=asked, engine=engine(built("unknown", "a")))
+    assert [(reach.question, reach.layers, reach.flops_share) for reach in reaches(explained)] == [
+        ("valid", 1, 0.5),
+        ("eligible", 1, 0.5),
+        ("asked", 1, 0.5),
+        ("built as", 0, 0),
+    ]
+    first, second = breaks(explained)
+    assert {first.layers, second.layers} == {("a",), ("b", "c")}
+    assert [found.flops_share for found in (first, second)] == [0.5, 0.5]
+    by_question = {found.question: found for found in (first, second)}
+    assert by_question["valid"].mend == "gpusq-compress makes it 2:4"
+    assert "sptensor" in by_question["built as"].mend
+
+
+def test_every_break_says_what_would_mend_it() -> None:
+    states = [dense(), pruned(), pruned(64, 32), pruned(), pruned()]
+    plans: list[list[LayerDecision]] = [[], [], [decision()], [decision(sparse=False)], [decision("fp32")]]
+    for rows, decisions in zip(states, plans, strict=True):
+        (explained,) = explain_layers([state_of(rows)], ORIN, decisions=decisions)
+        assert explained.stop is not None
+        assert explained.stop.mend

@@ -9,7 +9,7 @@ from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer,
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
 from gpusq_deploy.engines.layer_text import layers_from_log
 from gpusq_deploy.engines.layers import totals
-from gpusq_deploy.receipt import built_layers, skipped_line, summary
+from gpusq_deploy.receipt import built_layers, picked_sparse, skipped_line, summary, with_profile
 
 DATA = Path(__file__).parent / "engines" / "data"
 SPARSE = "sm80_xmma_sparse_gemm_i8i8_i8i32_f32_tn_n_sptensor16x8x64"
@@ -167,9 +167,8 @@ def test_a_type_that_we_dont_ask_for_is_named() -> None:
     assert "built in fp8" in built.reason
 
 
-def test_a_summary_names_what_isnt_as_asked() -> None:
-    layers = [gemm(), gemm("n_myl0_2", "Half", nodes=("n",))]
-    engine = BuiltEngine(
+def built_engine(asked: Plan, layers: list[EngineLayer]) -> BuiltEngine:
+    return BuiltEngine(
         target="a100",
         backend="tensorrt-rtx",
         backend_version="1.7",
@@ -182,9 +181,14 @@ def test_a_summary_names_what_isnt_as_asked() -> None:
         build_seconds=2.25,
         executed=False,
         totals=totals(layers),
-        layers=built_layers(plan(decision(), decision("n")), layers),
+        layers=built_layers(asked, layers),
         engine_layers=tuple(layers),
     )
+
+
+def test_a_summary_names_what_isnt_as_asked() -> None:
+    layers = [gemm(), gemm("n_myl0_2", "Half", nodes=("n",))]
+    engine = built_engine(plan(decision(), decision("n")), layers)
     lines = summary(engine)
     assert lines[:3] == (
         "a100: tensorrt-rtx 1.7, 2.5 MB in 2.2 s, from the verbose build log of tensorrt-rtx 1.7",
@@ -192,6 +196,35 @@ def test_a_summary_names_what_isnt_as_asked() -> None:
         "  INT8 asked 2, built 1; sparse asked 2, executed: unknown 2",
     )
     assert lines[3].startswith("  layer.n: built in n_myl0_2; asked for int8, built fp16")
+
+
+PICKED = "(Sparsity) TRT inference plan picked sparse implementation for layers: mm_myl0_1, other"
+
+
+def test_the_builders_log_is_taken_where_the_tactic_doesnt_tell() -> None:
+    assert picked_sparse(["(Sparsity) Layers eligible for sparse math: mm_myl0_1", PICKED]) == {"mm_myl0_1", "other"}
+    hidden = only(built_layers(plan(decision()), [gemm(tactic="0x00000000000003e8")], notes=[PICKED]))
+    assert (hidden.sparse_executed, "log names it" in hidden.reason) == ("yes", True)
+    # A kernel's name is stronger.
+    named = only(built_layers(plan(decision()), [gemm(tactic=DENSE)], notes=[PICKED]))
+    assert named.sparse_executed == "no"
+    # Of a split product, every piece must be named.
+    split = only(built_layers(plan(decision()), [gemm(), gemm("mm_myl0_2")], notes=[PICKED]))
+    assert split.sparse_executed == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("kernels", "verdict"),
+    [([DENSE, DENSE], "no"), ([SPARSE, DENSE], "unknown"), ([SPARSE, SPARSE, "softmax"], "yes")],
+)
+def test_a_profile_settles_what_is_the_same_for_all(kernels: list[str], verdict: str) -> None:
+    layers = [gemm(), gemm("n_myl0_2", nodes=("n",)), gemm("d_myl0_3", nodes=("d",))]
+    asked = plan(decision(), decision("n"), decision("d", sparse=False))
+    engine = with_profile(built_engine(asked, layers), kernels, profiler="a profiler")
+    assert [layer.sparse_executed for layer in engine.layers] == [verdict, verdict, "no"]
+    assert engine.executed
+    assert engine.source.endswith("; kernel names seen by a profiler")
+    assert f"{kernels.count(SPARSE)} sparse kernels among {len(kernels)}, for 2 layers" in engine.layers[0].reason
 
 
 def test_a_skipped_target_is_one_line() -> None:

@@ -1,0 +1,94 @@
+"""A float graph ready for its plan, with ranges also for what the recipe quantises beyond the inputs of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+import onnx_ir as ir
+
+from gpusq_deploy.artifacts.calibration import CalibrationTable
+from gpusq_deploy.calibration.observe import Observing
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.layers import GraphLayer
+from gpusq_deploy.placements import PlacedSite, Placements, attentions_to_quantize, sites_of
+from gpusq_deploy.quantisation import Ready, Wanted, make_ready
+from gpusq_deploy.ranges import Data, Subject, calibrated
+from gpusq_deploy.ranks import Ranks
+from gpusq_deploy.recipe import Recipe
+from gpusq_deploy.request import Reporter
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What the plan is made from.
+
+    Attributes:
+        model: The float graph; smoothed, where `ready` isn't None.
+        layers: Its weighted layers.
+        table: Ranges; None where nothing is quantised.
+        placements: What is quantised beyond the inputs of layers.
+        ready: What calibration found; None where nothing is quantised.
+    """
+
+    model: ir.Model
+    layers: tuple[GraphLayer, ...]
+    table: CalibrationTable | None
+    placements: Placements
+    ready: Ready | None
+
+
+def prepare(
+    model: ir.Model, layers: tuple[GraphLayer, ...], wanted: Wanted, data: Data, subject: Subject, reporter: Reporter
+) -> Prepared:
+    """Make the graph ready where anything is to be quantised; see `make_ready` and `place`."""
+    if not wanted.layers:
+        return Prepared(model=model, layers=layers, table=None, placements=Placements(), ready=None)
+    ready, placements = place(
+        make_ready(model, wanted, data, subject, reporter), wanted.recipe, data, subject, reporter
+    )
+    return Prepared(model=ready.model, layers=ready.layers, table=ready.table, placements=placements, ready=ready)
+
+
+def place(ready: Ready, recipe: Recipe, data: Data, subject: Subject, reporter: Reporter) -> tuple[Ready, Placements]:
+    """What the recipe places in attentions, and the ranges with those of it, always the largest magnitude.
+
+    Raises:
+        GpusqError: The recipe's placement decides nothing, or there is no data to find its ranges on.
+    """
+    attentions = attentions_to_quantize(ready.model, recipe)
+    sites = sites_of(attentions, recipe)
+    if not sites:
+        return ready, Placements()
+    if not data.real:
+        raise GpusqError(
+            "a placement in attentions needs ranges that neither the checkpoint nor --ranges holds",
+            place=f"recipe {recipe.name}",
+            hint="add --calib FOLDER",
+        )
+    reporter.say(f"{len(sites)} activations of {len(attentions)} attentions are INT8 too: looking at the data again")
+    found = _ranges(ready.model, sites, data, subject, reporter)
+    table = msgspec.structs.replace(ready.table, ranges=(*ready.table.ranges, *found.ranges))
+    return replace(ready, table=table), Placements(sites=sites, attentions=attentions)
+
+
+def _ranges(
+    model: ir.Model, sites: Sequence[PlacedSite], data: Data, subject: Subject, reporter: Reporter
+) -> CalibrationTable:
+    """The observer looks at inputs of layers: each tensor gets a layer that stands for it."""
+    stand_ins = [
+        GraphLayer(
+            layer=f"{site.module}, {site.role}",
+            node=site.node,
+            kind="linear",
+            input=site.tensor,
+            weight="",
+            channel_axis=0,
+            n=0,
+            k=0,
+            macs=0,
+        )
+        for site in sites
+    ]
+    return calibrated(model, stand_ins, data.calibrate, subject, Observing(workers=Ranks().workers()), reporter).table

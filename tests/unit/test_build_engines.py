@@ -1,0 +1,131 @@
+"""INT8 beside the graph without it: built with TensorRT-RTX for real, and said where INT8 doesn't pay."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import planning
+import pytest
+import tiny_models
+
+from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
+from gpusq_deploy.artifacts.receipt import CostEstimate, GraphCost
+from gpusq_deploy.artifacts.sparsity import SparsityReport
+from gpusq_deploy.build_engines import EngineRequest, build_engines, estimate_cost, require_options
+from gpusq_deploy.bundle import MODEL
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.files import save_model
+from gpusq_deploy.passes.base import run_passes
+from gpusq_deploy.passes.cast_remainder import CastRemainder
+from gpusq_deploy.receipt import cost_text
+from gpusq_deploy.request import Reporter
+from gpusq_deploy.targets import find_target
+
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="tensorrt_rtx has wheels for Linux on x86-64 only, and isn't installed here",
+)
+
+LINEAR = "g (float[B,{k}] x) => (float[B,{n}] y) {{ [fc] h = MatMul(x, w) [bias] y = Add(h, b) }}"
+
+
+def linear(n: int, k: int) -> planning.Quantized:
+    random = np.random.default_rng(0)
+    arrays: dict[str, Any] = {
+        "w": random.normal(size=(k, n)).astype(np.float32),
+        "b": random.normal(size=n).astype(np.float32),
+    }
+    model = tiny_models.graph(LINEAR.format(n=n, k=k), **arrays)
+    return planning.quantized(model, planning.table({"x": 4.0}), remainder="fp16")
+
+
+def request(folder: Path, made: planning.Quantized, said: list[str], *targets: str, batch: int = 0) -> EngineRequest:
+    save_model(run_passes(made.after, [CastRemainder("fp16")]), folder / MODEL)
+    sizes = (batch, batch, batch) if batch else (1, 64, 128)
+    return EngineRequest(
+        folder=folder,
+        name="b.gpusq",
+        plan=made.plan,
+        sparsity=SparsityReport(source="test", layers=()),
+        batch=BatchRange(minimum=sizes[0], optimum=sizes[1], maximum=sizes[2]),
+        targets=[find_target(name) for name in targets],
+        reporter=Reporter(say=said.append, progress=lambda _label, _done, _total: None),
+    )
+
+
+def estimate(wished: EngineRequest, made: planning.Quantized) -> CostEstimate:
+    engines, _ = build_engines(wished)
+    found = estimate_cost(wished, engines, made.before)
+    assert found is not None
+    return found
+
+
+@needs_rtx
+@pytest.mark.parametrize("batch", [0, 64])
+def test_a_small_layer_loses_by_int8_and_that_is_said(tmp_path: Path, batch: int) -> None:
+    said: list[str] = []
+    made = linear(64, 16)
+    found = estimate(request(tmp_path, made, said, "orin", "rtx40", batch=batch), made)
+    assert found.built is not None
+    assert found.unquantised is not None
+    assert found.target == "rtx40"
+    assert (found.built.flops, found.unquantised.flops) == ({"int8": 131072}, {"fp16": 131072})
+    assert found.built.batch == found.unquantised.batch == 64
+    assert found.worse
+    warnings = [line for line in said if line.startswith("warning: INT8 may not pay")]
+    assert warnings
+    assert "predicted" in warnings[0]
+
+
+@needs_rtx
+def test_a_large_weight_gains_bytes_and_isnt_warned_about(tmp_path: Path) -> None:
+    said: list[str] = []
+    made = linear(1024, 1024)
+    found = estimate(request(tmp_path, made, said, "a100"), made)
+    assert found.built is not None
+    assert found.unquantised is not None
+    # The weight saves a megabyte, and wider activations between the kernels cost a little of it.
+    assert found.unquantised.bytes_moved - found.built.bytes_moved > 1024 * 1024 * 0.8
+    assert not found.worse
+    assert not [line for line in said if "warning" in line]
+
+
+@needs_rtx
+def test_options_that_a_target_cant_do_are_refused_together_before_any_work() -> None:
+    options = EngineOptions(version_compatible=True, hardware="ampere-plus")
+    with pytest.raises(GpusqError, match="a100: version-compatible") as caught:
+        require_options(options, [find_target("a100"), find_target("orin")])
+    assert "a100: hardware=ampere-plus" in caught.value.what
+    # On the device some release of TensorRT can do both.
+    assert "orin" not in caught.value.what
+    require_options(options, [find_target("orin")])
+
+
+def test_what_wasnt_compared_says_why(tmp_path: Path) -> None:
+    made = linear(64, 16)
+    found = estimate(request(tmp_path, made, [], "orin"), made)
+    assert (found.built, found.unquantised, found.worse) == (None, None, False)
+    assert cost_text(found) == "not compared with the graph without INT8: no engine was built ahead of time"
+
+
+def test_a_float_graph_is_its_own_comparison(tmp_path: Path) -> None:
+    made = linear(64, 16)
+    plain = planning.plan_for(
+        made.before,
+        planning.table({}),
+        recipe=planning.EVERYTHING.__class__(schema="gpusq.recipe/1", name="none", description="nothing", rules=()),
+    )
+    wished = request(tmp_path, planning.Quantized(before=made.before, after=made.before, plan=plain), [], "orin")
+    assert estimate_cost(wished, (), made.before) is None
+
+
+@pytest.mark.parametrize(
+    ("kernels", "moved", "worse"), [(11, 101, True), (11, 100, False), (10, 101, False), (9, 99, False)]
+)
+def test_worse_means_more_of_both(kernels: int, moved: int, worse: bool) -> None:
+    without = GraphCost(batch=1, kernels=10, bytes_moved=100, flops={})
+    built = GraphCost(batch=1, kernels=kernels, bytes_moved=moved, flops={})
+    assert CostEstimate(target="a100", built=built, unquantised=without, note="").worse == worse
