@@ -12,8 +12,15 @@ ArchArgument = bool | int | float | str | list[int | float] | None
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
+_SHOWN = 40
+
+
 class ArchSpec(Value):
-    """A model's recipe: `source:name` and the keyword arguments of its constructor."""
+    """A model's recipe: `source:name` and the keyword arguments of its constructor.
+
+    Of a transformers class, `config` is its config as JSON and `input_size` [height, width]; the others are keys of the
+    config.
+    """
 
     source: Literal["timm", "torchvision", "transformers", "factory"]
     name: str
@@ -21,8 +28,13 @@ class ArchSpec(Value):
 
     def __str__(self) -> str:
         name = self.name if self.source == "factory" else f"{self.source}:{self.name}"
-        given = ", ".join(f"{key}={value!r}" for key, value in self.arguments.items())
+        given = ", ".join(f"{key}={_shown(value)}" for key, value in self.arguments.items())
         return f"{name}({given})" if given else name
+
+
+def _shown(value: ArchArgument) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 class Preprocessing(Value):

@@ -1,4 +1,4 @@
-"""From `SPEC` to a module: timm, torchvision, or a factory in the user's own package."""
+"""From `SPEC` to a module: timm, torchvision, transformers, or a factory in the user's own package."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import msgspec
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchArgument, ArchSpec
+from gpusq_deploy.checkpoint.saved_folder import config_argument
+from gpusq_deploy.checkpoint.transformers_models import module_from_transformers
 from gpusq_deploy.errors import GpusqError
 
-_GRAMMAR = "--arch takes timm:NAME, torchvision:NAME or package.module:factory"
+_GRAMMAR = "--arch takes timm:NAME, torchvision:NAME, transformers:CLASS or package.module:factory"
 
 
 def arch_from_text(text: str, arguments: Iterable[str] = ()) -> ArchSpec:
@@ -32,11 +34,9 @@ def arch_from_text(text: str, arguments: Iterable[str] = ()) -> ArchSpec:
     if source == "torchvision":
         return ArchSpec(source="torchvision", name=name, arguments=given)
     if source == "transformers":
-        raise GpusqError(
-            "transformers models aren't supported by name yet",
-            place="--arch",
-            hint="wrap the model in a factory that returns a module with tensor outputs: package.module:factory",
-        )
+        if "config" in given:
+            given["config"] = config_argument(str(given["config"]))
+        return ArchSpec(source="transformers", name=name, arguments=given)
     return ArchSpec(source="factory", name=text, arguments=given)
 
 
@@ -64,6 +64,8 @@ def _argument(item: str) -> tuple[str, ArchArgument]:
     name, equals, text = item.partition("=")
     if not equals or not name.isidentifier():
         raise GpusqError(f"not an argument: {item!r}", place="--arch-arg", hint="write K=V, such as img_size=224")
+    if name == "config" and text.lstrip().startswith("{"):
+        return name, text  # JSON, which may be Python too
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):  # what literal_eval documents
@@ -117,5 +119,6 @@ def _from_factory(spec: ArchSpec) -> torch.nn.Module:
 _BUILDERS: dict[str, Callable[[ArchSpec], torch.nn.Module]] = {
     "timm": _from_timm,
     "torchvision": _from_torchvision,
+    "transformers": module_from_transformers,
     "factory": _from_factory,
 }

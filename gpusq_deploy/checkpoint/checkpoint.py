@@ -27,6 +27,8 @@ from gpusq_deploy.checkpoint.files import (
     write_torch,
 )
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
+from gpusq_deploy.checkpoint.saved_folder import saved_folder
+from gpusq_deploy.checkpoint.transformers_models import weights_by_module_names
 from gpusq_deploy.errors import GpusqError
 
 
@@ -54,13 +56,16 @@ def load_checkpoint(path: Path, *, arch: ArchSpec | None = None, allow_pickle: b
     """Load a checkpoint: self-describing, a state dict, safetensors or an exported program. Nothing in it is executed.
 
     Args:
-        path: The checkpoint.
-        arch: Its architecture; None where the file describes itself.
+        path: The checkpoint; also a folder that transformers' save_pretrained wrote.
+        arch: Its architecture; None where the file, or the config.json beside it, describes it.
         allow_pickle: Run code that the file names, where it can't be read otherwise; a remark says when that was done.
 
     Raises:
         GpusqError: A bad file, no architecture, weights that don't fit it, or weights that aren't finite.
     """
+    saved = saved_folder(path) if arch is None or arch.source == "transformers" else None
+    if saved is not None:
+        path, arch = saved.weights, _with_config(arch, saved.arch)
     if is_exported_program(path):
         reading = read_exported_program(path)
     else:
@@ -82,12 +87,19 @@ def load_checkpoint(path: Path, *, arch: ArchSpec | None = None, allow_pickle: b
         format="safetensors" if path.suffix == ".safetensors" else reading.layout,
         arch=arch,
         module=module,
-        preprocessing=preprocessing_of(arch, module),
+        preprocessing=preprocessing_of(arch, module, None if saved is None else saved.preprocessor),
         sparsity=reading.sparsity,
         ranges=reading.ranges,
         origins=reading.origins,
         remarks=reading.remarks,
     )
+
+
+def _with_config(asked: ArchSpec | None, saved: ArchSpec) -> ArchSpec:
+    """What was asked for, with the saved config where none is named."""
+    if asked is None:
+        return saved
+    return ArchSpec(source=asked.source, name=asked.name, arguments={**saved.arguments, **asked.arguments})
 
 
 def _content(path: Path, *, allow_pickle: bool) -> tuple[Mapping[str, Any], tuple[str, ...]]:
@@ -168,6 +180,8 @@ def _ranges(content: Mapping[str, Any], place: str) -> dict[str, float]:
 
 def _module_with_weights(arch: ArchSpec, state: dict[str, torch.Tensor], *, place: str) -> torch.nn.Module:
     _require_plain(state, place=place)
+    if arch.source == "transformers":
+        state = weights_by_module_names(arch, state)
     module = module_from_arch(arch)
     # Shapes first: a few stored bytes can claim to be any number of weights, and what follows looks at each.
     _require_fit(module.state_dict(), state, arch, place=place)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
+from gpusq_deploy.checkpoint.transformers_models import preprocessing_of_transformers
 from gpusq_deploy.errors import GpusqError
 
 _FACTORY_HINT = (
@@ -17,8 +19,10 @@ _FACTORY_HINT = (
 )
 
 
-def preprocessing_of(spec: ArchSpec, module: torch.nn.Module) -> Preprocessing:
-    """Preprocessing that the architecture declares.
+def preprocessing_of(
+    spec: ArchSpec, module: torch.nn.Module, preprocessor: Mapping[str, Any] | None = None
+) -> Preprocessing:
+    """Preprocessing that the architecture declares, or `preprocessor`, the preprocessor_config.json beside its weights.
 
     Raises:
         GpusqError: It declares none, or one that makes no sense.
@@ -26,6 +30,8 @@ def preprocessing_of(spec: ArchSpec, module: torch.nn.Module) -> Preprocessing:
     declared: Any = getattr(module, "gpusq_preprocessing", None)
     if declared is not None:
         return _from_attribute(spec, declared)
+    if spec.source == "transformers":
+        return preprocessing_of_transformers(spec, module, preprocessor)
     try:
         if spec.source == "torchvision":
             return _from_torchvision(spec)

@@ -17,6 +17,7 @@ from gpusq_deploy.checkpoint.adapters.exported_program import is_exported_progra
 from gpusq_deploy.checkpoint.adapters.known import reading_of
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
 from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file
+from gpusq_deploy.checkpoint.saved_folder import saved_folder
 from gpusq_deploy.checkpoint.tensors import array_from_tensor, release
 from gpusq_deploy.numerics.sparsity import rows_from_conv
 from gpusq_deploy.sparsity import LayerWeight
@@ -53,7 +54,8 @@ def weights_in_file(path: Path, arch: ArchSpec | None) -> tuple[Iterable[LayerWe
     """
     if arch is None and is_exported_program(path):
         return _guessed(dict(read_exported_program(path).state)), None
-    content = None if arch is not None else read_checkpoint_file(path)
+    described = arch is not None or saved_folder(path) is not None
+    content = None if described else read_checkpoint_file(path)
     if content is None or content.get("format") == SELF_DESCRIBING:
         checkpoint = load_checkpoint(path, arch=arch)
         return tuple(layer_weights(checkpoint.module)), checkpoint.sparsity

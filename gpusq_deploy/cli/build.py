@@ -125,14 +125,16 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
     MODEL may also be a bundle: then only the engines of the given targets are built, from its model.
     """
+    from gpusq_deploy.checkpoint.saved_folder import is_saved_folder
     from gpusq_deploy.targets import find_target
 
     chosen = [find_target(name) for name in targets or (() if unpack else (_DEFAULT_TARGET,))]
-    if unpack and not model.is_dir():
+    is_bundle = model.is_dir() and not is_saved_folder(model)
+    if unpack and not is_bundle:
         raise click.UsageError("--unpack is for a bundle")
     if not targets and not unpack:
         say(f"no --target: building for {_DEFAULT_TARGET}")
-    if model.is_dir():
+    if is_bundle:
         _refuse_other_options(context, model)
         if engine_options and not targets:
             raise click.UsageError("--engine-option changes how an engine is built: name a --target")

@@ -1,0 +1,200 @@
+"""What every family of models becomes: exported, compared with torch, compiled by TensorRT-RTX in FP16 and in INT8.
+
+    python benchmarks/peers/families.py --json benchmarks/results/families.json --table docs/families.md
+
+Full sizes, seeded random weights, batch 8, static; recipe plain_wi8_ai8 with ranges of two noise images; engines for the
+A100, compiled and not run. Each family has a process of its own, and its row is kept as soon as it is there: a run that
+was stopped goes on where it was. `--only NAME` runs one family, again if it has a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from family_models import FAMILIES, Family
+
+from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.artifacts.plan import Plan
+from gpusq_deploy.artifacts.receipt import EngineTotals
+from gpusq_deploy.calibration.observe import collect_ranges
+from gpusq_deploy.calibration.sources import ArrayFile
+from gpusq_deploy.checkpoint.architecture import module_from_arch
+from gpusq_deploy.checkpoint.checkpoint import Checkpoint
+from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
+from gpusq_deploy.checkpoint.tensors import array_from_tensor
+from gpusq_deploy.compile import CANONICAL
+from gpusq_deploy.engines.builder import build_engine
+from gpusq_deploy.engines.configure import BuildSettings
+from gpusq_deploy.engines.layers import totals
+from gpusq_deploy.engines.ort import open_onnx
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.export.onnx_export import example_input, export_float_model, reference_outputs
+from gpusq_deploy.graph.attention import find_attentions
+from gpusq_deploy.graph.files import save_model
+from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.passes.base import run_passes
+from gpusq_deploy.passes.cast_remainder import CastRemainder
+from gpusq_deploy.passes.quantize import Quantize
+from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
+from gpusq_deploy.receipt import built_layers
+from gpusq_deploy.recipe import load_recipe
+from gpusq_deploy.sparsity import sparsity_report
+from gpusq_deploy.targets import find_target
+
+_BEGIN, _END = "<!-- families: made by benchmarks/peers/families.py -->", "<!-- families: end -->"
+
+
+def main() -> None:
+    """Run what has no row yet, and write the table."""
+    options = _options()
+    if options.row:
+        print(json.dumps(_row(next(family for family in FAMILIES if family.name == options.row))))
+        return
+    rows = _rows(options.json)
+    for family in FAMILIES:
+        if family.name in (options.only or [family.name]) and (options.only or family.name not in rows):
+            rows[family.name] = _in_own_process(family)
+            print(json.dumps(rows[family.name]), flush=True)
+            _keep(options.json, rows)
+    if options.table:
+        _write_table(options.table, rows)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--only", action="append")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _rows(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.exists():
+        return {}
+    return {row["family"]: row for row in json.loads(path.read_text())["rows"]}
+
+
+def _keep(path: Path, rows: dict[str, dict[str, Any]]) -> None:
+    ordered = [rows[family.name] for family in FAMILIES if family.name in rows]
+    what = "seeded random weights; static batch; FP16 remainder; recipe plain_wi8_ai8; engines for a100, not run"
+    path.write_text(json.dumps({"what": what, "rows": ordered}, indent=2) + "\n")
+
+
+def _in_own_process(family: Family) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--json", "-", "--row", family.name]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    if ended.returncode == 0:
+        found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+        return found
+    last = ended.stderr.strip().splitlines()[-1:] or [f"exit {ended.returncode}"]
+    return {"family": family.name, "model": str(family.spec), "failed": last[0]}
+
+
+def _row(family: Family) -> dict[str, Any]:
+    row: dict[str, Any] = {"family": family.name, "model": str(family.spec), "batch": family.batch}
+    try:
+        _measure(family, row)
+    except GpusqError as error:
+        row["failed"] = str(error)
+    row["peak_rss_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
+    return row
+
+
+def _measure(family: Family, row: dict[str, Any]) -> None:
+    checkpoint = _checkpoint(family)
+    row["parameters"] = sum(parameter.numel() for parameter in checkpoint.module.parameters())
+    batch = BatchRange(minimum=family.batch, optimum=family.batch, maximum=family.batch)
+    start = time.perf_counter()
+    model = run_passes(export_float_model(checkpoint, batch=batch), CANONICAL)
+    row["export_seconds"] = round(time.perf_counter() - start, 1)
+    attentions = len(find_attentions(model))
+    row["attentions"] = attentions
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        save_model(model, path)
+        row["max_relative_error"] = _difference(checkpoint, path, family.batch)
+        plan = _plan(checkpoint, model, family.batch)
+        checkpoint.module.to("meta")  # its weights aren't needed any more
+        save_model(run_passes(model, [CastRemainder("fp16")]), path)
+        found, row["fp16_build_seconds"], _ = _built(path, batch, plan)
+        row["fp16_kernels"], row["fp16_attention_fused"] = found.kernels, found.attention_fused
+        row["fp16_kernels_per_block"] = round(found.kernels / attentions, 1) if attentions else None
+        save_model(run_passes(model, [Quantize(plan), CastRemainder("fp16")]), path)
+        found, row["int8_build_seconds"], row["linear_flops_int8"] = _built(path, batch, plan)
+        row["int8_kernels"], row["int8_attention_fused"] = found.kernels, found.attention_fused
+        row["gemms"] = dict(found.gemms)
+
+
+def _checkpoint(family: Family) -> Checkpoint:
+    torch.manual_seed(0)
+    module = family.prepared(module_from_arch(family.spec)).requires_grad_(requires_grad=False)
+    size = preprocessing_of(family.spec, module)
+    return Checkpoint(
+        file="random weights", digest="none", format="none", arch=family.spec, module=module, preprocessing=size
+    )
+
+
+def _difference(checkpoint: Checkpoint, path: Path, batch: int) -> float:
+    """Largest difference from torch over every output, each relative to its largest value."""
+    feed = array_from_tensor(example_input(checkpoint, batch))
+    session = open_onnx(path)
+    answers = list(session.run({session.inputs[0].name: feed}).values())
+    session.close()
+    pairs = zip(reference_outputs(checkpoint, feed), answers, strict=True)
+    return max(float(np.max(np.abs(ref - got)) / np.max(np.abs(ref))) for ref, got in pairs)
+
+
+def _plan(checkpoint: Checkpoint, model: ir.Model, batch: int) -> Plan:
+    recipe, layers = load_recipe(Path("plain_wi8_ai8")), weighted_layers(model)
+    report = sparsity_report(graph_weights(model, layers), source=checkpoint.file, recipe=recipe, record=None)
+    noise = ArrayFile(name="noise", values=array_from_tensor(example_input(checkpoint, batch)))
+    table = collect_ranges(model, layers_to_quantize(layers, recipe), noise, open_model=open_onnx)
+    asked = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp16")
+    return make_plan(layers, asked, table=table, sparsity=report)
+
+
+def _built(path: Path, batch: BatchRange, plan: Plan) -> tuple[EngineTotals, float, float]:
+    """Totals, seconds, and the share of the Linear layers' multiply-accumulates that INT8 kernels do."""
+    build = build_engine(path, find_target("a100"), BuildSettings(batch=batch))
+    became = {layer.node: layer.precision for layer in built_layers(plan, build.layers)}
+    linear = [layer for layer in plan.layers if layer.kind == "linear"]
+    int8 = sum(layer.macs for layer in linear if became[layer.node] == "int8")
+    return totals(build.layers), round(build.seconds, 1), int8 / max(1, sum(layer.macs for layer in linear))
+
+
+def _write_table(path: Path, rows: dict[str, dict[str, Any]]) -> None:
+    lines = [
+        "| family | exports | error | Linear FLOPs INT8 | attention fused | kernels per block | kernels | build |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [_line(rows[family.name]) for family in FAMILIES if family.name in rows]
+    text = path.read_text()
+    before, after = text.partition(_BEGIN)[0], text.partition(_END)[2]
+    path.write_text("\n".join([before + _BEGIN, "", *lines, "", _END + after]))
+
+
+def _line(row: dict[str, Any]) -> str:
+    if "failed" in row:
+        return f"| {row['family']} | {row['failed'].splitlines()[0]} | | | | | | |"
+    blocks = "" if row["fp16_kernels_per_block"] is None else f"{row['fp16_kernels_per_block']:.1f}"
+    return (
+        f"| {row['family']} | yes | {row['max_relative_error']:.0e} | {100 * row['linear_flops_int8']:.1f} % "
+        f"| {row['fp16_attention_fused']} of {row['attentions']} | {blocks} "
+        f"| {row['fp16_kernels']}, INT8 {row['int8_kernels']} | {row['int8_build_seconds']:.1f} s |"
+    )
+
+
+if __name__ == "__main__":
+    main()

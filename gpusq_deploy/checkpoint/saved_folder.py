@@ -1,0 +1,122 @@
+"""What transformers' `save_pretrained` leaves in a folder: weights, the model's config, and often its preprocessing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.errors import GpusqError
+
+CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SavedFolder:
+    """One saved model.
+
+    Attributes:
+        weights: The file with the weights.
+        arch: The architecture that config.json names, with that config.
+        preprocessor: What preprocessor_config.json holds; None where there is none.
+    """
+
+    weights: Path
+    arch: ArchSpec
+    preprocessor: Mapping[str, Any] | None
+
+
+def is_saved_folder(path: Path) -> bool:
+    """True for a folder with a config.json: not a bundle."""
+    return path.is_dir() and (path / CONFIG).is_file()
+
+
+def saved_folder(path: Path) -> SavedFolder | None:
+    """What belongs to a folder, or to a file of weights beside its config; None where transformers saved neither.
+
+    Raises:
+        GpusqError: The folder has no weights in one file, or its config can't be read or names no class.
+    """
+    folder = path if path.is_dir() else path.parent
+    if not (folder / CONFIG).is_file():
+        return None
+    config = _json(folder / CONFIG)
+    if not path.is_dir() and not {"architectures", "model_type"} <= config.keys():
+        return None
+    preprocessor = folder / PREPROCESSOR
+    return SavedFolder(
+        weights=_weights_in(folder) if path.is_dir() else path,
+        arch=_arch(config, folder / CONFIG),
+        preprocessor=_json(preprocessor) if preprocessor.is_file() else None,
+    )
+
+
+def config_argument(text: str) -> str:
+    """The value of `--arch-arg config=`, a JSON file or JSON itself, as JSON with sorted keys.
+
+    Raises:
+        GpusqError: No such file, or it isn't a JSON object.
+    """
+    if not text.lstrip().startswith("{"):
+        return _text(_json(Path(text)))
+    return _text(parsed_config(text, place="--arch-arg config"))
+
+
+def parsed_config(text: str, *, place: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        GpusqError: It is none.
+    """
+    try:
+        content: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise GpusqError(f"not JSON: {error}", place=place) from error
+    if not isinstance(content, dict):
+        raise GpusqError(f"the JSON holds a {type(content).__name__}, not an object", place=place)
+    return cast("dict[str, Any]", content)
+
+
+def _arch(config: Mapping[str, Any], place: Path) -> ArchSpec:
+    named = config.get("architectures")
+    if not isinstance(named, list) or len(cast("list[Any]", named)) != 1 or not isinstance(named[0], str):
+        raise GpusqError(
+            "the config doesn't name one class under 'architectures'",
+            place=str(place),
+            hint="save the model with save_pretrained, or add its entry: \"architectures\": [\"ViTModel\"]",
+        )
+    return ArchSpec(source="transformers", name=named[0], arguments={"config": _text(config)})
+
+
+def _weights_in(folder: Path) -> Path:
+    found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if found is not None:
+        return found
+    if any((folder / name).is_file() for name in _SHARDS):
+        raise GpusqError(
+            "the weights are spread over several files",
+            place=str(folder),
+            hint='save them in one: model.save_pretrained(folder, max_shard_size="100GB")',
+        )
+    raise GpusqError(
+        f"the folder has a {CONFIG}, but no weights", place=str(folder), hint=f"it needs {' or '.join(_WEIGHTS)}"
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise GpusqError(f"cannot read the file: {reason}", place=str(path)) from error
+    return parsed_config(text, place=str(path))
+
+
+def _text(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True)

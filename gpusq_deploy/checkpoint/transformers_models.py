@@ -1,0 +1,253 @@
+"""Models of the transformers library by class name, as modules from an image to tensors. Nothing is ever downloaded.
+
+What a model answers:
+
+1. With logits: `logits`, and the `pred_boxes` and `pred_masks` of a detector behind them.
+2. Else `last_hidden_state` alone; else `feature_maps`, of a backbone; else `predicted_depth`.
+
+Attention runs as written out (`eager`): products and a softmax, which every other part here reads.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+
+from gpusq_deploy.artifacts.arch import ArchSpec, Interpolation, Preprocessing
+from gpusq_deploy.checkpoint.saved_folder import PREPROCESSOR, parsed_config
+from gpusq_deploy.errors import GpusqError
+
+_HINT = "pip install 'gpusq-deploy[transformers]'"
+_ANSWERS = (("logits", "pred_boxes", "pred_masks"), ("last_hidden_state",), ("feature_maps",), ("predicted_depth",))
+# Arguments that are ours, not the config's.
+_OURS = frozenset({"config", "input_size"})
+# PIL's numbers, which preprocessor_config.json holds.
+_RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+def module_from_transformers(spec: ArchSpec) -> torch.nn.Module:
+    """The class with random weights; its `forward` takes the image alone and answers a tuple of tensors, or one.
+
+    Raises:
+        GpusqError: Unknown class or config key (near ones are suggested), or a model of something else than images.
+    """
+    with _offline():
+        return _class_of_images(spec)(_config(spec))
+
+
+def weights_by_module_names(spec: ArchSpec, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict under the module's own names: files that transformers wrote keep the names of its earlier releases.
+
+    Args:
+        spec: The architecture.
+        state: As the file has it.
+
+    Returns:
+        What fits, by the module's names, and the rest as it is.
+
+    Raises:
+        GpusqError: Tensors of another shape than the module's.
+    """
+    with _offline():
+        build: Any = _class_of_images(spec)
+        config = _config(spec)
+        with torch.device("meta"):
+            if set(build(config).state_dict()) == set(state):
+                return state
+        loaded, found = build.from_pretrained(
+            None, config=config, state_dict=dict(state), output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    _require_shapes(spec, found["mismatched_keys"])
+    missing = set(found["missing_keys"])
+    fitting = {name: tensor for name, tensor in loaded.state_dict().items() if name not in missing}
+    return {**fitting, **{name: state[name] for name in found["unexpected_keys"] if name in state}}
+
+
+def preprocessing_of_transformers(
+    spec: ArchSpec, module: torch.nn.Module, preprocessor: Mapping[str, Any] | None
+) -> Preprocessing:
+    """The preprocessing of preprocessor_config.json; without one, the defaults of the model's image processor.
+
+    The size is `input_size=[H, W]`, else the config's `image_size`, else the preprocessor's.
+
+    Raises:
+        GpusqError: A preprocessing of another kind, or no size.
+    """
+    config: Any = module.config
+    origin = PREPROCESSOR
+    if preprocessor is None:
+        preprocessor, origin = _defaults(spec, str(config.model_type))
+    try:
+        channels = int(getattr(config, "num_channels", 3))
+        height, width = _size(spec, config, preprocessor)
+        return Preprocessing(
+            channels=channels,
+            height=height,
+            width=width,
+            mean=_per_channel(preprocessor, "image_mean", 0.0, channels),
+            std=_per_channel(preprocessor, "image_std", 1.0, channels),
+            interpolation=_RESAMPLE[int(preprocessor.get("resample") or 2)],
+            crop_fraction=_crop_fraction(preprocessor),
+            origin=origin,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise GpusqError(
+            f"its preprocessing isn't one of images to tensors: {error!r}", place=f"{spec}, {origin}"
+        ) from error
+
+
+@contextmanager
+def _offline() -> Generator[None]:
+    """Whatever a constructor asks of the hub fails, rather than being downloaded; and no progress bars."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    hub, logs = (_import(name) for name in ("huggingface_hub.constants", "transformers.utils.logging"))
+    before, level = hub.HF_HUB_OFFLINE, logs.get_verbosity()
+    hub.HF_HUB_OFFLINE = True
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
+        logs.set_verbosity(level)
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise GpusqError(f"cannot import {name}: {error}", place="--arch", hint=_HINT) from error
+
+
+def _class_of_images(spec: ArchSpec) -> Any:
+    library = _import("transformers")
+    found: Any = getattr(library, spec.name, None)
+    base: type = library.PreTrainedModel
+    if not (isinstance(found, type) and issubclass(found, base)) or found.config_class is None:
+        names = [name for name in dir(library) if name.endswith("Model") or "For" in name]
+        near = difflib.get_close_matches(spec.name, names, n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "name a model class, such as ViTForImageClassification"
+        raise GpusqError(f"transformers has no model class called {spec.name!r}", place="--arch", hint=hint)
+    parent: Any = found
+    if "pixel_values" not in inspect.signature(parent.forward).parameters:
+        raise GpusqError("its forward takes no pixel_values: it isn't a model of images", place=str(spec))
+
+    def forward(self: torch.nn.Module, pixel_values: torch.Tensor) -> Any:
+        return _tensors(parent.forward(self, pixel_values=pixel_values), spec)
+
+    return type(spec.name, (parent,), {"forward": forward, "__module__": parent.__module__})
+
+
+def _tensors(answer: Any, spec: ArchSpec) -> Any:
+    """The tensors that the model answers; one alone is not in a tuple."""
+    for names in _ANSWERS:
+        if answer.get(names[0]) is None:
+            continue
+        first: Any = answer[names[0]]
+        if isinstance(first, (tuple, list)):
+            return tuple(cast("tuple[torch.Tensor, ...]", first))
+        found = tuple(answer[name] for name in names if answer.get(name) is not None)
+        return found[0] if len(found) == 1 else found
+    known = ", ".join(names[0] for names in _ANSWERS)
+    raise GpusqError(
+        f"the model answers {', '.join(answer)}: none of {known}",
+        place=str(spec),
+        hint="wrap it in a factory that returns tensors: package.module:factory",
+    )
+
+
+def _config(spec: ArchSpec) -> Any:
+    library: Any = _import("transformers")
+    kind: Any = getattr(library, spec.name).config_class
+    given: dict[str, Any] = {}
+    if "config" in spec.arguments:
+        given = parsed_config(str(spec.arguments["config"]), place=f"{spec}, config")
+    stated = given.get("model_type", kind.model_type)
+    if stated != kind.model_type:
+        raise GpusqError(f"the config is of a {stated}, the class of a {kind.model_type}", place=str(spec))
+    config = kind.from_dict(given)
+    for name, value in spec.arguments.items():
+        if name in _OURS:
+            continue
+        if not hasattr(config, name):
+            near = difflib.get_close_matches(name, list(config.to_dict()), n=3, cutoff=0.5)
+            hint = f"did you mean {', '.join(near)}?" if near else f"see {kind.__name__}"
+            raise GpusqError(f"the config has no {name!r}", place="--arch-arg", hint=hint)
+        setattr(config, name, value)
+    if hasattr(config, "use_pretrained_backbone"):
+        config.use_pretrained_backbone = False
+    config._attn_implementation = "eager"  # noqa: SLF001 - the config's only way to say it; nested ones follow
+    return config
+
+
+def _require_shapes(spec: ArchSpec, mismatched: Any) -> None:
+    if mismatched:
+        listed = "; ".join(f"{name} is {list(got)}, expected {list(asked)}" for name, got, asked in sorted(mismatched))
+        raise GpusqError(
+            f"the weights don't fit {spec}: {len(mismatched)} of another shape: {listed[:600]}",
+            place=str(spec),
+            hint="check the config (image_size, num_labels, hidden_size are the usual ones)",
+        )
+
+
+def _defaults(spec: ArchSpec, kind: str) -> tuple[Mapping[str, Any], str]:
+    known: Any = _import("transformers.models.auto.image_processing_auto").IMAGE_PROCESSOR_MAPPING_NAMES
+    named: Any = known.get(kind)
+    names = [named] if isinstance(named, str) else list(cast("Any", named or {}).values() if isinstance(named, dict) else named or ())
+    library = _import("transformers")
+    for name in names:
+        processor: Any = getattr(library, str(name), None)
+        if processor is not None and getattr(processor, "image_mean", None) is not None:
+            keys = ("image_mean", "image_std", "resample", "size", "crop_size", "do_center_crop", "do_normalize")
+            return {key: getattr(processor, key, None) for key in keys}, f"defaults of transformers' {name}"
+    raise GpusqError(
+        f"no preprocessing is known for a {kind}",
+        place=str(spec),
+        hint=f"put its {PREPROCESSOR} beside the weights",
+    )
+
+
+def _size(spec: ArchSpec, config: Any, preprocessor: Mapping[str, Any]) -> tuple[int, int]:
+    crop: Any = preprocessor.get("crop_size") if preprocessor.get("do_center_crop") else None
+    for size in (spec.arguments.get("input_size"), getattr(config, "image_size", None), crop, preprocessor.get("size")):
+        found = _two(size)
+        if found is not None:
+            return found
+    raise GpusqError(
+        "neither the config nor the preprocessor says one image size", place=str(spec), hint="add --arch-arg input_size=[480,640]"
+    )
+
+
+def _two(size: Any) -> tuple[int, int] | None:
+    """Height and width of a number, a pair, or a mapping of both."""
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, (list, tuple)) and len(cast("list[Any]", size)) == 2:
+        return int(size[0]), int(size[1])
+    if isinstance(size, Mapping) and {"height", "width"} <= set(cast("Mapping[str, Any]", size)):
+        return int(size["height"]), int(size["width"])
+    return None
+
+
+def _crop_fraction(preprocessor: Mapping[str, Any]) -> float:
+    """The share of the shorter side that the centre crop keeps; 1 where nothing is cropped."""
+    size, crop = preprocessor.get("size"), _two(preprocessor.get("crop_size"))
+    if not preprocessor.get("do_center_crop") or crop is None:
+        return 1.0
+    named: Any = size.get("shortest_edge") if isinstance(size, Mapping) else size
+    shorter = named if isinstance(named, int) else min(_two(size) or crop)
+    return min(1.0, min(crop) / shorter)
+
+
+def _per_channel(preprocessor: Mapping[str, Any], name: str, plain: float, channels: int) -> tuple[float, ...]:
+    if preprocessor.get("do_normalize") is False:
+        return (plain,) * channels
+    values = [float(value) for value in preprocessor[name]]
+    return tuple(values if len(values) == channels else [sum(values) / len(values)] * channels)
