@@ -37,6 +37,7 @@ from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.manifest import make_manifest
 from gpusq_deploy.packed import DENSE, lacks_dense
+from gpusq_deploy.packing import pack_projections
 from gpusq_deploy.passes.attention_scale import AttentionScale
 from gpusq_deploy.passes.base import Pass, run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
@@ -125,10 +126,13 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             remainder=request.remainder,
         )
         prepared = prepare(model, layers, how, data, subject_of(checkpoint), reporter)
-        table, ready = prepared.table, prepared.ready
-        plan = make_plan(prepared.layers, asked, table=table, sparsity=stored, placements=prepared.placements)
+        packed = pack_projections(prepared, stored, recipe, checkpoint.sparsity)
+        prepared, stored, table = packed.prepared, packed.stored, prepared.table
+        plan = packed.noted(
+            make_plan(prepared.layers, asked, table=table, sparsity=stored, placements=prepared.placements)
+        )
         require_possible(plan, request.targets)
-        quantize = Quantize(plan, {} if ready is None else rounded_weights(ready, plan, recipe))
+        quantize = Quantize(plan, {} if prepared.ready is None else rounded_weights(prepared.ready, plan, recipe))
         built = run_passes(prepared.model, [quantize, CastRemainder(plan.remainder)])
         kept = sparsity_kept(built, stored, recipe)
         if request.pack:
@@ -154,7 +158,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             engines=engines,
             skipped=skipped,
             shortfalls=missed,
-            cost=estimate_cost(engines_asked, engines, model),
+            cost=estimate_cost(engines_asked, engines, run_passes(model, [packed.step])),
         )
         write_value(folder, PLAN, plan)
         write_value(folder, RECEIPT, receipt)

@@ -2,7 +2,7 @@
 
     python benchmarks/peers/families.py --json benchmarks/results/families.json --table docs/families.md
 
-Full sizes, seeded random weights, batch 8, static; recipe plain_wi8_ai8 with ranges of two noise images; engines for the
+Full sizes, seeded random weights, static batch; recipe plain_wi8_ai8 with ranges of one batch of noise; engines for the
 A100, compiled and not run. Each family has a process of its own, and its row is kept as soon as it is there: a run that
 was stopped goes on where it was. `--only NAME` runs one family, again if it has a row.
 """
@@ -43,9 +43,12 @@ from gpusq_deploy.export.onnx_export import example_input, export_float_model, r
 from gpusq_deploy.graph.attention import find_attentions
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.packing import pack_projections
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.quantize import Quantize
+from gpusq_deploy.placements import Placements
+from gpusq_deploy.placing import Prepared
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.receipt import built_layers
 from gpusq_deploy.recipe import load_recipe
@@ -125,7 +128,7 @@ def _measure(family: Family, row: dict[str, Any]) -> None:
         path = Path(folder) / "model.onnx"
         save_model(model, path)
         row["max_relative_error"] = _difference(checkpoint, path, family.batch)
-        plan = _plan(checkpoint, model, family.batch)
+        plan, model = _plan(checkpoint, model, family.batch)
         checkpoint.module.to("meta")  # its weights aren't needed any more
         save_model(run_passes(model, [CastRemainder("fp16")]), path)
         found, row["fp16_build_seconds"], _ = _built(path, batch, plan)
@@ -139,7 +142,10 @@ def _measure(family: Family, row: dict[str, Any]) -> None:
 
 def _checkpoint(family: Family) -> Checkpoint:
     torch.manual_seed(0)
-    module = family.prepared(module_from_arch(family.spec)).requires_grad_(requires_grad=False)
+    module = module_from_arch(family.spec).requires_grad_(requires_grad=False)
+    for parameter in module.parameters():  # a head or a bias of zeros would hide a mistake, and what is built of it
+        if not parameter.any():
+            parameter.normal_(std=0.02)
     size = preprocessing_of(family.spec, module)
     return Checkpoint(
         file="random weights", digest="none", format="none", arch=family.spec, module=module, preprocessing=size
@@ -156,13 +162,17 @@ def _difference(checkpoint: Checkpoint, path: Path, batch: int) -> float:
     return max(float(np.max(np.abs(ref - got)) / np.max(np.abs(ref))) for ref, got in pairs)
 
 
-def _plan(checkpoint: Checkpoint, model: ir.Model, batch: int) -> Plan:
+def _plan(checkpoint: Checkpoint, model: ir.Model, batch: int) -> tuple[Plan, ir.Model]:
+    """The decisions, and the graph that they are about: with projections packed, as gpusq-build packs them."""
     recipe, layers = load_recipe(Path("plain_wi8_ai8")), weighted_layers(model)
     report = sparsity_report(graph_weights(model, layers), source=checkpoint.file, recipe=recipe, record=None)
     noise = ArrayFile(name="noise", values=array_from_tensor(example_input(checkpoint, batch)))
     table = collect_ranges(model, layers_to_quantize(layers, recipe), noise, open_model=open_onnx)
+    prepared = Prepared(model=model, layers=layers, table=table, placements=Placements(), ready=None)
+    packed = pack_projections(prepared, report, recipe, None)
     asked = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp16")
-    return make_plan(layers, asked, table=table, sparsity=report)
+    plan = make_plan(packed.prepared.layers, asked, table=table, sparsity=packed.stored)
+    return plan, packed.prepared.model
 
 
 def _built(path: Path, batch: BatchRange, plan: Plan) -> tuple[EngineTotals, float, float]:

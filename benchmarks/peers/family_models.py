@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from gpusq_deploy.artifacts.arch import ArchArgument, ArchSpec
-
-Prepare = Callable[[torch.nn.Module], torch.nn.Module]
-
-
-def _as_is(module: torch.nn.Module) -> torch.nn.Module:
-    return module
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """One row. `prepared` is called with the module before anything else."""
+    """One row."""
 
     name: str
     spec: ArchSpec
     batch: int = 8
-    prepared: Prepare = _as_is
 
 
 def _timm(name: str, model: str, **arguments: ArchArgument) -> Family:
@@ -40,7 +30,9 @@ def _torchvision(name: str, model: str) -> Family:
     return Family(name=name, spec=ArchSpec(source="torchvision", name=model))
 
 
-def _hf(name: str, model: str, config: dict[str, Any], *, size: tuple[int, int] | None = None, batch: int = 8) -> Family:
+def _hf(
+    name: str, model: str, config: dict[str, Any], *, size: tuple[int, int] | None = None, batch: int = 8
+) -> Family:
     arguments: dict[str, ArchArgument] = {"config": json.dumps(config, sort_keys=True)}
     if size is not None:
         arguments["input_size"] = list(size)

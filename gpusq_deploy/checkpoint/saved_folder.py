@@ -89,7 +89,7 @@ def _arch(config: Mapping[str, Any], place: Path) -> ArchSpec:
         raise GpusqError(
             "the config doesn't name one class under 'architectures'",
             place=str(place),
-            hint="save the model with save_pretrained, or add its entry: \"architectures\": [\"ViTModel\"]",
+            hint='save the model with save_pretrained, or add its entry: "architectures": ["ViTModel"]',
         )
     return ArchSpec(source="transformers", name=named[0], arguments={"config": _text(config)})
 

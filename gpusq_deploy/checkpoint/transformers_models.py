@@ -183,7 +183,7 @@ def _config(spec: ArchSpec) -> Any:
         setattr(config, name, value)
     if hasattr(config, "use_pretrained_backbone"):
         config.use_pretrained_backbone = False
-    config._attn_implementation = "eager"  # noqa: SLF001 - the config's only way to say it; nested ones follow
+    config._attn_implementation = "eager"  # the config's only way to say it; nested ones follow
     return config
 
 
@@ -200,7 +200,11 @@ def _require_shapes(spec: ArchSpec, mismatched: Any) -> None:
 def _defaults(spec: ArchSpec, kind: str) -> tuple[Mapping[str, Any], str]:
     known: Any = _import("transformers.models.auto.image_processing_auto").IMAGE_PROCESSOR_MAPPING_NAMES
     named: Any = known.get(kind)
-    names = [named] if isinstance(named, str) else list(cast("Any", named or {}).values() if isinstance(named, dict) else named or ())
+    names = (
+        [named]
+        if isinstance(named, str)
+        else list(cast("Any", named or {}).values() if isinstance(named, dict) else named or ())
+    )
     library = _import("transformers")
     for name in names:
         processor: Any = getattr(library, str(name), None)
@@ -221,7 +225,9 @@ def _size(spec: ArchSpec, config: Any, preprocessor: Mapping[str, Any]) -> tuple
         if found is not None:
             return found
     raise GpusqError(
-        "neither the config nor the preprocessor says one image size", place=str(spec), hint="add --arch-arg input_size=[480,640]"
+        "neither the config nor the preprocessor says one image size",
+        place=str(spec),
+        hint="add --arch-arg input_size=[480,640]",
     )
 
 

@@ -61,7 +61,9 @@ def arch_options(command: _Function) -> _Function:
         click.option(
             "--arch-arg", "arch_args", multiple=True, metavar="K=V", help="Argument of the architecture; repeatable."
         ),
-        click.option("--arch", metavar="SPEC", help="timm:NAME, torchvision:NAME, transformers:CLASS or package.module:factory."),
+        click.option(
+            "--arch", metavar="SPEC", help="timm:NAME, torchvision:NAME, transformers:CLASS or package.module:factory."
+        ),
     ):
         command = option(command)
     return command

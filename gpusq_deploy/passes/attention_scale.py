@@ -24,11 +24,18 @@ class _Factor(NamedTuple):
     factor: float
 
 
+class _Key(NamedTuple):
+    """The value that becomes the key: by the permutation `order`, where there is one, [..., tokens, d]."""
+
+    value: ir.Value
+    order: list[int] | None = None
+
+
 class _Rewrite(NamedTuple):
     """The product's inputs to be; `query` None: it stays. `scores` is the node that the product takes the place of."""
 
     query: ir.Value | None
-    key: ir.Value
+    key: _Key
     scale: ir.Value | float
     scores: ir.Node | None
 
@@ -39,7 +46,8 @@ class AttentionScale:
 
     1. The product: a MatMul with no constant input, whose second input is the key [..., tokens, d] with its last two
        axes exchanged: by one Transpose, or, as torch exports scaled_dot_product_attention, by Reshape to three axes,
-       Transpose, and Reshape back to four.
+       Transpose, and Reshape back to four; or by one Transpose that also brings the heads forward, [B, n, h, d] to
+       [B, h, d, n], as it exports the written-out attention of transformers and torchvision: that one becomes two.
     2. Scalar constants may multiply or divide q, k, the transposed key, and the scores.
     3. Where q and the transposed key are scaled already, and the scores aren't, the key's scale moves in front of the
        transpose: every product stays the same number.
@@ -77,7 +85,7 @@ def _match(node: ir.Node) -> _Rewrite | None:
     turned = _transposed_key(late.value)
     if turned is None:
         return None
-    query, key, scores = _unscaled(first, shared=True), _unscaled(turned), _scaled_scores(node)
+    query, key, scores = _unscaled(first, shared=True), _unscaled(turned.value), _scaled_scores(node)
     if query.node is not None and scores.node is None and (key.node is None) != (late.node is None):
         if late.node is None:
             return None
@@ -87,7 +95,7 @@ def _match(node: ir.Node) -> _Rewrite | None:
     scaled = any(part.node is not None for part in (query, late, key, scores))
     if not scaled or not (math.isfinite(total) and total > 0):
         return None
-    return _Rewrite(query.value, key.value, math.sqrt(total), scores.node)
+    return _Rewrite(query.value, _Key(key.value, turned.order), math.sqrt(total), scores.node)
 
 
 def _unscaled(value: ir.Value, *, shared: bool = False) -> _Factor:
@@ -133,19 +141,29 @@ def _data_of(node: ir.Node) -> ir.Value | None:
     return node.inputs[0] if is_scalar(node.inputs[1]) else node.inputs[1]
 
 
-def _transposed_key(value: ir.Value) -> ir.Value | None:
+def _transposed_key(value: ir.Value) -> _Key | None:
     direct = _only_reader(value, "Transpose")
     if direct is not None:
-        order = list(direct.attributes.get_ints("perm", []))
-        exchanged = [*range(len(order) - 2), len(order) - 1, len(order) - 2]
-        return direct.inputs[0] if len(order) >= _MATRIX and order == exchanged else None
+        return _directly_transposed(direct)
     back = _only_reader(value, "Reshape")
     turned = None if back is None else _only_reader(back.inputs[0], "Transpose")
     if turned is None or list(turned.attributes.get_ints("perm", [])) != [0, 2, 1]:
         return None
     flat = _only_reader(turned.inputs[0], "Reshape")
     key = None if flat is None else flat.inputs[0]
-    return key if key is not None and flat is not None and _only_exchanges(key, flat.outputs[0], value) else None
+    same = key is not None and flat is not None and _only_exchanges(key, flat.outputs[0], value)
+    return _Key(key) if key is not None and same else None
+
+
+def _directly_transposed(node: ir.Node) -> _Key | None:
+    """The key of a Transpose that exchanges the last two axes, and of one that brings the heads forward too."""
+    order, source = list(node.attributes.get_ints("perm", [])), node.inputs[0]
+    if len(order) < _MATRIX or source is None:
+        return None
+    first = [*order[:-2], order[-1], order[-2]]
+    if first == sorted(order):
+        return _Key(source)
+    return _Key(source, first) if first[-1] == len(order) - 1 else None
 
 
 def _only_exchanges(key: ir.Value, flat: ir.Value, back: ir.Value) -> bool:
@@ -162,7 +180,7 @@ def _only_exchanges(key: ir.Value, flat: ir.Value, back: ir.Value) -> bool:
 
 def _rewrite(graph: ir.Graph, node: ir.Node, found: _Rewrite) -> None:
     like, name = node.inputs[1], node_name(node)
-    if like is None or found.key.dtype is None or like.shape is None:
+    if like is None or found.key.value.dtype is None or like.shape is None:
         raise AssertionError("the pattern matched a MatMul without a typed key")
     if isinstance(found.scale, ir.Value):
         scale = found.scale
@@ -170,15 +188,23 @@ def _rewrite(graph: ir.Graph, node: ir.Node, found: _Rewrite) -> None:
         scale = add_initializer(graph, f"{name}_root_scale", np.array(found.scale, np.float32))
     if found.query is not None:
         node.replace_input_with(0, _scaled(node, found.query, scale, "query"))
-    scaled = _scaled(node, found.key, scale, "key")
-    rank = len(like.shape)
-    order = [*range(rank - 2), rank - 1, rank - 2]
-    scope = dict(node.metadata_props)
-    exchange = ir.node("Transpose", [scaled], {"perm": order}, name=f"{name}_key_transpose", metadata_props=scope)
-    node.replace_input_with(1, insert_before(node, exchange, like=like, dtype=found.key.dtype))
+    key, rank = found.key.value, len(like.shape)
+    if found.key.order is not None:
+        key = _transpose(node, key, found.key.order, "key_heads")
+        key.shape = ir.Shape([*like.shape[:-2], like.shape[-1], like.shape[-2]])
+    turned = _transpose(node, _scaled(node, key, scale, "key"), [*range(rank - 2), rank - 1, rank - 2], "key_transpose")
+    turned.shape = like.shape
+    node.replace_input_with(1, turned)
     if found.scores is not None:
         for reader, index in tuple(found.scores.outputs[0].uses()):
             reader.replace_input_with(index, node.outputs[0])
+
+
+def _transpose(node: ir.Node, value: ir.Value, order: list[int], what: str) -> ir.Value:
+    assert value.dtype is not None, "the pattern matched a value with a type"
+    name, scope = f"{node_name(node)}_{what}", dict(node.metadata_props)
+    turn = ir.node("Transpose", [value], {"perm": order}, name=name, metadata_props=scope)
+    return insert_before(node, turn, like=value, dtype=value.dtype)
 
 
 def _scaled(node: ir.Node, value: ir.Value, scale: ir.Value, what: str) -> ir.Value:

@@ -12,6 +12,8 @@ from onnx_ir.passes import common
 from gpusq_deploy.graph.shapes import PROBES, dimensions
 from gpusq_deploy.graph.values import array_of, is_constant
 
+_MASK_AXES = 2
+
 
 @dataclass(frozen=True, slots=True)
 class DropNoOps:
@@ -20,7 +22,9 @@ class DropNoOps:
     1. A Pad whose pads are all 0: windows that divide the image leave one in front of every partition.
     2. A Transpose that leaves every axis where it is.
     3. A Reshape or an Expand whose input and output have equal shapes at two batch sizes, in every dimension.
-    4. Declined: a node whose output the graph answers, and shapes that aren't known.
+    4. An Add of zeros with two axes or more, whose output has its input's shape: an attention mask that masks nothing,
+       once it is one constant. Zeros with one axis are a bias, which rounding may correct.
+    5. Declined: a node whose output the graph answers, and shapes that aren't known.
     """
 
     name: ClassVar[str] = "drop-no-ops"
@@ -45,6 +49,11 @@ def _is_no_op(node: ir.Node) -> bool:
     if node.op_type == "Transpose":
         order = list(node.attributes.get_ints("perm", []))
         return bool(order) and order == sorted(order)
+    if node.op_type == "Add":
+        zeros = node.inputs[1]
+        if zeros is None or not is_constant(zeros) or array_of(zeros).ndim < _MASK_AXES or np.any(array_of(zeros)):
+            return False
+        return _same_shape(node)
     return node.op_type in {"Reshape", "Expand"} and _same_shape(node)
 
 

@@ -48,6 +48,7 @@ ORDER = [
     "steps",
     "quantisation",
     "placing",
+    "packing",
     "compile",
     "calibrate",
     "cli",

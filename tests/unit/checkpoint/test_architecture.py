@@ -141,7 +141,8 @@ def test_arguments_that_the_model_refuses_are_named(change: dict[str, Any]) -> N
         ("their_models:text", "returned a str"),
         ("their_models:broken", "config.json isn't here"),
         (".relative:vit", "refuses|cannot import"),
-        ("transformers:ViTModel", "aren't supported by name"),
+        ("transformers:ViTModell", "no model class called 'ViTModell'"),
+        ("transformers:BertModel", "takes no pixel_values"),
     ],
 )
 def test_a_factory_that_gives_no_module_is_refused(text: str, what: str) -> None:

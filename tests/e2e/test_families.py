@@ -1,0 +1,80 @@
+"""Every family exports, answers what torch answers, and has its Linear layers built in INT8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tiny_families
+from tiny_families import FAMILIES
+
+from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.calibration.observe import collect_ranges
+from gpusq_deploy.calibration.sources import ArrayFile
+from gpusq_deploy.checkpoint.tensors import array_from_tensor
+from gpusq_deploy.compile import CANONICAL
+from gpusq_deploy.engines.builder import build_engine
+from gpusq_deploy.engines.configure import BuildSettings
+from gpusq_deploy.engines.layers import totals
+from gpusq_deploy.engines.ort import open_onnx
+from gpusq_deploy.export.onnx_export import example_input, export_float_model, reference_outputs
+from gpusq_deploy.graph.attention import find_attentions
+from gpusq_deploy.graph.files import save_model
+from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.packing import pack_projections
+from gpusq_deploy.passes.base import run_passes
+from gpusq_deploy.passes.cast_remainder import CastRemainder
+from gpusq_deploy.passes.quantize import Quantize
+from gpusq_deploy.placements import Placements
+from gpusq_deploy.placing import Prepared
+from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
+from gpusq_deploy.receipt import built_layers
+from gpusq_deploy.recipe import Recipe, Rule
+from gpusq_deploy.sparsity import sparsity_report
+from gpusq_deploy.targets import find_target
+
+BATCH = BatchRange(minimum=2, optimum=2, maximum=2)
+LINEAR = Recipe(
+    schema="gpusq.recipe/1", name="linear", description="", rules=(Rule(kind="linear", reason="they take most time"),)
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_answers_as_torch_and_is_built_in_int8(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this platform", exc_type=ImportError)
+    checkpoint, family = tiny_families.checkpoint(name), FAMILIES[name]
+    model = run_passes(export_float_model(checkpoint, batch=BATCH), CANONICAL)
+    assert len(find_attentions(model)) == family.attentions
+    layers = weighted_layers(model)
+    images = array_from_tensor(example_input(checkpoint, 2))
+    noise = ArrayFile(name="noise", values=images)
+    table = collect_ranges(model, layers_to_quantize(layers, LINEAR), noise, open_model=open_onnx)
+    report = sparsity_report(graph_weights(model, layers), source="", recipe=LINEAR, record=None)
+    prepared = Prepared(model=model, layers=layers, table=table, placements=Placements(), ready=None)
+    packed = pack_projections(prepared, report, LINEAR, None)
+    assert len(packed.step.chosen) == family.packed
+
+    path = tmp_path / "model.onnx"
+    save_model(packed.prepared.model, path)
+    assert difference(path, images, reference_outputs(checkpoint, images)) < 1e-4
+
+    asked = PlanRequest(recipe=LINEAR, int8=True, sparse=False, remainder="fp16")
+    plan = make_plan(packed.prepared.layers, asked, table=table, sparsity=packed.stored)
+    save_model(run_passes(packed.prepared.model, [Quantize(plan), CastRemainder("fp16")]), path)
+    engine = build_engine(path, find_target("a100"), BuildSettings(batch=BATCH)).layers
+    linear = {layer.node: layer.macs for layer in plan.layers if layer.kind == "linear"}
+    int8 = sum(linear.get(layer.node, 0) for layer in built_layers(plan, engine) if layer.precision == "int8")
+    assert int8 >= 0.95 * sum(linear.values())
+    assert totals(engine).attention_fused == family.attentions
+
+
+def difference(path: Path, images: npt.NDArray[np.float32], wanted: tuple[npt.NDArray[np.float32], ...]) -> float:
+    """Relative to the largest value of each output."""
+    session = open_onnx(path)
+    answers = list(session.run({"input": images}).values())
+    session.close()
+    pairs = zip(wanted, answers, strict=True)
+    return max(float(np.max(np.abs(ref - got)) / np.max(np.abs(ref))) for ref, got in pairs)
