@@ -125,9 +125,10 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             calibrators=calibrators_for(wanted, recipe, usual=request.calibrator),
             remainder=request.remainder,
         )
-        prepared = prepare(model, layers, how, data, subject_of(checkpoint), reporter)
-        packed = pack_projections(prepared, stored, recipe, checkpoint.sparsity)
-        prepared, stored, table = packed.prepared, packed.stored, prepared.table
+        packed = pack_projections(
+            prepare(model, layers, how, data, subject_of(checkpoint), reporter), stored, recipe, checkpoint.sparsity
+        )
+        prepared, stored, table = packed.prepared, packed.stored, packed.prepared.table
         plan = packed.noted(
             make_plan(prepared.layers, asked, table=table, sparsity=stored, placements=prepared.placements)
         )

@@ -49,10 +49,10 @@ def saved_folder(path: Path) -> SavedFolder | None:
     config = _json(folder / CONFIG)
     if not path.is_dir() and not {"architectures", "model_type"} <= config.keys():
         return None
-    preprocessor = folder / PREPROCESSOR
+    arch, preprocessor = _arch(config, folder / CONFIG), folder / PREPROCESSOR
     return SavedFolder(
         weights=_weights_in(folder) if path.is_dir() else path,
-        arch=_arch(config, folder / CONFIG),
+        arch=arch,
         preprocessor=_json(preprocessor) if preprocessor.is_file() else None,
     )
 

@@ -18,6 +18,8 @@ _FLOAT32_INPUTS = {"Resize": frozenset({1, 2}), "NonMaxSuppression": frozenset({
 _TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16, "fp32": ir.DataType.FLOAT}
 _NUMPY: dict[FloatPrecision, np.dtype[Any]] = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
+_INFINITE = np.finfo(np.float32).max
+
 
 @dataclass(frozen=True, slots=True)
 class CastRemainder:
@@ -28,7 +30,8 @@ class CastRemainder:
     3. `Cast(to=float32)`, and the float32 value of `ConstantOfShape`, follow.
     4. A scalar that would vanish becomes the smallest number of the type: an epsilon in front of a division must not
        become zero.
-    5. Declined: a Range of floats, which ONNX doesn't define for FP16; and operators with an input that ONNX defines as
+    5. Float32's largest number, of either sign, stands for infinity in attention masks: it becomes the type's largest.
+    6. Declined: a Range of floats, which ONNX doesn't define for FP16; and operators with an input that ONNX defines as
        float32 only (Resize's scales, NonMaxSuppression), when that input is computed in the graph. Constant ones stay
        float32; one that is data as well becomes two.
 
@@ -63,6 +66,9 @@ class CastRemainder:
         before = array_of(value)
         with np.errstate(over="ignore"):
             after = before.astype(_NUMPY[self.precision])
+        after = np.where(np.abs(before) == _INFINITE, np.copysign(_limit(after.dtype), before), after).astype(
+            after.dtype
+        )
         if not np.array_equal(np.isfinite(before), np.isfinite(after.astype(np.float32))):
             largest = float(np.max(np.abs(before[np.isfinite(before)])))
             raise GpusqError(
@@ -75,6 +81,10 @@ class CastRemainder:
         value.const_value = ir.tensor(after, name=value.name)
         value.type = ir.TensorType(_TYPES[self.precision])
         return True
+
+
+def _limit(dtype: np.dtype[Any]) -> float:
+    return float(ml_dtypes.finfo(dtype).max)
 
 
 def _inner(graph: ir.Graph) -> list[ir.Value]:

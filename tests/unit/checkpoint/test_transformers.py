@@ -1,0 +1,204 @@
+"""transformers' models by class name, and the folders that its save_pretrained writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import tiny_families
+import torch
+
+from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.checkpoint.architecture import arch_from_text, module_from_arch
+from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint
+from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
+from gpusq_deploy.checkpoint.saved_folder import is_saved_folder
+from gpusq_deploy.checkpoint.weights import weights_in_file
+from gpusq_deploy.errors import GpusqError
+
+VIT = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+PREPROCESSOR = {
+    "do_normalize": True,
+    "image_mean": [0.1, 0.2, 0.3],
+    "image_std": [0.4, 0.5, 0.6],
+    "resample": 3,
+    "do_center_crop": True,
+    "size": {"shortest_edge": 40},
+    "crop_size": {"height": 32, "width": 32},
+}
+
+
+def saved(folder: Path, name: str = "ViTForImageClassification", **changes: Any) -> Any:
+    """A folder as the library itself writes it, and the model."""
+    import transformers
+
+    library: Any = transformers
+    kind = getattr(library, name)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = kind(kind.config_class(**{**VIT, **changes})).eval()
+    library.utils.logging.set_verbosity_error()
+    library.utils.logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    return model
+
+
+def pictures(size: int = 32) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, size, size), dtype=np.float32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_file", [False, True])
+def test_a_saved_folder_describes_itself(tmp_path: Path, *, by_file: bool) -> None:
+    model = saved(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    assert is_saved_folder(tmp_path)
+    checkpoint = load_checkpoint(tmp_path / "model.safetensors" if by_file else tmp_path)
+    assert (checkpoint.arch.source, checkpoint.arch.name) == ("transformers", "ViTForImageClassification")
+    with torch.no_grad():
+        torch.testing.assert_close(checkpoint.module(pictures()), model(pictures()).logits)
+    found = checkpoint.preprocessing
+    assert (found.mean, found.std, found.interpolation) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic")
+    assert (found.height, found.width, found.crop_fraction) == (32, 32, 0.8)
+    assert found.origin == "preprocessor_config.json"
+
+
+@pytest.mark.slow
+def test_what_another_class_has_no_place_for_is_named(tmp_path: Path) -> None:
+    saved(tmp_path)
+    with pytest.raises(GpusqError, match=r"2 not in the architecture: classifier"):
+        load_checkpoint(tmp_path, arch=arch_from_text("transformers:ViTModel"))
+
+
+@pytest.mark.slow
+def test_our_own_checkpoint_needs_neither_config_nor_folder(tmp_path: Path) -> None:
+    model = saved(tmp_path / "saved")
+    first = load_checkpoint(tmp_path / "saved")
+    save_checkpoint(tmp_path / "own.pt", first.module, arch=first.arch, preprocessing=first.preprocessing)
+    again = load_checkpoint(tmp_path / "own.pt")
+    with torch.no_grad():
+        torch.testing.assert_close(again.module(pictures()), model(pictures()).logits)
+
+
+@pytest.mark.slow
+def test_the_two_to_four_check_sees_its_layers(tmp_path: Path) -> None:
+    saved(tmp_path)
+    weights, record = weights_in_file(tmp_path, None)
+    assert record is None
+    assert "vit.layers.0.attention.q_proj" in {weight.layer for weight in weights}
+
+
+@pytest.mark.slow
+def test_tensors_of_another_shape_are_named(tmp_path: Path) -> None:
+    saved(tmp_path)
+    with pytest.raises(GpusqError, match=r"of another shape: .*\[2, 32\], expected \[7, 32\]"):
+        load_checkpoint(
+            tmp_path / "model.safetensors",
+            arch=arch_from_text("transformers:ViTForImageClassification", ["num_labels=7"]),
+        )
+
+
+@pytest.mark.slow
+def test_missing_tensors_are_named(tmp_path: Path) -> None:
+    saved(tmp_path)
+    path = tmp_path / "model.safetensors"
+    state = safetensors.torch.load_file(path)
+    del state["classifier.bias"]
+    safetensors.torch.save_file(state, path)
+    with pytest.raises(GpusqError, match=r"1 missing: classifier.bias"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("{", "not JSON"),
+        ("[]", "holds a list"),
+        ('{"model_type": "vit"}', "doesn't name one class"),
+        ('{"model_type": "vit", "architectures": ["ViTModel", "ViTModel"]}', "doesn't name one class"),
+        ('{"model_type": "vit", "architectures": ["ViTModel"]}', "no weights"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, content: str, what: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(GpusqError, match=what):
+        load_checkpoint(tmp_path)
+
+
+def test_weights_in_several_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "architectures": ["ViTModel"]}')
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(GpusqError, match="several files") as caught:
+        load_checkpoint(tmp_path)
+    assert "max_shard_size" in str(caught.value.hint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spec", "arguments", "what"),
+    [
+        ("transformers:ViTModel", ["hidden_sizes=32"], "has no 'hidden_sizes'"),
+        ("transformers:ViTModel", ['config={"model_type": "swin"}'], "of a swin"),
+        ("transformers:ViTModel", ["config=no-such.json"], "cannot read the file"),
+        ("transformers:ViTModel", ["config={"], "not JSON"),
+        ("transformers:ViTModel", ["hidden_act=none"], "refuses its arguments"),
+        ("transformers:AutoModel", [], "no model class"),
+    ],
+)
+def test_what_makes_no_model_is_refused(spec: str, arguments: list[str], what: str) -> None:
+    with pytest.raises(GpusqError, match=what) as caught:
+        module_from_arch(arch_from_text(spec, arguments))
+    assert caught.value.place
+
+
+@pytest.mark.slow
+def test_arguments_go_before_the_config() -> None:
+    spec = arch_from_text("transformers:ViTModel", [f"config={json.dumps(VIT)}", "image_size=16"])
+    module = module_from_arch(spec)
+    assert preprocessing_of(spec, module).height == 16
+    with torch.no_grad():
+        assert module(pictures(16)).shape == (2, 5, 32)
+
+
+@pytest.mark.slow
+def test_a_detector_answers_logits_and_boxes() -> None:
+    checkpoint = tiny_families.checkpoint("detr")
+    size = checkpoint.preprocessing
+    assert (size.height, size.width) == (64, 96)
+    with torch.no_grad():
+        logits, boxes = checkpoint.module(torch.zeros(1, 3, 64, 96))
+    assert logits.shape == (1, 10, 3) or logits.shape[:2] == (1, 10)
+    assert boxes.shape == (1, 10, 4)
+
+
+@pytest.mark.slow
+def test_a_model_of_no_one_size_asks_for_it() -> None:
+    spec = tiny_families.FAMILIES["detr"].spec
+    bare = ArchSpec(source="transformers", name=spec.name, arguments={"config": spec.arguments["config"]})
+    module = module_from_arch(bare)
+    with pytest.raises(GpusqError, match="says one image size") as caught:
+        preprocessing_of(bare, module)
+    assert "input_size" in str(caught.value.hint)
+
+
+@pytest.mark.slow
+def test_nothing_is_downloaded() -> None:
+    with pytest.raises(GpusqError, match="refuses its arguments"):
+        module_from_arch(
+            ArchSpec(
+                source="transformers",
+                name="UperNetForSemanticSegmentation",
+                arguments={"config": '{"backbone": "microsoft/swin-tiny-patch4-window7-224", "backbone_config": null}'},
+            )
+        )
