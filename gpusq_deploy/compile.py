@@ -43,6 +43,7 @@ from gpusq_deploy.passes.base import Pass, run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.clean import Clean
 from gpusq_deploy.passes.drop_no_ops import DropNoOps
+from gpusq_deploy.passes.flatten_tokens import FlattenTokens
 from gpusq_deploy.passes.fold_constants import FoldConstants
 from gpusq_deploy.passes.fold_shapes import FoldShapes
 from gpusq_deploy.passes.quantize import Quantize
@@ -76,6 +77,7 @@ CANONICAL: tuple[Pass, ...] = (
     DropNoOps(),
     AttentionScale(),
     WindowNorm(),
+    FlattenTokens(),
 )
 
 

@@ -25,10 +25,11 @@ class _Factor(NamedTuple):
 
 
 class _Key(NamedTuple):
-    """The value that becomes the key: by the permutation `order`, where there is one, [..., tokens, d]."""
+    """The value that becomes the key [..., tokens, d]: by the permutation `order`, or by a Reshape to `sizes`."""
 
     value: ir.Value
     order: list[int] | None = None
+    sizes: tuple[int, ...] | None = None
 
 
 class _Rewrite(NamedTuple):
@@ -46,8 +47,9 @@ class AttentionScale:
 
     1. The product: a MatMul with no constant input, whose second input is the key [..., tokens, d] with its last two
        axes exchanged: by one Transpose, or, as torch exports scaled_dot_product_attention, by Reshape to three axes,
-       Transpose, and Reshape back to four; or by one Transpose that also brings the heads forward, [B, n, h, d] to
-       [B, h, d, n], as it exports the written-out attention of transformers and torchvision: that one becomes two.
+       Transpose, and Reshape back to four. The first Reshape may be missing, as in torchvision's token-first form; and
+       one Transpose may also bring the heads forward, [B, n, h, d] to [B, h, d, n], as in the written-out attention of
+       transformers: that one becomes two.
     2. Scalar constants may multiply or divide q, k, the transposed key, and the scores.
     3. Where q and the transposed key are scaled already, and the scores aren't, the key's scale moves in front of the
        transpose: every product stays the same number.
@@ -95,7 +97,7 @@ def _match(node: ir.Node) -> _Rewrite | None:
     scaled = any(part.node is not None for part in (query, late, key, scores))
     if not scaled or not (math.isfinite(total) and total > 0):
         return None
-    return _Rewrite(query.value, _Key(key.value, turned.order), math.sqrt(total), scores.node)
+    return _Rewrite(query.value, turned._replace(value=key.value), math.sqrt(total), scores.node)
 
 
 def _unscaled(value: ir.Value, *, shared: bool = False) -> _Factor:
@@ -149,10 +151,24 @@ def _transposed_key(value: ir.Value) -> _Key | None:
     turned = None if back is None else _only_reader(back.inputs[0], "Transpose")
     if turned is None or list(turned.attributes.get_ints("perm", [])) != [0, 2, 1]:
         return None
-    flat = _only_reader(turned.inputs[0], "Reshape")
+    three = turned.inputs[0]
+    flat = _only_reader(three, "Reshape")
     key = None if flat is None else flat.inputs[0]
-    same = key is not None and flat is not None and _only_exchanges(key, flat.outputs[0], value)
-    return _Key(key) if key is not None and same else None
+    if key is not None and flat is not None and _only_exchanges(key, flat.outputs[0], value):
+        return _Key(key)
+    sizes = None if three is None else _split_sizes(three, value)
+    return None if three is None or sizes is None else _Key(three, sizes=sizes)
+
+
+def _split_sizes(three: ir.Value, back: ir.Value) -> tuple[int, ...] | None:
+    """(-1, b, n, d) where three is [a·b, n, d] and back [a, b, d, n], at two batch sizes that only a follows."""
+    found: set[tuple[int, ...]] = set()
+    for batch in PROBES:
+        flat, four = dimensions(three, batch), dimensions(back, batch)
+        if flat is None or four is None or len(four) != 4 or flat != (four[0] * four[1], four[3], four[2]):
+            return None
+        found.add((-1, four[1], four[3], four[2]))
+    return found.pop() if len(found) == 1 else None
 
 
 def _directly_transposed(node: ir.Node) -> _Key | None:
@@ -191,6 +207,9 @@ def _rewrite(graph: ir.Graph, node: ir.Node, found: _Rewrite) -> None:
     key, rank = found.key.value, len(like.shape)
     if found.key.order is not None:
         key = _transpose(node, key, found.key.order, "key_heads")
+    elif found.key.sizes is not None:
+        key = _reshape(node, key, found.key.sizes)
+    if key is not found.key.value:
         key.shape = ir.Shape([*like.shape[:-2], like.shape[-1], like.shape[-2]])
     turned = _transpose(node, _scaled(node, key, scale, "key"), [*range(rank - 2), rank - 1, rank - 2], "key_transpose")
     turned.shape = like.shape
@@ -205,6 +224,15 @@ def _transpose(node: ir.Node, value: ir.Value, order: list[int], what: str) -> i
     name, scope = f"{node_name(node)}_{what}", dict(node.metadata_props)
     turn = ir.node("Transpose", [value], {"perm": order}, name=name, metadata_props=scope)
     return insert_before(node, turn, like=value, dtype=value.dtype)
+
+
+def _reshape(node: ir.Node, value: ir.Value, sizes: tuple[int, ...]) -> ir.Value:
+    assert value.dtype is not None, "the pattern matched a value with a type"
+    assert isinstance(node.graph, ir.Graph), "the node was found in a graph"
+    name, scope = f"{node_name(node)}_key_heads", dict(node.metadata_props)
+    target = add_initializer(node.graph, f"{name}_shape", np.array(sizes, np.int64))
+    split = ir.node("Reshape", [value, target], name=name, metadata_props=scope)
+    return insert_before(node, split, like=value, dtype=value.dtype)
 
 
 def _scaled(node: ir.Node, value: ir.Value, scale: ir.Value, what: str) -> ir.Value:

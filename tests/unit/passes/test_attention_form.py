@@ -134,6 +134,11 @@ attention (float[batch, 2, 8, 4] q, float[batch, 2, 8, 4] k) => (float[batch, 2,
   scores = MatMul(q, turned)
 }
 """
+TURNED_KEYS = {
+    "heads brought forward too": ON_QUERY.replace("[0, 1, 3, 2]", "[0, 2, 3, 1]").replace(
+        "[batch, 2, 8, 4] k", "[batch, 8, 2, 4] k"
+    ),
+}
 
 
 @pytest.mark.parametrize(
@@ -144,8 +149,9 @@ attention (float[batch, 2, 8, 4] q, float[batch, 2, 8, 4] k) => (float[batch, 2,
         (EARLY_KEY, 0.3, 0.3),
         (ON_QUERY.replace("(k)", "(k)\n  late = Mul(turned, s)").replace("scaled, turned", "scaled, late"), 0.5, None),
         (EARLY_KEY.replace("q, turned", "q, late").replace("(scaled)", "(scaled)\n  late = Div(turned, s)"), 0.5, 1.0),
+        *((text, 0.3, 0.3) for text in TURNED_KEYS.values()),
     ],
-    ids=["on the query", "on the scores", "on the key", "on both, the key's late", "twice on the key"],
+    ids=["on the query", "on the scores", "on the key", "on both, the key's late", "twice on the key", *TURNED_KEYS],
 )
 def test_one_factor_becomes_its_root_on_both_sides(text: str, scale: float, total: float | None) -> None:
     model = run_passes(graph(text, s=np.array(scale, np.float32)), [Clean()])
@@ -168,7 +174,7 @@ def source_of(value: ir.Value | None, operator: str) -> ir.Node:
     return node
 
 
-OTHER_AXES = DIRECT.replace("[0, 1, 3, 2]", "[0, 2, 3, 1]").replace("[batch, 2, 8, 4] k", "[batch, 8, 2, 4] k")
+OTHER_AXES = DIRECT.replace("[0, 1, 3, 2]", "[0, 3, 2, 1]").replace("[batch, 2, 8, 4] k", "[batch, 8, 4, 2] k")
 READ_TWICE = DIRECT.replace("MatMul(q, scaled)", "MatMul(q, scaled)\n  other = Relu(turned)")
 SCORES_READ_TWICE = ON_SCORES.replace("scores = Softmax", "other = Relu(product)\n  scores = Softmax")
 UNSCALED = ON_QUERY.replace("Mul(q, s)", "Relu(q)")

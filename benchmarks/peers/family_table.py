@@ -1,6 +1,6 @@
 """What every family of models becomes: exported, compared with torch, compiled by TensorRT-RTX in FP16 and in INT8.
 
-    python benchmarks/peers/families.py --json benchmarks/results/families.json --table docs/families.md
+    python benchmarks/peers/family_table.py --json benchmarks/results/family_table.json --table docs/families.md
 
 Full sizes, seeded random weights, static batch; recipe plain_wi8_ai8 with ranges of one batch of noise; engines for the
 A100, compiled and not run. Each family has a process of its own, and its row is kept as soon as it is there: a run that
@@ -55,7 +55,7 @@ from gpusq_deploy.recipe import load_recipe
 from gpusq_deploy.sparsity import sparsity_report
 from gpusq_deploy.targets import find_target
 
-_BEGIN, _END = "<!-- families: made by benchmarks/peers/families.py -->", "<!-- families: end -->"
+_BEGIN, _END = "<!-- families: made by benchmarks/peers/family_table.py -->", "<!-- families: end -->"
 
 
 def main() -> None:
