@@ -29,8 +29,9 @@ from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.receipt import built_layers, cost_text
+from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import NO_OPTIONS, Reporter
-from gpusq_deploy.targets import GemmNeed, Target, check_request, padding_notes
+from gpusq_deploy.targets import GemmNeed, Target, check_request, load_targets, padding_notes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +105,7 @@ def build_engines(request: EngineRequest) -> tuple[tuple[BuiltEngine, ...], tupl
 
 
 def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_model: ir.Model) -> CostEstimate | None:
-    """What INT8 does to kernels and bytes moved, against the same model without it: a prediction, said where it is bad.
+    """What quantising does to kernels and bytes moved, against the model as it is: a prediction, said where it is bad.
 
     Both graphs are built for the optimal batch size, because the layer list of a dynamic batch hides sizes: one or two
     seconds each for a ViT-S. Only a builder that needs no device is worth that; on a device it would be minutes.
@@ -115,20 +116,21 @@ def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_
         float_model: The float32 graph before quantisation; not changed.
 
     Returns:
-        None where nothing is INT8.
+        None where nothing is quantised.
 
     Raises:
         GpusqError: The float graph can't be cast or built.
     """
-    if not any(layer.precision == "int8" for layer in request.plan.layers):
+    if all(layer.weight is None for layer in request.plan.layers):
         return None
+    what = " and ".join(sorted({layer.precision.upper() for layer in request.plan.layers if layer.weight is not None}))
     ahead = {target.name: target for target in request.targets if target.ahead_of_time}
     first = next((engine for engine in engines if engine.target in ahead and engine.backend == "tensorrt-rtx"), None)
     if first is None:
-        note = "not compared with the graph without INT8: no engine was built ahead of time"
-        return CostEstimate(target=None, built=None, unquantised=None, note=note)
+        note = f"not compared with the graph without {what}: no engine was built ahead of time"
+        return CostEstimate(target=None, built=None, unquantised=None, note=note, what=what)
     target, batch = ahead[first.target], request.batch.optimum
-    request.reporter.say(f"comparing with the graph without INT8, for {target.name} at batch {batch}")
+    request.reporter.say(f"comparing with the graph without {what}, for {target.name} at batch {batch}")
     if request.batch.static:
         built = graph_cost(first.engine_layers, batch=batch)
     else:
@@ -138,9 +140,9 @@ def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_
         save_model(run_passes(float_model, [CastRemainder(request.plan.remainder)]), path)
         unquantised = built_cost(path, target, batch, backend="tensorrt-rtx")
     note = f"predicted from tensorrt-rtx's layer lists for {target.name} alone; nothing was timed"
-    found = CostEstimate(target=target.name, built=built, unquantised=unquantised, note=note)
+    found = CostEstimate(target=target.name, built=built, unquantised=unquantised, note=note, what=what)
     if found.worse:
-        request.reporter.say(f"warning: INT8 may not pay: {cost_text(found)}")
+        request.reporter.say(f"warning: {what} may not pay: {cost_text(found)}")
     return found
 
 
@@ -194,7 +196,33 @@ def _entry(request: EngineRequest, target: Target, build: EngineBuild, file: str
 
 
 def _needs(plan: Plan) -> list[GemmNeed]:
+    """INT4 weights are unpacked and multiply in the remainder's type, which is what the hardware must have."""
     return [
-        GemmNeed(layer=layer.layer, n=layer.n, k=layer.k, precision=layer.precision, sparse=layer.sparse)
+        GemmNeed(
+            layer=layer.layer,
+            n=layer.n,
+            k=layer.k,
+            precision=plan.remainder if layer.precision == "int4" else layer.precision,
+            sparse=layer.sparse,
+        )
         for layer in plan.layers
     ]
+
+
+def require_types(recipe: Recipe, targets: Sequence[Target]) -> None:
+    """Refuse, before any work, targets whose tensor cores lack a type that the recipe makes layers of.
+
+    Raises:
+        GpusqError: Names each such target, with the types that it has.
+    """
+    problems = [
+        f"recipe {recipe.name} makes layers {name}, and {target.name} has no {name} tensor cores; "
+        f"it has {', '.join(target.dtypes)}"
+        for target in targets
+        for name in sorted(recipe.precisions - {"int4"})
+        if name not in target.dtypes
+    ]
+    if problems:
+        able = ", ".join(target.name for target in load_targets() if recipe.precisions - {"int4"} <= {*target.dtypes})
+        hint = f"targets that have all that the recipe needs: {able}" if able else "choose another recipe"
+        raise GpusqError("; ".join(problems), place="--target", hint=hint)

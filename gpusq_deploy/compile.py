@@ -46,14 +46,14 @@ from gpusq_deploy.passes.fold_constants import FoldConstants
 from gpusq_deploy.passes.fold_shapes import FoldShapes
 from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.passes.window_norm import WindowNorm
-from gpusq_deploy.placing import prepare
+from gpusq_deploy.placing import fitted, prepare
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
-from gpusq_deploy.quantisation import Wanted, rounded_weights
-from gpusq_deploy.recipe import load_recipe
+from gpusq_deploy.quantisation import Wanted
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.sparsity import require_known_layers, require_sparse, sparsity_report
 from gpusq_deploy.steps import (
     check_export,
+    expressible_recipe,
     find_data,
     open_samples,
     pack_weights,
@@ -86,7 +86,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             that doesn't reach what was asked of it.
     """
     require_place(request.out, force=request.force)
-    recipe = load_recipe(request.recipe)
+    recipe = expressible_recipe(request)
     asked = PlanRequest(recipe=recipe, int8=request.int8, sparse=request.sparse, remainder=request.remainder)
 
     reporter.say(f"loading {request.model}")
@@ -100,7 +100,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
     require_known_layers(checkpoint.sparsity, report)
     if request.sparse:
         require_sparse(report, command=repair_command(request))
-    data = find_data(request, checkpoint, samples)
+    data = find_data(request, checkpoint, samples, recipe)
 
     reporter.say(f"exporting {checkpoint.arch} to ONNX opset {request.opset}")
     model = run_passes(export_float_model(checkpoint, batch=request.batch, opset=request.opset), CANONICAL)
@@ -125,10 +125,10 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             remainder=request.remainder,
         )
         prepared = prepare(model, layers, how, data, subject_of(checkpoint), reporter)
-        table, ready = prepared.table, prepared.ready
+        table = prepared.table
         plan = make_plan(prepared.layers, asked, table=table, sparsity=stored, placements=prepared.placements)
         require_possible(plan, request.targets)
-        quantize = Quantize(plan, {} if ready is None else rounded_weights(ready, plan, recipe))
+        quantize = Quantize(plan, fitted(prepared, plan, recipe, data, subject_of(checkpoint), reporter))
         built = run_passes(prepared.model, [quantize, CastRemainder(plan.remainder)])
         kept = sparsity_kept(built, stored, recipe)
         if request.pack:

@@ -17,7 +17,13 @@ from gpusq_deploy.targets import GemmNeed, Target, check_request, padding_notes
 
 Question = Literal["valid", "eligible", "asked", "built as"]
 
-_PRECISIONS: dict[str, Precision] = {"int8": "int8", "float16": "fp16", "bfloat16": "bf16"}
+_PRECISIONS: dict[str, Precision] = {
+    "int8": "int8",
+    "float8_e4m3fn": "fp8",
+    "int4": "int4",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+}
 
 _MEANINGS: dict[Diagnosis, tuple[str, str]] = {
     "valid": ("2:4 along the contracted axis", ""),

@@ -80,8 +80,11 @@ def installed_versions() -> dict[str, str]:
 
 
 def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:
+    precisions = load_recipe(request.recipe).precisions
     return {
-        "int8": str(request.int8).lower(),
+        "int8": str(request.int8 and "int8" in precisions).lower(),
+        "fp8": str(request.int8 and "fp8" in precisions).lower(),
+        "int4": str(request.int8 and "int4" in precisions).lower(),
         "sparse": str(request.sparse).lower(),
         "remainder": request.remainder,
         "calib": "recorded in the checkpoint" if checkpoint.ranges else request.calib or "none",

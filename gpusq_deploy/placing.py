@@ -9,15 +9,28 @@ import msgspec
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts.calibration import CalibrationTable
+from gpusq_deploy.artifacts.plan import Plan
+from gpusq_deploy.calibration.int4 import fitted_weights, layers_to_fit
 from gpusq_deploy.calibration.observe import Observing
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer
-from gpusq_deploy.placements import PlacedSite, Placements, attentions_to_quantize, sites_of
-from gpusq_deploy.quantisation import Ready, Wanted, make_ready
+from gpusq_deploy.passes.quantize import STORED_TYPE, RoundedWeight
+from gpusq_deploy.placements import (
+    PlacedSite,
+    Placements,
+    attentions_to_quantize,
+    residual_sites,
+    residuals_to_quantize,
+    sites_of,
+)
+from gpusq_deploy.quantisation import Ready, Wanted, make_ready, rounded_weights
 from gpusq_deploy.ranges import Data, Subject, calibrated
 from gpusq_deploy.ranks import Ranks
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import Reporter
+
+# Each holds the activations of a sample while its channels are added up.
+MOST_WORKERS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,24 +64,51 @@ def prepare(
     return Prepared(model=ready.model, layers=ready.layers, table=ready.table, placements=placements, ready=ready)
 
 
+def fitted(
+    prepared: Prepared, plan: Plan, recipe: Recipe, data: Data, subject: Subject, reporter: Reporter
+) -> dict[str, RoundedWeight]:
+    """Weights that are rounded with regard to the data, by node. INT4 ones have a pass over it of their own.
+
+    Without data INT4 weights are rounded to nearest, and that is said.
+    """
+    weights = {} if prepared.ready is None else rounded_weights(prepared.ready, plan, recipe)
+    layers = layers_to_fit(prepared.layers, plan, recipe)
+    if not layers:
+        return weights
+    if not data.real:
+        reporter.say("there is no --calib: INT4 weights are rounded to nearest")
+        return weights
+    how = Observing(
+        preprocessing=subject.preprocessing,
+        workers=min(Ranks().workers(), MOST_WORKERS),
+        moments={layer.input: True for layer in layers},
+    )
+    moments = calibrated(prepared.model, layers, data.calibrate, subject, how, reporter).moments
+    return {**weights, **fitted_weights(prepared.model, layers, moments, recipe, stored=STORED_TYPE[plan.remainder])}
+
+
 def place(ready: Ready, recipe: Recipe, data: Data, subject: Subject, reporter: Reporter) -> tuple[Ready, Placements]:
-    """What the recipe places in attentions, and the ranges with those of it, always the largest magnitude.
+    """What the recipe places beyond layers, and the ranges with those of it; new ones are largest magnitudes.
 
     Raises:
         GpusqError: The recipe's placement decides nothing, or there is no data to find its ranges on.
     """
     attentions = attentions_to_quantize(ready.model, recipe)
-    sites = sites_of(attentions, recipe)
+    residuals = residuals_to_quantize(ready.model, recipe)
+    sites = (*sites_of(attentions, recipe), *residual_sites(residuals, recipe))
     if not sites:
         return ready, Placements()
     if not data.real:
         raise GpusqError(
-            "a placement in attentions needs ranges that neither the checkpoint nor --ranges holds",
+            "a placement beyond layers needs ranges that neither the checkpoint nor --ranges holds",
             place=f"recipe {recipe.name}",
             hint="add --calib FOLDER",
         )
-    reporter.say(f"{len(sites)} activations of {len(attentions)} attentions are INT8 too: looking at the data again")
-    found = _ranges(ready.model, sites, data, subject, reporter)
+    where = f"{len(attentions)} attentions and {len(residuals)} residual adds"
+    reporter.say(f"{len(sites)} activations of {where} are INT8 too: looking at the data again")
+    known = ready.table.by_tensor()
+    unknown = {site.tensor: site for site in sites if site.tensor not in known}
+    found = _ranges(ready.model, [*unknown.values()], data, subject, reporter)
     table = msgspec.structs.replace(ready.table, ranges=(*ready.table.ranges, *found.ranges))
     return replace(ready, table=table), Placements(sites=sites, attentions=attentions)
 

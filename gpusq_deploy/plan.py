@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -16,12 +16,14 @@ from gpusq_deploy.artifacts.plan import (
     LayerDecision,
     PlacedQuantization,
     Plan,
+    Precision,
     WeightQuantization,
 )
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer
 from gpusq_deploy.numerics.affine import scale_from_amax
+from gpusq_deploy.numerics.low_bit import fp8_scale
 from gpusq_deploy.placements import PlacedSite, Placements, fusion_notes
 from gpusq_deploy.recipe import Recipe, Rule, require_used_rules
 
@@ -35,7 +37,7 @@ _LARGEST: dict[FloatPrecision, float] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanRequest:
-    """What the user asked for."""
+    """What the user asked for. `int8` quantises what the recipe names, to INT8 or whatever it says."""
 
     recipe: Recipe
     int8: bool
@@ -44,8 +46,9 @@ class PlanRequest:
 
 
 def layers_to_quantize(layers: Sequence[GraphLayer], recipe: Recipe) -> tuple[GraphLayer, ...]:
-    """Layers that the recipe wants in INT8: those whose inputs need a range."""
-    return tuple(layer for layer in layers if _wants_int8(recipe.rule_for(layer.layer, layer.kind)))
+    """Layers that the recipe wants in INT8 or FP8: those whose inputs need a range."""
+    rules = ((layer, recipe.rule_for(layer.layer, layer.kind)) for layer in layers)
+    return tuple(layer for layer, rule in rules if rule is not None and rule.ranged)
 
 
 def make_plan(
@@ -85,15 +88,11 @@ def make_plan(
     )
 
 
-def _wants_int8(rule: Rule | None) -> bool:
-    return rule is not None and rule.precision == "int8"
-
-
 def _decision(
     layer: GraphLayer, request: PlanRequest, ranges: Mapping[str, TensorRange], state: LayerSparsity | None
 ) -> LayerDecision:
-    int8, reason = _precision(layer, request, ranges)
-    sparse, sparse_reason = _sparsity(request, state)
+    precision, reason = _precision(layer, request, ranges)
+    sparse, sparse_reason = _sparsity(request, state, precision)
     return LayerDecision(
         layer=layer.layer,
         node=layer.node,
@@ -101,34 +100,70 @@ def _decision(
         n=layer.n,
         k=layer.k,
         macs=layer.macs,
-        precision="int8" if int8 else request.remainder,
+        precision=precision,
         precision_reason=reason,
         sparse=sparse,
         sparse_reason=sparse_reason,
-        activation=_activation(ranges[layer.input], request.remainder) if int8 else None,
-        weight=WeightQuantization(tensor=layer.weight, axis=layer.channel_axis, channels=layer.n) if int8 else None,
+        activation=_input(layer, request.remainder, ranges, precision),
+        weight=_weight(layer, request.recipe, precision),
     )
 
 
-def _precision(layer: GraphLayer, request: PlanRequest, ranges: Mapping[str, TensorRange]) -> tuple[bool, str]:
+def _precision(layer: GraphLayer, request: PlanRequest, ranges: Mapping[str, TensorRange]) -> tuple[Precision, str]:
     if not request.int8:
-        return False, "INT8 was not asked for"
+        return request.remainder, "INT8 was not asked for"
     rule = request.recipe.rule_for(layer.layer, layer.kind)
     if rule is None:
-        return False, f"no rule of recipe {request.recipe.name} matches it"
-    if not _wants_int8(rule):
-        return False, f"recipe {request.recipe.name}: {rule.reason}"
+        return request.remainder, f"no rule of recipe {request.recipe.name} matches it"
+    if rule.precision == "float":
+        return request.remainder, f"recipe {request.recipe.name}: {rule.reason}"
+    against = _against(layer, rule, ranges)
+    if against:
+        return request.remainder, against
+    return rule.precision, f"recipe {request.recipe.name}: {rule.reason}"
+
+
+def _against(layer: GraphLayer, rule: Rule, ranges: Mapping[str, TensorRange]) -> str:
+    """Why the layer can't be what its rule says; empty where it can."""
+    if not rule.ranged:
+        if layer.kind != "linear":
+            return f"{rule.precision} weights are for Linear layers, and this is a {layer.kind}"
+        if layer.k % rule.block_size:
+            return f"its {layer.k} inputs are no multiple of a block of {rule.block_size}"
+        return ""
     known = ranges.get(layer.input)
     if known is None:
         raise GpusqError("no range for the layer's input", place=f"{layer.layer}, tensor {layer.input}")
     if known.amax == 0:
-        return False, f"its input is zero on all calibration data ({known.origin}): it has no scale"
-    return True, f"recipe {request.recipe.name}: {rule.reason}"
+        return f"its input is zero on all calibration data ({known.origin}): it has no scale"
+    return ""
 
 
-def _sparsity(request: PlanRequest, state: LayerSparsity | None) -> tuple[bool, str]:
+def _input(
+    layer: GraphLayer, remainder: FloatPrecision, ranges: Mapping[str, TensorRange], precision: Precision
+) -> ActivationQuantization | None:
+    if precision == "int8":
+        return _activation(ranges[layer.input], remainder)
+    if precision == "fp8":
+        known = ranges[layer.input]
+        scale = float(fp8_scale(known.amax, dtype=_STORED[remainder]))
+        return ActivationQuantization(tensor=known.tensor, amax=known.amax, scale=scale, origin=known.origin)
+    return None
+
+
+def _weight(layer: GraphLayer, recipe: Recipe, precision: Precision) -> WeightQuantization | None:
+    if precision not in {"int8", "fp8", "int4"}:
+        return None
+    rule = recipe.rule_for(layer.layer, layer.kind)
+    block = rule.block_size if rule is not None and precision == "int4" else 0
+    return WeightQuantization(tensor=layer.weight, axis=layer.channel_axis, channels=layer.n, block=block)
+
+
+def _sparsity(request: PlanRequest, state: LayerSparsity | None, precision: Precision) -> tuple[bool, str]:
     if not request.sparse:
         return False, "sparsity was not asked for"
+    if precision == "int4":
+        return False, "INT4 weights are unpacked on the way to a dense product; zeros stay zeros"
     if state is None:
         return False, "dense: its weight is not a Linear's or a Conv2d's own, so the 2:4 check didn't see it"
     if not state.expected:
@@ -142,7 +177,7 @@ def _placed(site: PlacedSite, ranges: Mapping[str, TensorRange], remainder: Floa
     known = ranges.get(site.tensor)
     if known is None or known.amax == 0:
         what = "no range for" if known is None else "zero on all calibration data:"
-        raise GpusqError(f"{what} the {site.role} of an attention", place=f"{site.module}, tensor {site.tensor}")
+        raise GpusqError(f"{what} its {site.role}", place=f"{site.module}, tensor {site.tensor}")
     activation = _activation(known, remainder)
     return PlacedQuantization(
         module=site.module, node=site.node, role=site.role, activation=activation, reason=site.reason
@@ -164,19 +199,26 @@ def _require_representable(ranges: Mapping[str, TensorRange], remainder: FloatPr
             )
 
 
+def _shares(decisions: Sequence[LayerDecision], total: int) -> Iterator[str]:
+    """What part is planned in each precision of codes; in INT8 where there is none."""
+    coded = {decision.precision for decision in decisions if decision.weight is not None} or {"int8"}
+    for precision in sorted(coded):
+        share = sum(decision.macs for decision in decisions if decision.precision == precision) / total
+        yield f"{100 * share:.1f} % of the weighted layers' multiply-accumulates are planned in {precision.upper()}"
+
+
 def _notes(decisions: Sequence[LayerDecision], request: PlanRequest, placements: Placements) -> tuple[str, ...]:
     notes: list[str] = []
     total = sum(decision.macs for decision in decisions)
     if request.int8 and total:
-        share = sum(decision.macs for decision in decisions if decision.precision == "int8") / total
-        notes.append(f"{100 * share:.1f} % of the weighted layers' multiply-accumulates are planned in INT8")
+        notes.extend(_shares(decisions, total))
     unknown = [decision.layer for decision in decisions if decision.macs == 0]
     if unknown:
         notes.append(f"output shape unknown, so not in that share: {', '.join(unknown)}")
     if placements.sites:
         roles = ", ".join(dict.fromkeys(site.role for site in placements.sites))
-        notes.append(f"INT8 in {len(placements.attentions)} attentions: {roles}")
-        notes.append("LayerNorm, GELU and residual adds are not quantised, nor what else attentions compute")
+        notes.append(f"INT8 beyond the inputs of layers: {roles}")
+        notes.append("LayerNorm and GELU are not quantised, nor what else attentions and residual adds compute")
         int8 = {decision.node for decision in decisions if decision.precision == "int8"}
         notes.extend(fusion_notes(placements.attentions, request.recipe, int8_nodes=int8))
     elif request.int8:

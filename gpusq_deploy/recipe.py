@@ -16,7 +16,7 @@ import msgspec
 
 from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.calibration import AMAX, Calibrator, CalibratorName
-from gpusq_deploy.artifacts.plan import AttentionRole, LayerKind
+from gpusq_deploy.artifacts.plan import AttentionRole, LayerKind, ResidualRole
 from gpusq_deploy.errors import GpusqError
 
 if sys.version_info >= (3, 11):
@@ -25,7 +25,15 @@ else:
     import tomli as tomllib
 
 DEFAULT_RECIPE = "static_wi8_ai8"
-SHIPPED = (DEFAULT_RECIPE, "plain_wi8_ai8")
+FP8_RECIPE = "static_wf8_af8"
+INT4_RECIPE = "weightonly_wi4_b32"
+SHIPPED = (DEFAULT_RECIPE, "plain_wi8_ai8", FP8_RECIPE, INT4_RECIPE)
+
+# What a layer's rule can make of it, beside leaving it in the remainder's type.
+QuantizedPrecision = Literal["int8", "fp8", "int4"]
+# The first ONNX opset that has DequantizeLinear for the type.
+OPSETS: dict[QuantizedPrecision, int] = {"int8": 19, "fp8": 19, "int4": 21}
+_BLOCK = 128
 
 Placement = Literal["linear", "linear+qk", "linear+qkv", "full"]
 ROLES_OF: dict[Placement, frozenset[AttentionRole]] = {
@@ -34,17 +42,25 @@ ROLES_OF: dict[Placement, frozenset[AttentionRole]] = {
     "linear+qkv": frozenset({"query", "key", "value"}),
     "full": frozenset({"query", "key", "value", "softmax"}),
 }
+RESIDUAL_ROLES: dict[str, frozenset[ResidualRole]] = {
+    "skip": frozenset({"residual"}),
+    "both": frozenset({"residual", "branch"}),
+}
 # By benchmarks/peers/placements.py, in benchmarks/results/placements.json.
 LINEAR_SQNR_DB = 28.0
 FULL_SQNR_DB = 13.6
+RESIDUAL_SQNR_DB = 0.0
 
 
 class Rule(Value):
     """One sentence: layers that `match` (a shell pattern on the module's name) and are of `kind` become `precision`.
 
     `sparse` says whether such layers are expected to be 2:4 when sparsity is asked for. A `required` rule that
-    decides no layer is an error: it is most likely misspelt. `calibrator` says how the range of an INT8 layer's input
-    is chosen; None leaves that to the command, which takes the largest magnitude where it isn't told either.
+    decides no layer is an error: it is most likely misspelt. `calibrator` says how the range of an INT8 or FP8 layer's
+    input is chosen; None leaves that to the command, which takes the largest magnitude where it isn't told either.
+
+    `int8` and `fp8` (E4M3) are for the weight and the input; `int4` is for the weight alone, with one scale for each
+    `block` of inputs, 128 where it isn't said; such a layer multiplies in the remainder's type.
 
     `smooth` moves range from the input's channels to the weight and centres them, where that costs no kernel;
     `headroom` widens the input's range by this share; `rounding` says how weights are rounded; `correct_bias` lets the
@@ -53,7 +69,8 @@ class Rule(Value):
 
     match: str = "*"
     kind: Literal["any", "linear", "patch_embed", "conv"] = "any"
-    precision: Literal["int8", "float"] = "int8"
+    precision: Literal["int8", "fp8", "int4", "float"] = "int8"
+    block: Literal[32, 64, 128] | None = None
     sparse: bool = True
     required: bool = True
     calibrator: CalibratorName | None = None
@@ -67,13 +84,35 @@ class Rule(Value):
     def __post_init__(self) -> None:
         if not 0 <= self.headroom <= 1:
             raise ValueError(f"`headroom` is a share of the range, from 0 to 1, unlike {self.headroom}")
-        if self.refined and self.precision != "int8":
-            raise ValueError("`smooth`, `headroom`, `rounding` and `correct_bias` are for INT8 layers")
+        self._require_precision_for_refinement()
         if self.calibrator is None and self.percentile is not None:
             raise ValueError('`percentile` needs `calibrator = "percentile"`')
-        if self.calibrator is not None and self.precision != "int8":
-            raise ValueError("`calibrator` is for INT8 layers: the inputs of others need no range")
+        if self.calibrator is not None and not self.ranged:
+            raise ValueError("`calibrator` is for INT8 and FP8 layers: the inputs of others need no range")
+        if self.block is not None and self.precision != "int4":
+            raise ValueError('`block` needs `precision = "int4"`: other weights have one scale for each channel')
+        if self.precision == "fp8" and self.calibrator not in {None, "amax", "percentile"}:
+            raise ValueError(f"`calibrator = {self.calibrator!r}` weighs INT8's steps; FP8 takes amax or percentile")
         self.calibrator_or(AMAX)
+
+    def _require_precision_for_refinement(self) -> None:
+        if not self.refined or self.precision == "int8":
+            return
+        rounded = self.correct_bias or self.rounding != "nearest"
+        if self.smooth or (rounded and self.precision != "int4") or (self.headroom > 0 and self.precision != "fp8"):
+            raise ValueError(
+                "`smooth` is for INT8, `headroom` for INT8 and FP8, `rounding` and `correct_bias` for INT8 and INT4"
+            )
+
+    @property
+    def ranged(self) -> bool:
+        """True where the inputs of the rule's layers need a range."""
+        return self.precision in {"int8", "fp8"}
+
+    @property
+    def block_size(self) -> int:
+        """How many inputs share a scale of an INT4 weight."""
+        return _BLOCK if self.block is None else self.block
 
     @property
     def refined(self) -> bool:
@@ -115,10 +154,33 @@ class AttentionRule(Value):
         return fnmatch.fnmatchcase(module, self.match)
 
 
+class ResidualRule(Value):
+    """Puts the inputs of the residual adds whose module `match`es into INT8: what `skip`s the block, or `both`.
+
+    NVIDIA advises it. It is refused unless `accept_loss` says that its cost is known; docs/recipes.md has it.
+    """
+
+    inputs: Literal["skip", "both"] = "skip"
+    match: str = "*"
+    accept_loss: bool = False
+    reason: str
+
+    def __post_init__(self) -> None:
+        if not self.accept_loss:
+            raise ValueError(
+                f"`[residual]` puts the residual stream into INT8: on DINOv2 ViT-S/14 that leaves {RESIDUAL_SQNR_DB:g} "
+                f"dB, where residual adds in FP16 keep {LINEAR_SQNR_DB:g}; `accept_loss = true` takes it"
+            )
+
+    def decides(self, module: str) -> bool:
+        """True where the rule applies to a residual add."""
+        return fnmatch.fnmatchcase(module, self.match)
+
+
 class Recipe(Value):
     """A named list of rules; the first that matches decides. Layers that none matches stay float and dense.
 
-    `attention` says what of attentions is INT8; nothing where there is none.
+    `attention` says what of attentions is INT8, `residual` what of residual adds; nothing where there is none.
     """
 
     schema: Literal["gpusq.recipe/1"]
@@ -126,6 +188,16 @@ class Recipe(Value):
     description: str
     rules: tuple[Rule, ...] = msgspec.field(name="rule")
     attention: AttentionRule | None = None
+    residual: ResidualRule | None = None
+
+    def __post_init__(self) -> None:
+        if (self.attention or self.residual) and "int8" not in self.precisions:
+            raise ValueError("`[attention]` and `[residual]` add to INT8 layers, and no rule makes a layer INT8")
+
+    @property
+    def precisions(self) -> frozenset[QuantizedPrecision]:
+        """What its rules make of layers."""
+        return frozenset(rule.precision for rule in self.rules if rule.precision != "float")
 
     def rule_for(self, layer: str, kind: LayerKind) -> Rule | None:
         """The first rule that applies."""

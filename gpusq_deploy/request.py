@@ -20,6 +20,8 @@ NO_OPTIONS = EngineOptions()
 class BuildRequest:
     """Everything that gpusq-build was asked. `recipe` None is the default one; `calib` None means no data.
 
+    `int8` quantises the layers that the recipe names, to INT8 or whatever it says.
+
     `pack` stores 2:4 INT8 weights in packed form too. `ranges` are those of gpusq-calibrate, or a TensorRT calibration
     cache; `calibrator` is for rules that name none. `recalibrate` sets recorded ranges aside.
     `allow_pickle` runs code that the checkpoint names. `prune` makes the layers that should be sparse 2:4 first,

@@ -97,19 +97,21 @@ class GraphCost(Value):
 
 
 class CostEstimate(Value):
-    """The INT8 graph beside the same model without INT8: a prediction from two layer lists, not a measurement.
+    """The quantised graph beside the same model without Q/DQ: a prediction from two layer lists, not a measurement.
 
-    `built` and `unquantised` are None where nothing was compared; `note` says what was, or why not.
+    `built` and `unquantised` are None where nothing was compared; `note` says what was, or why not. `what` names the
+    precisions that the graph is quantised to.
     """
 
     target: str | None
     built: GraphCost | None
     unquantised: GraphCost | None
     note: str
+    what: str = "INT8"
 
     @property
     def worse(self) -> bool:
-        """True where INT8 has more kernels and moves more bytes."""
+        """True where the quantised graph has more kernels and moves more bytes."""
         if self.built is None or self.unquantised is None:
             return False
         more = self.built.kernels > self.unquantised.kernels

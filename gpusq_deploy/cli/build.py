@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gpusq_deploy.artifacts.manifest import BatchRange
     from gpusq_deploy.artifacts.plan import FloatPrecision
     from gpusq_deploy.bundle import Bundle
+    from gpusq_deploy.recipe import QuantizedPrecision
     from gpusq_deploy.targets import Target
 
 _DEFAULT_TARGET = "a100"
@@ -35,6 +36,8 @@ _DEFAULT_TARGET = "a100"
 @click.argument("model", type=click.Path(path_type=Path))
 @arch_options
 @click.option("--int8", is_flag=True, help="INT8 weights and inputs for the layers that the recipe names.")
+@click.option("--fp8", is_flag=True, help="The same in FP8 (E4M3), for Ada, Hopper and Blackwell.")
+@click.option("--int4", is_flag=True, help="INT4 weights in blocks; inputs and products stay FP16.")
 @click.option("--sparse", is_flag=True, help="Require 2:4 weights and allow sparse kernels.")
 @click.option("--fp16", is_flag=True, help="Everything else in FP16 (default).")
 @click.option("--bf16", is_flag=True, help="Everything else in BF16.")
@@ -97,6 +100,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     arch: str | None,
     arch_args: tuple[str, ...],
     int8: bool,
+    fp8: bool,
+    int4: bool,
     sparse: bool,
     fp16: bool,
     bf16: bool,
@@ -144,15 +149,17 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         from gpusq_deploy.engines.option_text import options_from_text
         from gpusq_deploy.request import BuildRequest, Reporter
 
-        if recipe is not None and not (int8 or sparse):
-            raise click.UsageError("--recipe needs --int8 or --sparse: it says which layers those mean")
-        _require_sense(int8=int8, calib=calib, calibrator=calibrator, ranges=ranges)
+        quantized = _quantized(int8=int8, fp8=fp8, int4=int4)
+        if recipe is not None and not (quantized or sparse):
+            raise click.UsageError("--recipe needs --int8, --fp8, --int4 or --sparse: it says which layers those mean")
+        _require_sense(quantized=quantized, calib=calib, calibrator=calibrator, ranges=ranges)
+        recipe, least = _recipe(recipe, quantized)
         if recalibrate and (calib is None or ranges is not None):
             raise click.UsageError("--recalibrate needs --calib, and no --ranges")
         if permute and prune is None:
             raise click.UsageError("--permute needs --prune: it orders channels for it")
         _require_prunable(prune, sparse=sparse, calib=calib, ranges=ranges)
-        if pack and not (int8 and sparse):
+        if pack and not (quantized == "int8" and sparse):
             raise click.UsageError("--pack needs --int8 --sparse: it stores 2:4 INT8 weights")
         remainder = _remainder(fp16=fp16, bf16=bf16, fp32=fp32)
         _require_verifiable(min_sqnr, min_agreement, remainder=remainder, calib=calib)
@@ -162,7 +169,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         request = BuildRequest(
             model=model,
             arch=chosen_arch(arch, arch_args),
-            int8=int8,
+            int8=quantized is not None,
             sparse=sparse,
             remainder=remainder,
             recipe=recipe,
@@ -174,7 +181,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             targets=chosen,
             batch=batch,
             engine=options,
-            opset=opset or (21 if remainder == "bf16" else 20),
+            opset=opset or max(least, 21 if remainder == "bf16" else 20),
             out=out or Path(f"{model.stem}.gpusq"),
             force=force,
             pack=pack,
@@ -188,10 +195,41 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     _show(bundle, as_json=as_json)
 
 
-def _require_sense(*, int8: bool, calib: str | None, calibrator: CalibratorName | None, ranges: Path | None) -> None:
+def _quantized(*, int8: bool, fp8: bool, int4: bool) -> QuantizedPrecision | None:
+    if int8 + fp8 + int4 > 1:
+        raise click.UsageError("give one of --int8, --fp8 and --int4; a recipe may mix them")
+    return "int8" if int8 else "fp8" if fp8 else "int4" if int4 else None
+
+
+def _recipe(recipe: Path | None, quantized: QuantizedPrecision | None) -> tuple[Path | None, int]:
+    """The recipe that the precision means where none is named, and the least opset that it needs.
+
+    Raises:
+        GpusqError: The recipe can't be read, or makes nothing of that precision.
+    """
+    from gpusq_deploy.recipe import FP8_RECIPE, INT4_RECIPE, OPSETS, load_recipe
+
+    if quantized is None:
+        return recipe, 0
+    usual = {"int8": None, "fp8": Path(FP8_RECIPE), "int4": Path(INT4_RECIPE)}
+    chosen = usual[quantized] if recipe is None else recipe
+    precisions = load_recipe(chosen).precisions
+    if quantized not in precisions:
+        makes = " or ".join(f"--{name}" for name in sorted(precisions)) or "neither --int8, --fp8 nor --int4"
+        raise GpusqError(f"the recipe makes no layer {quantized.upper()}", place=f"--recipe {recipe}", hint=makes)
+    return chosen, max(OPSETS[name] for name in precisions)
+
+
+def _require_sense(
+    *,
+    quantized: QuantizedPrecision | None,
+    calib: str | None,
+    calibrator: CalibratorName | None,
+    ranges: Path | None,
+) -> None:
     """An option that would change nothing must not be passed over in silence."""
-    if (calibrator or ranges) and not int8:
-        raise click.UsageError("--calibrator and --ranges need --int8")
+    if (calibrator or ranges) and quantized not in {"int8", "fp8"}:
+        raise click.UsageError("--calibrator and --ranges need --int8 or --fp8")
     if calibrator and ranges:
         raise click.UsageError("--calibrator changes nothing about --ranges: give it to gpusq-calibrate")
     if calibrator and calib is None:
