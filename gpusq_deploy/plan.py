@@ -216,9 +216,15 @@ def _notes(decisions: Sequence[LayerDecision], request: PlanRequest, placements:
     if unknown:
         notes.append(f"output shape unknown, so not in that share: {', '.join(unknown)}")
     if placements.sites:
-        roles = ", ".join(dict.fromkeys(site.role for site in placements.sites))
-        notes.append(f"INT8 beyond the inputs of layers: {roles}")
-        notes.append("LayerNorm and GELU are not quantised, nor what else attentions and residual adds compute")
+        residual = [site for site in placements.sites if site.role in {"residual", "branch"}]
+        roles = ", ".join(dict.fromkeys(site.role for site in placements.sites if site not in residual))
+        if roles:
+            notes.append(f"INT8 in {len(placements.attentions)} attentions: {roles}")
+        if residual:
+            adds = len({site.node for site in residual})
+            notes.append(f"INT8 in {adds} residual adds: {', '.join(dict.fromkeys(site.role for site in residual))}")
+        kept = "LayerNorm and GELU" if residual else "LayerNorm, GELU and residual adds"
+        notes.append(f"{kept} are not quantised, nor what else attentions compute")
         int8 = {decision.node for decision in decisions if decision.precision == "int8"}
         notes.extend(fusion_notes(placements.attentions, request.recipe, int8_nodes=int8))
     elif request.int8:

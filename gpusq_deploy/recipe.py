@@ -42,7 +42,8 @@ ROLES_OF: dict[Placement, frozenset[AttentionRole]] = {
     "linear+qkv": frozenset({"query", "key", "value"}),
     "full": frozenset({"query", "key", "value", "softmax"}),
 }
-RESIDUAL_ROLES: dict[str, frozenset[ResidualRole]] = {
+ResidualInputs = Literal["skip", "both"]
+RESIDUAL_ROLES: dict[ResidualInputs, frozenset[ResidualRole]] = {
     "skip": frozenset({"residual"}),
     "both": frozenset({"residual", "branch"}),
 }
@@ -160,7 +161,7 @@ class ResidualRule(Value):
     NVIDIA advises it. It is refused unless `accept_loss` says that its cost is known; docs/recipes.md has it.
     """
 
-    inputs: Literal["skip", "both"] = "skip"
+    inputs: ResidualInputs = "skip"
     match: str = "*"
     accept_loss: bool = False
     reason: str

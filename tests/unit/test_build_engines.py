@@ -14,13 +14,14 @@ import tiny_models
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
 from gpusq_deploy.artifacts.receipt import CostEstimate, GraphCost
 from gpusq_deploy.artifacts.sparsity import SparsityReport
-from gpusq_deploy.build_engines import EngineRequest, build_engines, estimate_cost, require_options
+from gpusq_deploy.build_engines import EngineRequest, build_engines, estimate_cost, require_options, require_types
 from gpusq_deploy.bundle import MODEL
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.receipt import cost_text
+from gpusq_deploy.recipe import FP8_RECIPE, INT4_RECIPE, load_recipe
 from gpusq_deploy.request import Reporter
 from gpusq_deploy.targets import find_target
 
@@ -129,3 +130,15 @@ def test_worse_means_more_of_both(kernels: int, moved: int, worse: bool) -> None
     without = GraphCost(batch=1, kernels=10, bytes_moved=100, flops={})
     built = GraphCost(batch=1, kernels=kernels, bytes_moved=moved, flops={})
     assert CostEstimate(target="a100", built=built, unquantised=without, note="").worse == worse
+
+
+def test_types_that_a_target_lacks_are_refused_with_those_that_have_them() -> None:
+    recipe = load_recipe(Path(FP8_RECIPE))
+    require_types(recipe, [find_target("rtx40"), find_target("h100")])
+    with pytest.raises(GpusqError, match="a100 has no fp8 tensor cores; it has int8, fp16, bf16, fp32") as caught:
+        require_types(recipe, [find_target("a100"), find_target("orin")])
+    assert "orin" in caught.value.what
+    assert caught.value.hint is not None
+    assert "rtx50" in caught.value.hint
+    # INT4 weights are unpacked first: any tensor core will do.
+    require_types(load_recipe(Path(INT4_RECIPE)), [find_target("a100"), find_target("orin")])
