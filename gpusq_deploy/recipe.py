@@ -89,7 +89,7 @@ class Rule(Value):
         if self.calibrator is None and self.percentile is not None:
             raise ValueError('`percentile` needs `calibrator = "percentile"`')
         if self.calibrator is not None and not self.ranged:
-            raise ValueError("`calibrator` is for INT8 and FP8 layers: the inputs of others need no range")
+            raise ValueError("`calibrator` is for FP8 and INT8 layers: the inputs of others need no range")
         if self.block is not None and self.precision != "int4":
             raise ValueError('`block` needs `precision = "int4"`: other weights have one scale for each channel')
         if self.precision == "fp8" and self.calibrator not in {None, "amax", "percentile"}:
@@ -102,7 +102,8 @@ class Rule(Value):
         rounded = self.correct_bias or self.rounding != "nearest"
         if self.smooth or (rounded and self.precision != "int4") or (self.headroom > 0 and self.precision != "fp8"):
             raise ValueError(
-                "`smooth` is for INT8, `headroom` for INT8 and FP8, `rounding` and `correct_bias` for INT8 and INT4"
+                "`smooth`, `headroom`, `rounding` and `correct_bias` are for INT8 layers; `headroom` for FP8 too, "
+                "`rounding` and `correct_bias` for INT4 too"
             )
 
     @property

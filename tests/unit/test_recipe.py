@@ -77,7 +77,7 @@ def test_patterns_are_those_of_the_shell_and_match_whole_names(pattern: str, lay
         (HEAD, "rule"),
         (HEAD + "[[rule]]\n", "reason"),
         (HEAD + '[[rule]]\nreason = "x"\nprecison = "int8"\n', "precison"),
-        (HEAD + '[[rule]]\nreason = "x"\nprecision = "int4"\n', "int4"),
+        (HEAD + '[[rule]]\nreason = "x"\nprecision = "fp4"\n', "fp4"),
         (HEAD + '[[rule]]\nreason = "x"\nkind = "attention"\n', "attention"),
         (HEAD + '[[rule]]\nreason = "x"\nsparse = "yes"\n', "sparse"),
         (HEAD + "rules = []\n[[rule]]\nreason = 'x'\n", "rules"),
@@ -244,10 +244,10 @@ def test_the_default_recipe_refines_its_linear_layers_alone() -> None:
     [
         ('precision = "int4"\nblock = 48', "48"),
         ("block = 32", "`block` needs"),
-        ('precision = "fp8"\nsmooth = true', "`smooth` is for INT8"),
+        ('precision = "fp8"\nsmooth = true', "are for INT8 layers"),
         ('precision = "fp8"\nrounding = "second-order"', "`rounding`"),
         ('precision = "fp8"\ncalibrator = "entropy"', "FP8 takes amax or percentile"),
-        ('precision = "int4"\nheadroom = 0.1', "`headroom` for INT8 and FP8"),
+        ('precision = "int4"\nheadroom = 0.1', "`headroom` for FP8 too"),
         ('precision = "int4"\ncalibrator = "amax"', "need no range"),
     ],
 )
