@@ -50,7 +50,7 @@ RESIDUAL_ROLES: dict[ResidualInputs, frozenset[ResidualRole]] = {
 # By benchmarks/peers/placements.py, in benchmarks/results/placements.json.
 LINEAR_SQNR_DB = 28.0
 FULL_SQNR_DB = 13.6
-RESIDUAL_SQNR_DB = 0.0
+RESIDUAL_SQNR_DB: dict[ResidualInputs, float] = {"skip": 17.4, "both": 14.1}
 
 
 class Rule(Value):
@@ -170,8 +170,9 @@ class ResidualRule(Value):
     def __post_init__(self) -> None:
         if not self.accept_loss:
             raise ValueError(
-                f"`[residual]` puts the residual stream into INT8: on DINOv2 ViT-S/14 that leaves {RESIDUAL_SQNR_DB:g} "
-                f"dB, where residual adds in FP16 keep {LINEAR_SQNR_DB:g}; `accept_loss = true` takes it"
+                "`[residual]` puts the residual stream into INT8: on DINOv2 ViT-S/14 that leaves "
+                f"{RESIDUAL_SQNR_DB[self.inputs]:g} dB, where residual adds in FP16 keep {LINEAR_SQNR_DB:g}; "
+                "`accept_loss = true` takes it"
             )
 
     def decides(self, module: str) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
@@ -118,6 +119,10 @@ def train(arch: ArchSpec, data: Path, target: Path) -> None:
     save_checkpoint(target, module.eval(), arch=arch, preprocessing=PREPROCESSING)
 
 
+def _ignore(*_said: object) -> None:
+    """Rows go to stdout alone."""
+
+
 def measured(out: Path, checkpoint: Path, recipe: str) -> dict[str, Any]:
     """One build, and its model on the held-out images beside the float one."""
     file, bundle = out / "recipe.toml", out / "model.gpusq"
@@ -137,10 +142,11 @@ def measured(out: Path, checkpoint: Path, recipe: str) -> dict[str, Any]:
             out=bundle,
             force=True,
         ),
-        Reporter(say=lambda _: None, progress=lambda *_: None),
+        Reporter(say=_ignore, progress=_ignore),
     )
     images, labels = read_images(out / "data" / "heldout")
-    reference, got = torch_logits(checkpoint)(images), onnx_logits(bundle / "model.onnx")(images)
+    reference: npt.NDArray[np.float32] = torch_logits(checkpoint)(images)
+    got: npt.NDArray[np.float32] = onnx_logits(bundle / "model.onnx")(images)
     engine = read_bundle(bundle).receipt.engines[0]
     return {
         "sqnr_db": float(10 * np.log10(np.sum(reference**2) / np.sum((reference - got) ** 2))),

@@ -72,7 +72,7 @@ def _residual_quantized(model: ir.Model) -> Iterator[Finding]:
             yield Finding(
                 rule="residual-quantized",
                 place=f"{residual.module}, node {residual.node}",
-                what="the residual stream is quantised in front of its Add: docs/recipes.md has what that costs",
+                what="the residual stream is quantised: on DINOv2 ViT-S/14 that costs ten decibels of SQNR",
                 hint="remove the pair; leave residual adds in the remainder's type",
             )
 

@@ -100,14 +100,12 @@ class _Files:
         return self._maps[path]
 
     def tensor(self, external: ir.ExternalTensor) -> ir.TensorProtocol:
-        """The same tensor, mapped; types that numpy can't see in place (INT4) are left to onnx_ir."""
+        """The same tensor, mapped; types that numpy can't see in place (INT4) are read and unpacked."""
         location, shape = str(cast("object", external.location)), external.shape.numpy()
         place = f"{self._model}, tensor {external.name}"
         path = self._model if location == _HERE else _beside(self._model, location, place)
-        if external.dtype.itemsize != int(external.dtype.itemsize):
-            external.base_dir = str(self._model.parent)
-            return external
-        size = math.prod(shape) * int(external.dtype.itemsize)
+        packed = external.dtype.itemsize < 1
+        size = math.ceil(math.prod(shape) * external.dtype.itemsize)
         start, view = external.offset or 0, self.view(path)
         length = size if external.length is None else external.length
         if min(shape, default=0) < 0 or length != size or start < 0 or start + size > len(view):
@@ -117,6 +115,9 @@ class _Files:
                 place=place,
                 hint=_COPY_AGAIN,
             )
+        if packed:
+            values = np.frombuffer(view, dtype=np.uint8, count=size, offset=start).copy()
+            return ir.PackedTensor(values, external.dtype, shape=external.shape, name=external.name)
         dtype = np.dtype(cast("npt.DTypeLike", external.dtype.numpy()))
         values = np.frombuffer(view, dtype=dtype, count=math.prod(shape), offset=start).reshape(shape)
         return MappedTensor(values, view, dtype=external.dtype, name=str(external.name))

@@ -62,7 +62,8 @@ def second_order_int4(
 def _feedback(gram: Floats, damping: float) -> npt.NDArray[np.float32]:
     """U above the diagonal, with H + ridge = (I + U) D (I + U)ᵀ."""
     damped = gram.astype(np.float64)
-    damped[np.diag_indices_from(damped)] += damping * max(float(np.trace(gram)) / len(gram), np.finfo(np.float32).tiny)
+    smallest = float(np.finfo(np.float32).tiny)
+    damped[np.diag_indices_from(damped)] += damping * max(float(np.trace(gram)) / len(gram), smallest)
     try:
         # The Cholesky factor of H with its axes reversed, reversed again, is upper triangular.
         upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -20,6 +20,12 @@ CODE_TYPES: dict[Precision, ir.DataType] = {
     "fp8": ir.DataType.FLOAT8E4M3FN,
     "int4": ir.DataType.INT4,
 }
+
+
+def zero_points(shape: tuple[int, ...], codes: ir.DataType) -> npt.NDArray[Any]:
+    """Zeros of the codes' type."""
+    dtype = cast("npt.DTypeLike", codes.numpy())
+    return np.zeros(shape, dtype)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

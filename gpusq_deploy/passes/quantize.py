@@ -19,7 +19,7 @@ from gpusq_deploy.graph.smoothable import add_to_bias
 from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, value_name
 from gpusq_deploy.numerics.affine import amax_per_channel, quantize, scale_from_amax
 from gpusq_deploy.numerics.low_bit import int4_blocks
-from gpusq_deploy.passes.low_bit import CODE_TYPES, StoredWeight, fp8_weight, int4_weight
+from gpusq_deploy.passes.low_bit import CODE_TYPES, StoredWeight, fp8_weight, int4_weight, zero_points
 
 STORED_TYPE: dict[FloatPrecision, npt.DTypeLike] = {
     "fp32": np.float32,
@@ -141,7 +141,7 @@ def _pair(
     if not isinstance(node.graph, ir.Graph):
         raise GpusqError("the node stands in no graph", place=str(node.name))
     step = add_initializer(node.graph, f"{prefix}_scale", np.array(scale, np.float32))
-    zero_point = add_initializer(node.graph, f"{prefix}_zero_point", np.array(0, codes.numpy()))
+    zero_point = add_initializer(node.graph, f"{prefix}_zero_point", zero_points((), codes))
     q = ir.node("QuantizeLinear", [value, step, zero_point], name=f"{prefix}_q")
     coded = insert_before(node, q, like=value, dtype=codes)
     dq = ir.node("DequantizeLinear", [coded, step, zero_point], name=f"{prefix}_dq")
@@ -171,8 +171,8 @@ def _quantize_weight(
         add_initializer(graph, f"{prefix}_scale", np.ascontiguousarray(content.scale)),
     ]
     if not content.block:
-        zero_points = np.zeros(content.scale.shape, CODE_TYPES[decision.precision].numpy())
-        inputs.append(add_initializer(graph, f"{prefix}_zero_point", zero_points))
+        zeros = zero_points(content.scale.shape, CODE_TYPES[decision.precision])
+        inputs.append(add_initializer(graph, f"{prefix}_zero_point", zeros))
     dequantize = ir.node("DequantizeLinear", inputs, content.attributes, name=f"{prefix}_dq")
     node.replace_input_with(1, insert_before(node, dequantize, like=place, dtype=ir.DataType.FLOAT))
 

@@ -198,3 +198,16 @@ def test_a_weight_behind_a_reshape_is_seen_as_its_product_sees_it(order: str) ->
     (seen,) = graph_weights(model, layers)
     np.testing.assert_array_equal(seen.rows, expected.T)
     assert (layers[0].n, layers[0].k, layers[0].macs, seen.positions) == (n, k, n * k, 1)
+
+
+def test_int4_weights_in_the_file_are_unpacked(tmp_path: Path) -> None:
+    codes = np.random.default_rng(0).integers(-8, 8, (128, 129)).astype(np.int8)
+    text = """g (float[B,128] x) => (float[B,129] y) {
+      w = DequantizeLinear<axis = 0, block_size = 64>(w4, s)
+      y = MatMul(x, w)
+    }"""
+    model = tiny_models.graph(text, w4=codes.astype(ml_dtypes.int4), s=np.ones((2, 129), np.float32))
+    ir.save(model, tmp_path / "m.onnx")
+    mapped = map_model(tmp_path / "m.onnx").graph.initializers["w4"]
+    assert mapped.dtype == ir.DataType.INT4
+    assert np.array_equal(array_of(mapped).astype(np.int8), codes)
