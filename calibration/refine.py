@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import numpy as np
@@ -18,7 +19,8 @@ from gpusq_deploy.graph.smoothable import Smoothable, bias_place, find_smoothabl
 from gpusq_deploy.numerics.affine import amax_per_channel, dequantize, quantize, scale_from_amax
 from gpusq_deploy.numerics.rounding import second_order_codes
 from gpusq_deploy.numerics.smoothing import Smoothing, balanced, one_sided
-from gpusq_deploy.passes.quantize import RoundedWeight
+from gpusq_deploy.numerics.threads import single_threaded_blas
+from gpusq_deploy.passes.quantize import STORED_TYPE, RoundedWeight
 from gpusq_deploy.passes.smooth import SmoothedTensor
 from gpusq_deploy.recipe import Recipe, Rule
 
@@ -102,7 +104,7 @@ def round_weights(
     moments: Mapping[str, ChannelMoments],
     recipe: Recipe,
     *,
-    stored: npt.DTypeLike,
+    workers: int = 1,
 ) -> dict[str, RoundedWeight]:
     """Codes and bias changes of the planned INT8 layers whose rule asks for more than rounding to nearest, by node.
 
@@ -112,27 +114,28 @@ def round_weights(
         plan: Decisions about them.
         moments: Of their inputs, in that graph, by node.
         recipe: Its rules.
-        stored: The type of the scales.
+        workers: Layers rounded at the same time; the codes don't depend on it.
     """
     steps = {entry.node: entry.activation.scale for entry in plan.layers if entry.activation is not None}
     biased = {node.name for node in model.graph if bias_place(node) is not None}
-    rounded: dict[str, RoundedWeight] = {}
-    for layer in layers:
-        found = moments.get(layer.node)
-        if layer.node in steps and found is not None and layer.kind == "linear":
-            rows = weight_rows(model, layer).astype(np.float32)
-            rule = rule_of(recipe, layer)
-            if layer.node not in biased:
-                rule = msgspec.structs.replace(rule, correct_bias=False)
-            try:
-                rounded[layer.node] = _rounded(rows, found, rule, step=steps[layer.node], stored=stored)
-            except ValueError as error:
-                raise GpusqError(
-                    f"the weight can't be quantised: {error}",
-                    place=f"{layer.layer}, tensor {layer.weight}",
-                    hint='build with --bf16 or --fp32, or with rounding = "nearest" in the recipe',
-                ) from error
-    return rounded
+    chosen = [layer for layer in layers if layer.node in steps and layer.node in moments and layer.kind == "linear"]
+
+    def rounded(layer: GraphLayer) -> RoundedWeight:
+        rule = rule_of(recipe, layer)
+        if layer.node not in biased:
+            rule = msgspec.structs.replace(rule, correct_bias=False)
+        rows = weight_rows(model, layer).astype(np.float32)
+        try:
+            return _rounded(rows, moments[layer.node], rule, step=steps[layer.node], stored=STORED_TYPE[plan.remainder])
+        except ValueError as error:
+            raise GpusqError(
+                f"the weight can't be quantised: {error}",
+                place=f"{layer.layer}, tensor {layer.weight}",
+                hint='build with --bf16 or --fp32, or with rounding = "nearest" in the recipe',
+            ) from error
+
+    with single_threaded_blas(), ThreadPoolExecutor(workers) as pool:
+        return dict(zip((layer.node for layer in chosen), pool.map(rounded, chosen), strict=True))
 
 
 def moments_behind(

@@ -110,7 +110,8 @@ def make_ready(model: ir.Model, wanted: Wanted, data: Data, subject: Subject, re
 
 def rounded_weights(ready: Ready, plan: Plan, recipe: Recipe) -> dict[str, RoundedWeight]:
     """Weights that are rounded with regard to the data, by node."""
-    return round_weights(ready.model, ready.layers, plan, ready.moments, recipe, stored=STORED_TYPE[plan.remainder])
+    workers = min(Ranks().workers(), _MOST_WORKERS)
+    return round_weights(ready.model, ready.layers, plan, ready.moments, recipe, workers=workers)
 
 
 def _channels_to_watch(wanted: Wanted, smoothed: Sequence[str]) -> dict[str, bool]:
