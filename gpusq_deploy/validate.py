@@ -71,7 +71,7 @@ def _validate_bundle(path: Path) -> Validation:
     expected = tuple(layer.layer for layer in bundle.manifest.sparsity.layers if layer.expected)
     model = map_model(path / MODEL)
     report = sparsity_report(
-        graph_weights(model, weighted_layers(model, reshaped=True)),
+        graph_weights(model, weighted_layers(model, only_seen=True)),
         source=MODEL,
         recipe=load_recipe(None),
         record=SparsityRecord(method="as the manifest says", layers=expected),
@@ -88,7 +88,7 @@ def _packed_findings(path: Path, model: ir.Model, report: SparsityReport) -> Ite
 def _validate_model(path: Path, recipe: Path | None) -> Validation:
     model = map_model(path)
     report = sparsity_report(
-        graph_weights(model, weighted_layers(model, reshaped=True)),
+        graph_weights(model, weighted_layers(model, only_seen=True)),
         source=path.name,
         recipe=load_recipe(recipe),
         record=None,

@@ -106,7 +106,7 @@ def _reason(value: ir.Value | None, readers: Sequence[GraphLayer]) -> str | None
     producer = None if value is None else value.producer()
     if value is None or producer is None:
         return "it reads the graph's input"
-    if any(reader.kind != "linear" or reader.reshaped for reader in readers):
+    if any(reader.kind != "linear" or reader.only_seen for reader in readers):
         return "not a Linear layer"
     places = {(use.node.name, use.idx) for use in value.uses()}
     if places != {(reader.node, 0) for reader in readers} or value.is_graph_output():
