@@ -52,11 +52,15 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredWeights:
-    """A model's weights where they lie in its file, and a module that says what they are; its own mean nothing."""
+    """A model's weights where they lie in its file, and a module that says what they are; its own mean nothing.
+
+    `preprocessing` is None where the architecture declares none.
+    """
 
     skeleton: torch.nn.Module
     state: Mapping[str, torch.Tensor]
     sparsity: SparsityRecord | None
+    preprocessing: Preprocessing | None
 
 
 def load_checkpoint(path: Path, *, arch: ArchSpec | None = None, allow_pickle: bool = False) -> Checkpoint:
@@ -113,18 +117,27 @@ def stored_weights(path: Path, *, arch: ArchSpec | None = None) -> StoredWeights
         content = read_checkpoint_file(path)
         if content.get("format") == SELF_DESCRIBING:
             arch, state = _described(content, arch, place)
-            return _stored(arch, state, _field(content, "sparsity", SparsityRecord | None, place), place=place)
+            return StoredWeights(
+                skeleton=_fitting_skeleton(arch, state, place=place),
+                state=state,
+                sparsity=_field(content, "sparsity", SparsityRecord | None, place),
+                preprocessing=_field(content, "preprocessing", Preprocessing, place),
+            )
         reading = reading_of(content, place=place)
-    return _stored(_known(arch, place=place), reading.state, reading.sparsity, place=place)
+    arch = _known(arch, place=place)
+    skeleton = _fitting_skeleton(arch, reading.state, place=place)
+    try:
+        preprocessing = preprocessing_of(arch, skeleton)
+    except GpusqError:  # weights can be looked at without it
+        preprocessing = None
+    return StoredWeights(skeleton=skeleton, state=reading.state, sparsity=reading.sparsity, preprocessing=preprocessing)
 
 
-def _stored(
-    arch: ArchSpec, state: Mapping[str, torch.Tensor], sparsity: SparsityRecord | None, *, place: str
-) -> StoredWeights:
-    skeleton = skeleton_from_arch(arch)
+def _fitting_skeleton(arch: ArchSpec, state: Mapping[str, torch.Tensor], *, place: str) -> torch.nn.Module:
     _require_plain(state, place=place)
+    skeleton = skeleton_from_arch(arch)
     _require_fit(skeleton.state_dict(), state, arch, place=place)
-    return StoredWeights(skeleton=skeleton, state=state, sparsity=sparsity)
+    return skeleton
 
 
 def _known(arch: ArchSpec | None, *, place: str) -> ArchSpec:

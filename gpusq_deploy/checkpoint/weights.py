@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gpusq_deploy.checkpoint.adapters.exported_program import is_exported_progra
 from gpusq_deploy.checkpoint.adapters.known import reading_of
 from gpusq_deploy.checkpoint.checkpoint import StoredWeights, load_checkpoint, require_finite, stored_weights
 from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file
+from gpusq_deploy.checkpoint.macs import Layer, count_macs
 from gpusq_deploy.checkpoint.tensors import array_from_tensor, release
 from gpusq_deploy.numerics.sparsity import rows_from_conv
 from gpusq_deploy.sparsity import LayerWeight
@@ -34,7 +36,7 @@ def layer_weights(module: torch.nn.Module, state: Mapping[str, torch.Tensor] | N
     for tensor, child in _layers(module):
         kind = "linear" if isinstance(child, torch.nn.Linear) else _conv_kind(child)
         weight = child.weight if state is None else state[tensor]
-        yield LayerWeight(layer=tensor.removesuffix(".weight"), tensor=tensor, kind=kind, rows=rows_of(weight))
+        yield _layer_weight(tensor, kind, weight)
 
 
 def rows_of(tensor: torch.Tensor) -> npt.NDArray[Any]:
@@ -65,7 +67,7 @@ def weights_in_file(path: Path, arch: ArchSpec | None) -> tuple[Iterable[LayerWe
     return _guessed(dict(reading.state)), reading.sparsity
 
 
-def _layers(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Linear | torch.nn.Conv2d]]:
+def _layers(module: torch.nn.Module) -> Iterator[tuple[str, Layer]]:
     """Names of weights, and the modules that hold them."""
     untyped: Any = module  # named_modules() has a partly open type
     for name, child in untyped.named_modules():
@@ -75,10 +77,12 @@ def _layers(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Linear | to
 
 def _finite(stored: StoredWeights, *, place: str) -> Iterator[LayerWeight]:
     """The layers' weights; every tensor is looked at as soon as it is read, and let go."""
-    rest = dict(stored.state)
+    rest, how = dict(stored.state), stored.preprocessing
+    shape = () if how is None else (how.channels, how.height, how.width)
+    macs = count_macs(stored.skeleton, dict(_layers(stored.skeleton)), shape)
     for weight in _released(layer_weights(stored.skeleton, stored.state), stored.state):
         require_finite({weight.tensor: rest.pop(weight.tensor)}, place=place)
-        yield weight
+        yield replace(weight, macs=macs[weight.tensor])
     require_finite(rest, place=place)
 
 
@@ -93,7 +97,12 @@ def _guesses(state: Mapping[str, torch.Tensor]) -> Iterator[LayerWeight]:
             continue
         conv: LayerKind = "patch_embed" if "patch_embed" in layer else "conv"
         kind = "linear" if tensor.ndim == 2 else conv
-        yield LayerWeight(layer=layer, tensor=name, kind=kind, rows=rows_of(tensor))
+        yield _layer_weight(name, kind, tensor)
+
+
+def _layer_weight(tensor: str, kind: LayerKind, weight: torch.Tensor) -> LayerWeight:
+    layer, rows = tensor.removesuffix(".weight"), rows_of(weight)
+    return LayerWeight(layer=layer, tensor=tensor, kind=kind, rows=rows, positions=len(rows) // max(len(weight), 1))
 
 
 def _released(weights: Iterable[LayerWeight], state: Mapping[str, torch.Tensor]) -> Iterator[LayerWeight]:

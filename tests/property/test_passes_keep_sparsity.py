@@ -130,8 +130,8 @@ def every_pass() -> set[str]:
     modules = [
         importlib.import_module(f"{passes.__name__}.{found.name}") for found in pkgutil.iter_modules(passes.__path__)
     ]
-    kinds = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
-    return {str(kind.name) for kind in kinds if kind is not Pass and hasattr(kind, "run") and hasattr(kind, "name")}
+    kinds: list[Any] = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
+    return {kind.name for kind in kinds if kind is not Pass and hasattr(kind, "run") and hasattr(kind, "name")}
 
 
 @settings(max_examples=25)

@@ -15,6 +15,7 @@ import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint, stored_weights
+from gpusq_deploy.checkpoint.macs import count_macs
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.checkpoint.weights import layer_weights, weights_in_file
 from gpusq_deploy.errors import GpusqError
@@ -151,3 +152,40 @@ def test_models_that_need_their_memory_are_built(
     (expected,) = layer_weights(module)
     assert (weight.layer, weight.tensor) == (expected.layer, expected.tensor)
     np.testing.assert_allclose(weight.rows, expected.rows, rtol=1e-6)
+
+
+def test_the_share_of_flops_is_known_where_the_architecture_is(tmp_path: Path) -> None:
+    path, module = tiny_models.write_vit(tmp_path / "model.pt"), tiny_models.vit()
+    outputs: dict[str, int] = {}
+    for name, child in [(name, module.get_submodule(name)) for name in ("patch_embed.proj", *LINEARS)]:
+        child.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output.numel()}))
+    with torch.no_grad():
+        module(torch.from_numpy(tiny_models.images(1)))
+    known = {weight.layer: weight.macs for weight in weights_in_file(path, tiny_models.vit_spec())[0]}
+    sizes = {name: module.get_parameter(f"{name}.weight")[0].numel() for name in outputs}
+    assert known == {name: outputs[name] * sizes[name] for name in outputs}
+    assert {weight.macs for weight in weights_in_file(path, None)[0]} == {0}
+
+
+class Undecided(torch.nn.Module):
+    """Looks at its values, which shapes alone don't have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """[n, 4] to [n, 4]."""
+        answer: torch.Tensor = self.layer(values)
+        return answer if float(values.sum()) > 0 else values
+
+
+def test_a_model_that_looks_at_its_values_counts_nothing() -> None:
+    module = Undecided()
+    assert not count_macs(module, {"layer.weight": module.layer}, (4,))
+
+
+def test_a_conv_says_how_many_kernel_positions_its_rows_have() -> None:
+    conv = torch.nn.Conv2d(8, 6, (3, 2))
+    (weight,) = layer_weights(torch.nn.Sequential(conv))
+    assert (len(weight.rows), weight.positions) == (36, 6)

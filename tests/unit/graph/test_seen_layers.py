@@ -35,36 +35,49 @@ class Form(NamedTuple):
 
     steps: str
     store: Callable[[Array], Array]
-    numbers: tuple[int, ...] = ()
-    x: str = f"B,{K}"
-    y: str = f"B,{N}"
+    numbers: tuple[int, ...]
+    x: str
+    y: str
+
+
+def form(
+    steps: str,
+    store: Callable[[Array], Array],
+    numbers: tuple[int, ...] = (),
+    x: str = f"B,{K}",
+    y: str = f"B,{N}",
+) -> Form:
+    return Form(steps, store, numbers, x, y)
 
 
 PRODUCTS = {
-    "MatMul": Form("[fc] y = MatMul(x, v)", lambda w: w.T),
-    "Gemm": Form("[fc] y = Gemm(x, v)", lambda w: w.T),
-    "Gemm, transB": Form("[fc] y = Gemm<transB = 1>(x, v)", lambda w: w),
-    "Transpose": Form("[a] u = Transpose<perm = [1, 0]>(v) [fc] y = MatMul(x, u)", lambda w: w),
-    "Transpose without perm": Form("[a] u = Transpose(v) [fc] y = MatMul(x, u)", lambda w: w),
-    "Transpose, transB": Form("[a] u = Transpose(v) [fc] y = Gemm<transB = 1>(x, u)", lambda w: w.T),
-    "Reshape": Form("[a] u = Reshape(v, t) [fc] y = MatMul(x, u)", lambda w: w.T.reshape(2, K // 2, N), (K, -1)),
-    "Reshape, Transpose": Form(
+    "MatMul": form("[fc] y = MatMul(x, v)", lambda w: w.T),
+    "Gemm": form("[fc] y = Gemm(x, v)", lambda w: w.T),
+    "Gemm, transB": form("[fc] y = Gemm<transB = 1>(x, v)", lambda w: w),
+    "Transpose": form("[a] u = Transpose<perm = [1, 0]>(v) [fc] y = MatMul(x, u)", lambda w: w),
+    "Transpose without perm": form("[a] u = Transpose(v) [fc] y = MatMul(x, u)", lambda w: w),
+    "Transpose, transB": form("[a] u = Transpose(v) [fc] y = Gemm<transB = 1>(x, u)", lambda w: w.T),
+    "Reshape": form("[a] u = Reshape(v, t) [fc] y = MatMul(x, u)", lambda w: w.T.reshape(2, K // 2, N), (K, -1)),
+    "Reshape, Transpose": form(
         "[a] a = Reshape(v, t) [b] u = Transpose(a) [fc] y = MatMul(x, u)", lambda w: w.reshape(N, 4, 4), (0, -1)
     ),
-    "Transpose, Reshape": Form(
+    "Transpose, Reshape": form(
         "[a] a = Transpose<perm = [2, 0, 1]>(v) [b] u = Reshape(a, t) [fc] y = Gemm<transB = 1>(x, u)",
         lambda w: w.reshape(N, 4, 4).transpose(1, 2, 0),
         (N, K),
     ),
-    "Squeeze": Form("[a] u = Squeeze(v, t) [fc] y = Gemm<transB = 1>(x, u)", lambda w: w[:, None, :], (1,)),
-    "Squeeze of all": Form("[a] u = Squeeze(v) [fc] y = MatMul(x, u)", lambda w: w.T[None]),
-    "Flatten": Form("[a] u = Flatten(v) [fc] y = Gemm<transB = 1>(x, u)", lambda w: w.reshape(N, 2, -1)),
-    "first operand": Form("[fc] y = MatMul(v, x)", lambda w: w, x=f"{K},B", y=f"{N},B"),
-    "first operand, Gemm": Form("[fc] y = Gemm(v, x)", lambda w: w, x=f"{K},B", y=f"{N},B"),
-    "first operand, transA": Form("[fc] y = Gemm<transA = 1>(v, x)", lambda w: w.T, x=f"{K},B", y=f"{N},B"),
+    "Squeeze": form("[a] u = Squeeze(v, t) [fc] y = Gemm<transB = 1>(x, u)", lambda w: w[:, None, :], (1,)),
+    "Squeeze of all": form("[a] u = Squeeze(v) [fc] y = MatMul(x, u)", lambda w: w.T[None]),
+    "Flatten": form("[a] u = Flatten(v) [fc] y = Gemm<transB = 1>(x, u)", lambda w: w.reshape(N, 2, -1)),
+    "first operand": form("[fc] y = MatMul(v, x)", lambda w: w, x=f"{K},B", y=f"{N},B"),
+    "first operand, Gemm": form("[fc] y = Gemm(v, x)", lambda w: w, x=f"{K},B", y=f"{N},B"),
+    "first operand, transA": form("[fc] y = Gemm<transA = 1>(v, x)", lambda w: w.T, x=f"{K},B", y=f"{N},B"),
 }
 _CONV = "[fc] y = Conv<kernel_shape = [3, 2]>(x, u)"
-_CONV_SHAPES: dict[str, str] = {"x": f"B,{K},5,4", "y": f"B,{N},3,3"}
+
+
+def conv(steps: str, store: Callable[[Array], Array], numbers: tuple[int, ...] = ()) -> Form:
+    return form(steps, store, numbers, x=f"B,{K},5,4", y=f"B,{N},3,3")
 
 
 def kernels(rows: Array) -> Array:
@@ -73,24 +86,22 @@ def kernels(rows: Array) -> Array:
 
 
 CONVS = {
-    "Conv": Form(_CONV.replace("u)", "v)"), kernels, **_CONV_SHAPES),
-    "Conv, kernels last": Form(
-        f"[a] u = Transpose<perm = [3, 2, 0, 1]>(v) {_CONV}", lambda r: kernels(r).transpose(2, 3, 1, 0), **_CONV_SHAPES
+    "Conv": conv(_CONV.replace("u)", "v)"), kernels),
+    "Conv, kernels last": conv(
+        f"[a] u = Transpose<perm = [3, 2, 0, 1]>(v) {_CONV}", lambda r: kernels(r).transpose(2, 3, 1, 0)
     ),
-    "Conv, channels last": Form(
-        f"[a] u = Transpose<perm = [0, 3, 1, 2]>(v) {_CONV}", lambda r: kernels(r).transpose(0, 2, 3, 1), **_CONV_SHAPES
+    "Conv, channels last": conv(
+        f"[a] u = Transpose<perm = [0, 3, 1, 2]>(v) {_CONV}", lambda r: kernels(r).transpose(0, 2, 3, 1)
     ),
-    "Conv, Reshape": Form(
-        f"[a] u = Reshape(v, t) {_CONV}", lambda r: kernels(r).reshape(N, -1), (0, K, 3, -1), **_CONV_SHAPES
-    ),
-    "Conv, Unsqueeze": Form(
+    "Conv, Reshape": conv(f"[a] u = Reshape(v, t) {_CONV}", lambda r: kernels(r).reshape(N, -1), (0, K, 3, -1)),
+    "Conv, Unsqueeze": form(
         "[a] u = Unsqueeze(v, t) [fc] y = Conv<kernel_shape = [1, 1]>(x, u)",
         lambda r: r,
         (2, 3),
         x=f"B,{K},5,4",
         y=f"B,{N},5,4",
     ),
-    "Conv of one axis": Form(
+    "Conv of one axis": form(
         "[fc] y = Conv<kernel_shape = [3]>(x, v)",
         lambda r: np.moveaxis(r.reshape(N, 3, K), -1, 1),
         x=f"B,{K},5",
@@ -107,19 +118,19 @@ def rows_of(name: str, dtype: np.dtype[Any]) -> Array:
     return np.where(magnitude_mask(values), values, 0).astype(dtype)
 
 
-def written(path: Path, form: Form, rows: Array, kind: str) -> Path:
+def written(path: Path, way: Form, rows: Array, kind: str) -> Path:
     """The form as a file; INT8 is dequantised first, and everything else passes a Cast to what it is."""
-    stored = np.ascontiguousarray(form.store(rows))
+    stored = np.ascontiguousarray(way.store(rows))
     constants: dict[str, Array] = {"w": stored}
     if kind == "int8":
         first = "[dq] v = DequantizeLinear(w, s)"
         constants["s"] = np.array(0.5, np.float32)
     else:
         first = f"[cast] v = Cast<to = {({'float': 1, 'float16': 10, 'bfloat16': 16})[kind]}>(w)"
-    if form.numbers:
-        constants["t"] = np.array(form.numbers, np.int64)
+    if way.numbers:
+        constants["t"] = np.array(way.numbers, np.int64)
     element = "float" if kind == "int8" else kind
-    text = f"g ({element}[{form.x}] x) => ({element}[{form.y}] y) {{ {first} {form.steps} }}"
+    text = f"g ({element}[{way.x}] x) => ({element}[{way.y}] y) {{ {first} {way.steps} }}"
     save_model(tiny_models.graph(text, **constants), path)
     return path
 
@@ -127,14 +138,14 @@ def written(path: Path, form: Form, rows: Array, kind: str) -> Path:
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("name", [*PRODUCTS, *CONVS])
 def test_the_planted_violation_is_found_where_it_stands(tmp_path: Path, name: str, kind: str) -> None:
-    form, rows = (PRODUCTS | CONVS)[name], rows_of(name, TYPES[kind])
-    (good,) = validate(written(tmp_path / "good.onnx", form, rows, kind)).sparsity.layers
+    way, rows = (PRODUCTS | CONVS)[name], rows_of(name, TYPES[kind])
+    (good,) = validate(written(tmp_path / "good.onnx", way, rows, kind)).sparsity.layers
     assert (good.valid, good.n, good.k, good.dtype) == (True, len(rows), K, TYPES[kind].name)
     assert good.zero_fraction == np.count_nonzero(rows == 0) / rows.size
 
     row, column = len(rows) - 2, int(np.flatnonzero(rows[-2] == 0)[3])
     rows[row, column] = 5
-    (bad,) = validate(written(tmp_path / "bad.onnx", form, rows, kind)).sparsity.layers
+    (bad,) = validate(written(tmp_path / "bad.onnx", way, rows, kind)).sparsity.layers
     assert (bad.violations, bad.places) == (1, ((row, column // 4),))
     assert bad.worst is not None
     assert (bad.worst.row, bad.worst.index) == (row, column // 4)
@@ -160,7 +171,8 @@ def test_a_weight_that_does_not_fit_its_reshape_is_an_error(target: str) -> None
     numbers = np.array([int(part) for part in target.strip("[]").split(",")], np.int64)
     text = "g (float[B,16] x) => (float[B,8] y) { [a] v = Reshape(w, t) [fc] y = MatMul(x, v) }"
     proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>\n{text}')
-    for name, value in {"w": np.ones((16, 8), np.float32), "t": numbers}.items():
+    constants: dict[str, Array] = {"w": np.ones((16, 8), np.float32), "t": numbers}
+    for name, value in constants.items():
         proto.graph.initializer.append(ir.to_proto(ir.tensor(value, name=name)))
     with pytest.raises(GpusqError, match=r"can't pass this Reshape") as caught:
         weighted_layers(ir.from_proto(proto), only_seen=True)
