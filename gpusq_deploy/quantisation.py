@@ -116,7 +116,7 @@ def rounded_weights(ready: Ready, plan: Plan, recipe: Recipe) -> dict[str, Round
 
 def _channels_to_watch(wanted: Wanted, smoothed: Sequence[str]) -> dict[str, bool]:
     """Activations to smooth, and those whose readers' weights or biases depend on the data; True for second moments."""
-    linear = [layer for layer in wanted.layers if layer.kind == "linear" and not layer.reshaped]
+    linear = [layer for layer in wanted.layers if layer.kind == "linear" and not layer.only_seen]
     second_order = {layer.input for layer in linear if rule_of(wanted.recipe, layer).rounding == "second-order"}
     biased = {layer.input for layer in linear if rule_of(wanted.recipe, layer).correct_bias}
     tensors = {*smoothed, *second_order, *biased}

@@ -60,6 +60,19 @@ def module_from_arch(spec: ArchSpec) -> torch.nn.Module:
     return module.float().eval()
 
 
+def skeleton_from_arch(spec: ArchSpec) -> torch.nn.Module:
+    """As `module_from_arch`, but without memory for its weights, where its constructor can do without them.
+
+    Raises:
+        GpusqError: See `module_from_arch`.
+    """
+    try:
+        with torch.device("meta"):
+            return module_from_arch(spec)
+    except GpusqError:  # perhaps only because it looks at its initial weights
+        return module_from_arch(spec)
+
+
 def _argument(item: str) -> tuple[str, ArchArgument]:
     name, equals, text = item.partition("=")
     if not equals or not name.isidentifier():

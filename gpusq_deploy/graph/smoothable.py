@@ -125,7 +125,7 @@ def add_to_bias(graph: ir.Graph, node: ir.Node, change: npt.NDArray[np.floating[
 
 
 def _reason(value: ir.Value, readers: Sequence[GraphLayer]) -> str | None:
-    if any(reader.kind != "linear" or reader.reshaped for reader in readers):
+    if any(reader.kind != "linear" or reader.only_seen for reader in readers):
         return "not a Linear layer"
     places = {(use.node.name, use.idx) for use in value.uses()}
     if places != {(reader.node, 0) for reader in readers} or value.is_graph_output():
