@@ -115,6 +115,7 @@ def round_weights(
         stored: The type of the scales.
     """
     steps = {entry.node: entry.activation.scale for entry in plan.layers if entry.activation is not None}
+    single = {entry.node for entry in plan.layers if entry.weight is not None and entry.weight.one_scale}
     biased = {node.name for node in model.graph if bias_place(node) is not None}
     rounded: dict[str, RoundedWeight] = {}
     for layer in layers:
@@ -125,7 +126,8 @@ def round_weights(
             if layer.node not in biased:
                 rule = msgspec.structs.replace(rule, correct_bias=False)
             try:
-                rounded[layer.node] = _rounded(rows, found, rule, step=steps[layer.node], stored=stored)
+                scale = _scales(rows, stored, single=layer.node in single)
+                rounded[layer.node] = _rounded(rows, found, rule, scale=scale, step=steps[layer.node])
             except ValueError as error:
                 raise GpusqError(
                     f"the weight can't be quantised: {error}",
@@ -212,10 +214,19 @@ def _widened(
     return msgspec.structs.replace(entry, amax=entry.amax * (1 + headroom), origin=origin)
 
 
+def _scales(rows: npt.NDArray[np.float32], stored: npt.DTypeLike, *, single: bool) -> npt.NDArray[np.float32]:
+    amax = amax_per_channel(rows, 0)
+    return scale_from_amax(np.full_like(amax, amax.max()) if single else amax, dtype=stored).astype(np.float32)
+
+
 def _rounded(
-    rows: npt.NDArray[np.float32], moments: ChannelMoments, rule: Rule, *, step: float, stored: npt.DTypeLike
+    rows: npt.NDArray[np.float32],
+    moments: ChannelMoments,
+    rule: Rule,
+    *,
+    scale: npt.NDArray[np.float32],
+    step: float,
 ) -> RoundedWeight:
-    scale = scale_from_amax(amax_per_channel(rows, 0), dtype=stored).astype(np.float32)
     if rule.rounding == "second-order" and moments.covariance is not None:
         # Rounding the input adds noise of a step's variance to every channel, whatever the others do.
         noisy = moments.covariance.astype(np.float64)
