@@ -100,7 +100,9 @@ version = modelopt.__version__
 """,
     "NNCF": """
 import nncf, onnx
-data = nncf.Dataset([np.repeat(image[None], batch, axis=0) for image in images], lambda part: {name: part})
+# Its statistics are those of a batch; of one image each where quality is judged.
+parts = [np.repeat(image[None], batch, axis=0) for image in images] if len(images) > batch else [images]
+data = nncf.Dataset(parts, lambda part: {name: part})
 onnx.save(nncf.quantize(onnx.load(source), data, preset=nncf.QuantizationPreset.PERFORMANCE,
                         model_type=nncf.ModelType.TRANSFORMER), target)
 version = nncf.__version__
@@ -253,7 +255,7 @@ def _linears(recipe: Recipe) -> Recipe:
 
 def _peer_graph(subject: Subject, peer: str, folder: Path, python: Path) -> Graph:
     save_model(subject.exported, folder / "float.onnx")
-    count = min(len(subject.calibrate), 16) // _BATCH.optimum * _BATCH.optimum
+    count = _BATCH.optimum * (1 if subject.unseen is None else 2)
     np.save(folder / "images.npy", np.stack([subject.calibrate.sample(index) for index in range(count)]))
     script = _PEER_FRAME.replace("{body}", _PEERS[peer])
     done = subprocess.run(
