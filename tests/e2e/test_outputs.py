@@ -25,6 +25,11 @@ output = "int8"
 reason = "to see"
 
 [[rule]]
+match = "head"
+sparse = false
+reason = "dense"
+
+[[rule]]
 kind = "linear"
 rounding = "second-order"
 reason = "every other Linear"
