@@ -182,8 +182,8 @@ def _by_layer(
 ) -> tuple[LayerCost, ...]:
     nodes = {layer.node: layer.layer for layer in plan.layers}
     asked = [layer.layer for layer in plan.layers if layer.precision == "int8"]
-    sides = (layer_shares(side, nodes, target.peaks) for side in (built, other))
-    return tuple(compared(*sides, asked))
+    ours, theirs = (layer_shares(side, nodes, target.peaks) for side in (built, other))
+    return tuple(compared(ours, theirs, asked))
 
 
 def _built(request: EngineRequest, target: Target, backend: BackendName) -> BuiltEngine:
