@@ -40,6 +40,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.receipt import EngineLayer
@@ -160,7 +161,9 @@ def main() -> None:
     """Each model in turn; its rows are printed, and kept, as soon as they are there."""
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     options = _options()
-    kept = json.loads(options.json.read_text("utf-8"))["rows"] if options.json and options.json.exists() else []
+    kept: list[Row] = []
+    if options.json is not None and options.json.exists():
+        kept = json.loads(options.json.read_text("utf-8"))["rows"]
     for name in options.models or _MODELS:
         rows = [*_rows_of(_subject(name, options), options.peer_python, options.graphs)]
         fresh = {row["graph"] for row in rows}
@@ -318,7 +321,8 @@ def _quality(subject: Subject, path: Path) -> float | None:
         wanted = [
             subject.checkpoint.module(torch.from_numpy(images[at : at + size])) for at in range(0, len(images), size)
         ]
-    return sqnr_db(torch.cat(wanted).numpy(), np.concatenate(parts))
+    reference: NDArray[np.float32] = torch.cat(wanted).numpy()
+    return sqnr_db(reference, np.concatenate(parts))
 
 
 def _subject(name: str, options: argparse.Namespace) -> Subject:

@@ -11,7 +11,7 @@ import onnx.parser
 import pytest
 
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
-from gpusq_deploy.engines.api import find_api
+from gpusq_deploy.engines.api import BackendName, find_api
 from gpusq_deploy.engines.build_log import BuildLog
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.option_text import OPTION_NAMES, options_from_text
@@ -121,7 +121,7 @@ def test_the_module_goes_before_the_table() -> None:
 
 @pytest.mark.parametrize("target", load_targets(), ids=lambda target: target.name)
 def test_every_target_names_rows_of_the_table_for_each_of_its_backends(target: Target) -> None:
-    backends = {*target.ahead_of_time, *target.on_device}
+    backends: set[BackendName] = {*target.ahead_of_time, *target.on_device}
     assert set(target.releases) == set(target.runtime_versions) == backends
     assert all(releases_for(target, backend) for backend in backends)
 
