@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.receipt import EngineLayer
 from gpusq_deploy.calibration.choice import calibrators_for
-from gpusq_deploy.calibration.sources import DataSource, open_source
+from gpusq_deploy.calibration.sources import DataSource, Selection, open_source
 from gpusq_deploy.checkpoint.architecture import arch_from_text, module_from_arch
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from gpusq_deploy.compile import CANONICAL
@@ -338,11 +338,14 @@ def _subject(name: str, options: argparse.Namespace) -> Subject:
             torch.save(module_from_arch(arch).state_dict(), path)
         checkpoint = load_checkpoint(path, arch=arch)
     size = checkpoint.preprocessing
+    noise = Selection(source=open_source("random", size), indices=range(_BATCH.optimum))
     return Subject(
         name=name,
         checkpoint=checkpoint,
         exported=export_float_model(checkpoint, batch=_BATCH),
-        calibrate=open_source(calib or "random", size),
+        calibrate=open_source(calib, size)
+        if calib
+        else Selection(source=open_source("random", size), indices=range(8)),
         unseen=None if unseen is None else open_source(unseen, size),
     )
 
