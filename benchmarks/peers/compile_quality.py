@@ -40,7 +40,6 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 import torch
-from numpy.typing import NDArray
 
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.receipt import EngineLayer
@@ -165,12 +164,11 @@ def main() -> None:
     if options.json is not None and options.json.exists():
         kept = json.loads(options.json.read_text("utf-8"))["rows"]
     for name in options.models or _MODELS:
-        rows = [*_rows_of(_subject(name, options), options.peer_python, options.graphs)]
-        fresh = {row["graph"] for row in rows}
-        kept = [row for row in kept if row["model"] != name or row["graph"] not in fresh] + rows
-        if options.json is not None:
-            content = {"what": _what(), "rows": kept}
-            options.json.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        for row in _rows_of(_subject(name, options), options.peer_python, options.graphs):
+            kept = [old for old in kept if (old["model"], old["graph"]) != (name, row["graph"])] + [row]
+            if options.json is not None:
+                content = {"what": _what(), "rows": kept}
+                options.json.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     if options.markdown:
         print(markdown(kept))
 
@@ -321,8 +319,7 @@ def _quality(subject: Subject, path: Path) -> float | None:
         wanted = [
             subject.checkpoint.module(torch.from_numpy(images[at : at + size])) for at in range(0, len(images), size)
         ]
-    reference: NDArray[np.float32] = torch.cat(wanted).numpy()
-    return sqnr_db(reference, np.concatenate(parts))
+    return sqnr_db(np.asarray(torch.cat(wanted), np.float32), np.concatenate(parts))
 
 
 def _subject(name: str, options: argparse.Namespace) -> Subject:
@@ -343,9 +340,7 @@ def _subject(name: str, options: argparse.Namespace) -> Subject:
         name=name,
         checkpoint=checkpoint,
         exported=export_float_model(checkpoint, batch=_BATCH),
-        calibrate=open_source(calib, size)
-        if calib
-        else Selection(source=open_source("random", size), indices=range(8)),
+        calibrate=open_source(calib, size) if calib else noise,
         unseen=None if unseen is None else open_source(unseen, size),
     )
 
