@@ -263,7 +263,8 @@ def _peer_graph(subject: Subject, peer: str, folder: Path, python: Path) -> Grap
         [str(python), "-c", script, str(folder), str(_BATCH.optimum)], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise GpusqError(f"{peer} failed: {(done.stderr.strip() or 'no reason').splitlines()[-1]}")
+        said = [line for line in done.stderr.splitlines() if "Error" in line]
+        raise GpusqError(f"{peer} failed: {said[-1] if said else f'exit status {done.returncode}'}")
     return Graph(peer, load_model(folder / "peer.onnx"), json.loads((folder / "peer.json").read_text("utf-8")))
 
 
