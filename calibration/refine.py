@@ -117,6 +117,7 @@ def round_weights(
         workers: Layers rounded at the same time; the codes don't depend on it.
     """
     steps = {entry.node: entry.activation.scale for entry in plan.layers if entry.activation is not None}
+    single = {entry.node for entry in plan.layers if entry.weight is not None and entry.weight.one_scale}
     biased = {node.name for node in model.graph if bias_place(node) is not None}
     chosen = [layer for layer in layers if layer.node in steps and layer.node in moments and layer.kind == "linear"]
 
@@ -126,7 +127,8 @@ def round_weights(
             rule = msgspec.structs.replace(rule, correct_bias=False)
         rows = weight_rows(model, layer).astype(np.float32)
         try:
-            return _rounded(rows, moments[layer.node], rule, step=steps[layer.node], stored=STORED_TYPE[plan.remainder])
+            scale = _scales(rows, STORED_TYPE[plan.remainder], single=layer.node in single)
+            return _rounded(rows, moments[layer.node], rule, scale=scale, step=steps[layer.node])
         except ValueError as error:
             raise GpusqError(
                 f"the weight can't be quantised: {error}",
@@ -215,10 +217,19 @@ def _widened(
     return msgspec.structs.replace(entry, amax=entry.amax * (1 + headroom), origin=origin)
 
 
+def _scales(rows: npt.NDArray[np.float32], stored: npt.DTypeLike, *, single: bool) -> npt.NDArray[np.float32]:
+    amax = amax_per_channel(rows, 0)
+    return scale_from_amax(np.full_like(amax, amax.max()) if single else amax, dtype=stored).astype(np.float32)
+
+
 def _rounded(
-    rows: npt.NDArray[np.float32], moments: ChannelMoments, rule: Rule, *, step: float, stored: npt.DTypeLike
+    rows: npt.NDArray[np.float32],
+    moments: ChannelMoments,
+    rule: Rule,
+    *,
+    scale: npt.NDArray[np.float32],
+    step: float,
 ) -> RoundedWeight:
-    scale = scale_from_amax(amax_per_channel(rows, 0), dtype=stored).astype(np.float32)
     if rule.rounding == "second-order" and moments.covariance is not None:
         # Rounding the input adds noise of a step's variance to every channel, whatever the others do.
         noisy = moments.covariance.astype(np.float64)

@@ -12,7 +12,7 @@ import msgspec
 from gpusq_deploy.acceptance import refuse, require_checkable, shortfalls
 from gpusq_deploy.artifacts.base import digest_of_file
 from gpusq_deploy.artifacts.receipt import Receipt
-from gpusq_deploy.build_engines import EngineRequest, build_engines, estimate_cost, require_possible
+from gpusq_deploy.build_engines import EngineRequest, build_engines, estimate_cost, require_possible, with_estimates
 from gpusq_deploy.bundle import (
     CALIBRATION,
     MANIFEST,
@@ -36,6 +36,7 @@ from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.manifest import make_manifest
+from gpusq_deploy.outputs import Outputs
 from gpusq_deploy.packed import DENSE, lacks_dense
 from gpusq_deploy.passes.attention_scale import AttentionScale
 from gpusq_deploy.passes.base import Pass, run_passes
@@ -123,6 +124,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             recipe=recipe,
             calibrators=calibrators_for(wanted, recipe, usual=request.calibrator),
             remainder=request.remainder,
+            outputs=Outputs(wish=request.sparse_outputs, sparsity=stored),
         )
         prepared = prepare(model, layers, how, data, subject_of(checkpoint), reporter)
         table, ready = prepared.table, prepared.ready
@@ -156,7 +158,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             shortfalls=missed,
             cost=estimate_cost(engines_asked, engines, model),
         )
-        write_value(folder, PLAN, plan)
+        write_value(folder, PLAN, with_estimates(plan, receipt.cost))
         write_value(folder, RECEIPT, receipt)
         if table is not None:
             write_value(folder, CALIBRATION, table)

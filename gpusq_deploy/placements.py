@@ -38,11 +38,30 @@ class PlacedSite:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OutputWish:
+    """INT8 outputs for layers that are to run sparse, where `least_db` of their signal are predicted to stay."""
+
+    least_db: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputChoice:
+    """Whether a layer's product, without its bias, is to be written in INT8, and why; `tensor` is the product."""
+
+    layer: str
+    node: str
+    tensor: str
+    chosen: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Placements:
-    """What is quantised beyond the inputs of layers, and the attentions that it lies in."""
+    """What is quantised beyond the inputs of layers, the attentions that it lies in, and what was said of outputs."""
 
     sites: tuple[PlacedSite, ...] = ()
     attentions: tuple[Attention, ...] = ()
+    outputs: tuple[OutputChoice, ...] = ()
 
 
 def attentions_to_quantize(model: ir.Model, recipe: Recipe) -> tuple[Attention, ...]:

@@ -10,9 +10,17 @@ import onnx_ir as ir
 
 from gpusq_deploy.artifacts.calibration import CalibrationTable
 from gpusq_deploy.calibration.observe import Observing
+from gpusq_deploy.calibration.refine import rule_of
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer
-from gpusq_deploy.placements import PlacedSite, Placements, attentions_to_quantize, sites_of
+from gpusq_deploy.outputs import Outputs, choose_outputs, output_candidates, output_site
+from gpusq_deploy.placements import (
+    OutputChoice,
+    PlacedSite,
+    Placements,
+    attentions_to_quantize,
+    sites_of,
+)
 from gpusq_deploy.quantisation import Ready, Wanted, make_ready
 from gpusq_deploy.ranges import Data, Subject, calibrated
 from gpusq_deploy.ranks import Ranks
@@ -42,12 +50,15 @@ class Prepared:
 def prepare(
     model: ir.Model, layers: tuple[GraphLayer, ...], wanted: Wanted, data: Data, subject: Subject, reporter: Reporter
 ) -> Prepared:
-    """Make the graph ready where anything is to be quantised; see `make_ready` and `place`."""
+    """Make the graph ready where anything is to be quantised; see `make_ready`, `place` and `place_outputs`."""
     if not wanted.layers:
         return Prepared(model=model, layers=layers, table=None, placements=Placements(), ready=None)
     ready, placements = place(
         make_ready(model, wanted, data, subject, reporter), wanted.recipe, data, subject, reporter
     )
+    if wanted.outputs is not None:
+        ready, chosen = place_outputs(ready, wanted.recipe, wanted.outputs, data, subject, reporter)
+        placements = replace(placements, outputs=chosen)
     return Prepared(model=ready.model, layers=ready.layers, table=ready.table, placements=placements, ready=ready)
 
 
@@ -71,6 +82,41 @@ def place(ready: Ready, recipe: Recipe, data: Data, subject: Subject, reporter: 
     found = _ranges(ready.model, sites, data, subject, reporter)
     table = msgspec.structs.replace(ready.table, ranges=(*ready.table.ranges, *found.ranges))
     return replace(ready, table=table), Placements(sites=sites, attentions=attentions)
+
+
+def place_outputs(
+    ready: Ready, recipe: Recipe, outputs: Outputs, data: Data, subject: Subject, reporter: Reporter
+) -> tuple[Ready, tuple[OutputChoice, ...]]:
+    """Which layers are to write INT8, and the ranges with those of their products, with their rules' headroom.
+
+    Raises:
+        GpusqError: There is no data to find those ranges on.
+    """
+    candidates = output_candidates(ready.layers, recipe, outputs.sparsity, outputs.wish)
+    sites = [site for layer in candidates if (site := output_site(ready.model, layer)) is not None]
+    if not candidates:
+        return ready, ()
+    if not data.real:
+        raise GpusqError(
+            "INT8 outputs need ranges that neither the checkpoint nor --ranges holds",
+            place=f"recipe {recipe.name}",
+            hint="add --calib FOLDER",
+        )
+    reporter.say(f"{len(candidates)} layers may write INT8: looking at the data again")
+    found = _ranges(ready.model, sites, data, subject, reporter)
+    headroom = {layer.layer: rule_of(recipe, layer).headroom for layer in candidates}
+    ranges = [
+        msgspec.structs.replace(entry, amax=entry.amax * (1 + headroom[site.module]))
+        for entry, site in zip(found.ranges, sites, strict=True)
+    ]
+    amax = {entry.tensor: entry.amax for entry in ranges}
+    chosen = choose_outputs(ready.model, candidates, recipe, outputs.wish, (amax, ready.moments))
+    kept = {choice.tensor for choice in chosen if choice.chosen}
+    reporter.say(f"{len(kept)} of them will: each with one weight scale and its product's range")
+    table = msgspec.structs.replace(
+        ready.table, ranges=(*ready.table.ranges, *(entry for entry in ranges if entry.tensor in kept))
+    )
+    return replace(ready, table=table), chosen
 
 
 def _ranges(

@@ -22,7 +22,7 @@ from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer
 from gpusq_deploy.numerics.affine import scale_from_amax
-from gpusq_deploy.placements import PlacedSite, Placements, fusion_notes
+from gpusq_deploy.placements import OutputChoice, PlacedSite, Placements, fusion_notes
 from gpusq_deploy.recipe import Recipe, Rule, require_used_rules
 
 _STORED: dict[FloatPrecision, npt.DTypeLike] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
@@ -74,13 +74,17 @@ def make_plan(
     placements = placements or Placements()
     _require_representable(ranges, request.remainder)
     states = {state.layer: state for state in sparsity.layers}
-    decisions = tuple(_decision(layer, request, ranges, states.get(layer.layer)) for layer in layers)
+    outputs = {choice.node: choice for choice in placements.outputs}
+    decisions = tuple(
+        _decision(layer, request, ranges, states.get(layer.layer), outputs.get(layer.node)) for layer in layers
+    )
+    sites = (*placements.sites, *_output_sites(decisions, outputs))
     return Plan(
         recipe=request.recipe.name,
         remainder=request.remainder,
         sparse_asked=request.sparse,
         layers=decisions,
-        placed=tuple(_placed(site, ranges, request.remainder) for site in placements.sites),
+        placed=tuple(_placed(site, ranges, request.remainder) for site in sites),
         notes=_notes(decisions, request, placements),
     )
 
@@ -90,9 +94,14 @@ def _wants_int8(rule: Rule | None) -> bool:
 
 
 def _decision(
-    layer: GraphLayer, request: PlanRequest, ranges: Mapping[str, TensorRange], state: LayerSparsity | None
+    layer: GraphLayer,
+    request: PlanRequest,
+    ranges: Mapping[str, TensorRange],
+    state: LayerSparsity | None,
+    output: OutputChoice | None,
 ) -> LayerDecision:
     int8, reason = _precision(layer, request, ranges)
+    one_scale = output is not None and output.chosen
     sparse, sparse_reason = _sparsity(request, state)
     return LayerDecision(
         layer=layer.layer,
@@ -106,8 +115,25 @@ def _decision(
         sparse=sparse,
         sparse_reason=sparse_reason,
         activation=_activation(ranges[layer.input], request.remainder) if int8 else None,
-        weight=WeightQuantization(tensor=layer.weight, axis=layer.channel_axis, channels=layer.n) if int8 else None,
+        weight=WeightQuantization(tensor=layer.weight, axis=layer.channel_axis, channels=layer.n, one_scale=one_scale)
+        if int8
+        else None,
+        output_reason=None if output is None else output.reason,
     )
+
+
+def _output_sites(decisions: Sequence[LayerDecision], outputs: Mapping[str, OutputChoice]) -> list[PlacedSite]:
+    return [
+        PlacedSite(
+            module=decision.layer,
+            node=decision.node,
+            role="output",
+            tensor=outputs[decision.node].tensor,
+            reason=outputs[decision.node].reason,
+        )
+        for decision in decisions
+        if decision.weight is not None and decision.weight.one_scale
+    ]
 
 
 def _precision(layer: GraphLayer, request: PlanRequest, ranges: Mapping[str, TensorRange]) -> tuple[bool, str]:
@@ -142,7 +168,8 @@ def _placed(site: PlacedSite, ranges: Mapping[str, TensorRange], remainder: Floa
     known = ranges.get(site.tensor)
     if known is None or known.amax == 0:
         what = "no range for" if known is None else "zero on all calibration data:"
-        raise GpusqError(f"{what} the {site.role} of an attention", place=f"{site.module}, tensor {site.tensor}")
+        of = "a product" if site.role == "output" else f"the {site.role} of an attention"
+        raise GpusqError(f"{what} {of}", place=f"{site.module}, tensor {site.tensor}")
     activation = _activation(known, remainder)
     return PlacedQuantization(
         module=site.module, node=site.node, role=site.role, activation=activation, reason=site.reason
@@ -173,6 +200,10 @@ def _notes(decisions: Sequence[LayerDecision], request: PlanRequest, placements:
     unknown = [decision.layer for decision in decisions if decision.macs == 0]
     if unknown:
         notes.append(f"output shape unknown, so not in that share: {', '.join(unknown)}")
+    asked = [decision for decision in decisions if decision.output_reason is not None]
+    if asked:
+        chosen = sum(decision.weight is not None and decision.weight.one_scale for decision in asked)
+        notes.append(f"INT8 outputs, with one weight scale each, in {chosen} of {len(asked)} layers that were asked")
     if placements.sites:
         roles = ", ".join(dict.fromkeys(site.role for site in placements.sites))
         notes.append(f"INT8 in {len(placements.attentions)} attentions: {roles}")

@@ -21,6 +21,7 @@ from gpusq_deploy.calibration.refine import (
     with_headroom,
 )
 from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
+from gpusq_deploy.outputs import Outputs
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.quantize import STORED_TYPE, RoundedWeight
 from gpusq_deploy.passes.smooth import Smooth, SmoothedTensor
@@ -52,12 +53,13 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """What is to be quantised and how."""
+    """What is to be quantised and how; `outputs` None leaves the outputs of layers alone, whatever the recipe says."""
 
     layers: tuple[GraphLayer, ...]
     recipe: Recipe
     calibrators: Mapping[str, Calibrator]
     remainder: FloatPrecision
+    outputs: Outputs | None = None
 
 
 def make_ready(model: ir.Model, wanted: Wanted, data: Data, subject: Subject, reporter: Reporter) -> Ready:

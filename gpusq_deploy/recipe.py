@@ -49,6 +49,9 @@ class Rule(Value):
     `smooth` moves range from the input's channels to the weight and centres them, where that costs no kernel;
     `headroom` widens the input's range by this share; `rounding` says how weights are rounded; `correct_bias` lets the
     bias take up the mean error that rounding the weights makes. Equations: docs/numerics.md.
+
+    `output` "int8" puts a quantiser behind the product of a Linear, in front of its bias, and gives its weight one
+    scale: the one form that lets TensorRT-RTX write INT8. None leaves that to `--sparse-outputs`, "float" refuses it.
     """
 
     match: str = "*"
@@ -62,6 +65,7 @@ class Rule(Value):
     headroom: float = 0.0
     rounding: Literal["nearest", "second-order"] = "nearest"
     correct_bias: bool = False
+    output: Literal["float", "int8"] | None = None
     reason: str
 
     def __post_init__(self) -> None:
@@ -69,6 +73,8 @@ class Rule(Value):
             raise ValueError(f"`headroom` is a share of the range, from 0 to 1, unlike {self.headroom}")
         if self.refined and self.precision != "int8":
             raise ValueError("`smooth`, `headroom`, `rounding` and `correct_bias` are for INT8 layers")
+        if self.output == "int8" and (self.precision != "int8" or self.kind not in {"any", "linear"}):
+            raise ValueError('`output = "int8"` is for INT8 Linear layers')
         if self.calibrator is None and self.percentile is not None:
             raise ValueError('`percentile` needs `calibrator = "percentile"`')
         if self.calibrator is not None and self.precision != "int8":

@@ -23,15 +23,23 @@ class ActivationQuantization(Value):
 
 
 class WeightQuantization(Value):
-    """Per-output-channel symmetric INT8 of a weight, stored as INT8 behind a DequantizeLinear on `axis`."""
+    """Symmetric INT8 of a weight, stored as INT8 behind a DequantizeLinear: a scale per output channel, on `axis`.
+
+    `one_scale`: one for all channels instead, as a product needs that writes INT8.
+    """
 
     tensor: str
     axis: int
     channels: int
+    one_scale: bool = False
 
 
 class LayerDecision(Value):
-    """What happens to one weighted layer, and why. N and K are the GEMM's; `macs` counts one sample."""
+    """What happens to one weighted layer, and why. N and K are the GEMM's; `macs` counts one sample.
+
+    `output_reason` says why its product is written in INT8 or isn't; None where nobody asked.
+    `estimate` is what INT8 is predicted to change, from engines that were built with and without it.
+    """
 
     layer: str
     node: str
@@ -45,6 +53,8 @@ class LayerDecision(Value):
     sparse_reason: str
     activation: ActivationQuantization | None = None
     weight: WeightQuantization | None = None
+    output_reason: str | None = None
+    estimate: str | None = None
 
 
 class PlacedQuantization(Value):

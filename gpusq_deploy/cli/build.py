@@ -24,11 +24,14 @@ from gpusq_deploy.errors import GpusqError
 if TYPE_CHECKING:
     from gpusq_deploy.artifacts.calibration import CalibratorName
     from gpusq_deploy.artifacts.manifest import BatchRange
-    from gpusq_deploy.artifacts.plan import FloatPrecision
+    from gpusq_deploy.artifacts.plan import FloatPrecision, Precision
     from gpusq_deploy.bundle import Bundle
+    from gpusq_deploy.placements import OutputWish
     from gpusq_deploy.targets import Target
 
 _DEFAULT_TARGET = "a100"
+# By benchmarks/peers/sparse_outputs.py: 30 costs DINOv2 14.5 dB in all, 33 costs it 0.8.
+_LEAST_OUTPUT_DB = 33.0
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,6 +50,11 @@ _DEFAULT_TARGET = "a100"
     help="Make the layers that the recipe names 2:4 first, untrained; the last two learn from --calib.",
 )
 @click.option("--permute", is_flag=True, help="With --prune: first order channels so that 2:4 keeps more.")
+@click.option(
+    "--sparse-outputs",
+    metavar="int8[:DB]",
+    help="Let sparse INT8 layers write INT8 where that is predicted to keep DB of their signal. Default: float; 33.",
+)
 @click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE|NAME", help="TOML rules, or a shipped recipe.")
 @click.option(
     "--calib",
@@ -105,6 +113,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     unpack: bool,
     prune: PruneMethod | None,
     permute: bool,
+    sparse_outputs: str | None,
     recipe: Path | None,
     calib: str | None,
     calibrator: CalibratorName | None,
@@ -139,7 +148,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         bundle = _extend(model, chosen, engine_options, unpack=unpack)
     else:
         from gpusq_deploy.artifacts.calibration import Calibrator
-        from gpusq_deploy.build_engines import require_options
+        from gpusq_deploy.build_engines import Asked, require_reachable
         from gpusq_deploy.compile import compile_checkpoint
         from gpusq_deploy.engines.option_text import options_from_text
         from gpusq_deploy.request import BuildRequest, Reporter
@@ -152,13 +161,16 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         if permute and prune is None:
             raise click.UsageError("--permute needs --prune: it orders channels for it")
         _require_prunable(prune, sparse=sparse, calib=calib, ranges=ranges)
+        wish = _output_wish(sparse_outputs, int8=int8, sparse=sparse, calib=calib)
         if pack and not (int8 and sparse):
             raise click.UsageError("--pack needs --int8 --sparse: it stores 2:4 INT8 weights")
         remainder = _remainder(fp16=fp16, bf16=bf16, fp32=fp32)
         _require_verifiable(min_sqnr, min_agreement, remainder=remainder, calib=calib)
         batch, profiles = _batches(batches)
         options = options_from_text(engine_options, profiles=profiles)
-        require_options(options, chosen)
+        newest = opset or (21 if remainder == "bf16" else 20)
+        types: frozenset[Precision] = frozenset({remainder, *(("int8",) if int8 else ())})
+        require_reachable(Asked(options=options, types=types, sparse=sparse, opset=newest), chosen)
         request = BuildRequest(
             model=model,
             arch=chosen_arch(arch, arch_args),
@@ -174,7 +186,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             targets=chosen,
             batch=batch,
             engine=options,
-            opset=opset or (21 if remainder == "bf16" else 20),
+            opset=newest,
             out=out or Path(f"{model.stem}.gpusq"),
             force=force,
             pack=pack,
@@ -182,6 +194,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             permute=permute,
             min_sqnr=min_sqnr,
             min_agreement=min_agreement,
+            sparse_outputs=wish,
         )
         with progress_to_stderr() as progress:
             bundle = compile_checkpoint(request, Reporter(say=say, progress=progress))
@@ -207,6 +220,23 @@ def _require_prunable(prune: PruneMethod | None, *, sparse: bool, calib: str | N
         raise click.UsageError("--prune changes the weights: the --ranges of another model don't hold; give --calib")
     if prune != "magnitude" and calib in (None, "random"):
         raise click.UsageError(f"--prune {prune} learns from data: give real samples with --calib")
+
+
+def _output_wish(text: str | None, *, int8: bool, sparse: bool, calib: str | None) -> OutputWish | None:
+    from gpusq_deploy.placements import OutputWish
+
+    if text is None:
+        return None
+    kind, colon, number = text.partition(":")
+    try:
+        least = float(number) if colon else _LEAST_OUTPUT_DB
+    except ValueError:
+        least = math.nan
+    if kind != "int8" or not math.isfinite(least):
+        raise click.UsageError("--sparse-outputs is int8, or int8:DB with a number of decibels")
+    if not (int8 and sparse) or calib is None:
+        raise click.UsageError("--sparse-outputs needs --int8, --sparse and --calib: it places quantisers by data")
+    return OutputWish(least_db=least)
 
 
 def _require_verifiable(

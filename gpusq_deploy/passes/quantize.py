@@ -46,15 +46,16 @@ def _no_weights() -> dict[str, RoundedWeight]:
 class Quantize:
     """Make INT8 layers out of the plan's decisions.
 
-    1. A weight becomes an INT8 initializer behind a DequantizeLinear with one scale per output channel; a transpose
-       in front of the layer is taken into the stored codes. The float initializer is left alone while anything else
-       reads it: the exporter shares equal constants between layers.
+    1. A weight becomes an INT8 initializer behind a DequantizeLinear with one scale per output channel, or one in all
+       where the plan says so; a transpose in front of the layer is taken into the stored codes. The float initializer
+       is left alone while anything else reads it: the exporter shares equal constants between layers.
     2. An activation gets one QuantizeLinear/DequantizeLinear pair, shared by the layers that read it and agree on
        its scale.
     3. Scales hold values of the remainder's type, so that the later cast of the graph is exact and the codes belong
        to the scales that are stored.
     4. A layer that already has a DequantizeLinear on its weight is left as it is.
-    5. What the plan places elsewhere gets a pair where the named node reads it; not twice.
+    5. What the plan places elsewhere gets a pair where the named node reads it, and an `output` directly behind the
+       node, for all its readers; not twice.
     6. Weights in `rounded`, by node, are taken from there; their bias change is left out where there is no bias.
 
     The graph stays float32; `CastRemainder` makes it FP16 or BF16.
@@ -100,6 +101,8 @@ def _place(nodes: Mapping[str | None, ir.Node], placed: PlacedQuantization) -> i
     node = nodes.get(placed.node)
     if node is None:
         raise GpusqError("the plan names a node that the graph doesn't have", place=placed.node)
+    if placed.role == "output":
+        return _place_behind(node, placed)
     index = _PLACE[placed.role]
     value = node.inputs[index]
     producer = None if value is None else value.producer()
@@ -109,6 +112,23 @@ def _place(nodes: Mapping[str | None, ir.Node], placed: PlacedQuantization) -> i
         raise GpusqError("the plan names another tensor than the graph has", place=f"{placed.node}, {placed.role}")
     prefix = f"{placed.node}_{placed.role}"
     node.replace_input_with(index, _pair(node, value, placed.activation.scale, prefix))
+    return 1
+
+
+def _place_behind(node: ir.Node, placed: PlacedQuantization) -> int:
+    value = node.outputs[0]
+    readers = tuple(value.uses())
+    if any(reader.op_type == "QuantizeLinear" for reader, _ in readers):
+        return 0
+    if value_name(value) != placed.activation.tensor or value.is_graph_output() or not readers:
+        raise GpusqError("the plan names another tensor than the graph has", place=f"{placed.node}, {placed.role}")
+    graph = node.graph
+    assert graph is not None, "nodes come from the graph"
+    reading = {reader for reader, _ in readers}
+    first = next(other for other in graph if other in reading)
+    pair = _pair(first, value, placed.activation.scale, f"{placed.node}_output")
+    for reader, index in readers:
+        reader.replace_input_with(index, pair)
     return 1
 
 
@@ -144,12 +164,15 @@ def _quantize_weight(
     if turned:
         codes, axis = codes.T, 1 - axis
     prefix = f"{decision.node}_weight"
+    if decision.weight.one_scale:
+        scale = scale[:1].reshape(())
     inputs = [
         add_initializer(graph, f"{prefix}_int8", np.ascontiguousarray(codes)),
         add_initializer(graph, f"{prefix}_scale", scale),
         add_initializer(graph, f"{prefix}_zero_point", np.zeros(scale.shape, np.int8)),
     ]
-    dequantize = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{prefix}_dq")
+    attributes = {} if decision.weight.one_scale else {"axis": axis}
+    dequantize = ir.node("DequantizeLinear", inputs, attributes, name=f"{prefix}_dq")
     node.replace_input_with(1, insert_before(node, dequantize, like=place, dtype=ir.DataType.FLOAT))
 
 
@@ -157,7 +180,10 @@ def _nearest(
     values: npt.NDArray[np.float32], axis: int, decision: LayerDecision, stored: npt.DTypeLike
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     try:
-        scale = scale_from_amax(amax_per_channel(values, axis), dtype=stored).astype(np.float32)
+        amax = amax_per_channel(values, axis)
+        if decision.weight is not None and decision.weight.one_scale:
+            amax = np.full_like(amax, amax.max())
+        scale = scale_from_amax(amax, dtype=stored).astype(np.float32)
     except ValueError as error:
         tensor = "" if decision.weight is None else decision.weight.tensor
         raise GpusqError(

@@ -46,6 +46,7 @@ ORDER = [
     "acceptance",
     "build_engines",
     "steps",
+    "outputs",
     "quantisation",
     "placing",
     "compile",
