@@ -64,7 +64,7 @@ def output_site(model: ir.Model, layer: GraphLayer) -> PlacedSite | None:
     """
     node = next(node for node in model.graph if node.name == layer.node)
     value = node.outputs[0]
-    if node.op_type != "MatMul" or layer.reshaped or value.is_graph_output() or value.name is None:
+    if node.op_type != "MatMul" or layer.only_seen or value.is_graph_output() or value.name is None:
         return None
     return PlacedSite(module=layer.layer, node=layer.node, role="output", tensor=value.name, reason="")
 

@@ -157,8 +157,15 @@ def test_models_that_need_their_memory_are_built(
 def test_the_share_of_flops_is_known_where_the_architecture_is(tmp_path: Path) -> None:
     path, module = tiny_models.write_vit(tmp_path / "model.pt"), tiny_models.vit()
     outputs: dict[str, int] = {}
-    for name, child in [(name, module.get_submodule(name)) for name in ("patch_embed.proj", *LINEARS)]:
-        child.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output.numel()}))
+
+    def hook_for(name: str) -> Any:
+        def hook(_module: torch.nn.Module, _inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            outputs[name] = output.numel()
+
+        return hook
+
+    for name in ("patch_embed.proj", *LINEARS):
+        module.get_submodule(name).register_forward_hook(hook_for(name))
     with torch.no_grad():
         module(torch.from_numpy(tiny_models.images(1)))
     known = {weight.layer: weight.macs for weight in weights_in_file(path, tiny_models.vit_spec())[0]}
