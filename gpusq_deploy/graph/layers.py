@@ -26,6 +26,7 @@ from gpusq_deploy.graph.values import (
 from gpusq_deploy.numerics.sparsity import rows_from_conv
 from gpusq_deploy.sparsity import LayerWeight
 
+_EXPORT_AGAIN = "is the file damaged? export the model again"
 _THROUGH = frozenset({"DequantizeLinear", "QuantizeLinear", "Cast", "Transpose", "Identity"})
 
 
@@ -206,7 +207,7 @@ def _stored(value: ir.Value | None) -> npt.NDArray[Any]:
     """The stored weight in the shape that its reader sees."""
     root, steps = _steps_to(value)
     if root is None:
-        raise GpusqError("the weight comes from nowhere", place="the graph")
+        raise GpusqError("the weight comes from nowhere", place="the graph", hint=_EXPORT_AGAIN)
     array = array_of(root)
     for node in steps:
         if node.op_type == "Transpose":
@@ -217,7 +218,7 @@ def _stored(value: ir.Value | None) -> npt.NDArray[Any]:
                 array = array.reshape([size or array.shape[axis] for axis, size in enumerate(sizes)])
             except (ValueError, IndexError) as error:
                 what = f"a weight of shape {list(array.shape)} can't become {sizes}"
-                raise GpusqError(what, place=f"node {node_name(node)}") from error
+                raise GpusqError(what, place=f"node {node_name(node)}", hint=_EXPORT_AGAIN) from error
     return array
 
 
