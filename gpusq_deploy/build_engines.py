@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -28,9 +28,11 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
+from gpusq_deploy.passes.keep_wide import keep_wide, known_tensors
 from gpusq_deploy.receipt import built_layers, cost_text
 from gpusq_deploy.request import NO_OPTIONS, Reporter
 from gpusq_deploy.targets import GemmNeed, Target, check_request, padding_notes
+from gpusq_deploy.wide import text_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,7 +137,11 @@ def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_
         built = built_cost(request.folder / MODEL, target, batch, backend="tensorrt-rtx")
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / MODEL
-        save_model(run_passes(float_model, [CastRemainder(request.plan.remainder)]), path)
+        # Smoothing may have made other tensors than this graph has.
+        names = known_tensors(float_model.graph)
+        whole = keep_wide(request.plan)
+        wide = replace(whole, tensors=tuple(name for name in whole.tensors if name in names))
+        save_model(run_passes(float_model, [wide, CastRemainder(request.plan.remainder)]), path)
         unquantised = built_cost(path, target, batch, backend="tensorrt-rtx")
     note = f"predicted from tensorrt-rtx's layer lists for {target.name} alone; nothing was timed"
     found = CostEstimate(target=target.name, built=built, unquantised=unquantised, note=note)
@@ -189,7 +195,12 @@ def _entry(request: EngineRequest, target: Target, build: EngineBuild, file: str
         totals=totals(build.layers),
         layers=built_layers(request.plan, build.layers, request.sparsity, notes=build.notes),
         engine_layers=build.layers,
-        notes=(*build.notes, *padding_notes(target, _needs(request.plan)), *target.unknowns),
+        notes=(
+            *build.notes,
+            *padding_notes(target, _needs(request.plan)),
+            *(f"kept in FP32, since FP16 can't hold it: {text_of(tensor)}" for tensor in request.plan.wide),
+            *target.unknowns,
+        ),
     )
 
 
