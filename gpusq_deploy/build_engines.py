@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -30,9 +30,11 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
+from gpusq_deploy.passes.keep_wide import keep_wide, known_tensors
 from gpusq_deploy.receipt import built_layers, cost_text, layer_cost_text, layer_costs_line
 from gpusq_deploy.request import NO_OPTIONS, Reporter
 from gpusq_deploy.targets import GemmNeed, Target, check_request, padding_notes
+from gpusq_deploy.wide import text_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +156,11 @@ def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_
     )
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / MODEL
-        save_model(run_passes(float_model, [CastRemainder(request.plan.remainder)]), path)
+        # Smoothing may have made other tensors than this graph has.
+        names = known_tensors(float_model.graph)
+        whole = keep_wide(request.plan)
+        wide = replace(whole, tensors=tuple(name for name in whole.tensors if name in names))
+        save_model(run_passes(float_model, [wide, CastRemainder(request.plan.remainder)]), path)
         other = layers_at(path, target, batch, backend="tensorrt-rtx")
     found = CostEstimate(
         target=target.name,
@@ -231,7 +237,12 @@ def _entry(request: EngineRequest, target: Target, build: EngineBuild, file: str
         totals=totals(build.layers),
         layers=built_layers(request.plan, build.layers, request.sparsity, notes=build.notes),
         engine_layers=build.layers,
-        notes=(*build.notes, *padding_notes(target, _needs(request.plan)), *target.unknowns),
+        notes=(
+            *build.notes,
+            *padding_notes(target, _needs(request.plan)),
+            *(f"kept in FP32, since FP16 can't hold it: {text_of(tensor)}" for tensor in request.plan.wide),
+            *target.unknowns,
+        ),
     )
 
 

@@ -45,6 +45,7 @@ from gpusq_deploy.passes.clean import Clean
 from gpusq_deploy.passes.drop_no_ops import DropNoOps
 from gpusq_deploy.passes.fold_constants import FoldConstants
 from gpusq_deploy.passes.fold_shapes import FoldShapes
+from gpusq_deploy.passes.keep_wide import keep_wide
 from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.passes.window_norm import WindowNorm
 from gpusq_deploy.placing import prepare
@@ -56,6 +57,7 @@ from gpusq_deploy.sparsity import require_known_layers, require_sparse, sparsity
 from gpusq_deploy.steps import (
     check_export,
     find_data,
+    find_wide,
     open_samples,
     pack_weights,
     prune_as_asked,
@@ -128,10 +130,17 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
         )
         prepared = prepare(model, layers, how, data, subject_of(checkpoint), reporter)
         table, ready = prepared.table, prepared.ready
-        plan = make_plan(prepared.layers, asked, table=table, sparsity=stored, placements=prepared.placements)
+        plan = make_plan(
+            prepared.layers,
+            asked,
+            table=table,
+            sparsity=stored,
+            placements=prepared.placements,
+            wide=find_wide(prepared.model, table, data, asked.remainder, reporter),
+        )
         require_possible(plan, request.targets)
         quantize = Quantize(plan, {} if ready is None else rounded_weights(ready, plan, recipe))
-        built = run_passes(prepared.model, [quantize, CastRemainder(plan.remainder)])
+        built = run_passes(prepared.model, [quantize, keep_wide(plan), CastRemainder(plan.remainder)])
         kept = sparsity_kept(built, stored, recipe)
         if request.pack:
             pack_weights(built, kept, folder, reporter)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -24,6 +25,7 @@ from gpusq_deploy.graph.layers import GraphLayer
 from gpusq_deploy.numerics.affine import scale_from_amax
 from gpusq_deploy.placements import OutputChoice, PlacedSite, Placements, fusion_notes
 from gpusq_deploy.recipe import Recipe, Rule, require_used_rules
+from gpusq_deploy.wide import Wide, text_of
 
 _STORED: dict[FloatPrecision, npt.DTypeLike] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 _LARGEST: dict[FloatPrecision, float] = {
@@ -55,6 +57,7 @@ def make_plan(
     table: CalibrationTable | None,
     sparsity: SparsityReport,
     placements: Placements | None = None,
+    wide: Wide | None = None,
 ) -> Plan:
     """Turn recipe, graph, ranges and sparsity into decisions.
 
@@ -64,6 +67,7 @@ def make_plan(
         table: Ranges; None where nothing is quantised.
         sparsity: The 2:4 state of the same layers.
         placements: Further activations to quantise, whose ranges the table has too.
+        wide: What stays float32 in FP16.
 
     Raises:
         GpusqError: A required rule decides nothing, a range is missing, or an activation exceeds the remainder's type.
@@ -71,13 +75,13 @@ def make_plan(
     if request.int8 or request.sparse:
         require_used_rules(request.recipe, layers)
     ranges = {} if table is None else table.by_tensor()
-    placements = placements or Placements()
-    _require_representable(ranges, request.remainder)
+    placements, wide = placements or Placements(), wide or Wide()
+    kept = frozenset(tensor.tensor for tensor in wide.tensors)
+    _require_representable([known for known in ranges.values() if known.tensor not in kept], request.remainder)
     states = {state.layer: state for state in sparsity.layers}
     outputs = {choice.node: choice for choice in placements.outputs}
-    decisions = tuple(
-        _decision(layer, request, ranges, states.get(layer.layer), outputs.get(layer.node)) for layer in layers
-    )
+    decided = (_decision(layer, request, ranges, states.get(layer.layer), outputs.get(layer.node)) for layer in layers)
+    decisions = tuple(_kept_float32(entry, layer, wide) for entry, layer in zip(decided, layers, strict=True))
     sites = (*placements.sites, *_output_sites(decisions, outputs))
     return Plan(
         recipe=request.recipe.name,
@@ -85,7 +89,8 @@ def make_plan(
         sparse_asked=request.sparse,
         layers=decisions,
         placed=tuple(_placed(site, ranges, request.remainder) for site in sites),
-        notes=_notes(decisions, request, placements),
+        wide=wide.tensors,
+        notes=(*_notes(decisions, request, placements), *_wide_notes(wide)),
     )
 
 
@@ -136,6 +141,27 @@ def _output_sites(decisions: Sequence[LayerDecision], outputs: Mapping[str, Outp
     ]
 
 
+def _kept_float32(decision: LayerDecision, layer: GraphLayer, wide: Wide) -> LayerDecision:
+    """A layer that reads or makes what FP16 can't hold: float layers are FP32, scales of INT8 ones too."""
+    if layer.node not in wide.nodes:
+        return decision
+    if decision.activation is None or any(tensor.tensor == layer.weight for tensor in wide.tensors):
+        reason = f"{decision.precision_reason}; FP32: FP16 can't hold what it reads or makes"
+        return msgspec.structs.replace(
+            decision, precision="fp32", precision_reason=reason, activation=None, weight=None
+        )
+    scale = float(scale_from_amax(decision.activation.amax, dtype=np.float32))
+    return msgspec.structs.replace(decision, activation=msgspec.structs.replace(decision.activation, scale=scale))
+
+
+def _wide_notes(wide: Wide) -> Iterator[str]:
+    if wide.tensors:
+        yield f"FP32 around {len(wide.tensors)} tensors that FP16 can't hold: {len(wide.nodes)} nodes"
+    for tensor in wide.tensors:
+        yield f"FP32: {text_of(tensor)}"
+    yield from wide.notes
+
+
 def _precision(layer: GraphLayer, request: PlanRequest, ranges: Mapping[str, TensorRange]) -> tuple[bool, str]:
     if not request.int8:
         return False, "INT8 was not asked for"
@@ -181,8 +207,8 @@ def _activation(known: TensorRange, remainder: FloatPrecision) -> ActivationQuan
     return ActivationQuantization(tensor=known.tensor, amax=known.amax, scale=scale, origin=known.origin)
 
 
-def _require_representable(ranges: Mapping[str, TensorRange], remainder: FloatPrecision) -> None:
-    for known in ranges.values():
+def _require_representable(ranges: Iterable[TensorRange], remainder: FloatPrecision) -> None:
+    for known in ranges:
         if known.amax > _LARGEST[remainder]:
             raise GpusqError(
                 f"an activation reaches {known.amax:.6g}, more than {remainder} can hold ({_LARGEST[remainder]:.6g})",

@@ -26,6 +26,7 @@ else:
 
 DEFAULT_RECIPE = "static_wi8_ai8"
 SHIPPED = (DEFAULT_RECIPE, "plain_wi8_ai8")
+_GRAMMAR = "the grammar is in docs/recipes.md"
 
 Placement = Literal["linear", "linear+qk", "linear+qkv", "full"]
 ROLES_OF: dict[Placement, frozenset[AttentionRole]] = {
@@ -165,7 +166,7 @@ def load_recipe(path: Path | None) -> Recipe:
             hint=f"name a TOML file, or one of the shipped recipes: {', '.join(SHIPPED)}",
         ) from error
     except UnicodeDecodeError as error:
-        raise GpusqError(f"the recipe is not UTF-8 text: {error}", place=str(path)) from error
+        raise GpusqError(f"the recipe is not UTF-8 text: {error}", place=str(path), hint=_GRAMMAR) from error
 
 
 def recipe_from_toml(text: str, *, place: str) -> Recipe:
@@ -173,10 +174,10 @@ def recipe_from_toml(text: str, *, place: str) -> Recipe:
     try:
         content: dict[str, Any] = tomllib.loads(text)
         return msgspec.convert(content, type=Recipe)
-    except tomllib.TOMLDecodeError as error:
-        raise GpusqError(f"not TOML: {error}", place=place) from error
     except msgspec.ValidationError as error:
-        raise GpusqError(f"not a recipe: {error}", place=place, hint="the grammar is in docs/recipes.md") from error
+        raise GpusqError(f"not a recipe: {error}", place=place, hint=_GRAMMAR) from error
+    except (ValueError, RecursionError) as error:  # tomllib's own, and a number of more digits than Python reads
+        raise GpusqError(f"not TOML: {error}", place=place, hint=_GRAMMAR) from error
 
 
 def require_used_rules(recipe: Recipe, layers: Iterable[_Layer]) -> None:

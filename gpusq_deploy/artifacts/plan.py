@@ -67,8 +67,21 @@ class PlacedQuantization(Value):
     reason: str
 
 
+class WideTensor(Value):
+    """A tensor that FP16 can't hold: it and the nodes around it stay float32.
+
+    `module` makes it, `amax` it reaches, `constant` says that it is one.
+    """
+
+    tensor: str
+    module: str
+    amax: float
+    origin: str
+    constant: bool = False
+
+
 class Plan(Value):
-    """Decisions in graph order. `remainder` is the type of everything that isn't INT8."""
+    """Decisions in graph order. `remainder` is the type of everything that isn't INT8, but for what `wide` names."""
 
     schema: Literal["gpusq.plan/1"] = "gpusq.plan/1"
     recipe: str
@@ -76,4 +89,5 @@ class Plan(Value):
     sparse_asked: bool
     layers: tuple[LayerDecision, ...]
     placed: tuple[PlacedQuantization, ...] = ()
+    wide: tuple[WideTensor, ...] = ()
     notes: tuple[str, ...] = ()

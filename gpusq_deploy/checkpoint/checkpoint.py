@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import torch
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
 from gpusq_deploy.artifacts.base import digest_of_file, written_whole
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
+from gpusq_deploy.checkpoint.adapters.archive import require_intact
 from gpusq_deploy.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
 from gpusq_deploy.checkpoint.adapters.known import reading_of
+from gpusq_deploy.checkpoint.adapters.reading import some
 from gpusq_deploy.checkpoint.architecture import module_from_arch, skeleton_from_arch
 from gpusq_deploy.checkpoint.files import (
     SELF_DESCRIBING,
@@ -28,6 +31,8 @@ from gpusq_deploy.checkpoint.files import (
 )
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.errors import GpusqError
+
+_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +99,7 @@ def load_checkpoint(path: Path, *, arch: ArchSpec | None = None, allow_pickle: b
         sparsity=reading.sparsity,
         ranges=reading.ranges,
         origins=reading.origins,
-        remarks=reading.remarks,
+        remarks=(*reading.remarks, *_told(reading.state)),
     )
 
 
@@ -152,11 +157,14 @@ def _known(arch: ArchSpec | None, *, place: str) -> ArchSpec:
 
 def _content(path: Path, *, allow_pickle: bool) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     try:
-        return read_checkpoint_file(path), ()
+        content = read_checkpoint_file(path)
     except CodeRefusedError as error:
         if not allow_pickle:
             raise
         return run_checkpoint_file(path), (f"WARNING: --allow-pickle: code that the file names was run ({error.what})",)
+    if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
+        require_intact(path)
+    return content, ()
 
 
 def save_checkpoint(
@@ -283,7 +291,7 @@ def _require_fit(
     types = [
         f"{name} is {state[name].dtype}, expected {expected[name].dtype}"
         for name in expected
-        if name in state and state[name].is_floating_point() != expected[name].is_floating_point()
+        if name in state and _kind(state[name]) != _kind(expected[name])
     ]
     if not (missing or surplus or shapes or types):
         return
@@ -298,6 +306,17 @@ def _require_fit(
         place=place,
         hint="check --arch and --arch-arg (img_size=, num_classes=, global_pool= are the usual ones)",
     )
+
+
+def _told(state: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    eight_bits = [name for name, tensor in state.items() if tensor.is_floating_point() and tensor.dtype not in _FLOATS]
+    if eight_bits:
+        yield f"weights in FP8 are read as the numbers that they are, without a scale: {some(eight_bits)}"
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """Types of one kind stand for one another."""
+    return "float" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "integer"
 
 
 def _of_shape(name: str, expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str:

@@ -28,6 +28,7 @@ from gpusq_deploy.graph.values import (
 from gpusq_deploy.numerics.sparsity import rows_from_conv
 from gpusq_deploy.sparsity import LayerWeight
 
+_EXPORT_AGAIN = "is the file damaged? export the model again"
 _THROUGH = frozenset({"DequantizeLinear", "QuantizeLinear", "Cast", "Transpose", "Identity"})
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 _RESHAPES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
@@ -239,7 +240,7 @@ def _operand(value: ir.Value | None) -> npt.NDArray[Any]:
     """The stored weight in the shape that its reader sees."""
     root, steps = _steps_to(value)
     if root is None:
-        raise GpusqError("the weight comes from nowhere", place="the graph")
+        raise GpusqError("the weight comes from nowhere", place="the graph", hint=_EXPORT_AGAIN)
     return functools.reduce(_moved, steps, array_of(root))
 
 
@@ -248,7 +249,7 @@ def _moved(array: npt.NDArray[Any], node: ir.Node) -> npt.NDArray[Any]:
         return _in_shape(array, node)
     except (ValueError, IndexError) as error:
         what = f"a weight of shape {list(array.shape)} can't pass this {node.op_type}: {error}"
-        raise GpusqError(what, place=f"node {node_name(node)}") from error
+        raise GpusqError(what, place=f"node {node_name(node)}", hint=_EXPORT_AGAIN) from error
 
 
 def _in_shape(array: npt.NDArray[Any], node: ir.Node) -> npt.NDArray[Any]:

@@ -29,6 +29,7 @@ ORDER = [
     "export",
     "passes",
     "placements",
+    "wide",
     "plan",
     "calibration",
     "engines",
