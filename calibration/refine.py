@@ -18,7 +18,7 @@ from gpusq_deploy.graph.layers import GraphLayer, weight_rows
 from gpusq_deploy.graph.smoothable import Smoothable, bias_place, find_smoothable
 from gpusq_deploy.numerics.affine import amax_per_channel, dequantize, quantize, scale_from_amax
 from gpusq_deploy.numerics.rounding import second_order_codes
-from gpusq_deploy.numerics.smoothing import Smoothing, balanced, one_sided
+from gpusq_deploy.numerics.smoothing import Smoothing, balanced, cautious, one_sided
 from gpusq_deploy.numerics.threads import single_threaded_blas
 from gpusq_deploy.passes.quantize import STORED_TYPE, RoundedWeight
 from gpusq_deploy.passes.smooth import SmoothedTensor
@@ -201,7 +201,8 @@ def _smoothing(
             what = f"the activation can't be quantised: {error}"
             raise GpusqError(what, place=f"tensor {place.tensor}", hint="build with --bf16 or --fp32") from error
     columns = [np.max(np.abs(weight_rows(model, layer)), axis=0) for layer in place.readers]
-    return balanced(moments.low, moments.high, np.max(columns, axis=0), centre=place.shiftable)
+    rule = cautious if place.producer == "attention" else balanced
+    return rule(moments.low, moments.high, np.max(columns, axis=0), centre=place.shiftable)
 
 
 def _widened(

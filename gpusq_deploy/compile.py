@@ -36,6 +36,7 @@ from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.manifest import make_manifest
+from gpusq_deploy.mixing import decide
 from gpusq_deploy.outputs import Outputs
 from gpusq_deploy.packed import DENSE, lacks_dense
 from gpusq_deploy.passes.attention_scale import AttentionScale
@@ -49,8 +50,8 @@ from gpusq_deploy.passes.keep_wide import keep_wide
 from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.passes.window_norm import WindowNorm
 from gpusq_deploy.placing import prepare
-from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
-from gpusq_deploy.quantisation import Wanted, rounded_weights
+from gpusq_deploy.plan import PlanRequest, layers_to_quantize
+from gpusq_deploy.quantisation import Wanted
 from gpusq_deploy.recipe import load_recipe
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.sparsity import require_known_layers, require_sparse, sparsity_report
@@ -129,18 +130,11 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             outputs=Outputs(wish=request.sparse_outputs, sparsity=stored),
         )
         prepared = prepare(model, layers, how, data, subject_of(checkpoint), reporter)
-        table, ready = prepared.table, prepared.ready
-        plan = make_plan(
-            prepared.layers,
-            asked,
-            table=table,
-            sparsity=stored,
-            placements=prepared.placements,
-            wide=find_wide(prepared.model, table, data, asked.remainder, reporter),
-        )
+        table = prepared.table
+        wide = find_wide(prepared.model, table, data, asked.remainder, reporter)
+        plan, rounded = decide(prepared, asked, stored, wide, data, reporter)
         require_possible(plan, request.targets)
-        quantize = Quantize(plan, {} if ready is None else rounded_weights(ready, plan, recipe))
-        built = run_passes(prepared.model, [quantize, keep_wide(plan), CastRemainder(plan.remainder)])
+        built = run_passes(prepared.model, [Quantize(plan, rounded), keep_wide(plan), CastRemainder(plan.remainder)])
         kept = sparsity_kept(built, stored, recipe)
         if request.pack:
             pack_weights(built, kept, folder, reporter)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -57,11 +57,15 @@ class OutputChoice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placements:
-    """What is quantised beyond the inputs of layers, the attentions that it lies in, and what was said of outputs."""
+    """What is quantised beyond the inputs of layers, the attentions that it lies in, and what was said of outputs.
+
+    `floats`, by node, says why a layer that a rule wants in INT8 stays float all the same.
+    """
 
     sites: tuple[PlacedSite, ...] = ()
     attentions: tuple[Attention, ...] = ()
     outputs: tuple[OutputChoice, ...] = ()
+    floats: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def attentions_to_quantize(model: ir.Model, recipe: Recipe) -> tuple[Attention, ...]:

@@ -80,7 +80,10 @@ def make_plan(
     _require_representable([known for known in ranges.values() if known.tensor not in kept], request.remainder)
     states = {state.layer: state for state in sparsity.layers}
     outputs = {choice.node: choice for choice in placements.outputs}
-    decided = (_decision(layer, request, ranges, states.get(layer.layer), outputs.get(layer.node)) for layer in layers)
+    decided = (
+        _decision(layer, request, ranges, states.get(layer.layer), outputs.get(layer.node), placements.floats)
+        for layer in layers
+    )
     decisions = tuple(_kept_float32(entry, layer, wide) for entry, layer in zip(decided, layers, strict=True))
     sites = (*placements.sites, *_output_sites(decisions, outputs))
     return Plan(
@@ -104,8 +107,9 @@ def _decision(
     ranges: Mapping[str, TensorRange],
     state: LayerSparsity | None,
     output: OutputChoice | None,
+    floats: Mapping[str, str],
 ) -> LayerDecision:
-    int8, reason = _precision(layer, request, ranges)
+    int8, reason = _precision(layer, request, ranges, floats)
     one_scale = output is not None and output.chosen
     sparse, sparse_reason = _sparsity(request, state)
     return LayerDecision(
@@ -162,7 +166,9 @@ def _wide_notes(wide: Wide) -> Iterator[str]:
     yield from wide.notes
 
 
-def _precision(layer: GraphLayer, request: PlanRequest, ranges: Mapping[str, TensorRange]) -> tuple[bool, str]:
+def _precision(
+    layer: GraphLayer, request: PlanRequest, ranges: Mapping[str, TensorRange], floats: Mapping[str, str]
+) -> tuple[bool, str]:
     if not request.int8:
         return False, "INT8 was not asked for"
     rule = request.recipe.rule_for(layer.layer, layer.kind)
@@ -170,6 +176,8 @@ def _precision(layer: GraphLayer, request: PlanRequest, ranges: Mapping[str, Ten
         return False, f"no rule of recipe {request.recipe.name} matches it"
     if not _wants_int8(rule):
         return False, f"recipe {request.recipe.name}: {rule.reason}"
+    if layer.node in floats:
+        return False, f"recipe {request.recipe.name}, mixed: {floats[layer.node]}"
     known = ranges.get(layer.input)
     if known is None:
         raise GpusqError("no range for the layer's input", place=f"{layer.layer}, tensor {layer.input}")

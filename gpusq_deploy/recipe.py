@@ -25,7 +25,7 @@ else:
     import tomli as tomllib
 
 DEFAULT_RECIPE = "static_wi8_ai8"
-SHIPPED = (DEFAULT_RECIPE, "plain_wi8_ai8")
+SHIPPED = (DEFAULT_RECIPE, "plain_wi8_ai8", "mixed_wi8_ai8", "fused_wi8_ai8")
 _GRAMMAR = "the grammar is in docs/recipes.md"
 
 Placement = Literal["linear", "linear+qk", "linear+qkv", "full"]
@@ -122,10 +122,28 @@ class AttentionRule(Value):
         return fnmatch.fnmatchcase(module, self.match)
 
 
+class MixedRule(Value):
+    """Linear layers that rules want in INT8 and that stay float, up to a share `flops` of all Linear layers' FLOPs.
+
+    `first`: `accuracy` leaves out those whose noise, measured one by one, sums to most; `kernels` begins with those
+    that read attentions' results, which saves TensorRT a kernel each.
+    """
+
+    flops: float
+    first: Literal["accuracy", "kernels"] = "accuracy"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.flops < 1:
+            raise ValueError(
+                f"`flops` is a share of the Linear layers' FLOPs, above 0 and below 1, unlike {self.flops}"
+            )
+
+
 class Recipe(Value):
     """A named list of rules; the first that matches decides. Layers that none matches stay float and dense.
 
-    `attention` says what of attentions is INT8; nothing where there is none.
+    `attention` says what of attentions is INT8; nothing where there is none. `mixed` says how much of what the rules
+    want in INT8 may stay float.
     """
 
     schema: Literal["gpusq.recipe/1"]
@@ -133,6 +151,7 @@ class Recipe(Value):
     description: str
     rules: tuple[Rule, ...] = msgspec.field(name="rule")
     attention: AttentionRule | None = None
+    mixed: MixedRule | None = None
 
     def rule_for(self, layer: str, kind: LayerKind) -> Rule | None:
         """The first rule that applies."""

@@ -50,6 +50,8 @@ ORDER = [
     "outputs",
     "quantisation",
     "placing",
+    "sensitivity",
+    "mixing",
     "compile",
     "calibrate",
     "cli",

@@ -27,6 +27,7 @@ from gpusq_deploy.numerics.smoothing import Smoothing
 from gpusq_deploy.numerics.sparsity import magnitude_mask, rows_from_conv
 from gpusq_deploy.passes.base import Pass, run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
+from gpusq_deploy.passes.keep_wide import KeepWide
 from gpusq_deploy.passes.quantize import STORED_TYPE, Quantize, RoundedWeight
 from gpusq_deploy.passes.smooth import Smooth, SmoothedTensor
 from gpusq_deploy.sparsity import sparsity_report
@@ -116,7 +117,9 @@ def after_passes(model: ir.Model, precision: FloatPrecision, *, seed: int) -> Co
     plan = planning.plan_for(model, planning.table({layer.input: 3.0 for layer in layers}), remainder=precision)
     rounded = {layer.node: any_rounding(model, layer, precision, random) for layer in layers if layer.kind == "linear"}
     for chosen in ({}, rounded):
-        built = run_passes(model, [Quantize(plan, chosen), CastRemainder(precision)], after=look)
+        # Any activation may be one that FP16 can't hold.
+        wide = KeepWide((layers[int(random.integers(len(layers)))].input,), constants=True)
+        built = run_passes(model, [Quantize(plan, chosen), wide, CastRemainder(precision)], after=look)
         stored = {weight.layer: weight.rows.dtype for weight in graph_weights(built, weighted_layers(built))}
         assert set(stored.values()) == {np.dtype(np.int8)}
     # The same without INT8: the cast alone.
@@ -167,7 +170,8 @@ def test_an_exported_transformer_stays_sparse(
     model = with_sparse_weights(exported, seed=seed, size=size)
     assert broken(model) == []
     changes = after_passes(model, precision, seed=seed)
-    assert fired <= {step for step, count in changes.items() if count}
+    expected = fired - {"cast-remainder"} if precision == "fp32" else fired
+    assert expected <= {step for step, count in changes.items() if count}
 
 
 def test_the_test_sees_a_pass_that_breaks_the_pattern() -> None:
