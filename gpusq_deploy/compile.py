@@ -12,7 +12,7 @@ import msgspec
 from gpusq_deploy.acceptance import refuse, require_checkable, shortfalls
 from gpusq_deploy.artifacts.base import digest_of_file
 from gpusq_deploy.artifacts.receipt import Receipt
-from gpusq_deploy.build_engines import EngineRequest, build_engines, estimate_cost, require_possible
+from gpusq_deploy.build_engines import EngineRequest, build_engines, estimate_cost, require_possible, with_estimates
 from gpusq_deploy.bundle import (
     CALIBRATION,
     MANIFEST,
@@ -36,6 +36,8 @@ from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.manifest import make_manifest
+from gpusq_deploy.mixing import decide
+from gpusq_deploy.outputs import Outputs
 from gpusq_deploy.packed import DENSE, lacks_dense
 from gpusq_deploy.passes.attention_scale import AttentionScale
 from gpusq_deploy.passes.base import Pass, run_passes
@@ -44,10 +46,11 @@ from gpusq_deploy.passes.clean import Clean
 from gpusq_deploy.passes.drop_no_ops import DropNoOps
 from gpusq_deploy.passes.fold_constants import FoldConstants
 from gpusq_deploy.passes.fold_shapes import FoldShapes
+from gpusq_deploy.passes.keep_wide import keep_wide
 from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.passes.window_norm import WindowNorm
-from gpusq_deploy.placing import fitted, prepare
-from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
+from gpusq_deploy.placing import prepare
+from gpusq_deploy.plan import PlanRequest, layers_to_quantize
 from gpusq_deploy.quantisation import Wanted
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.sparsity import require_known_layers, require_sparse, sparsity_report
@@ -55,6 +58,7 @@ from gpusq_deploy.steps import (
     check_export,
     expressible_recipe,
     find_data,
+    find_wide,
     open_samples,
     pack_weights,
     prune_as_asked,
@@ -123,13 +127,14 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             recipe=recipe,
             calibrators=calibrators_for(wanted, recipe, usual=request.calibrator),
             remainder=request.remainder,
+            outputs=Outputs(wish=request.sparse_outputs, sparsity=stored),
         )
         prepared = prepare(model, layers, how, data, subject_of(checkpoint), reporter)
         table = prepared.table
-        plan = make_plan(prepared.layers, asked, table=table, sparsity=stored, placements=prepared.placements)
+        wide = find_wide(prepared.model, table, data, asked.remainder, reporter)
+        plan, rounded = decide(prepared, asked, stored, wide, data, reporter)
         require_possible(plan, request.targets)
-        quantize = Quantize(plan, fitted(prepared, plan, recipe, data, subject_of(checkpoint), reporter))
-        built = run_passes(prepared.model, [quantize, CastRemainder(plan.remainder)])
+        built = run_passes(prepared.model, [Quantize(plan, rounded), keep_wide(plan), CastRemainder(plan.remainder)])
         kept = sparsity_kept(built, stored, recipe)
         if request.pack:
             pack_weights(built, kept, folder, reporter)
@@ -156,7 +161,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             shortfalls=missed,
             cost=estimate_cost(engines_asked, engines, model),
         )
-        write_value(folder, PLAN, plan)
+        write_value(folder, PLAN, with_estimates(plan, receipt.cost))
         write_value(folder, RECEIPT, receipt)
         if table is not None:
             write_value(folder, CALIBRATION, table)

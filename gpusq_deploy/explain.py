@@ -40,7 +40,7 @@ _MEANINGS: dict[Diagnosis, tuple[str, str]] = {
         "apply the mask again, and look for what changed these rows",
     ),
     "wrong axis": (
-        "half of it is zero, but along another axis than the one that tensor cores contract: wrong axis",
+        "2:4, but along another axis than the one that tensor cores contract: wrong axis",
         "prune along input channels (of a Conv: for each kernel position), not along output channels",
     ),
     "mask lost": (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -39,11 +39,34 @@ class PlacedSite:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OutputWish:
+    """INT8 outputs for layers that are to run sparse, where `least_db` of their signal are predicted to stay."""
+
+    least_db: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputChoice:
+    """Whether a layer's product, without its bias, is to be written in INT8, and why; `tensor` is the product."""
+
+    layer: str
+    node: str
+    tensor: str
+    chosen: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Placements:
-    """What is quantised beyond the inputs of layers, and the attentions that some of it lies in."""
+    """What is quantised beyond the inputs of layers, the attentions that some of it lies in, what was said of outputs.
+
+    `floats`, by node, says why a layer that a rule wants in INT8 stays float all the same.
+    """
 
     sites: tuple[PlacedSite, ...] = ()
     attentions: tuple[Attention, ...] = ()
+    outputs: tuple[OutputChoice, ...] = ()
+    floats: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def attentions_to_quantize(model: ir.Model, recipe: Recipe) -> tuple[Attention, ...]:

@@ -10,13 +10,23 @@ TensorRT-RTX's layer list, which can't see kernels and answers unknown.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import get_args
 
 import msgspec
 
 from gpusq_deploy.artifacts.plan import LayerDecision, Plan, Precision
-from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, CostEstimate, EngineLayer, SkippedTarget, Verdict
+from gpusq_deploy.artifacts.receipt import (
+    BuiltEngine,
+    BuiltLayer,
+    CostEstimate,
+    EngineLayer,
+    LayerCost,
+    Payoff,
+    SkippedTarget,
+    Verdict,
+)
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.engines.layers import LayerClass, classify, sparse_tactic
 
@@ -122,6 +132,33 @@ def cost_text(cost: CostEstimate) -> str:
         f"{built.kernels} kernels and {built.bytes_moved / 1e6:.1f} MB moved at batch {built.batch} ({shares}), "
         f"without {cost.what} {other.kernels} and {other.bytes_moved / 1e6:.1f} MB: {cost.note}"
     )
+
+
+def layer_cost_text(cost: LayerCost) -> str:
+    """One layer in INT8 beside itself without, in one line to print."""
+    sides = (cost.built, cost.unquantised)
+    kernels = " and ".join(str(side.kernels) for side in sides)
+    moved = " and ".join(f"{side.bytes_moved / 1e6:.2f}" for side in sides)
+    times = [f"{side.microseconds:.1f}" for side in sides if side.microseconds is not None]
+    bound = f", at least {times[0]} and {times[1]} µs" if len(times) == len(sides) else ""
+    verdicts: dict[Payoff, str] = {
+        "yes": "INT8 is predicted to pay",
+        "no": "INT8 is predicted not to pay",
+        "no difference": "no difference is predicted",
+        "unknown": "whether INT8 pays isn't predicted",
+    }
+    return f"{verdicts[cost.pays]}: {kernels} kernels, {moved} MB{bound}, with INT8 and without"
+
+
+def layer_costs_line(cost: CostEstimate) -> str:
+    """How many INT8 layers are predicted to pay, and which aren't; empty where nothing is known by layer."""
+    if not cost.layers:
+        return ""
+    counts = Counter(layer.pays for layer in cost.layers)
+    parts = [f"{pays} {counts[pays]}" for pays in get_args(Payoff) if counts[pays]]
+    losing = [layer.layer for layer in cost.layers if layer.pays == "no"]
+    named = ", ".join(losing[:4]) + (f" and {len(losing) - 4} more" if len(losing) > 4 else "")
+    return f"INT8 predicted to pay, of {len(cost.layers)} layers: {', '.join(parts)}" + (f": {named}" if losing else "")
 
 
 def skipped_line(skipped: SkippedTarget) -> str:

@@ -27,7 +27,8 @@ else:
 DEFAULT_RECIPE = "static_wi8_ai8"
 FP8_RECIPE = "static_wf8_af8"
 INT4_RECIPE = "weightonly_wi4_b32"
-SHIPPED = (DEFAULT_RECIPE, "plain_wi8_ai8", FP8_RECIPE, INT4_RECIPE)
+SHIPPED = (DEFAULT_RECIPE, "plain_wi8_ai8", "mixed_wi8_ai8", "fused_wi8_ai8", FP8_RECIPE, INT4_RECIPE)
+_GRAMMAR = "the grammar is in docs/recipes.md"
 
 # What a layer's rule can make of it, beside leaving it in the remainder's type.
 QuantizedPrecision = Literal["int8", "fp8", "int4"]
@@ -66,6 +67,9 @@ class Rule(Value):
     `smooth` moves range from the input's channels to the weight and centres them, where that costs no kernel;
     `headroom` widens the input's range by this share; `rounding` says how weights are rounded; `correct_bias` lets the
     bias take up the mean error that rounding the weights makes. Equations: docs/numerics.md.
+
+    `output` "int8" puts a quantiser behind the product of a Linear, in front of its bias, and gives its weight one
+    scale: the one form that lets TensorRT-RTX write INT8. None leaves that to `--sparse-outputs`, "float" refuses it.
     """
 
     match: str = "*"
@@ -80,12 +84,15 @@ class Rule(Value):
     headroom: float = 0.0
     rounding: Literal["nearest", "second-order"] = "nearest"
     correct_bias: bool = False
+    output: Literal["float", "int8"] | None = None
     reason: str
 
     def __post_init__(self) -> None:
         if not 0 <= self.headroom <= 1:
             raise ValueError(f"`headroom` is a share of the range, from 0 to 1, unlike {self.headroom}")
         self._require_precision_for_refinement()
+        if self.output == "int8" and (self.precision != "int8" or self.kind not in {"any", "linear"}):
+            raise ValueError('`output = "int8"` is for INT8 Linear layers')
         if self.calibrator is None and self.percentile is not None:
             raise ValueError('`percentile` needs `calibrator = "percentile"`')
         if self.calibrator is not None and not self.ranged:
@@ -180,10 +187,28 @@ class ResidualRule(Value):
         return fnmatch.fnmatchcase(module, self.match)
 
 
+class MixedRule(Value):
+    """Linear layers that rules want in INT8 and that stay float, up to a share `flops` of all Linear layers' FLOPs.
+
+    `first`: `accuracy` leaves out those whose noise, measured one by one, sums to most; `kernels` begins with those
+    that read attentions' results, which saves TensorRT a kernel each.
+    """
+
+    flops: float
+    first: Literal["accuracy", "kernels"] = "accuracy"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.flops < 1:
+            raise ValueError(
+                f"`flops` is a share of the Linear layers' FLOPs, above 0 and below 1, unlike {self.flops}"
+            )
+
+
 class Recipe(Value):
     """A named list of rules; the first that matches decides. Layers that none matches stay float and dense.
 
-    `attention` says what of attentions is INT8, `residual` what of residual adds; nothing where there is none.
+    `attention` says what of attentions is INT8, `residual` what of residual adds; nothing where there is none. `mixed`
+    says how much of what the rules want in INT8 may stay float.
     """
 
     schema: Literal["gpusq.recipe/1"]
@@ -192,10 +217,11 @@ class Recipe(Value):
     rules: tuple[Rule, ...] = msgspec.field(name="rule")
     attention: AttentionRule | None = None
     residual: ResidualRule | None = None
+    mixed: MixedRule | None = None
 
     def __post_init__(self) -> None:
-        if (self.attention or self.residual) and "int8" not in self.precisions:
-            raise ValueError("`[attention]` and `[residual]` add to INT8 layers, and no rule makes a layer INT8")
+        if (self.attention or self.residual or self.mixed) and "int8" not in self.precisions:
+            raise ValueError("`[attention]`, `[residual]` and `[mixed]` are about INT8, and no rule makes a layer INT8")
 
     @property
     def precisions(self) -> frozenset[QuantizedPrecision]:
@@ -234,7 +260,7 @@ def load_recipe(path: Path | None) -> Recipe:
             hint=f"name a TOML file, or one of the shipped recipes: {', '.join(SHIPPED)}",
         ) from error
     except UnicodeDecodeError as error:
-        raise GpusqError(f"the recipe is not UTF-8 text: {error}", place=str(path)) from error
+        raise GpusqError(f"the recipe is not UTF-8 text: {error}", place=str(path), hint=_GRAMMAR) from error
 
 
 def recipe_from_toml(text: str, *, place: str) -> Recipe:
@@ -242,10 +268,10 @@ def recipe_from_toml(text: str, *, place: str) -> Recipe:
     try:
         content: dict[str, Any] = tomllib.loads(text)
         return msgspec.convert(content, type=Recipe)
-    except tomllib.TOMLDecodeError as error:
-        raise GpusqError(f"not TOML: {error}", place=place) from error
     except msgspec.ValidationError as error:
-        raise GpusqError(f"not a recipe: {error}", place=place, hint="the grammar is in docs/recipes.md") from error
+        raise GpusqError(f"not a recipe: {error}", place=place, hint=_GRAMMAR) from error
+    except (ValueError, RecursionError) as error:  # tomllib's own, and a number of more digits than Python reads
+        raise GpusqError(f"not TOML: {error}", place=place, hint=_GRAMMAR) from error
 
 
 def require_used_rules(recipe: Recipe, layers: Iterable[_Layer]) -> None:

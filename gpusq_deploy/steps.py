@@ -9,12 +9,14 @@ from pathlib import Path
 import msgspec
 import onnx_ir as ir
 
+from gpusq_deploy.artifacts.calibration import CalibrationTable
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.artifacts.plan import Plan
+from gpusq_deploy.artifacts.plan import FloatPrecision, Plan
 from gpusq_deploy.artifacts.receipt import Verification
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.build_engines import require_types
 from gpusq_deploy.bundle import MODEL
+from gpusq_deploy.calibration.magnitudes import few, largest_magnitudes
 from gpusq_deploy.calibration.sources import RANDOM, DataSource, open_source
 from gpusq_deploy.calibration.stored import read_table
 from gpusq_deploy.calibration.tensorrt_cache import is_tensorrt_cache, read_tensorrt_cache
@@ -31,6 +33,7 @@ from gpusq_deploy.recipe import OPSETS, Recipe, load_recipe
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.sparsity import sparsity_report
 from gpusq_deploy.verify import require_same, split_source, verify
+from gpusq_deploy.wide import Wide, text_of, wide_in
 
 
 def repair_command(request: BuildRequest) -> str:
@@ -140,6 +143,28 @@ def subject_of(checkpoint: Checkpoint) -> Subject:
         ranges=checkpoint.ranges,
         origins=checkpoint.origins,
     )
+
+
+def find_wide(
+    model: ir.Model, table: CalibrationTable | None, data: Data, remainder: FloatPrecision, reporter: Reporter
+) -> Wide:
+    """What of the graph FP16 can't hold; nothing where the remainder isn't FP16.
+
+    Magnitudes are those of the ranges that are known, and those seen on a few of the samples, if there are any.
+    """
+    if remainder != "fp16":
+        return Wide()
+    seen = {} if table is None else {entry.tensor: (entry.amax, entry.origin) for entry in table.ranges}
+    if data.real:
+        source = few(data.calibrate)
+        origin = f"seen on {len(source)} samples of {source.name}"
+        for tensor, amax in largest_magnitudes(model, source, open_model=open_onnx).items():
+            if amax > seen.get(tensor, (0.0, ""))[0]:
+                seen[tensor] = (amax, origin)
+    wide = wide_in(model, seen, looked=data.real)
+    for kept in wide.tensors:
+        reporter.say(f"kept in FP32, since FP16 can't hold it: {text_of(kept)}")
+    return wide
 
 
 def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporter: Reporter) -> float:

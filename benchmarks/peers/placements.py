@@ -115,7 +115,7 @@ class Bench:
         report = sparsity_report(weights, source=self.checkpoint.file, recipe=case.recipe, record=None)
         asked = PlanRequest(recipe=case.recipe, int8=True, sparse=False, remainder="fp16")
         plan = make_plan(prepared.layers, asked, table=prepared.table, sparsity=report, placements=prepared.placements)
-        rounded = fitted(prepared, plan, case.recipe, self.data, subject_of(self.checkpoint), self.quiet)
+        rounded = fitted(prepared, plan, case.recipe, self.data, self.quiet)
         save_model(run_passes(prepared.model, [Quantize(plan, rounded), CastRemainder("fp16")]), built_file)
         result = verify(float_file, built_file, self.unseen, held_out=True)
         engine = build_engine(built_file, find_target(case.target), BuildSettings(batch=_BATCH))

@@ -29,19 +29,23 @@ class ActivationQuantization(Value):
 class WeightQuantization(Value):
     """A weight in the layer's precision behind a DequantizeLinear; `axis` is that of the `channels` output channels.
 
-    One scale for each channel; where `block` isn't 0, one for each channel and `block` consecutive inputs.
+    One scale for each channel; where `block` isn't 0, one for each channel and `block` consecutive inputs; where
+    `one_scale`, which is for INT8, one for all channels, as a product needs that writes INT8.
     """
 
     tensor: str
     axis: int
     channels: int
     block: int = 0
+    one_scale: bool = False
 
 
 class LayerDecision(Value):
     """What happens to one weighted layer, and why. N and K are the GEMM's; `macs` counts one sample.
 
     `activation` is None where the input stays in the remainder's type, as in front of INT4 weights.
+    `output_reason` says why its product is written in INT8 or isn't; None where nobody asked.
+    `estimate` is what INT8 is predicted to change, from engines that were built with and without it.
     """
 
     layer: str
@@ -56,6 +60,8 @@ class LayerDecision(Value):
     sparse_reason: str
     activation: ActivationQuantization | None = None
     weight: WeightQuantization | None = None
+    output_reason: str | None = None
+    estimate: str | None = None
 
 
 class PlacedQuantization(Value):
@@ -68,8 +74,21 @@ class PlacedQuantization(Value):
     reason: str
 
 
+class WideTensor(Value):
+    """A tensor that FP16 can't hold: it and the nodes around it stay float32.
+
+    `module` makes it, `amax` it reaches, `constant` says that it is one.
+    """
+
+    tensor: str
+    module: str
+    amax: float
+    origin: str
+    constant: bool = False
+
+
 class Plan(Value):
-    """Decisions in graph order. `remainder` is the type of everything that isn't quantised."""
+    """Decisions in graph order. `remainder` is the type of all that isn't quantised, but for what `wide` names."""
 
     schema: Literal["gpusq.plan/1"] = "gpusq.plan/1"
     recipe: str
@@ -77,4 +96,5 @@ class Plan(Value):
     sparse_asked: bool
     layers: tuple[LayerDecision, ...]
     placed: tuple[PlacedQuantization, ...] = ()
+    wide: tuple[WideTensor, ...] = ()
     notes: tuple[str, ...] = ()

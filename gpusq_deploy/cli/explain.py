@@ -63,6 +63,9 @@ def print_layer(console: Console, bundle: Bundle, engine: BuiltEngine, name: str
         if decision.activation is not None:
             origin = f"amax {decision.activation.amax:.5g}, scale {decision.activation.scale:.5g}"
             table.add_row("input", f"{decision.activation.tensor}: {origin}, {decision.activation.origin}")
+        for title, said in (("INT8 output", decision.output_reason), ("INT8 or not", decision.estimate)):
+            if said is not None:
+                table.add_row(title, said)
         console.print(table)
 
 

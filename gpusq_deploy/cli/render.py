@@ -14,7 +14,7 @@ from gpusq_deploy.bundle import Bundle
 from gpusq_deploy.cli.drift import drift_line, drift_tables
 from gpusq_deploy.cli.explain import print_engine, print_layer
 from gpusq_deploy.packed import PACKED, packed_index, packed_line
-from gpusq_deploy.receipt import cost_text
+from gpusq_deploy.receipt import cost_text, layer_costs_line
 
 # Equal outputs are recorded as this many decibels.
 _EQUAL_DB = 300.0
@@ -89,6 +89,8 @@ def print_receipt(bundle: Bundle, *, layer: str | None) -> None:
         console.print(f"no engine for {entry.target}: {entry.reason}; on the device: {entry.command}")
     if bundle.receipt.cost is not None:
         console.print(f"{bundle.receipt.cost.what} cost: {cost_text(bundle.receipt.cost)}", soft_wrap=True)
+        if (line := layer_costs_line(bundle.receipt.cost)) and layer is None:
+            console.print(line, soft_wrap=True)
     _print_verification(console, bundle, layer)
 
 

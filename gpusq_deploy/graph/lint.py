@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from gpusq_deploy.artifacts.finding import Finding
 from gpusq_deploy.graph.layers import origin, weighted_layers
+from gpusq_deploy.graph.provenance import is_kept
 from gpusq_deploy.graph.residual import find_residuals
 from gpusq_deploy.graph.spec import graph_faults
 from gpusq_deploy.graph.values import node_name
@@ -24,7 +25,8 @@ def lint(model: ir.Model) -> Iterator[Finding]:
        are meant to: there it is the other way round.
     3. `softmax-quantized`: attention probabilities near 1/N vanish under half an INT8 step.
     4. `residual-quantized`: a residual stream in INT8 rounds its few large channels' neighbours away.
-    5. `mixed-remainder`: a float32 product in a graph whose other products are FP16 or BF16.
+    5. `mixed-remainder`: a float32 product in a graph whose other products are FP16 or BF16, unless it is marked as
+       one that FP16 can't hold.
     """
     for fault in graph_faults(model):
         yield Finding(
@@ -78,7 +80,7 @@ def _residual_quantized(model: ir.Model) -> Iterator[Finding]:
 
 
 def _mixed_remainder(model: ir.Model) -> Iterator[Finding]:
-    products = [node for node in model.graph if node.op_type in {"MatMul", "Gemm", "Conv"}]
+    products = [node for node in model.graph if node.op_type in {"MatMul", "Gemm", "Conv"} and not is_kept(node)]
     types = {_FLOATS.get(dtype) for node in products if (dtype := node.outputs[0].dtype) is not None}
     if len(types) < 2:
         return

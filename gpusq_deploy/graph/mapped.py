@@ -127,7 +127,11 @@ def _beside(model: Path, location: str, place: str) -> Path:
     """The file of external data. One outside the model's folder is refused: a model is not to read other files."""
     path = (model.parent / location).resolve()
     if not path.is_relative_to(model.parent.resolve()):
-        raise GpusqError(f"its external data lies outside the model's folder: {location}", place=place)
+        raise GpusqError(
+            f"its external data lies outside the model's folder: {location}",
+            place=place,
+            hint="a model may not read other files: put the data beside it",
+        )
     if not path.is_file():
         raise GpusqError(f"the file of its external data is missing: {location}", place=place, hint=_COPY_AGAIN)
     return path

@@ -34,7 +34,7 @@ class StoredWeight:
 
     Attributes:
         codes: The weight's shape.
-        scale: [channels]; with blocks, as the codes, but shorter by `block` along the inputs.
+        scale: [channels], or [] for all of them; with blocks, as the codes, but shorter by `block` along the inputs.
         axis: Of the output channels.
         block: Inputs that share a scale; 0 where there are no blocks.
     """
@@ -47,12 +47,21 @@ class StoredWeight:
     @property
     def attributes(self) -> dict[str, int]:
         """Of the DequantizeLinear. With blocks, its axis is the one that they lie along: the inputs'."""
-        return {"axis": 1 - self.axis, "block_size": self.block} if self.block else {"axis": self.axis}
+        if self.block:
+            return {"axis": 1 - self.axis, "block_size": self.block}
+        return {"axis": self.axis} if self.scale.ndim else {}
 
     def turned(self) -> StoredWeight:
         """The transpose of a matrix."""
         scale = self.scale.T if self.block else self.scale
         return StoredWeight(codes=self.codes.T, scale=scale, axis=1 - self.axis, block=self.block)
+
+
+def int8_weight(
+    codes: npt.NDArray[np.int8], scale: npt.NDArray[np.float32], axis: int, *, one_scale: bool
+) -> StoredWeight:
+    """INT8 from codes and scales [channels], which are all the same with `one_scale`: then one is stored."""
+    return StoredWeight(codes=codes, scale=scale[:1].reshape(()) if one_scale else scale, axis=axis)
 
 
 def fp8_weight(values: npt.NDArray[np.float32], axis: int, stored: npt.DTypeLike) -> StoredWeight:

@@ -19,7 +19,7 @@ from gpusq_deploy.graph.smoothable import add_to_bias
 from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, value_name
 from gpusq_deploy.numerics.affine import amax_per_channel, quantize, scale_from_amax
 from gpusq_deploy.numerics.low_bit import int4_blocks
-from gpusq_deploy.passes.low_bit import CODE_TYPES, StoredWeight, fp8_weight, int4_weight, zero_points
+from gpusq_deploy.passes.low_bit import CODE_TYPES, StoredWeight, fp8_weight, int4_weight, int8_weight, zero_points
 
 STORED_TYPE: dict[FloatPrecision, npt.DTypeLike] = {
     "fp32": np.float32,
@@ -54,15 +54,18 @@ class Quantize:
     """Make INT8, FP8 and INT4 layers out of the plan's decisions.
 
     1. A weight becomes an initializer of codes behind a DequantizeLinear with one scale per output channel (INT4: per
-       channel and block); a transpose in front of the layer is taken into the stored codes. The float initializer is
-       left alone while anything else reads it: the exporter shares equal constants between layers.
+       channel and block), or one in all where the plan says so; a transpose in front of the layer is taken into the
+       stored codes. The float initializer is left alone while anything else reads it: the exporter shares equal
+       constants between layers.
     2. An activation gets one QuantizeLinear/DequantizeLinear pair, shared by the layers that read it and agree on
        its scale and type; in front of INT4 weights it stays as it is.
     3. Scales hold values of the remainder's type, so that the later cast of the graph is exact and the codes belong
        to the scales that are stored.
     4. A layer that already has a DequantizeLinear on its weight is left as it is.
-    5. What the plan places elsewhere gets a pair where the named node reads it; not twice.
-    6. INT8 and INT4 weights in `rounded`, by node, are taken from there, with what is added to their bias.
+    5. What the plan places elsewhere gets a pair where the named node reads it, and an `output` directly behind the
+       node, for all its readers; not twice.
+    6. INT8 and INT4 weights in `rounded`, by node, are taken from there; their bias change is left out where there is
+       no bias.
 
     The graph stays float32; `CastRemainder` makes it FP16 or BF16.
     """
@@ -108,6 +111,8 @@ def _place(nodes: Mapping[str | None, ir.Node], placed: PlacedQuantization) -> i
     node = nodes.get(placed.node)
     if node is None:
         raise GpusqError("the plan names a node that the graph doesn't have", place=placed.node)
+    if placed.role == "output":
+        return _place_behind(node, placed)
     index = _index(node, placed)
     value = node.inputs[index]
     producer = None if value is None else value.producer()
@@ -132,6 +137,23 @@ def _index(node: ir.Node, placed: PlacedQuantization) -> int:
         if value is not None:
             return index
     return 0
+
+
+def _place_behind(node: ir.Node, placed: PlacedQuantization) -> int:
+    value = node.outputs[0]
+    readers = tuple(value.uses())
+    if any(reader.op_type == "QuantizeLinear" for reader, _ in readers):
+        return 0
+    if value_name(value) != placed.activation.tensor or value.is_graph_output() or not readers:
+        raise GpusqError("the plan names another tensor than the graph has", place=f"{placed.node}, {placed.role}")
+    graph = node.graph
+    assert graph is not None, "nodes come from the graph"
+    reading = {reader for reader, _ in readers}
+    first = next(other for other in graph if other in reading)
+    pair = _pair(first, value, placed.activation.scale, f"{placed.node}_output")
+    for reader, index in readers:
+        reader.replace_input_with(index, pair)
+    return 1
 
 
 def _pair(
@@ -168,7 +190,7 @@ def _quantize_weight(
     prefix = f"{decision.node}_weight"
     inputs = [
         add_initializer(graph, f"{prefix}_{decision.precision}", np.ascontiguousarray(content.codes)),
-        add_initializer(graph, f"{prefix}_scale", np.ascontiguousarray(content.scale)),
+        add_initializer(graph, f"{prefix}_scale", np.array(content.scale, order="C")),
     ]
     if not content.block:
         zeros = zero_points(content.scale.shape, CODE_TYPES[decision.precision])
@@ -191,9 +213,13 @@ def _content(
             return int4_weight(*found, weight.axis, weight.block)
         if rounded is not None:
             codes = rounded.codes if weight.axis == 0 else rounded.codes.T
-            return StoredWeight(codes=codes, scale=rounded.scale, axis=weight.axis)
-        scale = scale_from_amax(amax_per_channel(values, weight.axis), dtype=stored).astype(np.float32)
-        return StoredWeight(codes=quantize(values, scale, axis=weight.axis), scale=scale, axis=weight.axis)
+            return int8_weight(codes, rounded.scale, weight.axis, one_scale=weight.one_scale)
+        amax = amax_per_channel(values, weight.axis)
+        if weight.one_scale:
+            amax = np.full_like(amax, amax.max())
+        scale = scale_from_amax(amax, dtype=stored).astype(np.float32)
+        codes = quantize(values, scale, axis=weight.axis)
+        return int8_weight(codes, scale, weight.axis, one_scale=weight.one_scale)
     except ValueError as error:
         raise GpusqError(
             f"the weight can't be quantised: {error}",

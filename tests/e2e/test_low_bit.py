@@ -28,7 +28,8 @@ def test_fp8_goes_to_a_gpu_that_has_it_and_to_no_other(photos: Path, tmp_path: P
     options = (model, *ARCH, "--fp8", "--calib", photos, "--out", out)
     refused = run_main(build, *options)
     assert refused.code == 5
-    assert "a100 has no fp8 tensor cores" in refused.err
+    assert "a100: it has no fp8 tensor cores" in refused.err
+    assert "rtx50" in refused.err
     assert "loading" not in refused.err
 
     done = run_main(build, *options, "--target", "rtx40", "--json")

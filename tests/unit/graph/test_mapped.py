@@ -194,7 +194,7 @@ def test_a_weight_behind_a_reshape_is_seen_as_its_product_sees_it(order: str) ->
         s=np.array(1, np.float32),
     )
     assert [layer.layer for layer in weighted_layers(model)] == []
-    layers = weighted_layers(model, reshaped=True)
+    layers = weighted_layers(model, only_seen=True)
     (seen,) = graph_weights(model, layers)
     np.testing.assert_array_equal(seen.rows, expected.T)
     assert (layers[0].n, layers[0].k, layers[0].macs, seen.positions) == (n, k, n * k, 1)
