@@ -54,7 +54,10 @@ class Peaks(Value):
         return count / (self.gigabytes_per_second * 1e3)
 
     def microseconds_for(self, flops: Mapping[str, int]) -> float:
-        """Of products, by type. FP32 products count as FP16 ones, which they are slower than."""
+        """Of products, by type. FP32 products count as FP16 ones, which they are slower than.
+
+        INT4 weights multiply as FP16. FP8 counts as FP16 too: no peak is recorded, and its layers aren't compared.
+        """
         return sum(
             count / ((self.int8_tops if kind == "int8" else self.fp16_tflops) * 1e6) for kind, count in flops.items()
         )

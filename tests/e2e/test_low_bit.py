@@ -65,6 +65,79 @@ def test_int4_weights_need_no_data_and_are_rounded_by_it_where_there_is_some(
     assert run_main(validate, out).code == 0
 
 
+RECIPE = """
+schema = "gpusq.recipe/1"
+name = "all"
+description = "a test"
+
+[mixed]
+flops = 0.3
+
+[residual]
+accept_loss = true
+reason = "to see"
+
+[[rule]]
+match = "*.qkv"
+precision = "fp8"
+reason = "FP8"
+
+[[rule]]
+match = "*.fc2"
+precision = "int4"
+block = 64
+sparse = false
+rounding = "second-order"
+reason = "INT4"
+
+[[rule]]
+match = "*.fc1"
+output = "int8"
+rounding = "second-order"
+reason = "INT8 with an INT8 product"
+
+[[rule]]
+match = "head"
+sparse = false
+reason = "dense"
+
+[[rule]]
+kind = "linear"
+smooth = true
+rounding = "second-order"
+reason = "INT8"
+"""
+
+
+def test_one_recipe_has_every_precision_outputs_residuals_and_layers_left_float(
+    sparse: Path, photos: Path, tmp_path: Path
+) -> None:
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "m.gpusq"
+    recipe.write_text(RECIPE)
+    options = ("--int8", "--sparse", "--recipe", recipe, "--calib", photos, "--target", "rtx40")
+    done = run_main(build, sparse, *options, "--out", out)
+    assert done.code == 0, done.err
+    bundle = read_bundle(out)
+    planned = {layer.layer: layer for layer in bundle.plan.layers}
+    assert planned["blocks.0.attn.qkv"].precision == "fp8"
+    assert planned["blocks.0.mlp.fc2"].precision == "int4"
+    linear = [layer for layer in planned.values() if layer.kind == "linear"]
+    floats = [layer for layer in linear if layer.precision == "fp16"]
+    assert floats
+    assert all("mixed" in layer.precision_reason for layer in floats)
+    assert sum(layer.macs for layer in floats) <= 0.3 * sum(layer.macs for layer in linear)
+    single = [layer for layer in linear if layer.weight is not None and layer.weight.one_scale]
+    assert {layer.precision for layer in single} == {"int8"}
+    assert {placed.role for placed in bundle.plan.placed} - {"output"} == {"residual"}
+    (engine,) = bundle.receipt.engines
+    assert {layer.layer: layer.precision for layer in engine.layers if layer.precision != layer.asked} == {}
+    assert bundle.receipt.cost is not None
+    assert bundle.receipt.cost.what == "FP8 and INT4 and INT8"
+    estimated = {layer.layer for layer in planned.values() if layer.estimate is not None}
+    assert estimated == {layer.layer for layer in linear if layer.precision == "int8"}
+    assert run_main(inspect, out).code == 0
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [

@@ -45,7 +45,10 @@ def answers(model: torch.nn.Module, batch: npt.NDArray[np.float32]) -> npt.NDArr
         return np.asarray(model(torch.from_numpy(batch)), np.float32)
 
 
-@pytest.mark.parametrize(("options", "least"), [(("--fp16",), 50), (("--int8",), 30)])
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [(("--fp16",), 50), (("--int8",), 30), (("--fp8", "--target", "rtx40"), 20), (("--int4",), 10)],
+)
 def test_a_planted_outlier_stays_float32(
     planted: torch.nn.Module, tmp_path: Path, options: tuple[str, ...], least: float
 ) -> None:

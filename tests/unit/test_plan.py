@@ -18,8 +18,10 @@ from gpusq_deploy.artifacts.plan import FloatPrecision, LayerDecision, LayerKind
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer
+from gpusq_deploy.placements import Placements
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.recipe import Recipe, Rule
+from gpusq_deploy.wide import Wide
 
 MIXED = Recipe(
     schema="gpusq.recipe/1",
@@ -299,3 +301,27 @@ def test_the_notes_have_each_precision_s_share() -> None:
     notes = make_plan([FC, HEAD], request, table=table, sparsity=states((FC, HEAD))).notes
     assert [note[:6] for note in notes[:2]] == ["50.0 %", "50.0 %"]
     assert [note.rsplit(" ", 1)[1] for note in notes[:2]] == ["FP8", "INT8"]
+
+
+def test_what_fp16_can_t_hold_leaves_fp8_with_a_float32_scale_and_int4_in_fp32() -> None:
+    rules = (Rule(match="fc*", precision="fp8", reason="one"), Rule(precision="int4", block=32, reason="the other"))
+    recipe = msgspec.structs.replace(MIXED, rules=rules)
+    wider = replace(HEAD, k=64)
+    request = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp16")
+    wide = Wide(nodes=frozenset({FC.node, wider.node}))
+    table = planning.table({"into_fc1": 1.0})
+    fc, head = make_plan([FC, wider], request, table=table, sparsity=states((FC, wider)), wide=wide).layers
+    assert fc.precision == "fp8"
+    assert fc.activation is not None
+    assert fc.activation.scale == float(np.float32(1 / 448)) != float(np.float16(1 / 448))
+    assert (head.precision, head.weight) == ("fp32", None)
+
+
+def test_layers_left_float_by_measurement_say_so_whatever_the_rule_made_of_them() -> None:
+    recipe = low_bit(precision="fp8")
+    request = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp16")
+    placements = Placements(floats={FC.node: "it costs much"})
+    table = planning.table({"into_fc1": 1.0})
+    (fc,) = make_plan([FC], request, table=table, sparsity=states((FC,)), placements=placements).layers
+    assert (fc.precision, fc.activation, fc.weight) == ("fp16", None, None)
+    assert fc.precision_reason == f"recipe {recipe.name}, mixed: it costs much"
