@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from gpusq_deploy.artifacts.plan import LayerDecision, Plan
 from gpusq_deploy.calibration.sources import Batches, DataSource, filled
@@ -34,11 +35,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Switched:
-    """A layer's own inputs in the switched graph, as a float layer and as a quantised one."""
+    """A layer's own inputs in the switched graph, as a float layer and, made when they are needed, as an INT8 one."""
 
     node: str
     plain: Mapping[str, Array]
-    quantised: Mapping[str, Array]
+    quantised: Callable[[], Mapping[str, Array]]
 
 
 def noise_of_layers(
@@ -64,6 +65,7 @@ def noise_of_layers(
     copy = model.clone()
     stored = STORED_TYPE[plan.remainder]
     switched = [_switch(copy, layer, decided[layer.node], rounded.get(layer.node), stored) for layer in chosen]
+    common.RemoveUnusedNodesPass()(copy)  # the weights: they are inputs now
     fixed = static_batch(model.graph)
     noise, signal = dict.fromkeys((entry.node for entry in switched), 0.0), 0.0
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +94,7 @@ def _answers(session: Session, batch: Array, switched: Sequence[Switched]) -> tu
     def first(feeds: Mapping[str, Array]) -> Array:
         return next(iter(session.run(feeds).values()))
 
-    return first(plain), ((entry.node, first({**plain, **entry.quantised})) for entry in switched)
+    return first(plain), ((entry.node, first({**plain, **entry.quantised()})) for entry in switched)
 
 
 def _switch(
@@ -105,43 +107,55 @@ def _switch(
         scale = scale_from_amax(amax_per_channel(rows, 0), dtype=stored).astype(np.float32)
         rounded = RoundedWeight(codes=quantize(rows, scale, axis=0), scale=scale, bias=None)
     by_rows = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
-    pair = [rows, dequantize(rounded.codes, rounded.scale, axis=0)]
-    weights = [np.ascontiguousarray(array if by_rows else array.T) for array in pair]
-    on, weight = _input(model, node, "on", np.array(True)), _input(model, node, "weight", weights[0])
-    node.replace_input_with(1, model.graph.inputs[-1])
-    plain, quantised = {on: np.array(False), weight: weights[0]}, {on: np.array(True), weight: weights[1]}
+    weight = rows if by_rows else np.ascontiguousarray(rows.T)
+    plain: dict[str, Array] = {}
+
+    def given(holder: ir.Node, index: int, what: str, array: Array) -> str:
+        name = _input(model, layer.node, what, array)
+        holder.replace_input_with(index, model.graph.inputs[-1])
+        plain[name] = array
+        return name
+
+    weight_name, bias_name = given(node, 1, "weight", weight), None
     place = bias_place(node)
     if place is not None and rounded.bias is not None:
-        holder, index = place
-        value = holder.inputs[index]
+        value = place[0].inputs[place[1]]
         assert value is not None, "bias_place has seen it"
-        before = array_of(value).astype(np.float32)
-        bias = _input(model, node, "bias", before)
-        holder.replace_input_with(index, model.graph.inputs[-1])
-        plain[bias], quantised[bias] = before, (before + rounded.bias).astype(np.float32)
+        bias_name = given(*place, "bias", array_of(value).astype(np.float32))
     assert decision.activation is not None, "only INT8 layers come here"
-    _switch_pair(model.graph, node, decision.activation.scale, on)
+    on = _input(model, layer.node, "on", np.array(False))
+    _switch_pair(node, decision.activation.scale, model.graph.inputs[-1])
+    plain[on] = np.array(False)
+
+    def quantised() -> Mapping[str, Array]:
+        codes = rounded.codes if by_rows else rounded.codes.T
+        made = dequantize(np.ascontiguousarray(codes), rounded.scale, axis=0 if by_rows else 1)
+        found: dict[str, Array] = {on: np.array(True), weight_name: made}
+        if bias_name is not None and rounded.bias is not None:
+            found[bias_name] = (plain[bias_name] + rounded.bias).astype(np.float32)
+        return found
+
     return Switched(node=layer.node, plain=plain, quantised=quantised)
 
 
-def _input(model: ir.Model, node: ir.Node, what: str, like: Array) -> str:
+def _input(model: ir.Model, node: str, what: str, like: Array) -> str:
     """A new graph input of an array's type and shape, the last; its name."""
-    name = f"{node_name(node)}_{what}_switched"
+    name = f"{node}_{what}_switched"
     dtype = ir.DataType.from_numpy(like.dtype)
     model.graph.inputs.append(ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(like.shape)))
     return name
 
 
-def _switch_pair(graph: ir.Graph, node: ir.Node, scale: float, on: str) -> None:
+def _switch_pair(node: ir.Node, scale: float, on: ir.Value) -> None:
     value = node.inputs[0]
     assert value is not None, "a layer has an input"
+    assert isinstance(node.graph, ir.Graph), "a layer stands in a graph"
     prefix = f"{node_name(node)}_switched"
-    step = add_initializer(graph, f"{prefix}_scale", np.array(scale, np.float32))
-    zero = add_initializer(graph, f"{prefix}_zero_point", np.array(0, np.int8))
-    condition = next(item for item in graph.inputs if item.name == on)
+    step = add_initializer(node.graph, f"{prefix}_scale", np.array(scale, np.float32))
+    zero = add_initializer(node.graph, f"{prefix}_zero_point", np.array(0, np.int8))
     q = ir.node("QuantizeLinear", [value, step, zero], name=f"{prefix}_q")
     codes = insert_before(node, q, like=value, dtype=ir.DataType.INT8)
     dq = ir.node("DequantizeLinear", [codes, step, zero], name=f"{prefix}_dq")
     rounded = insert_before(node, dq, like=value, dtype=ir.DataType.FLOAT)
-    where = ir.node("Where", [condition, rounded, value], name=f"{prefix}_where")
+    where = ir.node("Where", [on, rounded, value], name=f"{prefix}_where")
     node.replace_input_with(0, insert_before(node, where, like=value, dtype=ir.DataType.FLOAT))
