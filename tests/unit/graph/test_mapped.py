@@ -198,3 +198,32 @@ def test_a_weight_behind_a_reshape_is_seen_as_its_product_sees_it(order: str) ->
     (seen,) = graph_weights(model, layers)
     np.testing.assert_array_equal(seen.rows, expected.T)
     assert (layers[0].n, layers[0].k, layers[0].macs, seen.positions) == (n, k, n * k, 1)
+
+
+def without_an_input(node: onnx.NodeProto) -> None:
+    del node.input[1:]
+
+
+def without_outputs(node: onnx.NodeProto) -> None:
+    del node.output[:]
+
+
+def with_an_attribute_of_another_type(node: onnx.NodeProto) -> None:
+    node.op_type = "Transpose"
+    del node.input[1:]
+    node.attribute.add(name="perm", type=onnx.AttributeProto.STRING, s=b"text")
+
+
+def of_an_unknown_operator(node: onnx.NodeProto) -> None:
+    node.op_type = "MatMull"
+
+
+@pytest.mark.parametrize(
+    "damage", [without_an_input, without_outputs, with_an_attribute_of_another_type, of_an_unknown_operator]
+)
+def test_a_node_that_its_operator_forbids_is_refused(tmp_path: Path, damage: Any) -> None:
+    proto = ir.to_proto(product())
+    damage(proto.graph.node[0])
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(GpusqError, match="fc"):
+        map_model(tmp_path / "m.onnx")
