@@ -50,6 +50,10 @@ def open_onnx(path: Path, *, threads: int | None = None, optimize: bool = True) 
     options = ort.SessionOptions()
     options.log_severity_level = _ONLY_ERRORS
     options.intra_op_num_threads = threads or 0
+    if not optimize:
+        # A graph that runs a few times, to be looked at: memory counts for more than the last of its speed.
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     try:

@@ -7,7 +7,7 @@ noise, measured by running each alone (`sensitivity`), sums to most within the s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ from gpusq_deploy.sensitivity import noise_of_layers
 from gpusq_deploy.wide import Wide
 
 _SAMPLES = 4
+_KERNEL = "it reads an attention's result, where a quantiser would cost a kernel"
 
 
 class Decided(NamedTuple):
@@ -59,61 +60,76 @@ def decide(
     mixed = asked.recipe.mixed
     if mixed is None or prepared.ready is None:
         return Decided(plan=plan, rounded=rounded)
-    if not data.real:
-        raise GpusqError(
-            "a mixed recipe measures what each layer costs, and there is no data to measure on",
-            place=f"recipe {asked.recipe.name}",
-            hint="add --calib FOLDER",
+
+    def measured() -> Mapping[str, float]:
+        if not data.real:
+            raise GpusqError(
+                "a mixed recipe measures what each layer costs, and there is no data to measure on",
+                place=f"recipe {asked.recipe.name}",
+                hint="add --calib FOLDER",
+            )
+        reporter.say("measuring what each INT8 layer alone does to the output")
+        return noise_of_layers(
+            prepared.model,
+            prepared.layers,
+            plan,
+            rounded,
+            _few(data.calibrate),
+            lambda done, total: reporter.progress("measuring layers", done, total),
         )
-    reporter.say("measuring what each INT8 layer alone does to the output")
-    noise = noise_of_layers(
-        prepared.model,
-        prepared.layers,
-        plan,
-        rounded,
-        _few(data.calibrate),
-        lambda done, total: reporter.progress("measuring layers", done, total),
-    )
-    floats = left_float(prepared.model, prepared.layers, noise, mixed)
+
+    planned_int8 = {decision.node for decision in plan.layers if decision.precision == "int8"}
+    candidates = [layer for layer in prepared.layers if layer.kind == "linear" and layer.node in planned_int8]
+    floats = left_float(prepared.model, candidates, _share(prepared.layers, mixed), mixed, measured)
     reporter.say(f"{len(floats)} layers stay {asked.remainder}, up to {mixed.flops:.0%} of the Linear layers' FLOPs")
     plan = planned(replace(prepared.placements, floats=floats))
     return Decided(plan=plan, rounded={node: weight for node, weight in rounded.items() if node not in floats})
 
 
 def left_float(
-    model: ir.Model, layers: Sequence[GraphLayer], noise: Mapping[str, float], mixed: MixedRule
+    model: ir.Model,
+    candidates: Sequence[GraphLayer],
+    budget: float,
+    mixed: MixedRule,
+    measured: Callable[[], Mapping[str, float]],
 ) -> dict[str, str]:
-    """Nodes of the layers that stay float, each with the reason; together within the share of the Linear FLOPs.
+    """Nodes of the layers that stay float, each with the reason.
 
     1. Recipes that put kernels first begin with the layers that read attentions' results: all of them if they fit, else
        the noisiest that do. TensorRT fuses FP16 attention; a quantiser behind it is a kernel of its own.
-    2. What is left of the share goes to the layers whose noise sums to most.
+    2. What is left of the budget goes to the layers whose noise sums to most. Nothing is measured if no layer fits.
 
     Args:
         model: The float graph.
-        layers: Its layers.
-        noise: By node, of the layers in question: noise over signal at the output with that one alone in INT8.
-        mixed: The share, and what it is for.
+        candidates: Its Linear layers that are planned in INT8.
+        budget: Multiply-accumulates that may stay float.
+        mixed: What they are for.
+        measured: Gives, by node, noise over signal at the output with that layer alone in INT8.
     """
-    linear = [layer for layer in layers if layer.node in noise]
-    budget = mixed.flops * sum(layer.macs for layer in layers if layer.kind == "linear")
+    known = [layer for layer in candidates if layer.macs]
+    behind = {attention.output for attention in find_attentions(model)} if mixed.first == "kernels" else set[str]()
+    first = [layer for layer in known if layer.node in behind]
+    rest = budget - sum(layer.macs for layer in first)
+    if rest >= 0 and all(layer in first or layer.macs > rest for layer in known):
+        return dict.fromkeys((layer.node for layer in first), f"{_KERNEL}; nothing was measured: no other layer fits")
+    noise = measured()
     chosen: dict[str, str] = {}
-    if mixed.first == "kernels":
-        behind = {attention.output for attention in find_attentions(model)}
-        for layer in _fitting([layer for layer in linear if layer.node in behind], noise, budget):
-            chosen[layer.node] = "it reads an attention's result, which a quantiser would cost a kernel"
+    for layers, reason in ((first, _KERNEL), (known, "of what fits, it is among the layers whose noise sums to most")):
+        for layer in _fitting([layer for layer in layers if layer.node not in chosen], noise, budget):
+            chosen[layer.node] = f"{reason}; {_alone(noise[layer.node])}"
             budget -= layer.macs
-    for layer in _fitting([layer for layer in linear if layer.node not in chosen], noise, budget):
-        chosen[layer.node] = "of what fits, it is among the layers whose noise sums to most"
-    return {node: f"{reason}; {_alone(noise[node])}" for node, reason in chosen.items()}
+    return chosen
+
+
+def _share(layers: Sequence[GraphLayer], mixed: MixedRule) -> float:
+    return mixed.flops * sum(layer.macs for layer in layers if layer.kind == "linear")
 
 
 def _fitting(layers: Sequence[GraphLayer], noise: Mapping[str, float], budget: float) -> list[GraphLayer]:
-    known = [layer for layer in layers if layer.macs]
-    if sum(layer.macs for layer in known) <= budget:
-        return known
-    chosen = best_choice([noise[layer.node] for layer in known], [layer.macs for layer in known], budget)
-    return [known[index] for index in chosen]
+    if sum(layer.macs for layer in layers) <= budget:
+        return [*layers]
+    chosen = best_choice([noise[layer.node] for layer in layers], [layer.macs for layer in layers], budget)
+    return [layers[index] for index in chosen]
 
 
 def _alone(noise: float) -> str:

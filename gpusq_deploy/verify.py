@@ -17,7 +17,7 @@ from gpusq_deploy.calibration.sources import DataSource, Selection
 from gpusq_deploy.drift import Compared, Pair, compare, fused_answer, in_both
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.blocks import Site, block_sites, layer_sites
-from gpusq_deploy.graph.files import load_model
+from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.numerics.error import sqnr_db
 
 _BLOCKS_LOOKED_INTO = 2
@@ -62,7 +62,7 @@ def verify(float_model: Path, built_model: Path, source: DataSource, *, held_out
     Raises:
         GpusqError: One of the two answers with NaN or infinity.
     """
-    pair, model = Pair(reference=float_model, built=built_model), load_model(float_model)
+    pair, model = Pair(reference=float_model, built=built_model), map_model(float_model)
     blocks = block_sites(model)
     common = in_both(pair, blocks)
     seen = compare(pair, source, common)

@@ -29,6 +29,8 @@ from gpusq_deploy.numerics.sparsity import rows_from_conv
 from gpusq_deploy.sparsity import LayerWeight
 
 _EXPORT_AGAIN = "is the file damaged? export the model again"
+# Output channels, input channels, and one of the kernel or more.
+_LEAST_AXES_OF_CONV = 3
 _THROUGH = frozenset({"DequantizeLinear", "QuantizeLinear", "Cast", "Transpose", "Identity"})
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 _RESHAPES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
@@ -162,6 +164,12 @@ def _layer(node: ir.Node, batch: int) -> GraphLayer | None:
 
 def _conv(node: ir.Node, activation: ir.Value, weight: ir.Value, batch: int) -> GraphLayer:
     shape = array_of(weight).shape
+    if len(shape) < _LEAST_AXES_OF_CONV:
+        raise GpusqError(
+            f"a Conv's weight has at least 3 axes, {value_name(weight)} has {len(shape)}",
+            place=f"node {node_name(node)}",
+            hint=_EXPORT_AGAIN,
+        )
     kernel = shape[2:]
     strides = tuple(node.attributes.get_ints("strides", [1] * len(kernel)))
     patches = strides == kernel and node.attributes.get_int("group", 1) == 1 and max(kernel) > 1
@@ -213,7 +221,7 @@ def _seen_weight(node: ir.Node, operand: int) -> ir.Value | None:
     if root is None or not is_constant(root):
         return None
     axes = _operand(node.inputs[operand]).ndim
-    return root if (axes > 2 if node.op_type == "Conv" else axes == 2) else None
+    return root if (axes >= _LEAST_AXES_OF_CONV if node.op_type == "Conv" else axes == 2) else None
 
 
 def _channel_axis(node: ir.Node, operand: int) -> int:

@@ -61,6 +61,7 @@ def map_model(path: Path) -> ir.Model:
     try:
         with path.open("rb") as stream:
             proto = onnx.ModelProto.FromString(_without_weights(wire.Reader(stream)))
+        _check_nodes(proto)
         model: ir.Model = ir.from_proto(proto)
     except GpusqError as error:
         raise GpusqError(error.what, place=error.place or str(path), hint=error.hint) from error
@@ -80,6 +81,27 @@ def release(value: ir.Value) -> None:
     """Give back the memory that reading a mapped initializer took."""
     if isinstance(value.const_value, MappedTensor):
         value.const_value.release()
+
+
+def _check_nodes(proto: onnx.ModelProto) -> None:
+    """That each node has the inputs, outputs and attributes that its operator's schema asks for.
+
+    Not looked at: nodes with bodies, whose names from outside the checker can't know alone, and moved-out tensors.
+
+    Raises:
+        GpusqError: One has not.
+    """
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = proto.ir_version
+    context.opset_imports = {opset.domain: opset.version for opset in proto.opset_import}
+    for node in proto.graph.node:
+        kinds = {attribute.type for attribute in node.attribute}
+        if not kinds & {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS, onnx.AttributeProto.TENSOR}:
+            try:
+                onnx.checker.check_node(node, context)
+            except onnx.checker.ValidationError as error:
+                what = str(error).splitlines()[0]
+                raise GpusqError(f"damaged: {node.op_type} {node.name}: {what}", hint=_COPY_AGAIN) from error
 
 
 class _Files:

@@ -74,21 +74,32 @@ NOTHING = tiny_models.graph("g (float[B,8] x) => (float[B,8] y) { y = Relu(x) }"
 
 
 def test_the_noisiest_that_fit_are_left_float_and_say_what_they_cost() -> None:
-    layers = layers_with({"a": 50, "b": 30, "c": 10, "d": 10})
-    found = left_float(NOTHING, layers, {"a": 0.1, "b": 0.001, "c": 0.01, "d": 0.0}, MixedRule(flops=0.4))
+    layers = layers_with({"a": 50, "b": 30, "c": 10, "d": 10, "unknown": 0})
+    noise = {"a": 0.1, "b": 0.001, "c": 0.01, "d": 0.0, "unknown": 1.0}
+    found = left_float(NOTHING, layers, 40, MixedRule(flops=0.4), lambda: noise)
     assert set(found) == {"b", "c"}
     assert "20.0 dB" in found["c"]
-    assert left_float(NOTHING, layers, {"a": 0.1, "b": 0.1, "c": 0.1, "d": 0.1}, MixedRule(flops=0.05)) == {}
+
+
+def never() -> dict[str, float]:
+    raise AssertionError("nothing is to be measured")
+
+
+def test_nothing_is_measured_where_nothing_fits() -> None:
+    assert left_float(NOTHING, layers_with({"a": 50, "b": 30}), 20, MixedRule(flops=0.2), never) == {}
 
 
 @pytest.mark.slow
 def test_kernels_first_begins_with_the_layers_behind_attentions() -> None:
     model = run_passes(tiny_models.exported_vit().model, CANONICAL)
-    layers = weighted_layers(model)
-    noise = {layer.node: 0.0 if layer.layer.endswith("proj") else 1.0 for layer in layers if layer.kind == "linear"}
-    proj = next(layer.node for layer in layers if layer.layer == "blocks.0.attn.proj")
-    assert proj in left_float(model, layers, noise, MixedRule(flops=0.11, first="kernels"))
-    assert proj not in left_float(model, layers, noise, MixedRule(flops=0.11, first="accuracy"))
+    layers = [layer for layer in weighted_layers(model) if layer.kind == "linear"]
+    noise = {layer.node: 0.0 if layer.layer.endswith("proj") else 1.0 for layer in layers}
+    proj = next(layer for layer in layers if layer.layer == "blocks.0.attn.proj")
+    rules = {True: MixedRule(flops=0.1, first="kernels"), False: MixedRule(flops=0.1)}
+    for expected, rule in rules.items():
+        assert (proj.node in left_float(model, layers, proj.macs * 1.5, rule, lambda: noise)) == expected
+    alone = left_float(model, layers, proj.macs, MixedRule(flops=0.1, first="kernels"), never)
+    assert list(alone) == [proj.node]
 
 
 @pytest.mark.parametrize("flops", ["0", "1", "-0.1", "1.5"])

@@ -211,3 +211,32 @@ def test_int4_weights_in_the_file_are_unpacked(tmp_path: Path) -> None:
     mapped = map_model(tmp_path / "m.onnx").graph.initializers["w4"]
     assert mapped.dtype == ir.DataType.INT4
     assert np.array_equal(array_of(mapped).astype(np.int8), codes)
+
+
+def without_an_input(node: onnx.NodeProto) -> None:
+    del node.input[1:]
+
+
+def without_outputs(node: onnx.NodeProto) -> None:
+    del node.output[:]
+
+
+def with_an_attribute_of_another_type(node: onnx.NodeProto) -> None:
+    node.op_type = "Transpose"
+    del node.input[1:]
+    node.attribute.add(name="perm", type=onnx.AttributeProto.STRING, s=b"text")
+
+
+def of_an_unknown_operator(node: onnx.NodeProto) -> None:
+    node.op_type = "MatMull"
+
+
+@pytest.mark.parametrize(
+    "damage", [without_an_input, without_outputs, with_an_attribute_of_another_type, of_an_unknown_operator]
+)
+def test_a_node_that_its_operator_forbids_is_refused(tmp_path: Path, damage: Any) -> None:
+    proto = ir.to_proto(product())
+    damage(proto.graph.node[0])
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(GpusqError, match="fc"):
+        map_model(tmp_path / "m.onnx")
