@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import datetime, timezone
 
 import msgspec
@@ -10,7 +12,8 @@ import msgspec
 from gpusq_deploy.artifacts.base import digest_of_file
 from gpusq_deploy.artifacts.runs import MeasureSettings, Runs, RuntimeInfo
 from gpusq_deploy.benchmarks.environment import read_environment
-from gpusq_deploy.benchmarks.measure import Progress, measure
+from gpusq_deploy.benchmarks.measure import Progress, check_batches, measure, normal_feeds
+from gpusq_deploy.benchmarks.reference import CpuReference
 from gpusq_deploy.benchmarks.subject import Subject
 from gpusq_deploy.engines.runtimes import open_session
 from gpusq_deploy.engines.session import Session
@@ -55,6 +58,7 @@ def record(
         infos.append(msgspec.structs.replace(info, cuda_graph=cuda_graph))
         return session
 
+    compared = _compared(subject, batches, settings, functools.partial(_open, subject, threads, cuda_graph=False))
     series = measure(open_fresh, batches, settings, progress, allowed=subject.batch)
     return Runs(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -63,9 +67,33 @@ def record(
         runtime=infos[0],
         environment=read_environment(),
         settings=settings,
-        notes=_notes(settings),
+        notes=(*_notes(settings), *compared),
         series=series,
     )
+
+
+def _compared(
+    subject: Subject, batches: Sequence[int], settings: MeasureSettings, open_engine: Callable[[], Session]
+) -> tuple[str, ...]:
+    """What an engine's outputs were compared with, or why they weren't; nothing for ONNX Runtime, the reference itself.
+
+    Raises:
+        GpusqError: They are wrong, or the engine can't take a batch size.
+    """
+    if subject.choice.name == "onnxruntime":
+        return ()
+    if subject.reference is None:
+        return ("outputs not compared with the CPU: the plan's model isn't known; --reference MODEL.onnx names it",)
+    try:
+        reference = CpuReference(subject.reference)
+    except GpusqError as error:
+        return (f"outputs not compared with the CPU: {error.what}",)
+    with closing(reference), closing(open_engine()) as session:
+        check_batches(session.inputs, batches, subject.batch)
+        for batch in batches:
+            feeds = normal_feeds(session.inputs, batch, settings.seed)
+            reference.check(feeds, session.run(feeds), batch)
+    return (reference.note(),)
 
 
 def _open(subject: Subject, threads: int | None, *, cuda_graph: bool) -> Session:

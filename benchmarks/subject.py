@@ -22,7 +22,8 @@ _PLAN_SUFFIXES = (".plan", ".engine")
 class Subject(NamedTuple):
     """One file on one runtime. `name` identifies it without the machine's paths; `batch` is the bundle's range.
 
-    `weights` is the model that a plan without weights takes them from.
+    `weights` is the model that a plan without weights takes them from; `reference` the one that a plan was built from,
+    to compare with on the CPU, where it is known.
     """
 
     path: Path
@@ -30,6 +31,7 @@ class Subject(NamedTuple):
     choice: RuntimeChoice
     batch: BatchRange | None
     weights: Path | None = None
+    reference: Path | None = None
 
     @property
     def default_batches(self) -> tuple[int, ...]:
@@ -81,7 +83,8 @@ def _of_bundle(folder: Path, requested: str) -> Subject:
     if weights is not None:
         require_dense(folder)
         require_same_sparsity(weights, manifest.sparsity)
-    return Subject(path, name, choice, manifest.batch, weights)
+    reference = None if choice.name == "onnxruntime" else folder / MODEL
+    return Subject(path, name, choice, manifest.batch, weights, reference)
 
 
 def _of_plan(path: Path, requested: str) -> Subject:
@@ -93,7 +96,8 @@ def _of_plan(path: Path, requested: str) -> Subject:
             place=str(path),
             hint="run this on the plan's own GPU, or give the bundle's model.onnx to run on the CPU",
         )
-    return Subject(path, path.name, choice, None)
+    bundle = path.resolve().parent.parent
+    return Subject(path, path.name, choice, None, reference=bundle / MODEL if is_bundle(bundle) else None)
 
 
 def _plan_for_this_gpu(receipt: Receipt, backend: str) -> str:

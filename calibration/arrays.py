@@ -19,6 +19,8 @@ from gpusq_deploy.errors import GpusqError
 # Of several arrays in an .npz, these are looked for, in this order.
 NPZ_NAMES = ("images", "input")
 _MOST_SAMPLES = 10_000
+_MOST_PACKED = 100
+_SMALL_ARRAY = 64 << 20
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 Array = npt.NDArray[Any]
@@ -51,6 +53,7 @@ def mapped_npz(path: Path) -> Array:
     try:
         with zipfile.ZipFile(path) as archive:
             member = _member(path, [name for name in archive.namelist() if name.endswith(".npy")])
+            _require_no_bomb(archive.getinfo(member))
             with archive.open(member) as packed, tempfile.NamedTemporaryFile(suffix=".npy") as unpacked:
                 shutil.copyfileobj(packed, unpacked)
                 unpacked.flush()
@@ -64,6 +67,15 @@ def mapped_npz(path: Path) -> Array:
             place=str(path),
             hint="write it with numpy.savez: images=float32 [N, C, H, W]",
         ) from error
+
+
+def _require_no_bomb(entry: zipfile.ZipInfo) -> None:
+    """Images pack to a tenth at best; a long array of nothing packs to a thousandth."""
+    if entry.file_size > max(_SMALL_ARRAY, _MOST_PACKED * entry.compress_size):
+        raise GpusqError(
+            f"the array would grow to {entry.file_size:,} bytes from {entry.compress_size:,}: no images do",
+            hint="if you trust it, save it as .npy",
+        )
 
 
 def names_factory(text: str) -> bool:

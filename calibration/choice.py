@@ -9,9 +9,11 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer
 from gpusq_deploy.recipe import Recipe
 
+_FOR_FP8 = ("amax", "percentile")
+
 
 def calibrators_for(layers: Sequence[GraphLayer], recipe: Recipe, *, usual: Calibrator = AMAX) -> dict[str, Calibrator]:
-    """Calibrators by tensor.
+    """Calibrators by tensor; FP8 has few, because the others weigh INT8's even steps.
 
     Args:
         layers: The layers whose inputs need a range.
@@ -19,13 +21,16 @@ def calibrators_for(layers: Sequence[GraphLayer], recipe: Recipe, *, usual: Cali
         usual: For rules that name none.
 
     Raises:
-        GpusqError: Two layers read one tensor and their rules name different calibrators: a tensor has one range.
+        GpusqError: An FP8 layer gets a calibrator for INT8.
+            Two layers read one tensor and their rules name different calibrators: a tensor has one range.
     """
     chosen: dict[str, Calibrator] = {}
     reader: dict[str, str] = {}
     for layer in layers:
         rule = recipe.rule_for(layer.layer, layer.kind)
         wanted = usual if rule is None else rule.calibrator_or(usual)
+        if rule is not None and rule.precision == "fp8":
+            _require_fp8(wanted, recipe)
         known = chosen.setdefault(layer.input, wanted)
         if known != wanted:
             raise GpusqError(
@@ -35,3 +40,12 @@ def calibrators_for(layers: Sequence[GraphLayer], recipe: Recipe, *, usual: Cali
             )
         reader.setdefault(layer.input, layer.layer)
     return chosen
+
+
+def _require_fp8(wanted: Calibrator, recipe: Recipe) -> None:
+    if wanted.name not in _FOR_FP8:
+        raise GpusqError(
+            f"the calibrator {wanted} weighs the steps of INT8, and recipe {recipe.name} has FP8 layers",
+            place="--calibrator",
+            hint=f"for FP8: {' or '.join(_FOR_FP8)}",
+        )

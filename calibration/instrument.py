@@ -54,6 +54,8 @@ def _add_amax(graph: ir.Graph, value: ir.Value, name: str) -> None:
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Constants too: a decoder's first queries may be one."""
     yield from graph.inputs
+    yield from graph.initializers.values()
     for node in graph:
         yield from node.outputs

@@ -16,7 +16,7 @@ import hashlib
 import tempfile
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +41,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import GraphLayer
 from gpusq_deploy.graph.values import static_batch, value_name
+from gpusq_deploy.numerics.threads import single_threaded_blas
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -268,22 +269,34 @@ def _seen(
             moments=how.moments,
         )
         try:
-            for part in _in_order(observer.look, groups, how.workers):
-                tally.absorb(part.tally)
-                _add_rows(sums, part.rows, how.moments)
-                require_few_skipped(tuple(tally.skipped.values()), source)
-                if progress is not None:
-                    progress(len(tally.samples) + len(tally.skipped), mine)
+            with single_threaded_blas(), ThreadPoolExecutor(how.workers) as adders:
+                for part in _in_order(observer.look, groups, how.workers):
+                    tally.absorb(part.tally)
+                    _add_rows(sums, part.rows, how.moments, adders)
+                    require_few_skipped(tuple(tally.skipped.values()), source)
+                    if progress is not None:
+                        progress(len(tally.samples) + len(tally.skipped), mine)
         finally:
             runner.close()
     return tally, sums
 
 
-def _add_rows(sums: dict[str, MomentSums], parts: Sequence[_Rows], squares: Mapping[str, bool]) -> None:
+def _add_rows(
+    sums: dict[str, MomentSums], parts: Sequence[_Rows], squares: Mapping[str, bool], adders: Executor
+) -> None:
+    """Tensors side by side; the rows of one in their order, so that its sums don't depend on the threads."""
+    by_tensor: dict[str, list[_Rows]] = {}
     for part in parts:
+        by_tensor.setdefault(part.tensor, []).append(part)
         if part.tensor not in sums:
             sums[part.tensor] = MomentSums(part.rows, squares=squares[part.tensor])
-        sums[part.tensor].add(part.rows, copies=part.copies)
+
+    def add(tensor: str) -> None:
+        for part in by_tensor[tensor]:
+            sums[tensor].add(part.rows, copies=part.copies)
+
+    for _ in adders.map(add, by_tensor):
+        pass
 
 
 def _in_order(look: Callable[[range], _Look], groups: Sequence[range], workers: int) -> Iterator[_Look]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import numpy as np
@@ -17,8 +18,9 @@ from gpusq_deploy.graph.layers import GraphLayer, weight_rows
 from gpusq_deploy.graph.smoothable import Smoothable, bias_place, find_smoothable
 from gpusq_deploy.numerics.affine import amax_per_channel, dequantize, quantize, scale_from_amax
 from gpusq_deploy.numerics.rounding import second_order_codes
-from gpusq_deploy.numerics.smoothing import Smoothing, balanced, one_sided
-from gpusq_deploy.passes.quantize import RoundedWeight
+from gpusq_deploy.numerics.smoothing import Smoothing, balanced, cautious, one_sided
+from gpusq_deploy.numerics.threads import single_threaded_blas
+from gpusq_deploy.passes.quantize import STORED_TYPE, RoundedWeight
 from gpusq_deploy.passes.smooth import SmoothedTensor
 from gpusq_deploy.recipe import Recipe, Rule
 
@@ -102,7 +104,7 @@ def round_weights(
     moments: Mapping[str, ChannelMoments],
     recipe: Recipe,
     *,
-    stored: npt.DTypeLike,
+    workers: int = 1,
 ) -> dict[str, RoundedWeight]:
     """Codes and bias changes of the planned INT8 layers whose rule asks for more than rounding to nearest, by node.
 
@@ -112,27 +114,34 @@ def round_weights(
         plan: Decisions about them.
         moments: Of their inputs, in that graph, by node.
         recipe: Its rules.
-        stored: The type of the scales.
+        workers: Layers rounded at the same time; the codes don't depend on it.
     """
-    steps = {entry.node: entry.activation.scale for entry in plan.layers if entry.activation is not None}
+    steps = {
+        entry.node: entry.activation.scale
+        for entry in plan.layers
+        if entry.precision == "int8" and entry.activation is not None
+    }
+    single = {entry.node for entry in plan.layers if entry.weight is not None and entry.weight.one_scale}
     biased = {node.name for node in model.graph if bias_place(node) is not None}
-    rounded: dict[str, RoundedWeight] = {}
-    for layer in layers:
-        found = moments.get(layer.node)
-        if layer.node in steps and found is not None and layer.kind == "linear":
-            rows = weight_rows(model, layer).astype(np.float32)
-            rule = rule_of(recipe, layer)
-            if layer.node not in biased:
-                rule = msgspec.structs.replace(rule, correct_bias=False)
-            try:
-                rounded[layer.node] = _rounded(rows, found, rule, step=steps[layer.node], stored=stored)
-            except ValueError as error:
-                raise GpusqError(
-                    f"the weight can't be quantised: {error}",
-                    place=f"{layer.layer}, tensor {layer.weight}",
-                    hint='build with --bf16 or --fp32, or with rounding = "nearest" in the recipe',
-                ) from error
-    return rounded
+    chosen = [layer for layer in layers if layer.node in steps and layer.node in moments and layer.kind == "linear"]
+
+    def rounded(layer: GraphLayer) -> RoundedWeight:
+        rule = rule_of(recipe, layer)
+        if layer.node not in biased:
+            rule = msgspec.structs.replace(rule, correct_bias=False)
+        rows = weight_rows(model, layer).astype(np.float32)
+        try:
+            scale = _scales(rows, STORED_TYPE[plan.remainder], single=layer.node in single)
+            return _rounded(rows, moments[layer.node], rule, scale=scale, step=steps[layer.node])
+        except ValueError as error:
+            raise GpusqError(
+                f"the weight can't be quantised: {error}",
+                place=f"{layer.layer}, tensor {layer.weight}",
+                hint='build with --bf16 or --fp32, or with rounding = "nearest" in the recipe',
+            ) from error
+
+    with single_threaded_blas(), ThreadPoolExecutor(workers) as pool:
+        return dict(zip((layer.node for layer in chosen), pool.map(rounded, chosen), strict=True))
 
 
 def moments_behind(
@@ -196,7 +205,8 @@ def _smoothing(
             what = f"the activation can't be quantised: {error}"
             raise GpusqError(what, place=f"tensor {place.tensor}", hint="build with --bf16 or --fp32") from error
     columns = [np.max(np.abs(weight_rows(model, layer)), axis=0) for layer in place.readers]
-    return balanced(moments.low, moments.high, np.max(columns, axis=0), centre=place.shiftable)
+    rule = cautious if place.producer == "attention" else balanced
+    return rule(moments.low, moments.high, np.max(columns, axis=0), centre=place.shiftable)
 
 
 def _widened(
@@ -212,10 +222,19 @@ def _widened(
     return msgspec.structs.replace(entry, amax=entry.amax * (1 + headroom), origin=origin)
 
 
+def _scales(rows: npt.NDArray[np.float32], stored: npt.DTypeLike, *, single: bool) -> npt.NDArray[np.float32]:
+    amax = amax_per_channel(rows, 0)
+    return scale_from_amax(np.full_like(amax, amax.max()) if single else amax, dtype=stored).astype(np.float32)
+
+
 def _rounded(
-    rows: npt.NDArray[np.float32], moments: ChannelMoments, rule: Rule, *, step: float, stored: npt.DTypeLike
+    rows: npt.NDArray[np.float32],
+    moments: ChannelMoments,
+    rule: Rule,
+    *,
+    scale: npt.NDArray[np.float32],
+    step: float,
 ) -> RoundedWeight:
-    scale = scale_from_amax(amax_per_channel(rows, 0), dtype=stored).astype(np.float32)
     if rule.rounding == "second-order" and moments.covariance is not None:
         # Rounding the input adds noise of a step's variance to every channel, whatever the others do.
         noisy = moments.covariance.astype(np.float64)

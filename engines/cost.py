@@ -46,8 +46,10 @@ _BITS = {
 }
 
 
-def built_cost(model: Path, target: Target, batch: int, *, backend: BackendName | None = None) -> GraphCost:
-    """Build an ONNX model for one batch size, and count; one or two seconds for a ViT-S, six for a ViT-L.
+def layers_at(
+    model: Path, target: Target, batch: int, *, backend: BackendName | None = None
+) -> tuple[EngineLayer, ...]:
+    """Build an ONNX model for one batch size: its layers; one or two seconds for a ViT-S, six for a ViT-L.
 
     Args:
         model: A strongly typed model whose batch is dynamic, or `batch` itself.
@@ -59,7 +61,7 @@ def built_cost(model: Path, target: Target, batch: int, *, backend: BackendName 
         GpusqError: See `build_engine`.
     """
     settings = BuildSettings(batch=BatchRange(minimum=batch, optimum=batch, maximum=batch))
-    return graph_cost(build_engine(model, target, settings, BuildOptions(backend=backend)).layers, batch=batch)
+    return build_engine(model, target, settings, BuildOptions(backend=backend)).layers
 
 
 def graph_cost(layers: Iterable[EngineLayer], *, batch: int) -> GraphCost:
@@ -79,11 +81,18 @@ def graph_cost(layers: Iterable[EngineLayer], *, batch: int) -> GraphCost:
         if found.role == "sync":
             continue
         kernels += 1
-        moved += sum(_bytes(tensor, layer) for tensor in (*layer.inputs, *layer.constants, *layer.outputs))
-        if found.role != "other":
-            precision = found.precision or "unknown"
-            flops[precision] = flops.get(precision, 0) + _flops(layer, attention=found.role == "attention")
+        moved += sum(bytes_of(tensor, layer) for tensor in (*layer.inputs, *layer.constants, *layer.outputs))
+        for precision, count in flops_of(layer).items():
+            flops[precision] = flops.get(precision, 0) + count
     return GraphCost(batch=batch, kernels=kernels, bytes_moved=moved, flops=dict(sorted(flops.items())))
+
+
+def flops_of(layer: EngineLayer) -> dict[str, int]:
+    """FLOPs of a layer's products by the type that they multiply in; nothing where it has none."""
+    found = classify(layer)
+    if found.role not in {"gemm", "attention"}:
+        return {}
+    return {found.precision or "unknown": _flops(layer, attention=found.role == "attention")}
 
 
 def _flops(layer: EngineLayer, *, attention: bool) -> int:
@@ -112,7 +121,12 @@ def _keys(query: EngineTensor, other: EngineTensor) -> int:
     return other.shape[-1] if other.shape[-2] == query.shape[-1] else other.shape[-2]
 
 
-def _bytes(tensor: EngineTensor, layer: EngineLayer) -> int:
+def bytes_of(tensor: EngineTensor, layer: EngineLayer) -> int:
+    """Size of a tensor of a layer.
+
+    Raises:
+        GpusqError: It has a dynamic dimension, or a type of unknown size.
+    """
     if min(tensor.shape, default=0) < 0:
         raise GpusqError(
             f"the size of {tensor.name!r} {list(tensor.shape)} isn't known",

@@ -7,11 +7,12 @@ Rules:
 3. A GEMM is INT8 where every input is Int8 and every weight is Int8 (two activations: both), and no cast stands
    before the product in its name. `__myl_CastMulFc` and `__myl_CastMulCastFc` read Int8, dequantise it and multiply
    halves. Or where the kernel's own name says `i8i32`.
-4. Any other GEMM has the type that it multiplies in: its weight's, else its inputs', else its output's.
-5. A weight is a constant of rank 2 or more whose first dimension isn't 1: [1, N] and [1, N, 1, 1] are biases and
+4. A GEMM with a weight of Int4 is INT4, by the weight alone: it unpacks it, and multiplies in its input's type.
+5. Any other GEMM has the type that it multiplies in: its weight's, else its inputs', else its output's. FP8 is one.
+6. A weight is a constant of rank 2 or more whose first dimension isn't 1: [1, N] and [1, N, 1, 1] are biases and
    scales, [1] are alpha and beta. Where there is none, it is one with two dimensions above 1: at batch 1 TensorRT-RTX
-   writes a weight as [1, K, N].
-6. `signal` and `wait` order streams and are no kernels. A `shape_call` (host-side shapes of a dynamic batch) counts as
+   writes a weight as [1, K, N]. Beside a weight of Int4, others are the scales of its blocks.
+7. `signal` and `wait` order streams and are no kernels. A `shape_call` (host-side shapes of a dynamic batch) counts as
    one, as it does in trtexec's and our own earlier counts.
 """
 
@@ -38,6 +39,7 @@ PRECISIONS = {
 }
 _WIDTH = {"fp32": 3, "bf16": 2, "fp16": 1}
 _FLOATS = ("Half", "BFloat16", "Float")
+_INT4 = "Int4"
 
 _GEMM_KIND = re.compile(r"gemm|correlation|matrix ?multiply|convolution|caskconv|fully ?connected", re.IGNORECASE)
 # Myelin names a fusion after its operations, each shortened to a capital and a few letters.
@@ -102,6 +104,9 @@ def sparse_tactic(tactic: str) -> tuple[Verdict, str]:
 
 def weights_of(layer: EngineLayer) -> tuple[EngineTensor, ...]:
     """The constants that a GEMM multiplies with, as opposed to biases and scales."""
+    packed = tuple(tensor for tensor in layer.constants if tensor.dtype == _INT4)
+    if packed:
+        return packed
     plain = tuple(tensor for tensor in layer.constants if len(tensor.shape) >= 2 and tensor.shape[0] != 1)
     return plain or tuple(tensor for tensor in layer.constants if sum(size != 1 for size in tensor.shape) >= 2)
 
@@ -123,6 +128,8 @@ def _gemm_precision(layer: EngineLayer) -> str | None:
     weights = weights_of(layer)
     if _is_int8(layer, weights):
         return "int8"
+    if any(tensor.dtype == _INT4 for tensor in weights):
+        return "int4"
     operands = {tensor.dtype for tensor in (*layer.inputs, *weights)}
     if len(operands) == 1 and operands != {"Int8"}:
         return PRECISIONS.get(operands.pop())

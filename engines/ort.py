@@ -46,10 +46,14 @@ def open_onnx(path: Path, *, threads: int | None = None, optimize: bool = True) 
     import onnxruntime as ort
 
     if not path.is_file():
-        raise GpusqError("there is no such model file", place=str(path))
+        raise GpusqError("there is no such model file", place=str(path), hint="check its path")
     options = ort.SessionOptions()
     options.log_severity_level = _ONLY_ERRORS
     options.intra_op_num_threads = threads or 0
+    if not optimize:
+        # A graph that runs a few times, to be looked at: memory counts for more than the last of its speed.
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     try:
@@ -112,7 +116,9 @@ class OrtSession:
         # ONNX Runtime's exceptions have no common base below Exception.
         except Exception as error:
             raise GpusqError(
-                f"ONNX Runtime failed to run the model: {_one_line(error)}", place=str(self._path)
+                f"ONNX Runtime failed to run the model: {_one_line(error)}",
+                place=str(self._path),
+                hint="check the file with gpusq-validate",
             ) from error
 
 

@@ -9,12 +9,14 @@ Where the rows come from: headers at the tags v10.3.0 and v10.16, headers of 11.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.manifest import EngineOptions
 from gpusq_deploy.engines.api import TRAITS, Api, BackendName
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.targets import Target
 
 InspectorForm = Literal["Format/Datatype", "Format and Datatype", "none without a driver"]
 
@@ -99,11 +101,35 @@ RELEASES: tuple[Release, ...] = (
         typed_by_flag=False,
         hardware=(),
         inspector="none without a driver",
-        opset=None,
+        # Its parser doesn't look at the number: it takes 30 as well. 23 is the newest that is built in tests.
+        opset=23,
         attention=True,
         evidence="the module tensorrt_rtx 1.7.1.116 itself",
     ),
 )
+
+
+def releases_for(target: Target, backend: BackendName) -> tuple[Release, ...]:
+    """The rows of a backend that are known to run on a target.
+
+    Raises:
+        GpusqError: The target's file names a row that there isn't.
+    """
+    versions = target.releases.get(backend, ())
+    rows = tuple(row for row in RELEASES if row.backend == backend and row.version in versions)
+    if len(rows) != len(versions):
+        raise GpusqError(f"the table of releases lacks one of {backend} {', '.join(versions)}", place=target.name)
+    return rows
+
+
+def opset_problem(opset: int, rows: Sequence[Release]) -> str:
+    """Why none of some releases takes a model of an opset; empty where one does, or where that isn't known."""
+    newest = [row.opset for row in rows]
+    known = [number for number in newest if number is not None]
+    if not known or len(known) < len(newest) or opset <= max(known):
+        return ""
+    names = " or ".join(f"{row.backend} {row.version} (to {row.opset})" for row in rows)
+    return f"opset {opset}: too new for {names}"
 
 
 def release_of(backend: BackendName, version: str) -> Release:

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts.base import digest_of_bytes
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
-from gpusq_deploy.artifacts.plan import Plan
-from gpusq_deploy.artifacts.receipt import BuiltEngine, CostEstimate, SkippedTarget
+from gpusq_deploy.artifacts.plan import Plan, Precision
+from gpusq_deploy.artifacts.receipt import BuiltEngine, CostEstimate, EngineLayer, LayerCost, SkippedTarget
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.bundle import ENGINES, MODEL
 from gpusq_deploy.engines.api import BackendName, load_api
 from gpusq_deploy.engines.builder import BuildOptions, EngineBuild, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
-from gpusq_deploy.engines.cost import built_cost, graph_cost
+from gpusq_deploy.engines.cost import graph_cost, layers_at
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
+from gpusq_deploy.engines.layer_cost import compared, layer_shares
 from gpusq_deploy.engines.layers import totals
-from gpusq_deploy.engines.releases import RELEASES, option_problems, release_of
+from gpusq_deploy.engines.releases import opset_problem, option_problems, release_of, releases_for
 from gpusq_deploy.engines.runtimes import choose_backend
 from gpusq_deploy.engines.timing_cache import cache_file, read_cache, write_cache
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
-from gpusq_deploy.receipt import built_layers, cost_text
+from gpusq_deploy.passes.keep_wide import keep_wide, known_tensors
+from gpusq_deploy.receipt import built_layers, cost_text, layer_cost_text, layer_costs_line
+from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import NO_OPTIONS, Reporter
-from gpusq_deploy.targets import GemmNeed, Target, check_request, padding_notes
+from gpusq_deploy.targets import GemmNeed, Target, check_request, load_targets, padding_notes
+from gpusq_deploy.wide import text_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,31 +60,49 @@ def require_possible(plan: Plan, targets: Sequence[Target]) -> None:
     """
     problems = [problem for target in targets for problem in check_request(target, _needs(plan))]
     if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise GpusqError("; ".join(problems[:5]) + more, place="--target", hint="choose another target or precision")
+        raise GpusqError("; ".join(problems), place="--target", hint="choose another target or precision")
 
 
-def require_options(options: EngineOptions, targets: Sequence[Target]) -> None:
-    """Refuse, before any work, engine options that no builder of a target can do; all problems at once.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What a build asks of every target, as far as that is known before any work."""
+
+    options: EngineOptions = NO_OPTIONS
+    types: frozenset[Precision] = frozenset()
+    sparse: bool = False
+    opset: int | None = None
+
+
+def require_reachable(asked: Asked, targets: Sequence[Target]) -> None:
+    """Refuse, before any work, what a target can't do or none of its builders can; all problems of all targets at once.
 
     Where the plan is to be made on the device, its builder's release isn't known: any that can do it will do.
 
     Raises:
-        GpusqError: At least one option is out of a target's reach.
+        GpusqError: At least one thing is out of a target's reach.
     """
-    problems: list[str] = []
-    for target in targets:
-        choice = choose_backend(target, bundle="")
-        if isinstance(choice, SkippedTarget):
-            rows = [row for row in RELEASES if row.backend in target.on_device]
-            found = min([option_problems(options, row, driver=True) for row in rows], key=len)
-        else:
-            version = load_api(choice.name).__version__
-            release = release_of(choice.name, version)
-            found = option_problems(options, release, driver=isinstance(find_gpu(), Gpu))
-        problems += [f"{target.name}: {problem}" for problem in found]
+    problems = [f"{target.name}: {problem}" for target in targets for problem in _out_of_reach(asked, target)]
     if problems:
-        raise GpusqError("; ".join(problems), place="--engine-option", hint="leave these out, or choose other targets")
+        hint = "leave these out, or choose other targets"
+        if any(asked.types - set(target.dtypes) for target in targets):
+            hint += _able(asked.types)
+        raise GpusqError("; ".join(problems), place="the options and --target", hint=hint)
+
+
+def _out_of_reach(asked: Asked, target: Target) -> Iterator[str]:
+    for kind in sorted(asked.types - set(target.dtypes)):
+        yield f"it has no {kind} tensor cores; it has {', '.join(target.dtypes)}"
+    if asked.sparse and not asked.types & set(target.sparse_dtypes):
+        yield f"sparse: it has no 2:4 sparse kernels for {' or '.join(sorted(asked.types))}"
+    choice = choose_backend(target, bundle="")
+    if isinstance(choice, SkippedTarget):
+        rows = [row for backend in target.on_device for row in releases_for(target, backend)]
+        yield from min([option_problems(asked.options, row, driver=True) for row in rows], key=len)
+    else:
+        rows = [release_of(choice.name, load_api(choice.name).__version__)]
+        yield from option_problems(asked.options, rows[0], driver=isinstance(find_gpu(), Gpu))
+    if asked.opset is not None and (problem := opset_problem(asked.opset, rows)):
+        yield problem
 
 
 def build_engines(request: EngineRequest) -> tuple[tuple[BuiltEngine, ...], tuple[SkippedTarget, ...]]:
@@ -104,7 +127,7 @@ def build_engines(request: EngineRequest) -> tuple[tuple[BuiltEngine, ...], tupl
 
 
 def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_model: ir.Model) -> CostEstimate | None:
-    """What INT8 does to kernels and bytes moved, against the same model without it: a prediction, said where it is bad.
+    """What quantising does to kernels and bytes moved, against the model as it is: a prediction, said where it is bad.
 
     Both graphs are built for the optimal batch size, because the layer list of a dynamic batch hides sizes: one or two
     seconds each for a ViT-S. Only a builder that needs no device is worth that; on a device it would be minutes.
@@ -115,33 +138,63 @@ def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_
         float_model: The float32 graph before quantisation; not changed.
 
     Returns:
-        None where nothing is INT8.
+        None where nothing is quantised.
 
     Raises:
         GpusqError: The float graph can't be cast or built.
     """
-    if not any(layer.precision == "int8" for layer in request.plan.layers):
+    if all(layer.weight is None for layer in request.plan.layers):
         return None
+    what = " and ".join(sorted({layer.precision.upper() for layer in request.plan.layers if layer.weight is not None}))
     ahead = {target.name: target for target in request.targets if target.ahead_of_time}
     first = next((engine for engine in engines if engine.target in ahead and engine.backend == "tensorrt-rtx"), None)
     if first is None:
-        note = "not compared with the graph without INT8: no engine was built ahead of time"
-        return CostEstimate(target=None, built=None, unquantised=None, note=note)
+        note = f"not compared with the graph without {what}: no engine was built ahead of time"
+        return CostEstimate(target=None, built=None, unquantised=None, note=note, what=what)
     target, batch = ahead[first.target], request.batch.optimum
-    request.reporter.say(f"comparing with the graph without INT8, for {target.name} at batch {batch}")
-    if request.batch.static:
-        built = graph_cost(first.engine_layers, batch=batch)
-    else:
-        built = built_cost(request.folder / MODEL, target, batch, backend="tensorrt-rtx")
+    request.reporter.say(f"comparing with the graph without {what}, for {target.name} at batch {batch}")
+    built = (
+        first.engine_layers
+        if request.batch.static
+        else layers_at(request.folder / MODEL, target, batch, backend="tensorrt-rtx")
+    )
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / MODEL
-        save_model(run_passes(float_model, [CastRemainder(request.plan.remainder)]), path)
-        unquantised = built_cost(path, target, batch, backend="tensorrt-rtx")
-    note = f"predicted from tensorrt-rtx's layer lists for {target.name} alone; nothing was timed"
-    found = CostEstimate(target=target.name, built=built, unquantised=unquantised, note=note)
+        # Smoothing may have made other tensors than this graph has.
+        names = known_tensors(float_model.graph)
+        whole = keep_wide(request.plan)
+        wide = replace(whole, tensors=tuple(name for name in whole.tensors if name in names))
+        save_model(run_passes(float_model, [wide, CastRemainder(request.plan.remainder)]), path)
+        other = layers_at(path, target, batch, backend="tensorrt-rtx")
+    found = CostEstimate(
+        target=target.name,
+        built=graph_cost(built, batch=batch),
+        unquantised=graph_cost(other, batch=batch),
+        note=f"predicted from tensorrt-rtx's layer lists for {target.name} alone; nothing was timed",
+        what=what,
+        layers=_by_layer(request.plan, built, other, target),
+    )
     if found.worse:
-        request.reporter.say(f"warning: INT8 may not pay: {cost_text(found)}")
+        request.reporter.say(f"warning: {what} may not pay: {cost_text(found)}")
+    if found.layers:
+        request.reporter.say(layer_costs_line(found))
     return found
+
+
+def with_estimates(plan: Plan, cost: CostEstimate | None) -> Plan:
+    """The plan with what INT8 is predicted to change in each layer."""
+    said = {} if cost is None else {layer.layer: layer_cost_text(layer) for layer in cost.layers}
+    layers = tuple(msgspec.structs.replace(layer, estimate=said.get(layer.layer)) for layer in plan.layers)
+    return msgspec.structs.replace(plan, layers=layers)
+
+
+def _by_layer(
+    plan: Plan, built: Sequence[EngineLayer], other: Sequence[EngineLayer], target: Target
+) -> tuple[LayerCost, ...]:
+    nodes = {layer.node: layer.layer for layer in plan.layers}
+    asked = [layer.layer for layer in plan.layers if layer.precision == "int8"]
+    ours, theirs = (layer_shares(side, nodes, target.peaks) for side in (built, other))
+    return tuple(compared(ours, theirs, asked))
 
 
 def _built(request: EngineRequest, target: Target, backend: BackendName) -> BuiltEngine:
@@ -189,12 +242,47 @@ def _entry(request: EngineRequest, target: Target, build: EngineBuild, file: str
         totals=totals(build.layers),
         layers=built_layers(request.plan, build.layers, request.sparsity, notes=build.notes),
         engine_layers=build.layers,
-        notes=(*build.notes, *padding_notes(target, _needs(request.plan)), *target.unknowns),
+        notes=(
+            *build.notes,
+            *padding_notes(target, _needs(request.plan)),
+            *(f"kept in FP32, since FP16 can't hold it: {text_of(tensor)}" for tensor in request.plan.wide),
+            *target.unknowns,
+        ),
     )
 
 
 def _needs(plan: Plan) -> list[GemmNeed]:
+    """INT4 weights are unpacked and multiply in the remainder's type, which is what the hardware must have."""
     return [
-        GemmNeed(layer=layer.layer, n=layer.n, k=layer.k, precision=layer.precision, sparse=layer.sparse)
+        GemmNeed(
+            layer=layer.layer,
+            n=layer.n,
+            k=layer.k,
+            precision=plan.remainder if layer.precision == "int4" else layer.precision,
+            sparse=layer.sparse,
+        )
         for layer in plan.layers
     ]
+
+
+def require_types(recipe: Recipe, targets: Sequence[Target]) -> None:
+    """Refuse, before any work, targets whose tensor cores lack a type that the recipe makes layers of.
+
+    Raises:
+        GpusqError: Names each such target, with the types that it has.
+    """
+    problems = [
+        f"recipe {recipe.name} makes layers {name}, and {target.name} has no {name} tensor cores; "
+        f"it has {', '.join(target.dtypes)}"
+        for target in targets
+        for name in sorted(recipe.precisions - {"int4"})
+        if name not in target.dtypes
+    ]
+    if problems:
+        hint = f"choose another recipe, or other targets{_able(recipe.precisions - {'int4'})}"
+        raise GpusqError("; ".join(problems), place="--target", hint=hint)
+
+
+def _able(types: frozenset[Precision]) -> str:
+    able = ", ".join(target.name for target in load_targets() if types <= {*target.dtypes})
+    return f"; {' and '.join(sorted(types))}: {able}" if able else ""

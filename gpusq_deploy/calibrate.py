@@ -44,7 +44,7 @@ class CalibrateRequest:
 
 
 def calibrate_checkpoint(request: CalibrateRequest, ranks: Ranks, reporter: Reporter) -> CalibrationTable:
-    """Find the ranges of every layer that the recipe wants in INT8; the first rank writes them to `out`.
+    """Find the ranges of every layer that the recipe wants in INT8 or FP8; the first rank writes them to `out`.
 
     The samples that a build would keep apart for verification are kept apart here too.
 
@@ -62,7 +62,7 @@ def calibrate_checkpoint(request: CalibrateRequest, ranks: Ranks, reporter: Repo
     require_used_rules(recipe, layers)
     wanted = layers_to_quantize(layers, recipe)
     if not wanted:
-        raise GpusqError("the recipe wants no layer in INT8: there is nothing to calibrate", place=recipe.name)
+        raise GpusqError("the recipe wants no layer in INT8 or FP8: there is nothing to calibrate", place=recipe.name)
     how = Observing(
         calibrators=calibrators_for(wanted, recipe, usual=request.calibrator),
         preprocessing=checkpoint.preprocessing,

@@ -12,7 +12,7 @@ import msgspec
 from gpusq_deploy.acceptance import refuse, require_checkable, shortfalls
 from gpusq_deploy.artifacts.base import digest_of_file
 from gpusq_deploy.artifacts.receipt import Receipt
-from gpusq_deploy.build_engines import EngineRequest, build_engines, estimate_cost, require_possible
+from gpusq_deploy.build_engines import EngineRequest, build_engines, estimate_cost, require_possible, with_estimates
 from gpusq_deploy.bundle import (
     CALIBRATION,
     MANIFEST,
@@ -28,7 +28,7 @@ from gpusq_deploy.bundle import (
     write_value,
 )
 from gpusq_deploy.calibration.choice import calibrators_for
-from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
+from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from gpusq_deploy.checkpoint.weights import layer_weights
 from gpusq_deploy.engines.option_text import options_from_text
 from gpusq_deploy.errors import GpusqError
@@ -36,6 +36,8 @@ from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.manifest import make_manifest
+from gpusq_deploy.mixing import decide
+from gpusq_deploy.outputs import Outputs
 from gpusq_deploy.packed import DENSE, lacks_dense
 from gpusq_deploy.packing import pack_projections
 from gpusq_deploy.passes.attention_scale import AttentionScale
@@ -46,17 +48,21 @@ from gpusq_deploy.passes.drop_no_ops import DropNoOps
 from gpusq_deploy.passes.flatten_tokens import FlattenTokens
 from gpusq_deploy.passes.fold_constants import FoldConstants
 from gpusq_deploy.passes.fold_shapes import FoldShapes
+from gpusq_deploy.passes.keep_wide import keep_wide
 from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.passes.window_norm import WindowNorm
 from gpusq_deploy.placing import prepare
-from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
-from gpusq_deploy.quantisation import Wanted, rounded_weights
-from gpusq_deploy.recipe import load_recipe
+from gpusq_deploy.plan import PlanRequest, layers_to_quantize
+from gpusq_deploy.quantisation import Wanted
+from gpusq_deploy.ranges import Data
+from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.sparsity import require_known_layers, require_sparse, sparsity_report
 from gpusq_deploy.steps import (
     check_export,
+    expressible_recipe,
     find_data,
+    find_wide,
     open_samples,
     pack_weights,
     prune_as_asked,
@@ -89,22 +95,10 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             that doesn't reach what was asked of it.
     """
     require_place(request.out, force=request.force)
-    recipe = load_recipe(request.recipe)
+    recipe = expressible_recipe(request)
     asked = PlanRequest(recipe=recipe, int8=request.int8, sparse=request.sparse, remainder=request.remainder)
 
-    reporter.say(f"loading {request.model}")
-    checkpoint = load_checkpoint(request.model, arch=request.arch, allow_pickle=request.allow_pickle)
-    checkpoint = say_remarks(checkpoint, request, reporter)
-    samples = open_samples(request, checkpoint)
-    checkpoint = prune_as_asked(checkpoint, request, recipe, samples, reporter)
-    report = sparsity_report(
-        layer_weights(checkpoint.module), source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity
-    )
-    require_known_layers(checkpoint.sparsity, report)
-    if request.sparse:
-        require_sparse(report, command=repair_command(request))
-    data = find_data(request, checkpoint, samples)
-
+    checkpoint, data = _open_inputs(request, recipe, reporter)
     reporter.say(f"exporting {checkpoint.arch} to ONNX opset {request.opset}")
     model = run_passes(export_float_model(checkpoint, batch=request.batch, opset=request.opset), CANONICAL)
     require_checkable(request, model)
@@ -126,17 +120,17 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             recipe=recipe,
             calibrators=calibrators_for(wanted, recipe, usual=request.calibrator),
             remainder=request.remainder,
+            outputs=Outputs(wish=request.sparse_outputs, sparsity=stored),
         )
         packed = pack_projections(
             prepare(model, layers, how, data, subject_of(checkpoint), reporter), stored, recipe, checkpoint.sparsity
         )
         prepared, stored, table = packed.prepared, packed.stored, packed.prepared.table
-        plan = packed.noted(
-            make_plan(prepared.layers, asked, table=table, sparsity=stored, placements=prepared.placements)
-        )
+        wide = find_wide(prepared.model, table, data, asked.remainder, reporter)
+        plan, rounded = decide(prepared, asked, stored, wide, data, reporter)
+        plan = packed.noted(plan)
         require_possible(plan, request.targets)
-        quantize = Quantize(plan, {} if prepared.ready is None else rounded_weights(prepared.ready, plan, recipe))
-        built = run_passes(prepared.model, [quantize, CastRemainder(plan.remainder)])
+        built = run_passes(prepared.model, [Quantize(plan, rounded), keep_wide(plan), CastRemainder(plan.remainder)])
         kept = sparsity_kept(built, stored, recipe)
         if request.pack:
             pack_weights(built, kept, folder, reporter)
@@ -163,7 +157,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             shortfalls=missed,
             cost=estimate_cost(engines_asked, engines, run_passes(model, [packed.step])),
         )
-        write_value(folder, PLAN, plan)
+        write_value(folder, PLAN, with_estimates(plan, receipt.cost))
         write_value(folder, RECEIPT, receipt)
         if table is not None:
             write_value(folder, CALIBRATION, table)
@@ -179,6 +173,22 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
         if missed:
             refuse(folder, request, missed)
     return read_bundle(request.out)
+
+
+def _open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> tuple[Checkpoint, Data]:
+    """The checkpoint, pruned if that was asked for and 2:4 where that was, and the data to calibrate and verify on."""
+    reporter.say(f"loading {request.model}")
+    checkpoint = load_checkpoint(request.model, arch=request.arch, allow_pickle=request.allow_pickle)
+    checkpoint = say_remarks(checkpoint, request, reporter)
+    samples = open_samples(request, checkpoint)
+    checkpoint = prune_as_asked(checkpoint, request, recipe, samples, reporter)
+    report = sparsity_report(
+        layer_weights(checkpoint.module), source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity
+    )
+    require_known_layers(checkpoint.sparsity, report)
+    if request.sparse:
+        require_sparse(report, command=repair_command(request))
+    return checkpoint, find_data(request, checkpoint, samples, recipe)
 
 
 def unpack_bundle(path: Path, reporter: Reporter) -> Bundle:

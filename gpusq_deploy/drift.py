@@ -5,6 +5,7 @@ Both answer one batch at a time, and of each batch only sums are kept: memory do
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.engines.session import Session
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.blocks import Site
-from gpusq_deploy.graph.files import load_model, save_model
+from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.graph.values import value_name
 from gpusq_deploy.numerics.error import ErrorSums, error_sums, joined, top1_agreement
 
@@ -77,7 +78,7 @@ def compare(pair: Pair, source: DataSource, sites: Sequence[Site] = ()) -> Compa
 
 def in_both(pair: Pair, sites: Sequence[Site]) -> tuple[Site, ...]:
     """The sites whose tensor both graphs have: a rewrite may do without one."""
-    names = [{value_name(value) for value in _values(load_model(path))} for path in (pair.reference, pair.built)]
+    names = [{value_name(value) for value in _values(map_model(path))} for path in (pair.reference, pair.built)]
     return tuple(site for site in sites if all(site.tensor in known for known in names))
 
 
@@ -129,22 +130,19 @@ class _Seen:
 def _tapped(path: Path, tensors: Sequence[str]) -> Generator[Session, None, None]:
     """A session without ONNX Runtime's rewrites whose graph returns the given tensors too.
 
-    The changed graph lies beside the original while it is opened: it may refer to tensors in files there.
+    Its weights are copied from file to file and mapped from there: neither graph is ever read whole.
     """
     if not tensors:
         with _opened(path) as session:
             yield session
         return
-    beside = path.with_name(f".{path.name}.tapped")
-    try:
-        model = load_model(path)
-        save_model(instrumented(model, tuple(dict.fromkeys(tensors)), whole=tensors), beside)
-        del model
-        with _opened(beside) as session:
-            beside.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        changed = Path(folder) / "tapped.onnx"
+        tapped = instrumented(map_model(path), tuple(dict.fromkeys(tensors)), whole=tensors)
+        ir.save(tapped, changed, external_data="tapped.data")
+        del tapped
+        with _opened(changed) as session:
             yield session
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 @contextmanager

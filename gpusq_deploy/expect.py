@@ -127,11 +127,11 @@ def load_expectations(path: Path) -> Expectations:
         content: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
         found = msgspec.convert(content, type=Expectations)
     except OSError as error:
-        raise GpusqError(f"cannot read the expectations: {error.strerror}", place=str(path)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise GpusqError(f"not TOML: {error}", place=str(path)) from error
+        raise GpusqError(f"cannot read the expectations: {error.strerror}", place=str(path), hint=_GRAMMAR) from error
     except msgspec.ValidationError as error:
         raise GpusqError(f"not a file of expectations: {error}", place=str(path), hint=_GRAMMAR) from error
+    except (ValueError, RecursionError) as error:  # tomllib's own, and a number of more digits than Python reads
+        raise GpusqError(f"not TOML: {error}", place=str(path), hint=_GRAMMAR) from error
     for name in found.engines:
         if name != EVERY_ENGINE:
             find_target(name)

@@ -17,7 +17,13 @@ from gpusq_deploy.targets import GemmNeed, Target, check_request, padding_notes
 
 Question = Literal["valid", "eligible", "asked", "built as"]
 
-_PRECISIONS: dict[str, Precision] = {"int8": "int8", "float16": "fp16", "bfloat16": "bf16"}
+_PRECISIONS: dict[str, Precision] = {
+    "int8": "int8",
+    "float8_e4m3fn": "fp8",
+    "int4": "int4",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+}
 
 _MEANINGS: dict[Diagnosis, tuple[str, str]] = {
     "valid": ("2:4 along the contracted axis", ""),
@@ -34,7 +40,7 @@ _MEANINGS: dict[Diagnosis, tuple[str, str]] = {
         "apply the mask again, and look for what changed these rows",
     ),
     "wrong axis": (
-        "half of it is zero, but along another axis than the one that tensor cores contract: wrong axis",
+        "2:4, but along another axis than the one that tensor cores contract: wrong axis",
         "prune along input channels (of a Conv: for each kernel position), not along output channels",
     ),
     "mask lost": (

@@ -80,8 +80,11 @@ def installed_versions() -> dict[str, str]:
 
 
 def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:
+    precisions = load_recipe(request.recipe).precisions
     return {
-        "int8": str(request.int8).lower(),
+        "int8": str(request.int8 and "int8" in precisions).lower(),
+        "fp8": str(request.int8 and "fp8" in precisions).lower(),
+        "int4": str(request.int8 and "int4" in precisions).lower(),
         "sparse": str(request.sparse).lower(),
         "remainder": request.remainder,
         "calib": "recorded in the checkpoint" if checkpoint.ranges else request.calib or "none",
@@ -92,6 +95,9 @@ def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:
         "pack": str(request.pack).lower(),
         "prune": request.prune or "none",
         "permute": str(request.permute).lower(),
+        "sparse_outputs": "float"
+        if request.sparse_outputs is None
+        else f"int8 where predicted to keep {request.sparse_outputs.least_db:g} dB",
         "min_sqnr": "none" if request.min_sqnr is None else f"{request.min_sqnr:g}",
         "min_agreement": "none" if request.min_agreement is None else f"{request.min_agreement:g}",
         "targets": ",".join(target.name for target in request.targets),

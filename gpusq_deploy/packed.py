@@ -274,7 +274,9 @@ def _opened(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:
-        raise GpusqError(f"cannot read the packed weights: {error.strerror}", place=str(path)) from error
+        raise GpusqError(
+            f"cannot read the packed weights: {error.strerror}", place=str(path), hint=_BUILD_AGAIN
+        ) from error
 
 
 def _write_block(stream: BinaryIO, block: npt.NDArray[Any]) -> None:

@@ -1,16 +1,17 @@
-"""Where Q/DQ pairs go beyond the inputs of layers: into attentions, as the recipe says."""
+"""Where Q/DQ pairs go beyond the inputs of layers: into attentions and residual adds, as the recipe says."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts.plan import PlacedRole
+from gpusq_deploy.artifacts.plan import PlacedRole, ResidualRole
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.attention import Attention, find_attentions, tensors_of
-from gpusq_deploy.recipe import ROLES_OF, Recipe
+from gpusq_deploy.graph.residual import Residual, find_residuals
+from gpusq_deploy.recipe import RESIDUAL_ROLES, ROLES_OF, Recipe
 
 # TensorRT-RTX 1.7's ahead-of-time build, by its layer list; docs/recipes.md.
 _FUSED_HEADS = frozenset({16, 32, 64})
@@ -38,11 +39,34 @@ class PlacedSite:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OutputWish:
+    """INT8 outputs for layers that are to run sparse, where `least_db` of their signal are predicted to stay."""
+
+    least_db: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputChoice:
+    """Whether a layer's product, without its bias, is to be written in INT8, and why; `tensor` is the product."""
+
+    layer: str
+    node: str
+    tensor: str
+    chosen: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Placements:
-    """What is quantised beyond the inputs of layers, and the attentions that it lies in."""
+    """What is quantised beyond the inputs of layers, the attentions that some of it lies in, what was said of outputs.
+
+    `floats`, by node, says why a layer that a rule wants in INT8 stays float all the same.
+    """
 
     sites: tuple[PlacedSite, ...] = ()
     attentions: tuple[Attention, ...] = ()
+    outputs: tuple[OutputChoice, ...] = ()
+    floats: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def attentions_to_quantize(model: ir.Model, recipe: Recipe) -> tuple[Attention, ...]:
@@ -64,6 +88,50 @@ def attentions_to_quantize(model: ir.Model, recipe: Recipe) -> tuple[Attention, 
             hint=f"the model has {names}" if names else "the model has no attention of two products and a softmax",
         )
     return chosen
+
+
+def residuals_to_quantize(model: ir.Model, recipe: Recipe) -> tuple[Residual, ...]:
+    """The residual adds that the recipe wants in INT8.
+
+    Raises:
+        GpusqError: It names residual adds and decides none.
+    """
+    asked = recipe.residual
+    if asked is None:
+        return ()
+    found = find_residuals(model)
+    chosen = tuple(residual for residual in found if asked.decides(residual.module))
+    if not chosen:
+        names = ", ".join(dict.fromkeys(residual.module for residual in found))
+        raise GpusqError(
+            f"[residual] decides no residual add: match = {asked.match!r}",
+            place=f"recipe {recipe.name}",
+            hint=f"the model has some in {names}" if names else "the model has no residual add",
+        )
+    return chosen
+
+
+def residual_sites(residuals: Sequence[Residual], recipe: Recipe) -> tuple[PlacedSite, ...]:
+    """The inputs of the given residual adds that the recipe quantises, in graph order."""
+    asked = recipe.residual
+    if asked is None:
+        return ()
+    roles: tuple[tuple[ResidualRole, str], ...]
+    sites: list[PlacedSite] = []
+    for residual in residuals:
+        roles = (("residual", residual.skip), ("branch", residual.branch))
+        sites += [
+            PlacedSite(
+                module=residual.module,
+                node=residual.node,
+                role=role,
+                tensor=tensor,
+                reason=f"recipe {recipe.name}, residual, {asked.inputs}: {asked.reason}",
+            )
+            for role, tensor in roles
+            if role in RESIDUAL_ROLES[asked.inputs]
+        ]
+    return tuple(sites)
 
 
 def sites_of(attentions: Sequence[Attention], recipe: Recipe) -> tuple[PlacedSite, ...]:

@@ -9,15 +9,31 @@ import msgspec
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts.calibration import CalibrationTable
+from gpusq_deploy.artifacts.plan import Plan
+from gpusq_deploy.calibration.int4 import fitted_weights, layers_to_fit
 from gpusq_deploy.calibration.observe import Observing
+from gpusq_deploy.calibration.refine import rule_of
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer
-from gpusq_deploy.placements import PlacedSite, Placements, attentions_to_quantize, sites_of
-from gpusq_deploy.quantisation import Ready, Wanted, make_ready
+from gpusq_deploy.outputs import Outputs, choose_outputs, output_candidates, output_site
+from gpusq_deploy.passes.quantize import STORED_TYPE, RoundedWeight
+from gpusq_deploy.placements import (
+    OutputChoice,
+    PlacedSite,
+    Placements,
+    attentions_to_quantize,
+    residual_sites,
+    residuals_to_quantize,
+    sites_of,
+)
+from gpusq_deploy.quantisation import Ready, Wanted, make_ready, rounded_weights
 from gpusq_deploy.ranges import Data, Subject, calibrated
 from gpusq_deploy.ranks import Ranks
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import Reporter
+
+# Each holds the activations of a sample while its channels are added up.
+MOST_WORKERS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +43,7 @@ class Prepared:
     Attributes:
         model: The float graph; smoothed, where `ready` isn't None.
         layers: Its weighted layers.
+        subject: What it was made from, for further looks at the data.
         table: Ranges; None where nothing is quantised.
         placements: What is quantised beyond the inputs of layers.
         ready: What calibration found; None where nothing is quantised.
@@ -34,6 +51,7 @@ class Prepared:
 
     model: ir.Model
     layers: tuple[GraphLayer, ...]
+    subject: Subject
     table: CalibrationTable | None
     placements: Placements
     ready: Ready | None
@@ -42,35 +60,105 @@ class Prepared:
 def prepare(
     model: ir.Model, layers: tuple[GraphLayer, ...], wanted: Wanted, data: Data, subject: Subject, reporter: Reporter
 ) -> Prepared:
-    """Make the graph ready where anything is to be quantised; see `make_ready` and `place`."""
+    """Make the graph ready where anything is to be quantised; see `make_ready`, `place` and `place_outputs`."""
     if not wanted.layers:
-        return Prepared(model=model, layers=layers, table=None, placements=Placements(), ready=None)
+        return Prepared(model=model, layers=layers, subject=subject, table=None, placements=Placements(), ready=None)
     ready, placements = place(
         make_ready(model, wanted, data, subject, reporter), wanted.recipe, data, subject, reporter
     )
-    return Prepared(model=ready.model, layers=ready.layers, table=ready.table, placements=placements, ready=ready)
+    if wanted.outputs is not None:
+        ready, chosen = place_outputs(ready, wanted.recipe, wanted.outputs, data, subject, reporter)
+        placements = replace(placements, outputs=chosen)
+    return Prepared(
+        model=ready.model,
+        layers=ready.layers,
+        subject=subject,
+        table=ready.table,
+        placements=placements,
+        ready=ready,
+    )
+
+
+def fitted(prepared: Prepared, plan: Plan, recipe: Recipe, data: Data, reporter: Reporter) -> dict[str, RoundedWeight]:
+    """Weights that are rounded with regard to the data, by node. INT4 ones have a pass over it of their own.
+
+    Without data INT4 weights are rounded to nearest, and that is said.
+    """
+    weights = {} if prepared.ready is None else rounded_weights(prepared.ready, plan, recipe)
+    layers = layers_to_fit(prepared.layers, plan, recipe)
+    if not layers:
+        return weights
+    if not data.real:
+        reporter.say("there is no --calib: INT4 weights are rounded to nearest")
+        return weights
+    how = Observing(
+        preprocessing=prepared.subject.preprocessing,
+        workers=min(Ranks().workers(), MOST_WORKERS),
+        moments={layer.input: True for layer in layers},
+    )
+    moments = calibrated(prepared.model, layers, data.calibrate, prepared.subject, how, reporter).moments
+    return {**weights, **fitted_weights(prepared.model, layers, moments, recipe, stored=STORED_TYPE[plan.remainder])}
 
 
 def place(ready: Ready, recipe: Recipe, data: Data, subject: Subject, reporter: Reporter) -> tuple[Ready, Placements]:
-    """What the recipe places in attentions, and the ranges with those of it, always the largest magnitude.
+    """What the recipe places beyond layers, and the ranges with those of it; new ones are largest magnitudes.
 
     Raises:
         GpusqError: The recipe's placement decides nothing, or there is no data to find its ranges on.
     """
     attentions = attentions_to_quantize(ready.model, recipe)
-    sites = sites_of(attentions, recipe)
+    residuals = residuals_to_quantize(ready.model, recipe)
+    sites = (*sites_of(attentions, recipe), *residual_sites(residuals, recipe))
     if not sites:
         return ready, Placements()
     if not data.real:
         raise GpusqError(
-            "a placement in attentions needs ranges that neither the checkpoint nor --ranges holds",
+            "a placement beyond layers needs ranges that neither the checkpoint nor --ranges holds",
             place=f"recipe {recipe.name}",
             hint="add --calib FOLDER",
         )
-    reporter.say(f"{len(sites)} activations of {len(attentions)} attentions are INT8 too: looking at the data again")
-    found = _ranges(ready.model, sites, data, subject, reporter)
+    where = f"{len(attentions)} attentions and {len(residuals)} residual adds"
+    reporter.say(f"{len(sites)} activations of {where} are INT8 too: looking at the data again")
+    known = ready.table.by_tensor()
+    unknown = {site.tensor: site for site in sites if site.tensor not in known}
+    found = _ranges(ready.model, [*unknown.values()], data, subject, reporter)
     table = msgspec.structs.replace(ready.table, ranges=(*ready.table.ranges, *found.ranges))
     return replace(ready, table=table), Placements(sites=sites, attentions=attentions)
+
+
+def place_outputs(
+    ready: Ready, recipe: Recipe, outputs: Outputs, data: Data, subject: Subject, reporter: Reporter
+) -> tuple[Ready, tuple[OutputChoice, ...]]:
+    """Which layers are to write INT8, and the ranges with those of their products, with their rules' headroom.
+
+    Raises:
+        GpusqError: There is no data to find those ranges on.
+    """
+    candidates = output_candidates(ready.layers, recipe, outputs.sparsity, outputs.wish)
+    sites = [site for layer in candidates if (site := output_site(ready.model, layer)) is not None]
+    if not candidates:
+        return ready, ()
+    if not data.real:
+        raise GpusqError(
+            "INT8 outputs need ranges that neither the checkpoint nor --ranges holds",
+            place=f"recipe {recipe.name}",
+            hint="add --calib FOLDER",
+        )
+    reporter.say(f"{len(candidates)} layers may write INT8: looking at the data again")
+    found = _ranges(ready.model, sites, data, subject, reporter)
+    headroom = {layer.layer: rule_of(recipe, layer).headroom for layer in candidates}
+    ranges = [
+        msgspec.structs.replace(entry, amax=entry.amax * (1 + headroom[site.module]))
+        for entry, site in zip(found.ranges, sites, strict=True)
+    ]
+    amax = {entry.tensor: entry.amax for entry in ranges}
+    chosen = choose_outputs(ready.model, candidates, recipe, outputs.wish, (amax, ready.moments))
+    kept = {choice.tensor for choice in chosen if choice.chosen}
+    reporter.say(f"{len(kept)} of them will: each with one weight scale and its product's range")
+    table = msgspec.structs.replace(
+        ready.table, ranges=(*ready.table.ranges, *(entry for entry in ranges if entry.tensor in kept))
+    )
+    return replace(ready, table=table), chosen
 
 
 def _ranges(

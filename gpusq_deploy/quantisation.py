@@ -21,6 +21,7 @@ from gpusq_deploy.calibration.refine import (
     with_headroom,
 )
 from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
+from gpusq_deploy.outputs import Outputs
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.quantize import STORED_TYPE, RoundedWeight
 from gpusq_deploy.passes.smooth import Smooth, SmoothedTensor
@@ -52,12 +53,13 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """What is to be quantised and how."""
+    """What is to be quantised and how; `outputs` None leaves the outputs of layers alone, whatever the recipe says."""
 
     layers: tuple[GraphLayer, ...]
     recipe: Recipe
     calibrators: Mapping[str, Calibrator]
     remainder: FloatPrecision
+    outputs: Outputs | None = None
 
 
 def make_ready(model: ir.Model, wanted: Wanted, data: Data, subject: Subject, reporter: Reporter) -> Ready:
@@ -110,12 +112,13 @@ def make_ready(model: ir.Model, wanted: Wanted, data: Data, subject: Subject, re
 
 def rounded_weights(ready: Ready, plan: Plan, recipe: Recipe) -> dict[str, RoundedWeight]:
     """Weights that are rounded with regard to the data, by node."""
-    return round_weights(ready.model, ready.layers, plan, ready.moments, recipe, stored=STORED_TYPE[plan.remainder])
+    workers = min(Ranks().workers(), _MOST_WORKERS)
+    return round_weights(ready.model, ready.layers, plan, ready.moments, recipe, workers=workers)
 
 
 def _channels_to_watch(wanted: Wanted, smoothed: Sequence[str]) -> dict[str, bool]:
     """Activations to smooth, and those whose readers' weights or biases depend on the data; True for second moments."""
-    linear = [layer for layer in wanted.layers if layer.kind == "linear" and not layer.reshaped]
+    linear = [layer for layer in wanted.layers if layer.kind == "linear" and not layer.only_seen]
     second_order = {layer.input for layer in linear if rule_of(wanted.recipe, layer).rounding == "second-order"}
     biased = {layer.input for layer in linear if rule_of(wanted.recipe, layer).correct_bias}
     tensors = {*smoothed, *second_order, *biased}

@@ -10,23 +10,36 @@ TensorRT-RTX's layer list, which can't see kernels and answers unknown.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import get_args
 
 import msgspec
 
 from gpusq_deploy.artifacts.plan import LayerDecision, Plan, Precision
-from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, CostEstimate, EngineLayer, SkippedTarget, Verdict
+from gpusq_deploy.artifacts.receipt import (
+    BuiltEngine,
+    BuiltLayer,
+    CostEstimate,
+    EngineLayer,
+    LayerCost,
+    Payoff,
+    SkippedTarget,
+    Verdict,
+)
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.engines.layers import LayerClass, classify, sparse_tactic
 
-_PRECISIONS: dict[str | None, Precision] = {"int8": "int8", "fp16": "fp16", "bf16": "bf16", "fp32": "fp32"}
+_PRECISIONS: dict[str | None, Precision] = {name: name for name in get_args(Precision)}
 # Of several pieces, the one that keeps a layer from being what was asked.
-_WORST_FIRST: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
+_WORST_FIRST: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8", "fp8", "int4")
 # A layer ran sparse only where all its pieces did.
 _LEAST_SPARSE: tuple[Verdict, ...] = ("no", "unknown", "yes")
 
 _PICKED = "picked sparse implementation for layers:"
+
+# Precisions of codes and scales, and the builder's names of the codes' types.
+CODED: dict[Precision, str] = {"int8": "Int8", "fp8": "FP8", "int4": "Int4"}
 
 _Classified = tuple[EngineLayer, LayerClass]
 
@@ -92,28 +105,60 @@ def with_profile(engine: BuiltEngine, kernels: Sequence[str], *, profiler: str) 
 def summary(engine: BuiltEngine) -> tuple[str, ...]:
     """An engine's receipt in a few lines to print: totals, and every layer that isn't what was asked."""
     gemms = ", ".join(f"{count} {name}" for name, count in engine.totals.gemms.items()) or "none"
-    asked = [layer for layer in engine.layers if layer.asked == "int8"]
-    kept = sum(layer.precision == "int8" for layer in asked)
     lines = [
         f"{engine.target}: {engine.backend} {engine.backend_version}, {engine.plan_bytes / 1e6:.1f} MB "
         f"in {engine.build_seconds:.1f} s, from the {engine.source}",
         f"  {engine.totals.kernels} kernels; GEMMs: {gemms}; fused attention: {engine.totals.attention_fused}",
-        f"  INT8 asked {len(asked)}, built {kept}; {_sparse_line(engine.layers)}",
+        f"  {_asked_and_built(engine.layers)}; {_sparse_line(engine.layers)}",
     ]
     lines += [f"  {layer.layer}: {layer.reason}" for layer in engine.layers if layer.precision != layer.asked]
     return tuple(lines)
 
 
+def _asked_and_built(layers: Sequence[BuiltLayer]) -> str:
+    """Of every quantised precision that was asked; of INT8 where none was."""
+    wanted = [name for name in CODED if any(layer.asked == name for layer in layers)] or ["int8"]
+    counts = {name: [layer.precision == name for layer in layers if layer.asked == name] for name in wanted}
+    return ", ".join(f"{name.upper()} asked {len(built)}, built {sum(built)}" for name, built in counts.items())
+
+
 def cost_text(cost: CostEstimate) -> str:
-    """INT8 beside the graph without it, in one line to print."""
+    """The quantised graph beside the one without Q/DQ, in one line to print."""
     built, other = cost.built, cost.unquantised
     if built is None or other is None:
         return cost.note
     shares = ", ".join(f"{count / 1e9:.2f} GFLOP {name}" for name, count in built.flops.items())
     return (
         f"{built.kernels} kernels and {built.bytes_moved / 1e6:.1f} MB moved at batch {built.batch} ({shares}), "
-        f"without INT8 {other.kernels} and {other.bytes_moved / 1e6:.1f} MB: {cost.note}"
+        f"without {cost.what} {other.kernels} and {other.bytes_moved / 1e6:.1f} MB: {cost.note}"
     )
+
+
+def layer_cost_text(cost: LayerCost) -> str:
+    """One layer in INT8 beside itself without, in one line to print."""
+    sides = (cost.built, cost.unquantised)
+    kernels = " and ".join(str(side.kernels) for side in sides)
+    moved = " and ".join(f"{side.bytes_moved / 1e6:.2f}" for side in sides)
+    times = [f"{side.microseconds:.1f}" for side in sides if side.microseconds is not None]
+    bound = f", at least {times[0]} and {times[1]} µs" if len(times) == len(sides) else ""
+    verdicts: dict[Payoff, str] = {
+        "yes": "INT8 is predicted to pay",
+        "no": "INT8 is predicted not to pay",
+        "no difference": "no difference is predicted",
+        "unknown": "whether INT8 pays isn't predicted",
+    }
+    return f"{verdicts[cost.pays]}: {kernels} kernels, {moved} MB{bound}, with INT8 and without"
+
+
+def layer_costs_line(cost: CostEstimate) -> str:
+    """How many INT8 layers are predicted to pay, and which aren't; empty where nothing is known by layer."""
+    if not cost.layers:
+        return ""
+    counts = Counter(layer.pays for layer in cost.layers)
+    parts = [f"{pays} {counts[pays]}" for pays in get_args(Payoff) if counts[pays]]
+    losing = [layer.layer for layer in cost.layers if layer.pays == "no"]
+    named = ", ".join(losing[:4]) + (f" and {len(losing) - 4} more" if len(losing) > 4 else "")
+    return f"INT8 predicted to pay, of {len(cost.layers)} layers: {', '.join(parts)}" + (f": {named}" if losing else "")
 
 
 def skipped_line(skipped: SkippedTarget) -> str:
@@ -172,11 +217,11 @@ def _shape_of_the_build(gemms: list[_Classified]) -> str:
 
 def _mismatch(decision: LayerDecision, precision: Precision | None, gemms: list[_Classified]) -> str:
     asked = f"asked for {decision.precision}, built {precision}"
-    if decision.precision != "int8":
+    if decision.precision not in CODED:
         return f"{asked}: a strongly typed graph decides its types, so look at the casts around {decision.node}"
     layer = next(layer for layer, found in gemms if found.precision == precision)
     types = ", ".join(tensor.dtype for tensor in layer.inputs)
-    if any(tensor.dtype == "Int8" for tensor in (*layer.inputs, *layer.constants)):
+    if any(tensor.dtype == CODED[decision.precision] for tensor in (*layer.inputs, *layer.constants)):
         return (
             f"{asked}: {layer.name} reads {types}, dequantises and multiplies wider; place Q/DQ directly on both "
             "inputs of the node, with nothing between"

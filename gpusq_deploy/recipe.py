@@ -16,7 +16,7 @@ import msgspec
 
 from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.calibration import AMAX, Calibrator, CalibratorName
-from gpusq_deploy.artifacts.plan import AttentionRole, LayerKind
+from gpusq_deploy.artifacts.plan import AttentionRole, LayerKind, ResidualRole
 from gpusq_deploy.errors import GpusqError
 
 if sys.version_info >= (3, 11):
@@ -25,7 +25,16 @@ else:
     import tomli as tomllib
 
 DEFAULT_RECIPE = "static_wi8_ai8"
-SHIPPED = (DEFAULT_RECIPE, "plain_wi8_ai8")
+FP8_RECIPE = "static_wf8_af8"
+INT4_RECIPE = "weightonly_wi4_b32"
+SHIPPED = (DEFAULT_RECIPE, "plain_wi8_ai8", "mixed_wi8_ai8", "fused_wi8_ai8", FP8_RECIPE, INT4_RECIPE)
+_GRAMMAR = "the grammar is in docs/recipes.md"
+
+# What a layer's rule can make of it, beside leaving it in the remainder's type.
+QuantizedPrecision = Literal["int8", "fp8", "int4"]
+# The first ONNX opset that has DequantizeLinear for the type.
+OPSETS: dict[QuantizedPrecision, int] = {"int8": 19, "fp8": 19, "int4": 21}
+_BLOCK = 128
 
 Placement = Literal["linear", "linear+qk", "linear+qkv", "full"]
 ROLES_OF: dict[Placement, frozenset[AttentionRole]] = {
@@ -34,26 +43,39 @@ ROLES_OF: dict[Placement, frozenset[AttentionRole]] = {
     "linear+qkv": frozenset({"query", "key", "value"}),
     "full": frozenset({"query", "key", "value", "softmax"}),
 }
+ResidualInputs = Literal["skip", "both"]
+RESIDUAL_ROLES: dict[ResidualInputs, frozenset[ResidualRole]] = {
+    "skip": frozenset({"residual"}),
+    "both": frozenset({"residual", "branch"}),
+}
 # By benchmarks/peers/placements.py, in benchmarks/results/placements.json.
 LINEAR_SQNR_DB = 28.0
 FULL_SQNR_DB = 13.6
+RESIDUAL_SQNR_DB: dict[ResidualInputs, float] = {"skip": 17.4, "both": 14.1}
 
 
 class Rule(Value):
     """One sentence: layers that `match` (a shell pattern on the module's name) and are of `kind` become `precision`.
 
     `sparse` says whether such layers are expected to be 2:4 when sparsity is asked for. A `required` rule that
-    decides no layer is an error: it is most likely misspelt. `calibrator` says how the range of an INT8 layer's input
-    is chosen; None leaves that to the command, which takes the largest magnitude where it isn't told either.
+    decides no layer is an error: it is most likely misspelt. `calibrator` says how the range of an INT8 or FP8 layer's
+    input is chosen; None leaves that to the command, which takes the largest magnitude where it isn't told either.
+
+    `int8` and `fp8` (E4M3) are for the weight and the input; `int4` is for the weight alone, with one scale for each
+    `block` of inputs, 128 where it isn't said; such a layer multiplies in the remainder's type.
 
     `smooth` moves range from the input's channels to the weight and centres them, where that costs no kernel;
     `headroom` widens the input's range by this share; `rounding` says how weights are rounded; `correct_bias` lets the
     bias take up the mean error that rounding the weights makes. Equations: docs/numerics.md.
+
+    `output` "int8" puts a quantiser behind the product of a Linear, in front of its bias, and gives its weight one
+    scale: the one form that lets TensorRT-RTX write INT8. None leaves that to `--sparse-outputs`, "float" refuses it.
     """
 
     match: str = "*"
     kind: Literal["any", "linear", "patch_embed", "conv"] = "any"
-    precision: Literal["int8", "float"] = "int8"
+    precision: Literal["int8", "fp8", "int4", "float"] = "int8"
+    block: Literal[32, 64, 128] | None = None
     sparse: bool = True
     required: bool = True
     calibrator: CalibratorName | None = None
@@ -62,18 +84,44 @@ class Rule(Value):
     headroom: float = 0.0
     rounding: Literal["nearest", "second-order"] = "nearest"
     correct_bias: bool = False
+    output: Literal["float", "int8"] | None = None
     reason: str
 
     def __post_init__(self) -> None:
         if not 0 <= self.headroom <= 1:
             raise ValueError(f"`headroom` is a share of the range, from 0 to 1, unlike {self.headroom}")
-        if self.refined and self.precision != "int8":
-            raise ValueError("`smooth`, `headroom`, `rounding` and `correct_bias` are for INT8 layers")
+        self._require_precision_for_refinement()
+        if self.output == "int8" and (self.precision != "int8" or self.kind not in {"any", "linear"}):
+            raise ValueError('`output = "int8"` is for INT8 Linear layers')
         if self.calibrator is None and self.percentile is not None:
             raise ValueError('`percentile` needs `calibrator = "percentile"`')
-        if self.calibrator is not None and self.precision != "int8":
-            raise ValueError("`calibrator` is for INT8 layers: the inputs of others need no range")
+        if self.calibrator is not None and not self.ranged:
+            raise ValueError("`calibrator` is for FP8 and INT8 layers: the inputs of others need no range")
+        if self.block is not None and self.precision != "int4":
+            raise ValueError('`block` needs `precision = "int4"`: other weights have one scale for each channel')
+        if self.precision == "fp8" and self.calibrator not in {None, "amax", "percentile"}:
+            raise ValueError(f"`calibrator = {self.calibrator!r}` weighs INT8's steps; FP8 takes amax or percentile")
         self.calibrator_or(AMAX)
+
+    def _require_precision_for_refinement(self) -> None:
+        if not self.refined or self.precision == "int8":
+            return
+        rounded = self.correct_bias or self.rounding != "nearest"
+        if self.smooth or (rounded and self.precision != "int4") or (self.headroom > 0 and self.precision != "fp8"):
+            raise ValueError(
+                "`smooth`, `headroom`, `rounding` and `correct_bias` are for INT8 layers; `headroom` for FP8 too, "
+                "`rounding` and `correct_bias` for INT4 too"
+            )
+
+    @property
+    def ranged(self) -> bool:
+        """True where the inputs of the rule's layers need a range."""
+        return self.precision in {"int8", "fp8"}
+
+    @property
+    def block_size(self) -> int:
+        """How many inputs share a scale of an INT4 weight."""
+        return _BLOCK if self.block is None else self.block
 
     @property
     def refined(self) -> bool:
@@ -115,10 +163,52 @@ class AttentionRule(Value):
         return fnmatch.fnmatchcase(module, self.match)
 
 
+class ResidualRule(Value):
+    """Puts the inputs of the residual adds whose module `match`es into INT8: what `skip`s the block, or `both`.
+
+    NVIDIA advises it. It is refused unless `accept_loss` says that its cost is known; docs/recipes.md has it.
+    """
+
+    inputs: ResidualInputs = "skip"
+    match: str = "*"
+    accept_loss: bool = False
+    reason: str
+
+    def __post_init__(self) -> None:
+        if not self.accept_loss:
+            raise ValueError(
+                "`[residual]` puts the residual stream into INT8: on DINOv2 ViT-S/14 that leaves "
+                f"{RESIDUAL_SQNR_DB[self.inputs]:g} dB, where residual adds in FP16 keep {LINEAR_SQNR_DB:g}; "
+                "`accept_loss = true` takes it"
+            )
+
+    def decides(self, module: str) -> bool:
+        """True where the rule applies to a residual add."""
+        return fnmatch.fnmatchcase(module, self.match)
+
+
+class MixedRule(Value):
+    """Linear layers that rules want in INT8 and that stay float, up to a share `flops` of all Linear layers' FLOPs.
+
+    `first`: `accuracy` leaves out those whose noise, measured one by one, sums to most; `kernels` begins with those
+    that read attentions' results, which saves TensorRT a kernel each.
+    """
+
+    flops: float
+    first: Literal["accuracy", "kernels"] = "accuracy"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.flops < 1:
+            raise ValueError(
+                f"`flops` is a share of the Linear layers' FLOPs, above 0 and below 1, unlike {self.flops}"
+            )
+
+
 class Recipe(Value):
     """A named list of rules; the first that matches decides. Layers that none matches stay float and dense.
 
-    `attention` says what of attentions is INT8; nothing where there is none.
+    `attention` says what of attentions is INT8, `residual` what of residual adds; nothing where there is none. `mixed`
+    says how much of what the rules want in INT8 may stay float.
     """
 
     schema: Literal["gpusq.recipe/1"]
@@ -126,6 +216,17 @@ class Recipe(Value):
     description: str
     rules: tuple[Rule, ...] = msgspec.field(name="rule")
     attention: AttentionRule | None = None
+    residual: ResidualRule | None = None
+    mixed: MixedRule | None = None
+
+    def __post_init__(self) -> None:
+        if (self.attention or self.residual or self.mixed) and "int8" not in self.precisions:
+            raise ValueError("`[attention]`, `[residual]` and `[mixed]` are about INT8, and no rule makes a layer INT8")
+
+    @property
+    def precisions(self) -> frozenset[QuantizedPrecision]:
+        """What its rules make of layers."""
+        return frozenset(rule.precision for rule in self.rules if rule.precision != "float")
 
     def rule_for(self, layer: str, kind: LayerKind) -> Rule | None:
         """The first rule that applies."""
@@ -159,7 +260,7 @@ def load_recipe(path: Path | None) -> Recipe:
             hint=f"name a TOML file, or one of the shipped recipes: {', '.join(SHIPPED)}",
         ) from error
     except UnicodeDecodeError as error:
-        raise GpusqError(f"the recipe is not UTF-8 text: {error}", place=str(path)) from error
+        raise GpusqError(f"the recipe is not UTF-8 text: {error}", place=str(path), hint=_GRAMMAR) from error
 
 
 def recipe_from_toml(text: str, *, place: str) -> Recipe:
@@ -167,10 +268,10 @@ def recipe_from_toml(text: str, *, place: str) -> Recipe:
     try:
         content: dict[str, Any] = tomllib.loads(text)
         return msgspec.convert(content, type=Recipe)
-    except tomllib.TOMLDecodeError as error:
-        raise GpusqError(f"not TOML: {error}", place=place) from error
     except msgspec.ValidationError as error:
-        raise GpusqError(f"not a recipe: {error}", place=place, hint="the grammar is in docs/recipes.md") from error
+        raise GpusqError(f"not a recipe: {error}", place=place, hint=_GRAMMAR) from error
+    except (ValueError, RecursionError) as error:  # tomllib's own, and a number of more digits than Python reads
+        raise GpusqError(f"not TOML: {error}", place=place, hint=_GRAMMAR) from error
 
 
 def require_used_rules(recipe: Recipe, layers: Iterable[_Layer]) -> None:

@@ -11,6 +11,7 @@ from gpusq_deploy.artifacts.calibration import AMAX, Calibrator
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
 from gpusq_deploy.artifacts.plan import FloatPrecision
 from gpusq_deploy.artifacts.sparsity import PruneMethod
+from gpusq_deploy.placements import OutputWish
 from gpusq_deploy.targets import Target
 
 NO_OPTIONS = EngineOptions()
@@ -20,10 +21,13 @@ NO_OPTIONS = EngineOptions()
 class BuildRequest:
     """Everything that gpusq-build was asked. `recipe` None is the default one; `calib` None means no data.
 
+    `int8` quantises the layers that the recipe names, to INT8 or whatever it says.
+
     `pack` stores 2:4 INT8 weights in packed form too. `ranges` are those of gpusq-calibrate, or a TensorRT calibration
     cache; `calibrator` is for rules that name none. `recalibrate` sets recorded ranges aside.
     `allow_pickle` runs code that the checkpoint names. `prune` makes the layers that should be sparse 2:4 first,
     and `permute` orders channels for it.
+    `sparse_outputs` wants INT8 outputs for sparse layers where that is predicted to hold.
     `min_sqnr` (dB) and `min_agreement` (a share) are what the verification must reach.
     """
 
@@ -49,6 +53,7 @@ class BuildRequest:
     engine: EngineOptions = NO_OPTIONS
     min_sqnr: float | None = None
     min_agreement: float | None = None
+    sparse_outputs: OutputWish | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -106,6 +106,15 @@ def violation_text(layer: LayerSparsity) -> str:
     )
 
 
+def worst_text(layer: LayerSparsity) -> str:
+    """The violation that rounding explains least, in words; empty where there is none."""
+    if layer.worst is None:
+        return ""
+    row, group, value = layer.worst.row, layer.worst.index, layer.worst.value
+    place = f"row {row}, columns {group * GROUP} to {group * GROUP + GROUP - 1}"
+    return f"the worst, at {place}, has a third value of {value:.4g}, {layer.worst.ratio:.2g} of its row's largest"
+
+
 def _expectation(weight: LayerWeight, recipe: Recipe, record: SparsityRecord | None) -> tuple[bool, str]:
     if record is not None:
         # A module that is called several times has one entry in the record and several layers in the graph.

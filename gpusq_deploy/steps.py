@@ -9,11 +9,14 @@ from pathlib import Path
 import msgspec
 import onnx_ir as ir
 
+from gpusq_deploy.artifacts.calibration import CalibrationTable
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.artifacts.plan import Plan
+from gpusq_deploy.artifacts.plan import FloatPrecision, Plan
 from gpusq_deploy.artifacts.receipt import Verification
 from gpusq_deploy.artifacts.sparsity import SparsityReport
+from gpusq_deploy.build_engines import require_types
 from gpusq_deploy.bundle import MODEL
+from gpusq_deploy.calibration.magnitudes import few, largest_magnitudes
 from gpusq_deploy.calibration.sources import RANDOM, DataSource, open_source
 from gpusq_deploy.calibration.stored import read_table
 from gpusq_deploy.calibration.tensorrt_cache import is_tensorrt_cache, read_tensorrt_cache
@@ -26,10 +29,11 @@ from gpusq_deploy.export.onnx_export import example_input, reference_outputs
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.packed import DENSE, PACKED, move_packed_weights, packed_line, unpack_dense, write_packed
 from gpusq_deploy.ranges import Data, Subject
-from gpusq_deploy.recipe import Recipe
+from gpusq_deploy.recipe import OPSETS, Recipe, load_recipe
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.sparsity import sparsity_report
 from gpusq_deploy.verify import require_same, split_source, verify
+from gpusq_deploy.wide import Wide, text_of, wide_in
 
 
 def repair_command(request: BuildRequest) -> str:
@@ -42,6 +46,27 @@ def repair_command(request: BuildRequest) -> str:
             words += ["--arch-arg", f"{name}={value}"]
     words += ["--data", "FOLDER", "--out", f"{request.model.stem}-24.pt"]
     return shlex.join(words)
+
+
+def expressible_recipe(request: BuildRequest) -> Recipe:
+    """The recipe, if the targets and the opset have its types: that is told before any work.
+
+    Raises:
+        GpusqError: See `load_recipe` and `require_types`; or the opset is too low for the recipe.
+    """
+    recipe = load_recipe(request.recipe)
+    if not request.int8:
+        return recipe
+    require_types(recipe, request.targets)
+    needed = max((OPSETS[precision] for precision in recipe.precisions), default=0)
+    if request.opset < needed:
+        raise GpusqError(
+            f"recipe {recipe.name} makes layers {', '.join(sorted(recipe.precisions))}, which ONNX has from opset "
+            f"{needed} on, not in {request.opset}",
+            place="--opset",
+            hint=f"--opset {needed}, or leave it out",
+        )
+    return recipe
 
 
 def say_remarks(checkpoint: Checkpoint, request: BuildRequest, reporter: Reporter) -> Checkpoint:
@@ -79,20 +104,21 @@ def prune_as_asked(
     return prune_checkpoint(checkpoint, recipe, how, source, reporter.say)
 
 
-def find_data(request: BuildRequest, checkpoint: Checkpoint, samples: DataSource) -> Data:
+def find_data(request: BuildRequest, checkpoint: Checkpoint, samples: DataSource, recipe: Recipe) -> Data:
     """Where ranges and verification samples come from.
 
     Raises:
-        GpusqError: INT8 has neither ranges nor data.
+        GpusqError: The recipe's layers need ranges, and there are neither ranges nor data.
     """
+    ranged = request.int8 and any(rule.ranged for rule in recipe.rules)
     cache = table = None
     if request.ranges is not None and is_tensorrt_cache(request.ranges):
         cache = read_tensorrt_cache(request.ranges)
     elif request.ranges is not None:
         table = read_table(request.ranges, model=checkpoint.digest)
-    if request.calib is None and request.int8 and not checkpoint.ranges and request.ranges is None:
+    if request.calib is None and ranged and not checkpoint.ranges and request.ranges is None:
         raise GpusqError(
-            "INT8 needs activation ranges: the checkpoint records none, and there is no calibration data",
+            "INT8 and FP8 need activation ranges: the checkpoint records none, and there is no calibration data",
             place=str(request.model),
             hint="add --calib FOLDER with a few dozen typical images (--calib random exercises the pipeline only)",
         )
@@ -117,6 +143,28 @@ def subject_of(checkpoint: Checkpoint) -> Subject:
         ranges=checkpoint.ranges,
         origins=checkpoint.origins,
     )
+
+
+def find_wide(
+    model: ir.Model, table: CalibrationTable | None, data: Data, remainder: FloatPrecision, reporter: Reporter
+) -> Wide:
+    """What of the graph FP16 can't hold; nothing where the remainder isn't FP16.
+
+    Magnitudes are those of the ranges that are known, and those seen on a few of the samples, if there are any.
+    """
+    if remainder != "fp16":
+        return Wide()
+    seen = {} if table is None else {entry.tensor: (entry.amax, entry.origin) for entry in table.ranges}
+    if data.real:
+        source = few(data.calibrate)
+        origin = f"seen on {len(source)} samples of {source.name}"
+        for tensor, amax in largest_magnitudes(model, source, open_model=open_onnx).items():
+            if amax > seen.get(tensor, (0.0, ""))[0]:
+                seen[tensor] = (amax, origin)
+    wide = wide_in(model, seen, looked=data.real)
+    for kept in wide.tensors:
+        reporter.say(f"kept in FP32, since FP16 can't hold it: {text_of(kept)}")
+    return wide
 
 
 def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporter: Reporter) -> float:

@@ -6,7 +6,7 @@ A target's file says what it can do, which builder makes its plans and where, an
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from typing import Literal
@@ -34,6 +34,35 @@ class Alignments(Value):
     sparse_int8_n: int
 
 
+class Peaks(Value):
+    """Peak rates of the fastest of a target's GPUs, dense: what no kernel exceeds.
+
+    Attributes:
+        fp16_tflops: FP16 and BF16 tensor cores, 10^12 FLOPs a second.
+        int8_tops: INT8 tensor cores, 10^12 operations a second.
+        gigabytes_per_second: Memory, 10^9 bytes a second.
+        source: Which GPU, and where the numbers come from.
+    """
+
+    fp16_tflops: float
+    int8_tops: float
+    gigabytes_per_second: float
+    source: str
+
+    def microseconds_to_move(self, count: int) -> float:
+        """Of so many bytes, each once."""
+        return count / (self.gigabytes_per_second * 1e3)
+
+    def microseconds_for(self, flops: Mapping[str, int]) -> float:
+        """Of products, by type. FP32 products count as FP16 ones, which they are slower than.
+
+        INT4 weights multiply as FP16. FP8 counts as FP16 too: no peak is recorded, and its layers aren't compared.
+        """
+        return sum(
+            count / ((self.int8_tops if kind == "int8" else self.fp16_tflops) * 1e6) for kind, count in flops.items()
+        )
+
+
 class Target(Value):
     """One kind of GPU.
 
@@ -45,11 +74,14 @@ class Target(Value):
         ahead_of_time: Backends that build its plan on any machine.
         on_device: Backends that build its plan on the device itself.
         runtime_versions: Versions of each backend known to run on it, with where they come from.
+        releases: The same as rows of engines/releases.py, by their versions: what its builders can be asked, and the
+            ONNX opsets that they take.
         dtypes: GEMM types its tensor cores multiply.
         sparse_dtypes: GEMM types that they multiply with 2:4 sparse weights.
         alignments: Sizes that need no padding.
         sparse_int8_outputs: By backend, what its sparse INT8 kernels for this GPU write, in the builder's words, as far
             as their names tell; left out where nothing is known.
+        peaks: Its peak rates; None where they aren't known.
         unknowns: What has not been verified, one sentence each.
     """
 
@@ -60,10 +92,12 @@ class Target(Value):
     ahead_of_time: tuple[Backend, ...]
     on_device: tuple[Backend, ...]
     runtime_versions: dict[Backend, str]
+    releases: dict[Backend, tuple[str, ...]]
     dtypes: tuple[str, ...]
     sparse_dtypes: tuple[str, ...]
     alignments: Alignments
     sparse_int8_outputs: dict[Backend, tuple[str, ...]] = msgspec.field(default_factory=_nothing_known)
+    peaks: Peaks | None = None
     unknowns: tuple[str, ...]
 
     def __post_init__(self) -> None:

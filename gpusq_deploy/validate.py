@@ -18,7 +18,7 @@ from gpusq_deploy.graph.lint import lint
 from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.packed import PACKED, packed_faults, require_dense
 from gpusq_deploy.recipe import load_recipe
-from gpusq_deploy.sparsity import sparsity_report, violation_text
+from gpusq_deploy.sparsity import sparsity_report, violation_text, worst_text
 from gpusq_deploy.targets import Target
 
 
@@ -71,7 +71,7 @@ def _validate_bundle(path: Path) -> Validation:
     expected = tuple(layer.layer for layer in bundle.manifest.sparsity.layers if layer.expected)
     model = map_model(path / MODEL)
     report = sparsity_report(
-        graph_weights(model, weighted_layers(model, reshaped=True)),
+        graph_weights(model, weighted_layers(model, only_seen=True)),
         source=MODEL,
         recipe=load_recipe(None),
         record=SparsityRecord(method="as the manifest says", layers=expected),
@@ -88,7 +88,7 @@ def _packed_findings(path: Path, model: ir.Model, report: SparsityReport) -> Ite
 def _validate_model(path: Path, recipe: Path | None) -> Validation:
     model = map_model(path)
     report = sparsity_report(
-        graph_weights(model, weighted_layers(model, reshaped=True)),
+        graph_weights(model, weighted_layers(model, only_seen=True)),
         source=path.name,
         recipe=load_recipe(recipe),
         record=None,
@@ -114,10 +114,10 @@ def _sparsity_findings(broken: Iterable[LayerSparsity]) -> Iterator[Finding]:
         meaning, hint = meaning_of(layer.diagnosis)
         half = f"{layer.zero_fraction:.0%} of it is zero; " if layer.zero_fraction >= 0.4 else ""
         what = violation_text(layer)
-        told = meaning if layer.diagnosis not in {"dense", "unaligned"} else ""
+        told = f"{half}{meaning}" if layer.diagnosis not in {"dense", "unaligned"} else ""
         yield Finding(
             rule="not-2:4",
             place=layer.layer,
-            what=f"{what}; {half}{told}" if told else what,
+            what="; ".join(part for part in (what, worst_text(layer), told) if part),
             hint=hint if "gpusq-compress" in hint else f"{hint}; gpusq-compress makes it 2:4",
         )

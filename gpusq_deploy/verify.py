@@ -17,7 +17,7 @@ from gpusq_deploy.calibration.sources import DataSource, Selection
 from gpusq_deploy.drift import Compared, Pair, compare, fused_answer, in_both
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.blocks import Site, block_sites, layer_sites
-from gpusq_deploy.graph.files import load_model
+from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.numerics.error import sqnr_db
 
 _BLOCKS_LOOKED_INTO = 2
@@ -26,6 +26,9 @@ _HELD_OUT_SHARE = 10
 _HELD_OUT_MOST = 32
 # JSON has no infinity; equal outputs are reported as this many decibels, noise on silence as minus as many.
 _EQUAL_DB = 300.0
+
+# Two orders above what float32 exports show: 2.5e-6 for DINOv2 ViT-S/14, 3.9e-7 for a random ViT-L.
+_EXPORT_TOLERANCE = 1e-4
 
 Array = npt.NDArray[Any]
 
@@ -59,7 +62,7 @@ def verify(float_model: Path, built_model: Path, source: DataSource, *, held_out
     Raises:
         GpusqError: One of the two answers with NaN or infinity.
     """
-    pair, model = Pair(reference=float_model, built=built_model), load_model(float_model)
+    pair, model = Pair(reference=float_model, built=built_model), map_model(float_model)
     blocks = block_sites(model)
     common = in_both(pair, blocks)
     seen = compare(pair, source, common)
@@ -83,7 +86,7 @@ def require_same(reference: Array, got: Array, *, place: str) -> float:
     """Largest difference of an export from torch, relative to the largest reference value.
 
     Raises:
-        GpusqError: More than 1e-3, or not finite: the export is wrong.
+        GpusqError: More than 1e-4, or not finite: the export is wrong.
     """
     if reference.shape != got.shape:
         raise GpusqError(
@@ -92,7 +95,7 @@ def require_same(reference: Array, got: Array, *, place: str) -> float:
             hint="try another --opset or a fixed --batch",
         )
     difference = float(np.max(np.abs(reference - got)) / (np.max(np.abs(reference)) or 1.0))
-    if not difference <= 1e-3:
+    if not difference <= _EXPORT_TOLERANCE:
         raise GpusqError(
             f"the exported graph computes something else than torch: relative difference {difference:.3g}",
             place=place,

@@ -200,19 +200,20 @@ def train(data: Path, target: Path) -> None:
     for epoch in range(1, EPOCHS + 1):
         order = torch.randperm(len(images))
         batches = (order[start : start + BATCH] for start in range(0, len(order), BATCH))
-        losses = [_step(module, augmented(images[some]), labels[some], optimizer, schedule) for some in batches]
+        losses = [training_step(module, augmented(images[some]), labels[some], optimizer, schedule) for some in batches]
         if epoch % 5 == 0:
             say(f"epoch {epoch} of {EPOCHS}: training loss {np.mean(losses):.3f}")
     save_checkpoint(target, module.eval(), arch=ARCH, preprocessing=PREPROCESSING)
 
 
-def _step(
+def training_step(
     module: torch.nn.Module,
     images: torch.Tensor,
     labels: torch.Tensor,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> float:
+    """One step on one batch; its loss."""
     loss = functional.cross_entropy(module(images), labels, label_smoothing=0.05)
     optimizer.zero_grad()
     torch.autograd.backward(loss)

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from family_models import FAMILIES, Family
 
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.receipt import EngineTotals
+from gpusq_deploy.benchmarks.peers.family_models import FAMILIES, Family
 from gpusq_deploy.calibration.observe import collect_ranges
 from gpusq_deploy.calibration.sources import ArrayFile
 from gpusq_deploy.checkpoint.architecture import module_from_arch
@@ -53,6 +53,7 @@ from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.receipt import built_layers
 from gpusq_deploy.recipe import load_recipe
 from gpusq_deploy.sparsity import sparsity_report
+from gpusq_deploy.steps import subject_of
 from gpusq_deploy.targets import find_target
 
 _BEGIN, _END = "<!-- families: made by benchmarks/peers/family_table.py -->", "<!-- families: end -->"
@@ -168,7 +169,14 @@ def _plan(checkpoint: Checkpoint, model: ir.Model, batch: int) -> tuple[Plan, ir
     report = sparsity_report(graph_weights(model, layers), source=checkpoint.file, recipe=recipe, record=None)
     noise = ArrayFile(name="noise", values=array_from_tensor(example_input(checkpoint, batch)))
     table = collect_ranges(model, layers_to_quantize(layers, recipe), noise, open_model=open_onnx)
-    prepared = Prepared(model=model, layers=layers, table=table, placements=Placements(), ready=None)
+    prepared = Prepared(
+        model=model,
+        layers=layers,
+        subject=subject_of(checkpoint),
+        table=table,
+        placements=Placements(),
+        ready=None,
+    )
     packed = pack_projections(prepared, report, recipe, None)
     asked = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp16")
     plan = make_plan(packed.prepared.layers, asked, table=table, sparsity=packed.stored)

@@ -1,10 +1,11 @@
-"""What INT8 inside attentions costs and gains: SQNR on unseen images, and the kernels that TensorRT-RTX compiles.
+"""What INT8 beyond Linear layers, FP8 and INT4 weights cost: SQNR on unseen images, kernels, sizes.
 
     python benchmarks/peers/placements.py dino.pt --arch timm:vit_small_patch14_dinov2.lvd142m \
         --arch-arg img_size=224 --arch-arg num_classes=0 --arch-arg global_pool= \
         --calib photos/calib --unseen photos/unseen --json benchmarks/results/placements.json
 
-The default recipe with each placement; FP16 remainder; an engine for the A100, compiled and not run.
+The default recipe with each placement in attentions and residual adds, then recipes of other precisions; FP16
+remainder; engines for the A100 (FP8: GeForce RTX 40), compiled and not run.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
-import onnx_ir as ir
 
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.calibration.choice import calibrators_for
@@ -34,11 +35,21 @@ from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.quantize import Quantize
-from gpusq_deploy.placing import place
+from gpusq_deploy.placing import Prepared, fitted, place, prepare
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
-from gpusq_deploy.quantisation import Ready, Wanted, make_ready, rounded_weights
+from gpusq_deploy.quantisation import Wanted
 from gpusq_deploy.ranges import Data
-from gpusq_deploy.recipe import AttentionRule, Placement, Recipe, load_recipe
+from gpusq_deploy.recipe import (
+    FP8_RECIPE,
+    INT4_RECIPE,
+    AttentionRule,
+    Placement,
+    Recipe,
+    ResidualInputs,
+    ResidualRule,
+    Rule,
+    load_recipe,
+)
 from gpusq_deploy.request import Reporter
 from gpusq_deploy.sparsity import sparsity_report
 from gpusq_deploy.steps import subject_of
@@ -48,46 +59,113 @@ from gpusq_deploy.verify import verify
 _BATCH = BatchRange(minimum=1, optimum=8, maximum=32)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One row: what it is called, its recipe, the GPU of its engine."""
+
+    name: str
+    recipe: Recipe
+    target: str = "a100"
+
+
+def cases() -> Iterator[Case]:
+    """The default recipe and what can be placed beside it; FP8; INT4 by block and by rounding."""
+    usual = load_recipe(None)
+    for placement in get_args(Placement):
+        rule = AttentionRule(placement=placement, accept_loss=placement == "full", reason="measured")
+        yield Case(name=placement, recipe=msgspec.structs.replace(usual, attention=rule))
+    for inputs in get_args(ResidualInputs):
+        residual = ResidualRule(inputs=inputs, accept_loss=True, reason="measured")
+        yield Case(name=f"residual, {inputs}", recipe=msgspec.structs.replace(usual, residual=residual))
+    yield Case(name=FP8_RECIPE, recipe=load_recipe(Path(FP8_RECIPE)), target="rtx40")
+    weights = load_recipe(Path(INT4_RECIPE))
+    for block in (128, 64, 32):
+        for rounding in ("nearest", "second-order"):
+            rules = [
+                msgspec.structs.replace(rule, block=block, rounding=rounding, correct_bias=rounding != "nearest")
+                if rule.precision == "int4"
+                else rule
+                for rule in weights.rules
+            ]
+            recipe = msgspec.structs.replace(weights, rules=tuple(rules))
+            yield Case(name=f"INT4 weights, blocks of {block}, {rounding}", recipe=recipe)
+
+
+class Bench:
+    """One exported model and its data; readies the graph once for each set of rules."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        arch = None if options.arch is None else arch_from_text(options.arch, options.arch_arg)
+        self.checkpoint = load_checkpoint(options.model, arch=arch)
+        self.model = run_passes(export_float_model(self.checkpoint, batch=_BATCH, opset=21), CANONICAL)
+        self.layers = weighted_layers(self.model)
+        self.calib, self.unseen = (
+            open_source(text, self.checkpoint.preprocessing) for text in (options.calib, options.unseen)
+        )
+        self.data = Data(calibrate=self.calib, verify=self.unseen, held_out=True, real=True)
+        self.quiet = Reporter(say=_ignore, progress=_ignore)
+        self._ready: dict[tuple[Rule, ...], Prepared] = {}
+
+    def row(self, case: Case, folder: Path) -> dict[str, Any]:
+        """Place, quantise, verify and compile."""
+        float_file, built_file = folder / "float.onnx", folder / "built.onnx"
+        save_model(self.model, float_file)
+        prepared = self._placed(case.recipe)
+        weights = graph_weights(self.model, self.layers)
+        report = sparsity_report(weights, source=self.checkpoint.file, recipe=case.recipe, record=None)
+        asked = PlanRequest(recipe=case.recipe, int8=True, sparse=False, remainder="fp16")
+        plan = make_plan(prepared.layers, asked, table=prepared.table, sparsity=report, placements=prepared.placements)
+        rounded = fitted(prepared, plan, case.recipe, self.data, self.quiet)
+        save_model(run_passes(prepared.model, [Quantize(plan, rounded), CastRemainder("fp16")]), built_file)
+        result = verify(float_file, built_file, self.unseen, held_out=True)
+        engine = build_engine(built_file, find_target(case.target), BuildSettings(batch=_BATCH))
+        counted = totals(engine.layers)
+        return {
+            "placement": case.name,
+            "sqnr_db": result.sqnr_db,
+            "median_sqnr_db": result.median_sqnr_db,
+            "cosine": result.cosine,
+            "fused_sqnr_db": result.fused_sqnr_db,
+            "target": case.target,
+            "kernels": counted.kernels,
+            "gemms": counted.gemms,
+            "attention_fused": counted.attention_fused,
+            "model_bytes": built_file.stat().st_size,
+            "plan_bytes": len(engine.plan),
+        }
+
+    def _placed(self, recipe: Recipe) -> Prepared:
+        subject = subject_of(self.checkpoint)
+        if recipe.rules not in self._ready:
+            wanted = layers_to_quantize(self.layers, recipe)
+            how = Wanted(
+                layers=wanted,
+                recipe=msgspec.structs.replace(recipe, attention=None, residual=None),
+                calibrators=calibrators_for(wanted, recipe),
+                remainder="fp16",
+            )
+            self._ready[recipe.rules] = prepare(self.model, self.layers, how, self.data, subject, self.quiet)
+        prepared = self._ready[recipe.rules]
+        if prepared.ready is None:
+            return prepared
+        ready, placements = place(prepared.ready, recipe, self.data, subject, self.quiet)
+        return replace(prepared, table=ready.table, placements=placements)
+
+
 def main() -> None:
-    """Export, calibrate and smooth once; then place, quantise, verify and compile with each placement."""
+    """Measure every case; print each row, and write them all."""
     options = _options()
-    arch = None if options.arch is None else arch_from_text(options.arch, options.arch_arg)
-    checkpoint = load_checkpoint(options.model, arch=arch)
-    model = run_passes(export_float_model(checkpoint, batch=_BATCH), CANONICAL)
-    recipe, layers = load_recipe(None), weighted_layers(model)
-    report = sparsity_report(graph_weights(model, layers), source=checkpoint.file, recipe=recipe, record=None)
-    calibrate, unseen = (open_source(text, checkpoint.preprocessing) for text in (options.calib, options.unseen))
-    data = Data(calibrate=calibrate, verify=unseen, held_out=True, real=True)
-    wanted = layers_to_quantize(layers, recipe)
-    how = Wanted(layers=wanted, recipe=recipe, calibrators=calibrators_for(wanted, recipe), remainder="fp16")
-    quiet = Reporter(say=_ignore, progress=_ignore)
-    ready = make_ready(model, how, data, subject_of(checkpoint), quiet)
+    bench = Bench(options)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        float_file, built_file = Path(folder) / "float.onnx", Path(folder) / "built.onnx"
-        save_model(model, float_file)
-        for placement in get_args(Placement):
-            placed = _with_placement(recipe, placement)
-            found, placements = place(ready, placed, data, subject_of(checkpoint), quiet)
-            asked = PlanRequest(recipe=placed, int8=True, sparse=False, remainder="fp16")
-            plan = make_plan(found.layers, asked, table=found.table, sparsity=report, placements=placements)
-            quantize = Quantize(plan, rounded_weights(found, plan, placed))
-            save_model(_built(found, quantize), built_file)
-            result = verify(float_file, built_file, unseen, held_out=True)
-            row = {
-                "placement": placement,
-                "sqnr_db": result.sqnr_db,
-                "median_sqnr_db": result.median_sqnr_db,
-                "cosine": result.cosine,
-                **_compiled(built_file),
-            }
-            rows.append(row)
-            print(json.dumps(row), flush=True)
+        for case in cases():
+            rows.append(bench.row(case, Path(folder)))
+            print(json.dumps(rows[-1]), flush=True)
     if options.json:
         content = {
-            "what": f"{checkpoint.arch}, recipe {recipe.name}, FP16 remainder; engine for a100, dynamic batch",
-            "calibrated_on": len(calibrate),
-            "verified_on": len(unseen),
+            "what": f"{bench.checkpoint.arch}, FP16 remainder, opset 21; dynamic batch; compiled, not run",
+            "calibrated_on": len(bench.calib),
+            "verified_on": len(bench.unseen),
             "rows": rows,
         }
         options.json.write_text(json.dumps(content, indent=2) + "\n")
@@ -106,20 +184,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--unseen", required=True)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
-
-
-def _with_placement(recipe: Recipe, placement: Placement) -> Recipe:
-    rule = AttentionRule(placement=placement, accept_loss=placement == "full", reason="measured")
-    return msgspec.structs.replace(recipe, attention=rule)
-
-
-def _built(ready: Ready, quantize: Quantize) -> ir.Model:
-    return run_passes(ready.model, [quantize, CastRemainder("fp16")])
-
-
-def _compiled(path: Path) -> Mapping[str, Any]:
-    counted = totals(build_engine(path, find_target("a100"), BuildSettings(batch=_BATCH)).layers)
-    return {"kernels": counted.kernels, "gemms": counted.gemms, "attention_fused": counted.attention_fused}
 
 
 if __name__ == "__main__":

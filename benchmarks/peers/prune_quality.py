@@ -10,6 +10,9 @@ the second of a stereo pair. In alphabetical order, every second one is for prun
 timm: its SparseGPT runs there on the same weights and crops, in turn with ours, and its weights come back to be judged
 by the same code. ModelOpt 0.47 takes SparseGPT's choice of weights and leaves the kept ones as they were. Seconds are
 those of pruning alone, and of permuting where that comes first.
+
+`--swap` prunes on the other half and judges on the first; `--seed` draws other crops. `--row NAME`, repeatable, runs
+those rows alone, and rows are added to a JSON file that is there if it has the same head.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,37 +91,57 @@ def main() -> None:
     options = _options()
     arch = None if options.arch is None else arch_from_text(options.arch, options.arch_arg)
     checkpoint = load_checkpoint(options.model, arch=arch)
-    halves = photographs()
-    images, unseen = (crops(half, checkpoint.preprocessing) for half in halves)
+    halves = photographs()[:: -1 if options.swap else 1]
+    images, unseen = (crops(half, checkpoint.preprocessing, seed=options.seed) for half in halves)
     wanted = tokens_of(checkpoint.module, unseen)
-    results: dict[str, Any] = {
+    head: dict[str, Any] = {
         "what": f"{checkpoint.arch}, every Linear layer 2:4, float32",
         "pruned_on": [path.name for path in halves[0]],
         "judged_on": [path.name for path in halves[1]],
         "crops_of_each": _CROPS,
+        "seed": options.seed,
         "threads": torch.get_num_threads(),
         "environment": msgspec.to_builtins(read_environment()),
-        "rows": [],
     }
-
-    def keep(name: str, prune: Callable[[], Row]) -> None:
+    rows = _rows_in(options.json, head)
+    for name, prune in _asked(checkpoint, images, options):
         row = prune()
         module = row.pop("module")
         entry = {"row": name, "cosine": cosine(wanted, tokens_of(module, unseen)), **row}
-        results["rows"].append(entry)
+        rows.append(entry)
         print(f"{name:32} cosine {entry['cosine']:.4f}, {entry['seconds']:.1f} s", flush=True)
         if options.json is not None:
-            options.json.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+            options.json.write_text(json.dumps({**head, "rows": rows}, indent=2) + "\n", "utf-8")
+    _print_ratios(rows)
 
-    for _ in range(options.repeats):
-        keep(_OURS, functools.partial(prune_ours, checkpoint, images, OneshotOptions()))
-        if options.peer_python is not None:
-            keep(_PEER, functools.partial(prune_peer, checkpoint, images, options.peer_python))
-    for name, chosen in _ABLATION.items():
-        keep(name, functools.partial(prune_ours, checkpoint, images, chosen))
-    for name, chosen in _PERMUTED.items():
-        keep(name, functools.partial(prune_ours, checkpoint, images, chosen, permute=True))
-    _print_ratios(results["rows"])
+
+def _asked(
+    checkpoint: Checkpoint, images: torch.Tensor, options: argparse.Namespace
+) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """The rows to run, in their order."""
+    ours = functools.partial(prune_ours, checkpoint, images)
+    repeated = {_OURS: functools.partial(ours, OneshotOptions())}
+    if options.peer_python is not None:
+        repeated[_PEER] = functools.partial(prune_peer, checkpoint, images, options.peer_python)
+    once = {name: functools.partial(ours, chosen) for name, chosen in _ABLATION.items()}
+    once |= {name: functools.partial(ours, chosen, permute=True) for name, chosen in _PERMUTED.items()}
+    strangers = set(options.row) - {*repeated, *once}
+    if strangers:
+        sys.exit(f"no such row: {', '.join(strangers)}; there are {', '.join([*repeated, *once])}")
+    for name, prune in [*options.repeats * list(repeated.items()), *once.items()]:
+        if not options.row or name in options.row:
+            yield name, prune
+
+
+def _rows_in(file: Path | None, head: dict[str, Any]) -> list[Row]:
+    """Rows of an earlier run with the same photographs on the same machine."""
+    if file is None or not file.exists():
+        return []
+    held: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    rows: list[Row] = held.pop("rows")
+    if held != head:
+        sys.exit(f"{file} holds rows of another run: {held} is not {head}")
+    return rows
 
 
 def photographs() -> tuple[list[Path], list[Path]]:
@@ -129,9 +152,9 @@ def photographs() -> tuple[list[Path], list[Path]]:
     return chosen[::2], chosen[1::2]
 
 
-def crops(files: list[Path], preprocessing: Preprocessing) -> torch.Tensor:
+def crops(files: list[Path], preprocessing: Preprocessing, *, seed: int = 0) -> torch.Tensor:
     """Seeded square crops of 0.4 to 1 of the shorter side, from the files in turn: float32 [64, C, H, W]."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     samples: list[npt.NDArray[np.float32]] = []
     for index in range(_CROPS):
         with Image.open(files[index % len(files)]) as image:
@@ -214,6 +237,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--arch-arg", action="append", default=[])
     parser.add_argument("--peer-python", type=Path, help="an interpreter with ModelOpt and timm; none: no peer")
     parser.add_argument("--repeats", type=int, default=3, help="runs of ours and the peer's, in turn")
+    parser.add_argument("--row", action="append", default=[], help="this row alone; repeatable")
+    parser.add_argument("--swap", action="store_true", help="prune on the half that judges, and judge on the other")
+    parser.add_argument("--seed", type=int, default=0, help="of the crops")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 

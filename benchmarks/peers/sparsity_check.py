@@ -4,8 +4,9 @@
 
 A chain of MatMul nodes with random 2:4 float32 weights is written to a temporary folder. Both tools are run on it as
 whole commands, ours before and after each run of theirs, all pinned to one core; each run's wall time and peak resident
-memory is kept. Theirs takes minutes on 671 MB. A smaller file shows whether memory grows with the model. At the end,
-the kernel's throughput by type and order of storage, on one core, best and median of its repeats.
+memory is kept. Theirs takes minutes on 671 MB. A smaller file shows whether memory grows with the model, and so do two
+checkpoints that describe themselves, ViTs of 13 and 2 blocks of 1024 channels. At the end, the kernel's throughput by
+type and order of storage, on one core, best and median of its repeats.
 
 Linux only: it pins to a core and reads a child's peak memory from wait4.
 """
@@ -44,8 +45,23 @@ status, usage = os.wait4(child, 0)[1:]
 print(time.perf_counter() - start, usage.ru_maxrss)
 sys.exit(os.waitstatus_to_exitcode(status))
 """
+# Elsewhere, so that this process stays small.
+_CHECKPOINT = """
+import sys
+from pathlib import Path
+import torch
+from gpusq_deploy.checkpoint.architecture import arch_from_text, module_from_arch
+from gpusq_deploy.checkpoint.checkpoint import save_checkpoint
+from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
+from gpusq_deploy.compress.prune import apply_masks, magnitude_masks, prunable_layers
+arch = arch_from_text("timm:vit_small_patch16_224", ["embed_dim=1024", "num_heads=16", f"depth={sys.argv[2]}"])
+module = module_from_arch(arch)
+apply_masks(module, magnitude_masks(module, prunable_layers(module).pruned))
+save_checkpoint(Path(sys.argv[1]), module, arch=arch, preprocessing=preprocessing_of(arch, module))
+"""
 _WIDTH = 1024
 _KERNEL_SIDE = 4096
+_OURS = (str(Path(sys.executable).with_name("gpusq-validate")),)
 
 
 def main() -> None:
@@ -58,7 +74,14 @@ def main() -> None:
         large, small = Path(folder) / "large.onnx", Path(folder) / "small.onnx"
         write_model(large, options.megabytes * 1_000_000)
         write_model(small, options.megabytes * 1_000_000 // 7)
-        results["commands"] = _commands(large, small, options)
+        deep, flat = Path(folder) / "deep.pt", Path(folder) / "flat.pt"
+        for path, depth in ((deep, 13), (flat, 2)):
+            subprocess.run([sys.executable, "-c", _CHECKPOINT, str(path), str(depth)], check=True)
+        results["commands"] = {
+            **_commands(large, small, options),
+            "ours_checkpoint": _repeated(deep, options),
+            "ours_small_checkpoint": _repeated(flat, options),
+        }
     results["kernel"] = kernel_table(options.repeats)
     _print(results)
     if options.json is not None:
@@ -115,20 +138,23 @@ def _seconds(matrix: npt.NDArray[Any]) -> float:
     return time.perf_counter() - start
 
 
+def _repeated(file: Path, options: argparse.Namespace) -> list[dict[str, float]]:
+    file.read_bytes()  # every run finds the file in the page cache
+    return [run([*_OURS, str(file)]) for _ in range(options.repeats)]
+
+
 def _commands(large: Path, small: Path, options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
-    ours = [str(Path(sys.executable).with_name("gpusq-validate"))]
     peer = [str(Path(sys.executable).with_name("polygraphy")), "inspect", "sparsity"]
-    large.read_bytes()  # every run finds the file in the page cache
     samples: dict[str, list[dict[str, float]]] = {"ours": [], "peer": [], "ours_small": []}
 
     def check() -> None:
-        samples["ours"] += [run([*ours, str(large)]) for _ in range(options.repeats)]
+        samples["ours"] += _repeated(large, options)
 
     check()
     for _ in range(options.peer_repeats):
         samples["peer"].append(run([*peer, str(large)]))
         check()
-    samples["ours_small"] += [run([*ours, str(small)]) for _ in range(options.repeats)]
+    samples["ours_small"] += _repeated(small, options)
     return samples
 
 

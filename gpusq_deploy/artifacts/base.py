@@ -51,7 +51,7 @@ def value_from_json(data: bytes, kind: type[_V], *, place: str) -> _V:
     """
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise GpusqError(
             f"not a valid {kind.__name__} file: {error}",
             place=place,
@@ -64,7 +64,9 @@ def read_value(path: Path, kind: type[_V]) -> _V:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise GpusqError(f"cannot read the file: {error.strerror}", place=str(path)) from error
+        raise GpusqError(
+            f"cannot read the file: {error.strerror}", place=str(path), hint="check its path and its permissions"
+        ) from error
     return value_from_json(data, kind, place=str(path))
 
 

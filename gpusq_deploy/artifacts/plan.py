@@ -6,15 +6,19 @@ from typing import Literal
 
 from gpusq_deploy.artifacts.base import Value
 
-Precision = Literal["int8", "fp16", "bf16", "fp32"]
+Precision = Literal["int8", "fp8", "int4", "fp16", "bf16", "fp32"]
 FloatPrecision = Literal["fp16", "bf16", "fp32"]
 LayerKind = Literal["linear", "patch_embed", "conv"]
 AttentionRole = Literal["query", "key", "softmax", "value"]
-PlacedRole = Literal["query", "key", "softmax", "value", "output"]
+ResidualRole = Literal["residual", "branch"]
+PlacedRole = Literal["query", "key", "softmax", "value", "output", "residual", "branch"]
 
 
 class ActivationQuantization(Value):
-    """Per-tensor symmetric INT8 on a layer's input: x ≈ scale · clip(round(x / scale), -128, 127), zero point 0."""
+    """One scale for a layer's input, zero point 0, in the layer's precision; docs/numerics.md.
+
+    INT8: x ≈ scale · clip(round(x / scale), -128, 127). FP8: x ≈ scale · E4M3(x / scale), which ends at ±448.
+    """
 
     tensor: str
     amax: float
@@ -23,15 +27,26 @@ class ActivationQuantization(Value):
 
 
 class WeightQuantization(Value):
-    """Per-output-channel symmetric INT8 of a weight, stored as INT8 behind a DequantizeLinear on `axis`."""
+    """A weight in the layer's precision behind a DequantizeLinear; `axis` is that of the `channels` output channels.
+
+    One scale for each channel; where `block` isn't 0, one for each channel and `block` consecutive inputs; where
+    `one_scale`, which is for INT8, one for all channels, as a product needs that writes INT8.
+    """
 
     tensor: str
     axis: int
     channels: int
+    block: int = 0
+    one_scale: bool = False
 
 
 class LayerDecision(Value):
-    """What happens to one weighted layer, and why. N and K are the GEMM's; `macs` counts one sample."""
+    """What happens to one weighted layer, and why. N and K are the GEMM's; `macs` counts one sample.
+
+    `activation` is None where the input stays in the remainder's type, as in front of INT4 weights.
+    `output_reason` says why its product is written in INT8 or isn't; None where nobody asked.
+    `estimate` is what INT8 is predicted to change, from engines that were built with and without it.
+    """
 
     layer: str
     node: str
@@ -45,10 +60,12 @@ class LayerDecision(Value):
     sparse_reason: str
     activation: ActivationQuantization | None = None
     weight: WeightQuantization | None = None
+    output_reason: str | None = None
+    estimate: str | None = None
 
 
 class PlacedQuantization(Value):
-    """An activation that is quantised beyond the inputs of layers: where `node` reads it, or its own `output`."""
+    """An activation that is INT8 beyond the inputs of layers: where `node` reads it, or its own `output`."""
 
     module: str
     node: str
@@ -57,8 +74,21 @@ class PlacedQuantization(Value):
     reason: str
 
 
+class WideTensor(Value):
+    """A tensor that FP16 can't hold: it and the nodes around it stay float32.
+
+    `module` makes it, `amax` it reaches, `constant` says that it is one.
+    """
+
+    tensor: str
+    module: str
+    amax: float
+    origin: str
+    constant: bool = False
+
+
 class Plan(Value):
-    """Decisions in graph order. `remainder` is the type of everything that isn't INT8."""
+    """Decisions in graph order. `remainder` is the type of all that isn't quantised, but for what `wide` names."""
 
     schema: Literal["gpusq.plan/1"] = "gpusq.plan/1"
     recipe: str
@@ -66,4 +96,5 @@ class Plan(Value):
     sparse_asked: bool
     layers: tuple[LayerDecision, ...]
     placed: tuple[PlacedQuantization, ...] = ()
+    wide: tuple[WideTensor, ...] = ()
     notes: tuple[str, ...] = ()

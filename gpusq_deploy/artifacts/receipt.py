@@ -8,6 +8,7 @@ from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.plan import Precision
 
 Verdict = Literal["yes", "no", "unknown"]
+Payoff = Literal["yes", "no", "no difference", "unknown"]
 
 
 class EngineTensor(Value):
@@ -96,20 +97,44 @@ class GraphCost(Value):
     flops: dict[str, int]
 
 
-class CostEstimate(Value):
-    """The INT8 graph beside the same model without INT8: a prediction from two layer lists, not a measurement.
+class LayerShare(Value):
+    """What one layer of the model costs in one engine; the equations are in engines/layer_cost.py.
 
-    `built` and `unquantised` are None where nothing was compared; `note` says what was, or why not.
+    `microseconds` is a lower bound from the target's peak rates; None where those aren't known.
+    """
+
+    kernels: int
+    bytes_moved: int
+    flops: dict[str, int]
+    microseconds: float | None
+
+
+class LayerCost(Value):
+    """One INT8 layer beside itself without INT8, and whether that is predicted to pay."""
+
+    layer: str
+    built: LayerShare
+    unquantised: LayerShare
+    pays: Payoff
+
+
+class CostEstimate(Value):
+    """The quantised graph beside the same model without Q/DQ: a prediction from two layer lists, not a measurement.
+
+    `built` and `unquantised` are None where nothing was compared; `note` says what was, or why not. `what` names the
+    precisions that the graph is quantised to. `layers` has every INT8 layer that was found on both sides.
     """
 
     target: str | None
     built: GraphCost | None
     unquantised: GraphCost | None
     note: str
+    what: str = "INT8"
+    layers: tuple[LayerCost, ...] = ()
 
     @property
     def worse(self) -> bool:
-        """True where INT8 has more kernels and moves more bytes."""
+        """True where the quantised graph has more kernels and moves more bytes."""
         if self.built is None or self.unquantised is None:
             return False
         more = self.built.kernels > self.unquantised.kernels

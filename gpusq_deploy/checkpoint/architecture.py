@@ -60,6 +60,19 @@ def module_from_arch(spec: ArchSpec) -> torch.nn.Module:
     return module.float().eval()
 
 
+def skeleton_from_arch(spec: ArchSpec) -> torch.nn.Module:
+    """As `module_from_arch`, but without memory for its weights, where its constructor can do without them.
+
+    Raises:
+        GpusqError: See `module_from_arch`.
+    """
+    try:
+        with torch.device("meta"):
+            return module_from_arch(spec)
+    except GpusqError:  # perhaps only because it looks at its initial weights
+        return module_from_arch(spec)
+
+
 def _argument(item: str) -> tuple[str, ArchArgument]:
     name, equals, text = item.partition("=")
     if not equals or not name.isidentifier():
@@ -107,7 +120,9 @@ def _from_torchvision(spec: ArchSpec) -> torch.nn.Module:
 
 def _from_factory(spec: ArchSpec) -> torch.nn.Module:
     package, _, name = spec.name.partition(":")
-    factory = getattr(_import(package, spec, "install the package, or set PYTHONPATH"), name, None)
+    near = difflib.get_close_matches(package, ("timm", "torchvision", "transformers"), n=1, cutoff=0.7)
+    hint = f"did you mean {near[0]}:{name}?" if near else "install the package, or set PYTHONPATH"
+    factory = getattr(_import(package, spec, hint), name, None)
     if not callable(factory):
         raise GpusqError(f"{package} has no callable {name!r}", place="--arch", hint=_GRAMMAR)
     module = factory(**spec.arguments)

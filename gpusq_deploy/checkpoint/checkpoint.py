@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import torch
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
 from gpusq_deploy.artifacts.base import digest_of_file, written_whole
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
+from gpusq_deploy.checkpoint.adapters.archive import require_intact
 from gpusq_deploy.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
 from gpusq_deploy.checkpoint.adapters.known import reading_of
-from gpusq_deploy.checkpoint.architecture import module_from_arch
+from gpusq_deploy.checkpoint.adapters.reading import some
+from gpusq_deploy.checkpoint.architecture import module_from_arch, skeleton_from_arch
 from gpusq_deploy.checkpoint.files import (
     SELF_DESCRIBING,
     CodeRefusedError,
@@ -30,6 +33,8 @@ from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.checkpoint.saved_folder import saved_folder
 from gpusq_deploy.checkpoint.transformers_models import weights_by_module_names
 from gpusq_deploy.errors import GpusqError
+
+_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +57,19 @@ class Checkpoint:
     remarks: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredWeights:
+    """A model's weights where they lie in its file, and a module that says what they are; its own mean nothing.
+
+    `preprocessing` is None where the architecture declares none.
+    """
+
+    skeleton: torch.nn.Module
+    state: Mapping[str, torch.Tensor]
+    sparsity: SparsityRecord | None
+    preprocessing: Preprocessing | None
+
+
 def load_checkpoint(path: Path, *, arch: ArchSpec | None = None, allow_pickle: bool = False) -> Checkpoint:
     """Load a checkpoint: self-describing, a state dict, safetensors or an exported program. Nothing in it is executed.
 
@@ -63,9 +81,7 @@ def load_checkpoint(path: Path, *, arch: ArchSpec | None = None, allow_pickle: b
     Raises:
         GpusqError: A bad file, no architecture, weights that don't fit it, or weights that aren't finite.
     """
-    saved = saved_folder(path) if arch is None or arch.source == "transformers" else None
-    if saved is not None:
-        path, arch = saved.weights, _with_config(arch, saved.arch)
+    path, arch, preprocessor = _located(path, arch)
     if is_exported_program(path):
         reading = read_exported_program(path)
     else:
@@ -74,25 +90,28 @@ def load_checkpoint(path: Path, *, arch: ArchSpec | None = None, allow_pickle: b
             return replace(_load_self_describing(path, content, arch), remarks=remarks)
         reading = reading_of(content, place=str(path))
         reading = replace(reading, remarks=(*remarks, *reading.remarks))
-    if arch is None:
-        raise GpusqError(
-            "the file holds weights but doesn't say of which architecture",
-            place=str(path),
-            hint="add --arch, such as --arch timm:vit_small_patch16_224",
-        )
-    module = _module_with_weights(arch, dict(reading.state), place=str(path))
+    arch = _known(arch, place=str(path))
+    module = _module_with_weights(arch, reading.state, place=str(path))
     return Checkpoint(
         file=path.name,
         digest=digest_of_file(path),
         format="safetensors" if path.suffix == ".safetensors" else reading.layout,
         arch=arch,
         module=module,
-        preprocessing=preprocessing_of(arch, module, None if saved is None else saved.preprocessor),
+        preprocessing=preprocessing_of(arch, module, preprocessor),
         sparsity=reading.sparsity,
         ranges=reading.ranges,
         origins=reading.origins,
-        remarks=reading.remarks,
+        remarks=(*reading.remarks, *_told(reading.state)),
     )
+
+
+def _located(path: Path, arch: ArchSpec | None) -> tuple[Path, ArchSpec | None, Mapping[str, Any] | None]:
+    """The file with the weights, the architecture and the preprocessing, as far as a saved folder says them."""
+    saved = saved_folder(path) if arch is None or arch.source == "transformers" else None
+    if saved is None:
+        return path, arch, None
+    return saved.weights, _with_config(arch, saved.arch), saved.preprocessor
 
 
 def _with_config(asked: ArchSpec | None, saved: ArchSpec) -> ArchSpec:
@@ -102,13 +121,74 @@ def _with_config(asked: ArchSpec | None, saved: ArchSpec) -> ArchSpec:
     return ArchSpec(source=asked.source, name=asked.name, arguments={**saved.arguments, **asked.arguments})
 
 
+def stored_weights(path: Path, *, arch: ArchSpec | None = None) -> StoredWeights:
+    """The same checkpoint, its weights mapped where the file can be, in the types that they are stored in.
+
+    Nobody has read them yet: whether they are finite is for `require_finite`.
+
+    Args:
+        path: As for `load_checkpoint`.
+        arch: As for `load_checkpoint`.
+
+    Raises:
+        GpusqError: See `load_checkpoint`.
+    """
+    path, arch, preprocessor = _located(path, arch)
+    place = str(path)
+    if is_exported_program(path):
+        reading = read_exported_program(path)
+    else:
+        content = read_checkpoint_file(path)
+        if content.get("format") == SELF_DESCRIBING:
+            arch, state = _described(content, arch, place)
+            return StoredWeights(
+                skeleton=_fitting_skeleton(arch, state, place=place),
+                state=state,
+                sparsity=_field(content, "sparsity", SparsityRecord | None, place),
+                preprocessing=_field(content, "preprocessing", Preprocessing, place),
+            )
+        reading = reading_of(content, place=place)
+    arch = _known(arch, place=place)
+    named = _by_module_names(arch, reading.state)
+    skeleton = _fitting_skeleton(arch, named, place=place)
+    try:
+        preprocessing = preprocessing_of(arch, skeleton, preprocessor)
+    except GpusqError:  # weights can be looked at without it
+        preprocessing = None
+    return StoredWeights(skeleton=skeleton, state=named, sparsity=reading.sparsity, preprocessing=preprocessing)
+
+
+def _by_module_names(arch: ArchSpec, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    return weights_by_module_names(arch, state) if arch.source == "transformers" else state
+
+
+def _fitting_skeleton(arch: ArchSpec, state: Mapping[str, torch.Tensor], *, place: str) -> torch.nn.Module:
+    _require_plain(state, place=place)
+    skeleton = skeleton_from_arch(arch)
+    _require_fit(skeleton.state_dict(), state, arch, place=place)
+    return skeleton
+
+
+def _known(arch: ArchSpec | None, *, place: str) -> ArchSpec:
+    if arch is None:
+        raise GpusqError(
+            "the file holds weights but doesn't say of which architecture",
+            place=place,
+            hint="add --arch, such as --arch timm:vit_small_patch16_224",
+        )
+    return arch
+
+
 def _content(path: Path, *, allow_pickle: bool) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     try:
-        return read_checkpoint_file(path), ()
+        content = read_checkpoint_file(path)
     except CodeRefusedError as error:
         if not allow_pickle:
             raise
         return run_checkpoint_file(path), (f"WARNING: --allow-pickle: code that the file names was run ({error.what})",)
+    if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
+        require_intact(path)
+    return content, ()
 
 
 def save_checkpoint(
@@ -140,10 +220,7 @@ def save_checkpoint(
 
 def _load_self_describing(path: Path, content: Mapping[str, Any], asked: ArchSpec | None) -> Checkpoint:
     place = str(path)
-    arch = _field(content, "arch", ArchSpec, place)
-    if asked is not None and asked != arch:
-        raise GpusqError(f"the file says it is {arch}, but {asked} was asked for", place=place, hint="leave out --arch")
-    state, _ = state_dict_in(_field(content, "state_dict", dict[str, Any], place), place=place)
+    arch, state = _described(content, asked, place)
     return Checkpoint(
         file=path.name,
         digest=digest_of_file(path),
@@ -154,6 +231,15 @@ def _load_self_describing(path: Path, content: Mapping[str, Any], asked: ArchSpe
         sparsity=_field(content, "sparsity", SparsityRecord | None, place),
         ranges=_ranges(content, place),
     )
+
+
+def _described(
+    content: Mapping[str, Any], asked: ArchSpec | None, place: str
+) -> tuple[ArchSpec, dict[str, torch.Tensor]]:
+    arch: ArchSpec = _field(content, "arch", ArchSpec, place)
+    if asked is not None and asked != arch:
+        raise GpusqError(f"the file says it is {arch}, but {asked} was asked for", place=place, hint="leave out --arch")
+    return arch, state_dict_in(_field(content, "state_dict", dict[str, Any], place), place=place)[0]
 
 
 def _field(content: Mapping[str, Any], name: str, kind: Any, place: str) -> Any:
@@ -178,15 +264,14 @@ def _ranges(content: Mapping[str, Any], place: str) -> dict[str, float]:
     return ranges
 
 
-def _module_with_weights(arch: ArchSpec, state: dict[str, torch.Tensor], *, place: str) -> torch.nn.Module:
+def _module_with_weights(arch: ArchSpec, state: Mapping[str, torch.Tensor], *, place: str) -> torch.nn.Module:
     _require_plain(state, place=place)
-    if arch.source == "transformers":
-        state = weights_by_module_names(arch, state)
+    state = _by_module_names(arch, state)
     module = module_from_arch(arch)
     # Shapes first: a few stored bytes can claim to be any number of weights, and what follows looks at each.
     _require_fit(module.state_dict(), state, arch, place=place)
-    _require_finite(state, place=place)
-    module.load_state_dict(state)
+    require_finite(state, place=place)
+    module.load_state_dict(dict(state))
     return module.requires_grad_(requires_grad=False)
 
 
@@ -201,8 +286,12 @@ def _require_plain(state: Mapping[str, torch.Tensor], *, place: str) -> None:
             )
 
 
-def _require_finite(state: Mapping[str, torch.Tensor], *, place: str) -> None:
-    """As float32, which the model computes in: a float64 can be finite and too large for it."""
+def require_finite(state: Mapping[str, torch.Tensor], *, place: str) -> None:
+    """As float32, which the model computes in: a float64 can be finite and too large for it.
+
+    Raises:
+        GpusqError: Names the first tensor that isn't.
+    """
     for name, tensor in state.items():
         finite = torch.isfinite(tensor.float()) if tensor.is_floating_point() else None
         if finite is not None and not bool(finite.all()):
@@ -227,7 +316,7 @@ def _require_fit(
     types = [
         f"{name} is {state[name].dtype}, expected {expected[name].dtype}"
         for name in expected
-        if name in state and state[name].is_floating_point() != expected[name].is_floating_point()
+        if name in state and _kind(state[name]) != _kind(expected[name])
     ]
     if not (missing or surplus or shapes or types):
         return
@@ -242,6 +331,17 @@ def _require_fit(
         place=place,
         hint="check --arch and --arch-arg (img_size=, num_classes=, global_pool= are the usual ones)",
     )
+
+
+def _told(state: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    eight_bits = [name for name, tensor in state.items() if tensor.is_floating_point() and tensor.dtype not in _FLOATS]
+    if eight_bits:
+        yield f"weights in FP8 are read as the numbers that they are, without a scale: {some(eight_bits)}"
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """Types of one kind stand for one another."""
+    return "float" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "integer"
 
 
 def _of_shape(name: str, expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str:

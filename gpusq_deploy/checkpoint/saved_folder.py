@@ -84,8 +84,8 @@ def parsed_config(text: str, *, place: str) -> dict[str, Any]:
 
 
 def _arch(config: Mapping[str, Any], place: Path) -> ArchSpec:
-    named = config.get("architectures")
-    if not isinstance(named, list) or len(cast("list[Any]", named)) != 1 or not isinstance(named[0], str):
+    named: Any = config.get("architectures")
+    if not (isinstance(named, list) and len(cast("list[object]", named)) == 1 and isinstance(named[0], str)):
         raise GpusqError(
             "the config doesn't name one class under 'architectures'",
             place=str(place),

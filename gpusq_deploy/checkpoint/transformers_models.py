@@ -39,10 +39,11 @@ def module_from_transformers(spec: ArchSpec) -> torch.nn.Module:
         GpusqError: Unknown class or config key (near ones are suggested), or a model of something else than images.
     """
     with _offline():
-        return _class_of_images(spec)(_config(spec))
+        module: torch.nn.Module = _class_of_images(spec)(_config(spec))
+    return module
 
 
-def weights_by_module_names(spec: ArchSpec, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def weights_by_module_names(spec: ArchSpec, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
     """A state dict under the module's own names: files that transformers wrote keep the names of its earlier releases.
 
     Args:
@@ -130,7 +131,7 @@ def _class_of_images(spec: ArchSpec) -> Any:
     library = _import("transformers")
     found: Any = getattr(library, spec.name, None)
     base: type = library.PreTrainedModel
-    if not (isinstance(found, type) and issubclass(found, base)) or found.config_class is None:
+    if not (isinstance(found, type) and issubclass(found, base)) or getattr(found, "config_class", None) is None:
         names = [name for name in dir(library) if name.endswith("Model") or "For" in name]
         near = difflib.get_close_matches(spec.name, names, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "name a model class, such as ViTForImageClassification"
@@ -235,11 +236,15 @@ def _two(size: Any) -> tuple[int, int] | None:
     """Height and width of a number, a pair, or a mapping of both."""
     if isinstance(size, int):
         return size, size
-    if isinstance(size, (list, tuple)) and len(cast("list[Any]", size)) == 2:
-        return int(size[0]), int(size[1])
-    if isinstance(size, Mapping) and {"height", "width"} <= set(cast("Mapping[str, Any]", size)):
-        return int(size["height"]), int(size["width"])
-    return None
+    if isinstance(size, (list, tuple)):
+        sides = [int(side) for side in cast("list[Any]", size)]
+        return (sides[0], sides[1]) if len(sides) == 2 else None
+    named = _mapping(size)
+    return (int(named["height"]), int(named["width"])) if {"height", "width"} <= named.keys() else None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
 
 
 def _crop_fraction(preprocessor: Mapping[str, Any]) -> float:
@@ -247,7 +252,7 @@ def _crop_fraction(preprocessor: Mapping[str, Any]) -> float:
     size, crop = preprocessor.get("size"), _two(preprocessor.get("crop_size"))
     if not preprocessor.get("do_center_crop") or crop is None:
         return 1.0
-    named: Any = size.get("shortest_edge") if isinstance(size, Mapping) else size
+    named: Any = _mapping(size).get("shortest_edge") if isinstance(size, Mapping) else size
     shorter = named if isinstance(named, int) else min(_two(size) or crop)
     return min(1.0, min(crop) / shorter)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from gpusq_deploy.artifacts.plan import LayerKind
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
 from gpusq_deploy.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
 from gpusq_deploy.checkpoint.adapters.known import reading_of
-from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
+from gpusq_deploy.checkpoint.checkpoint import StoredWeights, load_checkpoint, require_finite, stored_weights
 from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file
+from gpusq_deploy.checkpoint.macs import Layer, count_macs
 from gpusq_deploy.checkpoint.saved_folder import saved_folder
 from gpusq_deploy.checkpoint.tensors import array_from_tensor, release
 from gpusq_deploy.numerics.sparsity import rows_from_conv
@@ -25,16 +27,17 @@ from gpusq_deploy.sparsity import LayerWeight
 _PLAIN = frozenset({torch.float16, torch.float32, torch.float64, torch.int8})
 
 
-def layer_weights(module: torch.nn.Module) -> Iterator[LayerWeight]:
-    """Linear and Conv2d weights in the module's order, float32, as rows along the contracted axis."""
-    untyped: Any = module  # named_modules() has a partly open type
-    for name, child in untyped.named_modules():
-        if isinstance(child, torch.nn.Linear):
-            rows = _array(child.weight)
-            yield LayerWeight(layer=name, tensor=f"{name}.weight", kind="linear", rows=rows)
-        elif isinstance(child, torch.nn.Conv2d):
-            rows = rows_from_conv(_array(child.weight))
-            yield LayerWeight(layer=name, tensor=f"{name}.weight", kind=_conv_kind(child), rows=rows)
+def layer_weights(module: torch.nn.Module, state: Mapping[str, torch.Tensor] | None = None) -> Iterator[LayerWeight]:
+    """Linear and Conv2d weights in the module's order, as rows along the contracted axis.
+
+    Args:
+        module: The model.
+        state: Tensors to look at instead of the module's own, by the names of its state dict.
+    """
+    for tensor, child in _layers(module):
+        kind = "linear" if isinstance(child, torch.nn.Linear) else _conv_kind(child)
+        weight = child.weight if state is None else state[tensor]
+        yield _layer_weight(tensor, kind, weight)
 
 
 def rows_of(tensor: torch.Tensor) -> npt.NDArray[Any]:
@@ -57,24 +60,58 @@ def weights_in_file(path: Path, arch: ArchSpec | None) -> tuple[Iterable[LayerWe
     described = arch is not None or saved_folder(path) is not None
     content = None if described else read_checkpoint_file(path)
     if content is None or content.get("format") == SELF_DESCRIBING:
-        checkpoint = load_checkpoint(path, arch=arch)
+        stored = stored_weights(path, arch=arch)
+        if all(name in stored.state for name, _ in _layers(stored.skeleton)):
+            return _finite(stored, place=str(path)), stored.sparsity
+        checkpoint = load_checkpoint(path, arch=arch)  # a parametrised weight: only the module can compute it
         return tuple(layer_weights(checkpoint.module)), checkpoint.sparsity
     reading = reading_of(content, place=str(path))
     return _guessed(dict(reading.state)), reading.sparsity
 
 
-def _guessed(state: dict[str, torch.Tensor]) -> Iterator[LayerWeight]:
+def _layers(module: torch.nn.Module) -> Iterator[tuple[str, Layer]]:
+    """Names of weights, and the modules that hold them."""
+    untyped: Any = module  # named_modules() has a partly open type
+    for name, child in untyped.named_modules():
+        if isinstance(child, (torch.nn.Linear, torch.nn.Conv2d)):
+            yield f"{name}.weight" if name else "weight", child
+
+
+def _finite(stored: StoredWeights, *, place: str) -> Iterator[LayerWeight]:
+    """The layers' weights; every tensor is looked at as soon as it is read, and let go."""
+    rest, how = dict(stored.state), stored.preprocessing
+    shape = () if how is None else (how.channels, how.height, how.width)
+    macs = count_macs(stored.skeleton, dict(_layers(stored.skeleton)), shape)
+    for weight in _released(layer_weights(stored.skeleton, stored.state), stored.state):
+        require_finite({weight.tensor: rest.pop(weight.tensor)}, place=place)
+        yield replace(weight, macs=macs[weight.tensor])
+    require_finite(rest, place=place)
+
+
+def _guessed(state: Mapping[str, torch.Tensor]) -> Iterator[LayerWeight]:
+    return _released(_guesses(state), state)
+
+
+def _guesses(state: Mapping[str, torch.Tensor]) -> Iterator[LayerWeight]:
     for name, tensor in state.items():
         layer = name.removesuffix(".weight")
-        if layer == name:
+        if layer == name or tensor.ndim not in {2, 4}:
             continue
-        if tensor.ndim == 2:
-            yield LayerWeight(layer=layer, tensor=name, kind="linear", rows=_array(tensor))
-        elif tensor.ndim == 4:
-            kind: LayerKind = "patch_embed" if "patch_embed" in layer else "conv"
-            yield LayerWeight(layer=layer, tensor=name, kind=kind, rows=rows_from_conv(_array(tensor)))
-        # The caller has read it: a mapped file's pages would stay counted as this process's memory.
-        release(tensor)
+        conv: LayerKind = "patch_embed" if "patch_embed" in layer else "conv"
+        kind = "linear" if tensor.ndim == 2 else conv
+        yield _layer_weight(name, kind, tensor)
+
+
+def _layer_weight(tensor: str, kind: LayerKind, weight: torch.Tensor) -> LayerWeight:
+    layer, rows = tensor.removesuffix(".weight"), rows_of(weight)
+    return LayerWeight(layer=layer, tensor=tensor, kind=kind, rows=rows, positions=len(rows) // max(len(weight), 1))
+
+
+def _released(weights: Iterable[LayerWeight], state: Mapping[str, torch.Tensor]) -> Iterator[LayerWeight]:
+    """One after another: once the caller has read it, a mapped file's pages would stay counted as our memory."""
+    for weight in weights:
+        yield weight
+        release(state[weight.tensor])
 
 
 def _array(weight: torch.Tensor) -> npt.NDArray[Any]:

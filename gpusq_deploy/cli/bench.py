@@ -45,6 +45,12 @@ def _parse_batches(_context: click.Context, _option: click.Parameter, text: str 
 @click.option("--iterations", type=click.IntRange(min=1), default=100, show_default=True, help="Samples per session.")
 @click.option("--warmup", type=click.IntRange(min=0), default=10, show_default=True, help="Inferences before them.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of onnxruntime. Default: it decides.")
+@click.option(
+    "--reference",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="ONNX",
+    help="What a PLAN outside a bundle was built from: its outputs are compared with the CPU's before any timing.",
+)
 @click.option("--cuda-graph", is_flag=True, help="Launch each inference of a plan as one captured CUDA graph.")
 @click.option(
     "--json",
@@ -54,13 +60,14 @@ def _parse_batches(_context: click.Context, _option: click.Parameter, text: str 
     metavar="[FILE]",
     help="All raw samples as JSON: to FILE beside the table, or without FILE to stdout instead of it.",
 )
-def command(
+def command(  # noqa: PLR0913 - click hands one argument to each option
     *,
     model: Path,
     runtime: str,
     batches: tuple[int, ...] | None,
     json_to: str | None,
     threads: int | None,
+    reference: Path | None,
     cuda_graph: bool,
     **counts: int,
 ) -> None:
@@ -78,6 +85,10 @@ def command(
     if target is not None:
         _check_target(target)
     subject = find_subject(model, runtime)
+    if reference is not None:
+        if subject.choice.name == "onnxruntime":
+            raise click.UsageError("--reference is for an engine plan: ONNX Runtime is the reference itself")
+        subject = subject._replace(reference=reference)
     say(f"runtime: {subject.choice.name} ({subject.choice.reason})")
     settings = MeasureSettings(warmup=counts["warmup"], iterations=counts["iterations"], repeats=counts["repeats"])
     with progress_to_stderr() as progress:

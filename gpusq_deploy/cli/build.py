@@ -24,17 +24,23 @@ from gpusq_deploy.errors import GpusqError
 if TYPE_CHECKING:
     from gpusq_deploy.artifacts.calibration import CalibratorName
     from gpusq_deploy.artifacts.manifest import BatchRange
-    from gpusq_deploy.artifacts.plan import FloatPrecision
+    from gpusq_deploy.artifacts.plan import FloatPrecision, Precision
     from gpusq_deploy.bundle import Bundle
+    from gpusq_deploy.placements import OutputWish
+    from gpusq_deploy.recipe import QuantizedPrecision
     from gpusq_deploy.targets import Target
 
 _DEFAULT_TARGET = "a100"
+# By benchmarks/peers/sparse_outputs.py: 30 costs DINOv2 14.5 dB in all, 33 costs it 0.8.
+_LEAST_OUTPUT_DB = 33.0
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
 @arch_options
 @click.option("--int8", is_flag=True, help="INT8 weights and inputs for the layers that the recipe names.")
+@click.option("--fp8", is_flag=True, help="The same in FP8 (E4M3), for Ada, Hopper and Blackwell.")
+@click.option("--int4", is_flag=True, help="INT4 weights in blocks; inputs and products stay FP16.")
 @click.option("--sparse", is_flag=True, help="Require 2:4 weights and allow sparse kernels.")
 @click.option("--fp16", is_flag=True, help="Everything else in FP16 (default).")
 @click.option("--bf16", is_flag=True, help="Everything else in BF16.")
@@ -47,6 +53,11 @@ _DEFAULT_TARGET = "a100"
     help="Make the layers that the recipe names 2:4 first, untrained; the last two learn from --calib.",
 )
 @click.option("--permute", is_flag=True, help="With --prune: first order channels so that 2:4 keeps more.")
+@click.option(
+    "--sparse-outputs",
+    metavar="int8[:DB]",
+    help="Let sparse INT8 layers write INT8 where that is predicted to keep DB of their signal. Default: float; 33.",
+)
 @click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE|NAME", help="TOML rules, or a shipped recipe.")
 @click.option(
     "--calib",
@@ -97,6 +108,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     arch: str | None,
     arch_args: tuple[str, ...],
     int8: bool,
+    fp8: bool,
+    int4: bool,
     sparse: bool,
     fp16: bool,
     bf16: bool,
@@ -105,6 +118,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     unpack: bool,
     prune: PruneMethod | None,
     permute: bool,
+    sparse_outputs: str | None,
     recipe: Path | None,
     calib: str | None,
     calibrator: CalibratorName | None,
@@ -141,30 +155,37 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         bundle = _extend(model, chosen, engine_options, unpack=unpack)
     else:
         from gpusq_deploy.artifacts.calibration import Calibrator
-        from gpusq_deploy.build_engines import require_options
+        from gpusq_deploy.build_engines import Asked, require_reachable
         from gpusq_deploy.compile import compile_checkpoint
         from gpusq_deploy.engines.option_text import options_from_text
+        from gpusq_deploy.recipe import OPSETS
         from gpusq_deploy.request import BuildRequest, Reporter
 
-        if recipe is not None and not (int8 or sparse):
-            raise click.UsageError("--recipe needs --int8 or --sparse: it says which layers those mean")
-        _require_sense(int8=int8, calib=calib, calibrator=calibrator, ranges=ranges)
+        quantized = _quantized(int8=int8, fp8=fp8, int4=int4)
+        if recipe is not None and not (quantized or sparse):
+            raise click.UsageError("--recipe needs --int8, --fp8, --int4 or --sparse: it says which layers those mean")
+        _require_sense(quantized=quantized, calib=calib, calibrator=calibrator, ranges=ranges)
+        recipe, types = _recipe(recipe, quantized)
         if recalibrate and (calib is None or ranges is not None):
             raise click.UsageError("--recalibrate needs --calib, and no --ranges")
         if permute and prune is None:
             raise click.UsageError("--permute needs --prune: it orders channels for it")
         _require_prunable(prune, sparse=sparse, calib=calib, ranges=ranges)
-        if pack and not (int8 and sparse):
+        wish = _output_wish(sparse_outputs, int8=quantized == "int8", sparse=sparse, calib=calib)
+        if pack and not (quantized == "int8" and sparse):
             raise click.UsageError("--pack needs --int8 --sparse: it stores 2:4 INT8 weights")
         remainder = _remainder(fp16=fp16, bf16=bf16, fp32=fp32)
         _require_verifiable(min_sqnr, min_agreement, remainder=remainder, calib=calib)
         batch, profiles = _batches(batches)
         options = options_from_text(engine_options, profiles=profiles)
-        require_options(options, chosen)
+        newest = opset or max([21 if remainder == "bf16" else 20, *(OPSETS[name] for name in types)])
+        # INT4 weights are unpacked, and multiply in the remainder's type.
+        multiplied: frozenset[Precision] = frozenset({remainder, *(types - {"int4"})})
+        require_reachable(Asked(options=options, types=multiplied, sparse=sparse, opset=newest), chosen)
         request = BuildRequest(
             model=model,
             arch=chosen_arch(arch, arch_args),
-            int8=int8,
+            int8=quantized is not None,
             sparse=sparse,
             remainder=remainder,
             recipe=recipe,
@@ -176,7 +197,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             targets=chosen,
             batch=batch,
             engine=options,
-            opset=opset or (21 if remainder == "bf16" else 20),
+            opset=newest,
             out=out or Path(f"{model.stem}.gpusq"),
             force=force,
             pack=pack,
@@ -184,16 +205,50 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             permute=permute,
             min_sqnr=min_sqnr,
             min_agreement=min_agreement,
+            sparse_outputs=wish,
         )
         with progress_to_stderr() as progress:
             bundle = compile_checkpoint(request, Reporter(say=say, progress=progress))
     _show(bundle, as_json=as_json)
 
 
-def _require_sense(*, int8: bool, calib: str | None, calibrator: CalibratorName | None, ranges: Path | None) -> None:
+def _quantized(*, int8: bool, fp8: bool, int4: bool) -> QuantizedPrecision | None:
+    if int8 + fp8 + int4 > 1:
+        raise click.UsageError("give one of --int8, --fp8 and --int4; a recipe may mix them")
+    return "int8" if int8 else "fp8" if fp8 else "int4" if int4 else None
+
+
+def _recipe(
+    recipe: Path | None, quantized: QuantizedPrecision | None
+) -> tuple[Path | None, frozenset[QuantizedPrecision]]:
+    """The recipe that the precision means where none is named, and all precisions that it makes layers of.
+
+    Raises:
+        GpusqError: The recipe can't be read, or makes nothing of that precision.
+    """
+    from gpusq_deploy.recipe import FP8_RECIPE, INT4_RECIPE, load_recipe
+
+    if quantized is None:
+        return recipe, frozenset()
+    usual = {"int8": None, "fp8": Path(FP8_RECIPE), "int4": Path(INT4_RECIPE)}
+    chosen = usual[quantized] if recipe is None else recipe
+    precisions = load_recipe(chosen).precisions
+    if quantized not in precisions:
+        makes = " or ".join(f"--{name}" for name in sorted(precisions)) or "neither --int8, --fp8 nor --int4"
+        raise GpusqError(f"the recipe makes no layer {quantized.upper()}", place=f"--recipe {recipe}", hint=makes)
+    return chosen, precisions
+
+
+def _require_sense(
+    *,
+    quantized: QuantizedPrecision | None,
+    calib: str | None,
+    calibrator: CalibratorName | None,
+    ranges: Path | None,
+) -> None:
     """An option that would change nothing must not be passed over in silence."""
-    if (calibrator or ranges) and not int8:
-        raise click.UsageError("--calibrator and --ranges need --int8")
+    if (calibrator or ranges) and quantized not in {"int8", "fp8"}:
+        raise click.UsageError("--calibrator and --ranges need --int8 or --fp8")
     if calibrator and ranges:
         raise click.UsageError("--calibrator changes nothing about --ranges: give it to gpusq-calibrate")
     if calibrator and calib is None:
@@ -209,6 +264,23 @@ def _require_prunable(prune: PruneMethod | None, *, sparse: bool, calib: str | N
         raise click.UsageError("--prune changes the weights: the --ranges of another model don't hold; give --calib")
     if prune != "magnitude" and calib in (None, "random"):
         raise click.UsageError(f"--prune {prune} learns from data: give real samples with --calib")
+
+
+def _output_wish(text: str | None, *, int8: bool, sparse: bool, calib: str | None) -> OutputWish | None:
+    from gpusq_deploy.placements import OutputWish
+
+    if text is None:
+        return None
+    kind, colon, number = text.partition(":")
+    try:
+        least = float(number) if colon else _LEAST_OUTPUT_DB
+    except ValueError:
+        least = math.nan
+    if kind != "int8" or not math.isfinite(least):
+        raise click.UsageError("--sparse-outputs is int8, or int8:DB with a number of decibels")
+    if not (int8 and sparse) or calib is None:
+        raise click.UsageError("--sparse-outputs needs --int8, --sparse and --calib: it places quantisers by data")
+    return OutputWish(least_db=least)
 
 
 def _require_verifiable(

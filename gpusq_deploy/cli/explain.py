@@ -10,6 +10,7 @@ from rich.table import Table
 from gpusq_deploy.artifacts.receipt import BuiltEngine
 from gpusq_deploy.bundle import Bundle
 from gpusq_deploy.explain import Break, Carrier, LayerExplanation, breaks, explain_layers, reaches
+from gpusq_deploy.receipt import CODED
 from gpusq_deploy.targets import find_target
 
 
@@ -62,6 +63,9 @@ def print_layer(console: Console, bundle: Bundle, engine: BuiltEngine, name: str
         if decision.activation is not None:
             origin = f"amax {decision.activation.amax:.5g}, scale {decision.activation.scale:.5g}"
             table.add_row("input", f"{decision.activation.tensor}: {origin}, {decision.activation.origin}")
+        for title, said in (("INT8 output", decision.output_reason), ("INT8 or not", decision.estimate)):
+            if said is not None:
+                table.add_row(title, said)
         console.print(table)
 
 
@@ -102,17 +106,20 @@ def _engine_table(engine: BuiltEngine, explained: Sequence[LayerExplanation]) ->
 
 
 def _precision_lines(bundle: Bundle, engine: BuiltEngine) -> list[str]:
-    """INT8 by FLOPs, and every layer that isn't what was asked."""
+    """Each precision of codes by FLOPs (INT8 where there is none), and every layer that isn't what was asked."""
     macs = {decision.layer: decision.macs for decision in bundle.plan.layers}
     total = sum(macs.values())
-    asked = [layer for layer in engine.layers if layer.asked == "int8"]
-    kept = [layer for layer in asked if layer.precision == "int8"]
-    counts = [
-        f"{word} {len(layers)}{_of_flops(sum(macs[layer.layer] for layer in layers) / total if total else None)}"
-        for word, layers in (("asked", asked), ("built", kept))
-    ]
+    lines: list[str] = []
+    for name in [name for name in CODED if any(layer.asked == name for layer in engine.layers)] or ["int8"]:
+        asked = [layer for layer in engine.layers if layer.asked == name]
+        kept = [layer for layer in asked if layer.precision == name]
+        counts = [
+            f"{word} {len(layers)}{_of_flops(sum(macs[layer.layer] for layer in layers) / total if total else None)}"
+            for word, layers in (("asked", asked), ("built", kept))
+        ]
+        lines.append(f"{name.upper()}, of {len(engine.layers)} layers: {', '.join(counts)}")
     wrong = [f"{layer.layer}: {layer.reason}" for layer in engine.layers if layer.precision != layer.asked]
-    return [f"INT8, of {len(engine.layers)} layers: {', '.join(counts)}", *wrong]
+    return [*lines, *wrong]
 
 
 def _reach_line(explained: Sequence[LayerExplanation]) -> str:

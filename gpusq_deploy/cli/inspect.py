@@ -23,15 +23,36 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Hold the receipt against a TOML file of expectations (docs/receipts.md) and exit with 1 where one fails.",
 )
+@click.option(
+    "--kernels",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Kernel names that a profiler saw on the GPU (docs/receipts.md): they say whether sparse kernels ran.",
+)
+@click.option("--inferences", type=click.IntRange(min=1), default=1, help="How many inferences --kernels traced.")
+@click.option("--target", metavar="NAME", help="Whose engine --kernels traced, where the bundle has several.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout: the receipt and the plan.")
-def command(*, bundle: Path, layer: str | None, expect: Path | None, as_json: bool) -> None:
+def command(  # noqa: PLR0913 - click hands one argument to each option
+    *,
+    bundle: Path,
+    layer: str | None,
+    expect: Path | None,
+    kernels: Path | None,
+    inferences: int,
+    target: str | None,
+    as_json: bool,
+) -> None:
     """Print the receipt of BUNDLE: what was asked of each layer, what the engine builder made of it, and why."""
     from gpusq_deploy.bundle import read_bundle
     from gpusq_deploy.cli.render import print_receipt
 
     if expect is not None and layer is not None:
         raise click.UsageError("--expect holds the whole receipt against a file: leave out --layer")
+    if kernels is None and (inferences > 1 or target is not None):
+        raise click.UsageError("--inferences and --target say what --kernels traced")
     found = read_bundle(bundle)
+    if kernels is not None:
+        found = _profiled(found, kernels, inferences, target)
     if expect is not None:
         _check(found, expect, as_json=as_json)
     if layer is not None:
@@ -40,6 +61,32 @@ def command(*, bundle: Path, layer: str | None, expect: Path | None, as_json: bo
         echo_json(_json(found, layer))
     else:
         print_receipt(found, layer=layer)
+
+
+def _profiled(bundle: Bundle, kernels: Path, inferences: int, target: str | None) -> Bundle:
+    """The bundle with what a profiler saw in the receipt; nothing is written."""
+    from dataclasses import replace
+
+    import msgspec
+
+    from gpusq_deploy.engines.kernel_names import read_kernel_names
+    from gpusq_deploy.receipt import with_profile
+    from gpusq_deploy.targets import find_target
+
+    engines = bundle.receipt.engines
+    name = None if target is None else find_target(target).name
+    chosen = [engine for engine in engines if name is None or engine.target == name]
+    if len(chosen) != 1:
+        built = ", ".join(engine.target for engine in engines) or "none"
+        raise GpusqError(
+            f"--kernels speaks of one engine; {len(chosen)} fit", place=str(bundle.path), hint=f"--target: of {built}"
+        )
+    names = read_kernel_names(kernels, inferences)
+    seen = with_profile(chosen[0], names, profiler=f"the profiler, in {kernels.name}")
+    receipt = msgspec.structs.replace(
+        bundle.receipt, engines=tuple(seen if engine is chosen[0] else engine for engine in engines)
+    )
+    return replace(bundle, receipt=receipt)
 
 
 def _check(bundle: Bundle, expect: Path, *, as_json: bool) -> NoReturn:

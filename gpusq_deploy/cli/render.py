@@ -14,7 +14,7 @@ from gpusq_deploy.bundle import Bundle
 from gpusq_deploy.cli.drift import drift_line, drift_tables
 from gpusq_deploy.cli.explain import print_engine, print_layer
 from gpusq_deploy.packed import PACKED, packed_index, packed_line
-from gpusq_deploy.receipt import cost_text
+from gpusq_deploy.receipt import cost_text, layer_costs_line
 
 # Equal outputs are recorded as this many decibels.
 _EQUAL_DB = 300.0
@@ -32,6 +32,8 @@ def bundle_json(bundle: Bundle) -> dict[str, Any]:
         "batch": str(bundle.manifest.batch),
         "layers": len(weighted),
         "int8_layers": sum(layer.precision == "int8" for layer in weighted),
+        "fp8_layers": sum(layer.precision == "fp8" for layer in weighted),
+        "int4_layers": sum(layer.precision == "int4" for layer in weighted),
         "sparse_layers": sum(layer.sparse for layer in weighted),
         "packed": _packed_json(bundle),
         "synthetic_calibration": bundle.manifest.synthetic_calibration,
@@ -65,7 +67,7 @@ def print_bundle(bundle: Bundle) -> None:
     for engine in bundle.receipt.engines:
         table.add_row(f"engine {engine.target}", _engine_text(engine))
     if bundle.receipt.cost is not None:
-        table.add_row("INT8 cost", cost_text(bundle.receipt.cost))
+        table.add_row(f"{bundle.receipt.cost.what} cost", cost_text(bundle.receipt.cost))
     for entry in bundle.receipt.skipped:
         table.add_row(f"no engine {entry.target}", f"{entry.reason}\non the device: {entry.command}")
     for note in plan.notes:
@@ -86,7 +88,9 @@ def print_receipt(bundle: Bundle, *, layer: str | None) -> None:
     for entry in bundle.receipt.skipped:
         console.print(f"no engine for {entry.target}: {entry.reason}; on the device: {entry.command}")
     if bundle.receipt.cost is not None:
-        console.print(f"INT8 cost: {cost_text(bundle.receipt.cost)}", soft_wrap=True)
+        console.print(f"{bundle.receipt.cost.what} cost: {cost_text(bundle.receipt.cost)}", soft_wrap=True)
+        if (line := layer_costs_line(bundle.receipt.cost)) and layer is None:
+            console.print(line, soft_wrap=True)
     _print_verification(console, bundle, layer)
 
 
@@ -150,10 +154,12 @@ def _packed_json(bundle: Bundle) -> dict[str, Any] | None:
 
 def _layer_counts(bundle: Bundle) -> str:
     layers = bundle.plan.layers
-    int8 = sum(layer.precision == "int8" for layer in layers)
+    coded = [layer.precision for layer in layers if layer.weight is not None]
     sparse = sum(layer.sparse for layer in layers)
+    counts = ", ".join(f"{coded.count(name)} {name.upper()}" for name in sorted({*coded}) or ["int8"])
     return (
-        f"{len(layers)} weighted: {int8} INT8, {len(layers) - int8} {bundle.plan.remainder}; {sparse} with 2:4 weights"
+        f"{len(layers)} weighted: {counts}, {len(layers) - len(coded)} {bundle.plan.remainder}; "
+        f"{sparse} with 2:4 weights"
     )
 
 

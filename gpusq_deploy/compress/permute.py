@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 
+from gpusq_deploy.compress.threads import one_thread
 from gpusq_deploy.numerics.sparsity import GROUP, KEPT
 
 _PAIR = 2 * GROUP
@@ -30,6 +31,9 @@ _PLACE = {pair: place for place, pair in enumerate(_COLUMNS)}
 _QUADS = tuple(itertools.combinations(range(_PAIR), GROUP))
 _SPLITS = tuple((quad, tuple(sorted({*range(_PAIR)} - {*quad}))) for quad in _QUADS if 0 in quad)
 _OF_QUAD: dict[tuple[int, ...], int] = {quad: place for place, quad in enumerate(_QUADS)}
+# By split: its two quads, and its eight columns in their new order.
+_FIRST, _SECOND = (torch.tensor([_OF_QUAD[split[half]] for split in _SPLITS]) for half in (0, 1))
+_SPLIT_COLUMNS = torch.tensor([first + second for first, second in _SPLITS])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,9 +120,10 @@ def search_permutation(
     sample = _sampled(scores.float(), rows, generator)
     order = torch.arange(size).reshape(-1, GROUP)
     met = torch.eye(len(order), dtype=torch.bool)
-    for _ in range(cycles):
-        for pairs in _rounds(size // segment, segment // GROUP, generator):
-            _exchange(sample, order, met, pairs)
+    with one_thread():
+        for _ in range(cycles):
+            for pairs in _rounds(size // segment, segment // GROUP, generator):
+                _exchange(sample, order, met, pairs)
     found = _tidied(order)
     after = kept_by_24(scores[found])
     settled = all(bool(block.all()) for block in _blocks(met, segment // GROUP))
@@ -153,8 +158,9 @@ def find_valid_order(nonzero: torch.Tensor, *, segment: int | None = None) -> to
     parts: list[torch.Tensor] = []
     for start in range(0, size, segment):
         filled = nonzero[start : start + segment].float()
-        tries = (_companions(filled, effort) for effort in _COMPANIONS)
-        groups = next((groups for groups in tries if groups is not None), None)
+        with one_thread():
+            tries = (_companions(filled, effort) for effort in _COMPANIONS)
+            groups = next((groups for groups in tries if groups is not None), None)
         if groups is None:
             return None
         parts.append(start + _tidied(groups))
@@ -203,13 +209,12 @@ def _exchange(scores: torch.Tensor, order: torch.Tensor, met: torch.Tensor, pair
         return
     columns = order[pairs].reshape(-1, _PAIR)
     quads = _quad_values(scores, columns)
-    values = torch.stack([quads[:, _OF_QUAD[first]] + quads[:, _OF_QUAD[second]] for first, second in _SPLITS], dim=1)
+    values = quads[:, _FIRST] + quads[:, _SECOND]
     best = values.argmax(dim=1)
     # The first split is the one that is there.
     gains = values.gather(1, best[:, None])[:, 0] - values[:, 0] > _NOISE * values[:, 0]
-    splits = torch.tensor([first + second for first, second in _SPLITS])
     changed = pairs[gains]
-    order[changed] = columns[gains].gather(1, splits[best[gains]]).reshape(-1, 2, GROUP)
+    order[changed] = columns[gains].gather(1, _SPLIT_COLUMNS[best[gains]]).reshape(-1, 2, GROUP)
     met[changed.reshape(-1)] = False
     met[:, changed.reshape(-1)] = False
     groups = torch.arange(len(met))

@@ -12,13 +12,12 @@ of the group make up for the loss as well. `solve_kept` then minimises E exactly
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from itertools import combinations
 from typing import Any, NamedTuple
 
 import torch
 
+from gpusq_deploy.compress.threads import one_thread
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.numerics.sparsity import GROUP
 
@@ -85,7 +84,7 @@ def prune_groups(weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     upper = factor.float()
     rest = weight.T.contiguous()
     places = torch.tensor(_PAIRS, device=weight.device)
-    with _one_thread():
+    with one_thread():
         # Later blocks are brought up to date once per block: few large products instead of many thin ones.
         for start in range(0, width, _BLOCK):
             stop = min(start + _BLOCK, width)
@@ -99,17 +98,6 @@ def prune_groups(weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
                 rest[here].scatter_(0, places[pruned].T, 0.0)
             rest[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
     return rest.T.contiguous()
-
-
-@contextmanager
-def _one_thread() -> Generator[None, None, None]:
-    """Thousands of small steps: waking threads for each takes longer than the step, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _best_pair(weights: torch.Tensor, inverse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -44,6 +44,12 @@ def block_sites(model: ir.Model) -> tuple[Site, ...]:
     return _in_graph_order(model, [*sites, *_layer_sites(model, outside)])
 
 
+def blocks_of_nodes(model: ir.Model) -> dict[str, str]:
+    """The block around each node, by the node's name; empty for nodes outside all blocks. Rule 1 of `block_sites`."""
+    blocks = _blocks(weighted_layers(model))
+    return {node_name(node): _block_of(module_of(node), blocks) for node in model.graph if node.name}
+
+
 def layer_sites(model: ir.Model, modules: Sequence[str]) -> tuple[Site, ...]:
     """The weighted layers inside the given modules, each with its bias added, in graph order."""
     inside = [layer for layer in weighted_layers(model) if any(_within(layer.layer, module) for module in modules)]

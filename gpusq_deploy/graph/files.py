@@ -24,7 +24,11 @@ def load_model(path: Path) -> ir.Model:
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf and onnx_ir raise what they like on a damaged file
-        raise GpusqError(f"not an ONNX model, or damaged: {error}", place=str(path)) from error
+        raise GpusqError(
+            f"not an ONNX model, or damaged: {error}",
+            place=str(path),
+            hint="copy or download the file again, and compare its size or digest with the original's",
+        ) from error
     if not len(model.graph):
         raise GpusqError("the model has no nodes", place=str(path), hint="is it an ONNX file at all?")
     return model

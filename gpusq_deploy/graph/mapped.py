@@ -61,6 +61,7 @@ def map_model(path: Path) -> ir.Model:
     try:
         with path.open("rb") as stream:
             proto = onnx.ModelProto.FromString(_without_weights(wire.Reader(stream)))
+        _check_nodes(proto)
         model: ir.Model = ir.from_proto(proto)
     except GpusqError as error:
         raise GpusqError(error.what, place=error.place or str(path), hint=error.hint) from error
@@ -82,6 +83,27 @@ def release(value: ir.Value) -> None:
         value.const_value.release()
 
 
+def _check_nodes(proto: onnx.ModelProto) -> None:
+    """That each node has the inputs, outputs and attributes that its operator's schema asks for.
+
+    Not looked at: nodes with bodies, whose names from outside the checker can't know alone, and moved-out tensors.
+
+    Raises:
+        GpusqError: One has not.
+    """
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = proto.ir_version
+    context.opset_imports = {opset.domain: opset.version for opset in proto.opset_import}
+    for node in proto.graph.node:
+        kinds = {attribute.type for attribute in node.attribute}
+        if not kinds & {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS, onnx.AttributeProto.TENSOR}:
+            try:
+                onnx.checker.check_node(node, context)
+            except onnx.checker.ValidationError as error:
+                what = str(error).splitlines()[0]
+                raise GpusqError(f"damaged: {node.op_type} {node.name}: {what}", hint=_COPY_AGAIN) from error
+
+
 class _Files:
     """Maps of the model's file and of those that hold its external data, each opened once."""
 
@@ -100,14 +122,12 @@ class _Files:
         return self._maps[path]
 
     def tensor(self, external: ir.ExternalTensor) -> ir.TensorProtocol:
-        """The same tensor, mapped; types that numpy can't see in place (INT4) are left to onnx_ir."""
+        """The same tensor, mapped; types that numpy can't see in place (INT4) are read and unpacked."""
         location, shape = str(cast("object", external.location)), external.shape.numpy()
         place = f"{self._model}, tensor {external.name}"
         path = self._model if location == _HERE else _beside(self._model, location, place)
-        if external.dtype.itemsize != int(external.dtype.itemsize):
-            external.base_dir = str(self._model.parent)
-            return external
-        size = math.prod(shape) * int(external.dtype.itemsize)
+        packed = external.dtype.itemsize < 1
+        size = math.ceil(math.prod(shape) * external.dtype.itemsize)
         start, view = external.offset or 0, self.view(path)
         length = size if external.length is None else external.length
         if min(shape, default=0) < 0 or length != size or start < 0 or start + size > len(view):
@@ -117,6 +137,9 @@ class _Files:
                 place=place,
                 hint=_COPY_AGAIN,
             )
+        if packed:
+            values = np.frombuffer(view, dtype=np.uint8, count=size, offset=start).copy()
+            return ir.PackedTensor(values, external.dtype, shape=external.shape, name=external.name)
         dtype = np.dtype(cast("npt.DTypeLike", external.dtype.numpy()))
         values = np.frombuffer(view, dtype=dtype, count=math.prod(shape), offset=start).reshape(shape)
         return MappedTensor(values, view, dtype=external.dtype, name=str(external.name))
@@ -126,7 +149,11 @@ def _beside(model: Path, location: str, place: str) -> Path:
     """The file of external data. One outside the model's folder is refused: a model is not to read other files."""
     path = (model.parent / location).resolve()
     if not path.is_relative_to(model.parent.resolve()):
-        raise GpusqError(f"its external data lies outside the model's folder: {location}", place=place)
+        raise GpusqError(
+            f"its external data lies outside the model's folder: {location}",
+            place=place,
+            hint="a model may not read other files: put the data beside it",
+        )
     if not path.is_file():
         raise GpusqError(f"the file of its external data is missing: {location}", place=place, hint=_COPY_AGAIN)
     return path

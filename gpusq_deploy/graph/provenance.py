@@ -12,6 +12,8 @@ from gpusq_deploy.graph.mapped import map_model
 
 # A node's own metadata, which ONNX files keep.
 MADE_BY = "gpusq_deploy.pass"
+# On what stays float32 in an FP16 graph, because FP16 can't hold what it reads or makes.
+KEPT_FLOAT32 = "gpusq_deploy.float32"
 _EXPORTER = "the exporter"
 _MOST = 5
 
@@ -22,6 +24,11 @@ def mark_new_nodes(graph: ir.Graph, before: Iterable[ir.Node], name: str) -> Non
     for node in graph:
         if node not in known:
             node.metadata_props[MADE_BY] = name
+
+
+def is_kept(node: ir.Node) -> bool:
+    """Whether a node is meant to stay float32 in an FP16 graph."""
+    return KEPT_FLOAT32 in node.metadata_props
 
 
 def made_by(node: ir.Node) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,9 +11,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from gpusq_deploy.graph.layers import GraphLayer
+from gpusq_deploy.graph.value_channels import ValueChannels, value_channels
 from gpusq_deploy.graph.values import add_initializer, array_of, is_constant, value_name
 
-Producer = Literal["layer-norm", "gelu"]
+Producer = Literal["layer-norm", "gelu", "attention"]
+_PRODUCERS: Mapping[str, Producer] = {"LayerNormalization": "layer-norm", "Gelu": "gelu"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,15 +25,18 @@ class Smoothable:
     Attributes:
         tensor: Its name.
         producer: `layer-norm`: scale and bias of the LayerNormalization take the factors up. `gelu`: one Mul and one
-            Sub behind it, which a compiler fuses into the kernel that computes the GELU.
+            Sub behind it, which a compiler fuses into the kernel that computes the GELU. `attention`: the Linear
+            layer that writes the attention's values takes them up.
         readers: All its readers: Linear layers.
-        shiftable: Whether every reader has a bias that can take an offset up.
+        shiftable: Whether every reader has a bias that can take an offset up; of an attention, the writer too.
+        values: Of an attention: who writes its values.
     """
 
     tensor: str
     producer: Producer
     readers: tuple[GraphLayer, ...]
     shiftable: bool
+    values: ValueChannels | None = None
 
 
 def find_smoothable(
@@ -40,9 +45,10 @@ def find_smoothable(
     """What can be smoothed, and for each other layer its name and why not.
 
     1. All readers of the activation are among `layers`, are Linear, and take it as their first input.
-    2. It comes from a LayerNormalization over its last axis with a constant scale, or from a Gelu.
+    2. It comes from a LayerNormalization over its last axis with a constant scale, from a Gelu, or from an attention
+       whose values a Linear layer writes; see `value_channels`.
 
-    Declined: everything else; in particular the output of an attention, which two kernels share, and a SwiGLU.
+    Declined: everything else; in particular a SwiGLU.
 
     Args:
         model: A canonical float graph.
@@ -55,21 +61,37 @@ def find_smoothable(
     found: list[Smoothable] = []
     declined: list[tuple[str, str]] = []
     for tensor, readers in by_tensor.items():
-        value = nodes[readers[0].node].inputs[0]
-        reason = _reason(value, readers)
-        producer = None if value is None else value.producer()
-        if reason is not None or producer is None:
-            declined.extend((reader.layer, reason or "it reads the graph's input") for reader in readers)
-            continue
-        found.append(
-            Smoothable(
-                tensor=tensor,
-                producer="gelu" if producer.op_type == "Gelu" else "layer-norm",
-                readers=tuple(readers),
-                shiftable=all(bias_place(nodes[reader.node]) is not None for reader in readers),
-            )
-        )
+        place = _place(nodes, tensor, readers, model.opset_imports.get("", 20))
+        if isinstance(place, str):
+            declined.extend((reader.layer, place) for reader in readers)
+        else:
+            found.append(place)
     return tuple(found), tuple(declined)
+
+
+def _place(
+    nodes: Mapping[str | None, ir.Node], tensor: str, readers: Sequence[GraphLayer], opset: int
+) -> Smoothable | str:
+    """Where an activation's factors go; or why nowhere."""
+    value = nodes[readers[0].node].inputs[0]
+    producer = None if value is None else value.producer()
+    if value is None or producer is None:
+        return "it reads the graph's input"
+    reason = _reason(value, readers)
+    if reason is not None:
+        return reason
+    holders = [nodes[reader.node] for reader in readers]
+    kind, values = _PRODUCERS.get(producer.op_type), None
+    if kind is None:
+        answer = value_channels(value, opset)
+        if isinstance(answer, str):
+            return f"its input comes from a {producer.op_type}, which can't take factors up, and {answer}"
+        kind, values = "attention", answer
+        holders.append(nodes[answer.writer])
+    elif kind == "layer-norm" and (reason := _norm_reason(producer, value)) is not None:
+        return reason
+    shiftable = all(bias_place(node) is not None for node in holders)
+    return Smoothable(tensor=tensor, producer=kind, readers=tuple(readers), shiftable=shiftable, values=values)
 
 
 def bias_place(node: ir.Node) -> tuple[ir.Node, int] | None:
@@ -102,23 +124,18 @@ def add_to_bias(graph: ir.Graph, node: ir.Node, change: npt.NDArray[np.floating[
     return True
 
 
-def _reason(value: ir.Value | None, readers: Sequence[GraphLayer]) -> str | None:
-    producer = None if value is None else value.producer()
-    if value is None or producer is None:
-        return "it reads the graph's input"
-    if any(reader.kind != "linear" or reader.reshaped for reader in readers):
+def _reason(value: ir.Value, readers: Sequence[GraphLayer]) -> str | None:
+    if any(reader.kind != "linear" or reader.only_seen for reader in readers):
         return "not a Linear layer"
     places = {(use.node.name, use.idx) for use in value.uses()}
     if places != {(reader.node, 0) for reader in readers} or value.is_graph_output():
         return f"something else reads tensor {value_name(value)} too"
     if any(use.node.attributes.get_int("transA", 0) for use in value.uses()):
         return "its Gemm transposes the input"
-    return None if producer.op_type == "Gelu" else _norm_reason(producer, value)
+    return None
 
 
 def _norm_reason(producer: ir.Node, value: ir.Value) -> str | None:
-    if producer.op_type != "LayerNormalization":
-        return f"its input comes from a {producer.op_type}, which can't take factors up"
     last = -1 if value.shape is None else len(value.shape) - 1
     constant = is_constant(producer.inputs[1]) and (len(producer.inputs) < 3 or is_constant(producer.inputs[2]))
     if producer.attributes.get_int("axis", -1) not in {-1, last} or not constant:

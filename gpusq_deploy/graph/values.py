@@ -12,13 +12,16 @@ import onnx_ir as ir
 
 from gpusq_deploy.errors import GpusqError
 
+_EXPORT_AGAIN = "is the file damaged? export the model again"
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def value_name(value: ir.Value) -> str:
     """The value's name; every value of a loaded or exported graph has one."""
     if value.name is None:
-        raise GpusqError("the graph has a tensor without a name", place=str(value.producer()))
+        maker = value.producer()
+        place = "an input" if maker is None else f"an output of {node_name(maker)}"
+        raise GpusqError("the graph has a tensor without a name", place=place, hint=_EXPORT_AGAIN)
     return value.name
 
 
@@ -30,7 +33,7 @@ def node_name(node: ir.Node) -> str:
 def array_of(value: ir.Value) -> npt.NDArray[Any]:
     """The constant that an initializer holds."""
     if value.const_value is None:
-        raise GpusqError("not a constant", place=value_name(value))
+        raise GpusqError("not a constant", place=value_name(value), hint=_EXPORT_AGAIN)
     return cast("npt.NDArray[Any]", value.const_value.numpy())
 
 

@@ -46,11 +46,25 @@ def balanced(low: Floats, high: Floats, column_amax: Floats, *, centre: bool) ->
         column_amax: w [K], over all layers that read the activation.
         centre: Whether an offset is possible.
     """
-    offset = (low + high) / 2 if centre else np.zeros_like(low)
-    reach = (high - low) / 2 if centre else np.maximum(np.abs(low), np.abs(high))
-    logs = _ALPHA * np.log(_lifted(reach)) - (1 - _ALPHA) * np.log(_lifted(column_amax))
-    factor = np.exp(logs - logs.mean())
-    return Smoothing(factor.astype(np.float32), offset.astype(np.float32), None)
+    offset, reach = _centred(low, high, centre=centre)
+    return Smoothing(_shared(reach, column_amax, _ALPHA), offset, None)
+
+
+def cautious(low: Floats, high: Floats, column_amax: Floats, *, centre: bool) -> Smoothing:
+    """For means of values that an attention weighs: other images weigh others, and reach further in some channels.
+
+    As `balanced`, but no channel counts as smaller than a fifth of the largest, R = max_j r_j, and less range moves:
+
+        s_j = sqrt(max(r_j, R/5) / w_j), scaled to a geometric mean of 1
+
+    Args:
+        low: Smallest value of each channel [K] on the calibration data.
+        high: Largest values [K].
+        column_amax: w [K], over all layers that read the activation.
+        centre: Whether an offset is possible.
+    """
+    offset, reach = _centred(low, high, centre=centre)
+    return Smoothing(_shared(np.maximum(reach, _RARE_FLOOR * reach.max(initial=0)), column_amax, 0.5), offset, None)
 
 
 def one_sided(low: Floats, high: Floats, *, headroom: float, centre: bool, stored: npt.DTypeLike) -> Smoothing:
@@ -82,6 +96,20 @@ def one_sided(low: Floats, high: Floats, *, headroom: float, centre: bool, store
     step = float(scale_from_amax(amax, dtype=stored))
     offset = step * round((top + bottom) / (2 * step))
     return Smoothing(factor, (factor * offset).astype(np.float32), amax)
+
+
+def _centred(low: Floats, high: Floats, *, centre: bool) -> tuple[Floats, Floats]:
+    """The offsets z and reaches r; with `centre` False z = 0."""
+    if not centre:
+        return np.zeros_like(low), np.maximum(np.abs(low), np.abs(high))
+    return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
+
+
+def _shared(reach: Floats, column_amax: Floats, alpha: float) -> Floats:
+    """r^alpha / w^(1 - alpha), scaled to a geometric mean of 1."""
+    logs = alpha * np.log(_lifted(reach)) - (1 - alpha) * np.log(_lifted(column_amax))
+    factor: Floats = np.exp(logs - logs.mean()).astype(np.float32)
+    return factor
 
 
 def _lifted(values: _Any) -> npt.NDArray[np.float64]:

@@ -11,14 +11,15 @@ import onnx_ir as ir
 
 from gpusq_deploy.artifacts.plan import FloatPrecision
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.provenance import is_kept
 from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, node_name, value_name
+from gpusq_deploy.numerics.half import FP16_LARGEST, stands_for_infinity
 
 # Inputs that ONNX defines as float32 whatever the data's type is.
 _FLOAT32_INPUTS = {"Resize": frozenset({1, 2}), "NonMaxSuppression": frozenset({0, 1, 3, 4})}
 _TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16, "fp32": ir.DataType.FLOAT}
 _NUMPY: dict[FloatPrecision, np.dtype[Any]] = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
-
-_INFINITE = np.finfo(np.float32).max
+_LARGEST: dict[FloatPrecision, float] = {"fp16": FP16_LARGEST, "bf16": float.fromhex("0x1.fep127")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class CastRemainder:
     6. Declined: a Range of floats, which ONNX doesn't define for FP16; and operators with an input that ONNX defines as
        float32 only (Resize's scales, NonMaxSuppression), when that input is computed in the graph. Constant ones stay
        float32; one that is data as well becomes two.
+    7. Nodes that KeepWide marked stay float32, with the constants that they alone read.
 
     LayerNormalization keeps its `stash_type` of float32: its sums are not taken in FP16.
     """
@@ -52,10 +54,11 @@ class CastRemainder:
         if target == ir.DataType.FLOAT or not any(value.dtype == ir.DataType.FLOAT for value in _inner(graph)):
             return 0
         _separate_float32_inputs(graph)
-        kept = _float32_only(graph)
+        kept = _float32_only(graph) | _kept_constants(graph)
         changes = sum(self._cast_initializer(value) for value in graph.initializers.values() if value not in kept)
         for node in graph:
-            changes += _retarget(node, target, _NUMPY[self.precision])
+            if not is_kept(node):
+                changes += _retarget(node, target, _NUMPY[self.precision])
         _cast_inputs(graph, target)
         _cast_outputs(graph, target)
         return changes
@@ -66,9 +69,8 @@ class CastRemainder:
         before = array_of(value)
         with np.errstate(over="ignore"):
             after = before.astype(_NUMPY[self.precision])
-        after = np.where(np.abs(before) == _INFINITE, np.copysign(_limit(after.dtype), before), after).astype(
-            after.dtype
-        )
+        infinite = stands_for_infinity(before)
+        after[infinite] = np.copysign(_LARGEST[self.precision], before[infinite]).astype(after.dtype)
         if not np.array_equal(np.isfinite(before), np.isfinite(after.astype(np.float32))):
             largest = float(np.max(np.abs(before[np.isfinite(before)])))
             raise GpusqError(
@@ -83,21 +85,22 @@ class CastRemainder:
         return True
 
 
-def _limit(dtype: np.dtype[Any]) -> float:
-    return float(ml_dtypes.finfo(dtype).max)
-
-
 def _inner(graph: ir.Graph) -> list[ir.Value]:
     """Values that the pass changes; the float32 graph inputs and outputs stay."""
-    fixed = set(graph.outputs) | _float32_only(graph)
-    values = [*graph.initializers.values(), *(output for node in graph for output in node.outputs)]
+    fixed = set(graph.outputs) | _float32_only(graph) | _kept_constants(graph)
+    values = [*graph.initializers.values(), *(output for node in graph if not is_kept(node) for output in node.outputs)]
     return [value for value in values if value not in fixed]
+
+
+def _kept_constants(graph: ir.Graph) -> set[ir.Value]:
+    values = graph.initializers.values()
+    return {value for value in values if value.uses() and all(is_kept(reader) for reader, _ in value.uses())}
 
 
 def _float32_only(graph: ir.Graph) -> set[ir.Value]:
     kept: set[ir.Value] = set()
     for node in graph:
-        if node.op_type == "Range" and node.outputs[0].dtype == ir.DataType.FLOAT:
+        if node.op_type == "Range" and not is_kept(node) and node.outputs[0].dtype == ir.DataType.FLOAT:
             raise GpusqError(
                 "Range counts in float32, which has no FP16 form",
                 place=f"node {node_name(node)}",
@@ -155,7 +158,7 @@ def _retarget_fill(node: ir.Node, stored: np.dtype[Any]) -> int:
 
 def _cast_inputs(graph: ir.Graph, target: ir.DataType) -> None:
     for value in graph.inputs:
-        readers = tuple(value.uses())
+        readers = tuple((node, index) for node, index in value.uses() if not is_kept(node))
         if value.dtype != ir.DataType.FLOAT or not readers:
             continue
         first = next(node for node in graph if any(node is reader for reader, _ in readers))

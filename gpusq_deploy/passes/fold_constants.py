@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common
 
+from gpusq_deploy.graph.evaluate import evaluate
 from gpusq_deploy.graph.values import add_initializer, array_of, is_constant, node_name
 
 # Deterministic, without side effects, and seen in the biases, masks and scales of exported attention.
@@ -120,19 +119,8 @@ def _evaluate(node: ir.Node, known: Mapping[ir.Value, _Array], opset: int) -> _A
     if node.op_type == "Resize" and node.inputs[0] is not None and node.outputs[0].shape is not None:
         image = known[node.inputs[0]] if node.inputs[0] in known else array_of(node.inputs[0])
         return np.full(node.outputs[0].shape.numpy(), image.flat[0], image.dtype)
-    proto = ir.to_proto(node)
-    feeds: dict[str, _Array] = {}
-    for index, value in enumerate(node.inputs):
-        if value is not None:  # renamed: one constant may stand at several places
-            proto.input[index] = f"input{index}"
-            feeds[proto.input[index]] = known[value] if value in known else array_of(value)
-    graph = onnx.GraphProto(name="node", node=[proto])
-    graph.input.extend(onnx.ValueInfoProto(name=name) for name in feeds)
-    graph.output.append(onnx.ValueInfoProto(name=proto.output[0]))
-    imports = [onnx.OperatorSetIdProto(domain="", version=opset)]
-    model = onnx.ModelProto(ir_version=10, graph=graph, opset_import=imports)
-    answers = cast("list[_Array]", ReferenceEvaluator(model).run(None, feeds))
-    return np.ascontiguousarray(answers[0])
+    inputs = [None if value is None else known[value] if value in known else array_of(value) for value in node.inputs]
+    return evaluate(node, inputs, opset)[0]
 
 
 def _replace(graph: ir.Graph, value: ir.Value, array: _Array, known: Mapping[ir.Value, _Array]) -> int:

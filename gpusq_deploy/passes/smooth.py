@@ -12,11 +12,13 @@ import onnx_ir as ir
 
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer, origin
-from gpusq_deploy.graph.smoothable import Smoothable, add_to_bias
+from gpusq_deploy.graph.smoothable import Smoothable, add_to_bias, bias_place
+from gpusq_deploy.graph.value_channels import ValueChannels
 from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, value_name
 from gpusq_deploy.numerics.smoothing import Smoothing
 
 _SUFFIX = "smooth"
+_VALUES = "_values"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +35,9 @@ class Smooth:
 
     1. Behind a LayerNormalization: its scale is divided by s, its bias becomes (bias - z) / s.
     2. Behind a Gelu: Mul by 1/s, and Sub of z/s where z isn't zero.
-    3. Each reader's weight is multiplied by s along its K axis; zeros stay zeros, so 2:4 stays 2:4. Its bias grows by
+    3. Behind an attention: in the layer that writes its values, the rows of the weight that write value channels are
+       divided by s, and their biases become (bias - z) / s.
+    4. Each reader's weight is multiplied by s along its K axis; zeros stay zeros, so 2:4 stays 2:4. Its bias grows by
        W·z, computed in float64.
 
     Constants are replaced, never edited: the exporter shares equal ones between layers. A tensor whose readers have
@@ -51,18 +55,28 @@ class Smooth:
         """
         nodes = {node.name: node for node in model.graph}
         changes = 0
-        for tensor in self.tensors:
+        # Values last: the layers that write them are themselves scaled by the weights' names that the decisions know.
+        for tensor in sorted(self.tensors, key=lambda tensor: tensor.place.values is not None):
             readers = [(layer, _found(nodes, layer)) for layer in tensor.place.readers]
-            if all(_weight_name(node) == _smoothed_name(layer) != layer.weight for layer, node in readers):
+            if all(_is_smoothed(layer, node) for layer, node in readers):
                 continue
             for layer, node in readers:
                 _scale_reader(model.graph, node, layer, tensor.smoothing)
-            if tensor.place.producer == "layer-norm":
-                _fold(model.graph, readers[0][1], tensor.smoothing)
-            else:
-                _insert(model.graph, [node for _, node in readers], tensor.smoothing)
+            self._hand_over(model.graph, tensor, nodes, [node for _, node in readers])
             changes += 1
         return changes
+
+    @staticmethod
+    def _hand_over(
+        graph: ir.Graph, tensor: SmoothedTensor, nodes: Mapping[str | None, ir.Node], readers: list[ir.Node]
+    ) -> None:
+        """What stands in front of the activation takes the smoothing up."""
+        if tensor.place.values is not None:
+            _scale_writer(graph, nodes, tensor.place.values, tensor.smoothing)
+        elif tensor.place.producer == "layer-norm":
+            _fold(graph, readers[0], tensor.smoothing)
+        else:
+            _insert(graph, readers, tensor.smoothing)
 
 
 def _found(nodes: Mapping[str | None, ir.Node], layer: GraphLayer) -> ir.Node:
@@ -74,6 +88,12 @@ def _found(nodes: Mapping[str | None, ir.Node], layer: GraphLayer) -> ir.Node:
 def _weight_name(node: ir.Node) -> str | None:
     weight, _ = origin(node.inputs[1])
     return None if weight is None else value_name(weight)
+
+
+def _is_smoothed(layer: GraphLayer, node: ir.Node) -> bool:
+    """Its columns are; its rows may be too, where it writes values."""
+    smoothed = _smoothed_name(layer)
+    return smoothed != layer.weight and _weight_name(node) in {smoothed, f"{smoothed}{_VALUES}"}
 
 
 def _smoothed_name(layer: GraphLayer) -> str:
@@ -98,6 +118,35 @@ def _scale_reader(graph: ir.Graph, node: ir.Node, layer: GraphLayer, smoothing: 
     # `by_rows` speaks of the initializer, `turned` of a transpose on the way: the new one stands at the node itself.
     seen = scaled if by_rows != turned else scaled.T
     _replace(graph, node, 1, _smoothed_name(layer), np.ascontiguousarray(seen))
+
+
+def _scale_writer(
+    graph: ir.Graph, nodes: Mapping[str | None, ir.Node], values: ValueChannels, smoothing: Smoothing
+) -> None:
+    """Rows of values are divided by s. Whether the layer's own input is smoothed too, and when, makes no difference."""
+    node = nodes.get(values.writer)
+    weight, turned = (None, False) if node is None else origin(node.inputs[1])
+    if node is None or weight is None:
+        raise GpusqError("the smoothing names a node that the graph doesn't have", place=values.writer)
+    by_rows = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+    seen = array_of(weight).T if turned else array_of(weight)
+    factor = np.ones(seen.shape[0 if by_rows else 1])
+    factor[list(values.channels)] = smoothing.factor
+    offset = np.zeros_like(factor)
+    offset[list(values.channels)] = smoothing.offset
+    scaled = seen / (factor[:, None] if by_rows else factor)
+    columns = f"{node.name}_weight_{_SUFFIX}"
+    name = columns if value_name(weight) == columns else f"{node.name}_weight"
+    _replace(graph, node, 1, f"{name}{_VALUES}", np.ascontiguousarray(scaled))
+    place = bias_place(node)
+    if place is not None:
+        holder, index = place
+        before = holder.inputs[index]
+        assert before is not None, "bias_place has seen it"
+        bias = (array_of(before).astype(np.float64) - offset) / factor
+        _replace(graph, holder, index, f"{node.name}_bias{_VALUES}", bias)
+    elif offset.any():
+        raise GpusqError("the layer has no bias to take the offset up", place=values.writer)
 
 
 def _fold(graph: ir.Graph, reader: ir.Node, smoothing: Smoothing) -> None:

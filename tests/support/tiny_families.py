@@ -17,7 +17,7 @@ from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 _VIT: dict[str, ArchArgument] = {"img_size": 28, "embed_dim": 64, "depth": 1, "num_heads": 2}
 _WINDOWS: dict[str, ArchArgument] = {"img_size": 64, "embed_dim": 32, "depths": [2], "num_heads": [1], "window_size": 4}
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
-_SWIN = {
+_SWIN: dict[str, Any] = {
     "model_type": "swin",
     "image_size": 64,
     "embed_dim": 32,
@@ -25,14 +25,14 @@ _SWIN = {
     "num_heads": [1, 2, 2, 4],
     "window_size": 2,
 }
-_RESNET = {
+_RESNET: dict[str, Any] = {
     "model_type": "resnet",
     "embedding_size": 16,
     "hidden_sizes": [16, 32, 32, 32],
     "depths": [1, 1, 1, 1],
     "layer_type": "basic",
 }
-_DETECTOR = {
+_DETECTOR: dict[str, Any] = {
     "use_timm_backbone": False,
     "backbone": None,
     "use_pretrained_backbone": False,
@@ -60,7 +60,7 @@ def _timm(name: str, base: dict[str, ArchArgument], **changes: ArchArgument) -> 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tiny:
-    """A family, how many attentions its graph has, and in how many packed products their projections are taken."""
+    """A family, how many attentions are found in its graph, and how many packed products their projections make."""
 
     spec: ArchSpec
     attentions: int
@@ -84,7 +84,9 @@ FAMILIES: dict[str, Tiny] = {
     "dinov2-registers": Tiny(
         spec=_timm("vit_small_patch14_reg4_dinov2", _VIT, num_classes=0, global_pool=""), attentions=1
     ),
-    "dinov2-swiglu": Tiny(spec=_timm("vit_giant_patch14_dinov2", _VIT, num_classes=0, global_pool=""), attentions=1),
+    "dinov2-swiglu": Tiny(
+        spec=_timm("vit_giant_patch14_dinov2", {**_VIT, "embed_dim": 96}, num_classes=0, global_pool=""), attentions=1
+    ),
     "swin": Tiny(spec=_timm("swin_tiny_patch4_window7_224", _WINDOWS), attentions=2),
     "swin-v2": Tiny(spec=_timm("swinv2_tiny_window8_256", _WINDOWS), attentions=2),
     "transformers-vit": Tiny(spec=HF_VIT, attentions=2, packed=2),
@@ -144,24 +146,25 @@ FAMILIES: dict[str, Tiny] = {
     "torchvision-swin": Tiny(spec=ArchSpec(source="factory", name="tiny_families:torchvision_swin"), attentions=2),
     "torchvision-vit": Tiny(spec=ArchSpec(source="factory", name="tiny_families:torchvision_vit"), attentions=1),
 }
-_PLAIN = {"channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 def torchvision_swin() -> torch.nn.Module:
     """torchvision names its sizes by model: this is one that it has no name for."""
     from torchvision.models.swin_transformer import SwinTransformer
 
-    module: Any = SwinTransformer([4, 4], 32, [2], [1], [4, 4], num_classes=8)
-    module.gpusq_preprocessing = {**_PLAIN, "height": 32, "width": 32}
-    return module
+    return _declared(SwinTransformer([4, 4], 32, [2], [1], [4, 4], num_classes=8))
 
 
 def torchvision_vit() -> torch.nn.Module:
     """As above."""
     from torchvision.models.vision_transformer import VisionTransformer
 
-    module: Any = VisionTransformer(32, 8, 1, 2, 64, 128, num_classes=8)
-    module.gpusq_preprocessing = {**_PLAIN, "height": 32, "width": 32}
+    return _declared(VisionTransformer(32, 8, 1, 2, 64, 128, num_classes=8))
+
+
+def _declared(module: torch.nn.Module) -> torch.nn.Module:
+    preprocessing = {"channels": 3, "height": 32, "width": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
+    object.__setattr__(module, "gpusq_preprocessing", preprocessing)
     return module
 
 

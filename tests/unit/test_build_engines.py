@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import planning
 import pytest
@@ -14,13 +15,21 @@ import tiny_models
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
 from gpusq_deploy.artifacts.receipt import CostEstimate, GraphCost
 from gpusq_deploy.artifacts.sparsity import SparsityReport
-from gpusq_deploy.build_engines import EngineRequest, build_engines, estimate_cost, require_options
+from gpusq_deploy.build_engines import (
+    Asked,
+    EngineRequest,
+    build_engines,
+    estimate_cost,
+    require_reachable,
+    require_types,
+)
 from gpusq_deploy.bundle import MODEL
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.receipt import cost_text
+from gpusq_deploy.recipe import FP8_RECIPE, INT4_RECIPE, load_recipe
 from gpusq_deploy.request import Reporter
 from gpusq_deploy.targets import find_target
 
@@ -97,11 +106,31 @@ def test_a_large_weight_gains_bytes_and_isnt_warned_about(tmp_path: Path) -> Non
 def test_options_that_a_target_cant_do_are_refused_together_before_any_work() -> None:
     options = EngineOptions(version_compatible=True, hardware="ampere-plus")
     with pytest.raises(GpusqError, match="a100: version-compatible") as caught:
-        require_options(options, [find_target("a100"), find_target("orin")])
+        require_reachable(Asked(options=options), [find_target("a100"), find_target("orin")])
     assert "a100: hardware=ampere-plus" in caught.value.what
     # On the device some release of TensorRT can do both.
     assert "orin" not in caught.value.what
-    require_options(options, [find_target("orin")])
+    require_reachable(Asked(options=options), [find_target("orin")])
+
+
+@needs_rtx
+def test_all_that_is_out_of_reach_is_said_at_once() -> None:
+    poor = msgspec.structs.replace(find_target("a100"), name="poor", dtypes=("fp16",), sparse_dtypes=("bf16",))
+    asked = Asked(
+        options=EngineOptions(version_compatible=True), types=frozenset({"fp16", "int8"}), sparse=True, opset=25
+    )
+    with pytest.raises(GpusqError) as caught:
+        require_reachable(asked, [poor, find_target("orin")])
+    assert caught.value.what.split("; ")[:2] == ["poor: it has no int8 tensor cores", "it has fp16"]
+    parts = (
+        "poor: sparse: it has no 2:4 sparse kernels for fp16 or int8",
+        "poor: version-compatible",
+        "poor: opset 25: too new for tensorrt-rtx 1.7 (to 23)",
+        "orin: opset 25: too new for tensorrt 10.3 (to 20) or tensorrt 11.4 (to 24)",
+    )
+    assert [part for part in parts if part not in caught.value.what] == []
+    # JetPack 7 takes what JetPack 6 doesn't.
+    require_reachable(Asked(types=frozenset({"fp16"}), opset=23), [find_target("orin")])
 
 
 def test_what_wasnt_compared_says_why(tmp_path: Path) -> None:
@@ -129,3 +158,15 @@ def test_worse_means_more_of_both(kernels: int, moved: int, worse: bool) -> None
     without = GraphCost(batch=1, kernels=10, bytes_moved=100, flops={})
     built = GraphCost(batch=1, kernels=kernels, bytes_moved=moved, flops={})
     assert CostEstimate(target="a100", built=built, unquantised=without, note="").worse == worse
+
+
+def test_types_that_a_target_lacks_are_refused_with_those_that_have_them() -> None:
+    recipe = load_recipe(Path(FP8_RECIPE))
+    require_types(recipe, [find_target("rtx40"), find_target("h100")])
+    with pytest.raises(GpusqError, match="a100 has no fp8 tensor cores; it has int8, fp16, bf16, fp32") as caught:
+        require_types(recipe, [find_target("a100"), find_target("orin")])
+    assert "orin" in caught.value.what
+    assert caught.value.hint is not None
+    assert "rtx50" in caught.value.hint
+    # INT4 weights are unpacked first: any tensor core will do.
+    require_types(load_recipe(Path(INT4_RECIPE)), [find_target("a100"), find_target("orin")])

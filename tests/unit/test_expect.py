@@ -189,3 +189,22 @@ def test_the_command_exits_with_0_where_all_holds(tmp_path: Path) -> None:
     expected.write_text(HEAD + "[engine.'*']\nkernels = '= 20'\n")
     done = run_main(inspect, path, "--expect", expected)
     assert (done.code, done.out.splitlines()[-1]) == (0, "1 of 1 expectations hold")
+
+
+def test_what_a_profiler_saw_is_the_strongest_evidence(tmp_path: Path) -> None:
+    path = bundles.write(tmp_path / "b.gpusq")
+    receipt = msgspec.json.decode((path / "receipt.json").read_bytes(), type=Receipt)
+    unsure = msgspec.structs.replace(ENGINE, layers=(layer("b.fc1"), layer("b.fc2", sparse="no", valid=False)))
+    (path / "receipt.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(receipt, engines=(unsure,))))
+    expected, kernels = tmp_path / "e.toml", tmp_path / "kernels"
+    expected.write_text(HEAD + "[[engine.rtx40.layer]]\nmatch = 'b.fc1'\nsparse = 'yes'\n")
+    assert run_main(inspect, path, "--expect", expected).code == 1
+    kernels.write_text("sm89_xmma_sparse_gemm_i8i8_sptensor16x8x64\nsoftmax\n" * 3)
+    seen = ("--kernels", kernels, "--inferences", "3")
+    assert run_main(inspect, path, "--expect", expected, *seen).code == 0
+    (read,) = json.loads(run_main(inspect, path, "--json", *seen, "--target", "rtx40").out)["receipt"]["engines"]
+    assert "the profiler, in kernels" in read["source"]
+    assert run_main(inspect, path, "--expect", expected).code == 1
+    wrong = run_main(inspect, path, *seen, "--target", "a100")
+    assert (wrong.code, "0 fit" in wrong.err) == (5, True)
+    assert run_main(inspect, path, "--inferences", "3").code == 2

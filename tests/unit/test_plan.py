@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import ml_dtypes
@@ -17,8 +18,10 @@ from gpusq_deploy.artifacts.plan import FloatPrecision, LayerDecision, LayerKind
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer
+from gpusq_deploy.placements import Placements
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.recipe import Recipe, Rule
+from gpusq_deploy.wide import Wide
 
 MIXED = Recipe(
     schema="gpusq.recipe/1",
@@ -250,3 +253,75 @@ def test_a_plan_comes_back_from_its_file_and_equal_requests_give_equal_bytes(
     data = json_from_value(one)
     assert value_from_json(data, Plan, place="plan.json") == one
     assert json_from_value(other) == data
+
+
+def low_bit(**rule: Any) -> Recipe:
+    return Recipe(
+        schema="gpusq.recipe/1", name="low", description="a test", rules=(Rule(reason="all of them", **rule),)
+    )
+
+
+def decided(of: Recipe, *layers: GraphLayer, sparse: bool = False, **ranges: float) -> list[LayerDecision]:
+    request = PlanRequest(recipe=of, int8=True, sparse=sparse, remainder="fp16")
+    found = make_plan(layers, request, table=planning.table(ranges), sparsity=states(layers))
+    return list(found.layers)
+
+
+def test_fp8_inputs_have_a_scale_that_ends_at_448() -> None:
+    assert layers_to_quantize([FC], low_bit(precision="fp8")) == (FC,)
+    (fc,) = decided(low_bit(precision="fp8"), FC, into_fc1=112.0)
+    assert fc.precision == "fp8"
+    assert fc.activation is not None
+    assert fc.activation.scale == 0.25
+    assert fc.weight is not None
+    assert fc.weight.block == 0
+
+
+def test_int4_needs_no_range_and_says_what_it_can_t_take() -> None:
+    of = low_bit(precision="int4", block=32)
+    assert layers_to_quantize([FC], of) == ()
+    whole, conv = replace(FC, k=64), layer("patches", kind="patch_embed")
+    (fits, odd, other) = decided(of, whole, HEAD, conv, sparse=True)
+    assert fits.precision == "int4"
+    assert fits.activation is None
+    assert fits.weight is not None
+    assert fits.weight.block == 32
+    assert (odd.precision, other.precision) == ("fp16", "fp16")
+    assert "16 inputs are no multiple of a block of 32" in odd.precision_reason
+    assert "for Linear layers" in other.precision_reason
+    assert not fits.sparse
+    assert "dense product" in fits.sparse_reason
+
+
+def test_the_notes_have_each_precision_s_share() -> None:
+    rules = (Rule(match="fc*", precision="fp8", reason="one"), Rule(reason="the other"))
+    mixed = Recipe(schema="gpusq.recipe/1", name="mixed", description="a test", rules=rules)
+    request = PlanRequest(recipe=mixed, int8=True, sparse=False, remainder="fp16")
+    table = planning.table({"into_fc1": 1.0, "into_head": 1.0})
+    notes = make_plan([FC, HEAD], request, table=table, sparsity=states((FC, HEAD))).notes
+    assert [note[:6] for note in notes[:2]] == ["50.0 %", "50.0 %"]
+    assert [note.rsplit(" ", 1)[1] for note in notes[:2]] == ["FP8", "INT8"]
+
+
+def test_what_fp16_can_t_hold_leaves_fp8_with_a_float32_scale_and_int4_in_fp32() -> None:
+    rules = (Rule(match="fc*", precision="fp8", reason="one"), Rule(precision="int4", block=32, reason="the other"))
+    recipe = msgspec.structs.replace(MIXED, rules=rules)
+    wider = replace(HEAD, k=64)
+    request = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp16")
+    wide = Wide(nodes=frozenset({FC.node, wider.node}))
+    table = planning.table({"into_fc1": 1.0})
+    fc, head = make_plan([FC, wider], request, table=table, sparsity=states((FC, wider)), wide=wide).layers
+    assert fc.precision == "fp8"
+    assert fc.activation is not None
+    assert fc.activation.scale == float(np.float32(1 / 448)) != float(np.float16(1 / 448))
+    assert (head.precision, head.weight) == ("fp32", None)
+
+
+def test_layers_left_float_by_measurement_say_so_whatever_the_rule_made_of_them() -> None:
+    recipe = low_bit(precision="fp8")
+    request = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp16")
+    placements = Placements(floats={FC.node: "it costs much"})
+    table = planning.table({"into_fc1": 1.0})
+    (fc,) = make_plan([FC], request, table=table, sparsity=states((FC,)), placements=placements).layers
+    assert (fc.precision, fc.activation, fc.weight) == ("fp16", None, None)
+    assert fc.precision_reason == f"recipe {recipe.name}, mixed: it costs much"

@@ -162,9 +162,9 @@ def test_a_layer_that_isnt_found_says_so(layers: list[EngineLayer], words: str) 
 
 
 def test_a_type_that_we_dont_ask_for_is_named() -> None:
-    built = only(built_layers(plan(decision()), [gemm(dtype="FP8")]))
+    built = only(built_layers(plan(decision()), [gemm(dtype="FP4")]))
     assert built.precision is None
-    assert "built in fp8" in built.reason
+    assert "built in fp4" in built.reason
 
 
 def built_engine(asked: Plan, layers: list[EngineLayer]) -> BuiltEngine:

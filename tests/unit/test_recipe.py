@@ -10,7 +10,17 @@ import pytest
 from gpusq_deploy.artifacts.calibration import Calibrator
 from gpusq_deploy.artifacts.plan import LayerKind
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.recipe import DEFAULT_RECIPE, Recipe, Rule, load_recipe, recipe_from_toml, require_used_rules
+from gpusq_deploy.recipe import (
+    DEFAULT_RECIPE,
+    FP8_RECIPE,
+    INT4_RECIPE,
+    RESIDUAL_SQNR_DB,
+    Recipe,
+    Rule,
+    load_recipe,
+    recipe_from_toml,
+    require_used_rules,
+)
 
 HEAD = 'schema = "gpusq.recipe/1"\nname = "mine"\ndescription = "a test"\n'
 
@@ -67,7 +77,7 @@ def test_patterns_are_those_of_the_shell_and_match_whole_names(pattern: str, lay
         (HEAD, "rule"),
         (HEAD + "[[rule]]\n", "reason"),
         (HEAD + '[[rule]]\nreason = "x"\nprecison = "int8"\n', "precison"),
-        (HEAD + '[[rule]]\nreason = "x"\nprecision = "int4"\n', "int4"),
+        (HEAD + '[[rule]]\nreason = "x"\nprecision = "fp4"\n', "fp4"),
         (HEAD + '[[rule]]\nreason = "x"\nkind = "attention"\n', "attention"),
         (HEAD + '[[rule]]\nreason = "x"\nsparse = "yes"\n', "sparse"),
         (HEAD + "rules = []\n[[rule]]\nreason = 'x'\n", "rules"),
@@ -227,3 +237,47 @@ def test_the_default_recipe_refines_its_linear_layers_alone() -> None:
         True,
     )
     assert (patches.smooth, patches.rounding, patches.correct_bias, patches.headroom) == (False, "nearest", False, 0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('precision = "int4"\nblock = 48', "48"),
+        ("block = 32", "`block` needs"),
+        ('precision = "fp8"\nsmooth = true', "are for INT8 layers"),
+        ('precision = "fp8"\nrounding = "second-order"', "`rounding`"),
+        ('precision = "fp8"\ncalibrator = "entropy"', "FP8 takes amax or percentile"),
+        ('precision = "int4"\nheadroom = 0.1', "`headroom` for FP8 too"),
+        ('precision = "int4"\ncalibrator = "amax"', "need no range"),
+    ],
+)
+def test_what_a_precision_can_t_take_is_refused(lines: str, said: str) -> None:
+    with pytest.raises(GpusqError, match="not a recipe") as caught:
+        recipe_from_toml(f'{HEAD}[[rule]]\n{lines}\nreason = "r"\n', place="mine")
+    assert said in caught.value.what
+
+
+def test_the_shipped_low_bit_recipes_are_what_their_names_say() -> None:
+    fp8, int4 = load_recipe(Path(FP8_RECIPE)), load_recipe(Path(INT4_RECIPE))
+    assert fp8.precisions == {"fp8"}
+    assert int4.precisions == {"int4"}
+    rule = int4.rule_for("blocks.0.mlp.fc1", "linear")
+    assert rule is not None
+    assert (rule.block_size, rule.ranged, rule.refined) == (32, False, True)
+
+
+RESIDUAL = f'{HEAD}[[rule]]\nreason = "r"\n[residual]\nreason = "to see"\n'
+
+
+def test_a_residual_stream_in_int8_is_refused_with_its_cost_until_that_is_accepted() -> None:
+    with pytest.raises(GpusqError, match=f"leaves {RESIDUAL_SQNR_DB['skip']:g} dB"):
+        recipe_from_toml(RESIDUAL, place="mine")
+    taken = recipe_from_toml(f"{RESIDUAL}accept_loss = true\n", place="mine")
+    assert taken.residual is not None
+    assert taken.residual.inputs == "skip"
+
+
+def test_placements_without_an_int8_layer_are_refused() -> None:
+    text = f"{RESIDUAL}accept_loss = true\n".replace("[[rule]]", '[[rule]]\nprecision = "fp8"')
+    with pytest.raises(GpusqError, match="no rule makes a layer INT8"):
+        recipe_from_toml(text, place="mine")

@@ -12,7 +12,14 @@ from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityRecord, Spars
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.numerics.sparsity import magnitude_mask
 from gpusq_deploy.recipe import Recipe, Rule, load_recipe
-from gpusq_deploy.sparsity import LayerWeight, require_known_layers, require_sparse, sparsity_report, violation_text
+from gpusq_deploy.sparsity import (
+    LayerWeight,
+    require_known_layers,
+    require_sparse,
+    sparsity_report,
+    violation_text,
+    worst_text,
+)
 
 FC_ONLY = Recipe(
     schema="gpusq.recipe/1",
@@ -51,6 +58,9 @@ def test_the_first_violation_is_located_and_shown() -> None:
     text = violation_text(state)
     assert "1 of 24 groups" in text
     assert "row 4, columns 8 to 11: [0.5, 0, -0.25, 1e-30]" in text
+    largest = float(np.abs(rows[4]).max())
+    told = f"the worst, at row 4, columns 8 to 11, has a third value of 1e-30, {1e-30 / largest:.2g} of"
+    assert worst_text(state).startswith(told)
 
 
 def test_the_first_of_several_is_the_first_in_reading_order() -> None:

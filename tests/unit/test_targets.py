@@ -107,6 +107,7 @@ def test_all_problems_of_a_request_are_told_at_once() -> None:
         ahead_of_time=("tensorrt-rtx",),
         on_device=(),
         runtime_versions={},
+        releases={},
         dtypes=("fp16",),
         sparse_dtypes=(),
         alignments=find_target("a100").alignments,

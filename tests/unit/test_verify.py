@@ -114,7 +114,7 @@ def test_a_float_graph_that_is_not_finite_is_refused_by_its_own_name(tmp_path: P
 
 def test_the_largest_difference_is_relative_to_the_largest_value() -> None:
     reference = np.array([[0.0, 4.0]])
-    assert require_same(reference, np.array([[0.002, 4.0]]), place="here") == pytest.approx(0.0005)
+    assert require_same(reference, np.array([[0.0002, 4.0]]), place="here") == pytest.approx(0.00005)
     assert require_same(np.zeros(3), np.zeros(3), place="here") == 0
 
 

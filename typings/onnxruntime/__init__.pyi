@@ -14,6 +14,8 @@ class SessionOptions:
     intra_op_num_threads: int
     log_severity_level: int
     graph_optimization_level: GraphOptimizationLevel
+    enable_cpu_mem_arena: bool
+    def add_session_config_entry(self, key: str, value: str) -> None: ...
 
 class NodeArg:
     @property

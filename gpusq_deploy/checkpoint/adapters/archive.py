@@ -7,6 +7,8 @@ from pathlib import Path
 
 from gpusq_deploy.errors import GpusqError
 
+_PIECE = 1 << 20
+
 
 def require_stored(path: Path) -> None:
     """Refuse an archive that would grow when it is read. torch compresses nothing, so its entries never do.
@@ -25,3 +27,32 @@ def require_stored(path: Path) -> None:
             place=f"{path}, entry {packed[0]}" if packed else str(path),
             hint="if you trust it, unpack it and pack it again without compression (zip -0)",
         )
+
+
+def require_intact(path: Path) -> None:
+    """Compare every entry with its checksum: torch doesn't, and a flipped bit in a weight is a weight.
+
+    An archive without a single right one was written with `torch.serialization.set_crc32_options(False)`.
+
+    Raises:
+        GpusqError: An entry is not what was written.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = [entry for entry in archive.infolist() if entry.file_size]
+        bad = [entry.filename for entry in entries if not _right(archive, entry)]
+    if bad and len(bad) < len(entries):
+        raise GpusqError(
+            f"damaged: {len(bad)} of {len(entries)} entries differ from their checksums",
+            place=f"{path}, entry {bad[0]}",
+            hint="copy or download the file again, and compare its size or digest with the original's",
+        )
+
+
+def _right(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(entry) as stream:
+            while stream.read(_PIECE):
+                pass
+    except Exception:  # a damaged entry can claim to be encrypted, or of a kind that zipfile doesn't know
+        return False
+    return True

@@ -71,6 +71,8 @@ class _Found:
 def is_exported_program(path: Path) -> bool:
     """Whether the file is an archive of torch.export."""
     try:
+        if not path.is_file():  # opening a pipe would wait for its writer
+            return False
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/models/model.json") for name in archive.namelist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):

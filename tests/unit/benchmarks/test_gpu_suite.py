@@ -102,7 +102,9 @@ def test_cases_are_built_once_run_and_compared(tmp_path: Path, device: list[Devi
     assert others == {"tensorrt can't run plans here: the package tensorrt is not installed"}
 
 
-def test_wrong_outputs_show(tmp_path: Path, device: list[Device], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_outputs_show_and_are_not_timed(
+    tmp_path: Path, device: list[Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = suite(tmp_path, only="ViT-S proj b1 2:4 int8")
     build_cases(asked)
     wrong = next(one for one in all_cases() if one.name == asked.only)
@@ -114,6 +116,8 @@ def test_wrong_outputs_show(tmp_path: Path, device: list[Device], monkeypatch: p
     outcome = next(iter(run_cases(asked))).outcome
     assert outcome.error is not None
     assert outcome.error > 8
+    assert outcome.samples_ms == ()
+    assert "not timed, for it is wrong" in outcome.why_not
     assert device == []
 
 

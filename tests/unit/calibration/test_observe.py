@@ -117,6 +117,18 @@ def test_an_activation_that_is_always_zero_has_the_range_zero() -> None:
     assert table.ranges[0].amax == 0
 
 
+def test_a_layer_may_read_a_constant() -> None:
+    queries = np.array([[0.5, -2.0, 1.0, 0.0]], np.float32)
+    text = """g (float[B,3,1,4] x) => (float[B,3,1,4] y) {
+      [constant] c = MatMul(q, w)
+      y = Add(x, c)
+    }"""
+    model = tiny_models.graph(text, q=queries, w=np.eye(4, dtype=np.float32))
+    values = np.ones((4, 3, 1, 4), np.float32)
+    (entry,) = collect_ranges(model, weighted_layers(model), source(values), open_model=open_onnx).ranges
+    assert (entry.tensor, entry.amax) == ("q", 2.0)
+
+
 @pytest.mark.parametrize("place", [0, 5, 11])
 @pytest.mark.parametrize("operator", ["Sqrt", "Log"])
 def test_an_activation_that_is_not_finite_stops_it_and_is_named(operator: str, place: int) -> None:

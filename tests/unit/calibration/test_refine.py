@@ -171,7 +171,7 @@ def rounded(model: ir.Model, asked: Recipe, **changes: ChannelMoments) -> tuple[
     moments = {**moments_of(model), **changes}
     plan = planning.plan_for(model, planning.table(dict.fromkeys(moments, 30.0)), recipe=asked)
     by_node = {layer.node: moments[layer.input] for layer in layers}
-    weights = round_weights(model, layers, plan, by_node, asked, stored=np.float32)
+    weights = round_weights(model, layers, plan, by_node, asked)
     after = run_passes(model, [Quantize(plan, weights)])
     for node in after.graph:
         source = None if node.inputs[0] is None else node.inputs[0].producer()
@@ -225,7 +225,7 @@ def test_layers_without_moments_or_in_floating_point_are_left_to_quantize() -> N
     plan = planning.plan_for(model, planning.table({"a": 30.0, "g": 0.0}), recipe=asked)
     moments = moments_of(model)
     found = {"up": moments["a"], "down": moments["g"]}
-    assert set(round_weights(model, layers, plan, found, asked, stored=np.float32)) == {"up"}
+    assert set(round_weights(model, layers, plan, found, asked)) == {"up"}
 
 
 def test_moments_that_are_none_stop_it_and_the_layer_is_named() -> None:
@@ -259,7 +259,7 @@ def test_rounding_of_the_input_counts_as_noise() -> None:
     codes: dict[float, Array] = {}
     for amax in (30.0, 1e7):
         plan = planning.plan_for(model, planning.table({"a": amax, "g": amax}), recipe=asked)
-        codes[amax] = round_weights(model, layers, plan, by_node, asked, stored=np.float32)["side"].codes
+        codes[amax] = round_weights(model, layers, plan, by_node, asked)["side"].codes
     weight = numbers(8, 4, seed=4).T
     nearest = np.rint(weight / (np.abs(weight).max(axis=1, keepdims=True) / 127))
     np.testing.assert_array_equal(codes[1e7], nearest)

@@ -112,7 +112,9 @@ def test_a_tensor_that_holds_no_float_weights_is_named(
 
 def test_an_fp8_weight_is_read_as_float(tmp_path: Path, state: State, spec: ArchSpec) -> None:
     path = with_tensor(tmp_path, state, "norm.weight", torch.full((64,), 1.75).to(torch.float8_e4m3fn))
-    assert torch.equal(load_checkpoint(path, arch=spec).module.state_dict()["norm.weight"], torch.full((64,), 1.75))
+    loaded = load_checkpoint(path, arch=spec)
+    assert torch.equal(loaded.module.state_dict()["norm.weight"], torch.full((64,), 1.75))
+    assert [remark for remark in loaded.remarks if "FP8" in remark and "norm.weight" in remark]
 
 
 def test_a_wrong_shape_is_named_with_both_shapes(tmp_path: Path, state: State, refused: Refused) -> None:

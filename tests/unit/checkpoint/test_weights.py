@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import tiny_models
 import torch
 
+from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint, stored_weights
+from gpusq_deploy.checkpoint.macs import count_macs
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.checkpoint.weights import layer_weights, weights_in_file
 from gpusq_deploy.errors import GpusqError
@@ -70,3 +77,122 @@ def test_with_an_architecture_the_module_itself_is_looked_at(tmp_path: Path) -> 
         np.testing.assert_array_equal(one.rows, other.rows)
     with pytest.raises(GpusqError, match="don't fit"):
         weights_in_file(path, tiny_models.vit_spec(depth=2))
+
+
+def file_behind(tensor: torch.Tensor) -> str | None:
+    """The file that is mapped where the tensor's values are."""
+    for line in Path("/proc/self/maps").read_text("utf-8").splitlines():
+        span, *rest = line.split(maxsplit=5)
+        first, end = (int(part, 16) for part in span.split("-"))
+        if first <= tensor.data_ptr() < end:
+            return rest[4] if len(rest) > 4 else None
+    return None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped where")
+@pytest.mark.parametrize("describes_itself", [False, True])
+def test_with_an_architecture_the_weights_stay_where_they_are_in_the_file(
+    tmp_path: Path, describes_itself: bool
+) -> None:
+    path, module = tmp_path / "model.pt", tiny_models.vit()
+    if describes_itself:
+        preprocessing = load_checkpoint(tiny_models.write_vit(path), arch=tiny_models.vit_spec()).preprocessing
+        save_checkpoint(path, module, arch=tiny_models.vit_spec(), preprocessing=preprocessing)
+    else:
+        torch.save(module.state_dict(), path)
+    stored = stored_weights(path, arch=None if describes_itself else tiny_models.vit_spec())
+    assert {parameter.device.type for parameter in stored.skeleton.parameters()} == {"meta"}
+    assert {file_behind(value) for value in stored.state.values()} == {str(path)}
+    seen, _ = weights_in_file(path, None if describes_itself else tiny_models.vit_spec())
+    for one, other in zip(seen, layer_weights(module), strict=True):
+        assert (one.layer, one.kind) == (other.layer, other.kind)
+        np.testing.assert_array_equal(one.rows, other.rows)
+
+
+def test_weights_are_seen_in_the_type_that_they_are_stored_in(tmp_path: Path) -> None:
+    path = tmp_path / "half.pt"
+    torch.save({name: value.half() for name, value in tiny_models.vit().state_dict().items()}, path)
+    weights, _ = weights_in_file(path, tiny_models.vit_spec())
+    assert {weight.rows.dtype.name for weight in weights} == {"float16"}
+
+
+@pytest.mark.parametrize("name", ["blocks.0.mlp.fc1.weight", "norm.bias"])
+def test_one_weight_that_is_not_finite_is_named(tmp_path: Path, name: str) -> None:
+    path, state = tmp_path / "bad.pt", tiny_models.vit().state_dict()
+    state[name] = torch.full_like(state[name], float("nan"))
+    torch.save(state, path)
+    weights, _ = weights_in_file(path, tiny_models.vit_spec())
+    with pytest.raises(GpusqError, match="are NaN") as caught:
+        list(weights)
+    assert name in str(caught.value.place)
+
+
+def parametrised() -> torch.nn.Module:
+    """A Linear whose weight is computed, and so is no tensor of the file."""
+    module: Any = torch.nn.Sequential(torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(8, 4)))
+    module.gpusq_preprocessing = {"channels": 1, "height": 1, "width": 8, "mean": [0.0], "std": [1.0]}
+    return cast("torch.nn.Module", module)
+
+
+def looks_at_its_weights() -> torch.nn.Module:
+    """A constructor that fails where there is no memory behind the weights."""
+    layer = torch.nn.Linear(8, 4)
+    assert layer.weight.sum().item() < 1e9
+    return layer
+
+
+@pytest.mark.parametrize("factory", [parametrised, looks_at_its_weights])
+def test_models_that_need_their_memory_are_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: Callable[[], torch.nn.Module]
+) -> None:
+    path, module = tmp_path / "model.pt", factory()
+    torch.save(module.state_dict(), path)
+    monkeypatch.setitem(sys.modules, "factories_of_this_test", SimpleNamespace(make=factory))
+    (weight,), _ = weights_in_file(path, ArchSpec(source="factory", name="factories_of_this_test:make", arguments={}))
+    (expected,) = layer_weights(module)
+    assert (weight.layer, weight.tensor) == (expected.layer, expected.tensor)
+    np.testing.assert_allclose(weight.rows, expected.rows, rtol=1e-6)
+
+
+def test_the_share_of_flops_is_known_where_the_architecture_is(tmp_path: Path) -> None:
+    path, module = tiny_models.write_vit(tmp_path / "model.pt"), tiny_models.vit()
+    outputs: dict[str, int] = {}
+
+    def hook_for(name: str) -> Any:
+        def hook(_module: torch.nn.Module, _inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            outputs[name] = output.numel()
+
+        return hook
+
+    for name in ("patch_embed.proj", *LINEARS):
+        module.get_submodule(name).register_forward_hook(hook_for(name))
+    with torch.no_grad():
+        module(torch.from_numpy(tiny_models.images(1)))
+    known = {weight.layer: weight.macs for weight in weights_in_file(path, tiny_models.vit_spec())[0]}
+    sizes = {name: module.get_parameter(f"{name}.weight")[0].numel() for name in outputs}
+    assert known == {name: outputs[name] * sizes[name] for name in outputs}
+    assert {weight.macs for weight in weights_in_file(path, None)[0]} == {0}
+
+
+class Undecided(torch.nn.Module):
+    """Looks at its values, which shapes alone don't have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """[n, 4] to [n, 4]."""
+        answer: torch.Tensor = self.layer(values)
+        return answer if float(values.sum()) > 0 else values
+
+
+def test_a_model_that_looks_at_its_values_counts_nothing() -> None:
+    module = Undecided()
+    assert not count_macs(module, {"layer.weight": module.layer}, (4,))
+
+
+def test_a_conv_says_how_many_kernel_positions_its_rows_have() -> None:
+    conv = torch.nn.Conv2d(8, 6, (3, 2))
+    (weight,) = layer_weights(torch.nn.Sequential(conv))
+    assert (len(weight.rows), weight.positions) == (36, 6)

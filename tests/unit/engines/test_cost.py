@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpusq_deploy.artifacts.receipt import EngineLayer, EngineTensor
-from gpusq_deploy.engines.cost import built_cost, graph_cost
+from gpusq_deploy.engines.cost import graph_cost, layers_at
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.targets import find_target
 
@@ -46,7 +46,7 @@ def layer(
 
 @needs_rtx
 def test_an_fp16_product_of_64_by_128(make_model: ModelMaker) -> None:
-    cost = built_cost(make_model("fp16"), A100, 8)
+    cost = graph_cost(layers_at(make_model("fp16"), A100, 8), batch=8)
     # x [8, 64], w [64, 128], bias [128], y [8, 128], all halves; one kernel.
     assert (cost.kernels, cost.batch) == (1, 8)
     assert cost.flops == {"fp16": 2 * 8 * 64 * 128}
@@ -55,7 +55,7 @@ def test_an_fp16_product_of_64_by_128(make_model: ModelMaker) -> None:
 
 @needs_rtx
 def test_an_int8_product_moves_a_byte_a_weight_and_has_more_kernels(make_model: ModelMaker) -> None:
-    cost = built_cost(make_model("int8"), A100, 8)
+    cost = graph_cost(layers_at(make_model("int8"), A100, 8), batch=8)
     assert cost.flops == {"int8": 2 * 8 * 64 * 128}
     # Quantise, multiply, scale and bias: x as half and Int8 twice, w as Int8, y as half thrice.
     assert cost.kernels == 3
@@ -64,7 +64,7 @@ def test_an_int8_product_moves_a_byte_a_weight_and_has_more_kernels(make_model: 
 
 @needs_rtx
 def test_fused_attention_multiplies_twice(make_model: ModelMaker) -> None:
-    cost = built_cost(make_model("attention"), A100, 4)
+    cost = graph_cost(layers_at(make_model("attention"), A100, 4), batch=4)
     # 4 samples, 2 heads, 64 queries by 64 keys by 32 dimensions, two products.
     assert cost.flops == {"fp16": 2 * 2 * 4 * 2 * 64 * 64 * 32}
 

@@ -6,7 +6,7 @@ import pytest
 
 from gpusq_deploy.artifacts.receipt import EngineLayer, EngineTensor, EngineTotals
 from gpusq_deploy.engines.layer_text import layers_from_log
-from gpusq_deploy.engines.layers import LayerClass, classify, sparse_tactic, totals
+from gpusq_deploy.engines.layers import LayerClass, classify, sparse_tactic, totals, weights_of
 
 DATA = Path(__file__).parent / "data"
 
@@ -154,3 +154,13 @@ def test_only_the_kernels_name_tells_whether_it_is_sparse(tactic: str, verdict: 
     said, reason = sparse_tactic(tactic)
     assert said == verdict
     assert reason
+
+
+def test_fp8_and_int4_in_a_stored_log() -> None:
+    layers = stored("rtx-1.7-low-bit.log")
+    # The patch embedding was asked for in FP8: with three channels it is dequantised and runs as halves.
+    assert totals(layers).gemms == {"fp16": 1, "fp8": 1, "int4": 3, "int8": 1}
+    packed = next(layer for layer in layers if classify(layer).precision == "int4")
+    assert packed.name.startswith("__myl_ReplCastMulCastFc")
+    assert {tensor.dtype for tensor in packed.inputs} == {"Half"}
+    assert [tensor.dtype for tensor in weights_of(packed)] == ["Int4"]

@@ -6,17 +6,27 @@ import importlib.util
 import re
 from pathlib import Path
 
+import msgspec
 import onnx.parser
 import pytest
 
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
-from gpusq_deploy.engines.api import find_api
+from gpusq_deploy.engines.api import BackendName, find_api
 from gpusq_deploy.engines.build_log import BuildLog
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.option_text import OPTION_NAMES, options_from_text
-from gpusq_deploy.engines.releases import RELEASES, missing_flags, option_problems, release_of, wanted_flags
+from gpusq_deploy.engines.releases import (
+    RELEASES,
+    missing_flags,
+    opset_problem,
+    option_problems,
+    release_of,
+    releases_for,
+    wanted_flags,
+)
 from gpusq_deploy.engines.timing_cache import cache_file, read_cache, write_cache
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.targets import Target, find_target, load_targets
 
 STUBS = Path(__file__).resolve().parents[3] / ".venv" / "stubs" / "tensorrt_bindings" / "tensorrt.pyi"
 EVERYTHING = EngineOptions(
@@ -107,6 +117,37 @@ def test_the_module_goes_before_the_table() -> None:
     api = find_api("tensorrt-rtx")
     assert not isinstance(api, str)
     assert missing_flags(EVERYTHING, api, "1.7") == []
+
+
+@pytest.mark.parametrize("target", load_targets(), ids=lambda target: target.name)
+def test_every_target_names_rows_of_the_table_for_each_of_its_backends(target: Target) -> None:
+    backends: set[BackendName] = {*target.ahead_of_time, *target.on_device}
+    assert set(target.releases) == set(target.runtime_versions) == backends
+    assert all(releases_for(target, backend) for backend in backends)
+
+
+def test_orin_has_both_jetpacks() -> None:
+    opsets = [row.opset for row in releases_for(find_target("orin"), "tensorrt")]
+    assert opsets == [20, 24]
+    gone = msgspec.structs.replace(find_target("orin"), releases={"tensorrt": ("9.9",)})
+    with pytest.raises(GpusqError, match=r"lacks one of tensorrt 9\.9"):
+        releases_for(gone, "tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("opset", "versions", "said"),
+    [
+        (20, ("10.3",), ""),
+        (21, ("10.3",), "opset 21: too new for tensorrt 10.3 (to 20)"),
+        (21, ("10.3", "11.4"), ""),
+        (25, ("10.3", "11.4"), "too new for tensorrt 10.3 (to 20) or tensorrt 11.4 (to 24)"),
+    ],
+)
+def test_an_opset_is_too_new_where_no_release_takes_it(opset: int, versions: tuple[str, ...], said: str) -> None:
+    rows = [row for row in RELEASES if row.backend == "tensorrt" and row.version in versions]
+    problem = opset_problem(opset, rows)
+    assert (problem == "") == (said == "")
+    assert said in problem
 
 
 def test_every_flag_is_in_some_release() -> None:

@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 import torch
 
+from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer, graph_weights, weight_rows, weighted_layers
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.clean import Clean
@@ -185,3 +186,12 @@ def test_a_node_without_a_module_is_called_by_its_own_name(scopes: str) -> None:
 def test_a_graph_without_weights_has_no_layers() -> None:
     model = tiny_models.graph("g (float[B,8] x) => (float[B,8] y) { [r] y = Relu(x) }")
     assert weighted_layers(run_passes(model, [Clean()])) == ()
+
+
+def test_a_conv_whose_weight_has_no_kernel_is_named() -> None:
+    model = tiny_models.graph(
+        "g (float[B,3,8,8] x) => (float[B,6,8,8] y) { [c] y = Conv(x, w) }", w=np.ones(6, np.float32)
+    )
+    with pytest.raises(GpusqError, match="at least 3 axes, w has 1") as caught:
+        weighted_layers(model)
+    assert caught.value.place == "node c"

@@ -194,7 +194,50 @@ def test_a_weight_behind_a_reshape_is_seen_as_its_product_sees_it(order: str) ->
         s=np.array(1, np.float32),
     )
     assert [layer.layer for layer in weighted_layers(model)] == []
-    layers = weighted_layers(model, reshaped=True)
+    layers = weighted_layers(model, only_seen=True)
     (seen,) = graph_weights(model, layers)
     np.testing.assert_array_equal(seen.rows, expected.T)
     assert (layers[0].n, layers[0].k, layers[0].macs, seen.positions) == (n, k, n * k, 1)
+
+
+def test_int4_weights_in_the_file_are_unpacked(tmp_path: Path) -> None:
+    codes = np.random.default_rng(0).integers(-8, 8, (128, 129)).astype(np.int8)
+    text = """g (float[B,128] x) => (float[B,129] y) {
+      w = DequantizeLinear<axis = 0, block_size = 64>(w4, s)
+      y = MatMul(x, w)
+    }"""
+    model = tiny_models.graph(text, w4=codes.astype(ml_dtypes.int4), s=np.ones((2, 129), np.float32))
+    model.opset_imports[""] = 21  # the first with block_size
+    ir.save(model, tmp_path / "m.onnx")
+    mapped = map_model(tmp_path / "m.onnx").graph.initializers["w4"]
+    assert mapped.dtype == ir.DataType.INT4
+    assert np.array_equal(array_of(mapped).astype(np.int8), codes)
+
+
+def without_an_input(node: onnx.NodeProto) -> None:
+    del node.input[1:]
+
+
+def without_outputs(node: onnx.NodeProto) -> None:
+    del node.output[:]
+
+
+def with_an_attribute_of_another_type(node: onnx.NodeProto) -> None:
+    node.op_type = "Transpose"
+    del node.input[1:]
+    node.attribute.add(name="perm", type=onnx.AttributeProto.STRING, s=b"text")
+
+
+def of_an_unknown_operator(node: onnx.NodeProto) -> None:
+    node.op_type = "MatMull"
+
+
+@pytest.mark.parametrize(
+    "damage", [without_an_input, without_outputs, with_an_attribute_of_another_type, of_an_unknown_operator]
+)
+def test_a_node_that_its_operator_forbids_is_refused(tmp_path: Path, damage: Any) -> None:
+    proto = ir.to_proto(product())
+    damage(proto.graph.node[0])
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(GpusqError, match="fc"):
+        map_model(tmp_path / "m.onnx")

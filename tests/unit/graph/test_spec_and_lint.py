@@ -213,3 +213,52 @@ def test_nodes_that_lack_inputs_do_not_stop_the_lint(text: str) -> None:
             )
         )
     )
+
+
+BLOCKED = """g (float[B,64] x) => (float[B,4] y) {
+  [wd] v = DequantizeLinear<axis = 0, block_size = 32>(w4, bs)
+  [fc] y = MatMul(x, v)
+}"""
+
+
+def blocked(text: str = BLOCKED, *, opset: int = 21, **changes: Any) -> ir.Model:
+    values = {"w4": np.ones((64, 4), ml_dtypes.int4), "bs": np.full((2, 4), 0.1, np.float32), **changes}
+    model = tiny_models.graph(text, **values)
+    model.graph.opset_imports[""] = opset
+    return model
+
+
+def test_int4_weights_in_whole_blocks_are_sound() -> None:
+    assert list(graph_faults(blocked())) == []
+    assert list(lint(blocked())) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"bs": np.full((3, 4), 0.1, np.float32)}, "scales [3, 4] for blocks of 32"),
+        ({"bs": np.zeros((2, 4), np.float32)}, "not positive and finite"),
+        ({"w4": np.ones((48, 4), ml_dtypes.int4)}, "not made of blocks of 32"),
+        ({"opset": 20}, "in opset 20"),
+    ],
+)
+def test_bad_blocks_and_old_opsets_are_faults(changes: dict[str, Any], said: str) -> None:
+    assert any(said in fault.what for fault in graph_faults(blocked(**changes)))
+
+
+def test_a_quantised_input_in_front_of_int4_weights_is_a_finding() -> None:
+    text = BLOCKED.replace("MatMul(x, v)", "MatMul(xd, v)").replace(
+        "{\n", "{\n  [q] xq = QuantizeLinear(x, s, z)\n  [d] xd = DequantizeLinear(xq, s, z)\n", 1
+    )
+    model = blocked(text, s=np.array(0.1, np.float32), z=np.array(0, np.int8))
+    assert [finding.rule for finding in lint(model)] == ["half-quantized"]
+
+
+def test_a_quantised_residual_stream_is_a_finding() -> None:
+    text = """g (float[B,8] x) => (float[B,8] y) {
+      b = MatMul(x, w)
+      [q] xq = QuantizeLinear(x, s, z)
+      [d] xd = DequantizeLinear(xq, s, z)
+      [sum] y = Add(xd, b)
+    }"""
+    assert rules(text, w=np.eye(8, dtype=np.float32)) == ["residual-quantized"]

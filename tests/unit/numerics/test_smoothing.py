@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gpusq_deploy.numerics.smoothing import balanced, one_sided
+from gpusq_deploy.numerics.smoothing import balanced, cautious, one_sided
 
 Floats = npt.NDArray[np.float32]
 
@@ -34,6 +34,19 @@ def test_balanced_factors_are_those_of_a_slow_loop(centre: bool) -> None:
     assert found.amax is None
     assert found.factor.dtype == np.float32
     assert found.offset.dtype == np.float32
+
+
+@pytest.mark.parametrize("centre", [True, False])
+def test_cautious_factors_are_those_of_a_slow_loop(centre: bool) -> None:
+    found = cautious(LOW, HIGH, COLUMNS, centre=centre)
+    ends = list(zip(LOW.tolist(), HIGH.tolist(), strict=True))
+    reach = [(high - low) / 2 if centre else max(abs(low), abs(high)) for low, high in ends]
+    assert sum(value < max(reach) / 5 for value in reach) == 1  # one channel counts as more than it reaches
+    raw = [math.sqrt(max(r, max(reach) / 5) / w) for r, w in zip(reach, COLUMNS.tolist(), strict=True)]
+    mean = math.prod(raw) ** (1 / len(raw))
+    np.testing.assert_allclose(found.factor, [value / mean for value in raw], rtol=1e-6)
+    np.testing.assert_allclose(found.offset, [1, -5, 6, -0.125] if centre else [0] * 4)
+    assert found.amax is None
 
 
 def test_balanced_evens_out_what_the_channels_reach() -> None:

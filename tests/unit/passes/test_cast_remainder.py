@@ -137,6 +137,17 @@ def test_a_constant_that_overflows_is_named(precision: FloatPrecision, value: fl
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_masks_stand_in_for_infinity_becomes_the_types_largest_number(precision: FloatPrecision) -> None:
+    mask = np.array([0, -1, 0, 1], np.float32) * np.finfo(np.float32).max
+    after = cast(tiny_models.graph("g (float[B,4] x) => (float[B,4] y) { y = Add(x, m) }", m=mask), precision)
+    stored = array_of(after.graph.initializers["m"])
+    # In both types the largest number's bits lie just below infinity's.
+    largest = np.array(np.inf, stored.dtype).view(np.uint16) - 1
+    np.testing.assert_array_equal(stored[1::2].view(np.uint16), [largest | 0x8000, largest])
+    np.testing.assert_array_equal(stored[::2].astype(np.float32), [0, 0])
+
+
 def test_an_infinite_constant_stays_infinite() -> None:
     model = tiny_models.graph(
         "g (float[B,2] x) => (float[B,2] y) { [a] h = Add(x, b) [r] y = Relu(h) }",

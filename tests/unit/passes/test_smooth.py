@@ -14,6 +14,7 @@ import tiny_models
 
 from gpusq_deploy.artifacts.calibration import Calibrator
 from gpusq_deploy.calibration.refine import places_to_smooth
+from gpusq_deploy.compile import CANONICAL
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import weight_rows, weighted_layers
 from gpusq_deploy.graph.smoothable import Smoothable, find_smoothable
@@ -299,16 +300,61 @@ def test_a_sparse_weight_stays_sparse() -> None:
 @pytest.mark.parametrize("biases", [True, False])
 def test_an_exported_transformer_computes_the_same(biases: bool) -> None:
     """Without biases the exporter shares one tensor of zeros between norms and layers."""
-    model = tiny_models.exported_vit(biases=biases).model
+    model = run_passes(tiny_models.exported_vit(biases=biases).model, CANONICAL)
     places, declined = found(model)
     smoothable = {reader.layer: (place.producer, place.shiftable) for place in places for reader in place.readers}
     assert smoothable == {
         "blocks.0.attn.qkv": ("layer-norm", True),
+        "blocks.0.attn.proj": ("attention", True),
         "blocks.0.mlp.fc1": ("layer-norm", True),
         "blocks.0.mlp.fc2": ("gelu", True),
     }
-    assert {layer for layer, _ in declined} == {"patch_embed.proj", "blocks.0.attn.proj", "head"}
+    assert {layer for layer, _ in declined} == {"patch_embed.proj", "head"}
     step, after = smoothed(model)
-    assert step.run(model.clone()) == 3
+    assert step.run(model.clone()) == 4
     assert step.run(after.clone()) == 0
     require_same(model, after, {"input": tiny_models.images(3, seed=7)})
+
+
+@pytest.mark.slow
+def test_an_exported_swin_computes_the_same() -> None:
+    """The values of its attentions lie in windows, and the window partition stands in front of their layer."""
+    model = run_passes(tiny_models.exported_swin(), CANONICAL)
+    places, _ = found(model)
+    assert [place.producer for place in places].count("attention") == 3
+    step, after = smoothed(model)
+    assert step.run(after.clone()) == 0
+    require_same(model, after, {"input": tiny_models.images(3, seed=7)})
+
+
+ATTENTION = """
+[values] p = {layer} [add] v = Add(p, bias)
+[turn] vt = Transpose<perm = [1, 0]>(x) [scores] s = MatMul(x, vt) [soft] w = Softmax<axis = -1>(s)
+[context] a = MatMul(w, v) [fc] q = MatMul(a, out) [end] y = Add(q, shift)
+"""
+
+
+@pytest.mark.parametrize("layer", ["MatMul(x, columns)", "Gemm(x, columns)", "Gemm<transB = 1>(x, rows)"])
+def test_values_of_an_attention_take_factors_up_however_they_are_written(layer: str) -> None:
+    """A Gemm without a bias input keeps its bias in no place that takes an offset."""
+    constants = {
+        "columns": numbers(K, K, seed=3),
+        "rows": numbers(K, K, seed=4),
+        "bias": numbers(K, seed=5),
+        "shift": numbers(5, seed=6),
+        "out": numbers(K, 5, seed=7),
+    }
+    body = ATTENTION.format(layer=layer)
+    used = {name: value for name, value in constants.items() if f"{name})" in body}
+    model = tiny_models.graph(f"g (float[6,8] x) => (float[6,5] y) {{ {body} }}", **used)
+    places = [place for place in found(model)[0] if place.producer == "attention"]
+    if layer.startswith("Gemm"):
+        assert places == []
+        return
+    (place,) = places
+    assert place.shiftable
+    assert place.values is not None
+    assert (place.values.writer, place.values.channels) == ("values", tuple(range(K)))
+    step, after = smoothed(model)
+    assert step.run(model.clone()) == 1
+    require_same(model, after, {"x": numbers(6, K, seed=9)})

@@ -1,0 +1,161 @@
+"""What each INT8 layer alone does to the model's output, measured by running it.
+
+One float graph, in which every layer in question can be switched: its weight and bias are inputs, and a switch puts a
+Q/DQ pair in front of it. It runs once with nothing switched, and once for each layer with that one quantised.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from gpusq_deploy.artifacts.plan import LayerDecision, Plan
+from gpusq_deploy.calibration.sources import Batches, DataSource, filled
+from gpusq_deploy.engines.ort import open_onnx
+from gpusq_deploy.engines.session import Session
+from gpusq_deploy.graph.files import save_model
+from gpusq_deploy.graph.layers import GraphLayer, weight_rows
+from gpusq_deploy.graph.smoothable import bias_place
+from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, node_name, static_batch
+from gpusq_deploy.numerics.affine import amax_per_channel, dequantize, quantize, scale_from_amax
+from gpusq_deploy.passes.quantize import STORED_TYPE, RoundedWeight
+
+_BATCH = 4
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Switched:
+    """A layer's own inputs in the switched graph, as a float layer and, made when they are needed, as an INT8 one."""
+
+    node: str
+    plain: Mapping[str, Array]
+    quantised: Callable[[], Mapping[str, Array]]
+
+
+def noise_of_layers(
+    model: ir.Model,
+    layers: Sequence[GraphLayer],
+    plan: Plan,
+    rounded: Mapping[str, RoundedWeight],
+    source: DataSource,
+    progress: Callable[[int, int], None],
+) -> dict[str, float]:
+    """Σ(y' - y)² / Σy² of the first output, by node of each planned INT8 Linear layer that was quantised alone.
+
+    Args:
+        model: The float graph that the plan is for; left as it is.
+        layers: Its layers.
+        plan: Decisions; inputs' scales are taken from there.
+        rounded: Weights that were rounded with regard to the data, by node; the others are rounded to nearest.
+        source: Samples to run; the graph's static batch, or 4, at a time.
+        progress: Hears how many of the runs are done.
+    """
+    decided = {decision.node: decision for decision in plan.layers if decision.precision == "int8"}
+    chosen = [layer for layer in layers if layer.node in decided and layer.kind == "linear" and not layer.only_seen]
+    copy = model.clone()
+    stored = STORED_TYPE[plan.remainder]
+    switched = [_switch(copy, layer, decided[layer.node], rounded.get(layer.node), stored) for layer in chosen]
+    common.RemoveUnusedNodesPass()(copy)  # the weights: they are inputs now
+    fixed = static_batch(model.graph)
+    noise, signal = dict.fromkeys((entry.node for entry in switched), 0.0), 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "switched.onnx"
+        save_model(copy, path)
+        session = open_onnx(path)
+        try:
+            batches = [filled(batch, fixed) for batch in Batches(source=source, size=fixed or _BATCH)]
+            for done, batch in enumerate(batches):
+                reference, answers = _answers(session, batch, switched)
+                signal += float(np.square(reference, dtype=np.float64).sum())
+                for index, (node, answer) in enumerate(answers):
+                    noise[node] += float(np.square(answer - reference, dtype=np.float64).sum())
+                    progress(done * len(switched) + index + 1, len(batches) * len(switched))
+        finally:
+            session.close()
+    return {node: value / signal for node, value in noise.items()} if signal else noise
+
+
+def _answers(session: Session, batch: Array, switched: Sequence[Switched]) -> tuple[Array, Iterator[tuple[str, Array]]]:
+    """The first output with nothing switched, and with each layer switched alone."""
+    plain: dict[str, Array] = {session.inputs[0].name: batch}
+    for entry in switched:
+        plain |= entry.plain
+
+    def first(feeds: Mapping[str, Array]) -> Array:
+        return next(iter(session.run(feeds).values()))
+
+    return first(plain), ((entry.node, first({**plain, **entry.quantised()})) for entry in switched)
+
+
+def _switch(
+    model: ir.Model, layer: GraphLayer, decision: LayerDecision, rounded: RoundedWeight | None, stored: npt.DTypeLike
+) -> Switched:
+    """Give a layer its switch, and make inputs of its weight and its bias."""
+    node = next(node for node in model.graph if node.name == layer.node)
+    rows = weight_rows(model, layer).astype(np.float32)
+    if rounded is None:
+        scale = scale_from_amax(amax_per_channel(rows, 0), dtype=stored).astype(np.float32)
+        rounded = RoundedWeight(codes=quantize(rows, scale, axis=0), scale=scale, bias=None)
+    by_rows = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+    weight = rows if by_rows else np.ascontiguousarray(rows.T)
+    plain: dict[str, Array] = {}
+
+    def given(holder: ir.Node, index: int, what: str, array: Array) -> str:
+        name = _input(model, layer.node, what, array)
+        holder.replace_input_with(index, model.graph.inputs[-1])
+        plain[name] = array
+        return name
+
+    weight_name, bias_name = given(node, 1, "weight", weight), None
+    place = bias_place(node)
+    if place is not None and rounded.bias is not None:
+        value = place[0].inputs[place[1]]
+        assert value is not None, "bias_place has seen it"
+        bias_name = given(*place, "bias", array_of(value).astype(np.float32))
+    assert decision.activation is not None, "only INT8 layers come here"
+    on = _input(model, layer.node, "on", np.array(False))
+    _switch_pair(node, decision.activation.scale, model.graph.inputs[-1])
+    plain[on] = np.array(False)
+
+    def quantised() -> Mapping[str, Array]:
+        codes = rounded.codes if by_rows else rounded.codes.T
+        made = dequantize(np.ascontiguousarray(codes), rounded.scale, axis=0 if by_rows else 1)
+        found: dict[str, Array] = {on: np.array(True), weight_name: made}
+        if bias_name is not None and rounded.bias is not None:
+            found[bias_name] = (plain[bias_name] + rounded.bias).astype(np.float32)
+        return found
+
+    return Switched(node=layer.node, plain=plain, quantised=quantised)
+
+
+def _input(model: ir.Model, node: str, what: str, like: Array) -> str:
+    """A new graph input of an array's type and shape, the last; its name."""
+    name = f"{node}_{what}_switched"
+    dtype = ir.DataType.from_numpy(like.dtype)
+    model.graph.inputs.append(ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(like.shape)))
+    return name
+
+
+def _switch_pair(node: ir.Node, scale: float, on: ir.Value) -> None:
+    value = node.inputs[0]
+    assert value is not None, "a layer has an input"
+    assert isinstance(node.graph, ir.Graph), "a layer stands in a graph"
+    prefix = f"{node_name(node)}_switched"
+    step = add_initializer(node.graph, f"{prefix}_scale", np.array(scale, np.float32))
+    zero = add_initializer(node.graph, f"{prefix}_zero_point", np.array(0, np.int8))
+    q = ir.node("QuantizeLinear", [value, step, zero], name=f"{prefix}_q")
+    codes = insert_before(node, q, like=value, dtype=ir.DataType.INT8)
+    dq = ir.node("DequantizeLinear", [codes, step, zero], name=f"{prefix}_dq")
+    rounded = insert_before(node, dq, like=value, dtype=ir.DataType.FLOAT)
+    where = ir.node("Where", [on, rounded, value], name=f"{prefix}_where")
+    node.replace_input_with(0, insert_before(node, where, like=value, dtype=ir.DataType.FLOAT))

@@ -1,0 +1,113 @@
+"""An engine that answers something else than the CPU is not timed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from numpy.typing import NDArray
+
+from gpusq_deploy.artifacts.runs import MeasureSettings
+from gpusq_deploy.benchmarks import record as recording
+from gpusq_deploy.benchmarks.record import record
+from gpusq_deploy.benchmarks.reference import CpuReference
+from gpusq_deploy.benchmarks.subject import Subject
+from gpusq_deploy.engines.runtimes import RuntimeChoice
+from gpusq_deploy.engines.session import Session, TensorSpec
+from gpusq_deploy.errors import GpusqError
+
+Arrays = dict[str, NDArray[Any]]
+FEW = MeasureSettings(warmup=0, iterations=2, repeats=2)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3] x) => (float[N, 3] y) { y = Relu(x) }'
+    path.write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    return path
+
+
+class Engine:
+    """Relu with an error of a given share of the input; counts what it timed."""
+
+    runtime: str = "tensorrt-rtx"
+    runtime_version: str = "0"
+    device: str = "none"
+    inputs: tuple[TensorSpec, ...] = (TensorSpec(name="x", shape=(-1, 3), dtype="float32"),)
+    outputs: tuple[TensorSpec, ...] = (TensorSpec(name="y", shape=(-1, 3), dtype="float32"),)
+
+    def __init__(self, error: float, timed: list[int]) -> None:
+        self._error, self._timed = error, timed
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        return {"y": np.maximum(feeds["x"], 0) + self._error * feeds["x"]}
+
+    def time_ms(self, feeds: Mapping[str, NDArray[Any]]) -> float:
+        self._timed.append(len(feeds["x"]))
+        return 1.0
+
+    def close(self) -> None:
+        pass
+
+
+def subject(plan: Path, reference: Path | None) -> Subject:
+    plan.write_bytes(b"plan")
+    choice = RuntimeChoice(name="tensorrt-rtx", reason="a test")
+    return Subject(plan, "a.plan", choice, None, reference=reference)
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, error: float) -> list[int]:
+    timed: list[int] = []
+
+    def open_engine(_path: Path, _runtime: str, **_options: object) -> Session:
+        return Engine(error, timed)
+
+    monkeypatch.setattr(recording, "open_session", open_engine)
+    return timed
+
+
+def test_a_small_error_is_timed_and_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path) -> None:
+    timed = opened(monkeypatch, 0.01)
+    runs = record(subject(tmp_path / "a.plan", model), (8, 2), FEW)
+    # An error of 1 % of x against max(x, 0), which has half its power: about 37 dB.
+    (note,) = [note for note in runs.notes if "compared" in note]
+    assert "before timing: SQNR 3" in note
+    assert "at batch 8" in note
+    assert "at batch 2" in note
+    assert sorted(timed) == [2] * 4 + [8] * 4
+
+
+def test_a_wrong_engine_is_refused_before_any_sample(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path
+) -> None:
+    timed = opened(monkeypatch, 0.5)
+    with pytest.raises(GpusqError, match=r"something else than the CPU: output 'y' agrees to \d\.\d dB"):
+        record(subject(tmp_path / "a.plan", model), (8,), FEW)
+    assert timed == []
+
+
+def test_what_isnt_compared_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opened(monkeypatch, 0.5)
+    runs = record(subject(tmp_path / "a.plan", None), (8,), FEW)
+    assert any("--reference MODEL.onnx names it" in note for note in runs.notes)
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    runs = record(subject(tmp_path / "a.plan", broken), (8,), FEW)
+    assert any(note.startswith("outputs not compared with the CPU: ") for note in runs.notes)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [({}, "it has 0 outputs, the model 1"), ({"y": np.zeros((2, 4), np.float32)}, r"output 'y' is \[2, 4\]")],
+)
+def test_other_outputs_are_refused(model: Path, outputs: Arrays, said: str) -> None:
+    reference = CpuReference(model)
+    with pytest.raises(GpusqError, match=said):
+        reference.check({"x": np.ones((2, 3), np.float32)}, outputs, 2)
+    reference.close()
