@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from gpusq_deploy.calibration.observe import Runner
 from gpusq_deploy.calibration.sources import Batches, DataSource, Selection, evenly_filled
-from gpusq_deploy.graph.files import save_model
+from gpusq_deploy.graph.files import save_scratch
 from gpusq_deploy.graph.values import add_initializer, static_batch, value_name
 
 SAMPLES = 8
@@ -53,7 +53,7 @@ def largest_magnitudes(
     batch, feed = static_batch(model.graph), value_name(model.graph.inputs[0])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "watched.onnx"
-        save_model(watched, path)
+        save_scratch(watched, path)
         runner = open_model(path)
         try:
             for sample in Batches(source=source, size=1):

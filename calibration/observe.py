@@ -38,7 +38,7 @@ from gpusq_deploy.calibration.moments import ChannelMoments, MomentSums
 from gpusq_deploy.calibration.sources import DataSource, evenly_filled, require_few_skipped, require_some
 from gpusq_deploy.calibration.tally import Tally, bytes_from_tally, tally_from_bytes
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph.files import save_model
+from gpusq_deploy.graph.files import save_scratch
 from gpusq_deploy.graph.layers import GraphLayer
 from gpusq_deploy.graph.values import static_batch, value_name
 from gpusq_deploy.numerics.threads import single_threaded_blas
@@ -258,7 +258,7 @@ def _seen(
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "observed.onnx"
-        save_model(instrumented(model, tensors, whole={*weights, *how.moments}), path)
+        save_scratch(instrumented(model, tensors, whole={*weights, *how.moments}), path)
         runner = open_model(path)
         observer = _Observer(
             runner=runner,

@@ -32,13 +32,15 @@ _DTYPES = {
 _ONLY_ERRORS = 3
 
 
-def open_onnx(path: Path, *, threads: int | None = None, optimize: bool = True) -> Session:
+def open_onnx(path: Path, *, threads: int | None = None, optimize: bool = True, frugal: bool = False) -> Session:
     """Load an ONNX model on ONNX Runtime's CPU provider.
 
     Args:
         path: The model; external data beside it is found.
         threads: Threads within one operator; None leaves the choice to ONNX Runtime.
         optimize: False switches off ONNX Runtime's own rewrites, so that the graph runs as it is written.
+        frugal: For a graph that runs a few times, to be looked at: no copies of weights in its kernels' layout, and no
+            arena, which costs some speed.
 
     Raises:
         GpusqError: The file can't be read, is no valid model, or holds an operator that ONNX Runtime lacks.
@@ -50,8 +52,7 @@ def open_onnx(path: Path, *, threads: int | None = None, optimize: bool = True) 
     options = ort.SessionOptions()
     options.log_severity_level = _ONLY_ERRORS
     options.intra_op_num_threads = threads or 0
-    if not optimize:
-        # A graph that runs a few times, to be looked at: memory counts for more than the last of its speed.
+    if frugal:
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.disable_prepacking", "1")
     levels = ort.GraphOptimizationLevel

@@ -6,12 +6,17 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
+import onnx_ir as ir
 
 from gpusq_deploy.acceptance import refuse, require_checkable, shortfalls
 from gpusq_deploy.artifacts.base import digest_of_file
+from gpusq_deploy.artifacts.calibration import CalibrationTable
+from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.receipt import Receipt
+from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.build_engines import EngineRequest, build_engines, estimate_cost, require_possible, with_estimates
 from gpusq_deploy.bundle import (
     CALIBRATION,
@@ -29,12 +34,15 @@ from gpusq_deploy.bundle import (
 )
 from gpusq_deploy.calibration.choice import calibrators_for
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from gpusq_deploy.checkpoint.tensors import drop_weights
 from gpusq_deploy.checkpoint.weights import layer_weights
 from gpusq_deploy.engines.option_text import options_from_text
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import export_float_model
-from gpusq_deploy.graph.files import save_model
+from gpusq_deploy.graph.files import save_model, save_scratch
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.graph.mapped import map_model
+from gpusq_deploy.graph.memory import give_back
 from gpusq_deploy.manifest import make_manifest
 from gpusq_deploy.mixing import decide
 from gpusq_deploy.outputs import Outputs
@@ -96,7 +104,6 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
     """
     require_place(request.out, force=request.force)
     recipe = expressible_recipe(request)
-    asked = PlanRequest(recipe=recipe, int8=request.int8, sparse=request.sparse, remainder=request.remainder)
 
     checkpoint, data = _open_inputs(request, recipe, reporter)
     reporter.say(f"exporting {checkpoint.arch} to ONNX opset {request.opset}")
@@ -111,30 +118,12 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
 
     with new_bundle(request.out, force=request.force) as folder, tempfile.TemporaryDirectory() as scratch:
         float_file, built_file = Path(scratch) / MODEL, folder / MODEL
-        save_model(model, float_file)
+        save_scratch(model, float_file)
         difference = check_export(checkpoint, float_file, request.batch, reporter)
+        drop_weights(checkpoint.module)  # from here on they are the graph's
 
-        wanted = layers_to_quantize(layers, recipe) if request.int8 else ()
-        how = Wanted(
-            layers=wanted,
-            recipe=recipe,
-            calibrators=calibrators_for(wanted, recipe, usual=request.calibrator),
-            remainder=request.remainder,
-            outputs=Outputs(wish=request.sparse_outputs, sparsity=stored),
-        )
-        packed = pack_projections(
-            prepare(model, layers, how, data, subject_of(checkpoint), reporter), stored, recipe, checkpoint.sparsity
-        )
-        prepared, stored, table = packed.prepared, packed.stored, packed.prepared.table
-        wide = find_wide(prepared.model, table, data, asked.remainder, reporter)
-        plan, rounded = decide(prepared, asked, stored, wide, data, reporter)
-        plan = packed.noted(plan)
-        require_possible(plan, request.targets)
-        built = run_passes(prepared.model, [Quantize(plan, rounded), keep_wide(plan), CastRemainder(plan.remainder)])
-        kept = sparsity_kept(built, stored, recipe)
-        if request.pack:
-            pack_weights(built, kept, folder, reporter)
-        save_model(built, built_file)
+        plan, table, kept, step = _rewrite(model, stored, Opened(checkpoint, data), request, folder, reporter)
+        give_back()
 
         verification = verify_built(float_file, built_file, data, plan, reporter)
         missed = shortfalls(verification, request)
@@ -155,7 +144,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             engines=engines,
             skipped=skipped,
             shortfalls=missed,
-            cost=estimate_cost(engines_asked, engines, run_passes(model, [packed.step])),
+            cost=estimate_cost(engines_asked, engines, run_passes(model, [step])),
         )
         write_value(folder, PLAN, with_estimates(plan, receipt.cost))
         write_value(folder, RECEIPT, receipt)
@@ -164,7 +153,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
         manifest = make_manifest(
             request,
             checkpoint,
-            built,
+            map_model(built_file),
             sparsity=kept,
             export_difference=difference,
             synthetic=table is not None and table.synthetic,
@@ -175,7 +164,26 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
     return read_bundle(request.out)
 
 
-def _open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> tuple[Checkpoint, Data]:
+class Opened(NamedTuple):
+    """What a build starts from."""
+
+    checkpoint: Checkpoint
+    data: Data
+
+
+class Rewritten(NamedTuple):
+    """What is left of a graph that was rewritten and saved: nothing of its weights.
+
+    `step` is the pass that packed its projections.
+    """
+
+    plan: Plan
+    table: CalibrationTable | None
+    kept: SparsityReport
+    step: Pass
+
+
+def _open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> Opened:
     """The checkpoint, pruned if that was asked for and 2:4 where that was, and the data to calibrate and verify on."""
     reporter.say(f"loading {request.model}")
     checkpoint = load_checkpoint(request.model, arch=request.arch, allow_pickle=request.allow_pickle)
@@ -188,7 +196,42 @@ def _open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> t
     require_known_layers(checkpoint.sparsity, report)
     if request.sparse:
         require_sparse(report, command=repair_command(request))
-    return checkpoint, find_data(request, checkpoint, samples, recipe)
+    return Opened(checkpoint, find_data(request, checkpoint, samples, recipe))
+
+
+def _rewrite(
+    model: ir.Model,
+    stored: SparsityReport,
+    opened: Opened,
+    request: BuildRequest,
+    folder: Path,
+    reporter: Reporter,
+) -> Rewritten:
+    """Calibrate, decide and rewrite the float graph; what is built goes into the bundle's folder."""
+    (checkpoint, data), recipe, layers = opened, expressible_recipe(request), weighted_layers(model)
+    wanted = layers_to_quantize(layers, recipe) if request.int8 else ()
+    how = Wanted(
+        layers=wanted,
+        recipe=recipe,
+        calibrators=calibrators_for(wanted, recipe, usual=request.calibrator),
+        remainder=request.remainder,
+        outputs=Outputs(wish=request.sparse_outputs, sparsity=stored),
+    )
+    packed = pack_projections(
+        prepare(model, layers, how, data, subject_of(checkpoint), reporter), stored, recipe, checkpoint.sparsity
+    )
+    prepared, table = packed.prepared, packed.prepared.table
+    asked = PlanRequest(recipe=recipe, int8=request.int8, sparse=request.sparse, remainder=request.remainder)
+    wide = find_wide(prepared.model, table, data, asked.remainder, reporter)
+    plan, rounded = decide(prepared, asked, packed.stored, wide, data, reporter)
+    plan = packed.noted(plan)
+    require_possible(plan, request.targets)
+    built = run_passes(prepared.model, [Quantize(plan, rounded), keep_wide(plan), CastRemainder(plan.remainder)])
+    kept = sparsity_kept(built, packed.stored, recipe)
+    if request.pack:
+        pack_weights(built, kept, folder, reporter)
+    save_model(built, folder / MODEL)
+    return Rewritten(plan, table, kept, packed.step)
 
 
 def unpack_bundle(path: Path, reporter: Reporter) -> Bundle:

@@ -5,9 +5,10 @@ Both answer one batch at a time, and of each batch only sums are kept: memory do
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,15 @@ from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.engines.session import Session
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.blocks import Site
+from gpusq_deploy.graph.files import save_scratch
 from gpusq_deploy.graph.mapped import map_model
-from gpusq_deploy.graph.values import value_name
+from gpusq_deploy.graph.memory import give_back
+from gpusq_deploy.graph.values import static_batch, value_name
 from gpusq_deploy.numerics.error import ErrorSums, error_sums, joined, top1_agreement
 
 _BATCH = 4
+# Of the float graph's answers, before the built graph is asked.
+_KEPT_BYTES = 256 << 20
 
 Array = npt.NDArray[Any]
 
@@ -64,15 +69,15 @@ def compare(pair: Pair, source: DataSource, sites: Sequence[Site] = ()) -> Compa
     Raises:
         GpusqError: One of the two computes NaN or infinity, or no sample can be read.
     """
-    seen = _Seen()
-    with ExitStack() as stack:
-        reference, built = (
-            stack.enter_context(_tapped(path, [site.tensor for site in sites])) for path in (pair.reference, pair.built)
-        )
-        for batch in Batches(source=source, size=_batch_size(reference, built)):
-            expected, got = _run(reference, batch), _run(built, batch)
-            _require_finite(expected, got, pair, source)
-            seen.add(batch, expected, got)
+    seen, tensors = _Seen(), [site.tensor for site in sites]
+    with _tapped(pair.reference, tensors) as reference, _tapped(pair.built, tensors) as built:
+        batches = iter(Batches(source=source, size=_batch_size(reference, built)))
+        while answered := _answered(reference, batches):
+            with _opened(built) as session:
+                for batch, expected in answered:
+                    got = _run(session, batch)
+                    _require_finite(expected, got, pair, source)
+                    seen.add(batch, expected, got)
     return seen.result(sites)
 
 
@@ -88,7 +93,7 @@ def fused_answer(built: Path, batch: npt.NDArray[np.float32]) -> Array:
     Raises:
         GpusqError: ONNX Runtime can't run what it made of the graph.
     """
-    session = open_onnx(built)
+    session = open_onnx(built, frugal=True)
     try:
         return _run(session, batch)[session.outputs[0].name]
     finally:
@@ -126,37 +131,47 @@ class _Seen:
         )
 
 
-@contextmanager
-def _tapped(path: Path, tensors: Sequence[str]) -> Generator[Session, None, None]:
-    """A session without ONNX Runtime's rewrites whose graph returns the given tensors too.
+def _answered(
+    reference: Path, batches: Iterator[npt.NDArray[np.float32]]
+) -> list[tuple[npt.NDArray[np.float32], dict[str, Array]]]:
+    """The float graph's answers to the next batches, as many as may be kept: the two graphs are never open at once."""
+    found: list[tuple[npt.NDArray[np.float32], dict[str, Array]]] = []
+    kept, first = 0, next(batches, None)
+    if first is None:
+        return found
+    with _opened(reference) as session:
+        for batch in itertools.chain([first], batches):
+            found.append((batch, _run(session, batch)))
+            kept += sum(value.nbytes for value in found[-1][1].values())
+            if kept > _KEPT_BYTES:
+                break
+    return found
 
-    Its weights are copied from file to file and mapped from there: neither graph is ever read whole.
-    """
+
+@contextmanager
+def _tapped(path: Path, tensors: Sequence[str]) -> Generator[Path, None, None]:
+    """A graph that returns the given tensors too. Its weights are copied from file to file, and never read whole."""
     if not tensors:
-        with _opened(path) as session:
-            yield session
+        yield path
         return
     with tempfile.TemporaryDirectory() as folder:
         changed = Path(folder) / "tapped.onnx"
-        tapped = instrumented(map_model(path), tuple(dict.fromkeys(tensors)), whole=tensors)
-        ir.save(tapped, changed, external_data="tapped.data")
-        del tapped
-        with _opened(changed) as session:
-            yield session
+        save_scratch(instrumented(map_model(path), tuple(dict.fromkeys(tensors)), whole=tensors), changed)
+        yield changed
 
 
 @contextmanager
 def _opened(path: Path) -> Generator[Session, None, None]:
-    session = open_onnx(path, optimize=False)
+    session = open_onnx(path, optimize=False, frugal=True)
     try:
         yield session
     finally:
         session.close()
+        give_back()
 
 
-def _batch_size(*sessions: Session) -> int:
-    static = [session.inputs[0].shape[0] for session in sessions if session.inputs[0].shape[0] > 0]
-    return max(static, default=_BATCH)
+def _batch_size(*graphs: Path) -> int:
+    return max((static_batch(map_model(path).graph) or 0 for path in graphs), default=0) or _BATCH
 
 
 def _run(session: Session, batch: npt.NDArray[np.float32]) -> dict[str, Array]:

@@ -21,7 +21,7 @@ from gpusq_deploy.artifacts.plan import LayerDecision, Plan
 from gpusq_deploy.calibration.sources import Batches, DataSource, filled
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.engines.session import Session
-from gpusq_deploy.graph.files import save_model
+from gpusq_deploy.graph.files import save_scratch
 from gpusq_deploy.graph.layers import GraphLayer, weight_rows
 from gpusq_deploy.graph.smoothable import bias_place
 from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, node_name, static_batch
@@ -70,7 +70,7 @@ def noise_of_layers(
     noise, signal = dict.fromkeys((entry.node for entry in switched), 0.0), 0.0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "switched.onnx"
-        save_model(copy, path)
+        save_scratch(copy, path)
         session = open_onnx(path)
         try:
             batches = [filled(batch, fixed) for batch in Batches(source=source, size=fixed or _BATCH)]

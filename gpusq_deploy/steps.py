@@ -176,12 +176,12 @@ def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporte
         GpusqError: They disagree.
     """
     feed = array_from_tensor(example_input(checkpoint, min(max(batch.minimum, 3), batch.maximum)))
-    session = open_onnx(model)
+    references = reference_outputs(checkpoint, feed)
+    session = open_onnx(model, frugal=True)
     try:
         answers = list(session.run({session.inputs[0].name: feed}).values())
     finally:
         session.close()
-    references = reference_outputs(checkpoint, feed)
     place = str(checkpoint.arch)
     difference = max(require_same(ref, got, place=place) for ref, got in zip(references, answers, strict=True))
     reporter.say(f"the exported graph agrees with torch to {difference:.1e} (relative)")

@@ -18,6 +18,7 @@ from gpusq_deploy.drift import Compared, Pair, compare, fused_answer, in_both
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.blocks import Site, block_sites, layer_sites
 from gpusq_deploy.graph.mapped import map_model
+from gpusq_deploy.graph.memory import large_blocks_given_back
 from gpusq_deploy.numerics.error import sqnr_db
 
 _BLOCKS_LOOKED_INTO = 2
@@ -47,6 +48,7 @@ def split_source(source: DataSource) -> tuple[DataSource, DataSource, bool]:
     return Selection(source=source, indices=rest), Selection(source=source, indices=sorted(chosen)), True
 
 
+@large_blocks_given_back()
 def verify(float_model: Path, built_model: Path, source: DataSource, *, held_out: bool) -> Verification:
     """Run both models on every sample; compare the first output, and what leaves the blocks inside.
 

@@ -269,9 +269,13 @@ def _module_with_weights(arch: ArchSpec, state: Mapping[str, torch.Tensor], *, p
     state = _by_module_names(arch, state)
     module = module_from_arch(arch)
     # Shapes first: a few stored bytes can claim to be any number of weights, and what follows looks at each.
-    _require_fit(module.state_dict(), state, arch, place=place)
+    expected = module.state_dict()
+    _require_fit(expected, state, arch, place=place)
+    # What the file holds in the module's own types stays mapped; the initial weights go before anybody reads it.
+    fitting = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
+    del expected
+    module.load_state_dict(fitting, assign=True)
     require_finite(state, place=place)
-    module.load_state_dict(dict(state))
     return module.requires_grad_(requires_grad=False)
 
 

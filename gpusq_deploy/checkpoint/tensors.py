@@ -20,6 +20,20 @@ def array_from_tensor(tensor: torch.Tensor) -> npt.NDArray[Any]:
 _MADV_PAGEOUT = 21
 
 
+def drop_weights(module: torch.nn.Module) -> None:
+    """Free what a module's weights take, whoever else still holds them; the module stays, without values.
+
+    torch's exporter keeps the parameters that it has seen alive. A module that nobody will ask for values any more.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        storage = tensor.untyped_storage()
+        if storage.resizable():
+            storage.resize_(0)
+        else:
+            release(tensor)
+    module.to("meta")
+
+
 def release(tensor: torch.Tensor) -> None:
     """Give back the memory that reading a tensor took, where it lies in a mapped file; the next read maps it again.
 

@@ -17,6 +17,8 @@ from torch.utils import _pytree as pytree
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.mapped import map_model
+from gpusq_deploy.graph.memory import give_back
 
 INPUT_NAME = "input"
 DEFAULT_OPSET = 20
@@ -34,7 +36,7 @@ def export_float_model(checkpoint: Checkpoint, *, batch: BatchRange, opset: int 
         opset: ONNX opset, 19…23.
 
     Returns:
-        A model whose tensors are in memory and whose nodes keep `pkg.torch.onnx.name_scopes`.
+        A model whose tensors are mapped, not loaded, and whose nodes keep `pkg.torch.onnx.name_scopes`.
 
     Raises:
         GpusqError: The opset is out of range, or torch can't export the model.
@@ -47,8 +49,9 @@ def export_float_model(checkpoint: Checkpoint, *, batch: BatchRange, opset: int 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         program.save(path, external_data=True)
-        model = ir.load(path)
-        ir.external_data.load_to_model(model)
+        del program
+        give_back()
+        model = map_model(path)  # what is mapped outlives its name
     _name_outputs(model.graph)
     return model
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.mapped import releasing
 
 # A protobuf message ends at 2 GiB; the graph itself needs some of it.
 _INLINE_LIMIT = 1_900_000_000
@@ -42,3 +43,9 @@ def save_model(model: ir.Model, path: Path) -> None:
     tensors = (value.const_value for value in model.graph.initializers.values())
     size = sum(tensor.nbytes for tensor in tensors if tensor is not None and not isinstance(tensor, ir.ExternalTensor))
     ir.save(model, path, external_data=EXTERNAL_DATA if size > _INLINE_LIMIT else None)
+
+
+def save_scratch(model: ir.Model, path: Path) -> None:
+    """Save to be run and thrown away: all tensors go to a file beside it, from which a runtime can map them."""
+    with releasing() as hear:
+        ir.save(model, path, external_data=f"{path.name}.data", callback=hear)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -102,6 +103,21 @@ def _check_nodes(proto: onnx.ModelProto) -> None:
             except onnx.checker.ValidationError as error:
                 what = str(error).splitlines()[0]
                 raise GpusqError(f"damaged: {node.op_type} {node.name}: {what}", hint=_COPY_AGAIN) from error
+
+
+@contextmanager
+def releasing() -> Generator[Callable[[ir.TensorProtocol, object], None]]:
+    """To be told of tensors one after another, as onnx_ir's writers do: each is let go of when the next one comes."""
+    held: list[MappedTensor] = []
+
+    def hear(tensor: ir.TensorProtocol | None, _: object = None) -> None:
+        while held:
+            held.pop().release()
+        if isinstance(tensor, MappedTensor):
+            held.append(tensor)
+
+    yield hear
+    hear(None)
 
 
 class _Files:

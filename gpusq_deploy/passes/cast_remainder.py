@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from gpusq_deploy.artifacts.plan import FloatPrecision
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.mapped import release
 from gpusq_deploy.graph.provenance import is_kept
 from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, node_name, value_name
 from gpusq_deploy.numerics.half import FP16_LARGEST, stands_for_infinity
@@ -80,6 +81,7 @@ class CastRemainder:
             )
         if after.size == 1 and before.any() and not after.any():
             after = np.nextafter(after, np.ones_like(after)) * np.sign(before).astype(after.dtype)
+        release(value)
         value.const_value = ir.tensor(after, name=value.name)
         value.type = ir.TensorType(_TYPES[self.precision])
         return True

@@ -116,6 +116,9 @@ def _evaluate(node: ir.Node, known: Mapping[ir.Value, _Array], opset: int) -> _A
         a, b = (known[value] if value in known else array_of(value) for value in node.inputs if value is not None)
         product: _Array = np.matmul(a.astype(np.float64), b.astype(np.float64))
         return product.astype(a.dtype)
+    if node.op_type == "Transpose" and node.inputs[0] is not None:  # a view: most of them turn weights, and stay
+        turned = known[node.inputs[0]] if node.inputs[0] in known else array_of(node.inputs[0])
+        return np.transpose(turned, node.attributes.get_ints("perm", None))
     if node.op_type == "Resize" and node.inputs[0] is not None and node.outputs[0].shape is not None:
         image = known[node.inputs[0]] if node.inputs[0] in known else array_of(node.inputs[0])
         return np.full(node.outputs[0].shape.numpy(), image.flat[0], image.dtype)
@@ -131,7 +134,7 @@ def _replace(graph: ir.Graph, value: ir.Value, array: _Array, known: Mapping[ir.
     readers = [(reader, index) for reader, index in value.uses() if reader.outputs[0] not in known]
     if not readers:
         return 0
-    constant = add_initializer(graph, f"{node_name(node)}_folded", array)
+    constant = add_initializer(graph, f"{node_name(node)}_folded", np.ascontiguousarray(array))
     for reader, index in readers:
         reader.replace_input_with(index, constant)
     return 1

@@ -5,19 +5,23 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 import planning
 import pytest
+import tiny_families
 import tiny_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpusq_deploy import passes
+from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import FloatPrecision
 from gpusq_deploy.compile import CANONICAL
+from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.layers import GraphLayer, graph_weights, weight_rows, weighted_layers
 from gpusq_deploy.graph.smoothable import Smoothable, find_smoothable
 from gpusq_deploy.graph.values import array_of
@@ -28,6 +32,7 @@ from gpusq_deploy.numerics.sparsity import magnitude_mask, rows_from_conv
 from gpusq_deploy.passes.base import Pass, run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.keep_wide import KeepWide
+from gpusq_deploy.passes.pack_projections import PackProjections, find_projections
 from gpusq_deploy.passes.quantize import STORED_TYPE, Quantize, RoundedWeight
 from gpusq_deploy.passes.smooth import Smooth, SmoothedTensor
 from gpusq_deploy.sparsity import sparsity_report
@@ -45,6 +50,7 @@ FORMS = """g (float[B,8,4,4] image) => (float[B,8] y) {
     [twin] y = MatMul(d, turned)
 }"""
 SHAPES = {"kernel": (4, 8, 2, 2), "columns": (16, 8), "rows": (8, 8), "turned": (8, 8)}
+TWO = BatchRange(minimum=2, optimum=2, maximum=2)
 PRECISIONS = st.sampled_from(["fp16", "bf16", "fp32"])
 # The largest stays below FP16's largest number; the smallest vanish in it, and that is fine.
 SIZES = st.sampled_from([1e-40, 1e-20, 1e-7, 1e-3, 1.0, 300.0])
@@ -113,6 +119,7 @@ def after_passes(model: ir.Model, precision: FloatPrecision, *, seed: int) -> Co
     model = run_passes(model, CANONICAL, after=look)
     places, _ = find_smoothable(model, weighted_layers(model))
     model = run_passes(model, [Smooth(tuple(any_smoothing(place, random) for place in places))], after=look)
+    model = run_passes(model, [PackProjections(find_projections(model))], after=look)
     layers = weighted_layers(model)
     plan = planning.plan_for(model, planning.table({layer.input: 3.0 for layer in layers}), remainder=precision)
     rounded = {layer.node: any_rounding(model, layer, precision, random) for layer in layers if layer.kind == "linear"}
@@ -159,6 +166,7 @@ def test_every_form_of_a_weight_stays_sparse(seed: int, size: float, precision: 
     [
         ("vit", {"attention-scale", "smooth", "quantize", "cast-remainder"}),
         ("swin", {"drop-no-ops", "window-norm", "smooth", "quantize", "cast-remainder"}),
+        ("transformers-vit", {"pack-projections", "quantize", "cast-remainder"}),
     ],
 )
 @settings(max_examples=3, deadline=None)
@@ -166,8 +174,12 @@ def test_every_form_of_a_weight_stays_sparse(seed: int, size: float, precision: 
 def test_an_exported_transformer_stays_sparse(
     name: str, fired: set[str], seed: int, size: float, precision: FloatPrecision
 ) -> None:
-    exported = tiny_models.exported_vit().model if name == "vit" else tiny_models.exported_swin()
-    model = with_sparse_weights(exported, seed=seed, size=size)
+    exports: dict[str, Callable[[], ir.Model]] = {
+        "vit": lambda: tiny_models.exported_vit().model,
+        "swin": tiny_models.exported_swin,
+        "transformers-vit": lambda: export_float_model(tiny_families.checkpoint(name), batch=TWO),
+    }
+    model = with_sparse_weights(exports[name](), seed=seed, size=size)
     assert broken(model) == []
     changes = after_passes(model, precision, seed=seed)
     expected = fired - {"cast-remainder"} if precision == "fp32" else fired

@@ -10,11 +10,14 @@ import onnxruntime as ort
 import pytest
 import tiny_models
 
+from gpusq_deploy import drift
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.base import json_from_value, value_from_json
 from gpusq_deploy.artifacts.receipt import Verification
 from gpusq_deploy.calibration.sources import ArrayFile, RandomNoise
 from gpusq_deploy.drift import Pair, compare
+from gpusq_deploy.engines.ort import open_onnx
+from gpusq_deploy.engines.session import Session
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.values import NAME_SCOPES
@@ -233,3 +236,30 @@ def unfused_options() -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
+
+
+def test_the_two_graphs_are_never_open_at_once_and_chunks_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = model(tmp_path, "Mul", 1), model(tmp_path, "Add", 0.125)
+    whole = verify(one, other, source(), held_out=True)
+    events: list[str] = []
+
+    def watched(path: Path, **options: bool) -> Session:
+        events.append(f"open {path.name}")
+        session = open_onnx(path, **options)
+        close = session.close
+
+        def closing() -> None:
+            events.append("close")
+            close()
+
+        monkeypatch.setattr(session, "close", closing)
+        return session
+
+    monkeypatch.setattr(drift, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(drift, "open_onnx", watched)
+    assert verify(one, other, source(), held_out=True) == whole
+    assert events[1::2] == ["close"] * (len(events) // 2)
+    batches = -(-19 // 4)
+    assert events[: 4 * batches : 2] == [f"open {one.name}", f"open {other.name}"] * batches

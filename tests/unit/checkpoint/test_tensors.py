@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpusq_deploy.checkpoint.tensors import release
+from gpusq_deploy.checkpoint.tensors import drop_weights, release
 
 
 @pytest.mark.parametrize("mapped", [True, False])
@@ -19,3 +19,24 @@ def test_released_values_are_still_there(tmp_path: Path, shape: tuple[int, ...],
     assert torch.equal(loaded, values)
     release(loaded)
     assert torch.equal(loaded, values)
+
+
+def test_weights_are_dropped_whoever_else_holds_them() -> None:
+    module = torch.nn.Linear(64, 64)
+    held, shared = module.weight, module.weight.detach()
+    drop_weights(module)
+    assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
+    assert (module.weight.shape, module.in_features) == ((64, 64), 64)
+    assert held.untyped_storage().nbytes() == shared.untyped_storage().nbytes() == 0
+
+
+def test_dropping_mapped_weights_leaves_their_file_as_it_is(tmp_path: Path) -> None:
+    path, module = tmp_path / "w.pt", torch.nn.Linear(64, 64)
+    torch.save(module.state_dict(), path)
+    before = path.read_bytes()
+    mapped = torch.load(path, mmap=True, weights_only=True)
+    other = torch.nn.Linear(64, 64)
+    other.load_state_dict(mapped, assign=True)
+    drop_weights(other)
+    assert torch.equal(mapped["weight"], module.weight)
+    assert path.read_bytes() == before

@@ -196,3 +196,20 @@ def test_a_conv_says_how_many_kernel_positions_its_rows_have() -> None:
     conv = torch.nn.Conv2d(8, 6, (3, 2))
     (weight,) = layer_weights(torch.nn.Sequential(conv))
     assert (len(weight.rows), weight.positions) == (36, 6)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped where")
+def test_a_loaded_modules_weights_stay_where_they_are_in_the_file(tmp_path: Path) -> None:
+    path = tiny_models.write_vit(tmp_path / "model.pt")
+    module = load_checkpoint(path, arch=tiny_models.vit_spec()).module
+    assert {file_behind(parameter) for parameter in module.parameters()} == {str(path)}
+    assert {parameter.requires_grad for parameter in module.parameters()} == {False}
+
+
+def test_a_loaded_module_computes_in_float32_whatever_the_file_holds(tmp_path: Path) -> None:
+    path, state = tmp_path / "half.pt", tiny_models.vit().state_dict()
+    torch.save({name: value.half() for name, value in state.items()}, path)
+    loaded = load_checkpoint(path, arch=tiny_models.vit_spec()).module.state_dict()
+    for name, value in loaded.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, state[name].half().float())

@@ -14,6 +14,7 @@ import pytest
 import tiny_models
 
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.files import save_scratch
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.graph.lint import lint
 from gpusq_deploy.graph.mapped import MappedTensor, map_model, release
@@ -241,3 +242,21 @@ def test_a_node_that_its_operator_forbids_is_refused(tmp_path: Path, damage: Any
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
     with pytest.raises(GpusqError, match="fc"):
         map_model(tmp_path / "m.onnx")
+
+
+def test_what_is_written_is_let_go_of_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "g (float[B,64] x) => (float[B,64] y) { a = MatMul(x, w)\n b = MatMul(a, v)\n y = Add(b, small) }"
+    weights = {"w": BIG["float32"], "v": BIG["float32"] + 1, "small": np.ones(64, np.float32)}
+    model = map_model(saved(tmp_path / "m.onnx", tiny_models.graph(text, **weights)))
+    told: list[str] = []
+
+    def tell(tensor: MappedTensor) -> None:
+        told.append(str(tensor.name))
+
+    monkeypatch.setattr(MappedTensor, "release", tell)
+    save_scratch(model, tmp_path / "scratch.onnx")
+    assert told in (["w", "v"], ["v", "w"])
+    monkeypatch.undo()
+    again = map_model(tmp_path / "scratch.onnx").graph.initializers
+    for name, array in weights.items():
+        np.testing.assert_array_equal(array_of(again[name]), array)
