@@ -41,6 +41,7 @@ class CalibrateRequest:
     opset: int
     out: Path
     force: bool
+    state_dict: str | None = None
 
 
 def calibrate_checkpoint(request: CalibrateRequest, ranks: Ranks, reporter: Reporter) -> CalibrationTable:
@@ -54,7 +55,7 @@ def calibrate_checkpoint(request: CalibrateRequest, ranks: Ranks, reporter: Repo
     _require_place(request.out, force=request.force)
     recipe = load_recipe(request.recipe)
     reporter.say(f"loading {request.model}")
-    checkpoint = load_checkpoint(request.model, arch=request.arch)
+    checkpoint = load_checkpoint(request.model, arch=request.arch, state_dict=request.state_dict)
     source, _, _ = split_source(open_source(request.calib, checkpoint.preprocessing))
     reporter.say(f"exporting {checkpoint.arch} to ONNX opset {request.opset}")
     model = run_passes(export_float_model(checkpoint, batch=request.batch, opset=request.opset), CANONICAL)

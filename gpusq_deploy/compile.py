@@ -186,7 +186,9 @@ class Rewritten(NamedTuple):
 def _open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> Opened:
     """The checkpoint, pruned if that was asked for and 2:4 where that was, and the data to calibrate and verify on."""
     reporter.say(f"loading {request.model}")
-    checkpoint = load_checkpoint(request.model, arch=request.arch, allow_pickle=request.allow_pickle)
+    checkpoint = load_checkpoint(
+        request.model, arch=request.arch, allow_pickle=request.allow_pickle, state_dict=request.state_dict
+    )
     checkpoint = say_remarks(checkpoint, request, reporter)
     samples = open_samples(request, checkpoint)
     checkpoint = prune_as_asked(checkpoint, request, recipe, samples, reporter)

@@ -25,8 +25,8 @@ class BuildRequest:
 
     `pack` stores 2:4 INT8 weights in packed form too. `ranges` are those of gpusq-calibrate, or a TensorRT calibration
     cache; `calibrator` is for rules that name none. `recalibrate` sets recorded ranges aside.
-    `allow_pickle` runs code that the checkpoint names. `prune` makes the layers that should be sparse 2:4 first,
-    and `permute` orders channels for it.
+    `allow_pickle` runs code that the checkpoint names; `state_dict` chooses among several that it holds.
+    `prune` makes the layers that should be sparse 2:4 first, and `permute` orders channels for it.
     `sparse_outputs` wants INT8 outputs for sparse layers where that is predicted to hold.
     `min_sqnr` (dB) and `min_agreement` (a share) are what the verification must reach.
     """
@@ -48,6 +48,7 @@ class BuildRequest:
     calibrator: Calibrator = AMAX
     recalibrate: bool = False
     allow_pickle: bool = False
+    state_dict: str | None = None
     prune: PruneMethod | None = None
     permute: bool = False
     engine: EngineOptions = NO_OPTIONS

@@ -12,6 +12,7 @@ from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.finding import Finding
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityRecord, SparsityReport
 from gpusq_deploy.bundle import MODEL, damaged_files, read_bundle
+from gpusq_deploy.checkpoint.saved_folder import is_saved_folder
 from gpusq_deploy.explain import LayerExplanation, explain_layers, meaning_of
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.graph.lint import lint
@@ -32,23 +33,26 @@ class Validation:
     findings: tuple[Finding, ...]
 
 
-def validate(path: Path, *, arch: ArchSpec | None = None, recipe: Path | None = None) -> Validation:
+def validate(
+    path: Path, *, arch: ArchSpec | None = None, recipe: Path | None = None, state_dict: str | None = None
+) -> Validation:
     """Check whatever `path` is.
 
     Args:
-        path: A bundle's folder, an `.onnx` file, or a checkpoint.
+        path: A bundle's folder, an `.onnx` file, or a checkpoint, which may be a folder of save_pretrained.
         arch: The checkpoint's architecture, where it doesn't describe itself. Without one, every 2-D and 4-D
             `*.weight` of a state dict counts as a layer.
         recipe: Which layers should be 2:4 where the checkpoint doesn't say; None is the default recipe.
+        state_dict: Which of the checkpoint's state dicts, where it holds several.
 
     Raises:
         GpusqError: It can't be read.
     """
-    if path.is_dir():
+    if path.is_dir() and not is_saved_folder(path):
         return _validate_bundle(path)
     if path.suffix == ".onnx":
         return _validate_model(path, recipe)
-    return _validate_checkpoint(path, arch, recipe)
+    return _validate_checkpoint(path, arch, recipe, state_dict)
 
 
 def explanations(path: Path, result: Validation, target: Target) -> tuple[LayerExplanation, ...]:
@@ -96,10 +100,10 @@ def _validate_model(path: Path, recipe: Path | None) -> Validation:
     return _validation("ONNX model", report, lint(model), sparsity_asked=True)
 
 
-def _validate_checkpoint(path: Path, arch: ArchSpec | None, recipe: Path | None) -> Validation:
+def _validate_checkpoint(path: Path, arch: ArchSpec | None, recipe: Path | None, state_dict: str | None) -> Validation:
     from gpusq_deploy.checkpoint.weights import weights_in_file
 
-    weights, record = weights_in_file(path, arch)
+    weights, record = weights_in_file(path, arch, state_dict=state_dict)
     report = sparsity_report(weights, source=path.name, recipe=load_recipe(recipe), record=record)
     return _validation("checkpoint", report, [], sparsity_asked=True)
 

@@ -70,13 +70,16 @@ class StoredWeights:
     preprocessing: Preprocessing | None
 
 
-def load_checkpoint(path: Path, *, arch: ArchSpec | None = None, allow_pickle: bool = False) -> Checkpoint:
+def load_checkpoint(
+    path: Path, *, arch: ArchSpec | None = None, allow_pickle: bool = False, state_dict: str | None = None
+) -> Checkpoint:
     """Load a checkpoint: self-describing, a state dict, safetensors or an exported program. Nothing in it is executed.
 
     Args:
         path: The checkpoint; also a folder that transformers' save_pretrained wrote.
         arch: Its architecture; None where the file, or the config.json beside it, describes it.
         allow_pickle: Run code that the file names, where it can't be read otherwise; a remark says when that was done.
+        state_dict: Which of the file's state dicts, where it holds several; see `state_dict_in`.
 
     Raises:
         GpusqError: A bad file, no architecture, weights that don't fit it, or weights that aren't finite.
@@ -88,7 +91,7 @@ def load_checkpoint(path: Path, *, arch: ArchSpec | None = None, allow_pickle: b
         content, remarks = _content(path, allow_pickle=allow_pickle)
         if content.get("format") == SELF_DESCRIBING:
             return replace(_load_self_describing(path, content, arch), remarks=remarks)
-        reading = reading_of(content, place=str(path))
+        reading = reading_of(content, place=str(path), key=state_dict)
         reading = replace(reading, remarks=(*remarks, *reading.remarks))
     arch = _known(arch, place=str(path))
     module = _module_with_weights(arch, reading.state, place=str(path))
@@ -121,7 +124,7 @@ def _with_config(asked: ArchSpec | None, saved: ArchSpec) -> ArchSpec:
     return ArchSpec(source=asked.source, name=asked.name, arguments={**saved.arguments, **asked.arguments})
 
 
-def stored_weights(path: Path, *, arch: ArchSpec | None = None) -> StoredWeights:
+def stored_weights(path: Path, *, arch: ArchSpec | None = None, state_dict: str | None = None) -> StoredWeights:
     """The same checkpoint, its weights mapped where the file can be, in the types that they are stored in.
 
     Nobody has read them yet: whether they are finite is for `require_finite`.
@@ -129,6 +132,7 @@ def stored_weights(path: Path, *, arch: ArchSpec | None = None) -> StoredWeights
     Args:
         path: As for `load_checkpoint`.
         arch: As for `load_checkpoint`.
+        state_dict: As for `load_checkpoint`.
 
     Raises:
         GpusqError: See `load_checkpoint`.
@@ -147,7 +151,7 @@ def stored_weights(path: Path, *, arch: ArchSpec | None = None) -> StoredWeights
                 sparsity=_field(content, "sparsity", SparsityRecord | None, place),
                 preprocessing=_field(content, "preprocessing", Preprocessing, place),
             )
-        reading = reading_of(content, place=place)
+        reading = reading_of(content, place=place, key=state_dict)
     arch = _known(arch, place=place)
     named = _by_module_names(arch, reading.state)
     skeleton = _fitting_skeleton(arch, named, place=place)

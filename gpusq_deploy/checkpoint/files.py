@@ -19,7 +19,7 @@ from gpusq_deploy.checkpoint.adapters.semi_structured import SAFE_CLASSES
 from gpusq_deploy.errors import GpusqError
 
 SELF_DESCRIBING = "gpusq.checkpoint/1"
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema")
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "state_dict_ema")
 _PREFIXES = ("module.", "_orig_mod.")
 _COPY_AGAIN = "copy or download the file again, and compare its size or digest with the original's"
 _SAVE_AGAIN = "save the weights alone: torch.save(model.state_dict(), 'weights.pt'), or use safetensors"
@@ -68,20 +68,33 @@ def run_checkpoint_file(path: Path) -> Mapping[str, Any]:
     return cast("dict[str, Any]", content)
 
 
-def state_dict_in(content: Mapping[str, Any], *, place: str) -> tuple[dict[str, torch.Tensor], str]:
+def state_dict_in(
+    content: Mapping[str, Any], *, place: str, key: str | None = None
+) -> tuple[dict[str, torch.Tensor], str]:
     """The state dict, out of the layouts that training tools write.
+
+    Args:
+        content: The file's content.
+        place: The file, for errors.
+        key: Which of its state dicts; None for the first that there is of `state_dict`, `model`, `model_state_dict` and
+            those that hold averages, or the content itself.
 
     Returns:
         Tensors by name without `module.` and `_orig_mod.` prefixes, and the layout found in words.
 
     Raises:
-        GpusqError: There is no mapping from names to tensors.
+        GpusqError: There is no mapping from names to tensors, or none under `key`.
     """
-    layout = "state dict"
-    for wrapper in _WRAPPERS:
-        if isinstance(content.get(wrapper), Mapping):
-            content, layout = content[wrapper], f"state dict under {wrapper!r}"
-            break
+    layout, held = "state dict", state_dicts_in(content)
+    if key is not None and key not in held:
+        raise GpusqError(
+            f"the file has no state dict under {key!r}",
+            place=place,
+            hint=f"it has {', '.join(held)}" if held else "leave out --state-dict",
+        )
+    wrapper = key or next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
+    if wrapper is not None:
+        content, layout = content[wrapper], f"state dict under {wrapper!r}"
     strangers = [repr(name) for name, value in content.items() if not _is_named_tensor(name, value)]
     if strangers or not content:
         found = ", ".join(strangers[:5]) or "nothing"
@@ -91,6 +104,18 @@ def state_dict_in(content: Mapping[str, Any], *, place: str) -> tuple[dict[str, 
             hint=_SAVE_AGAIN,
         )
     return _without_prefixes(content), layout
+
+
+def state_dicts_in(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Keys of the file's entries that are mappings from names to tensors: the weights, and averages of them."""
+    return tuple(name for name, value in content.items() if _is_state_dict(value))
+
+
+def _is_state_dict(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    entries = cast("Mapping[object, object]", value)
+    return bool(entries) and all(_is_named_tensor(name, entry) for name, entry in entries.items())
 
 
 def _is_named_tensor(name: object, value: object) -> bool:

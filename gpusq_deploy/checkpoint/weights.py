@@ -46,7 +46,9 @@ def rows_of(tensor: torch.Tensor) -> npt.NDArray[Any]:
     return values if values.ndim == 2 else rows_from_conv(values)
 
 
-def weights_in_file(path: Path, arch: ArchSpec | None) -> tuple[Iterable[LayerWeight], SparsityRecord | None]:
+def weights_in_file(
+    path: Path, arch: ArchSpec | None, *, state_dict: str | None = None
+) -> tuple[Iterable[LayerWeight], SparsityRecord | None]:
     """Weighted layers of a checkpoint, to be read once and one after another, and its sparsity record.
 
     A state dict without an architecture still has names and shapes: each 2-D `*.weight` is taken for a Linear, each
@@ -60,12 +62,13 @@ def weights_in_file(path: Path, arch: ArchSpec | None) -> tuple[Iterable[LayerWe
     described = arch is not None or saved_folder(path) is not None
     content = None if described else read_checkpoint_file(path)
     if content is None or content.get("format") == SELF_DESCRIBING:
-        stored = stored_weights(path, arch=arch)
+        stored = stored_weights(path, arch=arch, state_dict=state_dict)
         if all(name in stored.state for name, _ in _layers(stored.skeleton)):
             return _finite(stored, place=str(path)), stored.sparsity
-        checkpoint = load_checkpoint(path, arch=arch)  # a parametrised weight: only the module can compute it
+        # A parametrised weight: only the module can compute it.
+        checkpoint = load_checkpoint(path, arch=arch, state_dict=state_dict)
         return tuple(layer_weights(checkpoint.module)), checkpoint.sparsity
-    reading = reading_of(content, place=str(path))
+    reading = reading_of(content, place=str(path), key=state_dict)
     return _guessed(dict(reading.state)), reading.sparsity
 
 

@@ -107,6 +107,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     model: Path,
     arch: str | None,
     arch_args: tuple[str, ...],
+    state_dict: str | None,
     int8: bool,
     fp8: bool,
     int4: bool,
@@ -185,6 +186,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         request = BuildRequest(
             model=model,
             arch=chosen_arch(arch, arch_args),
+            state_dict=state_dict,
             int8=quantized is not None,
             sparse=sparse,
             remainder=remainder,

@@ -44,6 +44,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     model: Path,
     arch: str | None,
     arch_args: tuple[str, ...],
+    state_dict: str | None,
     recipe: Path | None,
     calib: str,
     calibrator: CalibratorName,
@@ -68,6 +69,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     request = CalibrateRequest(
         model=model,
         arch=chosen_arch(arch, arch_args),
+        state_dict=state_dict,
         recipe=recipe,
         calib=calib,
         calibrator=Calibrator(name=calibrator),

@@ -56,8 +56,11 @@ def echo_json(content: dict[str, Any]) -> None:
 
 
 def arch_options(command: _Function) -> _Function:
-    """`--arch` and `--arch-arg`, for commands that load a checkpoint; see `chosen_arch`."""
+    """`--arch` and `--arch-arg`, for commands that load a checkpoint, see `chosen_arch`; and `--state-dict`."""
     for option in (
+        click.option(
+            "--state-dict", metavar="NAME", help="Which state dict of MODEL, where it holds several, such as model_ema."
+        ),
         click.option(
             "--arch-arg", "arch_args", multiple=True, metavar="K=V", help="Argument of the architecture; repeatable."
         ),

@@ -63,6 +63,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     model: Path,
     arch: str | None,
     arch_args: tuple[str, ...],
+    state_dict: str | None,
     data: Path,
     method: PruneMethod,
     prune_images: int,
@@ -89,6 +90,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     request = CompressRequest(
         model=model,
         arch=chosen_arch(arch, arch_args),
+        state_dict=state_dict,
         data=data,
         held_out=held_out,
         dense=dense,

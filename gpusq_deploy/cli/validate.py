@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpusq_deploy.cli.common import chosen_arch, echo_json, run_command, say
+from gpusq_deploy.cli.common import arch_options, chosen_arch, echo_json, run_command, say
 from gpusq_deploy.cli.repair import print_repair
 
 if TYPE_CHECKING:
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.pass_context
 @click.argument("path", metavar="MODEL|BUNDLE", type=click.Path(path_type=Path))
-@click.option("--arch", metavar="SPEC", help="Architecture of a checkpoint that doesn't describe itself.")
-@click.option("--arch-arg", "arch_args", multiple=True, metavar="K=V", help="Argument of the architecture; repeatable.")
+@arch_options
 @click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE|NAME", help="Which layers should be 2:4.")
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="Explain each layer for this GPU; repeatable.")
 @click.option("--repair", "out", type=click.Path(path_type=Path), metavar="OUT", help="Write a mended checkpoint.")
@@ -42,6 +41,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     *,
     arch: str | None,
     arch_args: tuple[str, ...],
+    state_dict: str | None,
     recipe: Path | None,
     targets: tuple[str, ...],
     out: Path | None,
@@ -61,6 +61,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     spec = chosen_arch(arch, arch_args)
     repair = None
     if out is not None:
+        if state_dict is not None:
+            raise click.UsageError("--repair mends the state dict that is taken by itself: save the other one alone")
         from gpusq_deploy.compress.repair import RepairRequest, repair_checkpoint
 
         request = RepairRequest(
@@ -70,7 +72,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         path = out if repair.file else path
     else:
         _refuse_repair_options(context)
-    result = validate(path, arch=spec, recipe=recipe)
+    result = validate(path, arch=spec, recipe=recipe, state_dict=state_dict)
     explained = [explanations(path, result, gpu) for gpu in gpus]
     if as_json:
         _echo_json(path, result, explained, repair)

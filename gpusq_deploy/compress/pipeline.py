@@ -57,6 +57,7 @@ class CompressRequest:
     method: PruneMethod = "magnitude"
     prune_images: int = 128
     permute: bool = False
+    state_dict: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +108,7 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
         GpusqError: The output exists, a bad checkpoint or folder, labels that don't fit the model, or divergence.
     """
     _require_place(request)
-    checkpoint = load_checkpoint(request.model, arch=request.arch)
+    checkpoint = load_checkpoint(request.model, arch=request.arch, state_dict=request.state_dict)
     _require_dense(checkpoint, request)
     choice = prunable_layers(checkpoint.module, request.dense, convolutions=request.convolutions)
     training = request.training

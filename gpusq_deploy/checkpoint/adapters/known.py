@@ -7,19 +7,26 @@ from typing import Any
 
 from gpusq_deploy.checkpoint.adapters.masks import read_asp_masks
 from gpusq_deploy.checkpoint.adapters.quantizers import read_quantizers
-from gpusq_deploy.checkpoint.adapters.reading import Reading
+from gpusq_deploy.checkpoint.adapters.reading import Reading, some
 from gpusq_deploy.checkpoint.adapters.semi_structured import read_semi_structured
-from gpusq_deploy.checkpoint.files import state_dict_in
+from gpusq_deploy.checkpoint.files import state_dict_in, state_dicts_in
 
 
-def reading_of(content: Mapping[str, Any], *, place: str) -> Reading:
+def reading_of(content: Mapping[str, Any], *, place: str, key: str | None = None) -> Reading:
     """A file's state dict through every adapter. What no adapter knows stays as it is.
 
+    Args:
+        content: The file's content.
+        place: The file, for errors.
+        key: Which of its state dicts; see `state_dict_in`.
+
     Raises:
-        GpusqError: There is no state dict, or what an adapter recognises can't be used.
+        GpusqError: There is no such state dict, or what an adapter recognises can't be used.
     """
-    state, layout = state_dict_in(content, place=place)
-    reading = read_semi_structured(Reading(state=state, layout=layout), place=place)
+    state, layout = state_dict_in(content, place=place, key=key)
+    others = [name for name in state_dicts_in(content) if repr(name) not in layout]
+    told = (f"{layout}; not taken, though it is there: {some(others)} (--state-dict NAME takes it)",) if others else ()
+    reading = read_semi_structured(Reading(state=state, layout=layout, remarks=told), place=place)
     # Ranges of weights are those of the pruned ones.
     reading = read_asp_masks(reading, place=place)
     return read_quantizers(reading, content, place=place)

@@ -17,8 +17,9 @@ import safetensors.torch
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.checkpoint.adapters.known import reading_of
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
-from gpusq_deploy.checkpoint.files import read_checkpoint_file, state_dict_in
+from gpusq_deploy.checkpoint.files import read_checkpoint_file, state_dict_in, state_dicts_in
 from gpusq_deploy.errors import GpusqError
 
 Refused = Callable[..., GpusqError]
@@ -176,7 +177,7 @@ def test_a_dictionary_without_named_tensors_is_refused(
     assert named in error.what
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict", "model_ema"])
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict", "model_ema", "state_dict_ema"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 def test_the_layouts_of_training_tools_are_read(tmp_path: Path, wrapper: str, prefix: str) -> None:
     inner = collections.OrderedDict((prefix + name, tensor) for name, tensor in SMALL.items())
@@ -291,3 +292,25 @@ def test_a_few_bytes_that_claim_to_be_many_weights_are_refused(tmp_path: Path, r
     error = refused(path)
     assert "norm.weight is [1000000000000], expected [64]" in error.what
     assert "of that shape the file has" in error.what
+
+
+def test_of_several_state_dicts_the_own_weights_are_taken_and_the_averages_by_name() -> None:
+    averages = {name: tensor + 1 for name, tensor in SMALL.items()}
+    content: dict[str, Any] = {"epoch": 3, "model_ema": averages, "model": SMALL, "optimizer": {"state": {}}}
+    assert state_dicts_in(content) == ("model_ema", "model")
+    assert same(state_dict_in(content, place="here")[0], SMALL)
+    got, layout = state_dict_in(content, place="here", key="model_ema")
+    assert same(got, averages)
+    assert layout == "state dict under 'model_ema'"
+    with pytest.raises(GpusqError, match="no state dict under 'optimizer'") as caught:
+        state_dict_in(content, place="here", key="optimizer")
+    assert caught.value.hint == "it has model_ema, model"
+
+
+def test_what_is_not_taken_is_told() -> None:
+    content = {"model": SMALL, "model_ema": SMALL}
+    assert reading_of(content, place="here").remarks == (
+        "state dict under 'model'; not taken, though it is there: model_ema (--state-dict NAME takes it)",
+    )
+    assert "not taken, though it is there: model " in reading_of(content, place="here", key="model_ema").remarks[0]
+    assert reading_of({"model": SMALL}, place="here").remarks == ()

@@ -19,6 +19,7 @@ from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.checkpoint.saved_folder import is_saved_folder
 from gpusq_deploy.checkpoint.weights import weights_in_file
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.validate import validate
 
 VIT = {
     "image_size": 32,
@@ -97,6 +98,9 @@ def test_the_two_to_four_check_sees_its_layers(tmp_path: Path) -> None:
     weights, record = weights_in_file(tmp_path, None)
     assert record is None
     assert "vit.layers.0.attention.q_proj" in {weight.layer for weight in weights}
+    checked = validate(tmp_path)
+    assert checked.kind == "checkpoint"
+    assert "vit.layers.0.attention.q_proj" in {layer.layer for layer in checked.sparsity.layers}
 
 
 @pytest.mark.slow
