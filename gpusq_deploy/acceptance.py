@@ -44,12 +44,14 @@ def require_checkable(request: BuildRequest, model: ir.Model) -> None:
 
 
 def shortfalls(verification: Verification | None, request: BuildRequest) -> tuple[str, ...]:
-    """What was asked and not reached, one sentence each."""
+    """What was asked and not reached, one sentence each; `--min-sqnr` is asked of every output."""
     if verification is None:
         return ()
     missed: list[str] = []
-    if request.min_sqnr is not None and verification.sqnr_db < request.min_sqnr:
-        missed.append(f"SQNR {verification.sqnr_db:.6g} dB is below --min-sqnr {request.min_sqnr:g}")
+    outputs = (("", verification.sqnr_db), *((f" of {other.tensor}", other.sqnr_db) for other in verification.others))
+    for which, decibels in outputs:
+        if request.min_sqnr is not None and decibels < request.min_sqnr:
+            missed.append(f"SQNR{which} {decibels:.6g} dB is below --min-sqnr {request.min_sqnr:g}")
     agreement = verification.top1_agreement
     if request.min_agreement is not None and agreement is not None and agreement < request.min_agreement:
         missed.append(f"top-1 agreement {agreement:.6g} is below --min-agreement {request.min_agreement:g}")

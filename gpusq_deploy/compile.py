@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-import onnx_ir as ir
 
 from gpusq_deploy.acceptance import refuse, require_checkable, shortfalls
 from gpusq_deploy.artifacts.base import digest_of_file
@@ -47,7 +46,7 @@ from gpusq_deploy.manifest import make_manifest
 from gpusq_deploy.mixing import decide
 from gpusq_deploy.outputs import Outputs
 from gpusq_deploy.packed import DENSE, lacks_dense
-from gpusq_deploy.packing import pack_projections
+from gpusq_deploy.packing import Packed, pack_projections
 from gpusq_deploy.passes.attention_scale import AttentionScale
 from gpusq_deploy.passes.base import Pass, run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
@@ -105,27 +104,19 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
     require_place(request.out, force=request.force)
     recipe = expressible_recipe(request)
 
-    checkpoint, data = _open_inputs(request, recipe, reporter)
-    reporter.say(f"exporting {checkpoint.arch} to ONNX opset {request.opset}")
-    model = run_passes(export_float_model(checkpoint, batch=request.batch, opset=request.opset), CANONICAL)
-    require_checkable(request, model)
-    layers = weighted_layers(model)
-    stored = sparsity_report(
-        graph_weights(model, layers), source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity
-    )
-    if request.sparse:
-        require_sparse(stored, command=repair_command(request))
+    opened = _open_inputs(request, recipe, reporter)
+    packed = _export(request, recipe, opened.checkpoint, reporter)
 
     with new_bundle(request.out, force=request.force) as folder, tempfile.TemporaryDirectory() as scratch:
         float_file, built_file = Path(scratch) / MODEL, folder / MODEL
-        save_scratch(model, float_file)
-        difference = check_export(checkpoint, float_file, request.batch, reporter)
-        drop_weights(checkpoint.module)  # from here on they are the graph's
+        save_scratch(packed.model, float_file)
+        difference = check_export(opened.checkpoint, float_file, request.batch, reporter)
+        drop_weights(opened.checkpoint.module)  # from here on they are the graph's
 
-        plan, table, kept, step = _rewrite(model, stored, Opened(checkpoint, data), request, folder, reporter)
+        plan, table, kept = _rewrite(packed, opened, request, recipe, folder, reporter)
         give_back()
 
-        verification = verify_built(float_file, built_file, data, plan, reporter)
+        verification = verify_built(float_file, built_file, opened.data, plan, reporter)
         missed = shortfalls(verification, request)
         engines_asked = EngineRequest(
             folder=folder,
@@ -144,7 +135,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             engines=engines,
             skipped=skipped,
             shortfalls=missed,
-            cost=estimate_cost(engines_asked, engines, run_passes(model, [step])),
+            cost=estimate_cost(engines_asked, engines, packed.model),
         )
         write_value(folder, PLAN, with_estimates(plan, receipt.cost))
         write_value(folder, RECEIPT, receipt)
@@ -152,7 +143,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             write_value(folder, CALIBRATION, table)
         manifest = make_manifest(
             request,
-            checkpoint,
+            opened.checkpoint,
             map_model(built_file),
             sparsity=kept,
             export_difference=difference,
@@ -172,15 +163,11 @@ class Opened(NamedTuple):
 
 
 class Rewritten(NamedTuple):
-    """What is left of a graph that was rewritten and saved: nothing of its weights.
-
-    `step` is the pass that packed its projections.
-    """
+    """What is left of a graph that was rewritten and saved: nothing of its weights."""
 
     plan: Plan
     table: CalibrationTable | None
     kept: SparsityReport
-    step: Pass
 
 
 def _open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> Opened:
@@ -201,30 +188,38 @@ def _open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> O
     return Opened(checkpoint, find_data(request, checkpoint, samples, recipe))
 
 
+def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, reporter: Reporter) -> Packed:
+    """The canonical float graph, with those projections packed that the recipe and 2:4 allow to be."""
+    reporter.say(f"exporting {checkpoint.arch} to ONNX opset {request.opset}")
+    model = run_passes(export_float_model(checkpoint, batch=request.batch, opset=request.opset), CANONICAL)
+    require_checkable(request, model)
+    stored = sparsity_report(
+        graph_weights(model, weighted_layers(model)),
+        source=checkpoint.file,
+        recipe=recipe,
+        record=checkpoint.sparsity,
+    )
+    if request.sparse:
+        require_sparse(stored, command=repair_command(request))
+    return pack_projections(model, stored, recipe, checkpoint.sparsity)
+
+
 def _rewrite(
-    model: ir.Model,
-    stored: SparsityReport,
-    opened: Opened,
-    request: BuildRequest,
-    folder: Path,
-    reporter: Reporter,
+    packed: Packed, opened: Opened, request: BuildRequest, recipe: Recipe, folder: Path, reporter: Reporter
 ) -> Rewritten:
     """Calibrate, decide and rewrite the float graph; what is built goes into the bundle's folder."""
-    (checkpoint, data), recipe, layers = opened, expressible_recipe(request), weighted_layers(model)
+    model, data, layers = packed.model, opened.data, weighted_layers(packed.model)
     wanted = layers_to_quantize(layers, recipe) if request.int8 else ()
     how = Wanted(
         layers=wanted,
         recipe=recipe,
         calibrators=calibrators_for(wanted, recipe, usual=request.calibrator),
         remainder=request.remainder,
-        outputs=Outputs(wish=request.sparse_outputs, sparsity=stored),
+        outputs=Outputs(wish=request.sparse_outputs, sparsity=packed.stored),
     )
-    packed = pack_projections(
-        prepare(model, layers, how, data, subject_of(checkpoint), reporter), stored, recipe, checkpoint.sparsity
-    )
-    prepared, table = packed.prepared, packed.prepared.table
+    prepared = prepare(model, layers, how, data, packed.renamed(subject_of(opened.checkpoint)), reporter)
     asked = PlanRequest(recipe=recipe, int8=request.int8, sparse=request.sparse, remainder=request.remainder)
-    wide = find_wide(prepared.model, table, data, asked.remainder, reporter)
+    wide = find_wide(prepared.model, prepared.table, data, asked.remainder, reporter)
     plan, rounded = decide(prepared, asked, packed.stored, wide, data, reporter)
     plan = packed.noted(plan)
     require_possible(plan, request.targets)
@@ -233,7 +228,7 @@ def _rewrite(
     if request.pack:
         pack_weights(built, kept, folder, reporter)
     save_model(built, folder / MODEL)
-    return Rewritten(plan, table, kept, packed.step)
+    return Rewritten(plan, prepared.table, kept)
 
 
 def unpack_bundle(path: Path, reporter: Reporter) -> Bundle:

@@ -51,6 +51,7 @@ class Compared:
     Attributes:
         images: Samples that both answered.
         output: Sums over the first output.
+        others: Sums over each further output of floats, by its name in the float graph.
         agreement: Share of samples whose largest logit is the same class; None unless that output is [N, classes].
         sites: Sums over each tensor that was looked at.
         first: The first batch and the built graph's answer to it, for another look.
@@ -58,13 +59,14 @@ class Compared:
 
     images: int
     output: ErrorSums
+    others: Mapping[str, ErrorSums]
     agreement: float | None
     sites: Mapping[Site, ErrorSums]
     first: tuple[npt.NDArray[np.float32], Array]
 
 
 def compare(pair: Pair, source: DataSource, sites: Sequence[Site] = ()) -> Compared:
-    """Compare the first output, and the given tensors, on every sample.
+    """Compare the outputs, and the given tensors, on every sample.
 
     Raises:
         GpusqError: One of the two computes NaN or infinity, or no sample can be read.
@@ -111,7 +113,8 @@ class _Seen:
     def add(self, batch: npt.NDArray[np.float32], expected: Mapping[str, Array], got: Mapping[str, Array]) -> None:
         # The two give their outputs in the same order; that a graph's own output has the same name isn't promised.
         for name, one, other in zip(expected, expected.values(), got.values(), strict=True):
-            self.outputs.setdefault(name, []).append(error_sums(one, other))
+            if not self.outputs or name in self.outputs or _is_compared(one):
+                self.outputs.setdefault(name, []).append(error_sums(one, other))
         one, other = next(iter(expected.values())), next(iter(got.values()))
         if one.ndim == 2:
             self.agreement.append(top1_agreement(one, other) * len(one))
@@ -122,9 +125,11 @@ class _Seen:
         assert self.first is not None, "a source without a readable sample is refused by its batches"
         output = joined(next(iter(self.outputs.values())))
         images = len(output.signal)
+        taps = {f"{site.tensor}{VALUES_SUFFIX}" for site in sites}
         return Compared(
             images=images,
             output=output,
+            others={name: joined(sums) for name, sums in [*self.outputs.items()][1:] if name not in taps},
             agreement=sum(self.agreement) / images if self.agreement else None,
             sites={site: joined(self.outputs[f"{site.tensor}{VALUES_SUFFIX}"]) for site in sites},
             first=self.first,
@@ -177,22 +182,38 @@ def _batch_size(*graphs: Path) -> int:
 def _run(session: Session, batch: npt.NDArray[np.float32]) -> dict[str, Array]:
     fixed = session.inputs[0].shape[0]
     feed = filled(batch, fixed if fixed > 0 else None)
-    return {name: value[: len(batch)] for name, value in session.run({session.inputs[0].name: feed}).items()}
+    answers = session.run({session.inputs[0].name: feed})
+    return {name: value[: len(batch)] if value.ndim else value for name, value in answers.items()}
+
+
+def _is_compared(output: Array) -> bool:
+    """Whether it is of samples: floats, with an axis for them."""
+    return output.ndim > 0 and bool(np.issubdtype(output.dtype, np.floating))
 
 
 def _require_finite(expected: Mapping[str, Array], got: Mapping[str, Array], pair: Pair, source: DataSource) -> None:
-    if not np.isfinite(next(iter(expected.values()))).all():
+    """Of what the graphs answer; a tensor inside may be infinite where a later one isn't."""
+    own = {name: other for name, other in zip(expected, got.values(), strict=True) if not name.endswith(VALUES_SUFFIX)}
+    first = next(iter(own))
+    if expected[first].ndim == 0:
         raise GpusqError(
-            "the float graph computes NaN or infinity",
-            place=source.name,
-            hint="check the weights and the preprocessing",
+            f"the first output, {first}, is one number, not one of each sample",
+            place=pair.reference.name,
+            hint="let the model answer with tensors whose first axis is the batch",
         )
-    if not np.isfinite(next(iter(got.values()))).all():
-        raise GpusqError(
-            "the built graph computes NaN or infinity where the float graph doesn't",
-            place=pair.built.name,
-            hint="an activation outgrows the remainder's type: build with --bf16 or --fp32",
-        )
+    for name, other in own.items():
+        if not np.isfinite(expected[name]).all():
+            raise GpusqError(
+                f"the float graph computes NaN or infinity in {name}",
+                place=source.name,
+                hint="check the weights and the preprocessing",
+            )
+        if not np.isfinite(other).all():
+            raise GpusqError(
+                f"the built graph computes NaN or infinity in {name}, where the float graph doesn't",
+                place=pair.built.name,
+                hint="an activation outgrows the remainder's type: build with --bf16 or --fp32",
+            )
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:

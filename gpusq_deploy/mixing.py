@@ -114,7 +114,8 @@ def left_float(
         return dict.fromkeys((layer.node for layer in first), f"{_KERNEL}; nothing was measured: no other layer fits")
     noise = measured()
     chosen: dict[str, str] = {}
-    for layers, reason in ((first, _KERNEL), (known, "of what fits, it is among the layers whose noise sums to most")):
+    noisy = [layer for layer in known if noise[layer.node] > 0]
+    for layers, reason in ((first, _KERNEL), (noisy, "of what fits, it is among the layers whose noise sums to most")):
         for layer in _fitting([layer for layer in layers if layer.node not in chosen], noise, budget):
             chosen[layer.node] = f"{reason}; {_alone(noise[layer.node])}"
             budget -= layer.macs

@@ -6,69 +6,77 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
+import onnx_ir as ir
 
 from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityRecord, SparsityReport
-from gpusq_deploy.calibration.moments import ChannelMoments
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.pack_projections import PackProjections, Triple, find_projections
-from gpusq_deploy.placing import Prepared
-from gpusq_deploy.quantisation import Ready
+from gpusq_deploy.ranges import Subject
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.sparsity import sparsity_report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
-    """What the plan is made from, with packed projections.
+    """A float graph with packed projections.
 
     Attributes:
-        prepared: The graph and its layers; the layer of a packed product is called `attention.q_proj+k_proj+v_proj`.
-        stored: The 2:4 state of those layers.
-        step: The pass that was run.
-        notes: What was packed, and what wasn't and why, for the plan.
+        model: The graph; the layer of a packed product is called `attention.q_proj+k_proj+v_proj`.
+        stored: The 2:4 state of its layers.
+        chosen: What was packed.
+        notes: That, and what wasn't and why, for the plan.
     """
 
-    prepared: Prepared
+    model: ir.Model
     stored: SparsityReport
-    step: PackProjections
-    notes: tuple[str, ...]
+    chosen: tuple[Triple, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def noted(self, plan: Plan) -> Plan:
         """The plan with these notes."""
         return msgspec.structs.replace(plan, notes=(*plan.notes, *self.notes))
 
+    def renamed(self, subject: Subject) -> Subject:
+        """A subject with the recorded ranges of this graph's layers: a packed one has the largest of its parts'."""
+        ranges, origins = dict(subject.ranges), dict(subject.origins)
+        for triple in self.chosen:
+            parts = [name for name in triple.modules if name in ranges]
+            if parts:
+                widest = max(parts, key=lambda name: subject.ranges[name])
+                ranges[triple.packed] = subject.ranges[widest]
+                if widest in origins:
+                    origins[triple.packed] = origins[widest]
+                for name in parts:
+                    del ranges[name]
+        return replace(subject, ranges=ranges, origins=origins)
 
-def pack_projections(
-    prepared: Prepared, stored: SparsityReport, recipe: Recipe, record: SparsityRecord | None
-) -> Packed:
+
+def pack_projections(model: ir.Model, stored: SparsityReport, recipe: Recipe, record: SparsityRecord | None) -> Packed:
     """Pack every triple whose three layers, and the packed one by its name, are decided alike.
 
     Args:
-        prepared: The float graph with its ranges; q, k and v read one tensor, so theirs is the packed product's.
+        model: The canonical float graph; left as it is.
         stored: The 2:4 state of its layers.
         recipe: One of its rules must decide all of a triple: a rule for `*.q_proj` alone keeps it apart.
         record: Which layers the checkpoint says are 2:4.
     """
-    found = find_projections(prepared.model)
+    found = find_projections(model)
     states = {state.layer: state for state in stored.layers}
     reasons = {triple: _against(triple, recipe, states) for triple in found}
-    step = PackProjections(tuple(triple for triple in found if not reasons[triple]))
+    chosen = tuple(triple for triple in found if not reasons[triple])
     notes = _notes(reasons)
-    if not step.chosen:
-        return Packed(prepared=prepared, stored=stored, step=step, notes=notes)
-    model = run_passes(prepared.model, [step])
-    layers = weighted_layers(model)
+    if not chosen:
+        return Packed(model=model, stored=stored, notes=notes)
+    packed = run_passes(model, [PackProjections(chosen)])
     report = sparsity_report(
-        graph_weights(model, layers), source=stored.source, recipe=recipe, record=_with_packed(record, step.chosen)
+        graph_weights(packed, weighted_layers(packed)),
+        source=stored.source,
+        recipe=recipe,
+        record=_with_packed(record, chosen),
     )
-    ready = prepared.ready
-    if ready is not None:
-        ready = replace(ready, model=model, layers=layers, moments=_moments(ready, step.chosen))
-    return Packed(
-        prepared=replace(prepared, model=model, layers=layers, ready=ready), stored=report, step=step, notes=notes
-    )
+    return Packed(model=packed, stored=report, chosen=chosen, notes=notes)
 
 
 def _against(triple: Triple, recipe: Recipe, states: Mapping[str, LayerSparsity]) -> str:
@@ -87,12 +95,6 @@ def _with_packed(record: SparsityRecord | None, chosen: Sequence[Triple]) -> Spa
         return None
     packed = tuple(triple.packed for triple in chosen if set(triple.modules) <= set(record.layers))
     return SparsityRecord(method=record.method, layers=(*record.layers, *packed))
-
-
-def _moments(ready: Ready, chosen: Sequence[Triple]) -> dict[str, ChannelMoments]:
-    """The packed product reads what its first part read."""
-    packed = {triple.node: ready.moments[triple.nodes[0]] for triple in chosen if triple.nodes[0] in ready.moments}
-    return {**ready.moments, **packed}
 
 
 def _notes(reasons: Mapping[Triple, str]) -> tuple[str, ...]:

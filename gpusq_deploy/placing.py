@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts.calibration import CalibrationTable
+from gpusq_deploy.artifacts.calibration import CalibrationTable, TensorRange
 from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.calibration.int4 import fitted_weights, layers_to_fit
 from gpusq_deploy.calibration.observe import Observing
@@ -138,18 +138,20 @@ def place_outputs(
     sites = [site for layer in candidates if (site := output_site(ready.model, layer)) is not None]
     if not candidates:
         return ready, ()
-    if not data.real:
+    if sites and not data.real:
         raise GpusqError(
             "INT8 outputs need ranges that neither the checkpoint nor --ranges holds",
             place=f"recipe {recipe.name}",
             hint="add --calib FOLDER",
         )
-    reporter.say(f"{len(candidates)} layers may write INT8: looking at the data again")
-    found = _ranges(ready.model, sites, data, subject, reporter)
+    found: tuple[TensorRange, ...] = ()
+    if sites:
+        reporter.say(f"{len(sites)} layers may write INT8: looking at the data again")
+        found = _ranges(ready.model, sites, data, subject, reporter).ranges
     headroom = {layer.layer: rule_of(recipe, layer).headroom for layer in candidates}
     ranges = [
         msgspec.structs.replace(entry, amax=entry.amax * (1 + headroom[site.module]))
-        for entry, site in zip(found.ranges, sites, strict=True)
+        for entry, site in zip(found, sites, strict=True)
     ]
     amax = {entry.tensor: entry.amax for entry in ranges}
     chosen = choose_outputs(ready.model, candidates, recipe, outputs.wish, (amax, ready.moments))

@@ -104,7 +104,10 @@ def _switch(
     node = next(node for node in model.graph if node.name == layer.node)
     rows = weight_rows(model, layer).astype(np.float32)
     if rounded is None:
-        scale = scale_from_amax(amax_per_channel(rows, 0), dtype=stored).astype(np.float32)
+        amax = amax_per_channel(rows, 0)
+        if decision.weight is not None and decision.weight.one_scale:
+            amax = np.full_like(amax, amax.max())
+        scale = scale_from_amax(amax, dtype=stored).astype(np.float32)
         rounded = RoundedWeight(codes=quantize(rows, scale, axis=0), scale=scale, bias=None)
     by_rows = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
     weight = rows if by_rows else np.ascontiguousarray(rows.T)

@@ -19,7 +19,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.blocks import Site, block_sites, layer_sites
 from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.graph.memory import large_blocks_given_back
-from gpusq_deploy.numerics.error import sqnr_db
+from gpusq_deploy.numerics.error import ErrorSums, sqnr_db
 
 _BLOCKS_LOOKED_INTO = 2
 _LAYER_SAMPLES = 4
@@ -50,7 +50,7 @@ def split_source(source: DataSource) -> tuple[DataSource, DataSource, bool]:
 
 @large_blocks_given_back()
 def verify(float_model: Path, built_model: Path, source: DataSource, *, held_out: bool) -> Verification:
-    """Run both models on every sample; compare the first output, and what leaves the blocks inside.
+    """Run both models on every sample; compare their outputs, and what leaves the blocks inside.
 
     Two axes of the first output are taken for [N, classes]. The blocks that add most noise are looked into: their
     layers are compared on the first few samples.
@@ -79,6 +79,7 @@ def verify(float_model: Path, built_model: Path, source: DataSource, *, held_out
         fused_sqnr_db=fused,
         fused_images=0 if fused is None else len(seen.first[0]),
         blocks=_drifts(seen),
+        others=tuple(_drift("", name, sums) for name, sums in seen.others.items()),
         note="; ".join(filter(None, [_note(seen, source, held_out=held_out), why_not, _rewritten(blocks, common)])),
     )
     return _with_layers(found, pair, model, source)
@@ -108,7 +109,9 @@ def require_same(reference: Array, got: Array, *, place: str) -> float:
 
 def _with_layers(found: Verification, pair: Pair, model: ir.Model, source: DataSource) -> Verification:
     worst = [block.module for block in found.noisiest(_BLOCKS_LOOKED_INTO)]
-    sites = in_both(pair, [site for site in layer_sites(model, worst) if site.module not in worst])
+    wanted = [site for site in layer_sites(model, worst) if site.module not in worst]
+    sites = in_both(pair, wanted)
+    found = msgspec.structs.replace(found, note="; ".join(filter(None, [found.note, _rewritten(wanted, sites)])))
     if not sites:
         return found
     few = Selection(source=source, indices=list(range(min(len(source), _LAYER_SAMPLES))))
@@ -117,15 +120,16 @@ def _with_layers(found: Verification, pair: Pair, model: ir.Model, source: DataS
 
 
 def _drifts(seen: Compared) -> tuple[Drift, ...]:
-    return tuple(
-        Drift(
-            module=site.module,
-            tensor=site.tensor,
-            sqnr_db=_bounded(sums.sqnr_db()),
-            median_sqnr_db=_bounded(sums.median_sqnr_db()),
-            cosine=sums.cosine() if math.isfinite(sums.cosine()) else 0.0,
-        )
-        for site, sums in seen.sites.items()
+    return tuple(_drift(site.module, site.tensor, sums) for site, sums in seen.sites.items())
+
+
+def _drift(module: str, tensor: str, sums: ErrorSums) -> Drift:
+    return Drift(
+        module=module,
+        tensor=tensor,
+        sqnr_db=_bounded(sums.sqnr_db()),
+        median_sqnr_db=_bounded(sums.median_sqnr_db()),
+        cosine=sums.cosine() if math.isfinite(sums.cosine()) else 0.0,
     )
 
 
@@ -136,6 +140,8 @@ def _fused(built_model: Path, seen: Compared) -> tuple[float | None, str]:
         fused = fused_answer(built_model, batch)
     except GpusqError as error:
         return None, f"with its rewrites on it can't run the graph: {error.what}"
+    if not np.isfinite(fused).all():
+        return None, "with its rewrites on it computes NaN or infinity"
     return _bounded(sqnr_db(plain, fused)), ""
 
 

@@ -47,13 +47,10 @@ from gpusq_deploy.packing import pack_projections
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.quantize import Quantize
-from gpusq_deploy.placements import Placements
-from gpusq_deploy.placing import Prepared
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.receipt import built_layers
-from gpusq_deploy.recipe import load_recipe
+from gpusq_deploy.recipe import Recipe, load_recipe
 from gpusq_deploy.sparsity import sparsity_report
-from gpusq_deploy.steps import subject_of
 from gpusq_deploy.targets import find_target
 
 _BEGIN, _END = "<!-- families: made by benchmarks/peers/family_table.py -->", "<!-- families: end -->"
@@ -121,7 +118,8 @@ def _measure(family: Family, row: dict[str, Any]) -> None:
     row["parameters"] = sum(parameter.numel() for parameter in checkpoint.module.parameters())
     batch = BatchRange(minimum=family.batch, optimum=family.batch, maximum=family.batch)
     start = time.perf_counter()
-    model = run_passes(export_float_model(checkpoint, batch=batch), CANONICAL)
+    recipe = load_recipe(Path("plain_wi8_ai8"))
+    model = _packed(run_passes(export_float_model(checkpoint, batch=batch), CANONICAL), recipe)
     row["export_seconds"] = round(time.perf_counter() - start, 1)
     attentions = len(find_attentions(model))
     row["attentions"] = attentions
@@ -129,7 +127,7 @@ def _measure(family: Family, row: dict[str, Any]) -> None:
         path = Path(folder) / "model.onnx"
         save_model(model, path)
         row["max_relative_error"] = _difference(checkpoint, path, family.batch)
-        plan, model = _plan(checkpoint, model, family.batch)
+        plan = _plan(checkpoint, model, recipe, family.batch)
         checkpoint.module.to("meta")  # its weights aren't needed any more
         save_model(run_passes(model, [CastRemainder("fp16")]), path)
         found, row["fp16_build_seconds"], _ = _built(path, batch, plan)
@@ -160,27 +158,23 @@ def _difference(checkpoint: Checkpoint, path: Path, batch: int) -> float:
     answers = list(session.run({session.inputs[0].name: feed}).values())
     session.close()
     pairs = zip(reference_outputs(checkpoint, feed), answers, strict=True)
-    return max(float(np.max(np.abs(ref - got)) / np.max(np.abs(ref))) for ref, got in pairs)
+    # numpy's maximum: Python's takes a NaN or leaves it, as it comes.
+    return float(np.max([np.max(np.abs(ref - got)) / np.max(np.abs(ref)) for ref, got in pairs]))
 
 
-def _plan(checkpoint: Checkpoint, model: ir.Model, batch: int) -> tuple[Plan, ir.Model]:
-    """The decisions, and the graph that they are about: with projections packed, as gpusq-build packs them."""
-    recipe, layers = load_recipe(Path("plain_wi8_ai8")), weighted_layers(model)
-    report = sparsity_report(graph_weights(model, layers), source=checkpoint.file, recipe=recipe, record=None)
+def _packed(model: ir.Model, recipe: Recipe) -> ir.Model:
+    """With projections packed, as gpusq-build packs them."""
+    report = sparsity_report(graph_weights(model, weighted_layers(model)), source="", recipe=recipe, record=None)
+    return pack_projections(model, report, recipe, None).model
+
+
+def _plan(checkpoint: Checkpoint, model: ir.Model, recipe: Recipe, batch: int) -> Plan:
+    layers = weighted_layers(model)
     noise = ArrayFile(name="noise", values=array_from_tensor(example_input(checkpoint, batch)))
     table = collect_ranges(model, layers_to_quantize(layers, recipe), noise, open_model=open_onnx)
-    prepared = Prepared(
-        model=model,
-        layers=layers,
-        subject=subject_of(checkpoint),
-        table=table,
-        placements=Placements(),
-        ready=None,
-    )
-    packed = pack_projections(prepared, report, recipe, None)
+    report = sparsity_report(graph_weights(model, layers), source="", recipe=recipe, record=None)
     asked = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp16")
-    plan = make_plan(packed.prepared.layers, asked, table=table, sparsity=packed.stored)
-    return plan, packed.prepared.model
+    return make_plan(layers, asked, table=table, sparsity=report)
 
 
 def _built(path: Path, batch: BatchRange, plan: Plan) -> tuple[EngineTotals, float, float]:

@@ -40,6 +40,13 @@ class WeightQuantization(Value):
     one_scale: bool = False
 
 
+def parts_of(layer: str) -> tuple[str, ...]:
+    """The layers that a packed one was made of: `attn.q_proj+k_proj` of `attn.q_proj` and `attn.k_proj`."""
+    first, *rest = layer.split("+")
+    parent, dot, _ = first.rpartition(".")
+    return (first, *(f"{parent}{dot}{leaf}" for leaf in rest))
+
+
 class LayerDecision(Value):
     """What happens to one weighted layer, and why. N and K are the GEMM's; `macs` counts one sample.
 

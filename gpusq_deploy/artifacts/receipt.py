@@ -161,6 +161,7 @@ class Verification(Value):
             samples; None where that wasn't measured.
         blocks: What leaves each block, in the graph's order.
         layers: What leaves each layer of the blocks that add most noise, on the first `layer_images` samples.
+        others: The outputs after the first, such as a detector's boxes, by the name of the tensor.
     """
 
     images: int
@@ -175,6 +176,7 @@ class Verification(Value):
     blocks: tuple[Drift, ...] = ()
     layers: tuple[Drift, ...] = ()
     layer_images: int = 0
+    others: tuple[Drift, ...] = ()
 
     def noisiest(self, count: int) -> tuple[Drift, ...]:
         """The blocks behind which noise over signal has grown most since the block before; the worst first.

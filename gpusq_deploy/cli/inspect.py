@@ -110,10 +110,13 @@ def _check(bundle: Bundle, expect: Path, *, as_json: bool) -> NoReturn:
 def _require_layer(bundle: Bundle, name: str) -> None:
     import difflib
 
+    from gpusq_deploy.artifacts.plan import parts_of
+
     names = [decision.layer for decision in bundle.plan.layers]
     if any(known == name or known.startswith(f"{name}.") for known in names):
         return
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
+    holding = [known for known in names if name in parts_of(known)]
+    near = holding or difflib.get_close_matches(name, names, n=3, cutoff=0.3)
     raise GpusqError(
         f"the model has no layer {name!r}",
         place=str(bundle.path),

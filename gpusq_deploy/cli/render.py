@@ -116,8 +116,9 @@ def verification_text(verification: Verification | None) -> str:
     agreement = "" if verification.top1_agreement is None else f", top-1 agreement {verification.top1_agreement:.1%}"
     median = verification.median_sqnr_db
     middle = "" if median is None else f" (median of samples {median:.1f})"
+    others = "".join(f"; {other.tensor} {other.sqnr_db:.1f} dB" for other in verification.others)
     return (
-        f"SQNR {verification.sqnr_db:.1f} dB{middle}, cosine {verification.cosine:.5f}{agreement}: "
+        f"SQNR {verification.sqnr_db:.1f} dB{middle}, cosine {verification.cosine:.5f}{agreement}{others}: "
         f"{verification.note}{_rewrites_text(verification)}"
     )
 
@@ -189,6 +190,7 @@ def _verification_json(verification: Verification | None) -> dict[str, Any] | No
         "note": verification.note,
         "median_sqnr_db": verification.median_sqnr_db,
         "fused_sqnr_db": verification.fused_sqnr_db,
+        "others": {other.tensor: other.sqnr_db for other in verification.others},
         "blocks": {block.module: block.sqnr_db for block in verification.blocks},
         "noisiest": [block.module for block in verification.noisiest(3)],
     }

@@ -33,6 +33,8 @@ _HERE = "\0"
 _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 9, 13, 14
 _COPY_AGAIN = "copy or download the file again, and compare its size or digest with the original's"
 
+_WITHOUT_SIZE = frozenset({ir.DataType.STRING, ir.DataType.UNDEFINED})
+
 _Rewrite = Callable[[wire.Field], bytes]
 
 
@@ -141,6 +143,8 @@ class _Files:
         """The same tensor, mapped; types that numpy can't see in place (INT4) are read and unpacked."""
         location, shape = str(cast("object", external.location)), external.shape.numpy()
         place = f"{self._model}, tensor {external.name}"
+        if external.dtype in _WITHOUT_SIZE:
+            raise GpusqError(f"its type is {external.dtype.name}, which has no size", place=place, hint=_COPY_AGAIN)
         path = self._model if location == _HERE else _beside(self._model, location, place)
         packed = external.dtype.itemsize < 1
         size = math.ceil(math.prod(shape) * external.dtype.itemsize)

@@ -28,7 +28,10 @@ def give_back() -> None:
 
 @contextmanager
 def large_blocks_given_back() -> Generator[None]:
-    """While this lasts, what is freed of 1 MiB or more goes back to the system at once; it costs page faults."""
+    """While this lasts, blocks of 1 MiB or more go back to the system when they are freed; it costs page faults.
+
+    Not those that the heap has room for: `give_back` is for them.
+    """
     known = hasattr(_c_library(), "mallopt")
     if known:
         _c_library().mallopt(_M_MMAP_THRESHOLD, _LARGE)

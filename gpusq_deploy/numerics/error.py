@@ -91,7 +91,7 @@ def _sums(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def _decibels(signal: float, noise: float) -> float:
     if noise == 0:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 and math.isfinite(noise) else -math.inf
 
 
 def _between(low: float, high: float) -> float:

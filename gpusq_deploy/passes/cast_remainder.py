@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts.plan import FloatPrecision
@@ -59,7 +60,7 @@ class CastRemainder:
         changes = sum(self._cast_initializer(value) for value in graph.initializers.values() if value not in kept)
         for node in graph:
             if not is_kept(node):
-                changes += _retarget(node, target, _NUMPY[self.precision])
+                changes += _retarget(node, target, self.precision)
         _cast_inputs(graph, target)
         _cast_outputs(graph, target)
         return changes
@@ -67,24 +68,29 @@ class CastRemainder:
     def _cast_initializer(self, value: ir.Value) -> bool:
         if value.dtype != ir.DataType.FLOAT:
             return False
-        before = array_of(value)
-        with np.errstate(over="ignore"):
-            after = before.astype(_NUMPY[self.precision])
-        infinite = stands_for_infinity(before)
-        after[infinite] = np.copysign(_LARGEST[self.precision], before[infinite]).astype(after.dtype)
-        if not np.array_equal(np.isfinite(before), np.isfinite(after.astype(np.float32))):
-            largest = float(np.max(np.abs(before[np.isfinite(before)])))
-            raise GpusqError(
-                f"a constant of magnitude {largest:.6g} does not fit {self.precision}",
-                place=f"tensor {value_name(value)}",
-                hint="build with --bf16 or --fp32",
-            )
-        if after.size == 1 and before.any() and not after.any():
-            after = np.nextafter(after, np.ones_like(after)) * np.sign(before).astype(after.dtype)
+        after = _narrowed(array_of(value), self.precision, place=f"tensor {value_name(value)}")
         release(value)
         value.const_value = ir.tensor(after, name=value.name)
         value.type = ir.TensorType(_TYPES[self.precision])
         return True
+
+
+def _narrowed(before: npt.NDArray[Any], precision: FloatPrecision, *, place: str) -> npt.NDArray[Any]:
+    """A float32 constant in the remainder's type; rules 1, 4 and 5 of `CastRemainder`."""
+    with np.errstate(over="ignore"):
+        after = before.astype(_NUMPY[precision])
+    infinite = stands_for_infinity(before)
+    after[infinite] = np.copysign(_LARGEST[precision], before[infinite]).astype(after.dtype)
+    if not np.array_equal(np.isfinite(before), np.isfinite(after.astype(np.float32))):
+        largest = float(np.max(np.abs(before[np.isfinite(before)])))
+        raise GpusqError(
+            f"a constant of magnitude {largest:.6g} does not fit {precision}",
+            place=place,
+            hint="build with --bf16 or --fp32",
+        )
+    if after.size == 1 and before.any() and not after.any():
+        after = np.nextafter(after, np.ones_like(after)) * np.sign(before).astype(after.dtype)
+    return after
 
 
 def _inner(graph: ir.Graph) -> list[ir.Value]:
@@ -134,13 +140,13 @@ def _separate_float32_inputs(graph: ir.Graph) -> None:
                 node.replace_input_with(index, add_initializer(graph, name, array_of(value)))
 
 
-def _retarget(node: ir.Node, target: ir.DataType, stored: np.dtype[Any]) -> int:
+def _retarget(node: ir.Node, target: ir.DataType, precision: FloatPrecision) -> int:
     changes = 0
     if node.op_type == "Cast" and node.attributes.get_int("to") == ir.DataType.FLOAT:
         node.attributes["to"] = ir.AttrInt64("to", target)
         changes += 1
     if node.op_type == "ConstantOfShape":
-        changes += _retarget_fill(node, stored)
+        changes += _retarget_fill(node, precision)
     for output in node.outputs:
         if output.dtype == ir.DataType.FLOAT:
             output.type = ir.TensorType(target)  # a clone shares its types with the original: never change one in place
@@ -148,12 +154,14 @@ def _retarget(node: ir.Node, target: ir.DataType, stored: np.dtype[Any]) -> int:
     return changes
 
 
-def _retarget_fill(node: ir.Node, stored: np.dtype[Any]) -> int:
+def _retarget_fill(node: ir.Node, precision: FloatPrecision) -> int:
     fill = node.attributes.get_tensor("value", None)
     if fill is not None and fill.dtype != ir.DataType.FLOAT:
         return 0
-    number = 0.0 if fill is None else float(fill.numpy().reshape(-1)[0])
-    value = ir.tensor(np.array([number], dtype=stored))
+    number: npt.NDArray[Any] = np.zeros(1, np.float32)
+    if fill is not None:
+        number[0] = float(fill.numpy().reshape(-1)[0])
+    value = ir.tensor(_narrowed(number, precision, place=f"node {node_name(node)}"))
     node.attributes["value"] = ir.AttrTensor("value", value)
     return 1
 

@@ -46,7 +46,7 @@ class Triple:
     @property
     def node(self) -> str:
         """The packed product's name."""
-        return "+".join(self.nodes)
+        return "_and_".join(self.nodes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,7 @@ def _move(norm: ir.Node, end: ir.Value) -> None:
         reader.replace_input_with(index, before)
     graph.remove(norm)
     norm.replace_input_with(0, end)
+    norm.attributes["axis"] = ir.AttrInt64("axis", -1)  # the number of axes may be another one there
     graph.insert_before(next(node for node in graph if any(node is reader for reader, _ in readers)), norm)
     after.shape = end.shape
     for reader, index in readers:

@@ -27,13 +27,10 @@ from gpusq_deploy.packing import pack_projections
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.quantize import Quantize
-from gpusq_deploy.placements import Placements
-from gpusq_deploy.placing import Prepared
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.receipt import built_layers
 from gpusq_deploy.recipe import Recipe, Rule
 from gpusq_deploy.sparsity import sparsity_report
-from gpusq_deploy.steps import subject_of
 from gpusq_deploy.targets import find_target
 
 BATCH = BatchRange(minimum=2, optimum=2, maximum=2)
@@ -49,24 +46,21 @@ def test_a_family_answers_as_torch_and_is_built_in_int8(name: str, tmp_path: Pat
     checkpoint, family = tiny_families.checkpoint(name), FAMILIES[name]
     model = run_passes(export_float_model(checkpoint, batch=BATCH), CANONICAL)
     assert len(find_attentions(model)) == family.attentions
-    layers = weighted_layers(model)
     images = array_from_tensor(example_input(checkpoint, 2))
     noise = ArrayFile(name="noise", values=images)
-    table = collect_ranges(model, layers_to_quantize(layers, LINEAR), noise, open_model=open_onnx)
-    report = sparsity_report(graph_weights(model, layers), source="", recipe=LINEAR, record=None)
-    prepared = Prepared(
-        model=model, layers=layers, subject=subject_of(checkpoint), table=table, placements=Placements(), ready=None
-    )
-    packed = pack_projections(prepared, report, LINEAR, None)
-    assert len(packed.step.chosen) == family.packed
+    report = sparsity_report(graph_weights(model, weighted_layers(model)), source="", recipe=LINEAR, record=None)
+    packed = pack_projections(model, report, LINEAR, None)
+    assert len(packed.chosen) == family.packed
+    layers = weighted_layers(packed.model)
+    table = collect_ranges(packed.model, layers_to_quantize(layers, LINEAR), noise, open_model=open_onnx)
 
     path = tmp_path / "model.onnx"
-    save_model(packed.prepared.model, path)
+    save_model(packed.model, path)
     assert difference(path, images, reference_outputs(checkpoint, images)) < 1e-4
 
     asked = PlanRequest(recipe=LINEAR, int8=True, sparse=False, remainder="fp16")
-    plan = make_plan(packed.prepared.layers, asked, table=table, sparsity=packed.stored)
-    save_model(run_passes(packed.prepared.model, [Quantize(plan), CastRemainder("fp16")]), path)
+    plan = make_plan(layers, asked, table=table, sparsity=packed.stored)
+    save_model(run_passes(packed.model, [Quantize(plan), CastRemainder("fp16")]), path)
     engine = build_engine(path, find_target("a100"), BuildSettings(batch=BATCH)).layers
     linear = {layer.node: layer.macs for layer in plan.layers if layer.kind == "linear"}
     int8 = sum(linear.get(layer.node, 0) for layer in built_layers(plan, engine) if layer.precision == "int8")

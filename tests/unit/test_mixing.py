@@ -107,3 +107,8 @@ def test_a_share_that_is_none_is_refused(flops: str) -> None:
     head = 'schema = "gpusq.recipe/1"\nname = "m"\ndescription = "d"'
     with pytest.raises(GpusqError, match="share of the Linear layers' FLOPs"):
         recipe_from_toml(f'{head}\n[mixed]\nflops = {flops}\n[[rule]]\nreason = "r"\n', place="m.toml")
+
+
+def test_a_layer_without_noise_stays_int8_though_it_would_fit() -> None:
+    found = left_float(NOTHING, layers_with({"a": 5, "b": 5}), 20, MixedRule(flops=0.9), lambda: {"a": 0.0, "b": 0.1})
+    assert set(found) == {"b"}

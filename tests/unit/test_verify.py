@@ -184,7 +184,8 @@ def test_a_block_that_the_built_graph_lacks_is_named(tmp_path: Path) -> None:
     other = model(tmp_path, "Mul", 2)
     report = verify(one, other, source(), held_out=True)
     assert [block.module for block in report.blocks] == ["blocks.1"]
-    assert report.note.endswith("not looked at, because the built graph has no such tensor: blocks.0")
+    assert "not looked at, because the built graph has no such tensor: blocks.0;" in report.note
+    assert report.note.endswith("not looked at, because the built graph has no such tensor: blocks.1.fc1")
 
 
 def test_each_sample_counts_once_for_the_median(tmp_path: Path) -> None:
@@ -263,3 +264,43 @@ def test_the_two_graphs_are_never_open_at_once_and_chunks_change_nothing(
     assert events[1::2] == ["close"] * (len(events) // 2)
     batches = -(-19 // 4)
     assert events[: 4 * batches : 2] == [f"open {one.name}", f"open {other.name}"] * batches
+
+
+TWO = "g (float[B,1,1,4] x) => (float[B,4] y, {second}) {{ y = Reshape(x, shape)\n {body} }}"
+
+
+def two_outputs(path: Path, second: str, body: str, **constants: Any) -> Path:
+    save_model(tiny_models.graph(TWO.format(second=second, body=body), shape=np.array([-1, 4]), **constants), path)
+    return path
+
+
+def test_further_outputs_are_compared_too(tmp_path: Path) -> None:
+    """The first output is the same; the second is off by an eighth."""
+    body, zero = "z = Add(y, c)", np.array(0, np.float32)
+    one = two_outputs(tmp_path / "a.onnx", "float[B,4] z", body, c=zero)
+    other = two_outputs(tmp_path / "b.onnx", "float[B,4] z", body, c=zero + np.float32(0.125))
+    report = verify(one, other, source(), held_out=True)
+    assert report.sqnr_db == 300
+    (drift_of_z,) = report.others
+    assert drift_of_z.tensor == "z"
+    expected = 10 * np.log10((SAMPLES.astype(np.float64) ** 2).sum() / (SAMPLES.size * 0.125**2))
+    assert drift_of_z.sqnr_db == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_a_further_output_that_overflows_is_refused_by_its_name(tmp_path: Path) -> None:
+    one = two_outputs(tmp_path / "a.onnx", "float[B,4] z", "z = Add(y, c)", c=np.array(0, np.float32))
+    other = two_outputs(tmp_path / "b.onnx", "float[B,4] z", "z = Add(y, c)", c=np.array(np.inf, np.float32))
+    with pytest.raises(GpusqError, match="NaN or infinity in z, where the float graph doesn't"):
+        verify(one, other, source(), held_out=True)
+
+
+def test_outputs_that_are_not_of_samples_are_left_alone(tmp_path: Path) -> None:
+    path = two_outputs(tmp_path / "a.onnx", "float[] z", "z = Identity(c)", c=np.array(2.5, np.float32))
+    assert verify(path, path, source(), held_out=True).others == ()
+
+
+def test_a_first_output_of_one_number_is_refused(tmp_path: Path) -> None:
+    text = "g (float[B,1,1,4] x) => (float z) { z = ReduceMax<keepdims = 0>(x) }"
+    save_model(tiny_models.graph(text), tmp_path / "a.onnx")
+    with pytest.raises(GpusqError, match="the first output, z, is one number"):
+        verify(tmp_path / "a.onnx", tmp_path / "a.onnx", source(), held_out=True)

@@ -260,3 +260,13 @@ def test_what_is_written_is_let_go_of_one_after_another(tmp_path: Path, monkeypa
     again = map_model(tmp_path / "scratch.onnx").graph.initializers
     for name, array in weights.items():
         np.testing.assert_array_equal(array_of(again[name]), array)
+
+
+@pytest.mark.parametrize("kind", ["STRING", "UNDEFINED"])
+def test_a_weight_of_a_type_without_a_size_is_refused(tmp_path: Path, kind: str) -> None:
+    proto = ir.to_proto(product())
+    proto.graph.initializer[0].data_type = onnx.TensorProto.DataType.Value(kind)
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(GpusqError, match=f"its type is {kind}, which has no size") as caught:
+        map_model(tmp_path / "m.onnx")
+    assert "tensor w" in str(caught.value.place)

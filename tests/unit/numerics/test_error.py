@@ -84,3 +84,12 @@ def test_equal_samples_are_infinitely_good_and_silence_has_no_angle() -> None:
     sums = error_sums(np.ones((2, 3)), np.ones((2, 3)))
     assert (sums.sqnr_db(), sums.median_sqnr_db()) == (math.inf, math.inf)
     assert error_sums(np.zeros((2, 3)), np.ones((2, 3))).cosine() == 0
+
+
+def test_infinite_noise_is_the_worst_there_is() -> None:
+    reference = np.ones((2, 3), np.float32)
+    got = reference.copy()
+    got[0, 0] = np.inf
+    sums = error_sums(reference, got)
+    assert (sums.sqnr_db(), sqnr_db(reference, got)) == (-np.inf, -np.inf)
+    assert sums.median_sqnr_db() == -np.inf

@@ -325,3 +325,25 @@ count (float[batch] x) => (float[n] y) {
     )
     with pytest.raises(GpusqError, match="Range counts in float32"):
         CastRemainder("fp16").run(model)
+
+
+def filled(fill: float) -> ir.Model:
+    value = ir.tensor(np.array([fill], np.float32), name="fill")
+    model = tiny_models.graph(
+        "g (float[B,2] x, int64[1] n) => (float[B,2] y) { [f] h = ConstantOfShape(n) [a] y = Add(x, h) }"
+    )
+    next(node for node in model.graph if node.op_type == "ConstantOfShape").attributes["value"] = ir.AttrTensor(
+        "value", value
+    )
+    return model
+
+
+def test_a_fill_is_treated_as_a_constant_is() -> None:
+    with pytest.raises(GpusqError, match="magnitude 1e\\+06 does not fit fp16") as caught:
+        cast(filled(1e6))
+    assert caught.value.place == "node f"
+    masked = cast(filled(float(np.finfo(np.float32).min)))
+    (node,) = [node for node in masked.graph if node.op_type == "ConstantOfShape"]
+    fill = node.attributes.get_tensor("value")
+    assert fill is not None
+    assert fill.numpy().tolist() == [-65504]

@@ -75,7 +75,7 @@ def test_three_projections_become_one_and_the_answers_stay() -> None:
     assert operators(packed)["MatMul"] == operators(model)["MatMul"] - 2
     feeds = {"x": random(3, 5, 8)}
     np.testing.assert_allclose(run_model(packed, feeds)["y"], run_model(model, feeds)["y"], rtol=1e-5, atol=1e-6)
-    assert [(layer.node, layer.n, layer.k) for layer in weighted_layers(packed)] == [("qq+kk+vv", 24, 8)]
+    assert [(layer.node, layer.n, layer.k) for layer in weighted_layers(packed)] == [("qq_and_kk_and_vv", 24, 8)]
     assert find_projections(packed) == ()
     assert PackProjections(triples).run(packed) == 0
 

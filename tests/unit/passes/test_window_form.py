@@ -247,6 +247,24 @@ def test_a_norm_moves_behind_a_shift_and_a_partition() -> None:
     assert WindowNorm().run(formed) == 0
 
 
+FOUR_AXES = """
+windows (float[batch, 2, 2, 6] x) => (float[groups, 2, 5] y) {
+  normal = LayerNormalization<axis = 3>(x, gain, offset)
+  turned = Transpose<perm = [0, 2, 1, 3]>(normal)
+  window = Reshape(turned, flat)
+  y = MatMul(window, weight)
+}
+"""
+
+
+def test_a_norm_whose_axis_is_counted_from_the_front_moves_to_fewer_axes() -> None:
+    model = windows(FOUR_AXES)
+    formed = run_passes(model, [WindowNorm()])
+    assert [node.op_type for node in formed.graph][-2:] == ["LayerNormalization", "MatMul"]
+    x = {"x": np.random.default_rng(6).standard_normal((3, 2, 2, 6), dtype=np.float32)}
+    assert np.array_equal(run_model(formed, x)["y"], run_model(model, x)["y"])
+
+
 TWICE = WINDOWS.replace("5] y)", "5] y, float[a, b, 6] other)")
 DECLINED: dict[str, tuple[str, dict[str, npt.NDArray[Any]]]] = {
     "a channel axis that moves": (WINDOWS.replace("[0, 2, 1, 3]", "[0, 2, 3, 1]"), {}),
