@@ -28,6 +28,9 @@ _FIELDS: Mapping[str, tuple[str, type[int] | type[str] | type[bool]]] = {
 
 OPTION_NAMES = tuple(_FIELDS)
 
+# More than any limit has, and fewer than Python refuses to read.
+_DIGITS = 19
+
 
 def options_from_text(
     texts: Sequence[str], *, profiles: Sequence[BatchRange] = (), base: EngineOptions | None = None
@@ -74,7 +77,9 @@ def _read(name: str, value: str | None, fields: dict[str, Any]) -> str | None:
         return None if value is None else f"{name} takes no value"
     if not value:
         return f"{name} needs a value: {name}=..."
-    if kind is int and not value.isdigit():
+    if kind is int and not value.isdecimal():
         return f"{name} needs a whole number, not {value!r}"
+    if kind is int and len(value) > _DIGITS:
+        return f"{name} needs a smaller number than one of {len(value)} digits"
     fields[field] = int(value) if kind is int else value
     return None
