@@ -28,7 +28,7 @@ from gpusq_deploy.engines.runtimes import choose_backend
 from gpusq_deploy.engines.timing_cache import cache_file, read_cache, write_cache
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.passes.base import run_passes
+from gpusq_deploy.passes.base import Pass, run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.keep_wide import keep_wide, known_tensors
 from gpusq_deploy.receipt import built_layers, cost_text, layer_cost_text, layer_costs_line
@@ -126,7 +126,9 @@ def build_engines(request: EngineRequest) -> tuple[tuple[BuiltEngine, ...], tupl
     return tuple(built), tuple(skipped)
 
 
-def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_model: ir.Model) -> CostEstimate | None:
+def estimate_cost(
+    request: EngineRequest, engines: Sequence[BuiltEngine], float_model: ir.Model, *, steps: Sequence[Pass] = ()
+) -> CostEstimate | None:
     """What quantising does to kernels and bytes moved, against the model as it is: a prediction, said where it is bad.
 
     Both graphs are built for the optimal batch size, because the layer list of a dynamic batch hides sizes: one or two
@@ -136,12 +138,10 @@ def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_
         request: What the engines were built from.
         engines: Those that were built.
         float_model: The float32 graph before quantisation; not changed.
+        steps: What was done to it besides quantising, and is done here too.
 
     Returns:
-        None where nothing is quantised.
-
-    Raises:
-        GpusqError: The float graph can't be cast or built.
+        None where nothing is quantised. A comparison that fails says why in its note: the engines are good without it.
     """
     if all(layer.weight is None for layer in request.plan.layers):
         return None
@@ -149,12 +149,34 @@ def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_
     ahead = {target.name: target for target in request.targets if target.ahead_of_time}
     first = next((engine for engine in engines if engine.target in ahead and engine.backend == "tensorrt-rtx"), None)
     if first is None:
-        note = f"not compared with the graph without {what}: no engine was built ahead of time"
-        return CostEstimate(target=None, built=None, unquantised=None, note=note, what=what)
+        # Further engines may come later, and this must stay true.
+        return _not_compared(what, "when the bundle was made, no engine was built ahead of time")
     target, batch = ahead[first.target], request.batch.optimum
     request.reporter.say(f"comparing with the graph without {what}, for {target.name} at batch {batch}")
+    try:
+        found = _comparison(request, first, run_passes(float_model, steps), target, what)
+    except (GpusqError, OSError) as error:
+        why = error.what if isinstance(error, GpusqError) else str(error)
+        request.reporter.say(f"warning: the comparison failed: {why}")
+        return _not_compared(what, why)
+    if found.worse:
+        request.reporter.say(f"warning: {what} may not pay: {cost_text(found)}")
+    if found.layers:
+        request.reporter.say(layer_costs_line(found))
+    return found
+
+
+def _not_compared(what: str, why: str) -> CostEstimate:
+    note = f"not compared with the graph without {what}: {why}"
+    return CostEstimate(target=None, built=None, unquantised=None, note=note, what=what)
+
+
+def _comparison(
+    request: EngineRequest, engine: BuiltEngine, float_model: ir.Model, target: Target, what: str
+) -> CostEstimate:
+    batch = request.batch.optimum
     built = (
-        first.engine_layers
+        engine.engine_layers
         if request.batch.static
         else layers_at(request.folder / MODEL, target, batch, backend="tensorrt-rtx")
     )
@@ -166,7 +188,7 @@ def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_
         wide = replace(whole, tensors=tuple(name for name in whole.tensors if name in names))
         save_model(run_passes(float_model, [wide, CastRemainder(request.plan.remainder)]), path)
         other = layers_at(path, target, batch, backend="tensorrt-rtx")
-    found = CostEstimate(
+    return CostEstimate(
         target=target.name,
         built=graph_cost(built, batch=batch),
         unquantised=graph_cost(other, batch=batch),
@@ -174,11 +196,6 @@ def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_
         what=what,
         layers=_by_layer(request.plan, built, other, target),
     )
-    if found.worse:
-        request.reporter.say(f"warning: {what} may not pay: {cost_text(found)}")
-    if found.layers:
-        request.reporter.say(layer_costs_line(found))
-    return found
 
 
 def with_estimates(plan: Plan, cost: CostEstimate | None) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
@@ -98,7 +99,9 @@ def require_place(out: Path, *, force: bool) -> None:
     """
     parent = out.absolute().parent
     if not parent.is_dir():
-        raise GpusqError("the folder to write into does not exist", place=str(parent), hint=f"mkdir -p {parent}")
+        raise GpusqError(
+            "the folder to write into does not exist", place=str(parent), hint=shlex.join(["mkdir", "-p", str(parent)])
+        )
     if not os.access(parent, os.W_OK):
         raise GpusqError("the folder to write into is not writable", place=str(parent))
     if not os.path.lexists(out):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from gpusq_deploy.bundle import (
     RECEIPT,
     Bundle,
     files_in,
+    is_bundle,
     new_bundle,
     read_bundle,
     require_place,
@@ -144,7 +146,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             engines=engines,
             skipped=skipped,
             shortfalls=missed,
-            cost=estimate_cost(engines_asked, engines, run_passes(model, [step])),
+            cost=estimate_cost(engines_asked, engines, model, steps=[step]),
         )
         write_value(folder, PLAN, with_estimates(plan, receipt.cost))
         write_value(folder, RECEIPT, receipt)
@@ -263,6 +265,8 @@ def extend_bundle(
     Raises:
         GpusqError: The bundle is damaged, or an engine can't be built.
     """
+    # "." has no name, and is no longer there once the folder is replaced.
+    place = Path(os.path.abspath(path))
     bundle = read_bundle(path)
     if bundle.receipt.shortfalls:
         raise GpusqError(
@@ -275,12 +279,12 @@ def extend_bundle(
     require_whole(bundle)
     require_possible(bundle.plan, targets)
     options = options_from_text(engine_options, base=bundle.manifest.engine)
-    with new_bundle(path, force=True) as folder:
-        shutil.copytree(path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+    with new_bundle(place, force=True) as folder:
+        shutil.copytree(place, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         engines, skipped = build_engines(
             EngineRequest(
                 folder=folder,
-                name=path.name,
+                name=place.name,
                 plan=bundle.plan,
                 sparsity=bundle.manifest.sparsity,
                 batch=bundle.manifest.batch,
@@ -297,4 +301,4 @@ def extend_bundle(
         )
         write_value(folder, RECEIPT, receipt)
         write_value(folder, MANIFEST, msgspec.structs.replace(bundle.manifest, files=files_in(folder)))
-    return read_bundle(path)
+    return read_bundle(path if is_bundle(path) else place)

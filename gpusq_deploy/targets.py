@@ -6,6 +6,7 @@ A target's file says what it can do, which builder makes its plans and where, an
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
@@ -183,9 +184,8 @@ def padding_notes(target: Target, needs: Sequence[GemmNeed]) -> list[str]:
 
 def skipped_target(target: Target, *, bundle: str, reasons: Sequence[str]) -> SkippedTarget:
     """The record of a target that got no plan here, with the command that makes it on the device."""
-    return SkippedTarget(
-        target=target.name, reason="; ".join(reasons), command=f"gpusq-build {bundle} --target {target.name}"
-    )
+    words = ["gpusq-build", bundle, "--target", target.name]
+    return SkippedTarget(target=target.name, reason="; ".join(reasons), command=shlex.join(words))
 
 
 def _problems(target: Target, need: GemmNeed) -> Iterator[str]:

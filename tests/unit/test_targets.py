@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from importlib import resources
 
 import pytest
@@ -133,3 +134,5 @@ def test_sizes_that_are_padded_are_noted() -> None:
 def test_a_skipped_target_says_how_to_finish() -> None:
     skipped = skipped_target(find_target("orin"), bundle="out", reasons=["one", "two"])
     assert (skipped.reason, skipped.command) == ("one; two", "gpusq-build out --target orin")
+    skipped = skipped_target(find_target("orin"), bundle="my model.gpusq", reasons=["one"])
+    assert shlex.split(skipped.command) == ["gpusq-build", "my model.gpusq", "--target", "orin"]
