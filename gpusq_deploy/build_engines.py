@@ -13,7 +13,7 @@ import onnx_ir as ir
 from gpusq_deploy.artifacts.base import digest_of_bytes
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
 from gpusq_deploy.artifacts.plan import Plan, Precision
-from gpusq_deploy.artifacts.receipt import BuiltEngine, CostEstimate, EngineLayer, LayerCost, SkippedTarget
+from gpusq_deploy.artifacts.receipt import BuiltEngine, CostEstimate, EngineLayer, LayerCost, Receipt, SkippedTarget
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.bundle import ENGINES, MODEL
 from gpusq_deploy.engines.api import BackendName, load_api
@@ -124,6 +124,28 @@ def build_engines(request: EngineRequest) -> tuple[tuple[BuiltEngine, ...], tupl
             request.reporter.say(f"building the engine for {target.name}: {choice.reason}")
             built.append(_built(request, target, choice.name))
     return tuple(built), tuple(skipped)
+
+
+def with_engines(
+    receipt: Receipt, engines: Sequence[BuiltEngine], skipped: Sequence[SkippedTarget], reporter: Reporter
+) -> Receipt:
+    """A bundle's receipt after further engines: those that were built replace older ones for their targets.
+
+    An engine stays where none could be built in its place: it is as good as before.
+    """
+    fresh = {engine.target for engine in engines}
+    kept = [engine for engine in receipt.engines if engine.target not in fresh]
+    held = {engine.target for engine in kept}
+    missing = [entry for entry in skipped if entry.target not in held]
+    for entry in skipped:
+        if entry.target in held:
+            reporter.say(f"the engine for {entry.target} that the bundle has is kept as it is")
+    told = {*fresh, *(entry.target for entry in missing)}
+    return msgspec.structs.replace(
+        receipt,
+        engines=(*kept, *engines),
+        skipped=(*(entry for entry in receipt.skipped if entry.target not in told), *missing),
+    )
 
 
 def estimate_cost(

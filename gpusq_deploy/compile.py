@@ -18,7 +18,14 @@ from gpusq_deploy.artifacts.calibration import CalibrationTable
 from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.receipt import Receipt
 from gpusq_deploy.artifacts.sparsity import SparsityReport
-from gpusq_deploy.build_engines import EngineRequest, build_engines, estimate_cost, require_possible, with_estimates
+from gpusq_deploy.build_engines import (
+    EngineRequest,
+    build_engines,
+    estimate_cost,
+    require_possible,
+    with_engines,
+    with_estimates,
+)
 from gpusq_deploy.bundle import (
     CALIBRATION,
     MANIFEST,
@@ -293,12 +300,6 @@ def extend_bundle(
                 options=options,
             )
         )
-        fresh = {target.name for target in targets}
-        receipt = msgspec.structs.replace(
-            bundle.receipt,
-            engines=(*(engine for engine in bundle.receipt.engines if engine.target not in fresh), *engines),
-            skipped=(*(entry for entry in bundle.receipt.skipped if entry.target not in fresh), *skipped),
-        )
-        write_value(folder, RECEIPT, receipt)
+        write_value(folder, RECEIPT, with_engines(bundle.receipt, engines, skipped, reporter))
         write_value(folder, MANIFEST, msgspec.structs.replace(bundle.manifest, files=files_in(folder)))
     return read_bundle(path if is_bundle(path) else place)
