@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from gpusq_deploy.artifacts.base import read_value
-from gpusq_deploy.artifacts.manifest import BatchRange, Manifest
-from gpusq_deploy.artifacts.receipt import Receipt
-from gpusq_deploy.bundle import MANIFEST, MODEL, RECEIPT, is_bundle
+from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions, Manifest
+from gpusq_deploy.artifacts.receipt import BuiltEngine, Receipt
+from gpusq_deploy.bundle import MANIFEST, MODEL, RECEIPT, is_bundle, is_ours
 from gpusq_deploy.engines.api import BackendName
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.refit import require_same_sparsity
@@ -76,15 +76,14 @@ def _of_bundle(folder: Path, requested: str) -> Subject:
     choice = choose_runtime(requested, plans=[name for name in get_args(BackendName) if name in built])
     if choice.name == "onnxruntime":
         require_dense(folder)
-    path = folder / (MODEL if choice.name == "onnxruntime" else _plan_for_this_gpu(receipt, choice.name))
-    name = f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}"
     manifest = read_value(folder / MANIFEST, Manifest)
-    weights = folder / MODEL if manifest.engine.strip and choice.name != "onnxruntime" else None
-    if weights is not None:
-        require_dense(folder)
-        require_same_sparsity(weights, manifest.sparsity)
-    reference = None if choice.name == "onnxruntime" else folder / MODEL
-    return Subject(path, name, choice, manifest.batch, weights, reference)
+    name = folder.resolve().name
+    if choice.name == "onnxruntime":
+        return Subject(folder / MODEL, f"{name}/{MODEL}", choice, manifest.batch)
+    engine = _engine_for_this_gpu(receipt, choice.name)
+    weights = _weights_for(engine, folder, manifest)
+    path = folder / engine.plan_file
+    return Subject(path, f"{name}/{engine.plan_file}", choice, manifest.batch, weights, folder / MODEL)
 
 
 def _of_plan(path: Path, requested: str) -> Subject:
@@ -96,12 +95,40 @@ def _of_plan(path: Path, requested: str) -> Subject:
             place=str(path),
             hint="run this on the plan's own GPU, or give the bundle's model.onnx to run on the CPU",
         )
-    bundle = path.resolve().parent.parent
-    return Subject(path, path.name, choice, None, reference=bundle / MODEL if is_bundle(bundle) else None)
+    folder = path.resolve().parent.parent
+    if not is_ours(folder):
+        return Subject(path, path.name, choice, None)
+    receipt, manifest = read_value(folder / RECEIPT, Receipt), read_value(folder / MANIFEST, Manifest)
+    engine = next((engine for engine in receipt.engines if folder / engine.plan_file == path.resolve()), None)
+    if engine is None:
+        raise GpusqError(
+            "the plan lies in a bundle whose receipt doesn't know it",
+            place=str(path),
+            hint="copy it elsewhere to run it by itself",
+        )
+    weights = _weights_for(engine, folder, manifest)
+    return Subject(path, path.name, choice, None, weights, folder / MODEL)
 
 
-def _plan_for_this_gpu(receipt: Receipt, backend: str) -> str:
-    """The backend's plan that was built for the GPU that answers here; its only one where none answers."""
+def _weights_for(engine: BuiltEngine, folder: Path, manifest: Manifest) -> Path | None:
+    """The model that a plan without weights takes them from; None for a plan that has its own.
+
+    Raises:
+        GpusqError: The model's weights don't fit the plan.
+    """
+    if not _options_of(engine, manifest).strip:
+        return None
+    require_dense(folder)
+    require_same_sparsity(folder / MODEL, manifest.sparsity)
+    return folder / MODEL
+
+
+def _options_of(engine: BuiltEngine, manifest: Manifest) -> EngineOptions:
+    return manifest.engine if engine.options is None else engine.options
+
+
+def _engine_for_this_gpu(receipt: Receipt, backend: str) -> BuiltEngine:
+    """The backend's engine that was built for the GPU that answers here; its only one where none answers."""
     engines = [engine for engine in receipt.engines if engine.backend == backend]
     gpu = find_gpu()
     if isinstance(gpu, Gpu):
@@ -115,7 +142,7 @@ def _plan_for_this_gpu(receipt: Receipt, backend: str) -> str:
             )
         engines = fitting
     if len(engines) == 1:
-        return engines[0].plan_file
+        return engines[0]
     raise GpusqError(
         f"the bundle has {len(engines)} plans for {backend}: {', '.join(engine.plan_file for engine in engines)}",
         place=f"GPU here: {gpu}",

@@ -23,6 +23,7 @@ from gpusq_deploy.engines.cost import graph_cost, layers_at
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.layer_cost import compared, layer_shares
 from gpusq_deploy.engines.layers import totals
+from gpusq_deploy.engines.option_text import texts_from_options
 from gpusq_deploy.engines.releases import opset_problem, option_problems, release_of, releases_for
 from gpusq_deploy.engines.runtimes import choose_backend
 from gpusq_deploy.engines.timing_cache import cache_file, read_cache, write_cache
@@ -40,7 +41,10 @@ from gpusq_deploy.wide import text_of
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineRequest:
-    """What is to be built from `folder/model.onnx` into `folder/engines`; `name` is the bundle's final name."""
+    """What is to be built from `folder/model.onnx` into `folder/engines`; `name` is the bundle's final name.
+
+    `remembered` is what the manifest says of `options`; None: the same.
+    """
 
     folder: Path
     name: str
@@ -50,6 +54,7 @@ class EngineRequest:
     targets: Sequence[Target]
     reporter: Reporter
     options: EngineOptions = NO_OPTIONS
+    remembered: EngineOptions | None = None
 
 
 def require_possible(plan: Plan, targets: Sequence[Target]) -> None:
@@ -71,6 +76,12 @@ class Asked:
     types: frozenset[Precision] = frozenset()
     sparse: bool = False
     opset: int | None = None
+
+
+def asked_by(plan: Plan, options: EngineOptions, *, opset: int) -> Asked:
+    """What further engines of a bundle ask of their targets."""
+    types = frozenset({plan.remainder, *(need.precision for need in _needs(plan))})
+    return Asked(options=options, types=types, sparse=plan.sparse_asked, opset=opset)
 
 
 def require_reachable(asked: Asked, targets: Sequence[Target]) -> None:
@@ -113,8 +124,11 @@ def build_engines(request: EngineRequest) -> tuple[tuple[BuiltEngine, ...], tupl
     """
     built: list[BuiltEngine] = []
     skipped: list[SkippedTarget] = []
+    # What the bundle remembers, the command for the device needn't say.
+    remembered = request.options if request.remembered is None else request.remembered
+    unsaid = texts_from_options(request.options, base=remembered)
     for target in request.targets:
-        choice = choose_backend(target, bundle=request.name)
+        choice = choose_backend(target, bundle=request.name, options=unsaid)
         if isinstance(choice, SkippedTarget):
             request.reporter.say(
                 f"no engine for {target.name} here: {choice.reason}; on the device run: {choice.command}"
@@ -287,6 +301,7 @@ def _entry(request: EngineRequest, target: Target, build: EngineBuild, file: str
             *(f"kept in FP32, since FP16 can't hold it: {text_of(tensor)}" for tensor in request.plan.wide),
             *target.unknowns,
         ),
+        options=request.options.portable,
     )
 
 

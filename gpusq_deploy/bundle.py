@@ -108,7 +108,7 @@ def require_place(out: Path, *, force: bool) -> None:
         return
     if not force:
         raise GpusqError("the output exists already", place=str(out), hint="--force replaces it; --out names another")
-    if out.is_symlink() or not _is_ours(out):
+    if out.is_symlink() or not is_ours(out):
         raise GpusqError(
             "the output exists and is not a bundle, so --force will not replace it",
             place=str(out),
@@ -116,7 +116,7 @@ def require_place(out: Path, *, force: bool) -> None:
         )
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
     """Stricter than `is_bundle`, for what --force deletes: other tools write a manifest.json too."""
     try:
         content = json.loads((path / MANIFEST).read_bytes())

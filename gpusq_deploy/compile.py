@@ -20,9 +20,11 @@ from gpusq_deploy.artifacts.receipt import Receipt
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.build_engines import (
     EngineRequest,
+    asked_by,
     build_engines,
     estimate_cost,
     require_possible,
+    require_reachable,
     with_engines,
     with_estimates,
 )
@@ -267,10 +269,11 @@ def extend_bundle(
         path: The bundle.
         targets: The GPUs to build for.
         reporter: Who hears how it goes.
-        engine_options: As `options_from_text` reads them; what isn't said is as the bundle was made.
+        engine_options: As `options_from_text` reads them; what isn't said is as the bundle was made. The receipt
+            records them for the engines that are built, and the command for the device says those that aren't.
 
     Raises:
-        GpusqError: The bundle is damaged, or an engine can't be built.
+        GpusqError: The bundle is damaged, something is out of a target's reach, or an engine can't be built.
     """
     # "." has no name, and is no longer there once the folder is replaced.
     place = Path(os.path.abspath(path))
@@ -281,11 +284,13 @@ def extend_bundle(
             place=str(path),
             hint="build it again from its checkpoint, with another recipe or another limit",
         )
+    manifest = bundle.manifest
+    options = options_from_text(engine_options, base=manifest.engine)
+    require_reachable(asked_by(bundle.plan, options, opset=manifest.opset), targets)
+    require_possible(bundle.plan, targets)
     if lacks_dense(path):
         unpack_bundle(path, reporter)
     require_whole(bundle)
-    require_possible(bundle.plan, targets)
-    options = options_from_text(engine_options, base=bundle.manifest.engine)
     with new_bundle(place, force=True) as folder:
         shutil.copytree(place, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         engines, skipped = build_engines(
@@ -293,13 +298,14 @@ def extend_bundle(
                 folder=folder,
                 name=place.name,
                 plan=bundle.plan,
-                sparsity=bundle.manifest.sparsity,
-                batch=bundle.manifest.batch,
+                sparsity=manifest.sparsity,
+                batch=manifest.batch,
                 targets=targets,
                 reporter=reporter,
                 options=options,
+                remembered=manifest.engine,
             )
         )
         write_value(folder, RECEIPT, with_engines(bundle.receipt, engines, skipped, reporter))
-        write_value(folder, MANIFEST, msgspec.structs.replace(bundle.manifest, files=files_in(folder)))
+        write_value(folder, MANIFEST, msgspec.structs.replace(manifest, files=files_in(folder)))
     return read_bundle(path if is_bundle(path) else place)

@@ -182,9 +182,12 @@ def padding_notes(target: Target, needs: Sequence[GemmNeed]) -> list[str]:
     return [note for need in needs if need.precision == "int8" for note in _padding(target.alignments, need)]
 
 
-def skipped_target(target: Target, *, bundle: str, reasons: Sequence[str]) -> SkippedTarget:
+def skipped_target(
+    target: Target, *, bundle: str, reasons: Sequence[str], options: Sequence[str] = ()
+) -> SkippedTarget:
     """The record of a target that got no plan here, with the command that makes it on the device."""
     words = ["gpusq-build", bundle, "--target", target.name]
+    words += [word for option in options for word in ("--engine-option", option)]
     return SkippedTarget(target=target.name, reason="; ".join(reasons), command=shlex.join(words))
 
 

@@ -6,17 +6,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
 from gpusq_deploy.artifacts.base import json_from_value
-from gpusq_deploy.artifacts.manifest import BatchRange, Manifest, ModelSource
+from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions, Manifest, ModelSource
 from gpusq_deploy.artifacts.receipt import BuiltEngine, EngineTotals, Receipt
 from gpusq_deploy.artifacts.runs import Environment, MeasureSettings, Runs, RuntimeInfo, Series
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.engines.session import TensorSpec
+from gpusq_deploy.request import NO_OPTIONS
 
 Matrix = NDArray[np.float64]
 MakeRuns = Callable[[Mapping[int, Matrix]], Runs]
@@ -113,9 +115,18 @@ def fake_session() -> type[FakeSession]:
 
 @pytest.fixture
 def write_bundle(tmp_path: Path) -> Callable[..., Path]:
-    """A folder with manifest.json and receipt.json; plans are (backend, file name[, compute capability])."""
+    """A folder with manifest.json and receipt.json; plans are (backend, file name[, compute capability]).
 
-    def write(batch: BatchRange, plans: tuple[tuple[str, ...], ...] = ()) -> Path:
+    `engine` is what the manifest says, `options` what the receipt does; None: nothing, as in old ones.
+    """
+
+    def write(
+        batch: BatchRange,
+        plans: tuple[tuple[str, ...], ...] = (),
+        *,
+        engine: EngineOptions = NO_OPTIONS,
+        options: EngineOptions | None = None,
+    ) -> Path:
         folder = tmp_path / "bundle"
         folder.mkdir()
         manifest = Manifest(
@@ -134,9 +145,10 @@ def write_bundle(tmp_path: Path) -> Callable[..., Path]:
             synthetic_calibration=False,
             sparsity=SparsityReport(source="test", layers=()),
             files=(),
+            engine=engine,
         )
         (folder / "manifest.json").write_bytes(json_from_value(manifest))
-        engines = tuple(_built(*plan) for plan in plans)
+        engines = tuple(msgspec.structs.replace(_built(*plan), options=options) for plan in plans)
         receipt = Receipt(model_digest="sha256:0", verification=None, engines=engines)
         (folder / "receipt.json").write_bytes(json_from_value(receipt))
         return folder

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
 from gpusq_deploy.benchmarks import subject
 from gpusq_deploy.engines import runtimes
 from gpusq_deploy.engines.gpu import Gpu
@@ -90,6 +90,43 @@ def test_a_bundle_without_a_plan_for_this_gpu_is_refused(
 def test_a_plan_file_runs_on_what_can_run(tmp_path: Path) -> None:
     found = subject.find_subject(tmp_path / "orin.plan", "auto")
     assert (found.name, found.choice.name) == ("orin.plan", "tensorrt-rtx")
+
+
+@pytest.mark.usefixtures("only_rtx_runs")
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize(
+    ("made_with", "built_with", "stripped"),
+    [
+        (EngineOptions(), EngineOptions(strip=True), True),
+        (EngineOptions(strip=True), EngineOptions(), False),
+        # A receipt that is older than the field.
+        (EngineOptions(strip=True), None, True),
+        (EngineOptions(), None, False),
+    ],
+)
+def test_a_plan_without_weights_gets_them_by_what_its_own_builder_was_asked(
+    write_bundle: WriteBundle,
+    monkeypatch: pytest.MonkeyPatch,
+    alone: bool,
+    made_with: EngineOptions,
+    built_with: EngineOptions | None,
+    stripped: bool,
+) -> None:
+    checked: list[Path] = []
+    monkeypatch.setattr(subject, "require_same_sparsity", lambda model, _built: checked.append(model))
+    folder = write_bundle(RANGE, (("tensorrt-rtx", "rtx.plan"),), engine=made_with, options=built_with)
+    found = subject.find_subject(folder / "engines" / "rtx.plan" if alone else folder, "auto")
+    assert found.path == folder / "engines" / "rtx.plan"
+    assert found.weights == (folder / "model.onnx" if stripped else None)
+    assert found.reference == folder / "model.onnx"
+    assert checked == ([folder / "model.onnx"] if stripped else [])
+
+
+@pytest.mark.usefixtures("only_rtx_runs")
+def test_a_plan_in_a_bundle_that_its_receipt_doesnt_know_is_refused(write_bundle: WriteBundle) -> None:
+    folder = write_bundle(RANGE, (("tensorrt-rtx", "rtx.plan"),))
+    with pytest.raises(GpusqError, match="whose receipt doesn't know it"):
+        subject.find_subject(folder / "engines" / "other.plan", "auto")
 
 
 @pytest.mark.parametrize("requested", ["auto", "onnxruntime"])

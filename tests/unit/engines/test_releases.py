@@ -14,7 +14,7 @@ from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
 from gpusq_deploy.engines.api import BackendName, find_api
 from gpusq_deploy.engines.build_log import BuildLog
 from gpusq_deploy.engines.configure import BuildSettings
-from gpusq_deploy.engines.option_text import OPTION_NAMES, options_from_text
+from gpusq_deploy.engines.option_text import OPTION_NAMES, options_from_text, texts_from_options
 from gpusq_deploy.engines.releases import (
     RELEASES,
     missing_flags,
@@ -37,6 +37,7 @@ EVERYTHING = EngineOptions(
     editable_cache=True,
     error_on_cache_miss=True,
 )
+BATCH = BatchRange(minimum=1, optimum=8, maximum=32)
 RTX = release_of("tensorrt-rtx", "1.7.1.116")
 
 needs_rtx = pytest.mark.skipif(
@@ -180,12 +181,39 @@ def test_options_are_read() -> None:
     assert (later.level, later.workspace_mib) == (5, 512)
 
 
+def test_what_a_bundle_was_made_with_can_be_taken_back() -> None:
+    base = EngineOptions(workspace_mib=64, strip=True, hardware="ampere-plus", profiles=(BATCH,))
+    found = options_from_text(["strip=default", "workspace=default", "hardware=default"], base=base)
+    assert found == EngineOptions(profiles=(BATCH,))
+    # Of timing caches a bundle remembers nothing, so this is a folder.
+    assert options_from_text(["timing-cache=default"]).timing_cache == "default"
+
+
+@pytest.mark.parametrize(
+    ("texts", "base"),
+    [
+        ([], []),
+        (["strip", "workspace=64"], []),
+        (["strip=default", "level=2"], ["strip", "level=3", "hardware=ampere-plus"]),
+        (["workspace=default", "weight-streaming", "version-compatible"], ["workspace=7", "tactics=3"]),
+    ],
+)
+def test_options_can_be_said_again(texts: list[str], base: list[str]) -> None:
+    before = options_from_text(base)
+    options = options_from_text(texts, base=before)
+    again = texts_from_options(options, base=before)
+    assert sorted(again) == sorted(texts)
+    assert options_from_text(again, base=before) == options
+    # What belongs to the machine isn't said on another.
+    assert texts_from_options(msgspec.structs.replace(options, timing_cache="c"), base=before) == again
+
+
 @pytest.mark.parametrize(
     ("texts", "parts"),
     [
         (
             ["levle=3", "strip=yes", "workspace"],
-            ["did you mean level", "strip takes no value", "workspace needs a value"],
+            ["did you mean level", "strip takes no value but default", "workspace needs a value"],
         ),
         (["level=9"], ["level must be 0 to 5"]),
         (["tactics=0"], ["tactics must be positive"]),
@@ -205,9 +233,6 @@ def test_wrong_options_are_told_at_once(texts: list[str], parts: list[str]) -> N
         options_from_text(texts)
     assert all(part in caught.value.what for part in parts)
     assert str(caught.value.hint).endswith(", ".join(OPTION_NAMES))
-
-
-BATCH = BatchRange(minimum=1, optimum=8, maximum=32)
 
 
 def name_of(settings: BuildSettings, version: str = "10.3", device: str = "Orin (nvgpu)/64GB") -> str:
