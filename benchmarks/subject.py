@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+import msgspec
+
 from gpusq_deploy.artifacts.base import read_value
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions, Manifest
 from gpusq_deploy.artifacts.receipt import BuiltEngine, Receipt
-from gpusq_deploy.bundle import MANIFEST, MODEL, RECEIPT, is_bundle, is_ours
+from gpusq_deploy.bundle import MANIFEST, MODEL, RECEIPT, damaged_files, is_bundle, is_ours
 from gpusq_deploy.engines.api import BackendName
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.refit import require_same_sparsity
@@ -81,6 +83,7 @@ def _of_bundle(folder: Path, requested: str) -> Subject:
     if choice.name == "onnxruntime":
         return Subject(folder / MODEL, f"{name}/{MODEL}", choice, manifest.batch)
     engine = _engine_for_this_gpu(receipt, choice.name)
+    _require_as_built(engine, folder, manifest)
     weights = _weights_for(engine, folder, manifest)
     path = folder / engine.plan_file
     return Subject(path, f"{name}/{engine.plan_file}", choice, manifest.batch, weights, folder / MODEL)
@@ -106,8 +109,28 @@ def _of_plan(path: Path, requested: str) -> Subject:
             place=str(path),
             hint="copy it elsewhere to run it by itself",
         )
+    _require_as_built(engine, folder, manifest)
     weights = _weights_for(engine, folder, manifest)
     return Subject(path, path.name, choice, None, weights, folder / MODEL)
+
+
+def _require_as_built(engine: BuiltEngine, folder: Path, manifest: Manifest) -> None:
+    """Refuse a plan that isn't the one that was built: loading one runs native code.
+
+    Raises:
+        GpusqError: The plan or the receipt isn't what the manifest says, or they contradict each other.
+    """
+    listed = {entry.path: entry for entry in manifest.files if entry.path in (engine.plan_file, RECEIPT)}
+    faults = [f"{name} isn't in the manifest" for name in (engine.plan_file, RECEIPT) if name not in listed]
+    faults += damaged_files(folder, msgspec.structs.replace(manifest, files=tuple(listed.values())))
+    if not faults and listed[engine.plan_file].digest != engine.plan_digest:
+        faults = [f"{engine.plan_file}: the receipt's digest differs from the manifest's"]
+    if faults:
+        raise GpusqError(
+            "; ".join(faults),
+            place=str(folder),
+            hint="copy the bundle again from where it was made, or build it again from its checkpoint",
+        )
 
 
 def _weights_for(engine: BuiltEngine, folder: Path, manifest: Manifest) -> Path | None:

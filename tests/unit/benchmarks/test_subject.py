@@ -3,10 +3,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
+from commands import run_main
 
-from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
+from gpusq_deploy.artifacts.base import json_from_value, read_value
+from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions, Manifest
 from gpusq_deploy.benchmarks import subject
+from gpusq_deploy.bundle import files_in
+from gpusq_deploy.cli.bench import main as bench
 from gpusq_deploy.engines import runtimes
 from gpusq_deploy.engines.gpu import Gpu
 from gpusq_deploy.errors import GpusqError
@@ -127,6 +132,47 @@ def test_a_plan_in_a_bundle_that_its_receipt_doesnt_know_is_refused(write_bundle
     folder = write_bundle(RANGE, (("tensorrt-rtx", "rtx.plan"),))
     with pytest.raises(GpusqError, match="whose receipt doesn't know it"):
         subject.find_subject(folder / "engines" / "other.plan", "auto")
+
+
+def damage(folder: Path, what: str) -> None:
+    plan, receipt, manifest = folder / "engines" / "rtx.plan", folder / "receipt.json", folder / "manifest.json"
+    if what == "plan":
+        plan.write_bytes(b"elsewhere")
+    elif what == "receipt":
+        receipt.write_text(receipt.read_text().replace('"gpus": "test"', '"gpus": "tess"'))
+    elif what == "unlisted":
+        listed = read_value(manifest, Manifest)
+        files = tuple(entry for entry in listed.files if entry.path != "engines/rtx.plan")
+        manifest.write_bytes(json_from_value(msgspec.structs.replace(listed, files=files)))
+    else:
+        # Someone was at the manifest too, but left the receipt as it was.
+        plan.write_bytes(b"elsewhere")
+        listed = read_value(manifest, Manifest)
+        manifest.write_bytes(json_from_value(msgspec.structs.replace(listed, files=files_in(folder))))
+
+
+@pytest.mark.usefixtures("only_rtx_runs")
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("plan", "engines/rtx.plan is not the file that was built"),
+        ("receipt", "receipt.json is not the file that was built"),
+        ("unlisted", "engines/rtx.plan isn't in the manifest"),
+        ("both", "engines/rtx.plan: the receipt's digest differs from the manifest's"),
+    ],
+)
+def test_a_plan_that_isnt_the_one_that_was_built_isnt_loaded(
+    write_bundle: WriteBundle, alone: bool, what: str, said: str
+) -> None:
+    folder = write_bundle(RANGE, (("tensorrt-rtx", "rtx.plan"),))
+    path = folder / "engines" / "rtx.plan" if alone else folder
+    assert subject.find_subject(path, "auto").path == folder / "engines" / "rtx.plan"
+    damage(folder, what)
+    done = run_main(bench, path)
+    assert (done.code, done.out) == (5, "")
+    assert said in done.err
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize("requested", ["auto", "onnxruntime"])
