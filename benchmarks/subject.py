@@ -19,6 +19,8 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.packed import require_dense
 
 _PLAN_SUFFIXES = (".plan", ".engine")
+# The first compute capability that `hardware=ampere-plus` means.
+_AMPERE = (8, 0)
 
 
 class Subject(NamedTuple):
@@ -82,7 +84,7 @@ def _of_bundle(folder: Path, requested: str) -> Subject:
     name = folder.resolve().name
     if choice.name == "onnxruntime":
         return Subject(folder / MODEL, f"{name}/{MODEL}", choice, manifest.batch)
-    engine = _engine_for_this_gpu(receipt, choice.name)
+    engine = _engine_for_this_gpu(receipt, manifest, choice.name)
     _require_as_built(engine, folder, manifest)
     weights = _weights_for(engine, folder, manifest)
     path = folder / engine.plan_file
@@ -150,12 +152,16 @@ def _options_of(engine: BuiltEngine, manifest: Manifest) -> EngineOptions:
     return manifest.engine if engine.options is None else engine.options
 
 
-def _engine_for_this_gpu(receipt: Receipt, backend: str) -> BuiltEngine:
-    """The backend's engine that was built for the GPU that answers here; its only one where none answers."""
+def _engine_for_this_gpu(receipt: Receipt, manifest: Manifest, backend: str) -> BuiltEngine:
+    """The backend's engine for the GPU that answers here; its only one where none answers.
+
+    One that was built for this kind of GPU goes before one that was built for others too.
+    """
     engines = [engine for engine in receipt.engines if engine.backend == backend]
     gpu = find_gpu()
     if isinstance(gpu, Gpu):
-        fitting = [engine for engine in engines if engine.compute_capability == gpu.compute_capability]
+        exact = [engine for engine in engines if engine.compute_capability == gpu.compute_capability]
+        fitting = exact or [engine for engine in engines if _runs_on_newer(engine, manifest, gpu)]
         if not fitting:
             built = ", ".join(f"{engine.target} ({engine.compute_capability})" for engine in engines)
             raise GpusqError(
@@ -171,3 +177,14 @@ def _engine_for_this_gpu(receipt: Receipt, backend: str) -> BuiltEngine:
         place=f"GPU here: {gpu}",
         hint="name the plan of this GPU instead of the bundle",
     )
+
+
+def _runs_on_newer(engine: BuiltEngine, manifest: Manifest, gpu: Gpu) -> bool:
+    """True for an engine of any GPU since Ampere, on another such one."""
+    if _options_of(engine, manifest).hardware != "ampere-plus":
+        return False
+    return min(_capability(engine.compute_capability), _capability(gpu.compute_capability)) >= _AMPERE
+
+
+def _capability(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdecimal())

@@ -92,6 +92,44 @@ def test_a_bundle_without_a_plan_for_this_gpu_is_refused(
 
 
 @pytest.mark.usefixtures("only_rtx_runs")
+@pytest.mark.parametrize(
+    ("options", "capability", "found"),
+    [
+        (EngineOptions(hardware="ampere-plus"), "8.9", "a100.plan"),
+        (EngineOptions(hardware="ampere-plus"), "12.0", "a100.plan"),
+        (EngineOptions(hardware="ampere-plus"), "7.5", None),
+        (EngineOptions(hardware="same-compute-capability"), "8.9", None),
+        (EngineOptions(hardware="same-compute-capability"), "8.0", "a100.plan"),
+        (None, "8.9", None),
+    ],
+)
+def test_a_plan_for_newer_gpus_too_runs_on_them(
+    write_bundle: WriteBundle,
+    monkeypatch: pytest.MonkeyPatch,
+    options: EngineOptions | None,
+    capability: str,
+    found: str | None,
+) -> None:
+    monkeypatch.setattr(subject, "find_gpu", lambda: Gpu("this GPU", capability))
+    folder = write_bundle(RANGE, (("tensorrt-rtx", "a100.plan", "8.0"),), options=options)
+    if found is None:
+        with pytest.raises(GpusqError, match="no plan for this GPU"):
+            subject.find_subject(folder, "auto")
+    else:
+        assert subject.find_subject(folder, "auto").path == folder / "engines" / found
+
+
+@pytest.mark.usefixtures("only_rtx_runs")
+def test_a_plan_for_this_very_gpu_goes_before_one_for_newer_ones_too(
+    write_bundle: WriteBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subject, "find_gpu", lambda: Gpu("RTX 4090", "8.9"))
+    plans = (("tensorrt-rtx", "a100.plan", "8.0"), ("tensorrt-rtx", "rtx40.plan", "8.9"))
+    folder = write_bundle(RANGE, plans, options=EngineOptions(hardware="ampere-plus"))
+    assert subject.find_subject(folder, "auto").path == folder / "engines" / "rtx40.plan"
+
+
+@pytest.mark.usefixtures("only_rtx_runs")
 def test_a_plan_file_runs_on_what_can_run(tmp_path: Path) -> None:
     found = subject.find_subject(tmp_path / "orin.plan", "auto")
     assert (found.name, found.choice.name) == ("orin.plan", "tensorrt-rtx")
