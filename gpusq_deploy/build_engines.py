@@ -24,7 +24,7 @@ from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.layer_cost import compared, layer_shares
 from gpusq_deploy.engines.layers import totals
 from gpusq_deploy.engines.option_text import texts_from_options
-from gpusq_deploy.engines.releases import opset_problem, option_problems, release_of, releases_for
+from gpusq_deploy.engines.releases import opset_problem, option_problems, release_here, releases_for
 from gpusq_deploy.engines.runtimes import choose_backend
 from gpusq_deploy.engines.timing_cache import cache_file, read_cache, write_cache
 from gpusq_deploy.errors import GpusqError
@@ -80,7 +80,7 @@ class Asked:
 
 def asked_by(plan: Plan, options: EngineOptions, *, opset: int) -> Asked:
     """What further engines of a bundle ask of their targets."""
-    types = frozenset({plan.remainder, *(need.precision for need in _needs(plan))})
+    types: frozenset[Precision] = frozenset({plan.remainder, *(need.precision for need in _needs(plan))})
     return Asked(options=options, types=types, sparse=plan.sparse_asked, opset=opset)
 
 
@@ -110,7 +110,7 @@ def _out_of_reach(asked: Asked, target: Target) -> Iterator[str]:
         rows = [row for backend in target.on_device for row in releases_for(target, backend)]
         yield from min([option_problems(asked.options, row, driver=True) for row in rows], key=len)
     else:
-        rows = [release_of(choice.name, load_api(choice.name).__version__)]
+        rows = [release_here(choice.name, load_api(choice.name))]
         yield from option_problems(asked.options, rows[0], driver=isinstance(find_gpu(), Gpu))
     if asked.opset is not None and (problem := opset_problem(asked.opset, rows)):
         yield problem

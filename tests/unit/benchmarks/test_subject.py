@@ -9,6 +9,7 @@ from commands import run_main
 
 from gpusq_deploy.artifacts.base import json_from_value, read_value
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions, Manifest
+from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.benchmarks import subject
 from gpusq_deploy.bundle import files_in
 from gpusq_deploy.cli.bench import main as bench
@@ -156,7 +157,11 @@ def test_a_plan_without_weights_gets_them_by_what_its_own_builder_was_asked(
     stripped: bool,
 ) -> None:
     checked: list[Path] = []
-    monkeypatch.setattr(subject, "require_same_sparsity", lambda model, _built: checked.append(model))
+
+    def check(model: Path, _built: SparsityReport) -> None:
+        checked.append(model)
+
+    monkeypatch.setattr(subject, "require_same_sparsity", check)
     folder = write_bundle(RANGE, (("tensorrt-rtx", "rtx.plan"),), engine=made_with, options=built_with)
     found = subject.find_subject(folder / "engines" / "rtx.plan" if alone else folder, "auto")
     assert found.path == folder / "engines" / "rtx.plan"
