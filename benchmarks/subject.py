@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+import msgspec
+
 from gpusq_deploy.artifacts.base import read_value
-from gpusq_deploy.artifacts.manifest import BatchRange, Manifest
-from gpusq_deploy.artifacts.receipt import Receipt
-from gpusq_deploy.bundle import MANIFEST, MODEL, RECEIPT, is_bundle
+from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions, Manifest
+from gpusq_deploy.artifacts.receipt import BuiltEngine, Receipt
+from gpusq_deploy.bundle import MANIFEST, MODEL, RECEIPT, damaged_files, is_bundle, is_ours
 from gpusq_deploy.engines.api import BackendName
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.refit import require_same_sparsity
@@ -17,6 +19,8 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.packed import require_dense
 
 _PLAN_SUFFIXES = (".plan", ".engine")
+# The first compute capability that `hardware=ampere-plus` means.
+_AMPERE = (8, 0)
 
 
 class Subject(NamedTuple):
@@ -76,15 +80,15 @@ def _of_bundle(folder: Path, requested: str) -> Subject:
     choice = choose_runtime(requested, plans=[name for name in get_args(BackendName) if name in built])
     if choice.name == "onnxruntime":
         require_dense(folder)
-    path = folder / (MODEL if choice.name == "onnxruntime" else _plan_for_this_gpu(receipt, choice.name))
-    name = f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}"
     manifest = read_value(folder / MANIFEST, Manifest)
-    weights = folder / MODEL if manifest.engine.strip and choice.name != "onnxruntime" else None
-    if weights is not None:
-        require_dense(folder)
-        require_same_sparsity(weights, manifest.sparsity)
-    reference = None if choice.name == "onnxruntime" else folder / MODEL
-    return Subject(path, name, choice, manifest.batch, weights, reference)
+    name = folder.resolve().name
+    if choice.name == "onnxruntime":
+        return Subject(folder / MODEL, f"{name}/{MODEL}", choice, manifest.batch)
+    engine = _engine_for_this_gpu(receipt, manifest, choice.name)
+    _require_as_built(engine, folder, manifest)
+    weights = _weights_for(engine, folder, manifest)
+    path = folder / engine.plan_file
+    return Subject(path, f"{name}/{engine.plan_file}", choice, manifest.batch, weights, folder / MODEL)
 
 
 def _of_plan(path: Path, requested: str) -> Subject:
@@ -96,16 +100,68 @@ def _of_plan(path: Path, requested: str) -> Subject:
             place=str(path),
             hint="run this on the plan's own GPU, or give the bundle's model.onnx to run on the CPU",
         )
-    bundle = path.resolve().parent.parent
-    return Subject(path, path.name, choice, None, reference=bundle / MODEL if is_bundle(bundle) else None)
+    folder = path.resolve().parent.parent
+    if not is_ours(folder):
+        return Subject(path, path.name, choice, None)
+    receipt, manifest = read_value(folder / RECEIPT, Receipt), read_value(folder / MANIFEST, Manifest)
+    engine = next((engine for engine in receipt.engines if folder / engine.plan_file == path.resolve()), None)
+    if engine is None:
+        raise GpusqError(
+            "the plan lies in a bundle whose receipt doesn't know it",
+            place=str(path),
+            hint="copy it elsewhere to run it by itself",
+        )
+    _require_as_built(engine, folder, manifest)
+    weights = _weights_for(engine, folder, manifest)
+    return Subject(path, path.name, choice, None, weights, folder / MODEL)
 
 
-def _plan_for_this_gpu(receipt: Receipt, backend: str) -> str:
-    """The backend's plan that was built for the GPU that answers here; its only one where none answers."""
+def _require_as_built(engine: BuiltEngine, folder: Path, manifest: Manifest) -> None:
+    """Refuse a plan that isn't the one that was built: loading one runs native code.
+
+    Raises:
+        GpusqError: The plan or the receipt isn't what the manifest says, or they contradict each other.
+    """
+    listed = {entry.path: entry for entry in manifest.files if entry.path in (engine.plan_file, RECEIPT)}
+    faults = [f"{name} isn't in the manifest" for name in (engine.plan_file, RECEIPT) if name not in listed]
+    faults += damaged_files(folder, msgspec.structs.replace(manifest, files=tuple(listed.values())))
+    if not faults and listed[engine.plan_file].digest != engine.plan_digest:
+        faults = [f"{engine.plan_file}: the receipt's digest differs from the manifest's"]
+    if faults:
+        raise GpusqError(
+            "; ".join(faults),
+            place=str(folder),
+            hint="copy the bundle again from where it was made, or build it again from its checkpoint",
+        )
+
+
+def _weights_for(engine: BuiltEngine, folder: Path, manifest: Manifest) -> Path | None:
+    """The model that a plan without weights takes them from; None for a plan that has its own.
+
+    Raises:
+        GpusqError: The model's weights don't fit the plan.
+    """
+    if not _options_of(engine, manifest).strip:
+        return None
+    require_dense(folder)
+    require_same_sparsity(folder / MODEL, manifest.sparsity)
+    return folder / MODEL
+
+
+def _options_of(engine: BuiltEngine, manifest: Manifest) -> EngineOptions:
+    return manifest.engine if engine.options is None else engine.options
+
+
+def _engine_for_this_gpu(receipt: Receipt, manifest: Manifest, backend: str) -> BuiltEngine:
+    """The backend's engine for the GPU that answers here; its only one where none answers.
+
+    One that was built for this kind of GPU goes before one that was built for others too.
+    """
     engines = [engine for engine in receipt.engines if engine.backend == backend]
     gpu = find_gpu()
     if isinstance(gpu, Gpu):
-        fitting = [engine for engine in engines if engine.compute_capability == gpu.compute_capability]
+        exact = [engine for engine in engines if engine.compute_capability == gpu.compute_capability]
+        fitting = exact or [engine for engine in engines if _runs_on_newer(engine, manifest, gpu)]
         if not fitting:
             built = ", ".join(f"{engine.target} ({engine.compute_capability})" for engine in engines)
             raise GpusqError(
@@ -115,9 +171,20 @@ def _plan_for_this_gpu(receipt: Receipt, backend: str) -> str:
             )
         engines = fitting
     if len(engines) == 1:
-        return engines[0].plan_file
+        return engines[0]
     raise GpusqError(
         f"the bundle has {len(engines)} plans for {backend}: {', '.join(engine.plan_file for engine in engines)}",
         place=f"GPU here: {gpu}",
         hint="name the plan of this GPU instead of the bundle",
     )
+
+
+def _runs_on_newer(engine: BuiltEngine, manifest: Manifest, gpu: Gpu) -> bool:
+    """True for an engine of any GPU since Ampere, on another such one."""
+    if _options_of(engine, manifest).hardware != "ampere-plus":
+        return False
+    return min(_capability(engine.compute_capability), _capability(gpu.compute_capability)) >= _AMPERE
+
+
+def _capability(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdecimal())

@@ -9,7 +9,7 @@ from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
 from gpusq_deploy.engines.api import Api, BackendName, RtxBuilderConfig, rtx_compute_capability
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
-from gpusq_deploy.engines.releases import missing_flags, option_problems, release_of, wanted_flags
+from gpusq_deploy.engines.releases import option_problems, release_here, wanted_flags
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.targets import Target
 
@@ -52,9 +52,7 @@ def require_options(options: EngineOptions, api: Api, backend: BackendName) -> N
     Raises:
         GpusqError: At least one option is out of its reach.
     """
-    release = release_of(backend, api.__version__)
-    driver = isinstance(find_gpu(), Gpu)
-    problems = [*option_problems(options, release, driver=driver), *missing_flags(options, api, api.__version__)]
+    problems = option_problems(options, release_here(backend, api), driver=isinstance(find_gpu(), Gpu))
     if problems:
         raise GpusqError(
             "; ".join(dict.fromkeys(problems)),

@@ -1,4 +1,4 @@
-"""Engine options as a command is given them: `workspace=512`, `strip`, `timing-cache=caches`."""
+"""Engine options as a command is given them: `workspace=512`, `strip`, `strip=default`, `timing-cache=caches`."""
 
 from __future__ import annotations
 
@@ -28,11 +28,17 @@ _FIELDS: Mapping[str, tuple[str, type[int] | type[str] | type[bool]]] = {
 
 OPTION_NAMES = tuple(_FIELDS)
 
+# Takes back what a bundle was made with. Timing caches are the machine's: `timing-cache=default` is a folder.
+_DEFAULT = "default"
+
+# More than any limit has, and fewer than Python refuses to read.
+_DIGITS = 19
+
 
 def options_from_text(
     texts: Sequence[str], *, profiles: Sequence[BatchRange] = (), base: EngineOptions | None = None
 ) -> EngineOptions:
-    """Options from NAME or NAME=VALUE.
+    """Options from NAME or NAME=VALUE; NAME=default is as if nothing had ever been said.
 
     Args:
         texts: One option each.
@@ -63,18 +69,43 @@ def options_from_text(
     return found
 
 
+def texts_from_options(options: EngineOptions, *, base: EngineOptions) -> tuple[str, ...]:
+    """The texts that make `options` of `base`: the inverse of `options_from_text`, but for what is the machine's."""
+    ours, theirs = options.portable, base.portable
+    return tuple(
+        _text(name, getattr(ours, field))
+        for name, (field, _) in _FIELDS.items()
+        if getattr(ours, field) != getattr(theirs, field)
+    )
+
+
+def _text(name: str, value: int | str | bool | None) -> str:
+    if value is True:
+        return name
+    return f"{name}={_DEFAULT if value is None or value is False else value}"
+
+
 def _read(name: str, value: str | None, fields: dict[str, Any]) -> str | None:
     """Put one option among the fields, or say what is wrong with it."""
     if name not in _FIELDS:
         near = difflib.get_close_matches(name, _FIELDS, n=1)
         return f"there is no option {name!r}" + (f"; did you mean {near[0]}?" if near else "")
     field, kind = _FIELDS[name]
+    if value == _DEFAULT and field != "timing_cache":
+        fields.pop(field, None)
+        return None
     if kind is bool:
         fields[field] = True
-        return None if value is None else f"{name} takes no value"
+        return None if value is None else f"{name} takes no value but {_DEFAULT}"
     if not value:
         return f"{name} needs a value: {name}=..."
-    if kind is int and not value.isdigit():
+    problem = _number_problem(name, value) if kind is int else None
+    if problem is None:
+        fields[field] = int(value) if kind is int else value
+    return problem
+
+
+def _number_problem(name: str, value: str) -> str | None:
+    if not value.isdecimal():
         return f"{name} needs a whole number, not {value!r}"
-    fields[field] = int(value) if kind is int else value
-    return None
+    return f"{name} needs a smaller number than one of {len(value)} digits" if len(value) > _DIGITS else None

@@ -1,24 +1,25 @@
 """The one table of what TensorRT's releases can do, and what a request asks of them that they can't.
 
-Names only: flags and enumerations are renumbered between releases. What the installed module has goes before the table;
-the table answers for releases that aren't here, such as the one on a device.
+Names only: flags and enumerations are renumbered between releases. What the installed module has goes before the table,
+see `release_here`; the table answers for releases that aren't here, such as the one on a device, and for what no module
+tells: opsets.
 
-Where the rows come from: headers at the tags v10.3.0 and v10.16, headers of 11.1 and NVIDIA's migration notes for 11.4
-(see each row), and tensorrt_rtx 1.7 itself, which the tests ask. JetPack 6.1 and 6.2 have 10.3, JetPack 7.2.2 has 11.4.
+Where the rows come from: headers at the tags v10.3.0 and v10.16, headers of 11.1 and NVIDIA's migration notes for 11.4,
+the parser's changelog between them (see each row), and tensorrt_rtx 1.7 itself, which the tests ask. JetPack 6.1 and
+6.2 have 10.3, JetPack 7.2.2 has 11.4.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+
+import msgspec
 
 from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.manifest import EngineOptions
 from gpusq_deploy.engines.api import TRAITS, Api, BackendName
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.targets import Target
-
-InspectorForm = Literal["Format/Datatype", "Format and Datatype", "none without a driver"]
 
 
 class Release(Value):
@@ -28,22 +29,16 @@ class Release(Value):
         backend: Whose release.
         version: The first version that the row holds for.
         flags: Builder flags of ours that it has.
-        typed_by_flag: Whether strong typing must be asked for; later releases know nothing else.
         hardware: Levels of hardware compatibility.
-        inspector: How the engine inspector writes a tensor's type.
         opset: The newest ONNX opset that its parser takes; None where it isn't known.
-        attention: Whether its parser takes ONNX's Attention (opset 23).
         evidence: Where the row comes from.
     """
 
     backend: BackendName
     version: str
     flags: tuple[str, ...]
-    typed_by_flag: bool
     hardware: tuple[str, ...]
-    inspector: InspectorForm
     opset: int | None
-    attention: bool
     evidence: str
 
 
@@ -62,33 +57,49 @@ RELEASES: tuple[Release, ...] = (
         backend="tensorrt",
         version="10.3",
         flags=_OURS,
-        typed_by_flag=True,
         hardware=("AMPERE_PLUS",),
-        inspector="Format/Datatype",
         opset=20,
-        attention=False,
         evidence="headers of v10.3.0; the opset is from memory of its operators.md",
+    ),
+    Release(
+        backend="tensorrt",
+        version="10.8",
+        flags=(*_OURS, "EDITABLE_TIMING_CACHE"),
+        hardware=("AMPERE_PLUS",),
+        opset=None,
+        evidence="the editable cache came with 10.8; nothing says which opset is its newest",
+    ),
+    Release(
+        backend="tensorrt",
+        version="10.9",
+        flags=(*_OURS, "EDITABLE_TIMING_CACHE"),
+        hardware=("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"),
+        opset=22,
+        evidence="the level came with 10.9, stubs of 10.13 have it; the parser's ONNX is 1.17 (opset 22) since 10.6; "
+        "its changelog of 10.9 has opset 21's GroupNorm, and an undated summary of its operators.md says 9 to 22",
+    ),
+    Release(
+        backend="tensorrt",
+        version="10.14",
+        flags=(*_OURS, "EDITABLE_TIMING_CACHE"),
+        hardware=("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"),
+        opset=23,
+        evidence="the parser's changelog: Attention, of opset 23, came with 10.14",
     ),
     Release(
         backend="tensorrt",
         version="10.16",
         flags=(*_OURS, "EDITABLE_TIMING_CACHE"),
-        typed_by_flag=True,
         hardware=("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"),
-        inspector="Format/Datatype",
         opset=24,
-        attention=True,
-        evidence="headers of v10.16; the editable cache came with 10.8, Attention with 10.14, opset 24 by 10.15",
+        evidence="headers of v10.16; opset 24 by operators.md of 10.15",
     ),
     Release(
         backend="tensorrt",
         version="11.4",
         flags=(*_OURS, "EDITABLE_TIMING_CACHE"),
-        typed_by_flag=False,
         hardware=("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"),
-        inspector="Format and Datatype",
         opset=24,
-        attention=True,
         evidence="headers of v11.1 and the 10-to-11 migration notes; opset 24 by 11.2",
     ),
     # Asked of the module by tests/unit/engines/test_releases.py. Its BuilderFlag also names what it can't do: version
@@ -98,12 +109,9 @@ RELEASES: tuple[Release, ...] = (
         backend="tensorrt-rtx",
         version="1.7",
         flags=("SPARSE_WEIGHTS", "STRIP_PLAN", "REFIT", "REFIT_IDENTICAL", "WEIGHT_STREAMING"),
-        typed_by_flag=False,
         hardware=(),
-        inspector="none without a driver",
         # Its parser doesn't look at the number: it takes 30 as well. 23 is the newest that is built in tests.
         opset=23,
-        attention=True,
         evidence="the module tensorrt_rtx 1.7.1.116 itself",
     ),
 )
@@ -139,6 +147,20 @@ def release_of(backend: BackendName, version: str) -> Release:
     return (fitting or rows[:1])[-1]
 
 
+def release_here(backend: BackendName, api: Api) -> Release:
+    """The row of an installed module, with the module's own flags and levels in the place of the row's.
+
+    tensorrt-rtx names more than it can do, so of what its row has only what is gone from the module is left out.
+    """
+    row = release_of(backend, api.__version__)
+    flags = tuple(api.BuilderFlag.__members__)
+    levels = tuple(name for name in api.HardwareCompatibilityLevel.__members__ if name != "NONE")
+    if backend == "tensorrt-rtx":
+        flags = tuple(name for name in row.flags if name in flags)
+        levels = tuple(name for name in row.hardware if name in levels)
+    return msgspec.structs.replace(row, version=api.__version__, flags=flags, hardware=levels)
+
+
 def option_problems(options: EngineOptions, release: Release, *, driver: bool) -> list[str]:
     """Everything that a release can't do of what is asked, one sentence each; empty where it can do all.
 
@@ -153,16 +175,6 @@ def option_problems(options: EngineOptions, release: Release, *, driver: bool) -
         *_hardware_problems(options, release, name),
         *_driver_problems(options, release, name, driver=driver),
         *_cache_problems(options, release, name),
-    ]
-
-
-def missing_flags(options: EngineOptions, api: Api, version: str) -> list[str]:
-    """The same for the builder flags of an installed module, which may have more or fewer than its row."""
-    known = api.BuilderFlag.__members__
-    return [
-        f"{option}: version {version} has no builder flag {flag}"
-        for option, flag in wanted_flags(options)
-        if flag not in known
     ]
 
 

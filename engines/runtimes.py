@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -78,7 +78,7 @@ class BackendChoice(Value):
     reason: str
 
 
-def choose_backend(target: Target, *, bundle: str) -> BackendChoice | SkippedTarget:
+def choose_backend(target: Target, *, bundle: str, options: Sequence[str] = ()) -> BackendChoice | SkippedTarget:
     """Pick who builds the plan of a target here, or say why nobody can.
 
     On the target's own GPU, tensorrt is the first choice; elsewhere a backend that builds ahead of time.
@@ -86,6 +86,7 @@ def choose_backend(target: Target, *, bundle: str) -> BackendChoice | SkippedTar
     Args:
         target: The GPU to build for.
         bundle: The bundle's path, for the command that makes the plan on the device.
+        options: What that command must say besides, as `--engine-option` takes it.
     """
     refusals: list[str] = []
     for name in (*target.on_device, *target.ahead_of_time):
@@ -97,7 +98,7 @@ def choose_backend(target: Target, *, bundle: str) -> BackendChoice | SkippedTar
         refusals.append(f"not {name}: {refusal}")
     if not target.ahead_of_time:
         refusals.append(f"no backend builds for {target.name} ahead of time")
-    return skipped_target(target, bundle=bundle, reasons=refusals)
+    return skipped_target(target, bundle=bundle, reasons=refusals, options=options)
 
 
 def _why_not_build(name: BackendName, target: Target, *, ahead: bool) -> str | None:

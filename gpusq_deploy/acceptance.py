@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import NoReturn
 
@@ -69,5 +70,5 @@ def refuse(folder: Path, request: BuildRequest, missed: tuple[str, ...]) -> NoRe
     raise GpusqError(
         "; ".join(missed),
         place=str(request.model),
-        hint=f"gpusq-inspect {kept} shows where the error comes from",
+        hint=f"{shlex.join(['gpusq-inspect', str(kept)])} shows where the error comes from",
     )

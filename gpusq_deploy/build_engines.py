@@ -13,7 +13,7 @@ import onnx_ir as ir
 from gpusq_deploy.artifacts.base import digest_of_bytes
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
 from gpusq_deploy.artifacts.plan import Plan, Precision
-from gpusq_deploy.artifacts.receipt import BuiltEngine, CostEstimate, EngineLayer, LayerCost, SkippedTarget
+from gpusq_deploy.artifacts.receipt import BuiltEngine, CostEstimate, EngineLayer, LayerCost, Receipt, SkippedTarget
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.bundle import ENGINES, MODEL
 from gpusq_deploy.engines.api import BackendName, load_api
@@ -23,7 +23,8 @@ from gpusq_deploy.engines.cost import graph_cost, layers_at
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.layer_cost import compared, layer_shares
 from gpusq_deploy.engines.layers import totals
-from gpusq_deploy.engines.releases import opset_problem, option_problems, release_of, releases_for
+from gpusq_deploy.engines.option_text import texts_from_options
+from gpusq_deploy.engines.releases import opset_problem, option_problems, release_here, releases_for
 from gpusq_deploy.engines.runtimes import choose_backend
 from gpusq_deploy.engines.timing_cache import cache_file, read_cache, write_cache
 from gpusq_deploy.errors import GpusqError
@@ -40,7 +41,10 @@ from gpusq_deploy.wide import text_of
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineRequest:
-    """What is to be built from `folder/model.onnx` into `folder/engines`; `name` is the bundle's final name."""
+    """What is to be built from `folder/model.onnx` into `folder/engines`; `name` is the bundle's final name.
+
+    `remembered` is what the manifest says of `options`; None: the same.
+    """
 
     folder: Path
     name: str
@@ -50,6 +54,7 @@ class EngineRequest:
     targets: Sequence[Target]
     reporter: Reporter
     options: EngineOptions = NO_OPTIONS
+    remembered: EngineOptions | None = None
 
 
 def require_possible(plan: Plan, targets: Sequence[Target]) -> None:
@@ -71,6 +76,12 @@ class Asked:
     types: frozenset[Precision] = frozenset()
     sparse: bool = False
     opset: int | None = None
+
+
+def asked_by(plan: Plan, options: EngineOptions, *, opset: int) -> Asked:
+    """What further engines of a bundle ask of their targets."""
+    types: frozenset[Precision] = frozenset({plan.remainder, *(need.precision for need in _needs(plan))})
+    return Asked(options=options, types=types, sparse=plan.sparse_asked, opset=opset)
 
 
 def require_reachable(asked: Asked, targets: Sequence[Target]) -> None:
@@ -99,7 +110,7 @@ def _out_of_reach(asked: Asked, target: Target) -> Iterator[str]:
         rows = [row for backend in target.on_device for row in releases_for(target, backend)]
         yield from min([option_problems(asked.options, row, driver=True) for row in rows], key=len)
     else:
-        rows = [release_of(choice.name, load_api(choice.name).__version__)]
+        rows = [release_here(choice.name, load_api(choice.name))]
         yield from option_problems(asked.options, rows[0], driver=isinstance(find_gpu(), Gpu))
     if asked.opset is not None and (problem := opset_problem(asked.opset, rows)):
         yield problem
@@ -113,8 +124,11 @@ def build_engines(request: EngineRequest) -> tuple[tuple[BuiltEngine, ...], tupl
     """
     built: list[BuiltEngine] = []
     skipped: list[SkippedTarget] = []
+    # What the bundle remembers, the command for the device needn't say.
+    remembered = request.options if request.remembered is None else request.remembered
+    unsaid = texts_from_options(request.options, base=remembered)
     for target in request.targets:
-        choice = choose_backend(target, bundle=request.name)
+        choice = choose_backend(target, bundle=request.name, options=unsaid)
         if isinstance(choice, SkippedTarget):
             request.reporter.say(
                 f"no engine for {target.name} here: {choice.reason}; on the device run: {choice.command}"
@@ -124,6 +138,28 @@ def build_engines(request: EngineRequest) -> tuple[tuple[BuiltEngine, ...], tupl
             request.reporter.say(f"building the engine for {target.name}: {choice.reason}")
             built.append(_built(request, target, choice.name))
     return tuple(built), tuple(skipped)
+
+
+def with_engines(
+    receipt: Receipt, engines: Sequence[BuiltEngine], skipped: Sequence[SkippedTarget], reporter: Reporter
+) -> Receipt:
+    """A bundle's receipt after further engines: those that were built replace older ones for their targets.
+
+    An engine stays where none could be built in its place: it is as good as before.
+    """
+    fresh = {engine.target for engine in engines}
+    kept = [engine for engine in receipt.engines if engine.target not in fresh]
+    held = {engine.target for engine in kept}
+    missing = [entry for entry in skipped if entry.target not in held]
+    for entry in skipped:
+        if entry.target in held:
+            reporter.say(f"the engine for {entry.target} that the bundle has is kept as it is")
+    told = {*fresh, *(entry.target for entry in missing)}
+    return msgspec.structs.replace(
+        receipt,
+        engines=(*kept, *engines),
+        skipped=(*(entry for entry in receipt.skipped if entry.target not in told), *missing),
+    )
 
 
 def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_model: ir.Model) -> CostEstimate | None:
@@ -138,10 +174,7 @@ def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_
         float_model: The float32 graph before quantisation; not changed.
 
     Returns:
-        None where nothing is quantised.
-
-    Raises:
-        GpusqError: The float graph can't be cast or built.
+        None where nothing is quantised. A comparison that fails says why in its note: the engines are good without it.
     """
     if all(layer.weight is None for layer in request.plan.layers):
         return None
@@ -149,12 +182,34 @@ def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_
     ahead = {target.name: target for target in request.targets if target.ahead_of_time}
     first = next((engine for engine in engines if engine.target in ahead and engine.backend == "tensorrt-rtx"), None)
     if first is None:
-        note = f"not compared with the graph without {what}: no engine was built ahead of time"
-        return CostEstimate(target=None, built=None, unquantised=None, note=note, what=what)
+        # Further engines may come later, and this must stay true.
+        return _not_compared(what, "when the bundle was made, no engine was built ahead of time")
     target, batch = ahead[first.target], request.batch.optimum
     request.reporter.say(f"comparing with the graph without {what}, for {target.name} at batch {batch}")
+    try:
+        found = _comparison(request, first, float_model, target, what)
+    except (GpusqError, OSError) as error:
+        why = error.what if isinstance(error, GpusqError) else str(error)
+        request.reporter.say(f"warning: the comparison failed: {why}")
+        return _not_compared(what, why)
+    if found.worse:
+        request.reporter.say(f"warning: {what} may not pay: {cost_text(found)}")
+    if found.layers:
+        request.reporter.say(layer_costs_line(found))
+    return found
+
+
+def _not_compared(what: str, why: str) -> CostEstimate:
+    note = f"not compared with the graph without {what}: {why}"
+    return CostEstimate(target=None, built=None, unquantised=None, note=note, what=what)
+
+
+def _comparison(
+    request: EngineRequest, engine: BuiltEngine, float_model: ir.Model, target: Target, what: str
+) -> CostEstimate:
+    batch = request.batch.optimum
     built = (
-        first.engine_layers
+        engine.engine_layers
         if request.batch.static
         else layers_at(request.folder / MODEL, target, batch, backend="tensorrt-rtx")
     )
@@ -166,7 +221,7 @@ def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_
         wide = replace(whole, tensors=tuple(name for name in whole.tensors if name in names))
         save_model(run_passes(float_model, [wide, CastRemainder(request.plan.remainder)]), path)
         other = layers_at(path, target, batch, backend="tensorrt-rtx")
-    found = CostEstimate(
+    return CostEstimate(
         target=target.name,
         built=graph_cost(built, batch=batch),
         unquantised=graph_cost(other, batch=batch),
@@ -174,11 +229,6 @@ def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_
         what=what,
         layers=_by_layer(request.plan, built, other, target),
     )
-    if found.worse:
-        request.reporter.say(f"warning: {what} may not pay: {cost_text(found)}")
-    if found.layers:
-        request.reporter.say(layer_costs_line(found))
-    return found
 
 
 def with_estimates(plan: Plan, cost: CostEstimate | None) -> Plan:
@@ -248,6 +298,7 @@ def _entry(request: EngineRequest, target: Target, build: EngineBuild, file: str
             *(f"kept in FP32, since FP16 can't hold it: {text_of(tensor)}" for tensor in request.plan.wide),
             *target.unknowns,
         ),
+        options=request.options.portable,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
@@ -98,14 +99,16 @@ def require_place(out: Path, *, force: bool) -> None:
     """
     parent = out.absolute().parent
     if not parent.is_dir():
-        raise GpusqError("the folder to write into does not exist", place=str(parent), hint=f"mkdir -p {parent}")
+        raise GpusqError(
+            "the folder to write into does not exist", place=str(parent), hint=shlex.join(["mkdir", "-p", str(parent)])
+        )
     if not os.access(parent, os.W_OK):
         raise GpusqError("the folder to write into is not writable", place=str(parent))
     if not os.path.lexists(out):
         return
     if not force:
         raise GpusqError("the output exists already", place=str(out), hint="--force replaces it; --out names another")
-    if out.is_symlink() or not _is_ours(out):
+    if out.is_symlink() or not is_ours(out):
         raise GpusqError(
             "the output exists and is not a bundle, so --force will not replace it",
             place=str(out),
@@ -113,7 +116,7 @@ def require_place(out: Path, *, force: bool) -> None:
         )
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
     """Stricter than `is_bundle`, for what --force deletes: other tools write a manifest.json too."""
     try:
         content = json.loads((path / MANIFEST).read_bytes())

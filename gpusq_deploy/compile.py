@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +17,16 @@ from gpusq_deploy.artifacts.calibration import CalibrationTable
 from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.receipt import Receipt
 from gpusq_deploy.artifacts.sparsity import SparsityReport
-from gpusq_deploy.build_engines import EngineRequest, build_engines, estimate_cost, require_possible, with_estimates
+from gpusq_deploy.build_engines import (
+    EngineRequest,
+    asked_by,
+    build_engines,
+    estimate_cost,
+    require_possible,
+    require_reachable,
+    with_engines,
+    with_estimates,
+)
 from gpusq_deploy.bundle import (
     CALIBRATION,
     MANIFEST,
@@ -25,6 +35,7 @@ from gpusq_deploy.bundle import (
     RECEIPT,
     Bundle,
     files_in,
+    is_bundle,
     new_bundle,
     read_bundle,
     require_place,
@@ -253,11 +264,14 @@ def extend_bundle(
         path: The bundle.
         targets: The GPUs to build for.
         reporter: Who hears how it goes.
-        engine_options: As `options_from_text` reads them; what isn't said is as the bundle was made.
+        engine_options: As `options_from_text` reads them; what isn't said is as the bundle was made. The receipt
+            records them for the engines that are built, and the command for the device says those that aren't.
 
     Raises:
-        GpusqError: The bundle is damaged, or an engine can't be built.
+        GpusqError: The bundle is damaged, something is out of a target's reach, or an engine can't be built.
     """
+    # "." has no name, and is no longer there once the folder is replaced.
+    place = Path(os.path.abspath(path))
     bundle = read_bundle(path)
     if bundle.receipt.shortfalls:
         raise GpusqError(
@@ -265,31 +279,28 @@ def extend_bundle(
             place=str(path),
             hint="build it again from its checkpoint, with another recipe or another limit",
         )
+    manifest = bundle.manifest
+    options = options_from_text(engine_options, base=manifest.engine)
+    require_reachable(asked_by(bundle.plan, options, opset=manifest.opset), targets)
+    require_possible(bundle.plan, targets)
     if lacks_dense(path):
         unpack_bundle(path, reporter)
     require_whole(bundle)
-    require_possible(bundle.plan, targets)
-    options = options_from_text(engine_options, base=bundle.manifest.engine)
-    with new_bundle(path, force=True) as folder:
-        shutil.copytree(path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+    with new_bundle(place, force=True) as folder:
+        shutil.copytree(place, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         engines, skipped = build_engines(
             EngineRequest(
                 folder=folder,
-                name=path.name,
+                name=place.name,
                 plan=bundle.plan,
-                sparsity=bundle.manifest.sparsity,
-                batch=bundle.manifest.batch,
+                sparsity=manifest.sparsity,
+                batch=manifest.batch,
                 targets=targets,
                 reporter=reporter,
                 options=options,
+                remembered=manifest.engine,
             )
         )
-        fresh = {target.name for target in targets}
-        receipt = msgspec.structs.replace(
-            bundle.receipt,
-            engines=(*(engine for engine in bundle.receipt.engines if engine.target not in fresh), *engines),
-            skipped=(*(entry for entry in bundle.receipt.skipped if entry.target not in fresh), *skipped),
-        )
-        write_value(folder, RECEIPT, receipt)
-        write_value(folder, MANIFEST, msgspec.structs.replace(bundle.manifest, files=files_in(folder)))
-    return read_bundle(path)
+        write_value(folder, RECEIPT, with_engines(bundle.receipt, engines, skipped, reporter))
+        write_value(folder, MANIFEST, msgspec.structs.replace(manifest, files=files_in(folder)))
+    return read_bundle(path if is_bundle(path) else place)

@@ -6,6 +6,7 @@ A target's file says what it can do, which builder makes its plans and where, an
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
@@ -81,7 +82,7 @@ class Target(Value):
         alignments: Sizes that need no padding.
         sparse_int8_outputs: By backend, what its sparse INT8 kernels for this GPU write, in the builder's words, as far
             as their names tell; left out where nothing is known.
-        peaks: Its peak rates; None where they aren't known.
+        peaks: Its peak rates; None where they aren't known, or where no engine is built ahead of time to estimate by.
         unknowns: What has not been verified, one sentence each.
     """
 
@@ -181,11 +182,13 @@ def padding_notes(target: Target, needs: Sequence[GemmNeed]) -> list[str]:
     return [note for need in needs if need.precision == "int8" for note in _padding(target.alignments, need)]
 
 
-def skipped_target(target: Target, *, bundle: str, reasons: Sequence[str]) -> SkippedTarget:
+def skipped_target(
+    target: Target, *, bundle: str, reasons: Sequence[str], options: Sequence[str] = ()
+) -> SkippedTarget:
     """The record of a target that got no plan here, with the command that makes it on the device."""
-    return SkippedTarget(
-        target=target.name, reason="; ".join(reasons), command=f"gpusq-build {bundle} --target {target.name}"
-    )
+    words = ["gpusq-build", bundle, "--target", target.name]
+    words += [word for option in options for word in ("--engine-option", option)]
+    return SkippedTarget(target=target.name, reason="; ".join(reasons), command=shlex.join(words))
 
 
 def _problems(target: Target, need: GemmNeed) -> Iterator[str]:

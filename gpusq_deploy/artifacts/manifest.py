@@ -8,6 +8,9 @@ from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
 from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 
+# What the builders' bindings take: counts of 32 bits, sizes in bytes of 64, both signed.
+_MOST, _MOST_BYTES = 2**31 - 1, 2**63 - 1
+
 
 class BundleFile(Value):
     """One file of the bundle: path below it, size in bytes, digest."""
@@ -94,13 +97,13 @@ class EngineOptions(Value):
 
     def __post_init__(self) -> None:
         limits = (
-            ("workspace", self.workspace_mib),
-            ("shared-memory", self.shared_memory_kib),
-            ("tactics", self.tactics),
+            ("workspace", self.workspace_mib, _MOST_BYTES >> 20),
+            ("shared-memory", self.shared_memory_kib, _MOST_BYTES >> 10),
+            ("tactics", self.tactics, _MOST),
         )
-        for name, limit in limits:
-            if limit is not None and limit < 1:
-                raise ValueError(f"{name} must be positive")
+        for name, limit, most in limits:
+            if limit is not None and not 1 <= limit <= most:
+                raise ValueError(f"{name} must be positive, and {most} at most")
         if self.level is not None and not 0 <= self.level <= 5:
             raise ValueError("level must be 0 to 5")
         if (self.editable_cache or self.error_on_cache_miss) and self.timing_cache is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from gpusq_deploy.artifacts.base import Value
+from gpusq_deploy.artifacts.manifest import EngineOptions
 from gpusq_deploy.artifacts.plan import Precision
 
 Verdict = Literal["yes", "no", "unknown"]
@@ -54,7 +55,10 @@ class EngineTotals(Value):
 
 
 class BuiltEngine(Value):
-    """One engine: for which GPUs, by which builder, from which evidence (`source`), and what it holds."""
+    """One engine: for which GPUs, by which builder, from which evidence (`source`), and what it holds.
+
+    `options` is what its builder was asked; None in receipts that are older than the field: what the manifest says.
+    """
 
     target: str
     backend: str
@@ -71,6 +75,7 @@ class BuiltEngine(Value):
     layers: tuple[BuiltLayer, ...]
     engine_layers: tuple[EngineLayer, ...]
     notes: tuple[str, ...] = ()
+    options: EngineOptions | None = None
 
 
 class SkippedTarget(Value):

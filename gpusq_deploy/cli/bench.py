@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpusq_deploy.cli.common import progress_to_stderr, run_command, say
+from gpusq_deploy.cli.common import BATCH_DIGITS, progress_to_stderr, run_command, say
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def _parse_batches(_context: click.Context, _option: click.Parameter, text: str 
     if text is None:
         return None
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and int(word) > 0 for word in words):
+    if not all(word.isdecimal() and len(word) <= BATCH_DIGITS and int(word) > 0 for word in words):
         raise click.BadParameter(f"{text!r} is not a list of positive batch sizes such as 1,8,32")
     batches = tuple(int(word) for word in words)
     if len(set(batches)) != len(batches):

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 INTERRUPTED = 130
+# No batch size has more digits: builders count in 32 bits.
+BATCH_DIGITS = 9
 CALIBRATORS: tuple[CalibratorName, ...] = ("amax", "percentile", "entropy", "mse", "output-error")
 
 
@@ -97,7 +99,7 @@ def parse_batch(text: str) -> BatchRange:
     from gpusq_deploy.artifacts.manifest import BatchRange
 
     parts = text.split(":")
-    if len(parts) not in (1, 3) or not all(part.isdigit() for part in parts):
+    if len(parts) not in (1, 3) or not all(part.isdecimal() and len(part) <= BATCH_DIGITS for part in parts):
         raise click.BadParameter(f"{text!r} is not MIN:OPT:MAX", param_hint="--batch")
     sizes = [int(part) for part in parts] * (3 if len(parts) == 1 else 1)
     try:

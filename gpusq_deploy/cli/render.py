@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import msgspec
@@ -73,7 +74,7 @@ def print_bundle(bundle: Bundle) -> None:
     for note in plan.notes:
         table.add_row("note", note)
     console.print(table)
-    console.print(f"why each layer is what it is: gpusq-inspect {bundle.path}", soft_wrap=True)
+    console.print(f"why each layer is what it is: {shlex.join(['gpusq-inspect', str(bundle.path)])}", soft_wrap=True)
 
 
 def print_receipt(bundle: Bundle, *, layer: str | None) -> None:

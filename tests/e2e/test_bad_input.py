@@ -137,7 +137,7 @@ def test_a_recipe_with_an_unknown_key(place: Path, dense: Path, tmp_path: Path) 
     refused(attempt(place, dense, "--int8", "--calib", "random", "--recipe", recipe), place, "precison")
 
 
-@pytest.mark.parametrize("batch", ["0:1:2", "4:2:8", "a", "1:2", "-1"])
+@pytest.mark.parametrize("batch", ["0:1:2", "4:2:8", "a", "1:2", "-1", "²", "9" * 5000])
 def test_a_batch_that_makes_no_sense_is_a_usage_error(place: Path, dense: Path, batch: str) -> None:
     done = attempt(place, dense, "--batch", batch)
     assert done.code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def test_all_that_is_out_of_reach_is_said_at_once() -> None:
     parts = (
         "poor: sparse: it has no 2:4 sparse kernels for fp16 or int8",
         "poor: version-compatible",
-        "poor: opset 25: too new for tensorrt-rtx 1.7 (to 23)",
+        f"poor: opset 25: too new for tensorrt-rtx {metadata.version('tensorrt-rtx')} (to 23)",
         "orin: opset 25: too new for tensorrt 10.3 (to 20) or tensorrt 11.4 (to 24)",
     )
     assert [part for part in parts if part not in caught.value.what] == []
@@ -137,7 +138,27 @@ def test_what_wasnt_compared_says_why(tmp_path: Path) -> None:
     made = linear(64, 16)
     found = estimate(request(tmp_path, made, [], "orin"), made)
     assert (found.built, found.unquantised, found.worse) == (None, None, False)
-    assert cost_text(found) == "not compared with the graph without INT8: no engine was built ahead of time"
+    # True for ever: engines that are built later, ahead of time or not, change nothing about it.
+    assert cost_text(found) == (
+        "not compared with the graph without INT8: when the bundle was made, no engine was built ahead of time"
+    )
+
+
+@needs_rtx
+@pytest.mark.parametrize("error", [GpusqError("layer fc has a type of unknown size: NVFP4"), OSError("disk full")])
+def test_a_prediction_that_fails_is_a_note_and_no_end_of_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("gpusq_deploy.build_engines.graph_cost", fail)
+    said: list[str] = []
+    made = linear(64, 16)
+    found = estimate(request(tmp_path, made, said, "a100", batch=8), made)
+    assert (found.target, found.built, found.unquantised, found.layers) == (None, None, None, ())
+    assert cost_text(found) == f"not compared with the graph without INT8: {error}"
+    assert f"warning: the comparison failed: {error}" in said
 
 
 def test_a_float_graph_is_its_own_comparison(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from importlib import resources
 
 import pytest
@@ -46,6 +47,14 @@ def test_the_known_targets() -> None:
 
 def test_every_target_says_what_isnt_known() -> None:
     assert all(target.unknowns for target in load_targets())
+
+
+def test_peaks_are_those_of_the_fastest_gpu_or_the_bound_isnt_one() -> None:
+    # Memory of A100 80 GB SXM, L4 and L40S by NVIDIA's data sheets. A target that nothing is compared for has none.
+    peaks = {target.name: target.peaks for target in load_targets() if target.peaks is not None}
+    assert {name: peak.gigabytes_per_second for name, peak in peaks.items()} == {"a100": 2039, "l4": 300, "l40s": 864}
+    assert all("tensorrt-rtx" in find_target(name).ahead_of_time for name in peaks)
+    assert peaks["a100"].microseconds_to_move(2039 * 10**3) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", ["orin", "h100"])
@@ -133,3 +142,5 @@ def test_sizes_that_are_padded_are_noted() -> None:
 def test_a_skipped_target_says_how_to_finish() -> None:
     skipped = skipped_target(find_target("orin"), bundle="out", reasons=["one", "two"])
     assert (skipped.reason, skipped.command) == ("one; two", "gpusq-build out --target orin")
+    skipped = skipped_target(find_target("orin"), bundle="my model.gpusq", reasons=["one"])
+    assert shlex.split(skipped.command) == ["gpusq-build", "my model.gpusq", "--target", "orin"]

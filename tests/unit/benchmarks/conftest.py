@@ -6,17 +6,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
-from gpusq_deploy.artifacts.base import json_from_value
-from gpusq_deploy.artifacts.manifest import BatchRange, Manifest, ModelSource
+from gpusq_deploy.artifacts.base import digest_of_bytes, json_from_value
+from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions, Manifest, ModelSource
 from gpusq_deploy.artifacts.receipt import BuiltEngine, EngineTotals, Receipt
 from gpusq_deploy.artifacts.runs import Environment, MeasureSettings, Runs, RuntimeInfo, Series
 from gpusq_deploy.artifacts.sparsity import SparsityReport
+from gpusq_deploy.bundle import files_in
 from gpusq_deploy.engines.session import TensorSpec
+from gpusq_deploy.request import NO_OPTIONS
 
 Matrix = NDArray[np.float64]
 MakeRuns = Callable[[Mapping[int, Matrix]], Runs]
@@ -113,11 +116,25 @@ def fake_session() -> type[FakeSession]:
 
 @pytest.fixture
 def write_bundle(tmp_path: Path) -> Callable[..., Path]:
-    """A folder with manifest.json and receipt.json; plans are (backend, file name[, compute capability])."""
+    """A bundle of manifest.json, receipt.json and plans, each (backend, file name[, compute capability]).
 
-    def write(batch: BatchRange, plans: tuple[tuple[str, ...], ...] = ()) -> Path:
+    `engine` is what the manifest says, `options` what the receipt does; None: nothing, as in old ones.
+    """
+
+    def write(
+        batch: BatchRange,
+        plans: tuple[tuple[str, ...], ...] = (),
+        *,
+        engine: EngineOptions = NO_OPTIONS,
+        options: EngineOptions | None = None,
+    ) -> Path:
         folder = tmp_path / "bundle"
-        folder.mkdir()
+        (folder / "engines").mkdir(parents=True)
+        for _, file, *_ in plans:
+            (folder / "engines" / file).write_bytes(file.encode())
+        engines = tuple(msgspec.structs.replace(_built(*plan), options=options) for plan in plans)
+        receipt = Receipt(model_digest="sha256:0", verification=None, engines=engines)
+        (folder / "receipt.json").write_bytes(json_from_value(receipt))
         manifest = Manifest(
             created="2026-01-01T00:00:00+00:00",
             versions={},
@@ -133,12 +150,10 @@ def write_bundle(tmp_path: Path) -> Callable[..., Path]:
             outputs={},
             synthetic_calibration=False,
             sparsity=SparsityReport(source="test", layers=()),
-            files=(),
+            files=files_in(folder),
+            engine=engine,
         )
         (folder / "manifest.json").write_bytes(json_from_value(manifest))
-        engines = tuple(_built(*plan) for plan in plans)
-        receipt = Receipt(model_digest="sha256:0", verification=None, engines=engines)
-        (folder / "receipt.json").write_bytes(json_from_value(receipt))
         return folder
 
     return write
@@ -153,8 +168,8 @@ def _built(backend: str, file: str, compute_capability: str = "8.7") -> BuiltEng
         gpus="test",
         compute_capability=compute_capability,
         plan_file=f"engines/{file}",
-        plan_bytes=1,
-        plan_digest="sha256:0",
+        plan_bytes=len(file),
+        plan_digest=digest_of_bytes(file.encode()),
         build_seconds=1.0,
         executed=False,
         totals=EngineTotals(kernels=0, gemms={}, attention_fused=0),

@@ -121,7 +121,7 @@ def test_threads_belong_to_onnxruntime(model: Path, monkeypatch: pytest.MonkeyPa
     assert "has no number of threads" in str(result.exception)
 
 
-@pytest.mark.parametrize("batches", ["", "0", "1,", "-1", "1;2", "2,2", "x"])
+@pytest.mark.parametrize("batches", ["", "0", "1,", "-1", "1;2", "2,2", "x", "9" * 5000])
 def test_bad_batches_are_usage_errors(model: Path, batches: str) -> None:
     assert _bench(str(model), "--batch", batches).exit_code == 2
 

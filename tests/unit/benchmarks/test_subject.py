@@ -3,10 +3,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
+from commands import run_main
 
-from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.artifacts.base import json_from_value, read_value
+from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions, Manifest
+from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.benchmarks import subject
+from gpusq_deploy.bundle import files_in
+from gpusq_deploy.cli.bench import main as bench
 from gpusq_deploy.engines import runtimes
 from gpusq_deploy.engines.gpu import Gpu
 from gpusq_deploy.errors import GpusqError
@@ -87,9 +93,129 @@ def test_a_bundle_without_a_plan_for_this_gpu_is_refused(
 
 
 @pytest.mark.usefixtures("only_rtx_runs")
+@pytest.mark.parametrize(
+    ("options", "capability", "found"),
+    [
+        (EngineOptions(hardware="ampere-plus"), "8.9", "a100.plan"),
+        (EngineOptions(hardware="ampere-plus"), "12.0", "a100.plan"),
+        (EngineOptions(hardware="ampere-plus"), "7.5", None),
+        (EngineOptions(hardware="same-compute-capability"), "8.9", None),
+        (EngineOptions(hardware="same-compute-capability"), "8.0", "a100.plan"),
+        (None, "8.9", None),
+    ],
+)
+def test_a_plan_for_newer_gpus_too_runs_on_them(
+    write_bundle: WriteBundle,
+    monkeypatch: pytest.MonkeyPatch,
+    options: EngineOptions | None,
+    capability: str,
+    found: str | None,
+) -> None:
+    monkeypatch.setattr(subject, "find_gpu", lambda: Gpu("this GPU", capability))
+    folder = write_bundle(RANGE, (("tensorrt-rtx", "a100.plan", "8.0"),), options=options)
+    if found is None:
+        with pytest.raises(GpusqError, match="no plan for this GPU"):
+            subject.find_subject(folder, "auto")
+    else:
+        assert subject.find_subject(folder, "auto").path == folder / "engines" / found
+
+
+@pytest.mark.usefixtures("only_rtx_runs")
+def test_a_plan_for_this_very_gpu_goes_before_one_for_newer_ones_too(
+    write_bundle: WriteBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subject, "find_gpu", lambda: Gpu("RTX 4090", "8.9"))
+    plans = (("tensorrt-rtx", "a100.plan", "8.0"), ("tensorrt-rtx", "rtx40.plan", "8.9"))
+    folder = write_bundle(RANGE, plans, options=EngineOptions(hardware="ampere-plus"))
+    assert subject.find_subject(folder, "auto").path == folder / "engines" / "rtx40.plan"
+
+
+@pytest.mark.usefixtures("only_rtx_runs")
 def test_a_plan_file_runs_on_what_can_run(tmp_path: Path) -> None:
     found = subject.find_subject(tmp_path / "orin.plan", "auto")
     assert (found.name, found.choice.name) == ("orin.plan", "tensorrt-rtx")
+
+
+@pytest.mark.usefixtures("only_rtx_runs")
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize(
+    ("made_with", "built_with", "stripped"),
+    [
+        (EngineOptions(), EngineOptions(strip=True), True),
+        (EngineOptions(strip=True), EngineOptions(), False),
+        # A receipt that is older than the field.
+        (EngineOptions(strip=True), None, True),
+        (EngineOptions(), None, False),
+    ],
+)
+def test_a_plan_without_weights_gets_them_by_what_its_own_builder_was_asked(
+    write_bundle: WriteBundle,
+    monkeypatch: pytest.MonkeyPatch,
+    alone: bool,
+    made_with: EngineOptions,
+    built_with: EngineOptions | None,
+    stripped: bool,
+) -> None:
+    checked: list[Path] = []
+
+    def check(model: Path, _built: SparsityReport) -> None:
+        checked.append(model)
+
+    monkeypatch.setattr(subject, "require_same_sparsity", check)
+    folder = write_bundle(RANGE, (("tensorrt-rtx", "rtx.plan"),), engine=made_with, options=built_with)
+    found = subject.find_subject(folder / "engines" / "rtx.plan" if alone else folder, "auto")
+    assert found.path == folder / "engines" / "rtx.plan"
+    assert found.weights == (folder / "model.onnx" if stripped else None)
+    assert found.reference == folder / "model.onnx"
+    assert checked == ([folder / "model.onnx"] if stripped else [])
+
+
+@pytest.mark.usefixtures("only_rtx_runs")
+def test_a_plan_in_a_bundle_that_its_receipt_doesnt_know_is_refused(write_bundle: WriteBundle) -> None:
+    folder = write_bundle(RANGE, (("tensorrt-rtx", "rtx.plan"),))
+    with pytest.raises(GpusqError, match="whose receipt doesn't know it"):
+        subject.find_subject(folder / "engines" / "other.plan", "auto")
+
+
+def damage(folder: Path, what: str) -> None:
+    plan, receipt, manifest = folder / "engines" / "rtx.plan", folder / "receipt.json", folder / "manifest.json"
+    if what == "plan":
+        plan.write_bytes(b"elsewhere")
+    elif what == "receipt":
+        receipt.write_text(receipt.read_text().replace('"gpus": "test"', '"gpus": "tess"'))
+    elif what == "unlisted":
+        listed = read_value(manifest, Manifest)
+        files = tuple(entry for entry in listed.files if entry.path != "engines/rtx.plan")
+        manifest.write_bytes(json_from_value(msgspec.structs.replace(listed, files=files)))
+    else:
+        # Someone was at the manifest too, but left the receipt as it was.
+        plan.write_bytes(b"elsewhere")
+        listed = read_value(manifest, Manifest)
+        manifest.write_bytes(json_from_value(msgspec.structs.replace(listed, files=files_in(folder))))
+
+
+@pytest.mark.usefixtures("only_rtx_runs")
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("plan", "engines/rtx.plan is not the file that was built"),
+        ("receipt", "receipt.json is not the file that was built"),
+        ("unlisted", "engines/rtx.plan isn't in the manifest"),
+        ("both", "engines/rtx.plan: the receipt's digest differs from the manifest's"),
+    ],
+)
+def test_a_plan_that_isnt_the_one_that_was_built_isnt_loaded(
+    write_bundle: WriteBundle, alone: bool, what: str, said: str
+) -> None:
+    folder = write_bundle(RANGE, (("tensorrt-rtx", "rtx.plan"),))
+    path = folder / "engines" / "rtx.plan" if alone else folder
+    assert subject.find_subject(path, "auto").path == folder / "engines" / "rtx.plan"
+    damage(folder, what)
+    done = run_main(bench, path)
+    assert (done.code, done.out) == (5, "")
+    assert said in done.err
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize("requested", ["auto", "onnxruntime"])

@@ -360,7 +360,9 @@ def test_a_builder_that_cant_start_says_why(make_model: ModelMaker, monkeypatch:
         raise TypeError("factory function returned nullptr")
 
     flags = types.SimpleNamespace(__members__={})
-    pretended = types.SimpleNamespace(__version__="10.3", ILogger=object, Builder=start, BuilderFlag=flags)
+    pretended = types.SimpleNamespace(
+        __version__="10.3", ILogger=object, Builder=start, BuilderFlag=flags, HardwareCompatibilityLevel=flags
+    )
     monkeypatch.setattr(builder, "load_api", {"tensorrt": pretended}.__getitem__)
     with pytest.raises(GpusqError, match=r"tensorrt 10\.3 couldn't start its builder: factory function"):
         build_engine(make_model("fp16"), find_target("orin"), DYNAMIC)

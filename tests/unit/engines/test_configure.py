@@ -6,10 +6,12 @@ import importlib.util
 import types
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
 from gpusq_deploy.engines.api import find_api
+from gpusq_deploy.engines.build_log import BuildLog
 from gpusq_deploy.engines.configure import BuildSettings, add_profiles, apply_settings
 from gpusq_deploy.errors import GpusqError
 
@@ -84,6 +86,18 @@ def test_limits_are_in_bytes_and_levels_by_name() -> None:
     untouched: Any = applied(EngineOptions())
     assert untouched.limits == {}
     assert not hasattr(untouched, "max_num_tactics")
+
+
+@needs_rtx
+@pytest.mark.parametrize("name", ["workspace_mib", "shared_memory_kib", "tactics"])
+def test_the_largest_limits_are_taken_by_the_builder_itself(name: str) -> None:
+    most = {"workspace_mib": (2**63 - 1) >> 20, "shared_memory_kib": (2**63 - 1) >> 10, "tactics": 2**31 - 1}
+    api: Any = find_api("tensorrt-rtx")
+    log = BuildLog()
+    logger = log.as_logger(api)
+    config = api.Builder(logger).create_builder_config()
+    options = msgspec.convert({name: most[name]}, EngineOptions)
+    apply_settings(api, config, BuildSettings(batch=BATCH, options=options))
 
 
 def profiles_of(config: Config, *batches: BatchRange, shape: tuple[int, ...] = (-1, 3)) -> None:

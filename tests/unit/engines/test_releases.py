@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import types
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import onnx.parser
@@ -14,12 +17,12 @@ from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
 from gpusq_deploy.engines.api import BackendName, find_api
 from gpusq_deploy.engines.build_log import BuildLog
 from gpusq_deploy.engines.configure import BuildSettings
-from gpusq_deploy.engines.option_text import OPTION_NAMES, options_from_text
+from gpusq_deploy.engines.option_text import OPTION_NAMES, options_from_text, texts_from_options
 from gpusq_deploy.engines.releases import (
     RELEASES,
-    missing_flags,
     opset_problem,
     option_problems,
+    release_here,
     release_of,
     releases_for,
     wanted_flags,
@@ -37,6 +40,7 @@ EVERYTHING = EngineOptions(
     editable_cache=True,
     error_on_cache_miss=True,
 )
+BATCH = BatchRange(minimum=1, optimum=8, maximum=32)
 RTX = release_of("tensorrt-rtx", "1.7.1.116")
 
 needs_rtx = pytest.mark.skipif(
@@ -46,7 +50,7 @@ needs_rtx = pytest.mark.skipif(
 
 
 def members(name: str) -> set[str]:
-    """An enumeration's members in the stubs, which are of a version between the table's first two rows."""
+    """An enumeration's members in the stubs, which are those of 10.13."""
     if not STUBS.is_file():
         pytest.skip("tensorrt-stubs aren't installed here; make install puts them beside the virtual environment")
     body = re.split(r"^class ", STUBS.read_text(), flags=re.MULTILINE)
@@ -54,11 +58,14 @@ def members(name: str) -> set[str]:
     return set(re.findall(rf"^    ([A-Z0-9_]+): typing.ClassVar\[{name}\]", text, flags=re.MULTILINE))
 
 
-def test_flags_of_10_3_are_in_the_stubs_and_so_are_those_of_10_16() -> None:
-    flags = members("BuilderFlag")
-    for version in ("10.3", "10.16"):
-        assert set(release_of("tensorrt", version).flags) <= flags
-    assert set(release_of("tensorrt", "10.16").hardware) <= members("HardwareCompatibilityLevel")
+def test_flags_of_every_10_are_in_the_stubs_of_10_13() -> None:
+    flags, levels = members("BuilderFlag"), members("HardwareCompatibilityLevel")
+    rows = [row for row in RELEASES if row.backend == "tensorrt" and row.version.startswith("10.")]
+    assert len(rows) == 5
+    for row in rows:
+        assert set(row.flags) <= flags
+        assert set(row.hardware) <= levels
+    assert set(release_of("tensorrt", "10.13").hardware) == levels - {"NONE"}
     assert "STRONGLY_TYPED" in members("NetworkDefinitionCreationFlag")
 
 
@@ -67,9 +74,7 @@ def test_rtxs_row_is_what_its_module_says() -> None:
     api = find_api("tensorrt-rtx")
     assert not isinstance(api, str)
     assert set(RTX.flags) <= set(api.BuilderFlag.__members__)
-    # Strong typing can be asked for, and needn't be.
     assert "STRONGLY_TYPED" in api.NetworkDefinitionCreationFlag.__members__
-    assert not RTX.typed_by_flag
 
 
 @needs_rtx
@@ -81,11 +86,21 @@ def test_rtxs_parser_takes_attention() -> None:
     network = api.Builder(logger).create_network(0)
     text = "g (float16[4,2,64,32] x) => (float16[4,2,64,32] y) { y = Attention(x, x, x) }"
     model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 23]>\n{text}')
-    assert api.OnnxParser(network, logger).parse(model.SerializeToString()) == RTX.attention
+    assert api.OnnxParser(network, logger).parse(model.SerializeToString())
 
 
 @pytest.mark.parametrize(
-    ("version", "row"), [("8.6", "10.3"), ("10.3.0", "10.3"), ("10.9", "10.3"), ("10.16.1", "10.16"), ("11.5", "11.4")]
+    ("version", "row"),
+    [
+        ("8.6", "10.3"),
+        ("10.3.0", "10.3"),
+        ("10.7", "10.3"),
+        ("10.8.0", "10.8"),
+        ("10.13.3.9", "10.9"),
+        ("10.15", "10.14"),
+        ("10.16.1", "10.16"),
+        ("11.5", "11.4"),
+    ],
 )
 def test_a_row_holds_until_the_next(version: str, row: str) -> None:
     assert release_of("tensorrt", version).version == row
@@ -94,7 +109,7 @@ def test_a_row_holds_until_the_next(version: str, row: str) -> None:
 def test_what_each_release_cant_do() -> None:
     problems = {f"{row.backend} {row.version}": option_problems(EVERYTHING, row, driver=False) for row in RELEASES}
     assert problems["tensorrt 10.3"] == ["editable-cache: tensorrt 10.3 has no builder flag EDITABLE_TIMING_CACHE"]
-    assert problems["tensorrt 10.16"] == problems["tensorrt 11.4"] == []
+    assert all(problems[f"tensorrt {version}"] == [] for version in ("10.8", "10.9", "10.14", "10.16", "11.4"))
     words = " ".join(problems["tensorrt-rtx 1.7"])
     assert all(part in words for part in ("VERSION_COMPATIBLE", "needs a CUDA driver", "times nothing"))
     assert len(problems["tensorrt-rtx 1.7"]) == 3
@@ -106,17 +121,53 @@ def test_stripping_on_rtx_needs_a_driver_and_nothing_else() -> None:
     assert len(option_problems(strip, RTX, driver=False)) == 1
 
 
-@pytest.mark.parametrize(("version", "count"), [("10.3", 1), ("10.16", 0), ("11.4", 0)])
+@pytest.mark.parametrize(("version", "count"), [("10.3", 1), ("10.8", 1), ("10.9", 0), ("10.16", 0), ("11.4", 0)])
 def test_hardware_levels(version: str, count: int) -> None:
     options = EngineOptions(hardware="same-compute-capability")
     assert len(option_problems(options, release_of("tensorrt", version), driver=True)) == count
 
 
-@needs_rtx
+def pretended(version: str, flags: Collection[str], levels: Collection[str]) -> Any:
+    """An installed module, as far as it is asked what it can do."""
+    flag, level = (types.SimpleNamespace(__members__=dict.fromkeys(names)) for names in (flags, levels))
+    return types.SimpleNamespace(__version__=version, BuilderFlag=flag, HardwareCompatibilityLevel=level)
+
+
+EVERYWHERE = msgspec.structs.replace(EVERYTHING, hardware="same-compute-capability")
+
+
+def test_tensorrt_10_13_can_do_what_its_own_stubs_say() -> None:
+    api = pretended("10.13.3.9", members("BuilderFlag"), members("HardwareCompatibilityLevel"))
+    here = release_here("tensorrt", api)
+    assert option_problems(EVERYWHERE, here, driver=True) == []
+    # The opset of BF16's and INT4's defaults.
+    assert opset_problem(21, [here]) == ""
+    assert opset_problem(25, [here]) == "opset 25: too new for tensorrt 10.13.3.9 (to 22)"
+
+
 def test_the_module_goes_before_the_table() -> None:
+    row = release_of("tensorrt", "10.5")
+    more = pretended("10.5.0", [*row.flags, "EDITABLE_TIMING_CACHE"], ["NONE", "SAME_COMPUTE_CAPABILITY"])
+    assert len(option_problems(EVERYWHERE, row, driver=True)) == 2
+    assert option_problems(EVERYWHERE, release_here("tensorrt", more), driver=True) == []
+    row = release_of("tensorrt", "10.16")
+    fewer = pretended("10.16.1", [flag for flag in row.flags if flag != "STRIP_PLAN"], ["NONE", "AMPERE_PLUS"])
+    assert option_problems(EVERYWHERE, row, driver=True) == []
+    assert option_problems(EVERYWHERE, release_here("tensorrt", fewer), driver=True) == [
+        "strip: tensorrt 10.16.1 has no builder flag STRIP_PLAN",
+        "hardware=same-compute-capability: tensorrt 10.16.1 has ampere-plus",
+    ]
+
+
+@needs_rtx
+def test_of_rtx_the_table_knows_what_its_module_names_and_cant_do() -> None:
     api = find_api("tensorrt-rtx")
     assert not isinstance(api, str)
-    assert missing_flags(EVERYTHING, api, "1.7") == []
+    assert {flag for _, flag in wanted_flags(EVERYWHERE)} <= set(api.BuilderFlag.__members__)
+    here = release_here("tensorrt-rtx", api)
+    assert (here.flags, here.hardware) == (RTX.flags, ())
+    later = pretended("1.9", [flag for flag in RTX.flags if flag != "WEIGHT_STREAMING"], ["NONE"])
+    assert set(RTX.flags) - set(release_here("tensorrt-rtx", later).flags) == {"WEIGHT_STREAMING"}
 
 
 @pytest.mark.parametrize("target", load_targets(), ids=lambda target: target.name)
@@ -180,16 +231,49 @@ def test_options_are_read() -> None:
     assert (later.level, later.workspace_mib) == (5, 512)
 
 
+def test_what_a_bundle_was_made_with_can_be_taken_back() -> None:
+    base = EngineOptions(workspace_mib=64, strip=True, hardware="ampere-plus", profiles=(BATCH,))
+    found = options_from_text(["strip=default", "workspace=default", "hardware=default"], base=base)
+    assert found == EngineOptions(profiles=(BATCH,))
+    # Of timing caches a bundle remembers nothing, so this is a folder.
+    assert options_from_text(["timing-cache=default"]).timing_cache == "default"
+
+
+@pytest.mark.parametrize(
+    ("texts", "base"),
+    [
+        ([], []),
+        (["strip", "workspace=64"], []),
+        (["strip=default", "level=2"], ["strip", "level=3", "hardware=ampere-plus"]),
+        (["workspace=default", "weight-streaming", "version-compatible"], ["workspace=7", "tactics=3"]),
+    ],
+)
+def test_options_can_be_said_again(texts: list[str], base: list[str]) -> None:
+    before = options_from_text(base)
+    options = options_from_text(texts, base=before)
+    again = texts_from_options(options, base=before)
+    assert sorted(again) == sorted(texts)
+    assert options_from_text(again, base=before) == options
+    # What belongs to the machine isn't said on another.
+    assert texts_from_options(msgspec.structs.replace(options, timing_cache="c"), base=before) == again
+
+
 @pytest.mark.parametrize(
     ("texts", "parts"),
     [
         (
             ["levle=3", "strip=yes", "workspace"],
-            ["did you mean level", "strip takes no value", "workspace needs a value"],
+            ["did you mean level", "strip takes no value but default", "workspace needs a value"],
         ),
         (["level=9"], ["level must be 0 to 5"]),
         (["tactics=0"], ["tactics must be positive"]),
         (["level=high"], ["whole number, not 'high'"]),
+        (["workspace=²"], ["whole number, not '²'"]),
+        (["workspace=" + "9" * 5000], ["a smaller number than one of 5000 digits"]),
+        (["workspace=8796093022208"], ["workspace must be positive, and 8796093022207 at most"]),
+        (["shared-memory=9007199254740992"], ["9007199254740991 at most"]),
+        (["tactics=2147483648"], ["2147483647 at most"]),
+        (["tactics=9999999999999999999"], ["2147483647 at most"]),
         (["hardware=any"], ["'any'"]),
         (["editable-cache"], ["need timing-cache"]),
     ],
@@ -199,9 +283,6 @@ def test_wrong_options_are_told_at_once(texts: list[str], parts: list[str]) -> N
         options_from_text(texts)
     assert all(part in caught.value.what for part in parts)
     assert str(caught.value.hint).endswith(", ".join(OPTION_NAMES))
-
-
-BATCH = BatchRange(minimum=1, optimum=8, maximum=32)
 
 
 def name_of(settings: BuildSettings, version: str = "10.3", device: str = "Orin (nvgpu)/64GB") -> str:
