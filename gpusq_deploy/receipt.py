@@ -176,7 +176,7 @@ def _built(
     else:
         precision, reason = None, _not_found(decision, holding)
     sparse_asked = plan.sparse_asked and decision.sparse
-    verdict, sparse_reason = _sparse(decision, sparse_asked, weights_valid, [layer.tactic for layer, _ in gemms])
+    verdict, sparse_reason = _sparse(decision, plan, weights_valid, [layer.tactic for layer, _ in gemms])
     if verdict == "unknown" and gemms and all(layer.name in picked for layer, _ in gemms):
         verdict, sparse_reason = "yes", "sparse yes: the builder's log names it among the layers with sparse kernels"
     return BuiltLayer(
@@ -241,15 +241,14 @@ def _not_found(decision: LayerDecision, holding: list[_Classified]) -> str:
     )
 
 
-def _sparse(decision: LayerDecision, asked: bool, weights_valid: bool, tactics: list[str]) -> tuple[Verdict, str]:
-    if not asked:
-        return "no", f"sparse not asked: {decision.sparse_reason}"
-    if not weights_valid:
-        return "no", "dense, because the weights aren't 2:4: prune them with gpusq-compress"
-    if not tactics:
-        return "unknown", "sparse unknown, as no GEMM was found"
-    verdict, reason = min((sparse_tactic(tactic) for tactic in tactics), key=lambda said: _LEAST_SPARSE.index(said[0]))
-    return verdict, f"sparse {verdict}: {reason}"
+def _sparse(decision: LayerDecision, plan: Plan, weights_valid: bool, tactics: list[str]) -> tuple[Verdict, str]:
+    """The kernels' names come first: the builder is asked once for the whole engine, not by layer."""
+    told = [sparse_tactic(tactic) for tactic in tactics]
+    verdict, why = min(told, key=lambda said: _LEAST_SPARSE.index(said[0]), default=("unknown", "as no GEMM was found"))
+    asked = "" if plan.sparse_asked and decision.sparse else f"sparse not asked: {decision.sparse_reason}"
+    if verdict != "yes" and not (plan.sparse_asked and weights_valid):
+        return "no", asked or "dense, because the weights aren't 2:4: prune them with gpusq-compress"
+    return verdict, f"{asked}; sparse {verdict}: {why}" if asked else f"sparse {verdict}: {why}"
 
 
 def _sparse_line(layers: Sequence[BuiltLayer]) -> str:

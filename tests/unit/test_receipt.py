@@ -54,6 +54,20 @@ def gemm(
     )
 
 
+def sparsity(*, violations: int) -> LayerSparsity:
+    return LayerSparsity(
+        layer="layer.mm",
+        tensor="w",
+        n=64,
+        k=64,
+        groups=1024,
+        violations=violations,
+        zero_fraction=0.5,
+        expected=True,
+        reason="r",
+    )
+
+
 def only(layers: tuple[BuiltLayer, ...]) -> BuiltLayer:
     assert len(layers) == 1
     return layers[0]
@@ -94,19 +108,19 @@ def test_sparse_that_wasnt_asked_for_is_a_no() -> None:
     assert built.reason.endswith("sparse not asked: not pruned")
 
 
+@pytest.mark.parametrize(("tactic", "verdict"), [(SPARSE, "yes"), (DENSE, "no"), ("", "unknown")])
+def test_a_sparse_kernel_is_told_though_the_plan_doesnt_count_on_it(tactic: str, verdict: str) -> None:
+    """The builder's flag is the engine's: it may take a sparse kernel wherever weights are 2:4."""
+    report = SparsityReport(source="s", layers=(sparsity(violations=0),))
+    built = only(built_layers(plan(decision(sparse=False)), [gemm(tactic=tactic)], report))
+    assert (built.sparse_asked, built.sparse_weights_valid, built.sparse_executed) == (False, True, verdict)
+    assert f"sparse not asked: not pruned; sparse {verdict}: " in built.reason
+    dense = only(built_layers(plan(decision(sparse=False), sparse=False), [gemm()], report))
+    assert dense.sparse_executed == "no"
+
+
 def test_weights_that_arent_sparse_cant_run_sparse() -> None:
-    layer = LayerSparsity(
-        layer="layer.mm",
-        tensor="w",
-        n=64,
-        k=64,
-        groups=1024,
-        violations=3,
-        zero_fraction=0.1,
-        expected=True,
-        reason="r",
-    )
-    built = only(built_layers(plan(decision()), [gemm()], SparsityReport(source="s", layers=(layer,))))
+    built = only(built_layers(plan(decision()), [gemm()], SparsityReport(source="s", layers=(sparsity(violations=3),))))
     assert (built.sparse_weights_valid, built.sparse_executed) == (False, "no")
     assert "gpusq-compress" in built.reason
 
