@@ -7,6 +7,7 @@ import pytest
 from gpusq_deploy.artifacts.plan import LayerDecision, Plan, Precision
 from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, EngineTensor, SkippedTarget
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
+from gpusq_deploy.engines.kernel_names import KernelTrace
 from gpusq_deploy.engines.layer_text import layers_from_log
 from gpusq_deploy.engines.layers import totals
 from gpusq_deploy.receipt import built_layers, picked_sparse, skipped_line, summary, with_profile
@@ -227,18 +228,60 @@ def test_the_builders_log_is_taken_where_the_tactic_doesnt_tell() -> None:
     assert split.sparse_executed == "unknown"
 
 
+def profiled(asked: Plan, layers: list[EngineLayer], launches: dict[str, int], inferences: int = 100) -> BuiltEngine:
+    trace = KernelTrace(launches=launches, inferences=inferences)
+    return with_profile(built_engine(asked, layers), trace, profiler="a profiler")
+
+
 @pytest.mark.parametrize(
-    ("kernels", "verdict"),
-    [([DENSE, DENSE], "no"), ([SPARSE, DENSE], "unknown"), ([SPARSE, SPARSE, "softmax"], "yes")],
+    ("launches", "verdict", "words"),
+    [
+        ({DENSE: 200}, "no", "0 launches of sparse kernels among 200 in 100 inferences, for 2 engine layers"),
+        ({SPARSE: 100, DENSE: 100}, "unknown", "100 launches of sparse kernels among 200"),
+        ({SPARSE: 200, "softmax": 100}, "yes", "200 launches of sparse kernels among 300"),
+        # A name that changes on the way is no loss, nor is a trace that counts one inference too many.
+        ({SPARSE: 150, f"{SPARSE}_2": 50}, "yes", f"the launches of {SPARSE}, {SPARSE}_2 don't divide by 100"),
+        ({SPARSE: 99, DENSE: 99}, "unknown", f"the launches of {SPARSE}, {DENSE} don't divide by 100 inferences"),
+        ({SPARSE: 1, DENSE: 199}, "unknown", "1 launches of sparse kernels"),
+        ({"__myl_FcAdd_0xabc": 100, DENSE: 100}, "unknown", "generated kernels such as __myl_FcAdd_0xabc don't tell"),
+        ({"__myl_MulAdd_0xabc": 100, DENSE: 200}, "no", "0 launches"),
+    ],
 )
-def test_a_profile_settles_what_is_the_same_for_all(kernels: list[str], verdict: str) -> None:
+def test_a_profile_settles_what_is_the_same_for_all(launches: dict[str, int], verdict: str, words: str) -> None:
     layers = [gemm(), gemm("n_myl0_2", nodes=("n",)), gemm("d_myl0_3", nodes=("d",))]
     asked = plan(decision(), decision("n"), decision("d", sparse=False))
-    engine = with_profile(built_engine(asked, layers), kernels, profiler="a profiler")
+    engine = profiled(asked, layers, launches)
     assert [layer.sparse_executed for layer in engine.layers] == [verdict, verdict, "no"]
     assert engine.executed
     assert engine.source.endswith("; kernel names seen by a profiler")
-    assert f"{kernels.count(SPARSE)} sparse kernels among {len(kernels)}, for 2 layers" in engine.layers[0].reason
+    assert words in engine.layers[0].reason
+
+
+def test_a_profile_counts_engine_layers_not_the_models() -> None:
+    split = [gemm("q"), gemm("k"), gemm("v"), gemm("n_myl0_2", nodes=("n",))]
+    two = profiled(plan(decision(), decision("n")), split, {SPARSE: 2, DENSE: 2}, 1)
+    assert [layer.sparse_executed for layer in two.layers] == ["unknown", "unknown"]
+    four = profiled(plan(decision(), decision("n")), split, {SPARSE: 4}, 1)
+    assert [layer.sparse_executed for layer in four.layers] == ["yes", "yes"]
+    merged = profiled(plan(decision(), decision("n")), [gemm("mm+n", nodes=("mm", "n"))], {SPARSE: 1}, 1)
+    assert [layer.sparse_executed for layer in merged.layers] == ["yes", "yes"]
+
+
+@pytest.mark.parametrize("launches", [{SPARSE: 9}, {DENSE: 9}])
+def test_a_profile_settles_nothing_about_layers_that_no_engine_layer_answers_for(launches: dict[str, int]) -> None:
+    engine = profiled(plan(decision(), decision("n")), [gemm()], launches, 1)
+    assert [layer.sparse_executed for layer in engine.layers] == ["unknown", "unknown"]
+    assert "no engine layer is known for layer.n" in engine.layers[0].reason
+
+
+def test_a_profile_says_no_of_no_generated_product_and_leaves_what_was_known() -> None:
+    generated = gemm("__myl_CastMulFc_myl0_1", kind="runtime_fusion")
+    hidden = profiled(plan(decision()), [generated], {"anything": 1}, 1)
+    assert only(hidden.layers).sparse_executed == "unknown"
+    known = profiled(plan(decision()), [gemm(tactic=SPARSE), generated], {"__myl_CastMulFc_0xabc": 1}, 1)
+    assert only(known.layers).sparse_executed == "unknown"
+    kept = profiled(plan(decision(), decision("n")), [gemm(tactic=SPARSE), gemm("n", nodes=("n",))], {SPARSE: 1}, 1)
+    assert [layer.sparse_executed for layer in kept.layers] == ["yes", "unknown"]
 
 
 def test_a_skipped_target_is_one_line() -> None:
