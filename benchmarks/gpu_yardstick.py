@@ -5,7 +5,7 @@ Part of the GPU suite, which is a script: torch is imported here alone, late, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from gpusq_deploy.benchmarks.gemm_cases import TOKENS
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _WARMUP = 10
 # Of torch's 2:4 product in INT8: both sizes of its dense operand are multiples of this.
 _ROWS = 16
+# As torch's profiler names what CUDA moves without a kernel: "Memcpy HtoD (Pageable -> Device)", "Memset (Device)".
+_COPIES = ("Memcpy", "Memset")
 
 
 def torch_problem() -> str:
@@ -68,8 +70,13 @@ def kernels_of(run: Callable[[], Any]) -> tuple[str, ...]:
         run()
         torch.cuda.synchronize()
     # An untyped list, or nothing where the profiler saw nothing.
-    events: list[Any] = list(cast("Any", seen.events()) or ())
-    return tuple(str(event.name) for event in events if str(event.device_type).endswith("CUDA"))
+    return kernel_names(list(cast("Any", seen.events()) or ()))
+
+
+def kernel_names(events: Iterable[Any]) -> tuple[str, ...]:
+    """The kernels among a profiler's events: what ran on the GPU, but for copies to and from it and fills."""
+    names = (str(event.name) for event in events if str(event.device_type).endswith("CUDA"))
+    return tuple(name for name in names if not name.startswith(_COPIES))
 
 
 def operands(k: int, n: int, rows: int, product: Product, device: str) -> tuple[torch.Tensor, torch.Tensor]:
