@@ -5,13 +5,20 @@ Part of the GPU suite, which is a script: torch is imported here alone, late, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, cast
 
 from gpusq_deploy.benchmarks.gemm_cases import TOKENS
 from gpusq_deploy.benchmarks.gpu_results import Outcome, Product
 
+if TYPE_CHECKING:
+    import torch
+
 _WARMUP = 10
+# Of torch's 2:4 product in INT8: both sizes of its dense operand are multiples of this.
+_ROWS = 16
+# As torch's profiler names what CUDA moves without a kernel: "Memcpy HtoD (Pageable -> Device)", "Memset (Device)".
+_COPIES = ("Memcpy", "Memset")
 
 
 def torch_problem() -> str:
@@ -26,7 +33,7 @@ def torch_problem() -> str:
 
 
 def measure_product(k: int, n: int, batch: int, product: Product, iterations: int) -> Outcome:
-    """Time x [batch · tokens, K] by w [N, K], 2:4 along K where asked.
+    """Time x [batch · tokens, K] by w [N, K], 2:4 along K where asked; see `operands`.
 
     Returns:
         The samples and kernel names; the reason where this torch or GPU can't do it.
@@ -34,7 +41,7 @@ def measure_product(k: int, n: int, batch: int, product: Product, iterations: in
     import torch
 
     try:
-        run = _product(k, n, batch * TOKENS, product)
+        run = prepared(k, n, batch * TOKENS, product, "cuda")
         for _ in range(_WARMUP):
             run()
         # Its constructor has no types.
@@ -63,26 +70,43 @@ def kernels_of(run: Callable[[], Any]) -> tuple[str, ...]:
         run()
         torch.cuda.synchronize()
     # An untyped list, or nothing where the profiler saw nothing.
-    events: list[Any] = list(cast("Any", seen.events()) or ())
-    return tuple(str(event.name) for event in events if str(event.device_type).endswith("CUDA"))
+    return kernel_names(list(cast("Any", seen.events()) or ()))
 
 
-def _product(k: int, n: int, rows: int, product: Product) -> Callable[[], Any]:
+def kernel_names(events: Iterable[Any]) -> tuple[str, ...]:
+    """The kernels among a profiler's events: what ran on the GPU, but for copies to and from it and fills."""
+    names = (str(event.name) for event in events if str(event.device_type).endswith("CUDA"))
+    return tuple(name for name in names if not name.startswith(_COPIES))
+
+
+def operands(k: int, n: int, rows: int, product: Product, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is multiplied: x [rows, K] and w [N, K], of FP16 or INT8, w 2:4 along K where asked.
+
+    The rows are filled up to a multiple of 16, in every product so that they compare: torch's 2:4 product in INT8 pads
+    another operand by a copy, which lies row by row. Unverified on a GPU.
+    """
+    import torch
+
+    generator = torch.Generator(device=device).manual_seed(0)
+
+    def codes(*shape: int) -> torch.Tensor:
+        return torch.randint(-127, 128, shape, dtype=torch.int8, device=device, generator=generator)
+
+    x, w = codes(rows + -rows % _ROWS, k), codes(n, k)
+    if product.endswith("2:4"):
+        w = w * torch.tensor([1, 1, 0, 0], dtype=torch.int8, device=device).repeat(k // 4)
+    return (x.half(), w.half()) if product.startswith("fp16") else (x, w)
+
+
+def prepared(k: int, n: int, rows: int, product: Product, device: str) -> Callable[[], Any]:
+    """The product as a function of nothing: what is timed. Operands are made and packed before."""
     import torch
     from torch.sparse import to_sparse_semi_structured
 
-    generator = torch.Generator(device="cuda").manual_seed(0)
-
-    def codes(*shape: int) -> torch.Tensor:
-        return torch.randint(-127, 128, shape, dtype=torch.int8, device="cuda", generator=generator)
-
-    x, w = codes(rows, k), codes(n, k)
+    x, w = operands(k, n, rows, product, device)
     if product.endswith("2:4"):
-        w = w * torch.tensor([1, 1, 0, 0], dtype=torch.int8, device="cuda").repeat(k // 4)
-    if product.startswith("fp16"):
-        x, w = x.half(), w.half()
-    if product.endswith("2:4"):
-        packed, columns = to_sparse_semi_structured(w), x.t().contiguous()
+        # As a view, column by column: cuSPARSELt refuses an INT8 operand that lies row by row, so no contiguous().
+        packed, columns = to_sparse_semi_structured(w), x.t()
         return lambda: torch.mm(packed, columns)
     if product.startswith("fp16"):
         return lambda: torch.mm(x, w.t())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpusq_deploy.errors import GpusqError
@@ -11,19 +13,32 @@ from gpusq_deploy.errors import GpusqError
 _COPIES = ("[CUDA mem", "[CUDA memcpy", "[CUDA memset")
 
 
-def read_kernel_names(path: Path, inferences: int) -> tuple[str, ...]:
-    """The kernels of one inference.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KernelTrace:
+    """What a profiler saw. `launches` are those of all `inferences` together, by kernel name, none of them 0."""
+
+    launches: Mapping[str, int]
+    inferences: int
+
+    @property
+    def uneven(self) -> tuple[str, ...]:
+        """Kernels whose launches are no multiple of the inferences: the count is wrong, or a name changed meanwhile."""
+        return tuple(name for name, count in self.launches.items() if count % self.inferences)
+
+
+def read_kernel_names(path: Path, inferences: int) -> KernelTrace:
+    """The kernels of a trace.
 
     Args:
         path: CSV with a column `Name` (`nsys stats --report cuda_gpu_trace --format csv`, a row for each launch; or
             `cuda_gpu_kern_sum`, with a column `Instances`), or one name a line.
-        inferences: How many inferences were traced; each kernel's launches are divided by it, rounded down.
+        inferences: How many inferences were traced.
 
     Returns:
-        Names, as often as one inference launches them; copies between host and device are left out.
+        Every name with its launches, none left out but copies between host and device.
 
     Raises:
-        GpusqError: The file can't be read, or names no kernel.
+        GpusqError: The file can't be read, or names no kernel or fewer launches than inferences.
     """
     try:
         lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
@@ -32,14 +47,14 @@ def read_kernel_names(path: Path, inferences: int) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise GpusqError("the kernels are not UTF-8 text", place=str(path)) from error
     counts = _counts(lines)
-    names = tuple(name for name, count in counts.items() for _ in range(count // inferences))
-    if not names:
+    launched = sum(counts.values())
+    if launched < inferences:
         raise GpusqError(
-            f"no kernel was launched in each of {inferences} inferences" if counts else "the file names no kernel",
+            f"{launched} launches can't be {inferences} inferences" if launched else "the file names no kernel",
             place=str(path),
             hint="nsys stats --report cuda_gpu_trace --format csv gives such a file",
         )
-    return names
+    return KernelTrace(launches=counts, inferences=inferences)
 
 
 def _counts(lines: list[str]) -> Counter[str]:
@@ -51,4 +66,4 @@ def _counts(lines: list[str]) -> Counter[str]:
         for row in csv.DictReader(lines[start:]):
             launches = row.get("Instances") or "1"
             found[(row.get("Name") or "").strip()] += int(launches) if launches.isdecimal() else 1
-    return Counter({name: count for name, count in found.items() if name and not name.startswith(_COPIES)})
+    return Counter({name: count for name, count in found.items() if name and count and not name.startswith(_COPIES)})

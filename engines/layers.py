@@ -44,6 +44,7 @@ _INT4 = "Int4"
 _GEMM_KIND = re.compile(r"gemm|correlation|matrix ?multiply|convolution|caskconv|fully ?connected", re.IGNORECASE)
 # Myelin names a fusion after its operations, each shortened to a capital and a few letters.
 _GEMM_IN_NAME = re.compile(r"(?:Fc|Gemm|Conv)(?![a-z])")
+_GENERATED = "__myl_"
 _SYNC_KINDS = ("signal", "wait")
 _ATTENTION = "_gemm_mha"
 _INT8_KERNEL = re.compile(r"(?<![a-z0-9])i8i32(?![a-z0-9])")
@@ -94,12 +95,17 @@ def sparse_tactic(tactic: str) -> tuple[Verdict, str]:
             "unknown",
             "the kernel is chosen on the GPU when the plan is loaded; look for 'sptensor' in an nsys trace",
         )
-    if tactic.startswith("__myl_") or not _KERNEL_NAME.search(tactic):
+    if tactic.startswith(_GENERATED) or not _KERNEL_NAME.search(tactic):
         return (
             "unknown",
             f"the name of the generated kernel {tactic} doesn't tell; look for 'sptensor' in an nsys trace",
         )
     return "no", f"the builder picked the dense kernel {tactic}"
+
+
+def generated_product(name: str) -> bool:
+    """True for the name of a generated layer or kernel that holds a product: whether it is sparse, its name hides."""
+    return name.startswith(_GENERATED) and _GEMM_IN_NAME.search(name) is not None
 
 
 def weights_of(layer: EngineLayer) -> tuple[EngineTensor, ...]:

@@ -32,6 +32,11 @@ from gpusq_deploy.wide import Wide, text_of
 _STORED: dict[FloatPrecision, npt.DTypeLike] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 # Of activations, by the precisions that quantise them.
 _SCALES = {"int8": scale_from_amax, "fp8": fp8_scale}
+# Why layers of these run dense whatever their weights are.
+_DENSE: dict[Precision, str] = {
+    "int4": "INT4 weights are unpacked on the way to a dense product; zeros stay zeros",
+    "fp32": "dense: sparse tensor cores multiply no FP32; zeros stay zeros",
+}
 _LARGEST: dict[FloatPrecision, float] = {
     "fp32": float(np.finfo(np.float32).max),
     "fp16": float(np.finfo(np.float16).max),
@@ -151,8 +156,15 @@ def _kept_float32(decision: LayerDecision, layer: GraphLayer, wide: Wide) -> Lay
     known = decision.activation
     if known is None or any(tensor.tensor == layer.weight for tensor in wide.tensors):
         reason = f"{decision.precision_reason}; FP32: FP16 can't hold what it reads or makes"
+        sparse_reason = _DENSE["fp32"] if decision.sparse else decision.sparse_reason
         return msgspec.structs.replace(
-            decision, precision="fp32", precision_reason=reason, activation=None, weight=None
+            decision,
+            precision="fp32",
+            precision_reason=reason,
+            sparse=False,
+            sparse_reason=sparse_reason,
+            activation=None,
+            weight=None,
         )
     scale = float(_SCALES[decision.precision](known.amax, dtype=np.float32))
     return msgspec.structs.replace(decision, activation=msgspec.structs.replace(known, scale=scale))
@@ -219,8 +231,8 @@ def _weight(layer: GraphLayer, recipe: Recipe, precision: Precision, *, one_scal
 def _sparsity(request: PlanRequest, state: LayerSparsity | None, precision: Precision) -> tuple[bool, str]:
     if not request.sparse:
         return False, "sparsity was not asked for"
-    if precision == "int4":
-        return False, "INT4 weights are unpacked on the way to a dense product; zeros stay zeros"
+    if precision in _DENSE:
+        return False, _DENSE[precision]
     if state is None:
         return False, "dense: its weight is not a Linear's or a Conv2d's own, so the 2:4 check didn't see it"
     if not state.expected:

@@ -28,7 +28,8 @@ from gpusq_deploy.artifacts.receipt import (
     Verdict,
 )
 from gpusq_deploy.artifacts.sparsity import SparsityReport
-from gpusq_deploy.engines.layers import LayerClass, classify, sparse_tactic
+from gpusq_deploy.engines.kernel_names import KernelTrace
+from gpusq_deploy.engines.layers import LayerClass, classify, generated_product, sparse_tactic
 
 _PRECISIONS: dict[str | None, Precision] = {name: name for name in get_args(Precision)}
 # Of several pieces, the one that keeps a layer from being what was asked.
@@ -77,29 +78,55 @@ def picked_sparse(notes: Sequence[str]) -> frozenset[str]:
     return frozenset(name.strip() for names in lists for name in names.split(",") if name.strip())
 
 
-def with_profile(engine: BuiltEngine, kernels: Sequence[str], *, profiler: str) -> BuiltEngine:
-    """The engine with what a profiler saw of one inference: the strongest evidence for sparse kernels, or against.
+def with_profile(engine: BuiltEngine, trace: KernelTrace, *, profiler: str) -> BuiltEngine:
+    """The engine with what a profiler saw: the strongest evidence for sparse kernels, or against.
 
-    Kernels don't name their layers, so the verdict is certain only where it is the same for all: no sparse kernel at
-    all, or at least as many as layers that could use one.
+    Kernels don't name their layers, so a trace settles only what is the same for all layers that could run sparse, by
+    these rules; else what was known before stays.
+
+    1. Those layers are the ones with 2:4 weights: the builder is asked for sparse kernels for the engine as a whole.
+    2. Yes, where every one has engine layers, and sparse kernels were launched at least once for each of these in each
+       inference. A split layer has several; merged layers share one.
+    3. No, where no sparse kernel was launched at all, every one has engine layers, and neither these nor the trace hold
+       a product in a generated kernel, whose name doesn't tell.
 
     Args:
         engine: The engine that ran.
-        kernels: The names of all kernels of one inference.
+        trace: The kernels that ran, of all inferences.
         profiler: Who saw them, for the record.
     """
-    able = [layer for layer in engine.layers if layer.sparse_asked and layer.sparse_weights_valid]
-    sparse = [kernel for kernel in kernels if sparse_tactic(kernel)[0] == "yes"]
-    said = f"{profiler} saw {len(sparse)} sparse kernels among {len(kernels)}, for {len(able)} layers with 2:4 weights"
-    verdict: Verdict = "no" if not sparse else "yes" if len(sparse) >= len(able) else "unknown"
+    asked = any(layer.sparse_asked for layer in engine.layers)
+    able = [layer for layer in engine.layers if asked and layer.sparse_weights_valid]
+    verdict, said = _seen(able, trace)
     layers = tuple(
-        msgspec.structs.replace(layer, sparse_executed=verdict, reason=f"{layer.reason}; {said}")
+        msgspec.structs.replace(
+            layer, sparse_executed=verdict or layer.sparse_executed, reason=f"{layer.reason}; {profiler} saw {said}"
+        )
         if layer in able
         else layer
         for layer in engine.layers
     )
     source = f"{engine.source}; kernel names seen by {profiler}"
     return msgspec.structs.replace(engine, layers=layers, source=source, executed=True)
+
+
+def _seen(able: Sequence[BuiltLayer], trace: KernelTrace) -> tuple[Verdict | None, str]:
+    """What a trace settles for all of these layers, None where nothing; and the counts that it rests on."""
+    carriers = {name for layer in able for name in layer.engine_layers}
+    sparse = sum(count for name, count in trace.launches.items() if sparse_tactic(name)[0] == "yes")
+    launched = f"{sparse} launches of sparse kernels among {sum(trace.launches.values())}"
+    said = [f"{launched} in {trace.inferences} inferences, for {len(carriers)} engine layers with 2:4 weights"]
+    if trace.uneven:
+        said.append(f"the launches of {', '.join(trace.uneven[:3])} don't divide by {trace.inferences} inferences")
+    lost = [layer.layer for layer in able if not layer.engine_layers]
+    if lost:
+        return None, ", ".join((*said, f"but no engine layer is known for {', '.join(lost[:3])}"))
+    if sparse:
+        return ("yes" if sparse >= len(carriers) * trace.inferences else None), ", ".join(said)
+    generated = sorted(name for name in carriers | {*trace.launches} if generated_product(name))
+    if generated:
+        return None, ", ".join((*said, f"but the names of generated kernels such as {generated[0]} don't tell"))
+    return "no", ", ".join(said)
 
 
 def summary(engine: BuiltEngine) -> tuple[str, ...]:
@@ -176,7 +203,7 @@ def _built(
     else:
         precision, reason = None, _not_found(decision, holding)
     sparse_asked = plan.sparse_asked and decision.sparse
-    verdict, sparse_reason = _sparse(decision, sparse_asked, weights_valid, [layer.tactic for layer, _ in gemms])
+    verdict, sparse_reason = _sparse(decision, plan, weights_valid, [layer.tactic for layer, _ in gemms])
     if verdict == "unknown" and gemms and all(layer.name in picked for layer, _ in gemms):
         verdict, sparse_reason = "yes", "sparse yes: the builder's log names it among the layers with sparse kernels"
     return BuiltLayer(
@@ -241,15 +268,14 @@ def _not_found(decision: LayerDecision, holding: list[_Classified]) -> str:
     )
 
 
-def _sparse(decision: LayerDecision, asked: bool, weights_valid: bool, tactics: list[str]) -> tuple[Verdict, str]:
-    if not asked:
-        return "no", f"sparse not asked: {decision.sparse_reason}"
-    if not weights_valid:
-        return "no", "dense, because the weights aren't 2:4: prune them with gpusq-compress"
-    if not tactics:
-        return "unknown", "sparse unknown, as no GEMM was found"
-    verdict, reason = min((sparse_tactic(tactic) for tactic in tactics), key=lambda said: _LEAST_SPARSE.index(said[0]))
-    return verdict, f"sparse {verdict}: {reason}"
+def _sparse(decision: LayerDecision, plan: Plan, weights_valid: bool, tactics: list[str]) -> tuple[Verdict, str]:
+    """The kernels' names come first: the builder is asked once for the whole engine, not by layer."""
+    told = [sparse_tactic(tactic) for tactic in tactics]
+    verdict, why = min(told, key=lambda said: _LEAST_SPARSE.index(said[0]), default=("unknown", "as no GEMM was found"))
+    asked = "" if plan.sparse_asked and decision.sparse else f"sparse not asked: {decision.sparse_reason}"
+    if verdict != "yes" and not (plan.sparse_asked and weights_valid):
+        return "no", asked or "dense, because the weights aren't 2:4: prune them with gpusq-compress"
+    return verdict, f"{asked}; sparse {verdict}: {why}" if asked else f"sparse {verdict}: {why}"
 
 
 def _sparse_line(layers: Sequence[BuiltLayer]) -> str:

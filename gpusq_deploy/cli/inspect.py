@@ -81,8 +81,8 @@ def _profiled(bundle: Bundle, kernels: Path, inferences: int, target: str | None
         raise GpusqError(
             f"--kernels speaks of one engine; {len(chosen)} fit", place=str(bundle.path), hint=f"--target: of {built}"
         )
-    names = read_kernel_names(kernels, inferences)
-    seen = with_profile(chosen[0], names, profiler=f"the profiler, in {kernels.name}")
+    trace = read_kernel_names(kernels, inferences)
+    seen = with_profile(chosen[0], trace, profiler=f"the profiler, in {kernels.name}")
     receipt = msgspec.structs.replace(
         bundle.receipt, engines=tuple(seen if engine is chosen[0] else engine for engine in engines)
     )

@@ -75,6 +75,23 @@ def test_a_planted_outlier_stays_float32(
     assert run_main(validate, out).code == 0
 
 
+def test_a_sparse_layer_whose_product_fp16_cant_hold_runs_dense_and_the_others_dont(tmp_path: Path) -> None:
+    module = tiny_models.vit(depth=DEPTH)
+    with torch.no_grad():
+        module.get_parameter("blocks.0.mlp.fc2.weight")[3] = 1e6
+    torch.save(module.state_dict(), tmp_path / "m.pt")
+    np.save(tmp_path / "c.npy", tiny_models.images(16, seed=5))
+    out, options = tmp_path / "out", ("--fp16", "--sparse", "--prune", "magnitude", "--calib", tmp_path / "c.npy")
+    done = run_main(build, tmp_path / "m.pt", *ARCH, *options, "--out", out)
+    assert done.code == 0, done.err
+    kept = {layer.layer: layer for layer in read_bundle(out).plan.layers if layer.precision == "fp32"}
+    assert "blocks.0.mlp.fc2" in kept
+    assert not any(layer.sparse for layer in kept.values())
+    assert "multiply no FP32" in kept["blocks.0.mlp.fc2"].sparse_reason
+    assert any(layer.sparse for layer in read_bundle(out).plan.layers)
+    assert run_main(validate, out).code == 0
+
+
 def test_without_data_the_plan_says_that_nobody_looked(tmp_path: Path) -> None:
     tiny_models.write_vit(tmp_path / "m.pt", depth=DEPTH)
     done = run_main(build, tmp_path / "m.pt", *ARCH, "--fp16", "--out", tmp_path / "out")

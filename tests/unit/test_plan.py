@@ -21,6 +21,7 @@ from gpusq_deploy.graph.layers import GraphLayer
 from gpusq_deploy.placements import Placements
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.recipe import Recipe, Rule
+from gpusq_deploy.targets import GemmNeed, check_request, find_target
 from gpusq_deploy.wide import Wide
 
 MIXED = Recipe(
@@ -315,6 +316,20 @@ def test_what_fp16_can_t_hold_leaves_fp8_with_a_float32_scale_and_int4_in_fp32()
     assert fc.activation is not None
     assert fc.activation.scale == float(np.float32(1 / 448)) != float(np.float16(1 / 448))
     assert (head.precision, head.weight) == ("fp32", None)
+
+
+def test_sparse_layers_that_stay_fp32_run_dense_and_say_so() -> None:
+    request = PlanRequest(recipe=MIXED, int8=False, sparse=True, remainder="fp16")
+    wide, report = Wide(nodes=frozenset({FC.node})), states((FC,), expected=True)
+    (_, kept) = make_plan([HEAD, FC], request, table=None, sparsity=report, wide=wide).layers
+    assert (kept.precision, kept.sparse) == ("fp32", False)
+    assert "multiply no FP32" in kept.sparse_reason
+    # A remainder of FP32 beside INT8: an input that is zero on all data, and layers that the recipe leaves float.
+    silent = plan(HEAD, FC, sparse=True, remainder="fp32", ranges={"into_head": 1.0, "into_fc1": 0.0})
+    (_, fc) = silent.layers
+    assert (fc.precision, fc.sparse, fc.sparse_reason) == ("fp32", False, kept.sparse_reason)
+    needs = [GemmNeed(layer=fc.layer, n=fc.n, k=fc.k, precision=fc.precision, sparse=fc.sparse)]
+    assert check_request(find_target("a100"), needs) == []
 
 
 def test_layers_left_float_by_measurement_say_so_whatever_the_rule_made_of_them() -> None:

@@ -7,6 +7,7 @@ import pytest
 from gpusq_deploy.artifacts.plan import LayerDecision, Plan, Precision
 from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, EngineTensor, SkippedTarget
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
+from gpusq_deploy.engines.kernel_names import KernelTrace
 from gpusq_deploy.engines.layer_text import layers_from_log
 from gpusq_deploy.engines.layers import totals
 from gpusq_deploy.receipt import built_layers, picked_sparse, skipped_line, summary, with_profile
@@ -54,6 +55,20 @@ def gemm(
     )
 
 
+def sparsity(*, violations: int) -> LayerSparsity:
+    return LayerSparsity(
+        layer="layer.mm",
+        tensor="w",
+        n=64,
+        k=64,
+        groups=1024,
+        violations=violations,
+        zero_fraction=0.5,
+        expected=True,
+        reason="r",
+    )
+
+
 def only(layers: tuple[BuiltLayer, ...]) -> BuiltLayer:
     assert len(layers) == 1
     return layers[0]
@@ -94,19 +109,19 @@ def test_sparse_that_wasnt_asked_for_is_a_no() -> None:
     assert built.reason.endswith("sparse not asked: not pruned")
 
 
+@pytest.mark.parametrize(("tactic", "verdict"), [(SPARSE, "yes"), (DENSE, "no"), ("", "unknown")])
+def test_a_sparse_kernel_is_told_though_the_plan_doesnt_count_on_it(tactic: str, verdict: str) -> None:
+    """The builder's flag is the engine's: it may take a sparse kernel wherever weights are 2:4."""
+    report = SparsityReport(source="s", layers=(sparsity(violations=0),))
+    built = only(built_layers(plan(decision(sparse=False)), [gemm(tactic=tactic)], report))
+    assert (built.sparse_asked, built.sparse_weights_valid, built.sparse_executed) == (False, True, verdict)
+    assert f"sparse not asked: not pruned; sparse {verdict}: " in built.reason
+    dense = only(built_layers(plan(decision(sparse=False), sparse=False), [gemm()], report))
+    assert dense.sparse_executed == "no"
+
+
 def test_weights_that_arent_sparse_cant_run_sparse() -> None:
-    layer = LayerSparsity(
-        layer="layer.mm",
-        tensor="w",
-        n=64,
-        k=64,
-        groups=1024,
-        violations=3,
-        zero_fraction=0.1,
-        expected=True,
-        reason="r",
-    )
-    built = only(built_layers(plan(decision()), [gemm()], SparsityReport(source="s", layers=(layer,))))
+    built = only(built_layers(plan(decision()), [gemm()], SparsityReport(source="s", layers=(sparsity(violations=3),))))
     assert (built.sparse_weights_valid, built.sparse_executed) == (False, "no")
     assert "gpusq-compress" in built.reason
 
@@ -213,18 +228,60 @@ def test_the_builders_log_is_taken_where_the_tactic_doesnt_tell() -> None:
     assert split.sparse_executed == "unknown"
 
 
+def profiled(asked: Plan, layers: list[EngineLayer], launches: dict[str, int], inferences: int = 100) -> BuiltEngine:
+    trace = KernelTrace(launches=launches, inferences=inferences)
+    return with_profile(built_engine(asked, layers), trace, profiler="a profiler")
+
+
 @pytest.mark.parametrize(
-    ("kernels", "verdict"),
-    [([DENSE, DENSE], "no"), ([SPARSE, DENSE], "unknown"), ([SPARSE, SPARSE, "softmax"], "yes")],
+    ("launches", "verdict", "words"),
+    [
+        ({DENSE: 200}, "no", "0 launches of sparse kernels among 200 in 100 inferences, for 2 engine layers"),
+        ({SPARSE: 100, DENSE: 100}, "unknown", "100 launches of sparse kernels among 200"),
+        ({SPARSE: 200, "softmax": 100}, "yes", "200 launches of sparse kernels among 300"),
+        # A name that changes on the way is no loss, nor is a trace that counts one inference too many.
+        ({SPARSE: 150, f"{SPARSE}_2": 50}, "yes", f"the launches of {SPARSE}, {SPARSE}_2 don't divide by 100"),
+        ({SPARSE: 99, DENSE: 99}, "unknown", f"the launches of {SPARSE}, {DENSE} don't divide by 100 inferences"),
+        ({SPARSE: 1, DENSE: 199}, "unknown", "1 launches of sparse kernels"),
+        ({"__myl_FcAdd_0xabc": 100, DENSE: 100}, "unknown", "generated kernels such as __myl_FcAdd_0xabc don't tell"),
+        ({"__myl_MulAdd_0xabc": 100, DENSE: 200}, "no", "0 launches"),
+    ],
 )
-def test_a_profile_settles_what_is_the_same_for_all(kernels: list[str], verdict: str) -> None:
+def test_a_profile_settles_what_is_the_same_for_all(launches: dict[str, int], verdict: str, words: str) -> None:
     layers = [gemm(), gemm("n_myl0_2", nodes=("n",)), gemm("d_myl0_3", nodes=("d",))]
     asked = plan(decision(), decision("n"), decision("d", sparse=False))
-    engine = with_profile(built_engine(asked, layers), kernels, profiler="a profiler")
+    engine = profiled(asked, layers, launches)
     assert [layer.sparse_executed for layer in engine.layers] == [verdict, verdict, "no"]
     assert engine.executed
     assert engine.source.endswith("; kernel names seen by a profiler")
-    assert f"{kernels.count(SPARSE)} sparse kernels among {len(kernels)}, for 2 layers" in engine.layers[0].reason
+    assert words in engine.layers[0].reason
+
+
+def test_a_profile_counts_engine_layers_not_the_models() -> None:
+    split = [gemm("q"), gemm("k"), gemm("v"), gemm("n_myl0_2", nodes=("n",))]
+    two = profiled(plan(decision(), decision("n")), split, {SPARSE: 2, DENSE: 2}, 1)
+    assert [layer.sparse_executed for layer in two.layers] == ["unknown", "unknown"]
+    four = profiled(plan(decision(), decision("n")), split, {SPARSE: 4}, 1)
+    assert [layer.sparse_executed for layer in four.layers] == ["yes", "yes"]
+    merged = profiled(plan(decision(), decision("n")), [gemm("mm+n", nodes=("mm", "n"))], {SPARSE: 1}, 1)
+    assert [layer.sparse_executed for layer in merged.layers] == ["yes", "yes"]
+
+
+@pytest.mark.parametrize("launches", [{SPARSE: 9}, {DENSE: 9}])
+def test_a_profile_settles_nothing_about_layers_that_no_engine_layer_answers_for(launches: dict[str, int]) -> None:
+    engine = profiled(plan(decision(), decision("n")), [gemm()], launches, 1)
+    assert [layer.sparse_executed for layer in engine.layers] == ["unknown", "unknown"]
+    assert "no engine layer is known for layer.n" in engine.layers[0].reason
+
+
+def test_a_profile_says_no_of_no_generated_product_and_leaves_what_was_known() -> None:
+    generated = gemm("__myl_CastMulFc_myl0_1", kind="runtime_fusion")
+    hidden = profiled(plan(decision()), [generated], {"anything": 1}, 1)
+    assert only(hidden.layers).sparse_executed == "unknown"
+    known = profiled(plan(decision()), [gemm(tactic=SPARSE), generated], {"__myl_CastMulFc_0xabc": 1}, 1)
+    assert only(known.layers).sparse_executed == "unknown"
+    kept = profiled(plan(decision(), decision("n")), [gemm(tactic=SPARSE), gemm("n", nodes=("n",))], {SPARSE: 1}, 1)
+    assert [layer.sparse_executed for layer in kept.layers] == ["yes", "unknown"]
 
 
 def test_a_skipped_target_is_one_line() -> None:

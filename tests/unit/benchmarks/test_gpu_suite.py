@@ -14,10 +14,12 @@ import pytest
 from numpy.typing import NDArray
 
 from gpusq_deploy.artifacts.base import read_value
-from gpusq_deploy.benchmarks import gpu_suite
+from gpusq_deploy.benchmarks import gpu_runs, gpu_suite
 from gpusq_deploy.benchmarks.gemm_cases import GemmCase, all_cases, expected_rows
+from gpusq_deploy.benchmarks.gpu_models import BATCHES, run_models
 from gpusq_deploy.benchmarks.gpu_results import Outcome, SuiteReport
-from gpusq_deploy.benchmarks.gpu_suite import Suite, build_cases, main, run_cases, run_models, run_yardsticks
+from gpusq_deploy.benchmarks.gpu_runs import ITERATIONS, TIME_IS_UP, WARMUP, Suite
+from gpusq_deploy.benchmarks.gpu_suite import build_cases, main, run_cases, run_yardsticks
 from gpusq_deploy.engines.gpu import Gpu
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.targets import find_target
@@ -72,11 +74,11 @@ def device(monkeypatch: pytest.MonkeyPatch) -> list[Device]:
     def kernels_of(_run: object) -> tuple[str, ...]:
         return (SPARSE, "epilogue")
 
-    monkeypatch.setattr(gpu_suite, "why_not", why_not)
-    monkeypatch.setattr(gpu_suite, "find_gpu", lambda: Gpu("A100", "8.0"))
+    monkeypatch.setattr(gpu_runs, "why_not", why_not)
+    monkeypatch.setattr(gpu_runs, "find_gpu", lambda: Gpu("A100", "8.0"))
     monkeypatch.setattr(gpu_suite, "open_session", open_session)
-    monkeypatch.setattr(gpu_suite, "torch_problem", lambda: "")
-    monkeypatch.setattr(gpu_suite, "kernels_of", kernels_of)
+    monkeypatch.setattr(gpu_runs, "torch_problem", lambda: "")
+    monkeypatch.setattr(gpu_runs, "kernels_of", kernels_of)
     return opened
 
 
@@ -91,12 +93,12 @@ def test_cases_are_built_once_run_and_compared(tmp_path: Path, device: list[Devi
     ran = [result for result in results if not result.outcome.why_not]
     assert [result.backend for result in ran] == ["tensorrt-rtx"] * 3
     for result in ran:
-        assert len(result.outcome.samples_ms) == gpu_suite.ITERATIONS
+        assert len(result.outcome.samples_ms) == ITERATIONS
         assert result.outcome.error is not None
         assert result.outcome.error <= 0.5
         assert result.outcome.sparse == "1 of 2"
         assert result.kernels
-    assert {session.timed for session in device} == {gpu_suite.WARMUP + gpu_suite.ITERATIONS}
+    assert {session.timed for session in device} == {WARMUP + ITERATIONS}
     assert all(session.closed for session in device)
     others = {result.outcome.why_not for result in results if result.backend == "tensorrt"}
     assert others == {"tensorrt can't run plans here: the package tensorrt is not installed"}
@@ -138,14 +140,12 @@ def test_one_failure_is_a_line_and_not_the_end(
 
 def test_what_there_is_no_time_or_plan_for_says_so(tmp_path: Path, device: list[Device]) -> None:
     late = suite(tmp_path, minutes=-1.0)
-    assert {result.outcome.why_not for result in run_cases(late) if result.backend == "tensorrt-rtx"} == {
-        gpu_suite.TIME_IS_UP
-    }
+    assert {result.outcome.why_not for result in run_cases(late) if result.backend == "tensorrt-rtx"} == {TIME_IS_UP}
     assert {result.outcome.why_not for result in run_cases(suite(tmp_path)) if result.backend == "tensorrt-rtx"} == {
         "its plan wasn't built: --build-only does"
     }
     models = list(run_models(suite(tmp_path, only="DeiT-S INT8")))
-    assert [result.batch for result in models] == list(gpu_suite.BATCHES)
+    assert [result.batch for result in models] == list(BATCHES)
     assert {result.outcome.why_not for result in models} == {"its plan wasn't built: --build-only does"}
     assert {one.outcome.why_not for one in run_yardsticks(suite(tmp_path, build_only=True))} == {
         "only built, as --build-only asked"
@@ -153,8 +153,20 @@ def test_what_there_is_no_time_or_plan_for_says_so(tmp_path: Path, device: list[
     assert device == []
 
 
+def test_a_plan_whose_build_was_killed_before_its_record_counts_as_none(tmp_path: Path, device: list[Device]) -> None:
+    asked = suite(tmp_path)
+    build_cases(asked)
+    for record in (tmp_path / "cases").glob("*.json"):
+        record.unlink()
+    found = {result.outcome.why_not for result in run_cases(asked) if result.backend == "tensorrt-rtx"}
+    assert found == {"its plan wasn't built: --build-only does"}
+    assert device == []
+    build_cases(asked)
+    assert not any(result.outcome.why_not for result in run_cases(asked) if result.backend == "tensorrt-rtx")
+
+
 def test_another_gpu_is_refused(tmp_path: Path, device: list[Device], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_suite, "find_gpu", lambda: Gpu("RTX 4090", "8.9"))
+    monkeypatch.setattr(gpu_runs, "find_gpu", lambda: Gpu("RTX 4090", "8.9"))
     found = {result.outcome.why_not for result in run_cases(suite(tmp_path)) if result.backend == "tensorrt-rtx"}
     assert found == {"this GPU is a RTX 4090 (8.9), not a a100"}
     assert device == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -26,18 +25,21 @@ SUM = """Time (%),Total Time (ns),Instances,Name
 
 
 @pytest.mark.parametrize(
-    ("text", "inferences", "found"),
+    ("text", "inferences", "found", "uneven"),
     [
-        (TRACE, 1, {"void gemm<int, 4>(float*, int)": 2, "sm80_xmma_sparse_gemm_i8": 2, "once": 1}),
-        (TRACE, 2, {"void gemm<int, 4>(float*, int)": 1, "sm80_xmma_sparse_gemm_i8": 1}),
-        (SUM, 4, {"a<1, 2>": 2}),
-        ("one\n\ntwo\none\n", 1, {"one": 2, "two": 1}),
+        (TRACE, 1, {"void gemm<int, 4>(float*, int)": 2, "sm80_xmma_sparse_gemm_i8": 2, "once": 1}, ()),
+        (TRACE, 2, {"void gemm<int, 4>(float*, int)": 2, "sm80_xmma_sparse_gemm_i8": 2, "once": 1}, ("once",)),
+        (SUM, 4, {"a<1, 2>": 8, "b": 3}, ("b",)),
+        ("one\n\ntwo\none\n", 1, {"one": 2, "two": 1}, ()),
     ],
 )
-def test_launches_of_one_inference(tmp_path: Path, text: str, inferences: int, found: dict[str, int]) -> None:
+def test_every_launch_counts(
+    tmp_path: Path, text: str, inferences: int, found: dict[str, int], uneven: tuple[str, ...]
+) -> None:
     path = tmp_path / "kernels"
     path.write_text(text)
-    assert Counter(read_kernel_names(path, inferences)) == found
+    trace = read_kernel_names(path, inferences)
+    assert (trace.launches, trace.inferences, trace.uneven) == (found, inferences, uneven)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,7 @@ def test_launches_of_one_inference(tmp_path: Path, text: str, inferences: int, f
     [
         (b"", 1, "names no kernel"),
         (b"Name\n", 1, "names no kernel"),
-        (b"one\n", 5, "in each of 5 inferences"),
+        (b"one\n", 5, "1 launches can't be 5 inferences"),
         (b"\xff\xfe\x00", 1, "not UTF-8"),
     ],
 )

@@ -1,0 +1,203 @@
+"""The GPU suite's models: bundles and references, built anywhere, and run on the GPU. Unverified on a GPU so far."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpusq_deploy.artifacts.base import read_value, written_whole
+from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.artifacts.plan import Plan
+from gpusq_deploy.artifacts.receipt import Receipt
+from gpusq_deploy.benchmarks.gpu_results import ModelResult, Outcome
+from gpusq_deploy.benchmarks.gpu_runs import AHEAD, BACKENDS, Array, Suite, measured, say, tried
+from gpusq_deploy.benchmarks.reference import LEAST_DB
+from gpusq_deploy.bundle import ENGINES, MODEL, PLAN, RECEIPT
+from gpusq_deploy.engines.api import BackendName
+from gpusq_deploy.engines.builder import BuildOptions, build_engine
+from gpusq_deploy.engines.configure import BuildSettings
+from gpusq_deploy.engines.runtimes import open_session
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.numerics.error import sqnr_db
+from gpusq_deploy.targets import Target
+
+MODELS = {
+    "DeiT-T": "deit_tiny_patch16_224",
+    "DeiT-S": "deit_small_patch16_224",
+    "DeiT-B": "deit_base_patch16_224",
+    "Swin-T": "swin_tiny_patch4_window7_224",
+    "Swin-B-384": "swin_base_patch4_window12_384",
+    "DINOv2-S": "vit_small_patch14_dinov2",
+}
+# timm's DINOv2 is made for 518 pixels; 224 is what it is mostly deployed with.
+SIZES = {"DINOv2-S": 224}
+PRECISIONS = {
+    "FP32": ("--fp32",),
+    "FP16": (),
+    "INT8": ("--int8", "--calib", "random"),
+    "2:4 FP16": ("--sparse", "--prune", "magnitude"),
+    "2:4 INT8": ("--int8", "--calib", "random", "--sparse", "--prune", "magnitude"),
+}
+BATCHES = (8, 32, 1, 128)
+_RANGE = BatchRange(minimum=1, optimum=8, maximum=128)
+REFERENCE_SAMPLES = 2
+
+
+def build_models(suite: Suite) -> None:
+    """A bundle for every model and precision that has none, with random weights, and outputs by ONNX Runtime.
+
+    Where nobody builds the target's plans ahead of time, the bundles have none: the device makes them.
+
+    Raises:
+        GpusqError: A bundle couldn't be built; the command's own words are above.
+    """
+    folder = suite.folder / "models"
+    folder.mkdir(parents=True, exist_ok=True)
+    for model, precision in _models(suite):
+        bundle = _bundle(suite, model, precision)
+        if not bundle.exists():
+            say(f"building {model} {precision}")
+            _build(suite, model, precision, bundle)
+        # The bundle comes first, so a build that was killed may have left it alone.
+        if not bundle.with_suffix(".npz").exists():
+            save_reference(bundle)
+
+
+def run_models(suite: Suite) -> Iterator[ModelResult]:
+    """Every model in every precision at every batch size: TensorRT-RTX's plans, else TensorRT's, built on the spot."""
+    for model, precision in _models(suite):
+        bundle = _bundle(suite, model, precision)
+        backend, plan, refusal = _plan(suite, bundle)
+        for batch in BATCHES:
+            decibels: float | None = None
+            outcome = Outcome(why_not=refusal or suite.late)
+            if not outcome.why_not:
+                decibels, outcome = tried(functools.partial(_run_model, plan, backend, bundle, batch))
+            yield ModelResult(
+                model=model, precision=precision, backend=backend, batch=batch, sqnr_db=decibels, outcome=outcome
+            )
+
+
+def save_reference(bundle: Path) -> None:
+    """Inputs and ONNX Runtime's outputs of a bundle's model, beside the bundle, whole or not at all."""
+    with contextlib.closing(open_session(bundle / MODEL, "onnxruntime")) as session:
+        shape = (REFERENCE_SAMPLES, *session.inputs[0].shape[1:])
+        x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        y = session.run({session.inputs[0].name: x})[session.outputs[0].name]
+    # By a stream: to a name numpy would add its own ending.
+    with written_whole(bundle.with_suffix(".npz")) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, x=x, y=y)
+
+
+def _build(suite: Suite, model: str, precision: str, bundle: Path) -> None:
+    checkpoint = _checkpoint(bundle.parent, model)
+    command = [sys.executable, "-m", "gpusq_deploy", "build", str(checkpoint), "--arch", f"timm:{MODELS[model]}"]
+    command += ["--arch-arg", f"img_size={SIZES[model]}"] if model in SIZES else []
+    command += [*PRECISIONS[precision], "--target", suite.target.name]
+    command += ["--batch", "1:8:128", "--out", str(bundle)]
+    if subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:
+        raise GpusqError(f"{model} {precision} couldn't be built", place=str(bundle), hint="--only leaves it out")
+
+
+def _plan(suite: Suite, bundle: Path) -> tuple[BackendName, Path, str]:
+    """Who runs a model, which plan, and why it can't be run; empty where it can."""
+    plan = bundle / ENGINES / f"{suite.target.name}.plan"
+    built_by = _built_by(bundle, suite.target) if plan.exists() else None
+    backend = built_by or AHEAD
+    refusal = suite.refusal(backend) or ("" if built_by else suite.not_built("its plan")) or _unready(bundle)
+    if not refusal:
+        return backend, plan, ""
+    other = suite.refusal("tensorrt") or _unready(bundle)
+    if other:
+        return (backend, plan, refusal) if suite.ahead else ("tensorrt", plan, other)
+    say(f"building {bundle.stem} with tensorrt")
+    plan = bundle.with_suffix(".tensorrt.plan")
+    try:
+        _build_here(bundle, suite.target, plan)
+    except GpusqError as error:
+        return "tensorrt", plan, f"building failed: {error.what}"
+    return "tensorrt", plan, ""
+
+
+def _built_by(bundle: Path, target: Target) -> BackendName | None:
+    """On the GPU itself gpusq-build takes tensorrt where it is installed, and each runs its own plans alone."""
+    try:
+        engines = read_value(bundle / RECEIPT, Receipt).engines
+    except GpusqError:
+        return None
+    names = {engine.backend for engine in engines if engine.target == target.name}
+    return next((name for name in BACKENDS if name in names), None)
+
+
+def _unready(bundle: Path) -> str:
+    """What a run needs and isn't there; empty where all is."""
+    for path, what in ((bundle / MODEL, "its model"), (bundle.with_suffix(".npz"), "its reference")):
+        if not path.exists():
+            return f"{what} wasn't built: --build-only does"
+    return ""
+
+
+def _build_here(bundle: Path, target: Target, plan: Path) -> None:
+    """On the device, of the model that the bundle's own plans are built from."""
+    settings = BuildSettings(batch=_RANGE, sparse=read_value(bundle / PLAN, Plan).sparse_asked)
+    built = build_engine(bundle / MODEL, target, settings, BuildOptions(backend="tensorrt"))
+    with written_whole(plan) as temporary:
+        temporary.write_bytes(built.plan)
+
+
+def _run_model(plan: Path, backend: BackendName, bundle: Path, batch: int) -> tuple[float, Outcome]:
+    samples, wanted = _reference(bundle.with_suffix(".npz"), batch)
+    with contextlib.closing(open_session(plan, backend)) as session:
+        feeds = {session.inputs[0].name: samples}
+        decibels = sqnr_db(wanted, session.run(feeds)[session.outputs[0].name])
+        if not decibels >= LEAST_DB:
+            return decibels, Outcome(why_not=f"not timed, for it is wrong: {decibels:.1f} dB to ONNX Runtime's outputs")
+        return decibels, measured(session, feeds, error=None)
+
+
+def _reference(path: Path, batch: int) -> tuple[Array, Array]:
+    """Its samples and outputs over and over, up to a batch.
+
+    Raises:
+        GpusqError: It can't be read.
+    """
+    try:
+        with np.load(path) as stored:
+            x: Array = stored["x"]
+            y: Array = stored["y"]
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise GpusqError("its reference can't be read", place=str(path), hint="--build-only makes a new one") from error
+    return np.resize(x, (batch, *x.shape[1:])), np.resize(y, (batch, *y.shape[1:]))
+
+
+def _checkpoint(folder: Path, model: str) -> Path:
+    import timm
+    import torch
+
+    path = folder / f"{model}.pt"
+    if not path.exists():
+        torch.manual_seed(0)
+        size: dict[str, Any] = {"img_size": SIZES[model]} if model in SIZES else {}
+        with written_whole(path) as temporary:
+            torch.save(timm.create_model(MODELS[model], **size).state_dict(), temporary)
+    return path
+
+
+def _models(suite: Suite) -> Iterator[tuple[str, str]]:
+    for precision in ("FP16", "INT8", "2:4 INT8", "2:4 FP16", "FP32"):
+        for model in MODELS:
+            if suite.wants(f"{model} {precision}"):
+                yield model, precision
+
+
+def _bundle(suite: Suite, model: str, precision: str) -> Path:
+    name = f"{model}-{precision}".replace(" ", "-").replace(":", "")
+    return suite.folder / "models" / f"{name}.gpusq"

@@ -1,0 +1,180 @@
+"""The GPU suite's models, on a device that is pretended: a session of ONNX Runtime that may err."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import bundles
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gpusq_deploy.artifacts.base import json_from_value, read_value
+from gpusq_deploy.artifacts.receipt import BuiltEngine, EngineTotals, Receipt
+from gpusq_deploy.benchmarks import gpu_models, gpu_runs
+from gpusq_deploy.benchmarks.gpu_models import BATCHES, build_models, run_models, save_reference
+from gpusq_deploy.benchmarks.gpu_runs import Suite
+from gpusq_deploy.bundle import ENGINES, MODEL, RECEIPT
+from gpusq_deploy.engines.gpu import Gpu
+from gpusq_deploy.engines.runtimes import open_session
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.targets import find_target
+
+ONLY = "DeiT-S INT8"
+
+
+def suite(folder: Path, target: str = "a100") -> Suite:
+    now = time.monotonic()
+    return Suite(folder, find_target(target), ONLY, build_only=False, start=now, deadline=now + 60)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A tiny bundle under the name of DeiT-S, without an engine for a100 and without a reference."""
+    path = tmp_path / "models" / "DeiT-S-INT8.gpusq"
+    path.mkdir(parents=True)
+    bundles.fill(path)
+    return path
+
+
+def engine(bundle: Path, backend: str) -> None:
+    """Give it a plan for a100."""
+    (bundle / ENGINES / "a100.plan").write_bytes(b"a plan")
+    entry = BuiltEngine(
+        target="a100",
+        backend=backend,
+        backend_version="1",
+        source="",
+        gpus="",
+        compute_capability="8.0",
+        plan_file="engines/a100.plan",
+        plan_bytes=6,
+        plan_digest="sha256:0",
+        build_seconds=1.0,
+        executed=False,
+        totals=EngineTotals(kernels=0, gemms={}, attention_fused=0),
+        layers=(),
+        engine_layers=(),
+    )
+    receipt = msgspec.structs.replace(read_value(bundle / RECEIPT, Receipt), engines=(entry,))
+    (bundle / RECEIPT).write_bytes(json_from_value(receipt))
+
+
+class Device:
+    """The bundle's model on ONNX Runtime; wrong from a batch size on."""
+
+    def __init__(self, bundle: Path, wrong_from: int) -> None:
+        self.session, self.wrong_from = open_session(bundle / MODEL, "onnxruntime"), wrong_from
+        self.inputs, self.outputs = self.session.inputs, self.session.outputs
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        batch = len(next(iter(feeds.values())))
+        found = self.session.run(feeds)
+        return {name: y * 1.5 for name, y in found.items()} if batch >= self.wrong_from else dict(found)
+
+    def time_ms(self, _feeds: Mapping[str, NDArray[Any]]) -> float:
+        return 0.5
+
+    def close(self) -> None:
+        self.session.close()
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, bundle: Path, *installed: str, wrong_from: int = 1000) -> list[str]:
+    """A machine with an A100 and these runtimes; returns what they open."""
+    opened: list[str] = []
+
+    def device(plan: Path, backend: str) -> Device:
+        opened.append(f"{plan.name} {backend}")
+        return Device(bundle, wrong_from)
+
+    def why_not(backend: str) -> str | None:
+        return None if backend in installed else "not installed"
+
+    monkeypatch.setattr(gpu_runs, "why_not", why_not)
+    monkeypatch.setattr(gpu_runs, "find_gpu", lambda: Gpu("A100", "8.0"))
+    monkeypatch.setattr(gpu_runs, "torch_problem", lambda: "no torch")
+    monkeypatch.setattr(gpu_models, "open_session", device)
+    return opened
+
+
+def test_every_batch_is_compared_before_it_is_timed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_reference(bundle)
+    engine(bundle, "tensorrt-rtx")
+    opened = pretend(monkeypatch, bundle, "tensorrt-rtx", "tensorrt", wrong_from=32)
+    results = {result.batch: result for result in run_models(suite(bundle.parents[1]))}
+    assert sorted(results) == sorted(BATCHES)
+    for batch, result in results.items():
+        assert result.backend == "tensorrt-rtx"
+        assert result.sqnr_db is not None
+        if batch >= 32:
+            assert "not timed, for it is wrong: 6.0 dB" in result.outcome.why_not
+        else:
+            assert len(result.outcome.samples_ms) == gpu_runs.ITERATIONS
+    assert set(opened) == {"a100.plan tensorrt-rtx"}
+
+
+def test_a_plan_is_run_by_who_built_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_reference(bundle)
+    engine(bundle, "tensorrt")
+    opened = pretend(monkeypatch, bundle, "tensorrt-rtx", "tensorrt")
+    assert {result.backend for result in run_models(suite(bundle.parents[1]))} == {"tensorrt"}
+    assert set(opened) == {"a100.plan tensorrt"}
+
+
+def test_where_tensorrt_alone_runs_it_builds_the_models_on_the_spot(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_reference(bundle)
+    engine(bundle, "tensorrt-rtx")
+    opened = pretend(monkeypatch, bundle, "tensorrt")
+    asked: list[Any] = []
+
+    def build(*words: Any) -> SimpleNamespace:
+        asked.append(words)
+        return SimpleNamespace(plan=b"here")
+
+    monkeypatch.setattr(gpu_models, "build_engine", build)
+    results = list(run_models(suite(bundle.parents[1])))
+    assert [(result.backend, result.outcome.why_not) for result in results] == [("tensorrt", "")] * len(BATCHES)
+    assert set(opened) == {"DeiT-S-INT8.tensorrt.plan tensorrt"}
+    ((model, _target, settings, options),) = asked
+    assert (model, options.backend, settings.batch.maximum) == (bundle / MODEL, "tensorrt", max(BATCHES))
+
+    def fail(*_words: Any) -> SimpleNamespace:
+        raise GpusqError("no memory")
+
+    monkeypatch.setattr(gpu_models, "build_engine", fail)
+    failed = list(run_models(suite(bundle.parents[1])))
+    assert {result.outcome.why_not for result in failed} == {"building failed: no memory"}
+
+
+def test_a_build_that_was_killed_before_the_reference_is_told_and_finished(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine(bundle, "tensorrt-rtx")
+    asked = suite(bundle.parents[1])
+    with monkeypatch.context() as device:
+        pretend(device, bundle, "tensorrt-rtx")
+        reasons = {result.outcome.why_not for result in run_models(asked)}
+        assert reasons == {"its reference wasn't built: --build-only does"}
+    build_models(asked)
+    with np.load(bundle.with_suffix(".npz")) as stored:
+        assert stored["y"].shape == (gpu_models.REFERENCE_SAMPLES, 4)
+    bundle.with_suffix(".npz").write_bytes(b"PK cut short")
+    pretend(monkeypatch, bundle, "tensorrt-rtx")
+    assert {result.outcome.why_not for result in run_models(asked)} == {"failed: its reference can't be read"}
+
+
+def test_a_target_that_only_tensorrt_builds_for_says_what_tensorrt_lacks(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, bundle)
+    results = list(run_models(suite(bundle.parents[1], "h100")))
+    assert {(result.backend, result.outcome.why_not) for result in results} == {
+        ("tensorrt", "tensorrt can't run plans here: not installed")
+    }
