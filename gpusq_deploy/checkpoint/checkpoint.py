@@ -20,7 +20,7 @@ from gpusq_deploy.checkpoint.adapters.archive import require_intact
 from gpusq_deploy.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
 from gpusq_deploy.checkpoint.adapters.known import reading_of
 from gpusq_deploy.checkpoint.adapters.reading import some
-from gpusq_deploy.checkpoint.architecture import module_from_arch, skeleton_from_arch
+from gpusq_deploy.checkpoint.architecture import module_from_arch, skeleton_from_arch, text_from_arch
 from gpusq_deploy.checkpoint.files import (
     SELF_DESCRIBING,
     CodeRefusedError,
@@ -77,7 +77,8 @@ def load_checkpoint(
 
     Args:
         path: The checkpoint; also a folder that transformers' save_pretrained wrote.
-        arch: Its architecture; None where the file, or the config.json beside it, describes it.
+        arch: Its architecture; None where the file, or the config.json beside it, describes it. A factory is code:
+            it is named here too, however the file describes itself.
         allow_pickle: Run code that the file names, where it can't be read otherwise; a remark says when that was done.
         state_dict: Which of the file's state dicts, where it holds several; see `state_dict_in`.
 
@@ -241,8 +242,16 @@ def _described(
     content: Mapping[str, Any], asked: ArchSpec | None, place: str
 ) -> tuple[ArchSpec, dict[str, torch.Tensor]]:
     arch: ArchSpec = _field(content, "arch", ArchSpec, place)
+    code = arch.source == "factory"
     if asked is not None and asked != arch:
-        raise GpusqError(f"the file says it is {arch}, but {asked} was asked for", place=place, hint="leave out --arch")
+        hint = f"give what it says: {text_from_arch(arch)}" if code else "leave out --arch"
+        raise GpusqError(f"the file says it is {arch}, but {asked} was asked for", place=place, hint=hint)
+    if code and asked is None:
+        raise GpusqError(
+            f"the file names a factory, {arch.name}, which is code, and a file's word alone runs none",
+            place=place,
+            hint=f"where you trust it, name it too: {text_from_arch(arch)}",
+        )
     return arch, state_dict_in(_field(content, "state_dict", dict[str, Any], place), place=place)[0]
 
 
