@@ -19,7 +19,7 @@ from gpusq_deploy.graph.lint import lint
 from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.packed import PACKED, packed_faults, require_dense
 from gpusq_deploy.recipe import load_recipe
-from gpusq_deploy.sparsity import sparsity_report, violation_text, worst_text
+from gpusq_deploy.sparsity import require_known_layers, sparsity_report, violation_text, worst_text
 from gpusq_deploy.targets import Target
 
 
@@ -105,6 +105,7 @@ def _validate_checkpoint(path: Path, arch: ArchSpec | None, recipe: Path | None,
 
     weights, record = weights_in_file(path, arch, state_dict=state_dict)
     report = sparsity_report(weights, source=path.name, recipe=load_recipe(recipe), record=record)
+    require_known_layers(record, report)
     return _validation("checkpoint", report, [], sparsity_asked=True)
 
 

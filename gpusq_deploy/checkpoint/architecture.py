@@ -15,7 +15,7 @@ import torch
 
 from gpusq_deploy.artifacts.arch import ArchArgument, ArchSpec
 from gpusq_deploy.checkpoint.saved_folder import config_argument
-from gpusq_deploy.checkpoint.transformers_models import module_from_transformers
+from gpusq_deploy.checkpoint.transformers_models import module_from_transformers, refusals
 from gpusq_deploy.errors import GpusqError
 
 _GRAMMAR = "--arch takes timm:NAME, torchvision:NAME, transformers:CLASS or package.module:factory"
@@ -60,14 +60,8 @@ def module_from_arch(spec: ArchSpec) -> torch.nn.Module:
     build = _BUILDERS.get(spec.source)
     if build is None:
         raise GpusqError(f"{spec.source} models can't be made by name", place=str(spec), hint=_GRAMMAR)
-    try:
+    with refusals(spec):
         module = build(spec)
-    except GpusqError:
-        raise
-    except Exception as error:  # constructors are other people's code, and can raise anything
-        raise GpusqError(
-            f"the architecture refuses its arguments: {error}", place=str(spec), hint="check --arch and --arch-arg"
-        ) from error
     return module.float().eval()
 
 

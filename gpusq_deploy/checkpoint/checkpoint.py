@@ -19,7 +19,7 @@ from gpusq_deploy.artifacts.sparsity import SparsityRecord
 from gpusq_deploy.checkpoint.adapters.archive import require_intact
 from gpusq_deploy.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
 from gpusq_deploy.checkpoint.adapters.known import reading_of
-from gpusq_deploy.checkpoint.adapters.reading import some
+from gpusq_deploy.checkpoint.adapters.reading import Reading, some
 from gpusq_deploy.checkpoint.architecture import module_from_arch, skeleton_from_arch, text_from_arch
 from gpusq_deploy.checkpoint.files import (
     SELF_DESCRIBING,
@@ -95,6 +95,7 @@ def load_checkpoint(
         reading = reading_of(content, place=str(path), key=state_dict)
         reading = replace(reading, remarks=(*remarks, *reading.remarks))
     arch = _known(arch, place=str(path))
+    reading = _by_module_names(arch, reading, place=str(path))
     module = _module_with_weights(arch, reading.state, place=str(path))
     return Checkpoint(
         file=path.name,
@@ -154,17 +155,33 @@ def stored_weights(path: Path, *, arch: ArchSpec | None = None, state_dict: str 
             )
         reading = reading_of(content, place=place, key=state_dict)
     arch = _known(arch, place=place)
-    named = _by_module_names(arch, reading.state)
-    skeleton = _fitting_skeleton(arch, named, place=place)
+    reading = _by_module_names(arch, reading, place=place)
+    skeleton = _fitting_skeleton(arch, reading.state, place=place)
     try:
         preprocessing = preprocessing_of(arch, skeleton, preprocessor)
     except GpusqError:  # weights can be looked at without it
         preprocessing = None
-    return StoredWeights(skeleton=skeleton, state=named, sparsity=reading.sparsity, preprocessing=preprocessing)
+    return StoredWeights(skeleton=skeleton, state=reading.state, sparsity=reading.sparsity, preprocessing=preprocessing)
 
 
-def _by_module_names(arch: ArchSpec, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    return weights_by_module_names(arch, state) if arch.source == "transformers" else state
+def _by_module_names(arch: ArchSpec, reading: Reading, *, place: str) -> Reading:
+    """Weights, and what is recorded of their layers, under the names that the module has for them."""
+    if arch.source != "transformers":
+        return reading
+    _require_plain(reading.state, place=place)
+    renamed = weights_by_module_names(arch, reading.state)
+    layers = {old.removesuffix(".weight"): new.removesuffix(".weight") for old, new in renamed.names.items()}
+    record = reading.sparsity
+    if record is not None:
+        record = msgspec.structs.replace(record, layers=tuple(layers.get(layer, layer) for layer in record.layers))
+    return replace(
+        reading,
+        state=renamed.state,
+        ranges={layers.get(layer, layer): amax for layer, amax in reading.ranges.items()},
+        origins={layers.get(layer, layer): origin for layer, origin in reading.origins.items()},
+        sparsity=record,
+        remarks=(*reading.remarks, *renamed.remarks),
+    )
 
 
 def _fitting_skeleton(arch: ArchSpec, state: Mapping[str, torch.Tensor], *, place: str) -> torch.nn.Module:
@@ -279,7 +296,6 @@ def _ranges(content: Mapping[str, Any], place: str) -> dict[str, float]:
 
 def _module_with_weights(arch: ArchSpec, state: Mapping[str, torch.Tensor], *, place: str) -> torch.nn.Module:
     _require_plain(state, place=place)
-    state = _by_module_names(arch, state)
     module = module_from_arch(arch)
     # Shapes first: a few stored bytes can claim to be any number of weights, and what follows looks at each.
     expected = module.state_dict()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.checkpoint.architecture import arch_from_text, module_from_arch
-from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint
+from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint, stored_weights
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.checkpoint.saved_folder import is_saved_folder
 from gpusq_deploy.checkpoint.weights import weights_in_file
@@ -101,6 +102,87 @@ def test_the_two_to_four_check_sees_its_layers(tmp_path: Path) -> None:
     checked = validate(tmp_path)
     assert checked.kind == "checkpoint"
     assert "vit.layers.0.attention.q_proj" in {layer.layer for layer in checked.sparsity.layers}
+
+
+def edited(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """The folder's tensors, changed; in a pickle, which holds every type."""
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    change(state)
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+
+
+OLD = "vit.encoder.layer.0.attention.attention.query"
+NEW = "vit.layers.0.attention.q_proj"
+
+
+@pytest.mark.slow
+def test_the_file_keeps_older_names(tmp_path: Path) -> None:
+    """What the tests below rely on."""
+    saved(tmp_path)
+    assert f"{OLD}.weight" in safetensors.torch.load_file(tmp_path / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [{"num_hidden_layers": 1}, {}])
+def test_layers_that_the_config_has_no_place_for_are_named(tmp_path: Path, extra: dict[str, int]) -> None:
+    saved(tmp_path, num_hidden_layers=2)
+    if extra:
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, **extra}))
+    else:
+        edited(tmp_path, lambda state: state.update({OLD.replace(".0.", ".7.") + ".weight": torch.ones(32, 32)}))
+    for read in (load_checkpoint, stored_weights):
+        with pytest.raises(GpusqError, match=rf"{16 if extra else 1} not in the architecture: vit.encoder.layer.[17]"):
+            read(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_what_is_no_float_weight_is_named_under_an_older_name_too(tmp_path: Path, dtype: torch.dtype) -> None:
+    saved(tmp_path)
+    edited(tmp_path, lambda state: state.update({f"{OLD}.weight": torch.ones(32, 32, dtype=dtype)}))
+    with pytest.raises(GpusqError, match=rf"no float weights: {OLD}.weight \({dtype}"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_tensor_that_is_there_under_both_names_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    edited(tmp_path, lambda state: state.update({f"{NEW}.weight": torch.ones(32, 32)}))
+    with pytest.raises(GpusqError, match=f"under an older name too: {NEW}.weight|not in the architecture: {OLD}"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_configs_type_rounds_nothing(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = saved(tmp_path, dtype="float16")
+    edited(tmp_path, lambda state: state.update({name: tensor.to(dtype) for name, tensor in state.items()}))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
+    loaded = load_checkpoint(tmp_path).module.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded[name], tensor.to(dtype).float())
+    assert {tensor.dtype for tensor in stored_weights(tmp_path).state.values()} == {dtype}
+
+
+@pytest.mark.slow
+def test_records_and_ranges_follow_the_weights_to_their_new_names(tmp_path: Path) -> None:
+    saved(tmp_path)
+    mask = torch.tensor([1, 1, 0, 0]).repeat(32, 8)
+
+    def recorded(state: dict[str, torch.Tensor]) -> None:
+        state[f"{OLD}.__weight_mma_mask"] = mask
+        state[f"{OLD}.input_quantizer._amax"] = torch.tensor(3.0)
+
+    edited(tmp_path, recorded)
+    checkpoint = load_checkpoint(tmp_path)
+    assert checkpoint.sparsity is not None
+    assert (checkpoint.sparsity.layers, checkpoint.ranges) == ((NEW,), {NEW: 3.0})
+    assert list(checkpoint.origins) == [NEW]
+    checked = validate(tmp_path)
+    assert {layer.layer: layer.valid for layer in checked.sparsity.layers if layer.expected} == {NEW: True}
 
 
 @pytest.mark.slow
