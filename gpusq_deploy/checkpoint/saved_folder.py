@@ -16,6 +16,8 @@ PREPROCESSOR = "preprocessor_config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
+_JSON_HINT = "copy the file again, or save the model again with save_pretrained"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SavedFolder:
@@ -77,9 +79,9 @@ def parsed_config(text: str, *, place: str) -> dict[str, Any]:
     try:
         content: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise GpusqError(f"not JSON: {error}", place=place) from error
+        raise GpusqError(f"not JSON: {error}", place=place, hint=_JSON_HINT) from error
     if not isinstance(content, dict):
-        raise GpusqError(f"the JSON holds a {type(content).__name__}, not an object", place=place)
+        raise GpusqError(f"the JSON holds a {type(content).__name__}, not an object", place=place, hint=_JSON_HINT)
     return cast("dict[str, Any]", content)
 
 
@@ -114,7 +116,7 @@ def _json(path: Path) -> dict[str, Any]:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise GpusqError(f"cannot read the file: {reason}", place=str(path)) from error
+        raise GpusqError(f"cannot read the file: {reason}", place=str(path), hint=_JSON_HINT) from error
     return parsed_config(text, place=str(path))
 
 

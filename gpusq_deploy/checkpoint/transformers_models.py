@@ -164,9 +164,11 @@ def refusals(spec: ArchSpec) -> Generator[None]:
     except GpusqError:
         raise
     except Exception as error:
-        said = repr(error) if isinstance(error, LookupError) else str(error)
+        said = " ".join((repr(error) if isinstance(error, LookupError) else str(error)).split())
         raise GpusqError(
-            f"the architecture refuses its arguments: {said}", place=str(spec), hint="check --arch and --arch-arg"
+            f"the architecture refuses its arguments: {said}",
+            place=str(spec),
+            hint="check --arch, --arch-arg and the model's config",
         ) from error
 
 
@@ -199,7 +201,9 @@ def preprocessing_of_transformers(
         )
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise GpusqError(
-            f"its preprocessing isn't one of images to tensors: {error!r}", place=f"{spec}, {origin}"
+            f"its preprocessing isn't one of images to tensors: {error!r}",
+            place=f"{spec}, {origin}",
+            hint=f"mend the {PREPROCESSOR} beside the weights",
         ) from error
 
 
@@ -237,7 +241,9 @@ def _class_of_images(spec: ArchSpec) -> Any:
         raise GpusqError(f"transformers has no model class called {spec.name!r}", place="--arch", hint=hint)
     parent: Any = found
     if "pixel_values" not in inspect.signature(parent.forward).parameters:
-        raise GpusqError("its forward takes no pixel_values: it isn't a model of images", place=str(spec))
+        raise GpusqError(
+            "its forward takes no pixel_values: it isn't a model of images", place=str(spec), hint="name another class"
+        )
 
     def forward(self: torch.nn.Module, pixel_values: torch.Tensor) -> Any:
         return _tensors(parent.forward(self, pixel_values=pixel_values), spec)
@@ -271,7 +277,11 @@ def _config(spec: ArchSpec) -> Any:
         given = parsed_config(str(spec.arguments["config"]), place=f"{spec}, config")
     stated = given.get("model_type", kind.model_type)
     if stated != kind.model_type:
-        raise GpusqError(f"the config is of a {stated}, the class of a {kind.model_type}", place=str(spec))
+        raise GpusqError(
+            f"the config is of a {stated}, the class of a {kind.model_type}",
+            place=str(spec),
+            hint="check --arch and the config's model_type",
+        )
     if given.get("quantization_config"):
         raise GpusqError(
             "the config says that the weights are quantised, in a form that isn't read here",

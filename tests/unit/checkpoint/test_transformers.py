@@ -288,3 +288,29 @@ def test_nothing_is_downloaded() -> None:
                 arguments={"config": '{"backbone": "microsoft/swin-tiny-patch4-window7-224", "backbone_config": null}'},
             )
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "change", "what"),
+    [
+        ("config.json", {"hidden_act": "gelu_neww"}, "refuses its arguments: KeyError"),
+        ("config.json", {"hidden_size": "64"}, "refuses its arguments: .*hidden_size"),
+        ("config.json", {"num_hidden_layers": None}, "refuses its arguments: .*num_hidden_layers"),
+        ("config.json", {"hidden_size": -1}, "refuses its arguments"),
+        ("config.json", {"dtype": "floaty"}, "refuses its arguments: .*floaty"),
+        ("config.json", {"id2label": "x"}, "refuses its arguments"),
+        ("config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}, "weights are quantised"),
+        ("preprocessor_config.json", {"image_mean": []}, "preprocessing isn't one of images"),
+        ("preprocessor_config.json", {"image_mean": [float("nan")] * 3}, "preprocessing isn't one of images"),
+        ("preprocessor_config.json", {"size": {"shortest_edge": 0}}, "preprocessing isn't one of images"),
+    ],
+)
+def test_odd_configs_are_refused_with_a_sentence(tmp_path: Path, name: str, change: dict[str, Any], what: str) -> None:
+    saved(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    content = json.loads((tmp_path / name).read_text())
+    (tmp_path / name).write_text(json.dumps({**content, **change}))
+    with pytest.raises(GpusqError, match=what) as caught:
+        load_checkpoint(tmp_path)
+    assert caught.value.hint
