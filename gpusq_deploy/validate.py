@@ -11,8 +11,7 @@ import onnx_ir as ir
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.finding import Finding
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityRecord, SparsityReport
-from gpusq_deploy.bundle import MODEL, damaged_files, read_bundle
-from gpusq_deploy.checkpoint.saved_folder import is_saved_folder
+from gpusq_deploy.bundle import MODEL, damaged_files, kind_of, read_bundle
 from gpusq_deploy.explain import LayerExplanation, explain_layers, meaning_of
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.graph.lint import lint
@@ -48,16 +47,17 @@ def validate(
     Raises:
         GpusqError: It can't be read.
     """
-    if path.is_dir() and not is_saved_folder(path):
+    kind = kind_of(path)
+    if kind == "bundle":
         return _validate_bundle(path)
-    if path.suffix == ".onnx":
+    if kind == "ONNX model":
         return _validate_model(path, recipe)
     return _validate_checkpoint(path, arch, recipe, state_dict)
 
 
 def explanations(path: Path, result: Validation, target: Target) -> tuple[LayerExplanation, ...]:
     """Per layer, why it does or doesn't run sparse on a target; a bundle's plan and receipt are its evidence."""
-    if not path.is_dir():
+    if result.kind != "bundle":
         return explain_layers(result.sparsity.layers, target)
     bundle = read_bundle(path)
     built = next((engine for engine in bundle.receipt.engines if engine.target == target.name), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,7 @@ from gpusq_deploy.checkpoint.files import (
     write_torch,
 )
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
-from gpusq_deploy.checkpoint.saved_folder import saved_folder
+from gpusq_deploy.checkpoint.saved_folder import CONFIG, saved_folder, weights_file
 from gpusq_deploy.checkpoint.transformers_models import weights_by_module_names
 from gpusq_deploy.errors import GpusqError
 
@@ -85,7 +86,9 @@ def load_checkpoint(
     Raises:
         GpusqError: A bad file, no architecture, weights that don't fit it, or weights that aren't finite.
     """
-    path, arch, preprocessor = _located(path, arch)
+    # A folder is its config first: what it lacks is told before what its weights lack.
+    named = _named(path, arch) if os.path.isdir(path) else None
+    given, path = path, weights_file(path)
     if is_exported_program(path):
         reading = read_exported_program(path)
     else:
@@ -94,7 +97,8 @@ def load_checkpoint(
             return replace(_load_self_describing(path, content, arch), remarks=remarks)
         reading = reading_of(content, place=str(path), key=state_dict)
         reading = replace(reading, remarks=(*remarks, *reading.remarks))
-    arch = _known(arch, place=str(path))
+    arch, preprocessor = named or _named(given, arch)
+    arch = _known(arch, path)
     reading = _by_module_names(arch, reading, place=str(path))
     module = _module_with_weights(arch, reading.state, place=str(path))
     return Checkpoint(
@@ -111,12 +115,15 @@ def load_checkpoint(
     )
 
 
-def _located(path: Path, arch: ArchSpec | None) -> tuple[Path, ArchSpec | None, Mapping[str, Any] | None]:
-    """The file with the weights, the architecture and the preprocessing, as far as a saved folder says them."""
-    saved = saved_folder(path) if arch is None or arch.source == "transformers" else None
-    if saved is None:
-        return path, arch, None
-    return saved.weights, _with_config(arch, saved.arch), saved.preprocessor
+def _named(path: Path, asked: ArchSpec | None) -> tuple[ArchSpec | None, Mapping[str, Any] | None]:
+    """The architecture of weights that don't describe themselves, and its preprocessing, as far as a config says them.
+
+    What lies beside a file is of another model where it names another class than was asked for.
+    """
+    saved = saved_folder(path) if asked is None or asked.source == "transformers" else None
+    if saved is None or (asked is not None and not os.path.isdir(path) and saved.arch.name != asked.name):
+        return asked, None
+    return _with_config(asked, saved.arch), saved.preprocessor
 
 
 def _with_config(asked: ArchSpec | None, saved: ArchSpec) -> ArchSpec:
@@ -139,7 +146,8 @@ def stored_weights(path: Path, *, arch: ArchSpec | None = None, state_dict: str 
     Raises:
         GpusqError: See `load_checkpoint`.
     """
-    path, arch, preprocessor = _located(path, arch)
+    named = _named(path, arch) if os.path.isdir(path) else None
+    given, path = path, weights_file(path)
     place = str(path)
     if is_exported_program(path):
         reading = read_exported_program(path)
@@ -154,7 +162,8 @@ def stored_weights(path: Path, *, arch: ArchSpec | None = None, state_dict: str 
                 preprocessing=_field(content, "preprocessing", Preprocessing, place),
             )
         reading = reading_of(content, place=place, key=state_dict)
-    arch = _known(arch, place=place)
+    arch, preprocessor = named or _named(given, arch)
+    arch = _known(arch, path)
     reading = _by_module_names(arch, reading, place=place)
     skeleton = _fitting_skeleton(arch, reading.state, place=place)
     try:
@@ -191,12 +200,13 @@ def _fitting_skeleton(arch: ArchSpec, state: Mapping[str, torch.Tensor], *, plac
     return skeleton
 
 
-def _known(arch: ArchSpec | None, *, place: str) -> ArchSpec:
+def _known(arch: ArchSpec | None, path: Path) -> ArchSpec:
     if arch is None:
+        beside = f"; the {CONFIG} beside it names no class of transformers" if (path.parent / CONFIG).is_file() else ""
         raise GpusqError(
             "the file holds weights but doesn't say of which architecture",
-            place=place,
-            hint="add --arch, such as --arch timm:vit_small_patch16_224",
+            place=str(path),
+            hint=f"add --arch, such as --arch timm:vit_small_patch16_224{beside}",
         )
     return arch
 

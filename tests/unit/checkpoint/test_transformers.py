@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import tiny_families
 import torch
+from commands import run_main
 
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.checkpoint.architecture import arch_from_text, module_from_arch
@@ -19,6 +20,8 @@ from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint,
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.checkpoint.saved_folder import is_saved_folder
 from gpusq_deploy.checkpoint.weights import weights_in_file
+from gpusq_deploy.cli.build import main as build
+from gpusq_deploy.cli.validate import main as check
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.validate import validate
 
@@ -314,3 +317,42 @@ def test_odd_configs_are_refused_with_a_sentence(tmp_path: Path, name: str, chan
     with pytest.raises(GpusqError, match=what) as caught:
         load_checkpoint(tmp_path)
     assert caught.value.hint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["// comment\n{}", "[]", '{"model_type": "swin", "architectures": ["SwinModel"]}'])
+def test_a_config_of_something_else_beside_a_file_is_left_alone(tmp_path: Path, config: str) -> None:
+    saved(tmp_path / "saved")
+    first = load_checkpoint(tmp_path / "saved")
+    own, state = tmp_path / "own.pt", tmp_path / "state.pt"
+    save_checkpoint(own, first.module, arch=first.arch, preprocessing=first.preprocessing)
+    torch.save(first.module.state_dict(), state)
+    (tmp_path / "config.json").write_text(config)
+    assert load_checkpoint(own).arch == first.arch
+    assert load_checkpoint(own, arch=first.arch).arch == first.arch
+    assert load_checkpoint(state, arch=first.arch).arch == first.arch
+    assert validate(own).kind == "checkpoint"
+    if "swin" not in config:
+        with pytest.raises(GpusqError, match="doesn't say of which architecture") as caught:
+            load_checkpoint(state)
+        assert "the config.json beside it names no class of transformers" in str(caught.value.hint)
+
+
+@pytest.mark.slow
+def test_every_command_knows_a_saved_folder(tmp_path: Path) -> None:
+    folder, out = tmp_path / "saved", ("--opset", "11", "--out", tmp_path / "out")
+    saved(folder)
+    explained = run_main(check, folder, "--target", "a100", "--json")
+    assert (explained.code, bool(explained.json()["explained"])) == (1, True), explained.err
+    # Arguments go with the class that the config names.
+    assert "[1, 17, 32], expected [1, 5, 32]" in run_main(build, folder, "--arch-arg", "image_size=16", *out).err
+    for path, what in ((folder, "a file is repaired, not a folder"), (folder / "model.safetensors", "other names")):
+        repaired = run_main(check, path, "--repair", tmp_path / "mended.safetensors")
+        assert (repaired.code, what in repaired.err) == (5, True), repaired.err
+    (folder / "config.json").unlink()
+    with_arch = run_main(build, folder, "--arch", "transformers:ViTForImageClassification", *out)
+    assert "don't fit" in with_arch.err
+    (folder / "model.safetensors").unlink()
+    nothing = run_main(build, folder, "--arch", "transformers:ViTModel", "--int8", *out)
+    assert (nothing.code, "no folder of save_pretrained" in nothing.err) == (5, True), nothing.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved"]
