@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import msgspec
 
@@ -20,6 +20,7 @@ from gpusq_deploy.artifacts.calibration import CalibrationTable
 from gpusq_deploy.artifacts.manifest import BundleFile, Manifest
 from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.receipt import Receipt
+from gpusq_deploy.checkpoint.saved_folder import CONFIG, is_saved_folder
 from gpusq_deploy.errors import GpusqError
 
 MANIFEST = "manifest.json"
@@ -45,6 +46,25 @@ class Bundle:
 def is_bundle(path: Path) -> bool:
     """True for a folder with a manifest."""
     return (path / MANIFEST).is_file()
+
+
+def kind_of(path: Path) -> Literal["bundle", "checkpoint", "ONNX model"]:
+    """What a path is, for every command: a folder with a manifest, a folder or file of weights, or `*.onnx`.
+
+    Raises:
+        GpusqError: A folder of something else.
+    """
+    if not os.path.isdir(path):  # False for names that can't be, which open() refuses
+        return "ONNX model" if path.suffix == ".onnx" else "checkpoint"
+    if is_bundle(path):
+        return "bundle"
+    if is_saved_folder(path):
+        return "checkpoint"
+    raise GpusqError(
+        f"not a bundle: it has no {MANIFEST}; and no folder of save_pretrained: no {CONFIG}, no weights",
+        place=str(path),
+        hint="give the checkpoint file, or make a bundle of it with gpusq-build",
+    )
 
 
 def read_bundle(path: Path) -> Bundle:

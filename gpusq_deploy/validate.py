@@ -11,15 +11,14 @@ import onnx_ir as ir
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.finding import Finding
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityRecord, SparsityReport
-from gpusq_deploy.bundle import MODEL, damaged_files, read_bundle
-from gpusq_deploy.checkpoint.saved_folder import is_saved_folder
+from gpusq_deploy.bundle import MODEL, damaged_files, kind_of, read_bundle
 from gpusq_deploy.explain import LayerExplanation, explain_layers, meaning_of
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.graph.lint import lint
 from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.packed import PACKED, packed_faults, require_dense
 from gpusq_deploy.recipe import load_recipe
-from gpusq_deploy.sparsity import sparsity_report, violation_text, worst_text
+from gpusq_deploy.sparsity import require_known_layers, sparsity_report, violation_text, worst_text
 from gpusq_deploy.targets import Target
 
 
@@ -48,16 +47,17 @@ def validate(
     Raises:
         GpusqError: It can't be read.
     """
-    if path.is_dir() and not is_saved_folder(path):
+    kind = kind_of(path)
+    if kind == "bundle":
         return _validate_bundle(path)
-    if path.suffix == ".onnx":
+    if kind == "ONNX model":
         return _validate_model(path, recipe)
     return _validate_checkpoint(path, arch, recipe, state_dict)
 
 
 def explanations(path: Path, result: Validation, target: Target) -> tuple[LayerExplanation, ...]:
     """Per layer, why it does or doesn't run sparse on a target; a bundle's plan and receipt are its evidence."""
-    if not path.is_dir():
+    if result.kind != "bundle":
         return explain_layers(result.sparsity.layers, target)
     bundle = read_bundle(path)
     built = next((engine for engine in bundle.receipt.engines if engine.target == target.name), None)
@@ -105,6 +105,7 @@ def _validate_checkpoint(path: Path, arch: ArchSpec | None, recipe: Path | None,
 
     weights, record = weights_in_file(path, arch, state_dict=state_dict)
     report = sparsity_report(weights, source=path.name, recipe=load_recipe(recipe), record=record)
+    require_known_layers(record, report)
     return _validation("checkpoint", report, [], sparsity_asked=True)
 
 

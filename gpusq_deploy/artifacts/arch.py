@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import msgspec
@@ -58,5 +59,7 @@ class Preprocessing(Value):
             raise ValueError(f"not an image input: {self.channels}x{self.height}x{self.width}")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(f"mean and std need {self.channels} entries each")
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
+            raise ValueError("mean and std must be finite")
         if min(self.std) <= 0 or not 0 < self.crop_fraction <= 1:
             raise ValueError("std must be positive and crop_fraction in (0, 1]")

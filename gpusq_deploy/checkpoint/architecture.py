@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import inspect
+import shlex
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -13,7 +15,7 @@ import torch
 
 from gpusq_deploy.artifacts.arch import ArchArgument, ArchSpec
 from gpusq_deploy.checkpoint.saved_folder import config_argument
-from gpusq_deploy.checkpoint.transformers_models import module_from_transformers
+from gpusq_deploy.checkpoint.transformers_models import module_from_transformers, refusals
 from gpusq_deploy.errors import GpusqError
 
 _GRAMMAR = "--arch takes timm:NAME, torchvision:NAME, transformers:CLASS or package.module:factory"
@@ -40,6 +42,15 @@ def arch_from_text(text: str, arguments: Iterable[str] = ()) -> ArchSpec:
     return ArchSpec(source="factory", name=text, arguments=given)
 
 
+def text_from_arch(spec: ArchSpec) -> str:
+    """The options that name it, as `arch_from_text` reads them, quoted for a shell."""
+    name = spec.name if spec.source == "factory" else f"{spec.source}:{spec.name}"
+    words = ["--arch", name]
+    for key, value in spec.arguments.items():
+        words += ["--arch-arg", f"{key}={value!r}"]
+    return shlex.join(words)
+
+
 def module_from_arch(spec: ArchSpec) -> torch.nn.Module:
     """Build the module with its initial weights, in eval mode, on the CPU, in float32.
 
@@ -49,14 +60,8 @@ def module_from_arch(spec: ArchSpec) -> torch.nn.Module:
     build = _BUILDERS.get(spec.source)
     if build is None:
         raise GpusqError(f"{spec.source} models can't be made by name", place=str(spec), hint=_GRAMMAR)
-    try:
+    with refusals(spec):
         module = build(spec)
-    except GpusqError:
-        raise
-    except Exception as error:  # constructors are other people's code, and can raise anything
-        raise GpusqError(
-            f"the architecture refuses its arguments: {error}", place=str(spec), hint="check --arch and --arch-arg"
-        ) from error
     return module.float().eval()
 
 
@@ -108,6 +113,7 @@ def _from_timm(spec: ArchSpec) -> torch.nn.Module:
     timm = _import("timm", spec, "pip install 'gpusq-deploy[timm]'")
     if not timm.is_model(spec.name):
         raise _unknown(spec, timm.list_models())
+    _refuse_loading(spec, set(inspect.signature(timm.create_model).parameters) - {"kwargs"})
     return cast("torch.nn.Module", timm.create_model(spec.name, pretrained=False, **spec.arguments))
 
 
@@ -115,7 +121,21 @@ def _from_torchvision(spec: ArchSpec) -> torch.nn.Module:
     models = _import("torchvision.models", spec, "pip install torchvision")
     if spec.name not in models.list_models():
         raise _unknown(spec, models.list_models())
-    return cast("torch.nn.Module", models.get_model(spec.name, weights=None, **spec.arguments))
+    parameters = inspect.signature(models.get_model_builder(spec.name)).parameters
+    loading = {name: None for name in ("weights", "weights_backbone") if name in parameters}
+    _refuse_loading(spec, {*loading, "pretrained", "pretrained_backbone"})
+    return cast("torch.nn.Module", models.get_model(spec.name, **loading, **spec.arguments))
+
+
+def _refuse_loading(spec: ArchSpec, names: set[str]) -> None:
+    """Arguments that have the library load weights, and perhaps download or unpickle them: a file may name them."""
+    given = sorted(names & spec.arguments.keys())
+    if given:
+        raise GpusqError(
+            f"{', '.join(given)} is about how {spec.source} loads weights, and they come from the checkpoint",
+            place=str(spec),
+            hint="leave it out",
+        )
 
 
 def _from_factory(spec: ArchSpec) -> torch.nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,8 +20,8 @@ from gpusq_deploy.artifacts.sparsity import SparsityRecord
 from gpusq_deploy.checkpoint.adapters.archive import require_intact
 from gpusq_deploy.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
 from gpusq_deploy.checkpoint.adapters.known import reading_of
-from gpusq_deploy.checkpoint.adapters.reading import some
-from gpusq_deploy.checkpoint.architecture import module_from_arch, skeleton_from_arch
+from gpusq_deploy.checkpoint.adapters.reading import Reading, some
+from gpusq_deploy.checkpoint.architecture import module_from_arch, skeleton_from_arch, text_from_arch
 from gpusq_deploy.checkpoint.files import (
     SELF_DESCRIBING,
     CodeRefusedError,
@@ -30,7 +31,7 @@ from gpusq_deploy.checkpoint.files import (
     write_torch,
 )
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
-from gpusq_deploy.checkpoint.saved_folder import saved_folder
+from gpusq_deploy.checkpoint.saved_folder import CONFIG, saved_folder, weights_file
 from gpusq_deploy.checkpoint.transformers_models import weights_by_module_names
 from gpusq_deploy.errors import GpusqError
 
@@ -77,14 +78,17 @@ def load_checkpoint(
 
     Args:
         path: The checkpoint; also a folder that transformers' save_pretrained wrote.
-        arch: Its architecture; None where the file, or the config.json beside it, describes it.
+        arch: Its architecture; None where the file, or the config.json beside it, describes it. A factory is code:
+            it is named here too, however the file describes itself.
         allow_pickle: Run code that the file names, where it can't be read otherwise; a remark says when that was done.
         state_dict: Which of the file's state dicts, where it holds several; see `state_dict_in`.
 
     Raises:
         GpusqError: A bad file, no architecture, weights that don't fit it, or weights that aren't finite.
     """
-    path, arch, preprocessor = _located(path, arch)
+    # A folder is its config first: what it lacks is told before what its weights lack.
+    named = _named(path, arch) if os.path.isdir(path) else None
+    given, path = path, weights_file(path)
     if is_exported_program(path):
         reading = read_exported_program(path)
     else:
@@ -93,7 +97,9 @@ def load_checkpoint(
             return replace(_load_self_describing(path, content, arch), remarks=remarks)
         reading = reading_of(content, place=str(path), key=state_dict)
         reading = replace(reading, remarks=(*remarks, *reading.remarks))
-    arch = _known(arch, place=str(path))
+    arch, preprocessor = named or _named(given, arch)
+    arch = _known(arch, path)
+    reading = _by_module_names(arch, reading, place=str(path))
     module = _module_with_weights(arch, reading.state, place=str(path))
     return Checkpoint(
         file=path.name,
@@ -109,12 +115,15 @@ def load_checkpoint(
     )
 
 
-def _located(path: Path, arch: ArchSpec | None) -> tuple[Path, ArchSpec | None, Mapping[str, Any] | None]:
-    """The file with the weights, the architecture and the preprocessing, as far as a saved folder says them."""
-    saved = saved_folder(path) if arch is None or arch.source == "transformers" else None
-    if saved is None:
-        return path, arch, None
-    return saved.weights, _with_config(arch, saved.arch), saved.preprocessor
+def _named(path: Path, asked: ArchSpec | None) -> tuple[ArchSpec | None, Mapping[str, Any] | None]:
+    """The architecture of weights that don't describe themselves, and its preprocessing, as far as a config says them.
+
+    What lies beside a file is of another model where it names another class than was asked for.
+    """
+    saved = saved_folder(path) if asked is None or asked.source == "transformers" else None
+    if saved is None or (asked is not None and not os.path.isdir(path) and saved.arch.name != asked.name):
+        return asked, None
+    return _with_config(asked, saved.arch), saved.preprocessor
 
 
 def _with_config(asked: ArchSpec | None, saved: ArchSpec) -> ArchSpec:
@@ -137,7 +146,8 @@ def stored_weights(path: Path, *, arch: ArchSpec | None = None, state_dict: str 
     Raises:
         GpusqError: See `load_checkpoint`.
     """
-    path, arch, preprocessor = _located(path, arch)
+    named = _named(path, arch) if os.path.isdir(path) else None
+    given, path = path, weights_file(path)
     place = str(path)
     if is_exported_program(path):
         reading = read_exported_program(path)
@@ -152,18 +162,35 @@ def stored_weights(path: Path, *, arch: ArchSpec | None = None, state_dict: str 
                 preprocessing=_field(content, "preprocessing", Preprocessing, place),
             )
         reading = reading_of(content, place=place, key=state_dict)
-    arch = _known(arch, place=place)
-    named = _by_module_names(arch, reading.state)
-    skeleton = _fitting_skeleton(arch, named, place=place)
+    arch, preprocessor = named or _named(given, arch)
+    arch = _known(arch, path)
+    reading = _by_module_names(arch, reading, place=place)
+    skeleton = _fitting_skeleton(arch, reading.state, place=place)
     try:
         preprocessing = preprocessing_of(arch, skeleton, preprocessor)
     except GpusqError:  # weights can be looked at without it
         preprocessing = None
-    return StoredWeights(skeleton=skeleton, state=named, sparsity=reading.sparsity, preprocessing=preprocessing)
+    return StoredWeights(skeleton=skeleton, state=reading.state, sparsity=reading.sparsity, preprocessing=preprocessing)
 
 
-def _by_module_names(arch: ArchSpec, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    return weights_by_module_names(arch, state) if arch.source == "transformers" else state
+def _by_module_names(arch: ArchSpec, reading: Reading, *, place: str) -> Reading:
+    """Weights, and what is recorded of their layers, under the names that the module has for them."""
+    if arch.source != "transformers":
+        return reading
+    _require_plain(reading.state, place=place)
+    renamed = weights_by_module_names(arch, reading.state)
+    layers = {old.removesuffix(".weight"): new.removesuffix(".weight") for old, new in renamed.names.items()}
+    record = reading.sparsity
+    if record is not None:
+        record = msgspec.structs.replace(record, layers=tuple(layers.get(layer, layer) for layer in record.layers))
+    return replace(
+        reading,
+        state=renamed.state,
+        ranges={layers.get(layer, layer): amax for layer, amax in reading.ranges.items()},
+        origins={layers.get(layer, layer): origin for layer, origin in reading.origins.items()},
+        sparsity=record,
+        remarks=(*reading.remarks, *renamed.remarks),
+    )
 
 
 def _fitting_skeleton(arch: ArchSpec, state: Mapping[str, torch.Tensor], *, place: str) -> torch.nn.Module:
@@ -173,12 +200,13 @@ def _fitting_skeleton(arch: ArchSpec, state: Mapping[str, torch.Tensor], *, plac
     return skeleton
 
 
-def _known(arch: ArchSpec | None, *, place: str) -> ArchSpec:
+def _known(arch: ArchSpec | None, path: Path) -> ArchSpec:
     if arch is None:
+        beside = f"; the {CONFIG} beside it names no class of transformers" if (path.parent / CONFIG).is_file() else ""
         raise GpusqError(
             "the file holds weights but doesn't say of which architecture",
-            place=place,
-            hint="add --arch, such as --arch timm:vit_small_patch16_224",
+            place=str(path),
+            hint=f"add --arch, such as --arch timm:vit_small_patch16_224{beside}",
         )
     return arch
 
@@ -241,8 +269,16 @@ def _described(
     content: Mapping[str, Any], asked: ArchSpec | None, place: str
 ) -> tuple[ArchSpec, dict[str, torch.Tensor]]:
     arch: ArchSpec = _field(content, "arch", ArchSpec, place)
+    code = arch.source == "factory"
     if asked is not None and asked != arch:
-        raise GpusqError(f"the file says it is {arch}, but {asked} was asked for", place=place, hint="leave out --arch")
+        hint = f"give what it says: {text_from_arch(arch)}" if code else "leave out --arch"
+        raise GpusqError(f"the file says it is {arch}, but {asked} was asked for", place=place, hint=hint)
+    if code and asked is None:
+        raise GpusqError(
+            f"the file names a factory, {arch.name}, which is code, and a file's word alone runs none",
+            place=place,
+            hint=f"where you trust it, name it too: {text_from_arch(arch)}",
+        )
     return arch, state_dict_in(_field(content, "state_dict", dict[str, Any], place), place=place)[0]
 
 
@@ -270,7 +306,6 @@ def _ranges(content: Mapping[str, Any], place: str) -> dict[str, float]:
 
 def _module_with_weights(arch: ArchSpec, state: Mapping[str, torch.Tensor], *, place: str) -> torch.nn.Module:
     _require_plain(state, place=place)
-    state = _by_module_names(arch, state)
     module = module_from_arch(arch)
     # Shapes first: a few stored bytes can claim to be any number of weights, and what follows looks at each.
     expected = module.state_dict()

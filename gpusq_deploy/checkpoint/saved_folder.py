@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+_JSON_HINT = "copy the file again, or save the model again with save_pretrained"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,25 +36,53 @@ class SavedFolder:
 
 
 def is_saved_folder(path: Path) -> bool:
-    """True for a folder with a config.json: not a bundle."""
-    return path.is_dir() and (path / CONFIG).is_file()
+    """True for a folder with a config.json or with weights, as save_pretrained names them."""
+    return os.path.isdir(path) and any((path / name).is_file() for name in (CONFIG, *_WEIGHTS, *_SHARDS))
 
 
 def saved_folder(path: Path) -> SavedFolder | None:
     """What belongs to a folder, or to a file of weights beside its config; None where transformers saved neither.
 
+    A config that merely lies beside a file and can't be read counts as none.
+
     Raises:
         GpusqError: The folder has no weights in one file, or its config can't be read or names no class.
     """
-    folder = path if path.is_dir() else path.parent
-    if not (folder / CONFIG).is_file():
+    if os.path.isdir(path):
+        return _saved(path, weights=None) if (path / CONFIG).is_file() else None
+    try:
+        return _saved(path.parent, weights=path) if os.path.isfile(path.parent / CONFIG) else None
+    except GpusqError:
         return None
-    config = _json(folder / CONFIG)
-    if not path.is_dir() and not {"architectures", "model_type"} <= config.keys():
-        return None
-    arch, preprocessor = _arch(config, folder / CONFIG), folder / PREPROCESSOR
+
+
+def weights_file(path: Path) -> Path:
+    """The file itself, or the one with the weights in a folder.
+
+    Raises:
+        GpusqError: The folder has no weights, or has them in several files.
+    """
+    if not os.path.isdir(path):
+        return path
+    found = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
+    if found is not None:
+        return found
+    if any((path / name).is_file() for name in _SHARDS):
+        raise GpusqError(
+            "the weights are spread over several files",
+            place=str(path),
+            hint='save them in one: model.save_pretrained(folder, max_shard_size="100GB")',
+        )
+    raise GpusqError(
+        "not a file, and no weights in the folder", place=str(path), hint=f"it needs {' or '.join(_WEIGHTS)}"
+    )
+
+
+def _saved(folder: Path, *, weights: Path | None) -> SavedFolder:
+    arch = _arch(_json(folder / CONFIG), folder / CONFIG)
+    preprocessor = folder / PREPROCESSOR
     return SavedFolder(
-        weights=_weights_in(folder) if path.is_dir() else path,
+        weights=weights or weights_file(folder),
         arch=arch,
         preprocessor=_json(preprocessor) if preprocessor.is_file() else None,
     )
@@ -77,9 +108,9 @@ def parsed_config(text: str, *, place: str) -> dict[str, Any]:
     try:
         content: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise GpusqError(f"not JSON: {error}", place=place) from error
+        raise GpusqError(f"not JSON: {error}", place=place, hint=_JSON_HINT) from error
     if not isinstance(content, dict):
-        raise GpusqError(f"the JSON holds a {type(content).__name__}, not an object", place=place)
+        raise GpusqError(f"the JSON holds a {type(content).__name__}, not an object", place=place, hint=_JSON_HINT)
     return cast("dict[str, Any]", content)
 
 
@@ -89,24 +120,9 @@ def _arch(config: Mapping[str, Any], place: Path) -> ArchSpec:
         raise GpusqError(
             "the config doesn't name one class under 'architectures'",
             place=str(place),
-            hint='save the model with save_pretrained, or add its entry: "architectures": ["ViTModel"]',
+            hint='save the model with save_pretrained, or add its entry: "architectures": ["ViTModel"], or --arch',
         )
     return ArchSpec(source="transformers", name=named[0], arguments={"config": _text(config)})
-
-
-def _weights_in(folder: Path) -> Path:
-    found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if found is not None:
-        return found
-    if any((folder / name).is_file() for name in _SHARDS):
-        raise GpusqError(
-            "the weights are spread over several files",
-            place=str(folder),
-            hint='save them in one: model.save_pretrained(folder, max_shard_size="100GB")',
-        )
-    raise GpusqError(
-        f"the folder has a {CONFIG}, but no weights", place=str(folder), hint=f"it needs {' or '.join(_WEIGHTS)}"
-    )
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -114,7 +130,7 @@ def _json(path: Path) -> dict[str, Any]:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise GpusqError(f"cannot read the file: {reason}", place=str(path)) from error
+        raise GpusqError(f"cannot read the file: {reason}", place=str(path), hint=_JSON_HINT) from error
     return parsed_config(text, place=str(path))
 
 

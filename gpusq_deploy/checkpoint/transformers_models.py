@@ -14,13 +14,15 @@ import difflib
 import importlib
 import inspect
 import os
+import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Interpolation, Preprocessing
+from gpusq_deploy.checkpoint.adapters.reading import some
 from gpusq_deploy.checkpoint.saved_folder import PREPROCESSOR, parsed_config
 from gpusq_deploy.errors import GpusqError
 
@@ -43,32 +45,131 @@ def module_from_transformers(spec: ArchSpec) -> torch.nn.Module:
     return module
 
 
-def weights_by_module_names(spec: ArchSpec, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+class Renamed(NamedTuple):
+    """A state dict under the module's own names.
+
+    Attributes:
+        state: What fits, by the module's names, in the types of the file; the rest as it is.
+        names: Tensors' names in `state` by the file's, where those differ.
+        remarks: What was left out.
+    """
+
+    state: Mapping[str, torch.Tensor]
+    names: Mapping[str, str]
+    remarks: tuple[str, ...]
+
+
+def weights_by_module_names(spec: ArchSpec, state: Mapping[str, torch.Tensor]) -> Renamed:
     """A state dict under the module's own names: files that transformers wrote keep the names of its earlier releases.
+
+    The library itself loads them. A tensor that lies in the module where it lay in the file was renamed, no more: it is
+    the file's. What the library computed (a split or joined weight) is float32.
 
     Args:
         spec: The architecture.
         state: As the file has it.
 
-    Returns:
-        What fits, by the module's names, and the rest as it is.
-
     Raises:
-        GpusqError: Tensors of another shape than the module's.
+        GpusqError: Tensors of another shape than the module's, or of no float type, or twice under several names; or
+            the library refuses the config.
     """
-    with _offline():
+    _require_floats(spec, [f"{name} ({tensor.dtype})" for name, tensor in state.items() if tensor.is_complex()])
+    given = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    with _offline(), refusals(spec):
         build: Any = _class_of_images(spec)
         config = _config(spec)
         with torch.device("meta"):
             if set(build(config).state_dict()) == set(state):
-                return state
+                return Renamed(state, {}, ())
         loaded, found = build.from_pretrained(
-            None, config=config, state_dict=dict(state), output_loading_info=True, ignore_mismatched_sizes=True
+            None,
+            config=config,
+            state_dict=dict(given),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
         )
     _require_shapes(spec, found["mismatched_keys"])
     missing = set(found["missing_keys"])
     fitting = {name: tensor for name, tensor in loaded.state_dict().items() if name not in missing}
-    return {**fitting, **{name: state[name] for name in found["unexpected_keys"] if name in state}}
+    return _accounted(spec, state, _sources(given, fitting), fitting, _ignored_by(loaded))
+
+
+def _sources(given: Mapping[str, torch.Tensor], fitting: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """The file's name of every tensor of the module that is one of the file's."""
+    places: dict[object, str] = {}
+    for name, tensor in given.items():
+        places.setdefault(_place(tensor), name)
+    found = {name: places.get(_place(tensor)) for name, tensor in fitting.items()}
+    # Of tensors that share their memory, each has its own name.
+    return {name: name if name in given else source for name, source in found.items() if source is not None}
+
+
+def _place(tensor: torch.Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _accounted(
+    spec: ArchSpec,
+    state: Mapping[str, torch.Tensor],
+    sources: Mapping[str, str],
+    fitting: Mapping[str, torch.Tensor],
+    ignored: re.Pattern[str],
+) -> Renamed:
+    """Every tensor of the file is the module's, was computed into one, is told, or stays for the caller to refuse."""
+    taken = {_place(state[source]) for source in sources.values()}
+    spare = [name for name, tensor in state.items() if _place(tensor) not in taken]
+    left = [name for name in spare if ignored.search(name)]
+    rest = [name for name in spare if name not in left]
+    _require_floats(spec, [f"{name} ({state[name].dtype})" for name in rest if not state[name].is_floating_point()])
+    computed = {name: tensor for name, tensor in fitting.items() if name not in sources}
+    by_name = {**computed, **{name: state[source] for name, source in sources.items()}}
+    if sum(state[name].numel() for name in rest) != sum(tensor.numel() for tensor in computed.values()):
+        twice = [name for name in rest if name in by_name]
+        if twice:
+            raise GpusqError(
+                f"{len(twice)} tensors of the file are there under an older name too: {some(twice)}",
+                place=str(spec),
+                hint="save the model again with save_pretrained, under one set of names",
+            )
+        by_name.update({name: state[name] for name in rest})
+    remarks = (f"left out, as transformers does: {some(left)}",) if left else ()
+    return Renamed(by_name, {source: name for name, source in sources.items() if source != name}, remarks)
+
+
+def _ignored_by(loaded: Any) -> re.Pattern[str]:
+    """Buffers of earlier releases that the class names as of no use any more."""
+    patterns = (r"(^|\.)position_ids$", *(loaded._keys_to_ignore_on_load_unexpected or ()))
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+
+
+def _require_floats(spec: ArchSpec, strangers: list[str]) -> None:
+    if strangers:
+        raise GpusqError(
+            f"{len(strangers)} tensors of the file are no float weights: {some(strangers)}",
+            place=str(spec),
+            hint="save dense float weights",
+        )
+
+
+@contextmanager
+def refusals(spec: ArchSpec) -> Generator[None]:
+    """Constructors are other people's code, and can raise anything: a sentence.
+
+    Raises:
+        GpusqError: Something was raised.
+    """
+    try:
+        yield
+    except GpusqError:
+        raise
+    except Exception as error:
+        said = " ".join((repr(error) if isinstance(error, LookupError) else str(error)).split())
+        raise GpusqError(
+            f"the architecture refuses its arguments: {said}",
+            place=str(spec),
+            hint="check --arch, --arch-arg and the model's config",
+        ) from error
 
 
 def preprocessing_of_transformers(
@@ -98,9 +199,11 @@ def preprocessing_of_transformers(
             crop_fraction=_crop_fraction(preprocessor),
             origin=origin,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise GpusqError(
-            f"its preprocessing isn't one of images to tensors: {error!r}", place=f"{spec}, {origin}"
+            f"its preprocessing isn't one of images to tensors: {error!r}",
+            place=f"{spec}, {origin}",
+            hint=f"mend the {PREPROCESSOR} beside the weights",
         ) from error
 
 
@@ -138,7 +241,9 @@ def _class_of_images(spec: ArchSpec) -> Any:
         raise GpusqError(f"transformers has no model class called {spec.name!r}", place="--arch", hint=hint)
     parent: Any = found
     if "pixel_values" not in inspect.signature(parent.forward).parameters:
-        raise GpusqError("its forward takes no pixel_values: it isn't a model of images", place=str(spec))
+        raise GpusqError(
+            "its forward takes no pixel_values: it isn't a model of images", place=str(spec), hint="name another class"
+        )
 
     def forward(self: torch.nn.Module, pixel_values: torch.Tensor) -> Any:
         return _tensors(parent.forward(self, pixel_values=pixel_values), spec)
@@ -172,7 +277,17 @@ def _config(spec: ArchSpec) -> Any:
         given = parsed_config(str(spec.arguments["config"]), place=f"{spec}, config")
     stated = given.get("model_type", kind.model_type)
     if stated != kind.model_type:
-        raise GpusqError(f"the config is of a {stated}, the class of a {kind.model_type}", place=str(spec))
+        raise GpusqError(
+            f"the config is of a {stated}, the class of a {kind.model_type}",
+            place=str(spec),
+            hint="check --arch and the config's model_type",
+        )
+    if given.get("quantization_config"):
+        raise GpusqError(
+            "the config says that the weights are quantised, in a form that isn't read here",
+            place=f"{spec}, config",
+            hint="save it dequantised: model.dequantize().save_pretrained(folder)",
+        )
     config = kind.from_dict(given)
     for name, value in spec.arguments.items():
         if name in _OURS:

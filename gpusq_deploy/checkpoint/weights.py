@@ -19,7 +19,7 @@ from gpusq_deploy.checkpoint.adapters.known import reading_of
 from gpusq_deploy.checkpoint.checkpoint import StoredWeights, load_checkpoint, require_finite, stored_weights
 from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file
 from gpusq_deploy.checkpoint.macs import Layer, count_macs
-from gpusq_deploy.checkpoint.saved_folder import saved_folder
+from gpusq_deploy.checkpoint.saved_folder import saved_folder, weights_file
 from gpusq_deploy.checkpoint.tensors import array_from_tensor, release
 from gpusq_deploy.numerics.sparsity import rows_from_conv
 from gpusq_deploy.sparsity import LayerWeight
@@ -57,10 +57,11 @@ def weights_in_file(
     Raises:
         GpusqError: See `load_checkpoint`.
     """
-    if arch is None and is_exported_program(path):
-        return _guessed(dict(read_exported_program(path).state)), None
     described = arch is not None or saved_folder(path) is not None
-    content = None if described else read_checkpoint_file(path)
+    file = weights_file(path)
+    if arch is None and is_exported_program(file):
+        return _guessed(dict(read_exported_program(file).state)), None
+    content = None if described else read_checkpoint_file(file)
     if content is None or content.get("format") == SELF_DESCRIBING:
         stored = stored_weights(path, arch=arch, state_dict=state_dict)
         if all(name in stored.state for name, _ in _layers(stored.skeleton)):
@@ -68,7 +69,7 @@ def weights_in_file(
         # A parametrised weight: only the module can compute it.
         checkpoint = load_checkpoint(path, arch=arch, state_dict=state_dict)
         return tuple(layer_weights(checkpoint.module)), checkpoint.sparsity
-    reading = reading_of(content, place=str(path), key=state_dict)
+    reading = reading_of(content, place=str(file), key=state_dict)
     return _guessed(dict(reading.state)), reading.sparsity
 
 

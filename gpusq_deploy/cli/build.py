@@ -140,11 +140,11 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
     MODEL may also be a bundle: then only the engines of the given targets are built, from its model.
     """
-    from gpusq_deploy.checkpoint.saved_folder import is_saved_folder
+    from gpusq_deploy.bundle import kind_of
     from gpusq_deploy.targets import find_target
 
     chosen = [find_target(name) for name in targets or (() if unpack else (_DEFAULT_TARGET,))]
-    is_bundle = model.is_dir() and not is_saved_folder(model)
+    is_bundle = kind_of(model) == "bundle"
     if unpack and not is_bundle:
         raise click.UsageError("--unpack is for a bundle")
     if not targets and not unpack:
@@ -185,7 +185,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         require_reachable(Asked(options=options, types=multiplied, sparse=sparse, opset=newest), chosen)
         request = BuildRequest(
             model=model,
-            arch=chosen_arch(arch, arch_args),
+            arch=chosen_arch(model, arch, arch_args),
             state_dict=state_dict,
             int8=quantized is not None,
             sparse=sparse,

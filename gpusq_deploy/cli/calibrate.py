@@ -68,7 +68,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     ranks = ranks_from_environment(os.environ)
     request = CalibrateRequest(
         model=model,
-        arch=chosen_arch(arch, arch_args),
+        arch=chosen_arch(model, arch, arch_args),
         state_dict=state_dict,
         recipe=recipe,
         calib=calib,

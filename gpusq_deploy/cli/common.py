@@ -15,6 +15,8 @@ import click
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gpusq_deploy.artifacts.arch import ArchSpec
     from gpusq_deploy.artifacts.calibration import CalibratorName
     from gpusq_deploy.artifacts.manifest import BatchRange
@@ -74,18 +76,25 @@ def arch_options(command: _Function) -> _Function:
     return command
 
 
-def chosen_arch(arch: str | None, arch_args: tuple[str, ...]) -> ArchSpec | None:
+def chosen_arch(model: Path, arch: str | None, arch_args: tuple[str, ...]) -> ArchSpec | None:
     """What the two options name; None where the checkpoint is to describe itself.
+
+    Arguments alone go with the class that the config.json of a saved model names.
 
     Raises:
         click.UsageError: Arguments of no architecture.
         GpusqError: Not an architecture, or an argument that isn't K=V.
     """
-    if arch is None:
-        if arch_args:
-            raise click.UsageError("--arch-arg needs --arch")
+    if arch is None and not arch_args:
         return None
     from gpusq_deploy.checkpoint.architecture import arch_from_text
+    from gpusq_deploy.checkpoint.saved_folder import saved_folder
+
+    if arch is None:
+        saved = saved_folder(model)
+        if saved is None:
+            raise click.UsageError("--arch-arg needs --arch")
+        arch = f"{saved.arch.source}:{saved.arch.name}"
 
     return arch_from_text(arch, arch_args)
 

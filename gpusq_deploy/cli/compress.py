@@ -89,7 +89,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
     request = CompressRequest(
         model=model,
-        arch=chosen_arch(arch, arch_args),
+        arch=chosen_arch(model, arch, arch_args),
         state_dict=state_dict,
         data=data,
         held_out=held_out,

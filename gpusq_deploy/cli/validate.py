@@ -58,7 +58,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     from gpusq_deploy.validate import explanations, validate
 
     gpus = [find_target(name) for name in targets]
-    spec = chosen_arch(arch, arch_args)
+    spec = chosen_arch(path, arch, arch_args)
     repair = None
     if out is not None:
         if state_dict is not None:

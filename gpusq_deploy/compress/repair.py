@@ -24,9 +24,12 @@ from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.base import digest_of_file
 from gpusq_deploy.artifacts.repair import Channels, Declined, HowFound, Permuted, Proof, Repair
 from gpusq_deploy.artifacts.sparsity import LayerSparsity
+from gpusq_deploy.bundle import kind_of
+from gpusq_deploy.checkpoint.adapters.reading import some
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file
 from gpusq_deploy.checkpoint.rewrite import rewrite_checkpoint, tensors_in_file
+from gpusq_deploy.checkpoint.saved_folder import weights_file
 from gpusq_deploy.checkpoint.weights import rows_of
 from gpusq_deploy.compress.channels import find_channels
 from gpusq_deploy.compress.near_misses import mend_near_misses
@@ -84,6 +87,13 @@ def repair_checkpoint(request: RepairRequest, say: Callable[[str], None]) -> Rep
     result = validate(request.model, arch=request.arch, recipe=request.recipe)
     expected = {layer.layer: layer for layer in result.sparsity.layers if layer.expected and layer.k % GROUP == 0}
     old = tensors_in_file(request.model)
+    strangers = [layer.tensor for layer in expected.values() if layer.tensor not in old]
+    if strangers:
+        raise GpusqError(
+            f"the file stores weights under other names than the module: {some(strangers)}",
+            place=str(request.model),
+            hint="save the module's own: torch.save(model.state_dict(), 'weights.pt')",
+        )
     checkpoint = _loaded(request)
     permuted = _permuted(checkpoint, old, expected, request)
     for item in permuted.kept:
@@ -129,7 +139,10 @@ def _proof(permuted: _Reordered, tensors: Tensors) -> Proof | None:
 
 def _require_place(request: RepairRequest) -> None:
     out, model = request.out, request.model
-    if model.is_dir() or model.suffix == ".onnx":
+    kind = kind_of(model)
+    if kind == "checkpoint" and model.is_dir():
+        raise GpusqError("a file is repaired, not a folder", place=str(model), hint=f"give {weights_file(model)}")
+    if kind != "checkpoint":
         raise GpusqError(
             "only checkpoints are repaired", place=str(model), hint="repair the checkpoint, then run gpusq-build again"
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import bundles
 import producers
@@ -15,6 +17,7 @@ import pytest
 import safetensors.torch
 import tiny_models
 import torch
+import transformers
 from commands import Finished, run_main
 from damage import EDITS, Edit, damaged, damaged_inside
 from hypothesis import given, settings
@@ -173,3 +176,46 @@ def test_damaged_bundles(name: str, edits: list[Edit]) -> None:
         shutil.rmtree(bundle / "engines")  # what is missing too is found before anything is built
         answered(run_main(build, bundle, "--target", "a100"), codes=(5,))
         assert {**bundles.listing(bundle), "engines/orin.plan": b"an engine"} == before
+
+
+@cache
+def saved_folder() -> dict[str, bytes]:
+    """What save_pretrained leaves of a tiny ViT, and its preprocessing."""
+    with tempfile.TemporaryDirectory() as text:
+        library: Any = transformers
+        config = library.ViTConfig(
+            image_size=16,
+            patch_size=8,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+        )
+        library.ViTModel(config).save_pretrained(text)
+        size = {"height": 16, "width": 16}
+        how = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3, "size": {"shortest_edge": 18}}
+        how |= {"do_center_crop": True, "crop_size": size, "do_rescale": True, "rescale_factor": 1 / 255}
+        (Path(text) / "preprocessor_config.json").write_text(json.dumps(how))
+        return {path.name: path.read_bytes() for path in Path(text).iterdir()}
+
+
+ODD = st.sampled_from([None, True, 0, -1, 7, 0.5, float("nan"), "", "64", "gelu_neww", [], [0], ["x"], {}, {"x": 1}])
+
+
+@few
+@given(data=st.data())
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_saved_folders_with_odd_configs(name: str, data: st.DataObject) -> None:
+    files = saved_folder()
+    if data.draw(st.booleans()):
+        content = damaged(files[name], data.draw(EDITS))
+    else:
+        values = json.loads(files[name])
+        content = json.dumps({**values, data.draw(st.sampled_from(sorted(values))): data.draw(ODD)}).encode()
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text) / "saved"
+        folder.mkdir()
+        for other, whole in files.items():
+            (folder / other).write_bytes(content if other == name else whole)
+        checked(folder)
+        built(Path(text), folder)

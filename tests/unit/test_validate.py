@@ -133,3 +133,11 @@ def test_what_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
         validate(tmp_path / name)
     with pytest.raises(GpusqError, match="not a bundle"):
         validate(tmp_path)
+
+
+def test_a_record_that_fits_no_layer_is_refused(tmp_path: Path) -> None:
+    path, module, spec = tmp_path / "m.pt", pruned(), tiny_models.vit_spec()
+    record = SparsityRecord(method="magnitude", layers=("blocks.0.attn.qkv", "encoder.0.fc"))
+    save_checkpoint(path, module, arch=spec, preprocessing=preprocessing_of(spec, module), sparsity=record)
+    with pytest.raises(GpusqError, match=r"layers that the model doesn't have: encoder\.0\.fc"):
+        validate(path)

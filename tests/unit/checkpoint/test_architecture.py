@@ -202,3 +202,20 @@ def test_torchvision_declares_the_transforms_of_its_default_weights() -> None:
 def test_torchvision_models_of_other_tasks_are_refused(name: str) -> None:
     with pytest.raises(GpusqError, match="not an image classifier's"):
         preprocessing_of(ArchSpec(source="torchvision", name=name), torch.nn.Identity())
+
+
+def test_torchvision_asks_for_no_weights_of_a_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.models
+
+    asked: list[object] = []
+
+    def get_state_dict(self: object, *_: object, **__: object) -> None:
+        asked.append(self)
+        raise OSError("no network")
+
+    untyped: Any = torchvision.models
+    monkeypatch.setattr(untyped.WeightsEnum, "get_state_dict", get_state_dict)
+    with torch.device("meta"):
+        for name in ("fcn_resnet50", "maskrcnn_resnet50_fpn", "ssdlite320_mobilenet_v3_large"):
+            module_from_arch(arch_from_text(f"torchvision:{name}"))
+    assert asked == []

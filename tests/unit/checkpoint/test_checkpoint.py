@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,25 @@ import torch
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.base import digest_of_file
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
-from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gpusq_deploy.checkpoint.architecture import arch_from_text
+from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, stored_weights
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.validate import validate
 
 Refused = Callable[..., GpusqError]
 State = dict[str, torch.Tensor]
 RECORD = SparsityRecord(method="magnitude", layers=("blocks.0.mlp.fc1",))
+
+
+class Touch:
+    """Unpickling this creates a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.path),))
 
 
 def save(path: Path, **changes: Any) -> Path:
@@ -222,3 +235,42 @@ def test_a_save_that_is_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: 
 def test_saving_makes_the_folder_and_does_not_change_the_module(tmp_path: Path) -> None:
     save(tmp_path / "a" / "b" / "model.pt")
     assert isinstance(load_checkpoint(tmp_path / "a" / "b" / "model.pt"), Checkpoint)
+
+
+def test_a_file_alone_calls_no_factory(tmp_path: Path, refused: Refused) -> None:
+    trace = tmp_path / "executed"
+    path = save(
+        tmp_path / "model.pt", arch={"source": "factory", "name": "os:mkdir", "arguments": {"path": str(trace)}}
+    )
+    for read in (load_checkpoint, stored_weights, validate):
+        with pytest.raises(GpusqError, match="names a factory, os:mkdir, which is code") as caught:
+            read(path)
+        options = shlex.split(str(caught.value.hint).partition(": ")[2])
+        assert options == ["--arch", "os:mkdir", "--arch-arg", f"path='{trace}'"]
+    # Not with other arguments than the file's either.
+    error = refused(path, ArchSpec(source="factory", name="os:mkdir"))
+    assert "give what it says: --arch os:mkdir" in str(error.hint)
+    assert not trace.exists()
+
+
+def test_the_factory_of_a_file_is_called_for_who_names_it_too(tmp_path: Path) -> None:
+    named: dict[str, Any] = {"source": "factory", "name": "tiny_models:vit", "arguments": {"depth": 1}}
+    path = save(tmp_path / "model.pt", arch=named)
+    with pytest.raises(GpusqError) as caught:
+        load_checkpoint(path)
+    options = shlex.split(str(caught.value.hint).partition(": ")[2])
+    assert (options[0], options[2]) == ("--arch", "--arch-arg")
+    assert load_checkpoint(path, arch=arch_from_text(options[1], options[3::2])).arch.arguments == {"depth": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [("timm:vit_tiny_patch16_224", "checkpoint_path"), ("torchvision:vit_b_16", "weights")]
+)
+def test_a_file_has_no_library_open_another(tmp_path: Path, name: str, argument: str) -> None:
+    trace, other = tmp_path / "executed", tmp_path / "other.pt"
+    torch.save({"extra": Touch(trace)}, other)
+    source, _, model = name.partition(":")
+    arch = {"source": source, "name": model, "arguments": {argument: str(other)}}
+    with pytest.raises(GpusqError, match=f"{argument} is about how {source} loads weights"):
+        load_checkpoint(save(tmp_path / "model.pt", arch=arch))
+    assert not trace.exists()

@@ -60,7 +60,7 @@ def test_an_empty_file_is_refused(tmp_path: Path, refused: Refused, suffix: str)
 def test_a_folder_is_refused(tmp_path: Path, refused: Refused, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"
     path.mkdir()
-    assert refused(path).what == "not a file"
+    assert refused(path).what == "not a file, and no weights in the folder"
 
 
 @pytest.mark.parametrize("name", ["none.pt", "none.safetensors", "x" * 300, "a\0b"])

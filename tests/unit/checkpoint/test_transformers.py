@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import pytest
 import safetensors.torch
 import tiny_families
 import torch
+from commands import run_main
 
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.checkpoint.architecture import arch_from_text, module_from_arch
-from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint
+from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint, stored_weights
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.checkpoint.saved_folder import is_saved_folder
 from gpusq_deploy.checkpoint.weights import weights_in_file
+from gpusq_deploy.cli.build import main as build
+from gpusq_deploy.cli.validate import main as check
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.validate import validate
 
@@ -101,6 +105,87 @@ def test_the_two_to_four_check_sees_its_layers(tmp_path: Path) -> None:
     checked = validate(tmp_path)
     assert checked.kind == "checkpoint"
     assert "vit.layers.0.attention.q_proj" in {layer.layer for layer in checked.sparsity.layers}
+
+
+def edited(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """The folder's tensors, changed; in a pickle, which holds every type."""
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    change(state)
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+
+
+OLD = "vit.encoder.layer.0.attention.attention.query"
+NEW = "vit.layers.0.attention.q_proj"
+
+
+@pytest.mark.slow
+def test_the_file_keeps_older_names(tmp_path: Path) -> None:
+    """What the tests below rely on."""
+    saved(tmp_path)
+    assert f"{OLD}.weight" in safetensors.torch.load_file(tmp_path / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [{"num_hidden_layers": 1}, {}])
+def test_layers_that_the_config_has_no_place_for_are_named(tmp_path: Path, extra: dict[str, int]) -> None:
+    saved(tmp_path, num_hidden_layers=2)
+    if extra:
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, **extra}))
+    else:
+        edited(tmp_path, lambda state: state.update({OLD.replace(".0.", ".7.") + ".weight": torch.ones(32, 32)}))
+    for read in (load_checkpoint, stored_weights):
+        with pytest.raises(GpusqError, match=rf"{16 if extra else 1} not in the architecture: vit.encoder.layer.[17]"):
+            read(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_what_is_no_float_weight_is_named_under_an_older_name_too(tmp_path: Path, dtype: torch.dtype) -> None:
+    saved(tmp_path)
+    edited(tmp_path, lambda state: state.update({f"{OLD}.weight": torch.ones(32, 32, dtype=dtype)}))
+    with pytest.raises(GpusqError, match=rf"no float weights: {OLD}.weight \({dtype}"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_tensor_that_is_there_under_both_names_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    edited(tmp_path, lambda state: state.update({f"{NEW}.weight": torch.ones(32, 32)}))
+    with pytest.raises(GpusqError, match=f"under an older name too: {NEW}.weight|not in the architecture: {OLD}"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_configs_type_rounds_nothing(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = saved(tmp_path, dtype="float16")
+    edited(tmp_path, lambda state: state.update({name: tensor.to(dtype) for name, tensor in state.items()}))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
+    loaded = load_checkpoint(tmp_path).module.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded[name], tensor.to(dtype).float())
+    assert {tensor.dtype for tensor in stored_weights(tmp_path).state.values()} == {dtype}
+
+
+@pytest.mark.slow
+def test_records_and_ranges_follow_the_weights_to_their_new_names(tmp_path: Path) -> None:
+    saved(tmp_path)
+    mask = torch.tensor([1, 1, 0, 0]).repeat(32, 8)
+
+    def recorded(state: dict[str, torch.Tensor]) -> None:
+        state[f"{OLD}.__weight_mma_mask"] = mask
+        state[f"{OLD}.input_quantizer._amax"] = torch.tensor(3.0)
+
+    edited(tmp_path, recorded)
+    checkpoint = load_checkpoint(tmp_path)
+    assert checkpoint.sparsity is not None
+    assert (checkpoint.sparsity.layers, checkpoint.ranges) == ((NEW,), {NEW: 3.0})
+    assert list(checkpoint.origins) == [NEW]
+    checked = validate(tmp_path)
+    assert {layer.layer: layer.valid for layer in checked.sparsity.layers if layer.expected} == {NEW: True}
 
 
 @pytest.mark.slow
@@ -206,3 +291,68 @@ def test_nothing_is_downloaded() -> None:
                 arguments={"config": '{"backbone": "microsoft/swin-tiny-patch4-window7-224", "backbone_config": null}'},
             )
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "change", "what"),
+    [
+        ("config.json", {"hidden_act": "gelu_neww"}, "refuses its arguments: KeyError"),
+        ("config.json", {"hidden_size": "64"}, "refuses its arguments: .*hidden_size"),
+        ("config.json", {"num_hidden_layers": None}, "refuses its arguments: .*num_hidden_layers"),
+        ("config.json", {"hidden_size": -1}, "refuses its arguments"),
+        ("config.json", {"dtype": "floaty"}, "refuses its arguments: .*floaty"),
+        ("config.json", {"id2label": "x"}, "refuses its arguments"),
+        ("config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}, "weights are quantised"),
+        ("preprocessor_config.json", {"image_mean": []}, "preprocessing isn't one of images"),
+        ("preprocessor_config.json", {"image_mean": [float("nan")] * 3}, "preprocessing isn't one of images"),
+        ("preprocessor_config.json", {"size": {"shortest_edge": 0}}, "preprocessing isn't one of images"),
+    ],
+)
+def test_odd_configs_are_refused_with_a_sentence(tmp_path: Path, name: str, change: dict[str, Any], what: str) -> None:
+    saved(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    content = json.loads((tmp_path / name).read_text())
+    (tmp_path / name).write_text(json.dumps({**content, **change}))
+    with pytest.raises(GpusqError, match=what) as caught:
+        load_checkpoint(tmp_path)
+    assert caught.value.hint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["// comment\n{}", "[]", '{"model_type": "swin", "architectures": ["SwinModel"]}'])
+def test_a_config_of_something_else_beside_a_file_is_left_alone(tmp_path: Path, config: str) -> None:
+    saved(tmp_path / "saved")
+    first = load_checkpoint(tmp_path / "saved")
+    own, state = tmp_path / "own.pt", tmp_path / "state.pt"
+    save_checkpoint(own, first.module, arch=first.arch, preprocessing=first.preprocessing)
+    torch.save(first.module.state_dict(), state)
+    (tmp_path / "config.json").write_text(config)
+    assert load_checkpoint(own).arch == first.arch
+    assert load_checkpoint(own, arch=first.arch).arch == first.arch
+    assert load_checkpoint(state, arch=first.arch).arch == first.arch
+    assert validate(own).kind == "checkpoint"
+    if "swin" not in config:
+        with pytest.raises(GpusqError, match="doesn't say of which architecture") as caught:
+            load_checkpoint(state)
+        assert "the config.json beside it names no class of transformers" in str(caught.value.hint)
+
+
+@pytest.mark.slow
+def test_every_command_knows_a_saved_folder(tmp_path: Path) -> None:
+    folder, out = tmp_path / "saved", ("--opset", "11", "--out", tmp_path / "out")
+    saved(folder)
+    explained = run_main(check, folder, "--target", "a100", "--json")
+    assert (explained.code, bool(explained.json()["explained"])) == (1, True), explained.err
+    # Arguments go with the class that the config names.
+    assert "[1, 17, 32], expected [1, 5, 32]" in run_main(build, folder, "--arch-arg", "image_size=16", *out).err
+    for path, what in ((folder, "a file is repaired, not a folder"), (folder / "model.safetensors", "other names")):
+        repaired = run_main(check, path, "--repair", tmp_path / "mended.safetensors")
+        assert (repaired.code, what in repaired.err) == (5, True), repaired.err
+    (folder / "config.json").unlink()
+    with_arch = run_main(build, folder, "--arch", "transformers:ViTForImageClassification", *out)
+    assert "don't fit" in with_arch.err
+    (folder / "model.safetensors").unlink()
+    nothing = run_main(build, folder, "--arch", "transformers:ViTModel", "--int8", *out)
+    assert (nothing.code, "no folder of save_pretrained" in nothing.err) == (5, True), nothing.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved"]
