@@ -9,6 +9,7 @@ nothing is timed. Kernels are layers of the builder's list less `signal` and `wa
     FP16 as exported    every float32 tensor to FP16, nothing else
     FP16 ours           our passes, no Q/DQ
     INT8 ours           the default recipe
+    INT8 ours, fused    fused_wi8_ai8: a tenth of the Linear layers' FLOPs left float where INT8 costs kernels
     INT8 ours, Linears  the same with convolutions and the patch embedding in FP16
     ModelOpt            quantised by it in `--peer-python`'s process, all defaults (FP16 for the rest)
     NNCF                the same, symmetric preset and transformer scheme; the rest stays float32
@@ -58,19 +59,22 @@ from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.blocks import blocks_of_nodes
 from gpusq_deploy.graph.files import load_model, save_model
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.mixing import decide
 from gpusq_deploy.numerics.error import sqnr_db
+from gpusq_deploy.packing import pack_projections
 from gpusq_deploy.passes.base import Pass, run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.placing import prepare
-from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
-from gpusq_deploy.quantisation import Wanted, rounded_weights
+from gpusq_deploy.plan import PlanRequest, layers_to_quantize
+from gpusq_deploy.quantisation import Wanted
 from gpusq_deploy.ranges import Data
 from gpusq_deploy.recipe import Recipe, load_recipe
 from gpusq_deploy.request import Reporter
 from gpusq_deploy.sparsity import sparsity_report
 from gpusq_deploy.steps import subject_of
 from gpusq_deploy.targets import find_target
+from gpusq_deploy.wide import Wide
 
 _BATCH = BatchRange(minimum=8, optimum=8, maximum=8)
 _TARGET = "a100"
@@ -213,11 +217,13 @@ def _rows_of(subject: Subject, peer_python: Path | None, pattern: str) -> Iterat
 def _graphs(subject: Subject, folder: Path, peer_python: Path | None) -> Iterator[tuple[str, Callable[[], Graph]]]:
     cast = CastRemainder("fp16")
     yield "FP16 as exported", lambda: Graph("", run_passes(subject.exported, [cast]))
-    canonical = run_passes(subject.exported, CANONICAL)
+    canonical = _packed(subject, run_passes(subject.exported, CANONICAL))
     yield "FP16 ours", lambda: Graph("", run_passes(canonical, [cast]))
     recipe = load_recipe(None)
     yield "INT8 ours", lambda: Graph("", run_passes(*_quantised(subject, canonical, recipe)))
     yield "INT8 ours, Linears", lambda: Graph("", run_passes(*_quantised(subject, canonical, _linears(recipe))))
+    fused = load_recipe(Path("fused_wi8_ai8"))
+    yield "INT8 ours, fused", lambda: Graph("", run_passes(*_quantised(subject, canonical, fused)))
     if peer_python is None:
         return
     for peer in _PEERS:
@@ -232,17 +238,25 @@ def _cast_graph(path: Path) -> Graph:
     return Graph("", run_passes(load_model(path), [CastRemainder("fp16")]))
 
 
+def _packed(subject: Subject, canonical: ir.Model) -> ir.Model:
+    """With projections packed, as gpusq-build packs them."""
+    recipe, layers = load_recipe(None), weighted_layers(canonical)
+    source = subject.checkpoint.file
+    report = sparsity_report(graph_weights(canonical, layers), source=source, recipe=recipe, record=None)
+    return pack_projections(canonical, report, recipe, None).model
+
+
 def _quantised(subject: Subject, canonical: ir.Model, recipe: Recipe) -> tuple[ir.Model, list[Pass]]:
     """The smoothed graph, and the passes that quantise it."""
     layers, checkpoint = weighted_layers(canonical), subject.checkpoint
     wanted = layers_to_quantize(layers, recipe)
     how = Wanted(layers=wanted, recipe=recipe, calibrators=calibrators_for(wanted, recipe), remainder="fp16")
     data = Data(calibrate=subject.calibrate, verify=subject.calibrate, held_out=False, real=True)
-    prepared = prepare(canonical, layers, how, data, subject_of(checkpoint), Reporter(say=_ignore, progress=_ignore))
+    reporter = Reporter(say=_ignore, progress=_ignore)
+    prepared = prepare(canonical, layers, how, data, subject_of(checkpoint), reporter)
     report = sparsity_report(graph_weights(canonical, layers), source=checkpoint.file, recipe=recipe, record=None)
     asked = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp16")
-    plan = make_plan(prepared.layers, asked, table=prepared.table, sparsity=report, placements=prepared.placements)
-    rounded = {} if prepared.ready is None else rounded_weights(prepared.ready, plan, recipe)
+    plan, rounded = decide(prepared, asked, report, Wide(), data, reporter)
     return prepared.model, [Quantize(plan, rounded), CastRemainder("fp16")]
 
 

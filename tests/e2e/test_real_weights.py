@@ -63,6 +63,15 @@ def answers(model: torch.nn.Module, batch: npt.NDArray[np.float32]) -> Array:
         return np.asarray(model(torch.from_numpy(batch)), dtype=np.float32)
 
 
+def features_kept(bundle: Path, model: torch.nn.Module, folder: Path) -> float:
+    """SQNR of all output tokens against torch, in dB, on photographs that calibration hasn't seen."""
+    batch = photographs(folder / "unseen", read_bundle(bundle).manifest.preprocessing)
+    session = open_onnx(bundle / "model.onnx")
+    got = np.concatenate([session.run({"input": batch[at : at + 4]})["output"] for at in range(0, len(batch), 4)])
+    session.close()
+    return sqnr_db(answers(model, batch), got)
+
+
 def test_the_weights_reproduce_the_original_onnx_features(model: torch.nn.Module) -> None:
     batch = np.random.default_rng(0).standard_normal((2, 3, 224, 224), dtype=np.float32)
     reference = dinov2.onnx_features(batch)
@@ -86,13 +95,25 @@ def test_the_graph_is_in_the_form_that_fuses_best(bundle: Path) -> None:
 
 
 def test_unseen_photographs_keep_their_features(bundle: Path, model: torch.nn.Module, tmp_path: Path) -> None:
-    batch = photographs(tmp_path / "unseen", read_bundle(bundle).manifest.preprocessing)
-    session = open_onnx(bundle / "model.onnx")
-    got = np.concatenate(
-        [session.run({"input": batch[start : start + 4]})["output"] for start in range(0, len(batch), 4)]
-    )
-    session.close()
-    assert sqnr_db(answers(model, batch), got) >= 26
+    assert features_kept(bundle, model, tmp_path) >= 27
+
+
+def test_the_fused_recipe_has_no_kernel_more_than_113_and_keeps_28_db(
+    checkpoint: Path, model: torch.nn.Module, tmp_path: Path
+) -> None:
+    """Measured: 113 kernels, of which one works out shapes, and 29.2 dB."""
+    photos, out = write_photographs(tmp_path / "photos", CALIBRATION), tmp_path / "fused.gpusq"
+    options = ("--int8", "--recipe", "fused_wi8_ai8", "--calib", photos, "--out", out)
+    done = run_main(build, checkpoint, *dinov2.BUILD_ARGUMENTS, *options)
+    assert done.code == 0, done.err
+    found = read_bundle(out)
+    (engine,) = found.receipt.engines
+    assert engine.totals.kernels <= 113
+    assert engine.totals.attention_fused == 12
+    linear = [layer for layer in found.plan.layers if layer.kind == "linear"]
+    int8 = sum(layer.macs for layer in linear if layer.precision == "int8")
+    assert int8 >= 0.9 * sum(layer.macs for layer in linear)
+    assert features_kept(out, model, tmp_path) >= 28
 
 
 def test_the_bundle_is_sound(bundle: Path) -> None:
@@ -110,10 +131,6 @@ def test_an_fp16_remainder_keeps_50_db_on_unseen_photographs(
     found = read_bundle(out)
     assert found.plan.wide == ()
     assert found.plan.notes == ()
-    batch = photographs(tmp_path / "unseen", found.manifest.preprocessing)
-    session = open_onnx(out / "model.onnx")
-    got = np.concatenate([session.run({"input": batch[at : at + 4]})["output"] for at in range(0, len(batch), 4)])
-    session.close()
-    assert sqnr_db(answers(model, batch), got) >= 50
+    assert features_kept(out, model, tmp_path) >= 50
     difference = float(found.manifest.notes[0].split("torch to ")[1].split()[0])
     assert difference <= 1e-5
