@@ -39,8 +39,8 @@ class OneshotOptions(Value):
     sequential: bool = True
     dense_targets: bool = True
     correct_bias: bool = True
-    solve_steps: int = 5
-    token_share: float = 0.4
+    solve_steps: int = 2
+    token_share: float = 0.3
     seed: int = 0
 
     def __post_init__(self) -> None:
