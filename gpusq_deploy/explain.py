@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
+import msgspec
+
 from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.plan import LayerDecision, Precision
 from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, Verdict
@@ -64,6 +66,8 @@ _INT8_OUTPUT = (
     "only a product with one weight scale, no bias and a quantiser directly behind it is known to write INT8; "
     "that costs accuracy: verify it"
 )
+
+_NO_STRICTER = " in INT8, and its alignments are the strictest"
 
 
 class Step(Value):
@@ -274,18 +278,34 @@ def _eligible(
         types = ", ".join(target.sparse_dtypes) or "none; choose another target"
         mend = f"build the layer in a type with sparse kernels: {types}"
         return Step(question="eligible", answer="no", evidence="; ".join(problems), mend=mend)
-    padded = [text.removeprefix(f"{state.layer}: ") for text in padding_notes(target, [need])]
+    padded = _padded(target, need)
     if padded:
-        evidence = f"{padded[0]}; whether a sparse kernel is worth it then, only the builder can tell"
         mend = "give the layer sizes that need no padding, or leave it dense in the recipe"
-        return Step(question="eligible", answer="unknown", evidence=evidence, mend=mend)
+        return Step(question="eligible", answer="unknown", evidence=padded, mend=mend)
     written = _written(target, precision, made)
     if written:
         return Step(question="eligible", answer="unknown", evidence=written, mend=_INT8_OUTPUT)
     supposed = "" if decision is not None or state.dtype in _PRECISIONS else f", once it is {precision}"
-    sizes = f"N = {need.n} and K = {need.k} need no padding"
+    sizes = f"N = {need.n} and K = {need.k} need no padding" + ("" if precision == "int8" else _NO_STRICTER)
     evidence = f"{target.name} has 2:4 sparse {precision} kernels, and {sizes}{supposed}"
     return Step(question="eligible", answer="yes", evidence=evidence)
+
+
+def _padded(target: Target, need: GemmNeed) -> str:
+    """What speaks against the layer's sizes; empty where they are known to need no padding.
+
+    A target's file has the sizes of INT8 alone. They do for wider types, and for FP8: rows are aligned in bytes, and an
+    instruction contracts the same number of bytes in every type (mma.sp: 64 INT8 or FP8 values, 32 of FP16 or BF16).
+    Sizes that INT8 would pad may still fit those: that isn't known.
+    """
+    as_int8 = msgspec.structs.replace(need, precision="int8")
+    notes = [text.removeprefix(f"{need.layer}: ") for text in padding_notes(target, [as_int8])]
+    if not notes:
+        return ""
+    if need.precision != "int8":
+        known = f"what sizes a sparse {need.precision} kernel takes unpadded isn't known for {target.name}"
+        return f"{known}; in INT8 these would be padded: {notes[0].removesuffix(' will be padded')}"
+    return f"{notes[0]}; whether a sparse kernel is worth it then, only the builder can tell"
 
 
 def _written(target: Target, precision: Precision, made: tuple[str, tuple[Carrier, ...]]) -> str:

@@ -10,6 +10,7 @@ left out when a bundle travels: `unpack_dense` makes it again from `weights.24`,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -222,9 +223,10 @@ def _index(found: list[_Found]) -> PackedIndex:
     place = total = 0
     for layer, stored, order in found:
         n, k = _rows(stored, order).shape
-        values, metadata = place, place + _padded(n * k // 2)
-        place = metadata + _padded(n * -(-k // 8))
-        total += n * k // 2 + n * -(-k // 8)
+        sizes = _block_sizes(n, k)
+        values, metadata = place, place + _padded(sizes[0])
+        place = metadata + _padded(sizes[1])
+        total += sum(sizes)
         tensors.append(
             PackedTensor(
                 layer=layer.layer,
@@ -263,11 +265,43 @@ def _header(index: PackedIndex) -> bytes:
 
 def _read_index(stream: BinaryIO, path: Path) -> tuple[PackedIndex, int]:
     """The index, and where the first block starts."""
-    start = stream.read(16)
+    start, length = stream.read(16), path.stat().st_size
     size = int.from_bytes(start[8:], "little")
-    if start[:8] != _MAGIC or size > path.stat().st_size:
+    if start[:8] != _MAGIC or size > length:
         raise GpusqError("not a file of packed weights, or damaged", place=str(path), hint=_BUILD_AGAIN)
-    return value_from_json(stream.read(size), PackedIndex, place=str(path)), 16 + size
+    index = value_from_json(stream.read(size), PackedIndex, place=str(path))
+    for entry in index.tensors:
+        wrong = _misfit(entry, length - 16 - size)
+        if wrong:
+            raise GpusqError(f"damaged: {wrong}", place=f"{path}, tensor {entry.tensor}", hint=_BUILD_AGAIN)
+    blocks = sum(sum(_block_sizes(entry.n, entry.k)) for entry in index.tensors)
+    codes = sum(entry.n * entry.k for entry in index.tensors)
+    told = (index.packed_bytes, index.int8_bytes, index.float32_bytes)
+    # Blocks that share bytes would unpack to more than the file can hold.
+    if not codes or blocks > length or told != (blocks, codes, 4 * codes):
+        raise GpusqError("damaged: its sizes don't add up", place=str(path), hint=_BUILD_AGAIN)
+    return index, 16 + size
+
+
+def _misfit(entry: PackedTensor, length: int) -> str:
+    """Why an entry can't be right, before a byte of it is read; empty where it may be. `length`: behind the header."""
+    sizes = _block_sizes(entry.n, entry.k)
+    if not all(sizes):
+        return "it holds no values"
+    for what, start, size in (("values", entry.values, sizes[0]), ("metadata", entry.metadata, sizes[1])):
+        if start + size > length:
+            return f"cut short: its {what} end {start + size - length} bytes behind the file"
+    shape, (n, k) = entry.shape, (entry.n, entry.k)
+    whole = {"rows": (n, k), "columns": (k, n)}.get(entry.order)
+    conv = len(shape) > 2 and (shape[0] * math.prod(shape[2:]), shape[1]) == (n, k)
+    if shape != whole and not (entry.order == "conv" and conv):
+        return f"[{n}, {k}] in the order of {entry.order} doesn't make {list(shape)}"
+    return ""
+
+
+def _block_sizes(n: int, k: int) -> tuple[int, int]:
+    """Bytes of the values and of the metadata of [N, K]."""
+    return n * k // 2, n * -(-k // 8)
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -287,7 +321,7 @@ def _write_block(stream: BinaryIO, block: npt.NDArray[Any]) -> None:
 def _read_block(stream: BinaryIO, start: int, shape: tuple[int, int], place: str) -> npt.NDArray[np.uint8]:
     size = shape[0] * shape[1]
     stream.seek(start)
-    data = stream.read(size) if size >= 0 else b""
+    data = stream.read(size)
     if len(data) != size:
         raise GpusqError("damaged: cut short", place=place, hint=_BUILD_AGAIN)
     return np.frombuffer(data, np.uint8).reshape(shape)

@@ -18,7 +18,7 @@ from gpusq_deploy.checkpoint.adapters.exported_program import is_exported_progra
 from gpusq_deploy.checkpoint.adapters.known import reading_of
 from gpusq_deploy.checkpoint.checkpoint import StoredWeights, load_checkpoint, require_finite, stored_weights
 from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file
-from gpusq_deploy.checkpoint.macs import Layer, count_macs
+from gpusq_deploy.checkpoint.macs import PROJECTIONS, Layer, count_macs
 from gpusq_deploy.checkpoint.saved_folder import saved_folder, weights_file
 from gpusq_deploy.checkpoint.tensors import array_from_tensor, release
 from gpusq_deploy.numerics.sparsity import rows_from_conv
@@ -28,16 +28,23 @@ _PLAIN = frozenset({torch.float16, torch.float32, torch.float64, torch.int8})
 
 
 def layer_weights(module: torch.nn.Module, state: Mapping[str, torch.Tensor] | None = None) -> Iterator[LayerWeight]:
-    """Linear and Conv2d weights in the module's order, as rows along the contracted axis.
+    """Linear and Conv2d weights in the module's order, as rows along the contracted axis; and input projections.
+
+    A nn.MultiheadAttention holds its input projections itself: its `in_proj_weight` is the Linear layer `in_proj`.
 
     Args:
         module: The model.
         state: Tensors to look at instead of the module's own, by the names of its state dict.
     """
     for tensor, child in _layers(module):
-        kind = "linear" if isinstance(child, torch.nn.Linear) else _conv_kind(child)
-        weight = child.weight if state is None else state[tensor]
+        kind = _conv_kind(child) if isinstance(child, torch.nn.Conv2d) else "linear"
+        weight = getattr(child, tensor.rpartition(".")[2]) if state is None else state[tensor]
         yield _layer_weight(tensor, kind, weight)
+
+
+def layer_of(tensor: str) -> str:
+    """The layer whose weight a tensor is, by their names: `attn.in_proj` for `attn.in_proj_weight`."""
+    return tensor.removesuffix("_weight") if _is_projection(tensor) else tensor.removesuffix(".weight")
 
 
 def rows_of(tensor: torch.Tensor) -> npt.NDArray[Any]:
@@ -52,7 +59,8 @@ def weights_in_file(
     """Weighted layers of a checkpoint, to be read once and one after another, and its sparsity record.
 
     A state dict without an architecture still has names and shapes: each 2-D `*.weight` is taken for a Linear, each
-    4-D one for a Conv2d whose stride isn't known (a patch embedding by its name alone).
+    2-D `*in_proj_weight` for the input projections of an attention, each 4-D `*.weight` for a Conv2d whose stride
+    isn't known (a patch embedding by its name alone).
 
     Raises:
         GpusqError: See `load_checkpoint`.
@@ -77,8 +85,11 @@ def _layers(module: torch.nn.Module) -> Iterator[tuple[str, Layer]]:
     """Names of weights, and the modules that hold them."""
     untyped: Any = module  # named_modules() has a partly open type
     for name, child in untyped.named_modules():
+        prefix = f"{name}." if name else ""
         if isinstance(child, (torch.nn.Linear, torch.nn.Conv2d)):
-            yield f"{name}.weight" if name else "weight", child
+            yield f"{prefix}weight", child
+        elif isinstance(child, torch.nn.MultiheadAttention):
+            yield from ((f"{prefix}{weight}", child) for weight in PROJECTIONS if getattr(child, weight) is not None)
 
 
 def _finite(stored: StoredWeights, *, place: str) -> Iterator[LayerWeight]:
@@ -98,16 +109,20 @@ def _guessed(state: Mapping[str, torch.Tensor]) -> Iterator[LayerWeight]:
 
 def _guesses(state: Mapping[str, torch.Tensor]) -> Iterator[LayerWeight]:
     for name, tensor in state.items():
-        layer = name.removesuffix(".weight")
-        if layer == name or tensor.ndim not in {2, 4}:
+        known = tensor.ndim in {2, 4} if name.endswith(".weight") else _is_projection(name) and tensor.ndim == 2
+        if not known:
             continue
-        conv: LayerKind = "patch_embed" if "patch_embed" in layer else "conv"
+        conv: LayerKind = "patch_embed" if "patch_embed" in name else "conv"
         kind = "linear" if tensor.ndim == 2 else conv
         yield _layer_weight(name, kind, tensor)
 
 
+def _is_projection(tensor: str) -> bool:
+    return tensor.rpartition(".")[2] in PROJECTIONS
+
+
 def _layer_weight(tensor: str, kind: LayerKind, weight: torch.Tensor) -> LayerWeight:
-    layer, rows = tensor.removesuffix(".weight"), rows_of(weight)
+    layer, rows = layer_of(tensor), rows_of(weight)
     return LayerWeight(layer=layer, tensor=tensor, kind=kind, rows=rows, positions=len(rows) // max(len(weight), 1))
 
 

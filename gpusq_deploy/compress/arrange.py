@@ -71,7 +71,8 @@ def arrange(
     read = [item for item in channels if wanted.intersection(item.readers)]
     power: dict[str, torch.Tensor] = {}
     if images is not None:
-        power = input_power(module, sorted({name for item in read for name in item.readers}), images[:_POWER_IMAGES])
+        readers = {name for item in read for name in item.readers if name in wanted}
+        power = input_power(module, sorted(readers), images[:_POWER_IMAGES])
     tensors = {name: value.detach() for name, value in module.state_dict().items()}
     found: list[Reorder] = []
     refused: list[Declined] = []

@@ -20,7 +20,7 @@ DEFAULT_DENSE = ("*head", "*heads", "*head.*", "*heads.*", "*head_dist", "*class
 
 _OUTPUT_LAYER = "an output layer: a fraction of a percent of the FLOPs, and it loses most from pruning"
 _CONVOLUTION = "a convolution: dense unless asked for"
-_FUSED = "the fused projection of a nn.MultiheadAttention: no layer of its own that could be pruned and named"
+FUSED = "the fused projection of a nn.MultiheadAttention: no layer of its own that could be pruned and named"
 
 Masks = Mapping[str, torch.Tensor]
 """By layer: booleans of the weight's shape, True where the weight is kept."""
@@ -71,7 +71,7 @@ def prunable_layers(module: torch.nn.Module, dense: Sequence[str] = (), *, convo
     reasons = {weight.layer: _dense_reason(weight, dense, convolutions=convolutions) for weight in weights}
     pruned = tuple(layer for layer, reason in reasons.items() if reason is None)
     left = [DenseLayer(layer=layer, reason=reason) for layer, reason in reasons.items() if reason is not None]
-    left += [DenseLayer(layer=layer, reason=_matched(layer, dense) or _FUSED) for layer in fused]
+    left += [DenseLayer(layer=layer, reason=_matched(layer, dense) or FUSED) for layer in fused]
     if not pruned:
         why = "; ".join(f"{entry.layer}: {entry.reason}" for entry in left[:3]) or "it has no Linear layers"
         raise GpusqError(f"nothing to prune: {why}", place="the model", hint="relax --dense, or check --arch")

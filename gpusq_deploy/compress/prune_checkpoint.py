@@ -15,6 +15,8 @@ from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.checkpoint.weights import layer_weights
 from gpusq_deploy.compress.arrange import arrange
 from gpusq_deploy.compress.oneshot import OneshotOptions
+from gpusq_deploy.compress.parts import Parts
+from gpusq_deploy.compress.prune import FUSED
 from gpusq_deploy.compress.sequential import OneshotReport, prune_oneshot
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import example_input
@@ -103,7 +105,8 @@ def _layers(checkpoint: Checkpoint, report: SparsityReport) -> tuple[str, ...]:
 
 
 def _is_linear(checkpoint: Checkpoint, layer: LayerSparsity) -> bool:
-    return isinstance(checkpoint.module.get_submodule(layer.layer), torch.nn.Linear)
+    # The input projection of a nn.MultiheadAttention is a parameter of it, and no module.
+    return Parts(checkpoint.module).linear("", layer.layer) is not None
 
 
 def _images(source: DataSource, say: Callable[[str], None]) -> torch.Tensor:
@@ -128,4 +131,6 @@ def _remarks(checkpoint: Checkpoint, report: OneshotReport) -> tuple[str, ...]:
 def _why_dense(layer: LayerSparsity) -> str:
     if not layer.expected:
         return layer.reason
-    return f"K = {layer.k} is not a multiple of 4" if layer.k % 4 else "--prune takes Linear layers only"
+    if layer.k % 4:
+        return f"K = {layer.k} is not a multiple of 4"
+    return "--prune takes Linear layers only" if layer.tensor == f"{layer.layer}.weight" else FUSED

@@ -9,6 +9,7 @@ import fnmatch
 from typing import NamedTuple
 
 from gpusq_deploy.artifacts.repair import ChannelAxis, Channels, Declined
+from gpusq_deploy.checkpoint.weights import layer_of
 from gpusq_deploy.compress.parts import Parts, free_channels, left_alone
 
 
@@ -109,5 +110,5 @@ def stream_channels(model: Parts) -> Channels | Declined:
             return left_alone(
                 "residual stream", "", f"{axis.tensor} is {list(shape)}, which doesn't fit {size} channels"
             )
-    readers = [axis.tensor.removesuffix(".weight") for axis in axes if axis.dim == 1 and ".weight" in axis.tensor]
+    readers = [layer_of(axis.tensor) for axis in axes if axis.dim == 1]
     return free_channels("residual stream", "", size, size, axes, *readers)

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+import tiny_families
 import torch
 
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint
 from gpusq_deploy.checkpoint.rewrite import rewrite_checkpoint, tensors_in_file
+from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.cli.validate import main as validate
+from gpusq_deploy.numerics.sparsity import magnitude_mask
 
 from commands import run_main  # isort: skip
 
@@ -158,6 +161,22 @@ def test_a_dense_model_is_left_with_more_magnitude_in_reach(dense: Path, tmp_pat
     }
     assert all(entry["kept"][1] > entry["kept"][0] for entry in repair["permuted"])
     assert repair["proof"]["whole"] < 1e-12
+
+
+def test_a_packed_projection_that_is_valid_is_not_given_for_other_readers_of_the_stream(tmp_path: Path) -> None:
+    module = tiny_families.torchvision_vit()
+    name = "encoder.layers.encoder_layer_0.self_attention.in_proj"
+    weight = module.get_parameter(f"{name}_weight").detach()
+    weight.mul_(torch.from_numpy(magnitude_mask(array_from_tensor(weight))))
+    torch.save(module.state_dict(), tmp_path / "m.pt")
+    architecture = ("--arch", "tiny_families:torchvision_vit")
+    done = run_main(validate, tmp_path / "m.pt", *architecture, "--repair", tmp_path / "out.pt", "--permute", "--json")
+    assert done.code == 1, done.err
+    repair = done.json()["repair"]
+    assert [entry["place"] for entry in repair["declined"] if entry["kind"] == "residual stream"] == ["the model"]
+    assert "residual stream" not in {entry["channels"]["kind"] for entry in repair["permuted"]}
+    states = {layer["layer"]: layer for layer in done.json()["sparsity"]["layers"]}
+    assert (states[name]["n"], states[name]["violations"], states[name]["expected"]) == (192, 0, True)
 
 
 def test_the_old_file_is_never_the_output(broken: Path, tmp_path: Path) -> None:

@@ -233,6 +233,19 @@ def test_sizes_that_are_padded_leave_it_to_the_builder(n: int, k: int) -> None:
     assert f"K={k} N={n} will be padded" in step.evidence
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp8"])
+def test_sizes_of_other_types_are_judged_by_int8s_and_else_unknown(precision: Precision) -> None:
+    ada = find_target("rtx40")
+    (odd,) = explain_layers([state_of(pruned(10, 36))], ada, decisions=[decision(precision)])
+    assert odd.chain[1].answer == "unknown"
+    assert f"what sizes a sparse {precision} kernel takes unpadded isn't known for rtx40" in odd.chain[1].evidence
+    assert "K=36 N=10" in odd.chain[1].evidence
+    assert odd.chain[1].mend
+    (even,) = explain_layers([state_of(pruned())], ada, decisions=[decision(precision)])
+    assert even.chain[1].answer == "yes"
+    assert "N = 64 and K = 64 need no padding in INT8, and its alignments are the strictest" in even.chain[1].evidence
+
+
 def test_a_convs_sizes_are_its_channels() -> None:
     step = chain(state_of(pruned(16 * 9, 64), positions=9))["eligible"]
     assert step.answer == "yes"

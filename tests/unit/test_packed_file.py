@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import bundles
+import msgspec
 import numpy as np
 import pytest
 import tiny_models
@@ -86,6 +88,51 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path: Path, kept: int) -> None
     with pytest.raises(GpusqError) as caught:
         list(read_packed(path))
     assert str(path) in str(caught.value.place)
+
+
+def rewritten(path: Path, **changes: Any) -> None:
+    """The file with another index: what a hostile hand makes of it, its blocks as they are."""
+    data = path.read_bytes()
+    start = 16 + int.from_bytes(data[8:16], "little")
+    index: dict[str, Any] = msgspec.json.decode(data[16:start])
+    for name, value in changes.items():
+        (index if name in index else index["tensors"][0])[name] = value
+    if "copies" in changes:
+        index["tensors"] *= changes["copies"]
+        del index["tensors"][0]["copies"]
+    text = msgspec.json.encode(index)
+    text += b" " * (-(16 + len(text)) % 64)
+    path.write_bytes(data[:8] + len(text).to_bytes(8, "little") + text + data[start:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"shape": [32], "order": "conv"}, "doesn't make"),
+        ({"shape": [32]}, "doesn't make"),
+        ({"shape": [8, 8]}, "doesn't make"),
+        ({"shape": [2, 8, 3], "order": "conv"}, "doesn't make"),
+        ({"values": 2**63 - 1}, "cut short"),
+        ({"values": 2**63}, "cut short"),
+        ({"metadata": 2**62}, "cut short"),
+        ({"k": 2**60}, "cut short"),
+        ({"k": 2**60, "n": 0}, "holds no values"),
+        ({"n": 2**62, "k": 2**62}, "cut short"),
+        ({"int8_bytes": 0}, "don't add up"),
+        ({"packed_bytes": 0}, "don't add up"),
+        ({"tensors": [], "int8_bytes": 0, "packed_bytes": 0, "float32_bytes": 0}, "don't add up"),
+        ({"copies": 1000}, "don't add up"),
+    ],
+)
+def test_an_index_that_lies_is_one_sentence(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    path = write(tmp_path)
+    rewritten(path, **changes)
+    with pytest.raises(GpusqError, match=said):
+        packed_index(path)
+    with pytest.raises(GpusqError, match=said) as caught:
+        list(read_packed(path))
+    assert str(path) in str(caught.value.place)
+    assert "\n" not in caught.value.what
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -40,6 +40,41 @@ def test_the_patch_embedding_is_rows_over_channels() -> None:
     assert seen.rows[2 * 64 + 3 * 8 + 5].tolist() == conv[2, :, 3, 5].tolist()
 
 
+class Attentive(torch.nn.Module):
+    """A nn.MultiheadAttention over four tokens, its keys and values of another width where `kdim` says so."""
+
+    def __init__(self, kdim: int | None = None) -> None:
+        super().__init__()
+        self.attn = torch.nn.MultiheadAttention(8, 2, kdim=kdim, vdim=kdim, batch_first=True)
+        self.kdim = kdim or 8
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """[n, 4, 8] to [n, 4, 8]."""
+        other = values.repeat(1, 1, self.kdim // 8)
+        answer: torch.Tensor = self.attn(values, other, value=other, need_weights=False)[0]
+        return answer
+
+
+@pytest.mark.parametrize("kdim", [None, 16])
+def test_the_projections_that_an_attention_holds_itself_are_seen_and_counted(kdim: int | None, tmp_path: Path) -> None:
+    module = Attentive(kdim)
+    inputs = {"attn.in_proj": (24, 8)}
+    if kdim is not None:
+        inputs = {"attn.q_proj": (8, 8), "attn.k_proj": (8, 16), "attn.v_proj": (8, 16)}
+    shapes = inputs | {"attn.out_proj": (8, 8)}
+    weights = list(layer_weights(module))
+    assert {weight.layer: weight.rows.shape for weight in weights} == shapes
+    assert {weight.kind for weight in weights} == {"linear"}
+    for weight in weights:
+        np.testing.assert_array_equal(weight.rows, module.state_dict()[weight.tensor].numpy())
+    layers = {weight.tensor: module.get_submodule(weight.layer.rpartition(".")[0]) for weight in weights[:-1]}
+    counted = count_macs(module, cast("Any", layers), (4, 8))
+    assert counted == {weight.tensor: 4 * np.prod(weight.rows.shape) for weight in weights}
+    torch.save(Attentive(kdim).state_dict(), tmp_path / "m.pt")
+    guessed, _ = weights_in_file(tmp_path / "m.pt", None)
+    assert {weight.layer: weight.rows.shape for weight in guessed} == shapes
+
+
 @pytest.mark.parametrize(
     ("conv", "kind"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tiny_families
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,3 +98,13 @@ def test_an_order_that_changes_the_function_is_taken_back() -> None:
     assert (arranged.permuted, arranged.difference) == ((), None)
     assert any("taken back" in item.reason for item in arranged.declined)
     assert all(torch.equal(value, dense.state_dict()[name]) for name, value in arranged.module.state_dict().items())
+
+
+def test_readers_that_are_no_modules_are_left_out_of_what_is_learnt() -> None:
+    """torchvision's stream is read by packed projections, which are never pruned."""
+    dense, layers = tiny_families.torchvision_vit().eval(), ["mlp.0", "mlp.3"]
+    names = [f"encoder.layers.encoder_layer_0.{name}" for name in layers]
+    batch = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    arranged = arrange(dense, names, batch, batch)
+    assert arranged.difference is not None
+    assert arranged.difference < 1e-9

@@ -94,6 +94,14 @@ def test_readers_are_the_layers_whose_groups_the_order_decides() -> None:
     assert readers["residual stream"] == ("blocks.0.attn.qkv", "blocks.0.mlp.fc1", "head")
 
 
+def test_a_packed_projection_reads_the_stream_too() -> None:
+    found, _ = find_channels(torchvision_vit())
+    (stream,) = (channels for channels in found if channels.kind == "residual stream")
+    layers = [f"encoder.layers.encoder_layer_{index}" for index in range(2)]
+    inside = [f"{layer}.{name}" for layer in layers for name in ("self_attention.in_proj", "mlp.0")]
+    assert stream.readers == (*inside, "heads.head")
+
+
 def reasons(module: torch.nn.Module) -> dict[str, str]:
     return {f"{entry.kind} of {entry.place}": entry.reason for entry in find_channels(module)[1]}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,30 @@ def test_what_cannot_be_pruned_stays_as_it_is_and_is_said() -> None:
     assert "4 stays dense: K = 6 is not a multiple of 4" in said
     assert dict(result.ranges) == {}
     assert any("1 activation ranges" in remark for remark in result.remarks)
+
+
+class Attentive(torch.nn.Module):
+    """Two by two pixels are four tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attn = torch.nn.Linear(3, 8), torch.nn.MultiheadAttention(8, 2, batch_first=True)
+        self.fc = torch.nn.Linear(8, 8)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """[n, 3, 2, 2] to [n, 4, 8]."""
+        tokens = self.embed(images.flatten(2).transpose(1, 2))
+        answer: torch.Tensor = self.fc(self.attn(tokens, tokens, tokens)[0])
+        return answer
+
+
+def test_an_attentions_packed_projection_stays_dense_and_is_said() -> None:
+    dense, said = replace(checkpoint(), module=Attentive().eval().requires_grad_(False)), list[str]()
+    result = prune_checkpoint(dense, recipe(), Pruning("magnitude"), None, said.append)
+    assert result.sparsity is not None
+    assert "attn.in_proj" not in result.sparsity.layers
+    assert "fc" in result.sparsity.layers
+    assert [line for line in said if line.startswith("attn.in_proj stays dense: the fused projection")]
 
 
 def test_many_samples_are_thinned_evenly() -> None:
