@@ -195,6 +195,16 @@ def _require_pickle(path: Path) -> None:
         )
 
 
+def require_another_file(out: Path, model: Path) -> None:
+    """Refuse to write over the checkpoint that is read, whoever forces it.
+
+    Raises:
+        GpusqError: They are one file.
+    """
+    if os.path.exists(out) and os.path.exists(model) and out.samefile(model):
+        raise GpusqError("the old file is kept: it can't be the output", place=str(out), hint="name another file")
+
+
 def write_torch(path: Path, content: object) -> None:
     """`torch.save` into a file.
 
