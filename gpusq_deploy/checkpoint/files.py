@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import pickle
@@ -161,7 +162,8 @@ def _read_torch(path: Path) -> object:
             _require_pickle(path)
         else:
             require_stored(path)
-        with torch.serialization.safe_globals(list(SAFE_CLASSES)):
+        # A Namespace is a bag of attributes, which training scripts keep their options in: making one runs nothing.
+        with torch.serialization.safe_globals([*SAFE_CLASSES, argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except GpusqError:
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import errno
 import os
@@ -314,3 +315,17 @@ def test_what_is_not_taken_is_told() -> None:
     )
     assert "not taken, though it is there: model " in reading_of(content, place="here", key="model_ema").remarks[0]
     assert reading_of({"model": SMALL}, place="here").remarks == ()
+
+
+def test_the_options_of_a_training_script_are_no_code(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"state_dict": SMALL, "args": argparse.Namespace(lr=0.1, model="vit"), "epoch": 3}, path)
+    got, layout = state_dict_in(read_checkpoint_file(path), place=str(path))
+    assert (same(got, SMALL), layout) == (True, "state dict under 'state_dict'")
+
+
+def test_code_inside_the_options_of_a_training_script_is_not_run(tmp_path: Path, refused: Refused) -> None:
+    path, trace = tmp_path / "model.pt", tmp_path / "executed"
+    torch.save({"state_dict": SMALL, "args": argparse.Namespace(hook=Touch(trace))}, path)
+    assert "would run code" in refused(path).what
+    assert not trace.exists()
