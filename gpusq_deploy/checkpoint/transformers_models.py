@@ -14,15 +14,13 @@ import difflib
 import importlib
 import inspect
 import os
-import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Interpolation, Preprocessing
-from gpusq_deploy.checkpoint.adapters.reading import some
 from gpusq_deploy.checkpoint.saved_folder import PREPROCESSOR, parsed_config
 from gpusq_deploy.errors import GpusqError
 
@@ -40,116 +38,9 @@ def module_from_transformers(spec: ArchSpec) -> torch.nn.Module:
     Raises:
         GpusqError: Unknown class or config key (near ones are suggested), or a model of something else than images.
     """
-    with _offline():
-        module: torch.nn.Module = _class_of_images(spec)(_config(spec))
+    with offline():
+        module: torch.nn.Module = class_of_images(spec)(config_of(spec))
     return module
-
-
-class Renamed(NamedTuple):
-    """A state dict under the module's own names.
-
-    Attributes:
-        state: What fits, by the module's names, in the types of the file; the rest as it is.
-        names: Tensors' names in `state` by the file's, where those differ.
-        remarks: What was left out.
-    """
-
-    state: Mapping[str, torch.Tensor]
-    names: Mapping[str, str]
-    remarks: tuple[str, ...]
-
-
-def weights_by_module_names(spec: ArchSpec, state: Mapping[str, torch.Tensor]) -> Renamed:
-    """A state dict under the module's own names: files that transformers wrote keep the names of its earlier releases.
-
-    The library itself loads them. A tensor that lies in the module where it lay in the file was renamed, no more: it is
-    the file's. What the library computed (a split or joined weight) is float32.
-
-    Args:
-        spec: The architecture.
-        state: As the file has it.
-
-    Raises:
-        GpusqError: Tensors of another shape than the module's, or of no float type, or twice under several names; or
-            the library refuses the config.
-    """
-    _require_floats(spec, [f"{name} ({tensor.dtype})" for name, tensor in state.items() if tensor.is_complex()])
-    given = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    with _offline(), refusals(spec):
-        build: Any = _class_of_images(spec)
-        config = _config(spec)
-        with torch.device("meta"):
-            if set(build(config).state_dict()) == set(state):
-                return Renamed(state, {}, ())
-        loaded, found = build.from_pretrained(
-            None,
-            config=config,
-            state_dict=dict(given),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-        )
-    _require_shapes(spec, found["mismatched_keys"])
-    missing = set(found["missing_keys"])
-    fitting = {name: tensor for name, tensor in loaded.state_dict().items() if name not in missing}
-    return _accounted(spec, state, _sources(given, fitting), fitting, _ignored_by(loaded))
-
-
-def _sources(given: Mapping[str, torch.Tensor], fitting: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """The file's name of every tensor of the module that is one of the file's."""
-    places: dict[object, str] = {}
-    for name, tensor in given.items():
-        places.setdefault(_place(tensor), name)
-    found = {name: places.get(_place(tensor)) for name, tensor in fitting.items()}
-    # Of tensors that share their memory, each has its own name.
-    return {name: name if name in given else source for name, source in found.items() if source is not None}
-
-
-def _place(tensor: torch.Tensor) -> tuple[object, ...]:
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-
-
-def _accounted(
-    spec: ArchSpec,
-    state: Mapping[str, torch.Tensor],
-    sources: Mapping[str, str],
-    fitting: Mapping[str, torch.Tensor],
-    ignored: re.Pattern[str],
-) -> Renamed:
-    """Every tensor of the file is the module's, was computed into one, is told, or stays for the caller to refuse."""
-    taken = {_place(state[source]) for source in sources.values()}
-    spare = [name for name, tensor in state.items() if _place(tensor) not in taken]
-    left = [name for name in spare if ignored.search(name)]
-    rest = [name for name in spare if name not in left]
-    _require_floats(spec, [f"{name} ({state[name].dtype})" for name in rest if not state[name].is_floating_point()])
-    computed = {name: tensor for name, tensor in fitting.items() if name not in sources}
-    by_name = {**computed, **{name: state[source] for name, source in sources.items()}}
-    if sum(state[name].numel() for name in rest) != sum(tensor.numel() for tensor in computed.values()):
-        twice = [name for name in rest if name in by_name]
-        if twice:
-            raise GpusqError(
-                f"{len(twice)} tensors of the file are there under an older name too: {some(twice)}",
-                place=str(spec),
-                hint="save the model again with save_pretrained, under one set of names",
-            )
-        by_name.update({name: state[name] for name in rest})
-    remarks = (f"left out, as transformers does: {some(left)}",) if left else ()
-    return Renamed(by_name, {source: name for name, source in sources.items() if source != name}, remarks)
-
-
-def _ignored_by(loaded: Any) -> re.Pattern[str]:
-    """Buffers of earlier releases that the class names as of no use any more."""
-    patterns = (r"(^|\.)position_ids$", *(loaded._keys_to_ignore_on_load_unexpected or ()))
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
-
-
-def _require_floats(spec: ArchSpec, strangers: list[str]) -> None:
-    if strangers:
-        raise GpusqError(
-            f"{len(strangers)} tensors of the file are no float weights: {some(strangers)}",
-            place=str(spec),
-            hint="save dense float weights",
-        )
 
 
 @contextmanager
@@ -208,7 +99,7 @@ def preprocessing_of_transformers(
 
 
 @contextmanager
-def _offline() -> Generator[None]:
+def offline() -> Generator[None]:
     """Whatever a constructor asks of the hub fails, rather than being downloaded; and no progress bars."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     hub, logs = (_import(name) for name in ("huggingface_hub.constants", "transformers.utils.logging"))
@@ -230,7 +121,12 @@ def _import(name: str) -> Any:
         raise GpusqError(f"cannot import {name}: {error}", place="--arch", hint=_HINT) from error
 
 
-def _class_of_images(spec: ArchSpec) -> Any:
+def class_of_images(spec: ArchSpec) -> Any:
+    """The library's class, its `forward` from the image alone to tensors.
+
+    Raises:
+        GpusqError: No such class, or one of something else than images.
+    """
     library = _import("transformers")
     found: Any = getattr(library, spec.name, None)
     base: type = library.PreTrainedModel
@@ -269,7 +165,12 @@ def _tensors(answer: Any, spec: ArchSpec) -> Any:
     )
 
 
-def _config(spec: ArchSpec) -> Any:
+def config_of(spec: ArchSpec) -> Any:
+    """The class's config with the spec's arguments.
+
+    Raises:
+        GpusqError: Of another class, quantised, or without such a key.
+    """
     library: Any = _import("transformers")
     kind: Any = getattr(library, spec.name).config_class
     given: dict[str, Any] = {}
@@ -301,16 +202,6 @@ def _config(spec: ArchSpec) -> Any:
         config.use_pretrained_backbone = False
     config._attn_implementation = "eager"  # the config's only way to say it; nested ones follow
     return config
-
-
-def _require_shapes(spec: ArchSpec, mismatched: Any) -> None:
-    if mismatched:
-        listed = "; ".join(f"{name} is {list(got)}, expected {list(asked)}" for name, got, asked in sorted(mismatched))
-        raise GpusqError(
-            f"the weights don't fit {spec}: {len(mismatched)} of another shape: {listed[:600]}",
-            place=str(spec),
-            hint="check the config (image_size, num_labels, hidden_size are the usual ones)",
-        )
 
 
 def _defaults(spec: ArchSpec, kind: str) -> tuple[Mapping[str, Any], str]:

@@ -179,7 +179,9 @@ def test_a_dictionary_without_named_tensors_is_refused(
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict", "model_ema", "state_dict_ema"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module."]
+)
 def test_the_layouts_of_training_tools_are_read(tmp_path: Path, wrapper: str, prefix: str) -> None:
     inner = collections.OrderedDict((prefix + name, tensor) for name, tensor in SMALL.items())
     path = tmp_path / "model.pt"
@@ -329,3 +331,21 @@ def test_code_inside_the_options_of_a_training_script_is_not_run(tmp_path: Path,
     torch.save({"state_dict": SMALL, "args": argparse.Namespace(hook=Touch(trace))}, path)
     assert "would run code" in refused(path).what
     assert not trace.exists()
+
+
+def test_the_weights_of_an_averaged_model_are_read_without_its_count(tmp_path: Path) -> None:
+    class Inner(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = torch.nn.Linear(4, 3)
+
+    inner = Inner()
+    content = torch.optim.swa_utils.AveragedModel(inner).state_dict()
+    reading = reading_of(content, place="here")
+    assert same(dict(reading.state), dict(inner.state_dict()))
+    assert reading.layout == "state dict, averaged"
+    assert "n_averaged" in reading.remarks[0]
+    # A model's own tensor of that name stays.
+    assert same(
+        state_dict_in({**SMALL, "n_averaged": torch.ones(1)}, place="here")[0], {**SMALL, "n_averaged": torch.ones(1)}
+    )
