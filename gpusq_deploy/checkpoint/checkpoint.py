@@ -31,7 +31,8 @@ from gpusq_deploy.checkpoint.files import (
 )
 from gpusq_deploy.checkpoint.fit import require_finite, require_fit, require_plain
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
-from gpusq_deploy.checkpoint.saved_folder import CONFIG, saved_folder, weights_file
+from gpusq_deploy.checkpoint.saved_folder import CONFIG, PREPROCESSOR, saved_folder, weights_file
+from gpusq_deploy.checkpoint.transformers_models import DEFAULTS, answers_left_out
 from gpusq_deploy.checkpoint.transformers_weights import Renamed, weights_by_module_names
 from gpusq_deploy.errors import GpusqError
 
@@ -102,17 +103,18 @@ def load_checkpoint(
     arch = _known(arch, path)
     reading = _by_module_names(arch, reading, place=str(path))
     module = _module_with_weights(arch, reading.state, place=str(path))
+    preprocessing = preprocessing_of(arch, module, preprocessor)
     return Checkpoint(
         file=path.name,
         digest=digest_of_file(path),
         format="safetensors" if path.suffix == ".safetensors" else reading.layout,
         arch=arch,
         module=module,
-        preprocessing=preprocessing_of(arch, module, preprocessor),
+        preprocessing=preprocessing,
         sparsity=reading.sparsity,
         ranges=reading.ranges,
         origins=reading.origins,
-        remarks=(*reading.remarks, *_told(reading.state)),
+        remarks=(*reading.remarks, *_told(reading.state), *_assumed(arch, preprocessing)),
     )
 
 
@@ -333,3 +335,16 @@ def _told(state: Mapping[str, torch.Tensor]) -> Iterator[str]:
     eight_bits = [name for name, tensor in state.items() if tensor.is_floating_point() and tensor.dtype not in _FLOATS]
     if eight_bits:
         yield f"weights in FP8 are read as the numbers that they are, without a scale: {some(eight_bits)}"
+
+
+def _assumed(arch: ArchSpec, preprocessing: Preprocessing) -> Iterator[str]:
+    if arch.source != "transformers":
+        return
+    if preprocessing.origin.startswith(DEFAULTS):
+        yield (
+            f"WARNING: no {PREPROCESSOR}: images are prepared by the {preprocessing.origin}, which need not be what "
+            "the model was trained with"
+        )
+    left_out = answers_left_out(arch, preprocessing)
+    if left_out:
+        yield f"answers of the model that the graph leaves out: {some(left_out)}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,14 @@ _HINT = "pip install 'gpusq-deploy[transformers]'"
 _ANSWERS = (("logits", "pred_boxes", "pred_masks"), ("last_hidden_state",), ("feature_maps",), ("predicted_depth",))
 # Arguments that are ours, not the config's.
 _OURS = frozenset({"config", "input_size"})
+_KEYS = (
+    *("image_mean", "image_std", "resample", "size", "crop_size", "do_center_crop", "do_normalize"),
+    *("crop_pct", "do_rescale", "rescale_factor", "rescale_offset", "do_flip_channel_order"),
+)
+# ConvNeXt's processor crops by `crop_pct` below this size, and squeezes from there on.
+_CROPPED_BELOW = 384
+# How the origin of a preprocessing begins that no preprocessor_config.json said.
+DEFAULTS = "defaults of transformers'"
 # PIL's numbers, which preprocessor_config.json holds.
 _RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
@@ -78,6 +87,7 @@ def preprocessing_of_transformers(
     if preprocessor is None:
         preprocessor, origin = _defaults(spec, str(config.model_type))
     try:
+        _require_modelled(preprocessor)
         channels = int(getattr(config, "num_channels", 3))
         height, width = _size(spec, config, preprocessor)
         return Preprocessing(
@@ -86,7 +96,7 @@ def preprocessing_of_transformers(
             width=width,
             mean=_per_channel(preprocessor, "image_mean", 0.0, channels),
             std=_per_channel(preprocessor, "image_std", 1.0, channels),
-            interpolation=_RESAMPLE[int(preprocessor.get("resample") or 2)],
+            interpolation=_RESAMPLE[2 if preprocessor.get("resample") is None else int(preprocessor["resample"])],
             crop_fraction=_crop_fraction(preprocessor),
             origin=origin,
         )
@@ -96,6 +106,31 @@ def preprocessing_of_transformers(
             place=f"{spec}, {origin}",
             hint=f"mend the {PREPROCESSOR} beside the weights",
         ) from error
+
+
+def _require_modelled(preprocessor: Mapping[str, Any]) -> None:
+    """Pixels are divided by 255, in the order red, green, blue: see `Preprocessing`."""
+    factor: Any = preprocessor.get("rescale_factor")
+    if preprocessor.get("do_rescale") is False or preprocessor.get("rescale_offset"):
+        raise ValueError("do_rescale and rescale_offset: pixels are divided by 255, and nothing else")
+    if factor is not None and not math.isclose(float(factor), 1 / 255, rel_tol=1e-3):
+        raise ValueError(f"rescale_factor {factor}: pixels are divided by 255")
+    if preprocessor.get("do_flip_channel_order"):
+        raise ValueError("do_flip_channel_order: channels stay red, green, blue")
+
+
+def answers_left_out(spec: ArchSpec, size: Preprocessing) -> list[str]:
+    """Tensors that the class answers and the module here doesn't; empty where it can't be run without values."""
+    with offline(), torch.no_grad():
+        try:
+            with torch.device("meta"):
+                module = class_of_images(spec)(config_of(spec)).eval()
+                shape = (1, size.channels, size.height, size.width)
+                answer: Any = super(type(module), module).forward(pixel_values=torch.empty(shape))
+        except Exception:  # a model may look at its values in any way, and then this says nothing
+            return []
+    taken = next((names for names in _ANSWERS if answer.get(names[0]) is not None), ())
+    return [str(name) for name, value in answer.items() if isinstance(value, torch.Tensor) and name not in taken]
 
 
 @contextmanager
@@ -216,8 +251,7 @@ def _defaults(spec: ArchSpec, kind: str) -> tuple[Mapping[str, Any], str]:
     for name in names:
         processor: Any = getattr(library, str(name), None)
         if processor is not None and getattr(processor, "image_mean", None) is not None:
-            keys = ("image_mean", "image_std", "resample", "size", "crop_size", "do_center_crop", "do_normalize")
-            return {key: getattr(processor, key, None) for key in keys}, f"defaults of transformers' {name}"
+            return {key: getattr(processor, key, None) for key in _KEYS}, f"{DEFAULTS} {name}"
     raise GpusqError(
         f"no preprocessing is known for a {kind}",
         place=str(spec),
@@ -256,9 +290,11 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def _crop_fraction(preprocessor: Mapping[str, Any]) -> float:
     """The share of the shorter side that the centre crop keeps; 1 where nothing is cropped."""
     size, crop = preprocessor.get("size"), _two(preprocessor.get("crop_size"))
+    named: Any = _mapping(size).get("shortest_edge") if isinstance(size, Mapping) else size
+    if preprocessor.get("crop_pct") and isinstance(named, int) and named < _CROPPED_BELOW:
+        return float(preprocessor["crop_pct"])
     if not preprocessor.get("do_center_crop") or crop is None:
         return 1.0
-    named: Any = _mapping(size).get("shortest_edge") if isinstance(size, Mapping) else size
     shorter = named if isinstance(named, int) else min(_two(size) or crop)
     return min(1.0, min(crop) / shorter)
 

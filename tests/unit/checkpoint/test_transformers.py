@@ -306,6 +306,9 @@ def test_nothing_is_downloaded() -> None:
         ("config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}, "weights are quantised"),
         ("preprocessor_config.json", {"image_mean": []}, "preprocessing isn't one of images"),
         ("preprocessor_config.json", {"image_mean": [float("nan")] * 3}, "preprocessing isn't one of images"),
+        ("preprocessor_config.json", {"do_rescale": False}, "do_rescale"),
+        ("preprocessor_config.json", {"rescale_factor": 1 / 127.5}, "rescale_factor 0.0078"),
+        ("preprocessor_config.json", {"do_flip_channel_order": True}, "red, green, blue"),
         ("preprocessor_config.json", {"size": {"shortest_edge": 0}}, "preprocessing isn't one of images"),
     ],
 )
@@ -356,3 +359,17 @@ def test_every_command_knows_a_saved_folder(tmp_path: Path) -> None:
     nothing = run_main(build, folder, "--arch", "transformers:ViTModel", "--int8", *out)
     assert (nothing.code, "no folder of save_pretrained" in nothing.err) == (5, True), nothing.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved"]
+
+
+@pytest.mark.slow
+def test_what_was_assumed_and_left_out_is_told(tmp_path: Path) -> None:
+    saved(tmp_path, "ViTModel")
+    told = load_checkpoint(tmp_path).remarks
+    assert [remark for remark in told if "defaults of transformers' ViTImageProcessor" in remark]
+    assert "answers of the model that the graph leaves out: pooler_output" in told
+    as_convnext = {"resample": 0, "do_center_crop": False, "crop_pct": 0.875, "size": {"shortest_edge": 32}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**PREPROCESSOR, **as_convnext}))
+    found = load_checkpoint(tmp_path)
+    assert found.preprocessing.crop_fraction == 0.875
+    assert found.preprocessing.interpolation == "nearest"
+    assert not [remark for remark in found.remarks if "defaults" in remark]
