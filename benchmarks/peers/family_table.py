@@ -127,9 +127,9 @@ def _measure(family: Family, row: dict[str, Any]) -> None:
     row["attentions"] = attentions
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
+        plan, model = _plan(checkpoint, model, family.batch)
         save_model(model, path)
         row["max_relative_error"] = _difference(checkpoint, path, family.batch)
-        plan, model = _plan(checkpoint, model, family.batch)
         checkpoint.module.to("meta")  # its weights aren't needed any more
         save_model(run_passes(model, [CastRemainder("fp16")]), path)
         found, row["fp16_build_seconds"], _ = _built(path, batch, plan)
@@ -160,7 +160,10 @@ def _difference(checkpoint: Checkpoint, path: Path, batch: int) -> float:
     answers = list(session.run({session.inputs[0].name: feed}).values())
     session.close()
     pairs = zip(reference_outputs(checkpoint, feed), answers, strict=True)
-    return max(float(np.max(np.abs(ref - got)) / np.max(np.abs(ref))) for ref, got in pairs)
+    found = [float(np.max(np.abs(ref - got)) / np.max(np.abs(ref))) for ref, got in pairs]
+    if not np.isfinite(found).all():  # which max() may pass over
+        raise GpusqError("the graph or torch answers values that aren't finite", place=str(checkpoint.arch))
+    return max(found)
 
 
 def _plan(checkpoint: Checkpoint, model: ir.Model, batch: int) -> tuple[Plan, ir.Model]:
@@ -198,9 +201,9 @@ def _write_table(path: Path, rows: dict[str, dict[str, Any]]) -> None:
         "|---|---|---|---|---|---|---|---|",
     ]
     lines += [_line(rows[family.name]) for family in FAMILIES if family.name in rows]
-    text = path.read_text()
+    text = path.read_text() if path.exists() else ""
     before, after = text.partition(_BEGIN)[0], text.partition(_END)[2]
-    path.write_text("\n".join([before + _BEGIN, "", *lines, "", _END + after]))
+    path.write_text("\n".join([before + _BEGIN, "", *lines, "", _END + (after or "\n")]))
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -282,7 +284,15 @@ def test_a_model_of_no_one_size_asks_for_it() -> None:
 
 
 @pytest.mark.slow
-def test_nothing_is_downloaded() -> None:
+def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def lookup(host: object, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    monkeypatch.setattr(importlib.import_module("huggingface_hub.constants"), "HF_HUB_OFFLINE", False)
     with pytest.raises(GpusqError, match="refuses its arguments"):
         module_from_arch(
             ArchSpec(
@@ -291,6 +301,7 @@ def test_nothing_is_downloaded() -> None:
                 arguments={"config": '{"backbone": "microsoft/swin-tiny-patch4-window7-224", "backbone_config": null}'},
             )
         )
+    assert asked == []
 
 
 @pytest.mark.slow
