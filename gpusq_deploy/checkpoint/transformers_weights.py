@@ -43,6 +43,7 @@ def weights_by_module_names(spec: ArchSpec, state: Mapping[str, torch.Tensor]) -
             the library refuses the config.
     """
     _require_floats(spec, [f"{name} ({tensor.dtype})" for name, tensor in state.items() if tensor.is_complex()])
+    _require_stored(spec, state)
     given = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     with offline(), refusals(spec):
         build: Any = class_of_images(spec)
@@ -110,6 +111,17 @@ def _ignored_by(loaded: Any) -> re.Pattern[str]:
     """Buffers of earlier releases that the class names as of no use any more."""
     patterns = (r"(^|\.)position_ids$", *(loaded._keys_to_ignore_on_load_unexpected or ()))
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+
+
+def _require_stored(spec: ArchSpec, state: Mapping[str, torch.Tensor]) -> None:
+    """Before anything is converted: a few stored bytes can claim to be any number of weights."""
+    for name, tensor in state.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise GpusqError(
+                f"{name} is {list(tensor.shape)}, of which the file doesn't hold every number",
+                place=str(spec),
+                hint="save dense float weights: tensor.contiguous()",
+            )
 
 
 def _require_floats(spec: ArchSpec, strangers: list[str]) -> None:

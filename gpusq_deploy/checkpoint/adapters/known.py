@@ -25,7 +25,9 @@ def reading_of(content: Mapping[str, Any], *, place: str, key: str | None = None
     """
     state, layout = state_dict_in(content, place=place, key=key)
     others = [name for name in state_dicts_in(content) if repr(name) not in layout]
-    told = (f"{layout}; not taken, though it is there: {some(others)} (--state-dict NAME takes it)",) if others else ()
+    told: tuple[str, ...] = (
+        (f"{layout}; not taken, though it is there: {some(others)} (--state-dict NAME takes it)",) if others else ()
+    )
     if layout.endswith(AVERAGED):
         told += ("the weights are those of an AveragedModel, without its n_averaged",)
     reading = read_semi_structured(Reading(state=state, layout=layout, remarks=told), place=place)

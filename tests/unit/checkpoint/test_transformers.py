@@ -152,6 +152,15 @@ def test_what_is_no_float_weight_is_named_under_an_older_name_too(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_few_bytes_that_claim_to_be_many_weights_are_not_converted(tmp_path: Path) -> None:
+    saved(tmp_path)
+    claim = torch.zeros(1, dtype=torch.float16).expand(10**12)
+    edited(tmp_path, lambda state: state.update({f"{OLD}.weight": claim}))
+    with pytest.raises(GpusqError, match=rf"{OLD}.weight is \[1000000000000\], of which the file doesn't hold"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.slow
 def test_a_tensor_that_is_there_under_both_names_is_refused(tmp_path: Path) -> None:
     saved(tmp_path)
     edited(tmp_path, lambda state: state.update({f"{NEW}.weight": torch.ones(32, 32)}))
