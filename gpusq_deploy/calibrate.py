@@ -14,6 +14,8 @@ from gpusq_deploy.calibration.choice import calibrators_for
 from gpusq_deploy.calibration.observe import Observing
 from gpusq_deploy.calibration.sources import open_source
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
+from gpusq_deploy.checkpoint.files import require_another_file
+from gpusq_deploy.checkpoint.saved_folder import weights_file
 from gpusq_deploy.compile import CANONICAL
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import export_float_model
@@ -52,6 +54,7 @@ def calibrate_checkpoint(request: CalibrateRequest, ranks: Ranks, reporter: Repo
     Raises:
         GpusqError: Anything that the user can mend; nothing is written then.
     """
+    require_another_file(request.out, weights_file(request.model))
     _require_place(request.out, force=request.force)
     recipe = load_recipe(request.recipe)
     reporter.say(f"loading {request.model}")

@@ -27,6 +27,8 @@ _RECORDED = (
     "tensorrt-rtx",
     "timm",
     "torch",
+    "torchvision",
+    "transformers",
 )
 
 
@@ -87,7 +89,7 @@ def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:
         "int4": str(request.int8 and "int4" in precisions).lower(),
         "sparse": str(request.sparse).lower(),
         "remainder": request.remainder,
-        "calib": "recorded in the checkpoint" if checkpoint.ranges else request.calib or "none",
+        "calib": _calibrated_on(request, checkpoint),
         "ranges": str(request.ranges or "none"),
         "recalibrate": str(request.recalibrate).lower(),
         "allow_pickle": str(request.allow_pickle).lower(),
@@ -102,6 +104,13 @@ def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:
         "min_agreement": "none" if request.min_agreement is None else f"{request.min_agreement:g}",
         "targets": ",".join(target.name for target in request.targets),
     }
+
+
+def _calibrated_on(request: BuildRequest, checkpoint: Checkpoint) -> str:
+    if not checkpoint.ranges:
+        return request.calib or "none"
+    rest = f"; of layers that it records none of, {request.calib}" if request.calib else ""
+    return f"recorded in the checkpoint{rest}"
 
 
 def _shapes(values: Iterable[ir.Value]) -> dict[str, tuple[int, ...]]:

@@ -158,8 +158,10 @@ def _difference(checkpoint: Checkpoint, path: Path, batch: int) -> float:
     answers = list(session.run({session.inputs[0].name: feed}).values())
     session.close()
     pairs = zip(reference_outputs(checkpoint, feed), answers, strict=True)
-    # numpy's maximum: Python's takes a NaN or leaves it, as it comes.
-    return float(np.max([np.max(np.abs(ref - got)) / np.max(np.abs(ref)) for ref, got in pairs]))
+    found = [float(np.max(np.abs(ref - got)) / np.max(np.abs(ref))) for ref, got in pairs]
+    if not np.isfinite(found).all():  # which max() may pass over
+        raise GpusqError("the graph or torch answers values that aren't finite", place=str(checkpoint.arch))
+    return max(found)
 
 
 def _packed(model: ir.Model, recipe: Recipe) -> ir.Model:
@@ -192,9 +194,9 @@ def _write_table(path: Path, rows: dict[str, dict[str, Any]]) -> None:
         "|---|---|---|---|---|---|---|---|",
     ]
     lines += [_line(rows[family.name]) for family in FAMILIES if family.name in rows]
-    text = path.read_text()
+    text = path.read_text() if path.exists() else ""
     before, after = text.partition(_BEGIN)[0], text.partition(_END)[2]
-    path.write_text("\n".join([before + _BEGIN, "", *lines, "", _END + after]))
+    path.write_text("\n".join([before + _BEGIN, "", *lines, "", _END + (after or "\n")]))
 
 
 def _line(row: dict[str, Any]) -> str:

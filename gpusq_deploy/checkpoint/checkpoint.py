@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import zipfile
@@ -30,11 +29,14 @@ from gpusq_deploy.checkpoint.files import (
     state_dict_in,
     write_torch,
 )
+from gpusq_deploy.checkpoint.fit import require_finite, require_fit, require_plain
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
-from gpusq_deploy.checkpoint.saved_folder import CONFIG, saved_folder, weights_file
-from gpusq_deploy.checkpoint.transformers_models import weights_by_module_names
+from gpusq_deploy.checkpoint.saved_folder import CONFIG, PREPROCESSOR, saved_folder, weights_file
+from gpusq_deploy.checkpoint.transformers_models import DEFAULTS, answers_left_out
+from gpusq_deploy.checkpoint.transformers_weights import Renamed, weights_by_module_names
 from gpusq_deploy.errors import GpusqError
 
+_LIGHTNING = "model."
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
@@ -101,17 +103,18 @@ def load_checkpoint(
     arch = _known(arch, path)
     reading = _by_module_names(arch, reading, place=str(path))
     module = _module_with_weights(arch, reading.state, place=str(path))
+    preprocessing = preprocessing_of(arch, module, preprocessor)
     return Checkpoint(
         file=path.name,
         digest=digest_of_file(path),
         format="safetensors" if path.suffix == ".safetensors" else reading.layout,
         arch=arch,
         module=module,
-        preprocessing=preprocessing_of(arch, module, preprocessor),
+        preprocessing=preprocessing,
         sparsity=reading.sparsity,
         ranges=reading.ranges,
         origins=reading.origins,
-        remarks=(*reading.remarks, *_told(reading.state)),
+        remarks=(*reading.remarks, *_told(reading.state), *_assumed(arch, preprocessing)),
     )
 
 
@@ -175,10 +178,11 @@ def stored_weights(path: Path, *, arch: ArchSpec | None = None, state_dict: str 
 
 def _by_module_names(arch: ArchSpec, reading: Reading, *, place: str) -> Reading:
     """Weights, and what is recorded of their layers, under the names that the module has for them."""
-    if arch.source != "transformers":
-        return reading
-    _require_plain(reading.state, place=place)
-    renamed = weights_by_module_names(arch, reading.state)
+    require_plain(reading.state, place=place)
+    if arch.source == "transformers":
+        renamed = weights_by_module_names(arch, reading.state)
+    else:
+        renamed = _without_lightning(arch, reading.state)
     layers = {old.removesuffix(".weight"): new.removesuffix(".weight") for old, new in renamed.names.items()}
     record = reading.sparsity
     if record is not None:
@@ -193,10 +197,19 @@ def _by_module_names(arch: ArchSpec, reading: Reading, *, place: str) -> Reading
     )
 
 
+def _without_lightning(arch: ArchSpec, state: Mapping[str, torch.Tensor]) -> Renamed:
+    """LightningModules keep the model as `model.`; so do wrappers that are the architecture, whose names stay."""
+    inner = {name: name.removeprefix(_LIGHTNING) for name in state}
+    wrapped = all(name.startswith(_LIGHTNING) for name in state)
+    if not wrapped or not skeleton_from_arch(arch).state_dict().keys() & set(inner.values()):
+        return Renamed(state, {}, ())
+    return Renamed({inner[name]: tensor for name, tensor in state.items()}, inner, ())
+
+
 def _fitting_skeleton(arch: ArchSpec, state: Mapping[str, torch.Tensor], *, place: str) -> torch.nn.Module:
-    _require_plain(state, place=place)
+    require_plain(state, place=place)
     skeleton = skeleton_from_arch(arch)
-    _require_fit(skeleton.state_dict(), state, arch, place=place)
+    require_fit(skeleton.state_dict(), state, arch, place=place)
     return skeleton
 
 
@@ -305,11 +318,11 @@ def _ranges(content: Mapping[str, Any], place: str) -> dict[str, float]:
 
 
 def _module_with_weights(arch: ArchSpec, state: Mapping[str, torch.Tensor], *, place: str) -> torch.nn.Module:
-    _require_plain(state, place=place)
+    require_plain(state, place=place)
     module = module_from_arch(arch)
     # Shapes first: a few stored bytes can claim to be any number of weights, and what follows looks at each.
     expected = module.state_dict()
-    _require_fit(expected, state, arch, place=place)
+    require_fit(expected, state, arch, place=place)
     # What the file holds in the module's own types stays mapped; the initial weights go before anybody reads it.
     fitting = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
     del expected
@@ -318,89 +331,20 @@ def _module_with_weights(arch: ArchSpec, state: Mapping[str, torch.Tensor], *, p
     return module.requires_grad_(requires_grad=False)
 
 
-def _require_plain(state: Mapping[str, torch.Tensor], *, place: str) -> None:
-    for name, tensor in state.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
-            kind = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else str(tensor.layout)
-            raise GpusqError(
-                f"not a plain tensor of numbers but {'one without data' if tensor.is_meta else kind}",
-                place=f"{place}, tensor {name}",
-                hint="save dense float weights",
-            )
-
-
-def require_finite(state: Mapping[str, torch.Tensor], *, place: str) -> None:
-    """As float32, which the model computes in: a float64 can be finite and too large for it.
-
-    Raises:
-        GpusqError: Names the first tensor that isn't.
-    """
-    for name, tensor in state.items():
-        finite = torch.isfinite(tensor.float()) if tensor.is_floating_point() else None
-        if finite is not None and not bool(finite.all()):
-            bad = int((~finite).sum())
-            raise GpusqError(
-                f"{bad} of {tensor.numel()} weights are NaN, infinite, or too large for float32",
-                place=f"{place}, tensor {name}",
-                hint="the training diverged or the file is damaged: take an earlier checkpoint",
-            )
-
-
-def _require_fit(
-    expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], arch: ArchSpec, *, place: str
-) -> None:
-    missing = [name for name in expected if name not in state]
-    surplus = [name for name in state if name not in expected]
-    shapes = [
-        f"{name} is {list(state[name].shape)}, expected {list(expected[name].shape)}{_of_shape(name, expected, state)}"
-        for name in expected
-        if name in state and state[name].shape != expected[name].shape
-    ]
-    types = [
-        f"{name} is {state[name].dtype}, expected {expected[name].dtype}"
-        for name in expected
-        if name in state and _kind(state[name]) != _kind(expected[name])
-    ]
-    if not (missing or surplus or shapes or types):
-        return
-    parts = [
-        _listed("missing", [_with_nearest(name, surplus) for name in missing]),
-        _listed("not in the architecture", surplus),
-        _listed("of another shape", shapes),
-        _listed("of another type", types),
-    ]
-    raise GpusqError(
-        f"the weights don't fit {arch}: " + "; ".join(part for part in parts if part),
-        place=place,
-        hint="check --arch and --arch-arg (img_size=, num_classes=, global_pool= are the usual ones)",
-    )
-
-
 def _told(state: Mapping[str, torch.Tensor]) -> Iterator[str]:
     eight_bits = [name for name, tensor in state.items() if tensor.is_floating_point() and tensor.dtype not in _FLOATS]
     if eight_bits:
         yield f"weights in FP8 are read as the numbers that they are, without a scale: {some(eight_bits)}"
 
 
-def _kind(tensor: torch.Tensor) -> str:
-    """Types of one kind stand for one another."""
-    return "float" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "integer"
-
-
-def _of_shape(name: str, expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str:
-    """The three nearest names of the file that do have the shape."""
-    others = [other for other, tensor in state.items() if tensor.shape == expected[name].shape]
-    near = difflib.get_close_matches(name, others, n=3, cutoff=0.0)
-    return f" (of that shape the file has {', '.join(near)})" if near else ""
-
-
-def _with_nearest(name: str, candidates: list[str]) -> str:
-    near = difflib.get_close_matches(name, candidates, n=3, cutoff=0.6)
-    return f"{name} (the file has {', '.join(near)})" if near else name
-
-
-def _listed(title: str, items: list[str]) -> str:
-    if not items:
-        return ""
-    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
-    return f"{len(items)} {title}: {', '.join(items[:3])}{more}"
+def _assumed(arch: ArchSpec, preprocessing: Preprocessing) -> Iterator[str]:
+    if arch.source != "transformers":
+        return
+    if preprocessing.origin.startswith(DEFAULTS):
+        yield (
+            f"WARNING: no {PREPROCESSOR}: images are prepared by the {preprocessing.origin}, which need not be what "
+            "the model was trained with"
+        )
+    left_out = answers_left_out(arch, preprocessing)
+    if left_out:
+        yield f"answers of the model that the graph leaves out: {some(left_out)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import pickle
@@ -21,6 +22,9 @@ from gpusq_deploy.errors import GpusqError
 SELF_DESCRIBING = "gpusq.checkpoint/1"
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "state_dict_ema")
 _PREFIXES = ("module.", "_orig_mod.")
+# Beside `module.`: how many models torch's AveragedModel took the mean of.
+_COUNT = "n_averaged"
+AVERAGED = "averaged"
 _COPY_AGAIN = "copy or download the file again, and compare its size or digest with the original's"
 _SAVE_AGAIN = "save the weights alone: torch.save(model.state_dict(), 'weights.pt'), or use safetensors"
 
@@ -103,7 +107,8 @@ def state_dict_in(
             place=place,
             hint=_SAVE_AGAIN,
         )
-    return _without_prefixes(content), layout
+    state, averaged = _without_prefixes(content)
+    return state, f"{layout}, {AVERAGED}" if averaged else layout
 
 
 def state_dicts_in(content: Mapping[str, Any]) -> tuple[str, ...]:
@@ -122,11 +127,17 @@ def _is_named_tensor(name: object, value: object) -> bool:
     return isinstance(name, str) and isinstance(value, torch.Tensor)
 
 
-def _without_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name[len(prefix) :]: tensor for name, tensor in state.items()}
-    return dict(state)
+def _without_prefixes(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], bool]:
+    """Names as the innermost module has them, and whether torch's AveragedModel was among its wrappers."""
+    found, averaged = dict(state), False
+    while True:
+        rest = [name for name in found if name != _COUNT]
+        prefix = next((prefix for prefix in _PREFIXES if rest and all(name.startswith(prefix) for name in rest)), None)
+        counted = _COUNT in found
+        if prefix is None or (counted and prefix != "module."):
+            return found, averaged
+        averaged = averaged or counted
+        found = {name[len(prefix) :]: tensor for name, tensor in found.items() if name != _COUNT}
 
 
 def _require_file(path: Path) -> None:
@@ -161,7 +172,8 @@ def _read_torch(path: Path) -> object:
             _require_pickle(path)
         else:
             require_stored(path)
-        with torch.serialization.safe_globals(list(SAFE_CLASSES)):
+        # A Namespace is a bag of attributes, which training scripts keep their options in: making one runs nothing.
+        with torch.serialization.safe_globals([*SAFE_CLASSES, argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except GpusqError:
         raise
@@ -193,6 +205,16 @@ def _require_pickle(path: Path) -> None:
             place=str(path),
             hint="give a file that torch.save wrote, or a .safetensors file",
         )
+
+
+def require_another_file(out: Path, model: Path) -> None:
+    """Refuse to write over the checkpoint that is read, whoever forces it.
+
+    Raises:
+        GpusqError: They are one file.
+    """
+    if os.path.exists(out) and os.path.exists(model) and out.samefile(model):
+        raise GpusqError("the old file is kept: it can't be the output", place=str(out), hint="name another file")
 
 
 def write_torch(path: Path, content: object) -> None:

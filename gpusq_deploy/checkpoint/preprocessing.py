@@ -34,7 +34,7 @@ def preprocessing_of(
         return preprocessing_of_transformers(spec, module, preprocessor)
     try:
         if spec.source == "torchvision":
-            return _from_torchvision(spec)
+            return _from_torchvision(spec, module)
         if hasattr(module, "pretrained_cfg"):
             return _from_timm(module)
     except (AttributeError, ValueError) as error:  # other tasks' transforms, or a number of channels of no image
@@ -80,17 +80,19 @@ def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     )
 
 
-def _from_torchvision(spec: ArchSpec) -> Preprocessing:
+def _from_torchvision(spec: ArchSpec, module: torch.nn.Module) -> Preprocessing:
+    """Its ViTs know the size that they were built for, `image_size`; the share of a crop is the declared one."""
     models: Any = importlib.import_module("torchvision.models")
     transform = models.get_model_weights(spec.name).DEFAULT.transforms()
-    size = int(transform.crop_size[0])
+    declared = int(transform.crop_size[0])
+    size: Any = getattr(module, "image_size", declared)
     return Preprocessing(
         channels=3,
-        height=size,
-        width=size,
+        height=int(size),
+        width=int(size),
         mean=tuple(transform.mean),
         std=tuple(transform.std),
         interpolation=transform.interpolation.value,
-        crop_fraction=size / int(transform.resize_size[0]),
+        crop_fraction=declared / int(transform.resize_size[0]),
         origin="torchvision default weights",
     )

@@ -13,16 +13,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import os
-import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Interpolation, Preprocessing
-from gpusq_deploy.checkpoint.adapters.reading import some
 from gpusq_deploy.checkpoint.saved_folder import PREPROCESSOR, parsed_config
 from gpusq_deploy.errors import GpusqError
 
@@ -30,6 +29,14 @@ _HINT = "pip install 'gpusq-deploy[transformers]'"
 _ANSWERS = (("logits", "pred_boxes", "pred_masks"), ("last_hidden_state",), ("feature_maps",), ("predicted_depth",))
 # Arguments that are ours, not the config's.
 _OURS = frozenset({"config", "input_size"})
+_KEYS = (
+    *("image_mean", "image_std", "resample", "size", "crop_size", "do_center_crop", "do_normalize"),
+    *("crop_pct", "do_rescale", "rescale_factor", "rescale_offset", "do_flip_channel_order"),
+)
+# ConvNeXt's processor crops by `crop_pct` below this size, and squeezes from there on.
+_CROPPED_BELOW = 384
+# How the origin of a preprocessing begins that no preprocessor_config.json said.
+DEFAULTS = "defaults of transformers'"
 # PIL's numbers, which preprocessor_config.json holds.
 _RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
@@ -40,116 +47,9 @@ def module_from_transformers(spec: ArchSpec) -> torch.nn.Module:
     Raises:
         GpusqError: Unknown class or config key (near ones are suggested), or a model of something else than images.
     """
-    with _offline():
-        module: torch.nn.Module = _class_of_images(spec)(_config(spec))
+    with offline():
+        module: torch.nn.Module = class_of_images(spec)(config_of(spec))
     return module
-
-
-class Renamed(NamedTuple):
-    """A state dict under the module's own names.
-
-    Attributes:
-        state: What fits, by the module's names, in the types of the file; the rest as it is.
-        names: Tensors' names in `state` by the file's, where those differ.
-        remarks: What was left out.
-    """
-
-    state: Mapping[str, torch.Tensor]
-    names: Mapping[str, str]
-    remarks: tuple[str, ...]
-
-
-def weights_by_module_names(spec: ArchSpec, state: Mapping[str, torch.Tensor]) -> Renamed:
-    """A state dict under the module's own names: files that transformers wrote keep the names of its earlier releases.
-
-    The library itself loads them. A tensor that lies in the module where it lay in the file was renamed, no more: it is
-    the file's. What the library computed (a split or joined weight) is float32.
-
-    Args:
-        spec: The architecture.
-        state: As the file has it.
-
-    Raises:
-        GpusqError: Tensors of another shape than the module's, or of no float type, or twice under several names; or
-            the library refuses the config.
-    """
-    _require_floats(spec, [f"{name} ({tensor.dtype})" for name, tensor in state.items() if tensor.is_complex()])
-    given = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    with _offline(), refusals(spec):
-        build: Any = _class_of_images(spec)
-        config = _config(spec)
-        with torch.device("meta"):
-            if set(build(config).state_dict()) == set(state):
-                return Renamed(state, {}, ())
-        loaded, found = build.from_pretrained(
-            None,
-            config=config,
-            state_dict=dict(given),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-        )
-    _require_shapes(spec, found["mismatched_keys"])
-    missing = set(found["missing_keys"])
-    fitting = {name: tensor for name, tensor in loaded.state_dict().items() if name not in missing}
-    return _accounted(spec, state, _sources(given, fitting), fitting, _ignored_by(loaded))
-
-
-def _sources(given: Mapping[str, torch.Tensor], fitting: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """The file's name of every tensor of the module that is one of the file's."""
-    places: dict[object, str] = {}
-    for name, tensor in given.items():
-        places.setdefault(_place(tensor), name)
-    found = {name: places.get(_place(tensor)) for name, tensor in fitting.items()}
-    # Of tensors that share their memory, each has its own name.
-    return {name: name if name in given else source for name, source in found.items() if source is not None}
-
-
-def _place(tensor: torch.Tensor) -> tuple[object, ...]:
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-
-
-def _accounted(
-    spec: ArchSpec,
-    state: Mapping[str, torch.Tensor],
-    sources: Mapping[str, str],
-    fitting: Mapping[str, torch.Tensor],
-    ignored: re.Pattern[str],
-) -> Renamed:
-    """Every tensor of the file is the module's, was computed into one, is told, or stays for the caller to refuse."""
-    taken = {_place(state[source]) for source in sources.values()}
-    spare = [name for name, tensor in state.items() if _place(tensor) not in taken]
-    left = [name for name in spare if ignored.search(name)]
-    rest = [name for name in spare if name not in left]
-    _require_floats(spec, [f"{name} ({state[name].dtype})" for name in rest if not state[name].is_floating_point()])
-    computed = {name: tensor for name, tensor in fitting.items() if name not in sources}
-    by_name = {**computed, **{name: state[source] for name, source in sources.items()}}
-    if sum(state[name].numel() for name in rest) != sum(tensor.numel() for tensor in computed.values()):
-        twice = [name for name in rest if name in by_name]
-        if twice:
-            raise GpusqError(
-                f"{len(twice)} tensors of the file are there under an older name too: {some(twice)}",
-                place=str(spec),
-                hint="save the model again with save_pretrained, under one set of names",
-            )
-        by_name.update({name: state[name] for name in rest})
-    remarks = (f"left out, as transformers does: {some(left)}",) if left else ()
-    return Renamed(by_name, {source: name for name, source in sources.items() if source != name}, remarks)
-
-
-def _ignored_by(loaded: Any) -> re.Pattern[str]:
-    """Buffers of earlier releases that the class names as of no use any more."""
-    patterns = (r"(^|\.)position_ids$", *(loaded._keys_to_ignore_on_load_unexpected or ()))
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
-
-
-def _require_floats(spec: ArchSpec, strangers: list[str]) -> None:
-    if strangers:
-        raise GpusqError(
-            f"{len(strangers)} tensors of the file are no float weights: {some(strangers)}",
-            place=str(spec),
-            hint="save dense float weights",
-        )
 
 
 @contextmanager
@@ -187,6 +87,7 @@ def preprocessing_of_transformers(
     if preprocessor is None:
         preprocessor, origin = _defaults(spec, str(config.model_type))
     try:
+        _require_modelled(preprocessor)
         channels = int(getattr(config, "num_channels", 3))
         height, width = _size(spec, config, preprocessor)
         return Preprocessing(
@@ -195,7 +96,7 @@ def preprocessing_of_transformers(
             width=width,
             mean=_per_channel(preprocessor, "image_mean", 0.0, channels),
             std=_per_channel(preprocessor, "image_std", 1.0, channels),
-            interpolation=_RESAMPLE[int(preprocessor.get("resample") or 2)],
+            interpolation=_RESAMPLE[2 if preprocessor.get("resample") is None else int(preprocessor["resample"])],
             crop_fraction=_crop_fraction(preprocessor),
             origin=origin,
         )
@@ -207,8 +108,34 @@ def preprocessing_of_transformers(
         ) from error
 
 
+def _require_modelled(preprocessor: Mapping[str, Any]) -> None:
+    """Pixels are divided by 255, in the order red, green, blue: see `Preprocessing`."""
+    factor: Any = preprocessor.get("rescale_factor")
+    if preprocessor.get("do_rescale") is False or preprocessor.get("rescale_offset"):
+        raise ValueError("do_rescale and rescale_offset: pixels are divided by 255, and nothing else")
+    if factor is not None and not math.isclose(float(factor), 1 / 255, rel_tol=1e-3):
+        raise ValueError(f"rescale_factor {factor}: pixels are divided by 255")
+    if preprocessor.get("do_flip_channel_order"):
+        raise ValueError("do_flip_channel_order: channels stay red, green, blue")
+
+
+def answers_left_out(spec: ArchSpec, size: Preprocessing) -> list[str]:
+    """Tensors that the class answers and the module here doesn't; empty where it can't be run without values."""
+    with offline(), torch.no_grad():
+        try:
+            with torch.device("meta"):
+                module = class_of_images(spec)(config_of(spec)).eval()
+                shape = (1, size.channels, size.height, size.width)
+                parent: Any = type(module).__mro__[1]  # the library's own, whose answer has names
+                answer: Any = parent.forward(module, pixel_values=torch.empty(shape))
+        except Exception:  # a model may look at its values in any way, and then this says nothing
+            return []
+    taken = next((names for names in _ANSWERS if answer.get(names[0]) is not None), ())
+    return [str(name) for name, value in answer.items() if isinstance(value, torch.Tensor) and name not in taken]
+
+
 @contextmanager
-def _offline() -> Generator[None]:
+def offline() -> Generator[None]:
     """Whatever a constructor asks of the hub fails, rather than being downloaded; and no progress bars."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     hub, logs = (_import(name) for name in ("huggingface_hub.constants", "transformers.utils.logging"))
@@ -230,7 +157,12 @@ def _import(name: str) -> Any:
         raise GpusqError(f"cannot import {name}: {error}", place="--arch", hint=_HINT) from error
 
 
-def _class_of_images(spec: ArchSpec) -> Any:
+def class_of_images(spec: ArchSpec) -> Any:
+    """The library's class, its `forward` from the image alone to tensors.
+
+    Raises:
+        GpusqError: No such class, or one of something else than images.
+    """
     library = _import("transformers")
     found: Any = getattr(library, spec.name, None)
     base: type = library.PreTrainedModel
@@ -269,7 +201,12 @@ def _tensors(answer: Any, spec: ArchSpec) -> Any:
     )
 
 
-def _config(spec: ArchSpec) -> Any:
+def config_of(spec: ArchSpec) -> Any:
+    """The class's config with the spec's arguments.
+
+    Raises:
+        GpusqError: Of another class, quantised, or without such a key.
+    """
     library: Any = _import("transformers")
     kind: Any = getattr(library, spec.name).config_class
     given: dict[str, Any] = {}
@@ -303,16 +240,6 @@ def _config(spec: ArchSpec) -> Any:
     return config
 
 
-def _require_shapes(spec: ArchSpec, mismatched: Any) -> None:
-    if mismatched:
-        listed = "; ".join(f"{name} is {list(got)}, expected {list(asked)}" for name, got, asked in sorted(mismatched))
-        raise GpusqError(
-            f"the weights don't fit {spec}: {len(mismatched)} of another shape: {listed[:600]}",
-            place=str(spec),
-            hint="check the config (image_size, num_labels, hidden_size are the usual ones)",
-        )
-
-
 def _defaults(spec: ArchSpec, kind: str) -> tuple[Mapping[str, Any], str]:
     known: Any = _import("transformers.models.auto.image_processing_auto").IMAGE_PROCESSOR_MAPPING_NAMES
     named: Any = known.get(kind)
@@ -325,8 +252,7 @@ def _defaults(spec: ArchSpec, kind: str) -> tuple[Mapping[str, Any], str]:
     for name in names:
         processor: Any = getattr(library, str(name), None)
         if processor is not None and getattr(processor, "image_mean", None) is not None:
-            keys = ("image_mean", "image_std", "resample", "size", "crop_size", "do_center_crop", "do_normalize")
-            return {key: getattr(processor, key, None) for key in keys}, f"defaults of transformers' {name}"
+            return {key: getattr(processor, key, None) for key in _KEYS}, f"{DEFAULTS} {name}"
     raise GpusqError(
         f"no preprocessing is known for a {kind}",
         place=str(spec),
@@ -365,9 +291,11 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def _crop_fraction(preprocessor: Mapping[str, Any]) -> float:
     """The share of the shorter side that the centre crop keeps; 1 where nothing is cropped."""
     size, crop = preprocessor.get("size"), _two(preprocessor.get("crop_size"))
+    named: Any = _mapping(size).get("shortest_edge") if isinstance(size, Mapping) else size
+    if preprocessor.get("crop_pct") and isinstance(named, int) and named < _CROPPED_BELOW:
+        return float(preprocessor["crop_pct"])
     if not preprocessor.get("do_center_crop") or crop is None:
         return 1.0
-    named: Any = _mapping(size).get("shortest_edge") if isinstance(size, Mapping) else size
     shorter = named if isinstance(named, int) else min(_two(size) or crop)
     return min(1.0, min(crop) / shorter)
 

@@ -16,8 +16,9 @@ from gpusq_deploy.artifacts.plan import LayerKind
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
 from gpusq_deploy.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
 from gpusq_deploy.checkpoint.adapters.known import reading_of
-from gpusq_deploy.checkpoint.checkpoint import StoredWeights, load_checkpoint, require_finite, stored_weights
+from gpusq_deploy.checkpoint.checkpoint import StoredWeights, load_checkpoint, stored_weights
 from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file
+from gpusq_deploy.checkpoint.fit import require_finite
 from gpusq_deploy.checkpoint.macs import PROJECTIONS, Layer, count_macs
 from gpusq_deploy.checkpoint.saved_folder import saved_folder, weights_file
 from gpusq_deploy.checkpoint.tensors import array_from_tensor, release

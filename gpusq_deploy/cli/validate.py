@@ -54,9 +54,11 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
     With --repair, a checkpoint is mended into OUT, the old file is kept, and OUT is checked.
     """
+    from gpusq_deploy.bundle import kind_of
     from gpusq_deploy.targets import find_target
     from gpusq_deploy.validate import explanations, validate
 
+    _refuse_unread_options(context, kind_of(path))
     gpus = [find_target(name) for name in targets]
     spec = chosen_arch(path, arch, arch_args)
     repair = None
@@ -82,6 +84,16 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         _print(path, result)
         _print_explained(explained)
     click.get_current_context().exit(1 if result.findings else 0)
+
+
+def _refuse_unread_options(context: click.Context, kind: str) -> None:
+    """A bundle says all of it itself, a model's layers are its own: options for checkpoints would change nothing."""
+    unread = {"checkpoint": (), "ONNX model": ("arch", "arch_args", "state_dict")}
+    source = click.core.ParameterSource.COMMANDLINE
+    spelt = {param.name: param.opts[0] for param in context.command.params}
+    for name in unread.get(kind, ("arch", "arch_args", "state_dict", "recipe")):
+        if context.get_parameter_source(name) == source:
+            raise click.UsageError(f"{spelt[name]} changes nothing here: {kind}")
 
 
 def _refuse_repair_options(context: click.Context) -> None:

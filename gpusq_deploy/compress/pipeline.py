@@ -16,6 +16,8 @@ from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.repair import Permuted
 from gpusq_deploy.artifacts.sparsity import PruneMethod, SparsityRecord
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gpusq_deploy.checkpoint.files import require_another_file
+from gpusq_deploy.checkpoint.saved_folder import weights_file
 from gpusq_deploy.compress.arrange import arrange
 from gpusq_deploy.compress.data import TrainingData, load_folder
 from gpusq_deploy.compress.distill import (
@@ -266,6 +268,13 @@ def _require_place(request: CompressRequest) -> None:
     out = request.out
     if out.is_dir():
         raise GpusqError("the output is a folder", place=str(out), hint="give --out a file name, such as model-24.pt")
+    if out.suffix == ".safetensors":
+        raise GpusqError(
+            "the result describes itself, which a .safetensors file doesn't",
+            place=str(out),
+            hint=f"name it {out.with_suffix('.pt').name}",
+        )
+    require_another_file(out, weights_file(request.model))
     if out.exists() and not request.force:
         raise GpusqError("the output exists", place=str(out), hint="choose another --out, or replace it with --force")
     parent = next(folder for folder in out.absolute().parents if folder.exists())

@@ -27,7 +27,7 @@ from gpusq_deploy.artifacts.sparsity import LayerSparsity
 from gpusq_deploy.bundle import kind_of
 from gpusq_deploy.checkpoint.adapters.reading import some
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file
+from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file, require_another_file
 from gpusq_deploy.checkpoint.rewrite import rewrite_checkpoint, tensors_in_file
 from gpusq_deploy.checkpoint.saved_folder import weights_file
 from gpusq_deploy.checkpoint.weights import rows_of
@@ -148,8 +148,7 @@ def _require_place(request: RepairRequest) -> None:
         )
     if out.is_dir():
         raise GpusqError("the output is a folder", place=str(out), hint="give --repair a file name")
-    if out.exists() and model.exists() and out.samefile(model):
-        raise GpusqError("the old file is kept: it can't be the output", place=str(out), hint="name another file")
+    require_another_file(out, model)
     if (out.suffix == ".safetensors") != (model.suffix == ".safetensors"):
         raise GpusqError("a repair keeps the file's format", place=str(out), hint=f"name it *{model.suffix}")
     if out.exists() and not request.force:

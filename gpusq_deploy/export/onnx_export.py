@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch.utils import _pytree as pytree
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.files import scratch_disk, scratch_folder
 from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.graph.memory import give_back
 
@@ -46,9 +46,10 @@ def export_float_model(checkpoint: Checkpoint, *, batch: BatchRange, opset: int 
     example = example_input(checkpoint, batch.optimum if batch.static else _TRACE_BATCH)
     shapes = None if batch.static else ({0: torch.export.Dim("batch")},)
     program = _exported(checkpoint, example, shapes, opset)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         path = Path(folder) / "model.onnx"
-        program.save(path, external_data=True)
+        with scratch_disk(path.parent):
+            program.save(path, external_data=True)
         del program
         give_back()
         model = map_model(path)  # what is mapped outlives its name

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
@@ -45,7 +48,38 @@ def save_model(model: ir.Model, path: Path) -> None:
     ir.save(model, path, external_data=EXTERNAL_DATA if size > _INLINE_LIMIT else None)
 
 
+@contextmanager
+def scratch_disk(folder: Path) -> Generator[None]:
+    """A scratch folder that can't be written to is the user's to mend, who may not know of it.
+
+    Raises:
+        GpusqError: The disk refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise GpusqError(
+            f"cannot write to the scratch folder: {error.strerror or error}",
+            place=str(folder),
+            hint="make room there, or name another folder: TMPDIR=/path",
+        ) from error
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """A new one, where the system has them.
+
+    Raises:
+        GpusqError: The disk refused.
+    """
+    with scratch_disk(Path("TMPDIR")):
+        return tempfile.TemporaryDirectory()
+
+
 def save_scratch(model: ir.Model, path: Path) -> None:
-    """Save to be run and thrown away: all tensors go to a file beside it, from which a runtime can map them."""
-    with releasing() as hear:
+    """Save to be run and thrown away: all tensors go to a file beside it, from which a runtime can map them.
+
+    Raises:
+        GpusqError: The scratch folder is full.
+    """
+    with scratch_disk(path.parent), releasing() as hear:
         ir.save(model, path, external_data=f"{path.name}.data", callback=hear)

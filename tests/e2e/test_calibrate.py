@@ -114,3 +114,11 @@ def test_a_file_that_is_there_is_not_replaced_unless_asked(dense: Path, tmp_path
 )
 def test_options_that_would_change_nothing_are_refused(dense: Path, options: tuple[str, ...]) -> None:
     assert run_main(build, dense, *options).code == 2
+
+
+def test_the_checkpoint_itself_is_not_written_over(dense: Path, tmp_path: Path) -> None:
+    source = tmp_path / "dense.pt"
+    source.write_bytes(dense.read_bytes())
+    done = run_main(calibrate, source, "--calib", "random", "--out", source, "--force")
+    assert (done.code, "the old file is kept" in done.err) == (5, True), done.err
+    assert source.read_bytes() == dense.read_bytes()

@@ -185,6 +185,19 @@ def test_an_output_that_can_t_be_written_is_refused_before_the_work(dense: Path,
     assert "can't be written there" in done.err
 
 
+@pytest.mark.parametrize("name", ["dense.pt", "model.safetensors"])
+def test_neither_the_checkpoint_nor_another_format_is_written_over(
+    dense: Path, folder: Path, tmp_path: Path, name: str
+) -> None:
+    source, out = tmp_path / "dense.pt", tmp_path / name
+    source.write_bytes(dense.read_bytes())
+    done = run(source, folder, out, "--epochs", "0", "--force")
+    assert done.code == 5
+    assert ("the old file is kept" if name == "dense.pt" else "name it model.pt") in done.err
+    assert source.read_bytes() == dense.read_bytes()
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_ranges_of_the_dense_model_are_left_out_and_said(dense: Path, folder: Path, tmp_path: Path) -> None:
     original = load_checkpoint(dense)
     source, out = tmp_path / "ranges.pt", tmp_path / "model.pt"

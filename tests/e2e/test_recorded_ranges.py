@@ -53,6 +53,9 @@ def test_calibration_fills_in_and_takes_over_where_it_is_told(dense: Path, photo
     model = with_entries(dense, tmp_path / "q.pt", modelopt(LAYERS[:-1]))
     _, ranges = built(model, tmp_path / "some", "--int8", "--calib", photos)
     assert ["recorded" in ranges[layer]["origin"] for layer in LAYERS] == [True] * 9 + [False]
+    manifest = json.loads((tmp_path / "some" / "manifest.json").read_text())
+    assert manifest["options"]["calib"] == f"recorded in the checkpoint; of layers that it records none of, {photos}"
+    assert {"timm", "torchvision", "transformers"} <= manifest["versions"].keys()
     done, ranges = built(model, tmp_path / "none", "--int8", "--calib", photos, "--recalibrate")
     assert not [entry for entry in ranges.values() if "recorded" in entry["origin"]]
     assert "9 ranges that the checkpoint records are not used" in done.err

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from commands import run_main
 
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
 from gpusq_deploy.bundle import MODEL, PLAN
 from gpusq_deploy.checkpoint.checkpoint import save_checkpoint
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
+from gpusq_deploy.cli.validate import main as command
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.numerics.sparsity import magnitude_mask
@@ -141,3 +143,13 @@ def test_a_record_that_fits_no_layer_is_refused(tmp_path: Path) -> None:
     save_checkpoint(path, module, arch=spec, preprocessing=preprocessing_of(spec, module), sparsity=record)
     with pytest.raises(GpusqError, match=r"layers that the model doesn't have: encoder\.0\.fc"):
         validate(path)
+
+
+@pytest.mark.parametrize("option", ["--arch", "--arch-arg", "--state-dict", "--recipe"])
+def test_options_that_would_change_nothing_are_usage_errors(tmp_path: Path, option: str) -> None:
+    model, bundle = tmp_path / "m.onnx", bundles.write(tmp_path / "bundle")
+    save_model(bundles.model().after, model)
+    for path in (bundle, model):
+        done = run_main(command, path, option, "static_wi8_ai8")
+        assert (done.code == 2) == (path == bundle or option != "--recipe"), done.err
+        assert (f"{option} changes nothing here" in done.err) == (done.code == 2)

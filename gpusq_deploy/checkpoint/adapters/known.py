@@ -9,7 +9,7 @@ from gpusq_deploy.checkpoint.adapters.masks import read_asp_masks
 from gpusq_deploy.checkpoint.adapters.quantizers import read_quantizers
 from gpusq_deploy.checkpoint.adapters.reading import Reading, some
 from gpusq_deploy.checkpoint.adapters.semi_structured import read_semi_structured
-from gpusq_deploy.checkpoint.files import state_dict_in, state_dicts_in
+from gpusq_deploy.checkpoint.files import AVERAGED, state_dict_in, state_dicts_in
 
 
 def reading_of(content: Mapping[str, Any], *, place: str, key: str | None = None) -> Reading:
@@ -25,7 +25,11 @@ def reading_of(content: Mapping[str, Any], *, place: str, key: str | None = None
     """
     state, layout = state_dict_in(content, place=place, key=key)
     others = [name for name in state_dicts_in(content) if repr(name) not in layout]
-    told = (f"{layout}; not taken, though it is there: {some(others)} (--state-dict NAME takes it)",) if others else ()
+    told: tuple[str, ...] = (
+        (f"{layout}; not taken, though it is there: {some(others)} (--state-dict NAME takes it)",) if others else ()
+    )
+    if layout.endswith(AVERAGED):
+        told += ("the weights are those of an AveragedModel, without its n_averaged",)
     reading = read_semi_structured(Reading(state=state, layout=layout, remarks=told), place=place)
     # Ranges of weights are those of the pruned ones.
     reading = read_asp_masks(reading, place=place)

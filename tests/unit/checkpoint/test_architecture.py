@@ -12,7 +12,7 @@ import tiny_models
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
-from gpusq_deploy.checkpoint.architecture import arch_from_text, module_from_arch
+from gpusq_deploy.checkpoint.architecture import arch_from_text, module_from_arch, skeleton_from_arch
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.errors import GpusqError
 
@@ -219,3 +219,11 @@ def test_torchvision_asks_for_no_weights_of_a_backbone(monkeypatch: pytest.Monke
         for name in ("fcn_resnet50", "maskrcnn_resnet50_fpn", "ssdlite320_mobilenet_v3_large"):
             module_from_arch(arch_from_text(f"torchvision:{name}"))
     assert asked == []
+
+
+@pytest.mark.parametrize(("name", "size"), [("vit_b_16", 384), ("vit_h_14", 224), ("vit_b_16", 224)])
+def test_torchvisions_vits_are_fed_at_the_size_they_were_built_for(name: str, size: int) -> None:
+    spec = arch_from_text(f"torchvision:{name}", [f"image_size={size}"])
+    got = preprocessing_of(spec, skeleton_from_arch(spec))
+    assert (got.height, got.width) == (size, size)
+    assert 0 < got.crop_fraction <= 1

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -274,3 +276,44 @@ def test_a_file_has_no_library_open_another(tmp_path: Path, name: str, argument:
     with pytest.raises(GpusqError, match=f"{argument} is about how {source} loads weights"):
         load_checkpoint(save(tmp_path / "model.pt", arch=arch))
     assert not trace.exists()
+
+
+def test_the_name_that_lightning_gives_the_model_is_left_out(tmp_path: Path, state: State, spec: ArchSpec) -> None:
+    path = tmp_path / "model.ckpt"
+    mask = torch.tensor([1, 1, 0, 0]).repeat(256, 16)
+    wrapped = {f"model.{name}": tensor for name, tensor in state.items()}
+    torch.save({"state_dict": {**wrapped, "model.blocks.0.mlp.fc1.__weight_mma_mask": mask}}, path)
+    loaded = load_checkpoint(path, arch=spec)
+    assert torch.equal(loaded.module.state_dict()["head.weight"], state["head.weight"])
+    assert loaded.sparsity is not None
+    assert loaded.sparsity.layers == ("blocks.0.mlp.fc1",)
+    assert {layer.layer for layer in validate(path, arch=spec).sparsity.layers if layer.expected} == {
+        "blocks.0.mlp.fc1"
+    }
+
+
+class Wrapper(torch.nn.Module):
+    """What people write: its names begin with `model.` too."""
+
+    gpusq_preprocessing: Any = {"channels": 3, "height": 32, "width": 32, "mean": [0.5] * 3, "std": [0.5] * 3}  # noqa: RUF012 - users write a plain class attribute too
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = tiny_models.vit()
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.model(x)
+
+
+def test_names_that_differ_by_a_wrapper_are_told(
+    tmp_path: Path, state: State, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, wrapped = tmp_path / "a.pt", tmp_path / "b.pt"
+    torch.save({f"student.{name}": tensor for name, tensor in state.items()}, path)
+    assert "begin with 'student.' in the file alone" in str(refused(path).hint)
+    monkeypatch.setitem(sys.modules, "wrappers_of_this_test", SimpleNamespace(make=Wrapper))
+    arch = ArchSpec(source="factory", name="wrappers_of_this_test:make")
+    torch.save(state, path)
+    assert "begin with 'model.' in the architecture alone" in str(refused(path, arch).hint)
+    torch.save({f"model.{name}": tensor for name, tensor in state.items()}, wrapped)
+    assert "model.head.weight" in load_checkpoint(wrapped, arch=arch).module.state_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import errno
 import os
@@ -178,7 +179,9 @@ def test_a_dictionary_without_named_tensors_is_refused(
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict", "model_ema", "state_dict_ema"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module."]
+)
 def test_the_layouts_of_training_tools_are_read(tmp_path: Path, wrapper: str, prefix: str) -> None:
     inner = collections.OrderedDict((prefix + name, tensor) for name, tensor in SMALL.items())
     path = tmp_path / "model.pt"
@@ -314,3 +317,35 @@ def test_what_is_not_taken_is_told() -> None:
     )
     assert "not taken, though it is there: model " in reading_of(content, place="here", key="model_ema").remarks[0]
     assert reading_of({"model": SMALL}, place="here").remarks == ()
+
+
+def test_the_options_of_a_training_script_are_no_code(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"state_dict": SMALL, "args": argparse.Namespace(lr=0.1, model="vit"), "epoch": 3}, path)
+    got, layout = state_dict_in(read_checkpoint_file(path), place=str(path))
+    assert (same(got, SMALL), layout) == (True, "state dict under 'state_dict'")
+
+
+def test_code_inside_the_options_of_a_training_script_is_not_run(tmp_path: Path, refused: Refused) -> None:
+    path, trace = tmp_path / "model.pt", tmp_path / "executed"
+    torch.save({"state_dict": SMALL, "args": argparse.Namespace(hook=Touch(trace))}, path)
+    assert "would run code" in refused(path).what
+    assert not trace.exists()
+
+
+def test_the_weights_of_an_averaged_model_are_read_without_its_count(tmp_path: Path) -> None:
+    class Inner(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = torch.nn.Linear(4, 3)
+
+    inner = Inner()
+    content = torch.optim.swa_utils.AveragedModel(inner).state_dict()
+    reading = reading_of(content, place="here")
+    assert same(dict(reading.state), dict(inner.state_dict()))
+    assert reading.layout == "state dict, averaged"
+    assert "n_averaged" in reading.remarks[0]
+    # A model's own tensor of that name stays.
+    assert same(
+        state_dict_in({**SMALL, "n_averaged": torch.ones(1)}, place="here")[0], {**SMALL, "n_averaged": torch.ones(1)}
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,15 @@ def test_what_is_no_float_weight_is_named_under_an_older_name_too(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_few_bytes_that_claim_to_be_many_weights_are_not_converted(tmp_path: Path) -> None:
+    saved(tmp_path)
+    claim = torch.zeros(1, dtype=torch.float16).expand(10**12)
+    edited(tmp_path, lambda state: state.update({f"{OLD}.weight": claim}))
+    with pytest.raises(GpusqError, match=rf"{OLD}.weight is \[1000000000000\], of which the file doesn't hold"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.slow
 def test_a_tensor_that_is_there_under_both_names_is_refused(tmp_path: Path) -> None:
     saved(tmp_path)
     edited(tmp_path, lambda state: state.update({f"{NEW}.weight": torch.ones(32, 32)}))
@@ -282,7 +293,15 @@ def test_a_model_of_no_one_size_asks_for_it() -> None:
 
 
 @pytest.mark.slow
-def test_nothing_is_downloaded() -> None:
+def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def lookup(host: object, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    monkeypatch.setattr(importlib.import_module("huggingface_hub.constants"), "HF_HUB_OFFLINE", False)
     with pytest.raises(GpusqError, match="refuses its arguments"):
         module_from_arch(
             ArchSpec(
@@ -291,6 +310,7 @@ def test_nothing_is_downloaded() -> None:
                 arguments={"config": '{"backbone": "microsoft/swin-tiny-patch4-window7-224", "backbone_config": null}'},
             )
         )
+    assert asked == []
 
 
 @pytest.mark.slow
@@ -306,6 +326,9 @@ def test_nothing_is_downloaded() -> None:
         ("config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}, "weights are quantised"),
         ("preprocessor_config.json", {"image_mean": []}, "preprocessing isn't one of images"),
         ("preprocessor_config.json", {"image_mean": [float("nan")] * 3}, "preprocessing isn't one of images"),
+        ("preprocessor_config.json", {"do_rescale": False}, "do_rescale"),
+        ("preprocessor_config.json", {"rescale_factor": 1 / 127.5}, "rescale_factor 0.0078"),
+        ("preprocessor_config.json", {"do_flip_channel_order": True}, "red, green, blue"),
         ("preprocessor_config.json", {"size": {"shortest_edge": 0}}, "preprocessing isn't one of images"),
     ],
 )
@@ -356,3 +379,17 @@ def test_every_command_knows_a_saved_folder(tmp_path: Path) -> None:
     nothing = run_main(build, folder, "--arch", "transformers:ViTModel", "--int8", *out)
     assert (nothing.code, "no folder of save_pretrained" in nothing.err) == (5, True), nothing.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved"]
+
+
+@pytest.mark.slow
+def test_what_was_assumed_and_left_out_is_told(tmp_path: Path) -> None:
+    saved(tmp_path, "ViTModel")
+    told = load_checkpoint(tmp_path).remarks
+    assert [remark for remark in told if "defaults of transformers' ViTImageProcessor" in remark]
+    assert "answers of the model that the graph leaves out: pooler_output" in told
+    as_convnext = {"resample": 0, "do_center_crop": False, "crop_pct": 0.875, "size": {"shortest_edge": 32}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**PREPROCESSOR, **as_convnext}))
+    found = load_checkpoint(tmp_path)
+    assert found.preprocessing.crop_fraction == 0.875
+    assert found.preprocessing.interpolation == "nearest"
+    assert not [remark for remark in found.remarks if "defaults" in remark]

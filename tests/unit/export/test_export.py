@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from gpusq_deploy.export.onnx_export import (
     export_float_model,
     reference_outputs,
 )
-from gpusq_deploy.graph.files import save_model
+from gpusq_deploy.graph.files import save_model, scratch_folder
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
@@ -266,3 +268,31 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
     )
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.split()[-1] == first
+
+
+def large() -> Checkpoint:
+    """160 kB of weights."""
+    found = checkpoint(lambda module, x: module.get_submodule("wide")(x))
+    found.module.wide = torch.nn.Linear(8, 5000)
+    return found
+
+
+@pytest.mark.slow
+def test_a_full_scratch_disk_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # the kernel refuses as a full disk does
+    try:
+        with pytest.raises(GpusqError, match="cannot write to the scratch folder") as caught:
+            export_float_model(large(), batch=BatchRange(minimum=1, optimum=1, maximum=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(caught.value.place).startswith(str(tmp_path))
+    assert "TMPDIR" in str(caught.value.hint)
+    assert not Path(str(caught.value.place)).exists()
+
+
+def test_no_scratch_folder_at_all_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(GpusqError, match="cannot write to the scratch folder: No such file"):
+        scratch_folder()
