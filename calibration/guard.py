@@ -78,7 +78,7 @@ def statistics_of(batch: npt.NDArray[np.float32]) -> InputStatistics:
 
 
 def input_warnings(seen: InputStatistics, declared: Preprocessing) -> tuple[str, ...]:
-    """What about the input contradicts the declared mean and deviation; at most one sentence, none if it is no image."""
+    """What about the input contradicts the declared mean and deviation; at most one sentence; of images alone."""
     if not declared.is_image:
         return ()
     low = [(0 - mean) / std for mean, std in zip(declared.mean, declared.std, strict=True)]

@@ -60,7 +60,7 @@ def detections_graph(settings: Settings) -> ir.Model:
     deltas = graph_input("deltas", ["proposals", "deltas"])
     proposals = graph_input("proposals", ["proposals", 4])
 
-    by_class = op("Transpose", op("Reshape", deltas, [0, -1, 4]), perm=[1, 0, 2])
+    by_class = op("Transpose", op("Reshape", deltas, op("Concat", op("Shape", logits), [4], axis=0)), perm=[1, 0, 2])
     every = _clipped(op, _decoded(op, settings.box_coder, by_class, proposals), size)
     every = op("Slice", every, [1], [_END], [0])  # the first class is the background
     scores = op("Transpose", op("Softmax", logits, axis=-1), perm=[1, 0])

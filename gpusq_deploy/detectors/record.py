@@ -13,6 +13,7 @@ import torch
 
 from gpusq_deploy.artifacts.base import written_whole
 from gpusq_deploy.calibration.sources import Batches, DataSource
+from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.detectors.library import torchvision_module
 from gpusq_deploy.detectors.parts import Part
 from gpusq_deploy.errors import GpusqError
@@ -52,8 +53,7 @@ def _heard(head: torch.nn.Module, seen: list[npt.NDArray[np.float32]], each: int
     def hear(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         (pooled,) = inputs
         count = min(each, len(pooled))
-        chosen: npt.NDArray[np.float32] = pooled[[place * len(pooled) // count for place in range(count)]].numpy()
-        seen.append(chosen)
+        seen.append(array_from_tensor(pooled[[place * len(pooled) // count for place in range(count)]]))
 
     handle = head.register_forward_pre_hook(hear)
     try:

@@ -6,6 +6,8 @@ al., "Swin Transformer" (2021), section 4.2.
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +15,10 @@ import torch
 from torch import nn
 
 from gpusq_deploy.detectors.library import torchvision_module
+from gpusq_deploy.errors import GpusqError
+
+# Arguments that MaskRCNN hands on to its transform, which takes any other in silence.
+_OF_TRANSFORM = frozenset({"size_divisible", "fixed_size"})
 
 
 class SwinPyramid(nn.Module):
@@ -66,13 +72,26 @@ def mask_rcnn_swin(
         arguments: Of torchvision's MaskRCNN.
 
     Raises:
-        GpusqError: torchvision isn't installed.
+        GpusqError: torchvision isn't installed, or its MaskRCNN has no such argument.
     """
     swin: Any = torchvision_module("torchvision.models.swin_transformer")
     detection: Any = torchvision_module("torchvision.models.detection")
+    _require_known(arguments, detection.MaskRCNN)
     stages = list(depths)
     body: Any = swin.SwinTransformer([4, 4], embed_dim, stages, list(num_heads), [window_size] * 2)
     channels = [embed_dim << stage for stage in range(len(stages))]
     backbone = SwinPyramid(body.features, channels, out_channels)
     module: nn.Module = detection.MaskRCNN(backbone, num_classes=num_classes, **arguments)
     return module
+
+
+def _require_known(arguments: Iterable[str], build: Any) -> None:
+    known = inspect.signature(build).parameters.keys() | _OF_TRANSFORM
+    for name in arguments:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            raise GpusqError(
+                f"MaskRCNN has no argument {name!r}",
+                place="--arch-arg",
+                hint=f"did you mean {', '.join(near)}?" if near else "see torchvision.models.detection.MaskRCNN",
+            )
