@@ -48,18 +48,21 @@ class MaskRcnn:
         mask: Pooled regions to mask logits.
         between: The folder.
 
+    Attributes:
+        between: Sessions of the graphs between the parts, in their order.
+        size: Height and width of the largest image, in pixels.
+
     Raises:
         GpusqError: The parts don't fit each other, or the graphs can't be loaded.
     """
 
     def __init__(self, *, dense: Session, box: Session, mask: Session, between: Path) -> None:
         self._dense, self._box, self._mask = dense, box, mask
-        self._proposals, self._detections, self._masks = (
-            open_onnx(between / name) for name in (PROPOSALS, DETECTIONS, MASKS)
-        )
-        self._names = _dense_names(dense.outputs, self._proposals.inputs, place=str(between))
-        _require_heads(box, 2, self._proposals.outputs[1], "the box part", place=str(between))
-        _require_heads(mask, 1, self._detections.outputs[3], "the mask part", place=str(between))
+        self.between: Sequence[Session] = [open_onnx(between / name) for name in (PROPOSALS, DETECTIONS, MASKS)]
+        proposals, detections, _ = self.between
+        self._names = _dense_names(dense.outputs, proposals.inputs, place=str(between))
+        _require_heads(box, 2, proposals.outputs[1], "the box part", place=str(between))
+        _require_heads(mask, 1, detections.outputs[3], "the mask part", place=str(between))
         self.size: tuple[int, int] = (dense.inputs[0].shape[2], dense.inputs[0].shape[3])
 
     def detect(self, image: Floats, *, original: tuple[int, int] | None = None) -> Detections:
@@ -73,24 +76,25 @@ class MaskRcnn:
             GpusqError: The image doesn't fit, or a runtime failed.
         """
         padded = self._padded(image)
+        proposals, detections, masks = self.between
         height, width = image.shape[1:]
         size = np.array([height, width], np.float32)
         values = _run(self._dense, [padded])
         held: dict[str, npt.NDArray[Any]] = {"size": size, **dict(zip(self._names, values, strict=True))}
-        found = _fed(self._proposals, held)
+        found = _fed(proposals, held)
         boxes, pooled = found["boxes"], found["pooled"]
         logits, deltas = self._heads(self._box, pooled)
-        found = _fed(self._detections, {**held, "logits": logits, "deltas": deltas, "proposals": boxes})
+        found = _fed(detections, {**held, "logits": logits, "deltas": deltas, "proposals": boxes})
         (drawn,) = self._heads(self._mask, found["pooled"])
         shown = original or (height, width)
         ratio = np.array([shown[1] / width, shown[0] / height] * 2, np.float32)
         labels, boxes = found["labels"], found["boxes"] * ratio
-        masks = _fed(self._masks, {"logits": drawn, "labels": labels, "boxes": boxes, "size": np.array(shown)})["masks"]
-        return Detections(boxes=boxes, labels=labels, scores=found["scores"], masks=masks)
+        feeds = {"logits": drawn, "labels": labels, "boxes": boxes, "size": np.array(shown)}
+        return Detections(boxes=boxes, labels=labels, scores=found["scores"], masks=_fed(masks, feeds)["masks"])
 
     def close(self) -> None:
         """Give back the graphs between the parts; the sessions of the parts are their owner's."""
-        for session in (self._proposals, self._detections, self._masks):
+        for session in self.between:
             session.close()
 
     def _padded(self, image: Floats) -> Floats:
