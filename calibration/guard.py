@@ -78,7 +78,9 @@ def statistics_of(batch: npt.NDArray[np.float32]) -> InputStatistics:
 
 
 def input_warnings(seen: InputStatistics, declared: Preprocessing) -> tuple[str, ...]:
-    """What about the input contradicts the declared mean and deviation; at most one sentence."""
+    """What about the input contradicts the declared mean and deviation; at most one sentence; of images alone."""
+    if not declared.is_image:
+        return ()
     low = [(0 - mean) / std for mean, std in zip(declared.mean, declared.std, strict=True)]
     high = [(1 - mean) / std for mean, std in zip(declared.mean, declared.std, strict=True)]
     span = [b - a for a, b in zip(low, high, strict=True)]

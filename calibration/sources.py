@@ -47,12 +47,25 @@ class DataSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageFolder:
-    """Images below a folder, preprocessed as the model declares."""
+    """Images below a folder, preprocessed as the model declares.
+
+    Raises:
+        GpusqError: The model's input is no image.
+    """
 
     name: str
     files: tuple[Path, ...]
     preprocessing: Preprocessing
     synthetic: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.preprocessing.is_image:
+            shape = ", ".join(map(str, _sample_shape(self.preprocessing)))
+            raise GpusqError(
+                f"the model takes float32 [N, {shape}]: no image has {self.preprocessing.channels} channels",
+                place=self.name,
+                hint="give its data as a .npy or .npz file of such arrays",
+            )
 
     def __len__(self) -> int:
         return len(self.files)

@@ -81,6 +81,7 @@ from gpusq_deploy.steps import (
     expressible_recipe,
     find_data,
     find_wide,
+    note_others,
     open_samples,
     pack_weights,
     prune_as_asked,
@@ -232,7 +233,7 @@ def _rewrite(
     asked = PlanRequest(recipe=recipe, int8=request.int8, sparse=request.sparse, remainder=request.remainder)
     wide = find_wide(prepared.model, prepared.table, data, asked.remainder, reporter)
     plan, rounded = decide(prepared, asked, packed.stored, wide, data, reporter)
-    plan = packed.noted(plan)
+    plan = note_others(packed.noted(plan), prepared.model)
     require_possible(plan, request.targets)
     built = run_passes(prepared.model, [Quantize(plan, rounded), keep_wide(plan), CastRemainder(plan.remainder)])
     kept = sparsity_kept(built, packed.stored, recipe)

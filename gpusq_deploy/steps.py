@@ -27,6 +27,7 @@ from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import example_input, reference_outputs
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.graph.other_weights import other_weights
 from gpusq_deploy.packed import DENSE, PACKED, move_packed_weights, packed_line, unpack_dense, write_packed
 from gpusq_deploy.ranges import Data, Subject
 from gpusq_deploy.recipe import OPSETS, Recipe, load_recipe
@@ -165,6 +166,15 @@ def find_wide(
     for kept in wide.tensors:
         reporter.say(f"kept in FP32, since FP16 can't hold it: {text_of(kept)}")
     return wide
+
+
+def note_others(plan: Plan, model: ir.Model) -> Plan:
+    """The plan with a note on each weight that no rule reaches, so that nothing stays float or dense unsaid."""
+    notes = (
+        f"{layer} stays {plan.remainder} and dense: a {operator}, and only MatMul, Gemm and Conv become INT8 or 2:4"
+        for layer, operator in other_weights(model).items()
+    )
+    return msgspec.structs.replace(plan, notes=(*plan.notes, *notes))
 
 
 def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporter: Reporter) -> float:

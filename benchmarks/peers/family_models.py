@@ -39,6 +39,13 @@ def _hf(
     return Family(name=name, spec=ArchSpec(source="transformers", name=model, arguments=arguments), batch=batch)
 
 
+def _part(name: str, part: str, batch: int) -> Family:
+    """Of a Mask R-CNN on a Swin-T; see docs/detectors.md."""
+    arguments: dict[str, ArchArgument] = {"height": 800, "width": 1056}
+    spec = ArchSpec(source="factory", name=f"gpusq_deploy.detectors.parts:{part}", arguments=arguments)
+    return Family(name=f"torchvision Mask R-CNN, Swin-T, {name}", spec=spec, batch=batch)
+
+
 _SWIN = {"model_type": "swin", "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 _RESNET = {"model_type": "resnet", "depths": [3, 4, 6, 3], "layer_type": "bottleneck"}
@@ -94,6 +101,9 @@ FAMILIES: tuple[Family, ...] = (
         size=(480, 640),
         batch=1,
     ),
+    _part("backbone and pyramid, 800x1056", "dense", 1),
+    _part("box head, 1000 regions", "box", 1000),
+    _part("mask head, 100 regions", "mask", 100),
     _timm("ViT-L/16", "vit_large_patch16_224"),
     _dino("DINOv2 ViT-L/14", "vit_large_patch14_dinov2"),
     _dino("DINOv2 ViT-g/14 (SwiGLU)", "vit_giant_patch14_dinov2"),

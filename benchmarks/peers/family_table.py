@@ -179,13 +179,14 @@ def _plan(checkpoint: Checkpoint, model: ir.Model, recipe: Recipe, batch: int) -
     return make_plan(layers, asked, table=table, sparsity=report)
 
 
-def _built(path: Path, batch: BatchRange, plan: Plan) -> tuple[EngineTotals, float, float]:
-    """Totals, seconds, and the share of the Linear layers' multiply-accumulates that INT8 kernels do."""
+def _built(path: Path, batch: BatchRange, plan: Plan) -> tuple[EngineTotals, float, float | None]:
+    """Totals, seconds, and the share of the Linear layers' multiply-accumulates in INT8 kernels; None without any."""
     build = build_engine(path, find_target("a100"), BuildSettings(batch=batch))
     became = {layer.node: layer.precision for layer in built_layers(plan, build.layers)}
     linear = [layer for layer in plan.layers if layer.kind == "linear"]
     int8 = sum(layer.macs for layer in linear if became[layer.node] == "int8")
-    return totals(build.layers), round(build.seconds, 1), int8 / max(1, sum(layer.macs for layer in linear))
+    share = int8 / sum(layer.macs for layer in linear) if linear else None
+    return totals(build.layers), round(build.seconds, 1), share
 
 
 def _write_table(path: Path, rows: dict[str, dict[str, Any]]) -> None:
@@ -203,8 +204,10 @@ def _line(row: dict[str, Any]) -> str:
     if "failed" in row:
         return f"| {row['family']} | {row['failed'].splitlines()[0]} | | | | | | |"
     blocks = "" if row["fp16_kernels_per_block"] is None else f"{row['fp16_kernels_per_block']:.1f}"
+    share = row["linear_flops_int8"]
     return (
-        f"| {row['family']} | yes | {row['max_relative_error']:.0e} | {100 * row['linear_flops_int8']:.1f} % "
+        f"| {row['family']} | yes | {row['max_relative_error']:.0e} "
+        f"| {'no Linear' if share is None else f'{100 * share:.1f} %'} "
         f"| {row['fp16_attention_fused']} of {row['attentions']} | {blocks} "
         f"| {row['fp16_kernels']}, INT8 {row['int8_kernels']} | {row['int8_build_seconds']:.1f} s |"
     )

@@ -42,7 +42,8 @@ class Preprocessing(Value):
     """From an image file to the model's input [N, channels, height, width], float32.
 
     `x = (pixel / 255 - mean) / std` per channel, after a resize of the shorter side to `side / crop_fraction`
-    and a centre crop.
+    and a centre crop. An input of other than 1 or 3 channels is no image, such as the regions that a detector pooled:
+    its data come as arrays.
     """
 
     channels: int
@@ -54,9 +55,14 @@ class Preprocessing(Value):
     crop_fraction: float = 1.0
     origin: str
 
+    @property
+    def is_image(self) -> bool:
+        """Whether an image file can become the input."""
+        return self.channels in (1, 3)
+
     def __post_init__(self) -> None:
-        if self.channels not in (1, 3) or self.height < 1 or self.width < 1:
-            raise ValueError(f"not an image input: {self.channels}x{self.height}x{self.width}")
+        if min(self.channels, self.height, self.width) < 1:
+            raise ValueError(f"not an input: {self.channels}x{self.height}x{self.width}")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(f"mean and std need {self.channels} entries each")
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)):

@@ -44,6 +44,7 @@ ORDER = [
     "validate",
     "benchmarks",
     "compress",
+    "detectors",
     "acceptance",
     "build_engines",
     "steps",
@@ -62,7 +63,7 @@ ORDER = [
 # Who may import what, anywhere in a file.
 ROOMS_OF = {
     # ranks: torch.distributed carries bytes between the processes that torchrun starts, and only there.
-    "torch": {"checkpoint", "export", "compress", "ranks"},
+    "torch": {"checkpoint", "export", "compress", "detectors", "ranks"},
     "timm": set[str](),
     "tensorrt": {"engines"},
     "tensorrt_rtx": {"engines"},

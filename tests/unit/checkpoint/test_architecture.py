@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.calibration.sources import open_source
 from gpusq_deploy.checkpoint.architecture import arch_from_text, module_from_arch, skeleton_from_arch
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.errors import GpusqError
@@ -188,9 +191,15 @@ def test_a_timm_model_takes_the_size_and_channels_that_it_was_built_with(channel
     assert (got.channels, got.height, got.width, got.mean) == (channels, 32, 32, mean)
 
 
-def test_channels_that_no_image_has_are_refused() -> None:
-    with pytest.raises(GpusqError, match="4x32x32"):
-        preprocessing_of(tiny_models.vit_spec(), tiny_models.vit(in_chans=4))
+def test_channels_that_no_image_has_are_for_arrays_alone(tmp_path: Path) -> None:
+    got = preprocessing_of(tiny_models.vit_spec(), tiny_models.vit(in_chans=4))
+    assert (got.channels, got.is_image) == (4, False)
+    (tmp_path / "image.png").touch()
+    with pytest.raises(GpusqError, match="no image has 4 channels") as caught:
+        open_source(str(tmp_path), got)
+    assert ".npy" in str(caught.value.hint)
+    np.save(tmp_path / "samples.npy", np.zeros((2, 4, 32, 32), np.float32))
+    assert open_source(str(tmp_path / "samples.npy"), got).sample(1).shape == (4, 32, 32)
 
 
 def test_torchvision_declares_the_transforms_of_its_default_weights() -> None:
