@@ -3,8 +3,8 @@
     python benchmarks/peers/mask_rcnn.py --json benchmarks/results/mask_rcnn.json
 
 Swin-T with a feature pyramid, 800x1056, 1000 proposals, 100 detections, float32; seeded random weights, with louder
-heads, so that there is something to find; one image of grain. Times are of ONNX Runtime on the CPU: the steps between the
-parts take theirs with engines, too.
+heads, so that there is something to find; one image of grain. Times are of ONNX Runtime on the CPU: the steps between
+the parts take theirs with engines, too.
 """
 
 from __future__ import annotations

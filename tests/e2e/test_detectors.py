@@ -213,6 +213,7 @@ def test_a_part_is_built_in_int8(name: str, attentions: int, tmp_path: Path) -> 
     int8 = sum(linear.get(layer.node, 0) for layer in built_layers(plan, engine) if layer.precision == "int8")
     assert int8 >= 0.95 * sum(linear.values())
     assert bool(linear) == (name != "mask")
+    assert {layer.layer.partition("/")[0] for layer in plan.layers} <= dict(checkpoint.module.named_modules()).keys()
     assert totals(engine).attention_fused == attentions
 
 
