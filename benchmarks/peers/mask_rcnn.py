@@ -123,13 +123,15 @@ def measured(detector: Any, image: torch.Tensor, folder: Path) -> dict[str, Any]
     for _ in range(REPEATS):
         whole.detect(given)
     steps = dict(zip((*PARTS, PROPOSALS, DETECTIONS, MASKS), (dense, box, mask, *between), strict=True))
-    same = bool(np.array_equal(found.labels, wanted["labels"].numpy()))
+    same = bool(np.array_equal(found.labels, array_from_tensor(wanted["labels"])))
     row: dict[str, Any] = {"size": SIZE, "device": cpu_name(), "detections": len(found.labels), "same_labels": same}
     if same:
         for name in ("boxes", "scores", "masks"):
             difference = np.abs(getattr(found, name) - array_from_tensor(wanted[name]))
             row[f"largest_difference_of_{name}"] = float(difference.max())
-        row["mask_pixels_off_by_a_hundredth"] = float(np.mean(np.abs(found.masks - wanted["masks"].numpy()) > 1e-2))
+        row["mask_pixels_off_by_a_hundredth"] = float(
+            np.mean(np.abs(found.masks - array_from_tensor(wanted["masks"])) > 1e-2)
+        )
     row["median_ms"] = {name: round(float(np.median(step.took[1:])), 1) for name, step in steps.items()}
     return row
 

@@ -190,8 +190,4 @@ def _require_size(size: tuple[int, int], multiple: int) -> None:
 
 def _detector(name: str, arguments: Mapping[str, ArchArgument]) -> nn.Module:
     spec = arch_from_text(name)
-    given = dict(arguments)
-    models: Any = torchvision_module("torchvision.models")
-    if spec.source == "torchvision" and spec.name in models.list_models(module=models.detection):
-        given.setdefault("weights_backbone", None)  # or it would be downloaded
-    return module_from_arch(type(spec)(source=spec.source, name=spec.name, arguments=given))
+    return module_from_arch(type(spec)(source=spec.source, name=spec.name, arguments=dict(arguments)))

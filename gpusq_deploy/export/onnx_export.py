@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.export.functional import name_functional_layers
 from gpusq_deploy.graph.files import scratch_disk, scratch_folder
 from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.graph.memory import give_back
@@ -54,6 +55,7 @@ def export_float_model(checkpoint: Checkpoint, *, batch: BatchRange, opset: int 
         give_back()
         model = map_model(path)  # what is mapped outlives its name
     _name_outputs(model.graph)
+    name_functional_layers(model.graph, checkpoint.module)
     return model
 
 

@@ -213,6 +213,8 @@ def test_a_part_is_built_in_int8(name: str, attentions: int, tmp_path: Path) -> 
     int8 = sum(linear.get(layer.node, 0) for layer in built_layers(plan, engine) if layer.precision == "int8")
     assert int8 >= 0.95 * sum(linear.values())
     assert bool(linear) == (name != "mask")
+    known: Any = checkpoint.module
+    assert {layer.layer.partition("/")[0] for layer in plan.layers} <= {title for title, _ in known.named_modules()}
     assert totals(engine).attention_fused == attentions
 
 

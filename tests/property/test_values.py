@@ -182,7 +182,7 @@ def test_preprocessing_that_makes_no_sense_is_refused(change: dict[str, Any]) ->
         "origin": "here",
     }
     Preprocessing(**good)
-    with pytest.raises(ValueError, match=r"image input|entries each|must be positive"):
+    with pytest.raises(ValueError, match=r"not an input|entries each|must be positive"):
         Preprocessing(**{**good, **change})
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({**good, **change}, Preprocessing)
