@@ -91,7 +91,7 @@ _MODELS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "DETR": ("factories:detr", ()),
     "UPerNet": ("factories:upernet", ()),
 }
-_OURS = ("FP16 as exported", "FP16 ours", "INT8 ours", "INT8 ours, Linears")
+_OURS = ("FP16 as exported", "FP16 ours", "INT8 ours", "INT8 ours, Linears", "INT8 ours, fused")
 _CAST = ", cast to FP16"
 _LEAVE_FLOAT32 = ("NNCF", "ONNX Runtime")
 _PEERS: Mapping[str, str] = {
