@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpusq_deploy.artifacts.base import read_value, written_whole
+from gpusq_deploy.artifacts.base import read_value, write_whole, written_whole
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.receipt import Receipt
@@ -149,8 +149,7 @@ def _build_here(bundle: Path, target: Target, plan: Path) -> None:
     """On the device, of the model that the bundle's own plans are built from."""
     settings = BuildSettings(batch=_RANGE, sparse=read_value(bundle / PLAN, Plan).sparse_asked)
     built = build_engine(bundle / MODEL, target, settings, BuildOptions(backend="tensorrt"))
-    with written_whole(plan) as temporary:
-        temporary.write_bytes(built.plan)
+    write_whole(plan, built.plan)
 
 
 def _run_model(plan: Path, backend: BackendName, bundle: Path, batch: int) -> tuple[float, Outcome]:

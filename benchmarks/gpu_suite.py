@@ -16,13 +16,12 @@ import datetime
 import logging
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
-from gpusq_deploy.artifacts.base import Value, json_from_value, read_value, written_whole
+from gpusq_deploy.artifacts.base import Value, json_from_value, read_value, write_whole
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.receipt import EngineLayer
 from gpusq_deploy.benchmarks.environment import read_environment
@@ -54,6 +53,7 @@ from gpusq_deploy.engines.builder import BuildOptions, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.runtimes import open_session
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.files import scratch_model
 from gpusq_deploy.targets import Target, find_target
 
 # Of the largest value in FP16; in INT8 codes, of which the reference isn't rounded and GELU's own error may add one.
@@ -96,7 +96,7 @@ def _reported(suite: Suite) -> SuiteReport:
         notes=(f"{ITERATIONS} samples after {WARMUP} warm-ups, CUDA events, copies not included, clocks as found",),
     )
     for name, content in (("report.json", json_from_value(report)), ("report.md", _text(report))):
-        _write(suite.folder / name, content)
+        write_whole(suite.folder / name, content)
     return report
 
 
@@ -120,8 +120,8 @@ def build_cases(suite: Suite) -> None:
         if suite.wants(case.name) and not (folder / f"{case.file}.json").exists():
             say(f"building {case.name}")
             plan, built = _build_case(case, suite.target, AHEAD)
-            _write(folder / f"{case.file}.plan", plan)
-            _write(folder / f"{case.file}.json", json_from_value(built))
+            write_whole(folder / f"{case.file}.plan", plan)
+            write_whole(folder / f"{case.file}.json", json_from_value(built))
 
 
 def run_cases(suite: Suite) -> Iterator[CaseResult]:
@@ -164,14 +164,14 @@ def _case_plan(suite: Suite, case: GemmCase, backend: BackendName) -> tuple[Path
             folder.mkdir(parents=True, exist_ok=True)
             plan = folder / f"{case.file}.{backend}.plan"
             content, built = _build_case(case, suite.target, backend)
-            _write(plan, content)
+            write_whole(plan, content)
     except GpusqError as error:
         refusal = refusal or f"building failed: {error.what}"
     return plan, built, refusal
 
 
 def _build_case(case: GemmCase, target: Target, backend: BackendName) -> tuple[bytes, CaseBuild]:
-    with _scratch_model(case_model(case)) as path:
+    with scratch_model(case_model(case)) as path:
         batch = BatchRange(minimum=case.batch, optimum=case.batch, maximum=case.batch)
         settings = BuildSettings(batch=batch, sparse=case.weights == "2:4")
         built = build_engine(path, target, settings, BuildOptions(backend=backend))
@@ -201,16 +201,6 @@ def _run_case(case: GemmCase, plan: Path, backend: BackendName) -> Outcome:
         return measured(session, feeds, error=error)
 
 
-@contextlib.contextmanager
-def _scratch_model(model: ir.Model) -> Generator[Path, None, None]:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        ir.save(model, path)
-        yield path
-
-
 def _asked() -> Suite:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("gpu-suite"), help="plans, and the report")
@@ -231,11 +221,6 @@ def _asked() -> Suite:
         start=start,
         deadline=start + 60 * asked.minutes,
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_bytes(content)
 
 
 def _text(report: SuiteReport) -> bytes:

@@ -6,7 +6,6 @@ tensors that no layer reads. Infinities are left out: masks hold them on purpose
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import onnx_ir as ir
 
 from gpusq_deploy.calibration.observe import Runner
 from gpusq_deploy.calibration.sources import Batches, DataSource, Selection, evenly_filled
-from gpusq_deploy.graph.files import save_scratch
+from gpusq_deploy.graph.files import scratch_model
 from gpusq_deploy.graph.values import add_initializer, static_batch, value_name
 
 SAMPLES = 8
@@ -51,9 +50,7 @@ def largest_magnitudes(
     watched, moved = _instrumented(model)
     found: dict[str, float] = {}
     batch, feed = static_batch(model.graph), value_name(model.graph.inputs[0])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "watched.onnx"
-        save_scratch(watched, path)
+    with scratch_model(watched) as path:
         runner = open_model(path)
         try:
             for sample in Batches(source=source, size=1):

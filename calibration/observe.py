@@ -13,7 +13,6 @@ with a static batch runs groups of that many neighbours instead; the groups don'
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -38,7 +37,7 @@ from gpusq_deploy.calibration.moments import ChannelMoments, MomentSums
 from gpusq_deploy.calibration.sources import DataSource, evenly_filled, require_few_skipped, require_some
 from gpusq_deploy.calibration.tally import Tally, bytes_from_tally, tally_from_bytes
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph.files import save_scratch
+from gpusq_deploy.graph.files import scratch_model
 from gpusq_deploy.graph.layers import GraphLayer
 from gpusq_deploy.graph.values import static_batch, value_name
 from gpusq_deploy.numerics.threads import single_threaded_blas
@@ -256,9 +255,7 @@ def _seen(
     groups = _groups(len(source), batch or 1)[how.rank :: how.world]
     mine = sum(map(len, groups))
     tally = Tally()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "observed.onnx"
-        save_scratch(instrumented(model, tensors, whole={*weights, *how.moments}), path)
+    with scratch_model(instrumented(model, tensors, whole={*weights, *how.moments})) as path:
         runner = open_model(path)
         observer = _Observer(
             runner=runner,

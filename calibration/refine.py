@@ -16,7 +16,7 @@ from gpusq_deploy.calibration.moments import ChannelMoments
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer, weight_rows
 from gpusq_deploy.graph.smoothable import Smoothable, bias_place, find_smoothable
-from gpusq_deploy.numerics.affine import amax_per_channel, dequantize, quantize, scale_from_amax
+from gpusq_deploy.numerics.affine import dequantize, quantize, weight_scales
 from gpusq_deploy.numerics.rounding import second_order_codes
 from gpusq_deploy.numerics.smoothing import Smoothing, balanced, cautious, one_sided
 from gpusq_deploy.numerics.threads import single_threaded_blas
@@ -131,7 +131,7 @@ def round_weights(
             rule = msgspec.structs.replace(rule, correct_bias=False)
         rows = weight_rows(model, layer).astype(np.float32)
         try:
-            scale = _scales(rows, STORED_TYPE[plan.remainder], single=layer.node in single)
+            scale = weight_scales(rows, 0, dtype=STORED_TYPE[plan.remainder], one_scale=layer.node in single)
             return _rounded(rows, moments[layer.node], rule, scale=scale, step=steps[layer.node])
         except ValueError as error:
             raise GpusqError(
@@ -220,11 +220,6 @@ def _widened(
     if headroom:
         origin = f"{origin}, {100 * headroom:g} % headroom"
     return msgspec.structs.replace(entry, amax=entry.amax * (1 + headroom), origin=origin)
-
-
-def _scales(rows: npt.NDArray[np.float32], stored: npt.DTypeLike, *, single: bool) -> npt.NDArray[np.float32]:
-    amax = amax_per_channel(rows, 0)
-    return scale_from_amax(np.full_like(amax, amax.max()) if single else amax, dtype=stored).astype(np.float32)
 
 
 def _rounded(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from gpusq_deploy.artifacts.base import digest_of_bytes, json_from_value, written_whole
+from gpusq_deploy.artifacts.base import digest_of_bytes, json_from_value, write_whole
 from gpusq_deploy.engines.api import BackendName
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.errors import GpusqError
@@ -70,7 +70,6 @@ def write_cache(path: Path, content: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
-            temporary.write_bytes(content)
+        write_whole(path, content)
     except OSError as error:
         raise GpusqError(f"cannot write the timing cache: {error.strerror}", place=str(path)) from error

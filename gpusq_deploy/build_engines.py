@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from gpusq_deploy.engines.releases import opset_problem, option_problems, releas
 from gpusq_deploy.engines.runtimes import choose_backend
 from gpusq_deploy.engines.timing_cache import cache_file, read_cache, write_cache
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph.files import save_model
+from gpusq_deploy.graph.files import save_model, scratch_folder
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.keep_wide import keep_wide, known_tensors
@@ -213,7 +212,7 @@ def _comparison(
         if request.batch.static
         else layers_at(request.folder / MODEL, target, batch, backend="tensorrt-rtx")
     )
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         path = Path(scratch) / MODEL
         # Smoothing may have made other tensors than this graph has.
         names = known_tensors(float_model.graph)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpusq_deploy.artifacts.arch import ArchSpec
-from gpusq_deploy.artifacts.base import json_from_value, written_whole
+from gpusq_deploy.artifacts.base import json_from_value, write_whole
 from gpusq_deploy.artifacts.calibration import CalibrationTable, Calibrator
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.calibration.choice import calibrators_for
@@ -92,7 +92,6 @@ def _require_place(out: Path, *, force: bool) -> None:
 
 def _write(out: Path, table: CalibrationTable) -> None:
     try:
-        with written_whole(out) as temporary:
-            temporary.write_bytes(json_from_value(table))
+        write_whole(out, json_from_value(table))
     except OSError as error:
         raise GpusqError(f"cannot write the ranges: {error.strerror}", place=str(out)) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -49,7 +48,7 @@ from gpusq_deploy.checkpoint.weights import layer_weights
 from gpusq_deploy.engines.option_text import options_from_text
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import export_float_model
-from gpusq_deploy.graph.files import save_model, save_scratch
+from gpusq_deploy.graph.files import save_model, save_scratch, scratch_folder
 from gpusq_deploy.graph.layers import graph_weights, weighted_layers
 from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.graph.memory import give_back
@@ -119,7 +118,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
     opened = _open_inputs(request, recipe, reporter)
     packed = _export(request, recipe, opened.checkpoint, reporter)
 
-    with new_bundle(request.out, force=request.force) as folder, tempfile.TemporaryDirectory() as scratch:
+    with new_bundle(request.out, force=request.force) as folder, scratch_folder() as scratch:
         float_file, built_file = Path(scratch) / MODEL, folder / MODEL
         save_scratch(packed.model, float_file)
         difference = check_export(opened.checkpoint, float_file, request.batch, reporter)

@@ -6,7 +6,6 @@ Both answer one batch at a time, and of each batch only sums are kept: memory do
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.engines.session import Session
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.blocks import Site
-from gpusq_deploy.graph.files import save_scratch
+from gpusq_deploy.graph.files import scratch_model
 from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.graph.memory import give_back
 from gpusq_deploy.graph.values import static_batch, value_name
@@ -159,9 +158,7 @@ def _tapped(path: Path, tensors: Sequence[str]) -> Generator[Path, None, None]:
     if not tensors:
         yield path
         return
-    with tempfile.TemporaryDirectory() as folder:
-        changed = Path(folder) / "tapped.onnx"
-        save_scratch(instrumented(map_model(path), tuple(dict.fromkeys(tensors)), whole=tensors), changed)
+    with scratch_model(instrumented(map_model(path), tuple(dict.fromkeys(tensors)), whole=tensors)) as changed:
         yield changed
 
 

@@ -6,10 +6,8 @@ Q/DQ pair in front of it. It runs once with nothing switched, and once for each 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +19,11 @@ from gpusq_deploy.artifacts.plan import LayerDecision, Plan
 from gpusq_deploy.calibration.sources import Batches, DataSource, filled
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.engines.session import Session
-from gpusq_deploy.graph.files import save_scratch
+from gpusq_deploy.graph.files import scratch_model
 from gpusq_deploy.graph.layers import GraphLayer, weight_rows
 from gpusq_deploy.graph.smoothable import bias_place
 from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, node_name, static_batch
-from gpusq_deploy.numerics.affine import amax_per_channel, dequantize, quantize, scale_from_amax
+from gpusq_deploy.numerics.affine import dequantize, quantize, weight_scales
 from gpusq_deploy.passes.quantize import STORED_TYPE, RoundedWeight
 
 _BATCH = 4
@@ -68,9 +66,7 @@ def noise_of_layers(
     common.RemoveUnusedNodesPass()(copy)  # the weights: they are inputs now
     fixed = static_batch(model.graph)
     noise, signal = dict.fromkeys((entry.node for entry in switched), 0.0), 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "switched.onnx"
-        save_scratch(copy, path)
+    with scratch_model(copy) as path:
         session = open_onnx(path)
         try:
             batches = [filled(batch, fixed) for batch in Batches(source=source, size=fixed or _BATCH)]
@@ -104,10 +100,8 @@ def _switch(
     node = next(node for node in model.graph if node.name == layer.node)
     rows = weight_rows(model, layer).astype(np.float32)
     if rounded is None:
-        amax = amax_per_channel(rows, 0)
-        if decision.weight is not None and decision.weight.one_scale:
-            amax = np.full_like(amax, amax.max())
-        scale = scale_from_amax(amax, dtype=stored).astype(np.float32)
+        one_scale = decision.weight is not None and decision.weight.one_scale
+        scale = weight_scales(rows, 0, dtype=stored, one_scale=one_scale)
         rounded = RoundedWeight(codes=quantize(rows, scale, axis=0), scale=scale, bias=None)
     by_rows = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
     weight = rows if by_rows else np.ascontiguousarray(rows.T)

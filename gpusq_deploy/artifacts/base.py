@@ -85,6 +85,16 @@ def written_whole(path: Path) -> Generator[Path, None, None]:
         temporary.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, or leave what is there as it is; see `written_whole`.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def digest_of_bytes(data: bytes | memoryview) -> str:
     """`sha256:` and the hexadecimal digest."""
     return "sha256:" + hashlib.sha256(data).hexdigest()

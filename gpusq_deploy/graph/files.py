@@ -75,6 +75,15 @@ def scratch_folder() -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory()
 
 
+@contextmanager
+def scratch_model(model: ir.Model) -> Generator[Path]:
+    """A model in a file of its own, to be run, while this lasts; see `save_scratch`."""
+    with scratch_folder() as folder:
+        path = Path(folder) / "model.onnx"
+        save_scratch(model, path)
+        yield path
+
+
 def save_scratch(model: ir.Model, path: Path) -> None:
     """Save to be run and thrown away: all tensors go to a file beside it, from which a runtime can map them.
 

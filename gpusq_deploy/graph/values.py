@@ -98,6 +98,17 @@ def add_initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.V
     return value
 
 
+def norms_tokens(norm: ir.Node) -> bool:
+    """Whether a LayerNormalization is over the last axis alone: of each token by itself."""
+    shape = norm.outputs[0].shape
+    return shape is not None and norm.attributes.get_int("axis", -1) in {-1, len(shape) - 1}
+
+
+def norm_last_axis(norm: ir.Node) -> None:
+    """Name the last axis of such a LayerNormalization from the back, before the number of axes changes."""
+    norm.attributes["axis"] = ir.AttrInt64("axis", -1)
+
+
 def insert_before(anchor: ir.Node, node: ir.Node, *, like: ir.Value, dtype: ir.DataType) -> ir.Value:
     """Put `node` in front of `anchor`; its only output gets `like`'s shape and the given type."""
     graph = anchor.graph

@@ -56,6 +56,18 @@ def amax_per_channel(weight: FloatArray, axis: int) -> FloatArray:
     return largest
 
 
+def weight_scales(
+    weight: FloatArray, axis: int, *, dtype: npt.DTypeLike, one_scale: bool = False
+) -> npt.NDArray[np.float32]:
+    """Float32 scales [weight.shape[axis]] of a weight's channels that `dtype` can hold; with `one_scale` all the same.
+
+    Raises:
+        ValueError: See `scale_from_amax`.
+    """
+    amax = amax_per_channel(weight, axis)
+    return scale_from_amax(np.full_like(amax, amax.max()) if one_scale else amax, dtype=dtype).astype(np.float32)
+
+
 def quantize(values: FloatArray, scale: FloatArray, *, axis: int | None = None) -> Int8Array:
     """INT8 codes in -127…127 of `values` [any shape] for one scale, or one per index of `axis`."""
     divisor = _aligned(scale, values.ndim, axis).astype(np.float32)

@@ -9,7 +9,15 @@ import numpy as np
 import onnx_ir as ir
 
 from gpusq_deploy.graph.shapes import PROBES, dimensions
-from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, is_constant, node_name
+from gpusq_deploy.graph.values import (
+    add_initializer,
+    array_of,
+    insert_before,
+    is_constant,
+    node_name,
+    norm_last_axis,
+    norms_tokens,
+)
 
 _EACH_ALONE = frozenset({"Gelu", "Relu", "Sigmoid", "Tanh", "Erf", "HardSwish"})
 _LIST = 3
@@ -69,9 +77,8 @@ def _norm_before(source: ir.Value) -> list[ir.Node]:
     node = source.producer()
     if node is None or node.op_type != "LayerNormalization" or len(source.uses()) != 1 or source.is_graph_output():
         return []
-    over_last = node.attributes.get_int("axis", -1) in {-1, len(source.shape or ()) - 1}
     known = node.inputs[0] is not None and _sizes(node.inputs[0]) is not None
-    return [node] if over_last and known and len(node.outputs) == 1 else []
+    return [node] if norms_tokens(node) and known and len(node.outputs) == 1 else []
 
 
 def _treats_each_token_alone(node: ir.Node, index: int = 0) -> bool:
@@ -107,7 +114,7 @@ def _flatten(graph: ir.Graph, chain: list[ir.Node]) -> None:
     flat = _reshape(graph, first, source, "tokens", (tokens, inside[-1]))
     first.replace_input_with(0, flat)
     if first.op_type == "LayerNormalization":
-        first.attributes["axis"] = ir.AttrInt64("axis", -1)
+        norm_last_axis(first)
     readers, shape = tuple(result.uses()), result.shape
     for step in chain:
         value = step.outputs[0]

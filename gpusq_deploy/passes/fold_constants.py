@@ -20,36 +20,10 @@ _MOVES = frozenset(
     | {"Unsqueeze", "Where"}
 )
 _COMPUTES = frozenset(
-    {"Abs", "Add", "And", "Clip", "ConstantOfShape", "Cos", "CumSum", "Div", "Equal", "Exp", "Floor", "Greater"}
-    | {
-        "GatherND",
-        "GreaterOrEqual",
-        "LayerNormalization",
-        "Less",
-        "LessOrEqual",
-        "Log",
-        "MatMul",
-        "Max",
-        "Min",
-        "Mod",
-        "Mul",
-    }
-    | {
-        "Neg",
-        "Not",
-        "Or",
-        "Pow",
-        "Range",
-        "Reciprocal",
-        "ReduceSum",
-        "Relu",
-        "Resize",
-        "ScatterND",
-        "Sigmoid",
-        "Sign",
-        "Sin",
-    }
-    | {"Softmax", "Sqrt", "Sub", "Tanh", "Tile"}
+    {"Abs", "Add", "Clip", "Div", "Floor", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Reciprocal", "Sign", "Sub"}
+    | {"Cos", "Exp", "LayerNormalization", "Log", "Pow", "Relu", "Sigmoid", "Sin", "Softmax", "Sqrt", "Tanh"}
+    | {"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or"}
+    | {"ConstantOfShape", "CumSum", "GatherND", "Range", "ReduceSum", "Resize", "ScatterND", "Tile"}
 )
 _WEIGHTED = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 _LARGEST_BYTES = 16 << 20
@@ -106,24 +80,28 @@ def _is_resize_of_one_number(node: ir.Node, known: Mapping[ir.Value, _Array]) ->
         return False
     if node.attributes.get_string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         return False
-    values = known[image] if image in known else array_of(image)
+    values = _constant(image, known)
     return values.size > 0 and bool(np.all(values == values.flat[0]))
 
 
 def _evaluate(node: ir.Node, known: Mapping[ir.Value, _Array], opset: int) -> _Array:
     """What a node answers. A product is taken in float64, so that it doesn't depend on the number of threads."""
     if node.op_type == "MatMul":
-        a, b = (known[value] if value in known else array_of(value) for value in node.inputs if value is not None)
+        a, b = (_constant(value, known) for value in node.inputs if value is not None)
         product: _Array = np.matmul(a.astype(np.float64), b.astype(np.float64))
         return product.astype(a.dtype)
     if node.op_type == "Transpose" and node.inputs[0] is not None:  # a view: most of them turn weights, and stay
-        turned = known[node.inputs[0]] if node.inputs[0] in known else array_of(node.inputs[0])
-        return np.transpose(turned, node.attributes.get_ints("perm", None))
+        return np.transpose(_constant(node.inputs[0], known), node.attributes.get_ints("perm", None))
     if node.op_type == "Resize" and node.inputs[0] is not None and node.outputs[0].shape is not None:
-        image = known[node.inputs[0]] if node.inputs[0] in known else array_of(node.inputs[0])
+        image = _constant(node.inputs[0], known)
         return np.full(node.outputs[0].shape.numpy(), image.flat[0], image.dtype)
-    inputs = [None if value is None else known[value] if value in known else array_of(value) for value in node.inputs]
+    inputs = [None if value is None else _constant(value, known) for value in node.inputs]
     return evaluate(node, inputs, opset)[0]
+
+
+def _constant(value: ir.Value, known: Mapping[ir.Value, _Array]) -> _Array:
+    """What a constant of the graph holds, or what was worked out."""
+    return known[value] if value in known else array_of(value)
 
 
 def _replace(graph: ir.Graph, value: ir.Value, array: _Array, known: Mapping[ir.Value, _Array]) -> int:

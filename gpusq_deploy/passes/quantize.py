@@ -17,7 +17,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import origin
 from gpusq_deploy.graph.smoothable import add_to_bias
 from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, value_name
-from gpusq_deploy.numerics.affine import amax_per_channel, quantize, scale_from_amax
+from gpusq_deploy.numerics.affine import quantize, weight_scales
 from gpusq_deploy.numerics.low_bit import int4_blocks
 from gpusq_deploy.passes.low_bit import CODE_TYPES, StoredWeight, fp8_weight, int4_weight, int8_weight, zero_points
 
@@ -214,10 +214,7 @@ def _content(
         if rounded is not None:
             codes = rounded.codes if weight.axis == 0 else rounded.codes.T
             return int8_weight(codes, rounded.scale, weight.axis, one_scale=weight.one_scale)
-        amax = amax_per_channel(values, weight.axis)
-        if weight.one_scale:
-            amax = np.full_like(amax, amax.max())
-        scale = scale_from_amax(amax, dtype=stored).astype(np.float32)
+        scale = weight_scales(values, weight.axis, dtype=stored, one_scale=weight.one_scale)
         codes = quantize(values, scale, axis=weight.axis)
         return int8_weight(codes, scale, weight.axis, one_scale=weight.one_scale)
     except ValueError as error:

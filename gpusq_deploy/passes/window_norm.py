@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from gpusq_deploy.graph.shapes import PROBES, dimensions
-from gpusq_deploy.graph.values import array_of, is_constant
+from gpusq_deploy.graph.values import array_of, is_constant, norm_last_axis, norms_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def _norm_before(end: ir.Value) -> ir.Node | None:
     if len(norms) != 1 or all(node.op_type != "Transpose" for node in inside):
         return None
     norm = norms.pop()
-    return norm if _is_over_last(norm) and _is_private(norm, inside, end) else None
+    return norm if norms_tokens(norm) and _is_private(norm, inside, end) else None
 
 
 def _moved(node: ir.Node) -> list[ir.Value]:
@@ -101,11 +101,6 @@ def _sliced_axes(node: ir.Node, rank: int) -> set[int | None]:
     return set(range(array_of(starts).size)) if starts is not None and is_constant(starts) else {None}
 
 
-def _is_over_last(norm: ir.Node) -> bool:
-    shape = norm.outputs[0].shape
-    return shape is not None and norm.attributes.get_int("axis", -1) in {-1, len(shape) - 1}
-
-
 def _is_private(norm: ir.Node, inside: set[ir.Node], end: ir.Value) -> bool:
     """Whether nothing else reads what lies between the LayerNormalization and `end`."""
     for node in (norm, *inside):
@@ -126,7 +121,7 @@ def _move(norm: ir.Node, end: ir.Value) -> None:
         reader.replace_input_with(index, before)
     graph.remove(norm)
     norm.replace_input_with(0, end)
-    norm.attributes["axis"] = ir.AttrInt64("axis", -1)  # the number of axes may be another one there
+    norm_last_axis(norm)
     graph.insert_before(next(node for node in graph if any(node is reader for reader, _ in readers)), norm)
     after.shape = end.shape
     for reader, index in readers:
