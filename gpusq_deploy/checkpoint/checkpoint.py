@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -88,33 +89,91 @@ def load_checkpoint(
     Raises:
         GpusqError: A bad file, no architecture, weights that don't fit it, or weights that aren't finite.
     """
-    # A folder is its config first: what it lacks is told before what its weights lack.
-    named = _named(path, arch) if os.path.isdir(path) else None
-    given, path = path, weights_file(path)
-    if is_exported_program(path):
-        reading = read_exported_program(path)
-    else:
-        content, remarks = _content(path, allow_pickle=allow_pickle)
-        if content.get("format") == SELF_DESCRIBING:
-            return replace(_load_self_describing(path, content, arch), remarks=remarks)
-        reading = reading_of(content, place=str(path), key=state_dict)
-        reading = replace(reading, remarks=(*remarks, *reading.remarks))
-    arch, preprocessor = named or _named(given, arch)
-    arch = _known(arch, path)
-    reading = _by_module_names(arch, reading, place=str(path))
-    module = _module_with_weights(arch, reading.state, place=str(path))
-    preprocessing = preprocessing_of(arch, module, preprocessor)
+
+    def content_of(file: Path) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+        return _content(file, allow_pickle=allow_pickle)
+
+    read = _read(path, arch, content_of, state_dict)
+    place, reading = str(read.file), read.reading
+    module = _module_with_weights(read.arch, reading.state, place=place)
+    preprocessing, remarks = read.preprocessing, reading.remarks
+    if preprocessing is None:
+        preprocessing = preprocessing_of(read.arch, module, read.preprocessor)
+        remarks = (*remarks, *_told(reading.state), *_assumed(read.arch, preprocessing))
     return Checkpoint(
-        file=path.name,
-        digest=digest_of_file(path),
-        format="safetensors" if path.suffix == ".safetensors" else reading.layout,
-        arch=arch,
+        file=read.file.name,
+        digest=digest_of_file(read.file),
+        format="safetensors" if read.file.suffix == ".safetensors" else reading.layout,
+        arch=read.arch,
         module=module,
         preprocessing=preprocessing,
         sparsity=reading.sparsity,
-        ranges=reading.ranges,
+        ranges=reading.ranges if read.described is None else _ranges(read.described, place),
         origins=reading.origins,
-        remarks=(*reading.remarks, *_told(reading.state), *_assumed(arch, preprocessing)),
+        remarks=remarks,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Read:
+    """A checkpoint's file, before there is a module.
+
+    Attributes:
+        file: The file with the weights.
+        arch: What they are of.
+        reading: The weights under the module's names, and what is recorded of them.
+        preprocessing: Of a file that describes itself; None: it is the architecture's, or as `preprocessor` says.
+        preprocessor: What preprocessor_config.json holds.
+        described: The content of a file that describes itself.
+    """
+
+    file: Path
+    arch: ArchSpec
+    reading: Reading
+    preprocessing: Preprocessing | None = None
+    preprocessor: Mapping[str, Any] | None = None
+    described: Mapping[str, Any] | None = None
+
+
+def _read(
+    path: Path,
+    arch: ArchSpec | None,
+    content_of: Callable[[Path], tuple[Mapping[str, Any], tuple[str, ...]]],
+    state_dict: str | None,
+) -> _Read:
+    """Everything that the file, and a config beside it, say; `content_of` gives the file's content and remarks."""
+    # A folder is its config first: what it lacks is told before what its weights lack.
+    named = _named(path, arch) if os.path.isdir(path) else None
+    file = weights_file(path)
+    place = str(file)
+    if is_exported_program(file):
+        reading = read_exported_program(file)
+    else:
+        content, remarks = content_of(file)
+        if content.get("format") == SELF_DESCRIBING:
+            return _read_self_describing(file, content, arch, remarks)
+        reading = reading_of(content, place=place, key=state_dict)
+        reading = replace(reading, remarks=(*remarks, *reading.remarks))
+    arch, preprocessor = named or _named(path, arch)
+    arch = _known(arch, file)
+    reading = _by_module_names(arch, reading, place=place)
+    return _Read(file=file, arch=arch, reading=reading, preprocessor=preprocessor)
+
+
+def _read_self_describing(
+    file: Path, content: Mapping[str, Any], asked: ArchSpec | None, remarks: tuple[str, ...]
+) -> _Read:
+    place = str(file)
+    arch = _described(content, asked, place)
+    state, _ = state_dict_in(_field(content, "state_dict", dict[str, Any], place), place=place)
+    require_plain(state, place=place)
+    sparsity = _field(content, "sparsity", SparsityRecord | None, place)
+    return _Read(
+        file=file,
+        arch=arch,
+        reading=Reading(state=state, layout=SELF_DESCRIBING, sparsity=sparsity, remarks=remarks),
+        preprocessing=_field(content, "preprocessing", Preprocessing, place),
+        described=content,
     )
 
 
@@ -149,30 +208,14 @@ def stored_weights(path: Path, *, arch: ArchSpec | None = None, state_dict: str 
     Raises:
         GpusqError: See `load_checkpoint`.
     """
-    named = _named(path, arch) if os.path.isdir(path) else None
-    given, path = path, weights_file(path)
-    place = str(path)
-    if is_exported_program(path):
-        reading = read_exported_program(path)
-    else:
-        content = read_checkpoint_file(path)
-        if content.get("format") == SELF_DESCRIBING:
-            arch, state = _described(content, arch, place)
-            return StoredWeights(
-                skeleton=_fitting_skeleton(arch, state, place=place),
-                state=state,
-                sparsity=_field(content, "sparsity", SparsityRecord | None, place),
-                preprocessing=_field(content, "preprocessing", Preprocessing, place),
-            )
-        reading = reading_of(content, place=place, key=state_dict)
-    arch, preprocessor = named or _named(given, arch)
-    arch = _known(arch, path)
-    reading = _by_module_names(arch, reading, place=place)
-    skeleton = _fitting_skeleton(arch, reading.state, place=place)
-    try:
-        preprocessing = preprocessing_of(arch, skeleton, preprocessor)
-    except GpusqError:  # weights can be looked at without it
-        preprocessing = None
+    read = _read(path, arch, lambda file: (read_checkpoint_file(file), ()), state_dict)
+    skeleton, preprocessing = skeleton_from_arch(read.arch), read.preprocessing
+    require_fit(skeleton.state_dict(), read.reading.state, read.arch, place=str(read.file))
+    if preprocessing is None:
+        # Weights can be looked at without it.
+        with suppress(GpusqError):
+            preprocessing = preprocessing_of(read.arch, skeleton, read.preprocessor)
+    reading = read.reading
     return StoredWeights(skeleton=skeleton, state=reading.state, sparsity=reading.sparsity, preprocessing=preprocessing)
 
 
@@ -204,13 +247,6 @@ def _without_lightning(arch: ArchSpec, state: Mapping[str, torch.Tensor]) -> Ren
     if not wrapped or not skeleton_from_arch(arch).state_dict().keys() & set(inner.values()):
         return Renamed(state, {}, ())
     return Renamed({inner[name]: tensor for name, tensor in state.items()}, inner, ())
-
-
-def _fitting_skeleton(arch: ArchSpec, state: Mapping[str, torch.Tensor], *, place: str) -> torch.nn.Module:
-    require_plain(state, place=place)
-    skeleton = skeleton_from_arch(arch)
-    require_fit(skeleton.state_dict(), state, arch, place=place)
-    return skeleton
 
 
 def _known(arch: ArchSpec | None, path: Path) -> ArchSpec:
@@ -263,24 +299,12 @@ def save_checkpoint(
         write_torch(temporary, content)
 
 
-def _load_self_describing(path: Path, content: Mapping[str, Any], asked: ArchSpec | None) -> Checkpoint:
-    place = str(path)
-    arch, state = _described(content, asked, place)
-    return Checkpoint(
-        file=path.name,
-        digest=digest_of_file(path),
-        format=SELF_DESCRIBING,
-        arch=arch,
-        module=_module_with_weights(arch, state, place=place),
-        preprocessing=_field(content, "preprocessing", Preprocessing, place),
-        sparsity=_field(content, "sparsity", SparsityRecord | None, place),
-        ranges=_ranges(content, place),
-    )
+def _described(content: Mapping[str, Any], asked: ArchSpec | None, place: str) -> ArchSpec:
+    """The architecture that a file says it is of. A factory is code: it must be asked for.
 
-
-def _described(
-    content: Mapping[str, Any], asked: ArchSpec | None, place: str
-) -> tuple[ArchSpec, dict[str, torch.Tensor]]:
+    Raises:
+        GpusqError: Another one was asked for, or none where it must be.
+    """
     arch: ArchSpec = _field(content, "arch", ArchSpec, place)
     code = arch.source == "factory"
     if asked is not None and asked != arch:
@@ -292,7 +316,7 @@ def _described(
             place=place,
             hint=f"where you trust it, name it too: {text_from_arch(arch)}",
         )
-    return arch, state_dict_in(_field(content, "state_dict", dict[str, Any], place), place=place)[0]
+    return arch
 
 
 def _field(content: Mapping[str, Any], name: str, kind: Any, place: str) -> Any:
@@ -318,7 +342,6 @@ def _ranges(content: Mapping[str, Any], place: str) -> dict[str, float]:
 
 
 def _module_with_weights(arch: ArchSpec, state: Mapping[str, torch.Tensor], *, place: str) -> torch.nn.Module:
-    require_plain(state, place=place)
     module = module_from_arch(arch)
     # Shapes first: a few stored bytes can claim to be any number of weights, and what follows looks at each.
     expected = module.state_dict()

@@ -44,17 +44,17 @@ def weights_by_module_names(spec: ArchSpec, state: Mapping[str, torch.Tensor]) -
     """
     _require_floats(spec, [f"{name} ({tensor.dtype})" for name, tensor in state.items() if tensor.is_complex()])
     _require_stored(spec, state)
-    given = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     with offline(), refusals(spec):
         build: Any = class_of_images(spec)
         config = config_of(spec)
         with torch.device("meta"):
             if set(build(config).state_dict()) == set(state):
                 return Renamed(state, {}, ())
+        given = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
         loaded, found = build.from_pretrained(
             None,
             config=config,
-            state_dict=dict(given),
+            state_dict=given,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
