@@ -49,7 +49,7 @@ from gpusq_deploy.engines.option_text import options_from_text
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model, save_scratch, scratch_folder
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
 from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.graph.memory import give_back
 from gpusq_deploy.manifest import make_manifest
@@ -204,12 +204,7 @@ def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, repor
     reporter.say(f"exporting {checkpoint.arch} to ONNX opset {request.opset}")
     model = run_passes(export_float_model(checkpoint, batch=request.batch, opset=request.opset), CANONICAL)
     require_checkable(request, model)
-    stored = sparsity_report(
-        graph_weights(model, weighted_layers(model)),
-        source=checkpoint.file,
-        recipe=recipe,
-        record=checkpoint.sparsity,
-    )
+    stored = graph_sparsity(model, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)
     if request.sparse:
         require_sparse(stored, command=repair_command(request))
     return pack_projections(model, stored, recipe, checkpoint.sparsity)

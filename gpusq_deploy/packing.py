@@ -10,12 +10,11 @@ import onnx_ir as ir
 
 from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityRecord, SparsityReport
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.graph.layers import graph_sparsity
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.pack_projections import PackProjections, Triple, find_projections
 from gpusq_deploy.ranges import Subject
 from gpusq_deploy.recipe import Recipe
-from gpusq_deploy.sparsity import sparsity_report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,12 +69,7 @@ def pack_projections(model: ir.Model, stored: SparsityReport, recipe: Recipe, re
     if not chosen:
         return Packed(model=model, stored=stored, notes=notes)
     packed = run_passes(model, [PackProjections(chosen)])
-    report = sparsity_report(
-        graph_weights(packed, weighted_layers(packed)),
-        source=stored.source,
-        recipe=recipe,
-        record=_with_packed(record, chosen),
-    )
+    report = graph_sparsity(packed, source=stored.source, recipe=recipe, record=_with_packed(record, chosen))
     return Packed(model=packed, stored=report, chosen=chosen, notes=notes)
 
 

@@ -26,13 +26,12 @@ from gpusq_deploy.compress.prune_checkpoint import Pruning, prune_checkpoint
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import example_input, reference_outputs
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.graph.layers import graph_sparsity
 from gpusq_deploy.graph.other_weights import other_weights
 from gpusq_deploy.packed import DENSE, PACKED, move_packed_weights, packed_line, unpack_dense, write_packed
 from gpusq_deploy.ranges import Data, Subject
 from gpusq_deploy.recipe import OPSETS, Recipe, load_recipe
 from gpusq_deploy.request import BuildRequest, Reporter
-from gpusq_deploy.sparsity import sparsity_report
 from gpusq_deploy.verify import require_same, split_source, verify
 from gpusq_deploy.wide import Wide, text_of, wide_in
 
@@ -205,8 +204,7 @@ def sparsity_kept(built: ir.Model, stored: SparsityReport, recipe: Recipe) -> Sp
         AssertionError: A pass broke what was valid in the checkpoint: our bug.
     """
     before = {state.layer: state for state in stored.layers}
-    weights = graph_weights(built, weighted_layers(built))
-    after = sparsity_report(weights, source=MODEL, recipe=recipe, record=None).layers
+    after = graph_sparsity(built, source=MODEL, recipe=recipe).layers
     lost = [state.layer for state in after if before[state.layer].valid and not state.valid]
     if lost:
         raise AssertionError(f"the passes broke 2:4 in {', '.join(lost)}")

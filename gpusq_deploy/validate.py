@@ -13,7 +13,7 @@ from gpusq_deploy.artifacts.finding import Finding
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityRecord, SparsityReport
 from gpusq_deploy.bundle import MODEL, damaged_files, kind_of, read_bundle
 from gpusq_deploy.explain import LayerExplanation, explain_layers, meaning_of
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.graph.layers import graph_sparsity
 from gpusq_deploy.graph.lint import lint
 from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.packed import PACKED, packed_faults, require_dense
@@ -74,12 +74,8 @@ def _validate_bundle(path: Path) -> Validation:
     asked = bundle.plan.sparse_asked
     expected = tuple(layer.layer for layer in bundle.manifest.sparsity.layers if layer.expected)
     model = map_model(path / MODEL)
-    report = sparsity_report(
-        graph_weights(model, weighted_layers(model, only_seen=True)),
-        source=MODEL,
-        recipe=load_recipe(None),
-        record=SparsityRecord(method="as the manifest says", layers=expected),
-    )
+    record = SparsityRecord(method="as the manifest says", layers=expected)
+    report = graph_sparsity(model, source=MODEL, recipe=load_recipe(None), record=record, only_seen=True)
     packed = _packed_findings(path, model, report) if (path / PACKED).exists() else ()
     return _validation("bundle", report, [*damaged, *lint(model), *packed], sparsity_asked=asked)
 
@@ -91,12 +87,7 @@ def _packed_findings(path: Path, model: ir.Model, report: SparsityReport) -> Ite
 
 def _validate_model(path: Path, recipe: Path | None) -> Validation:
     model = map_model(path)
-    report = sparsity_report(
-        graph_weights(model, weighted_layers(model, only_seen=True)),
-        source=path.name,
-        recipe=load_recipe(recipe),
-        record=None,
-    )
+    report = graph_sparsity(model, source=path.name, recipe=load_recipe(recipe), only_seen=True)
     return _validation("ONNX model", report, lint(model), sparsity_asked=True)
 
 

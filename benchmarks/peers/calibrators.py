@@ -28,13 +28,12 @@ from gpusq_deploy.compile import CANONICAL
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.ranks import Ranks
 from gpusq_deploy.recipe import load_recipe
-from gpusq_deploy.sparsity import sparsity_report
 from gpusq_deploy.verify import verify
 
 _CALIBRATORS = (
@@ -62,7 +61,7 @@ def main() -> None:
     batch = BatchRange(minimum=1, optimum=8, maximum=32)
     model = run_passes(export_float_model(checkpoint, batch=batch), CANONICAL)
     layers, recipe = weighted_layers(model), load_recipe(Path("plain_wi8_ai8"))
-    report = sparsity_report(graph_weights(model, layers), source=checkpoint.file, recipe=recipe, record=None)
+    report = graph_sparsity(model, source=checkpoint.file, recipe=recipe)
     wanted = layers_to_quantize(layers, recipe)
     asked = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp32")
     calibrate, unseen = (open_source(text, checkpoint.preprocessing) for text in (options.calib, options.unseen))

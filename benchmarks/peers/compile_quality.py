@@ -58,7 +58,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.blocks import blocks_of_nodes
 from gpusq_deploy.graph.files import load_model, save_model
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
 from gpusq_deploy.mixing import decide
 from gpusq_deploy.numerics.error import sqnr_db
 from gpusq_deploy.packing import pack_projections
@@ -71,7 +71,6 @@ from gpusq_deploy.quantisation import Wanted
 from gpusq_deploy.ranges import Data
 from gpusq_deploy.recipe import Recipe, load_recipe
 from gpusq_deploy.request import Reporter
-from gpusq_deploy.sparsity import sparsity_report
 from gpusq_deploy.steps import subject_of
 from gpusq_deploy.targets import find_target
 from gpusq_deploy.wide import Wide
@@ -240,9 +239,8 @@ def _cast_graph(path: Path) -> Graph:
 
 def _packed(subject: Subject, canonical: ir.Model) -> ir.Model:
     """With projections packed, as gpusq-build packs them."""
-    recipe, layers = load_recipe(None), weighted_layers(canonical)
-    source = subject.checkpoint.file
-    report = sparsity_report(graph_weights(canonical, layers), source=source, recipe=recipe, record=None)
+    recipe = load_recipe(None)
+    report = graph_sparsity(canonical, source=subject.checkpoint.file, recipe=recipe)
     return pack_projections(canonical, report, recipe, None).model
 
 
@@ -254,7 +252,7 @@ def _quantised(subject: Subject, canonical: ir.Model, recipe: Recipe) -> tuple[i
     data = Data(calibrate=subject.calibrate, verify=subject.calibrate, held_out=False, real=True)
     reporter = Reporter(say=_ignore, progress=_ignore)
     prepared = prepare(canonical, layers, how, data, subject_of(checkpoint), reporter)
-    report = sparsity_report(graph_weights(canonical, layers), source=checkpoint.file, recipe=recipe, record=None)
+    report = graph_sparsity(canonical, source=checkpoint.file, recipe=recipe)
     asked = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp16")
     plan, rounded = decide(prepared, asked, report, Wide(), data, reporter)
     return prepared.model, [Quantize(plan, rounded), CastRemainder("fp16")]

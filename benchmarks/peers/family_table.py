@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import torch
 
 from gpusq_deploy.artifacts.manifest import BatchRange
@@ -42,15 +41,14 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import example_input, export_float_model, reference_outputs
 from gpusq_deploy.graph.attention import find_attentions
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
-from gpusq_deploy.packing import pack_projections
+from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
+from gpusq_deploy.packing import Packed, pack_projections
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.receipt import built_layers
 from gpusq_deploy.recipe import Recipe, load_recipe
-from gpusq_deploy.sparsity import sparsity_report
 from gpusq_deploy.targets import find_target
 
 _BEGIN, _END = "<!-- families: made by benchmarks/peers/family_table.py -->", "<!-- families: end -->"
@@ -119,7 +117,9 @@ def _measure(family: Family, row: dict[str, Any]) -> None:
     batch = BatchRange(minimum=family.batch, optimum=family.batch, maximum=family.batch)
     start = time.perf_counter()
     recipe = load_recipe(Path("plain_wi8_ai8"))
-    model = _packed(run_passes(export_float_model(checkpoint, batch=batch), CANONICAL), recipe)
+    model = run_passes(export_float_model(checkpoint, batch=batch), CANONICAL)
+    packed = pack_projections(model, graph_sparsity(model, source="", recipe=recipe), recipe, None)
+    model = packed.model
     row["export_seconds"] = round(time.perf_counter() - start, 1)
     attentions = len(find_attentions(model))
     row["attentions"] = attentions
@@ -127,7 +127,7 @@ def _measure(family: Family, row: dict[str, Any]) -> None:
         path = Path(folder) / "model.onnx"
         save_model(model, path)
         row["max_relative_error"] = _difference(checkpoint, path, family.batch)
-        plan = _plan(checkpoint, model, recipe, family.batch)
+        plan = _plan(checkpoint, packed, recipe, family.batch)
         checkpoint.module.to("meta")  # its weights aren't needed any more
         save_model(run_passes(model, [CastRemainder("fp16")]), path)
         found, row["fp16_build_seconds"], _ = _built(path, batch, plan)
@@ -164,19 +164,12 @@ def _difference(checkpoint: Checkpoint, path: Path, batch: int) -> float:
     return max(found)
 
 
-def _packed(model: ir.Model, recipe: Recipe) -> ir.Model:
-    """With projections packed, as gpusq-build packs them."""
-    report = sparsity_report(graph_weights(model, weighted_layers(model)), source="", recipe=recipe, record=None)
-    return pack_projections(model, report, recipe, None).model
-
-
-def _plan(checkpoint: Checkpoint, model: ir.Model, recipe: Recipe, batch: int) -> Plan:
-    layers = weighted_layers(model)
+def _plan(checkpoint: Checkpoint, packed: Packed, recipe: Recipe, batch: int) -> Plan:
+    model, layers = packed.model, weighted_layers(packed.model)
     noise = ArrayFile(name="noise", values=array_from_tensor(example_input(checkpoint, batch)))
     table = collect_ranges(model, layers_to_quantize(layers, recipe), noise, open_model=open_onnx)
-    report = sparsity_report(graph_weights(model, layers), source="", recipe=recipe, record=None)
     asked = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp16")
-    return make_plan(layers, asked, table=table, sparsity=report)
+    return make_plan(layers, asked, table=table, sparsity=packed.stored)
 
 
 def _built(path: Path, batch: BatchRange, plan: Plan) -> tuple[EngineTotals, float, float | None]:

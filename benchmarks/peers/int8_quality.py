@@ -31,16 +31,15 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.benchmarks.peers.photographs import crops, photographs
 from gpusq_deploy.calibration.choice import calibrators_for
-from gpusq_deploy.calibration.images import sample_from_image
 from gpusq_deploy.calibration.sources import ArrayFile
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.graph.files import load_model, save_model
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
 from gpusq_deploy.mixing import decide
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.quantize import Quantize
@@ -50,10 +49,8 @@ from gpusq_deploy.quantisation import Wanted
 from gpusq_deploy.ranges import Data, Subject
 from gpusq_deploy.recipe import Recipe, load_recipe
 from gpusq_deploy.request import Reporter
-from gpusq_deploy.sparsity import sparsity_report
 from gpusq_deploy.wide import Wide
 
-_SMALLEST = 300
 _LEFT_OUT = ("color.png", "logo.png", "motorcycle_right.png", "phantom.png")
 _CALIBRATE, _UNSEEN, _BATCH = 16, 64, 4
 _DYNAMIC = BatchRange(minimum=1, optimum=8, maximum=32)
@@ -151,7 +148,7 @@ def _rows(options: argparse.Namespace, folder: Path, preprocessing: Preprocessin
     if options.timed:
         names = [_DEFAULT, _NNCF] * options.timed
     for seed in range(1 if options.timed else options.seeds):
-        calibrate, unseen = (crops(half, preprocessing, count) for half, count in halves(seed))
+        calibrate, unseen = (crops(half, preprocessing, count, least=0.5) for half, count in halves(seed))
         np.save(folder / "images.npy", calibrate)
         wanted = answers(folder / "float.onnx", unseen)
         for name in names:
@@ -174,34 +171,10 @@ def export(options: argparse.Namespace, folder: Path) -> Preprocessing:
 
 def halves(seed: int) -> tuple[tuple[list[Path], int], tuple[list[Path], int]]:
     """Photographs to calibrate on and to judge by, and how many crops of each."""
-    import skimage
-    import sklearn
-
-    folders = (Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images")
-    files = [path for folder in folders for path in folder.iterdir() if path.suffix in {".png", ".jpg"}]
-    large = sorted((path for path in files if path.name not in _LEFT_OUT and _is_large(path)), key=lambda p: p.name)
+    large = photographs(_LEFT_OUT)
     order = [large[int(index)] for index in np.random.default_rng(seed).permutation(len(large))]
     middle = len(order) // 2
     return (order[:middle], _CALIBRATE), (order[middle:], _UNSEEN)
-
-
-def _is_large(path: Path) -> bool:
-    with Image.open(path) as image:
-        return bool(min(image.size) >= _SMALLEST)
-
-
-def crops(files: list[Path], preprocessing: Preprocessing, count: int) -> Images:
-    """Seeded square crops of 0.5 to 1 of the shorter side, from the files in turn: [count, C, H, W]."""
-    random = np.random.default_rng(0)
-    samples: list[Images] = []
-    for index in range(count):
-        with Image.open(files[index % len(files)]) as image:
-            side = int(min(image.size) * random.uniform(0.5, 1.0))
-            left = int(random.integers(0, image.width - side + 1))
-            top = int(random.integers(0, image.height - side + 1))
-            part = image.convert("RGB").crop((left, top, left + side, top + side))
-        samples.append(sample_from_image(part, preprocessing))
-    return np.stack(samples)
 
 
 def make(name: str, folder: Path, peer_python: Path | None) -> Row:
@@ -230,7 +203,7 @@ def quantise_ours(folder: Path, name: str) -> None:
     how = Wanted(layers=wanted, recipe=recipe, calibrators=calibrators_for(wanted, recipe), remainder="fp32")
     quiet = Reporter(say=_ignore, progress=_ignore)
     prepared = prepare(model, layers, how, data, Subject(file="float.onnx"), quiet)
-    report = sparsity_report(graph_weights(prepared.model, prepared.layers), source="", recipe=recipe, record=None)
+    report = graph_sparsity(prepared.model, source="", recipe=recipe)
     asked = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp32")
     plan, rounded = decide(prepared, asked, report, Wide(), data, quiet)
     save_model(run_passes(prepared.model, [Quantize(plan, rounded)]), folder / "built.onnx")

@@ -31,7 +31,7 @@ from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.layers import totals
 from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.quantize import Quantize
@@ -51,7 +51,6 @@ from gpusq_deploy.recipe import (
     load_recipe,
 )
 from gpusq_deploy.request import Reporter
-from gpusq_deploy.sparsity import sparsity_report
 from gpusq_deploy.steps import subject_of
 from gpusq_deploy.targets import find_target
 from gpusq_deploy.verify import verify
@@ -111,8 +110,7 @@ class Bench:
         float_file, built_file = folder / "float.onnx", folder / "built.onnx"
         save_model(self.model, float_file)
         prepared = self._placed(case.recipe)
-        weights = graph_weights(self.model, self.layers)
-        report = sparsity_report(weights, source=self.checkpoint.file, recipe=case.recipe, record=None)
+        report = graph_sparsity(self.model, source=self.checkpoint.file, recipe=case.recipe)
         asked = PlanRequest(recipe=case.recipe, int8=True, sparse=False, remainder="fp16")
         plan = make_plan(prepared.layers, asked, table=prepared.table, sparsity=report, placements=prepared.placements)
         rounded = fitted(prepared, plan, case.recipe, self.data, self.quiet)

@@ -30,23 +30,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
-import skimage
-import sklearn
 import torch
-from PIL import Image
 
-from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.benchmarks.environment import read_environment
-from gpusq_deploy.calibration.images import sample_from_image
+from gpusq_deploy.benchmarks.peers.photographs import crops, photographs
 from gpusq_deploy.checkpoint.architecture import arch_from_text, module_from_arch
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from gpusq_deploy.compress.arrange import arrange
 from gpusq_deploy.compress.oneshot import PLAIN_SPARSEGPT, OneshotOptions
 from gpusq_deploy.compress.sequential import prune_oneshot
 
-_SMALLEST = 300
 _LEFT_OUT = ("color.png", "phantom.png", "motorcycle_right.png")
 _CROPS = 64
 _BATCH = 8
@@ -91,13 +84,15 @@ def main() -> None:
     options = _options()
     arch = None if options.arch is None else arch_from_text(options.arch, options.arch_arg)
     checkpoint = load_checkpoint(options.model, arch=arch)
-    halves = photographs()[:: -1 if options.swap else 1]
-    images, unseen = (crops(half, checkpoint.preprocessing, seed=options.seed) for half in halves)
+    dealt = halves()[:: -1 if options.swap else 1]
+    images, unseen = (
+        torch.from_numpy(crops(half, checkpoint.preprocessing, _CROPS, least=0.4, seed=options.seed)) for half in dealt
+    )
     wanted = tokens_of(checkpoint.module, unseen)
     head: dict[str, Any] = {
         "what": f"{checkpoint.arch}, every Linear layer 2:4, float32",
-        "pruned_on": [path.name for path in halves[0]],
-        "judged_on": [path.name for path in halves[1]],
+        "pruned_on": [path.name for path in dealt[0]],
+        "judged_on": [path.name for path in dealt[1]],
         "crops_of_each": _CROPS,
         "seed": options.seed,
         "threads": torch.get_num_threads(),
@@ -144,26 +139,10 @@ def _rows_in(file: Path | None, head: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def photographs() -> tuple[list[Path], list[Path]]:
+def halves() -> tuple[list[Path], list[Path]]:
     """Files for pruning and for judging; nothing is downloaded."""
-    folders = (Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images")
-    files = [path for folder in folders for path in folder.iterdir() if path.suffix in {".png", ".jpg"}]
-    chosen = sorted((path for path in files if path.name not in _LEFT_OUT and _is_large(path)), key=lambda p: p.name)
+    chosen = photographs(_LEFT_OUT, modes=("RGB",))
     return chosen[::2], chosen[1::2]
-
-
-def crops(files: list[Path], preprocessing: Preprocessing, *, seed: int = 0) -> torch.Tensor:
-    """Seeded square crops of 0.4 to 1 of the shorter side, from the files in turn: float32 [64, C, H, W]."""
-    random = np.random.default_rng(seed)
-    samples: list[npt.NDArray[np.float32]] = []
-    for index in range(_CROPS):
-        with Image.open(files[index % len(files)]) as image:
-            side = int(min(image.size) * random.uniform(0.4, 1.0))
-            left = int(random.integers(0, image.width - side + 1))
-            top = int(random.integers(0, image.height - side + 1))
-            part = image.convert("RGB").crop((left, top, left + side, top + side))
-        samples.append(sample_from_image(part, preprocessing))
-    return torch.from_numpy(np.stack(samples))
 
 
 def prune_ours(checkpoint: Checkpoint, images: torch.Tensor, options: OneshotOptions, *, permute: bool = False) -> Row:
@@ -213,11 +192,6 @@ def tokens_of(module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
 def cosine(wanted: torch.Tensor, got: torch.Tensor) -> float:
     """Mean over all patch tokens of all images."""
     return float(torch.nn.functional.cosine_similarity(wanted, got, dim=-1).double().mean())
-
-
-def _is_large(path: Path) -> bool:
-    with Image.open(path) as image:
-        return bool(image.mode == "RGB" and min(image.size) >= _SMALLEST)
 
 
 def _print_ratios(rows: list[Row]) -> None:

@@ -29,7 +29,7 @@ from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.layers import totals
 from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
 from gpusq_deploy.outputs import Outputs
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
@@ -41,7 +41,6 @@ from gpusq_deploy.quantisation import Wanted, make_ready, rounded_weights
 from gpusq_deploy.ranges import Data
 from gpusq_deploy.recipe import load_recipe
 from gpusq_deploy.request import Reporter
-from gpusq_deploy.sparsity import sparsity_report
 from gpusq_deploy.steps import subject_of
 from gpusq_deploy.targets import find_target
 from gpusq_deploy.verify import verify
@@ -59,9 +58,7 @@ def main() -> None:
     checkpoint = prune_checkpoint(checkpoint, recipe, Pruning(method="magnitude", permute=False), None, _ignore)
     model = run_passes(export_float_model(checkpoint, batch=_BATCH), CANONICAL)
     layers = weighted_layers(model)
-    report = sparsity_report(
-        graph_weights(model, layers), source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity
-    )
+    report = graph_sparsity(model, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)
     calibrate, unseen = (open_source(text, checkpoint.preprocessing) for text in (options.calib, options.unseen))
     data = Data(calibrate=calibrate, verify=unseen, held_out=True, real=True)
     wanted = layers_to_quantize(layers, recipe)

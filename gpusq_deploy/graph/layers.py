@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts.plan import LayerKind
+from gpusq_deploy.artifacts.sparsity import SparsityRecord, SparsityReport
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.mapped import release
 from gpusq_deploy.graph.values import (
@@ -26,7 +27,8 @@ from gpusq_deploy.graph.values import (
     value_name,
 )
 from gpusq_deploy.numerics.sparsity import rows_from_conv
-from gpusq_deploy.sparsity import LayerWeight
+from gpusq_deploy.recipe import Recipe
+from gpusq_deploy.sparsity import LayerWeight, sparsity_report
 
 _EXPORT_AGAIN = "is the file damaged? export the model again"
 # Output channels, input channels, and one of the kernel or more.
@@ -114,6 +116,14 @@ def graph_weights(model: ir.Model, layers: Iterable[GraphLayer]) -> Iterator[Lay
             macs=layer.macs,
         )
         release(model.graph.initializers[layer.weight])
+
+
+def graph_sparsity(
+    model: ir.Model, *, source: str, recipe: Recipe, record: SparsityRecord | None = None, only_seen: bool = False
+) -> SparsityReport:
+    """The 2:4 state of all weights of a graph; see `sparsity_report` and `weighted_layers`."""
+    layers = weighted_layers(model, only_seen=only_seen)
+    return sparsity_report(graph_weights(model, layers), source=source, recipe=recipe, record=record)
 
 
 def origin(value: ir.Value | None) -> tuple[ir.Value | None, bool]:

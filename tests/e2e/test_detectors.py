@@ -35,14 +35,13 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import example_input
 from gpusq_deploy.graph.attention import find_attentions
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.receipt import built_layers
 from gpusq_deploy.recipe import Recipe, Rule
-from gpusq_deploy.sparsity import sparsity_report
 from gpusq_deploy.targets import find_target
 
 from commands import run_main  # isort: skip
@@ -203,7 +202,7 @@ def test_a_part_is_built_in_int8(name: str, attentions: int, tmp_path: Path) -> 
     layers = weighted_layers(model)
     noise = ArrayFile(name="noise", values=array_from_tensor(example_input(checkpoint, batch.optimum)))
     table = collect_ranges(model, layers_to_quantize(layers, LINEAR), noise, open_model=open_onnx)
-    report = sparsity_report(graph_weights(model, layers), source="", recipe=LINEAR, record=None)
+    report = graph_sparsity(model, source="", recipe=LINEAR)
     asked = PlanRequest(recipe=LINEAR, int8=name != "mask", sparse=False, remainder="fp16")
     plan = make_plan(layers, asked, table=table, sparsity=report)
     path = tmp_path / "model.onnx"

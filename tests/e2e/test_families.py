@@ -22,7 +22,7 @@ from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.export.onnx_export import example_input, export_float_model, reference_outputs
 from gpusq_deploy.graph.attention import find_attentions
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
 from gpusq_deploy.packing import pack_projections
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
@@ -30,7 +30,6 @@ from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.receipt import built_layers
 from gpusq_deploy.recipe import Recipe, Rule
-from gpusq_deploy.sparsity import sparsity_report
 from gpusq_deploy.targets import find_target
 
 BATCH = BatchRange(minimum=2, optimum=2, maximum=2)
@@ -48,7 +47,7 @@ def test_a_family_answers_as_torch_and_is_built_in_int8(name: str, tmp_path: Pat
     assert len(find_attentions(model)) == family.attentions
     images = array_from_tensor(example_input(checkpoint, 2))
     noise = ArrayFile(name="noise", values=images)
-    report = sparsity_report(graph_weights(model, weighted_layers(model)), source="", recipe=LINEAR, record=None)
+    report = graph_sparsity(model, source="", recipe=LINEAR)
     packed = pack_projections(model, report, LINEAR, None)
     assert len(packed.chosen) == family.packed
     layers = weighted_layers(packed.model)

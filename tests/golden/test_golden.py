@@ -12,13 +12,12 @@ from gpusq_deploy.artifacts.base import json_from_value
 from gpusq_deploy.artifacts.plan import FloatPrecision, Plan
 from gpusq_deploy.calibration.stored import table_from_recorded
 from gpusq_deploy.compile import CANONICAL
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.plan import PlanRequest, make_plan
 from gpusq_deploy.recipe import load_recipe
-from gpusq_deploy.sparsity import sparsity_report
 
 DATA = Path(__file__).parent / "data"
 
@@ -37,7 +36,7 @@ def tiny_plan(remainder: FloatPrecision) -> Plan:
         layers,
         PlanRequest(recipe=recipe, int8=True, sparse=False, remainder=remainder),
         table=table_from_recorded(recorded, layers, source="tiny.pt"),
-        sparsity=sparsity_report(graph_weights(model, layers), source="tiny.pt", recipe=recipe, record=None),
+        sparsity=graph_sparsity(model, source="tiny.pt", recipe=recipe),
     )
 
 

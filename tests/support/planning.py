@@ -13,12 +13,11 @@ from gpusq_deploy.artifacts.plan import FloatPrecision, Plan
 from gpusq_deploy.calibration.observe import collect_ranges
 from gpusq_deploy.calibration.sources import ArrayFile
 from gpusq_deploy.engines.ort import open_onnx
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.plan import PlanRequest, make_plan
 from gpusq_deploy.recipe import Recipe, Rule
-from gpusq_deploy.sparsity import sparsity_report
 
 EVERYTHING = Recipe(
     schema="gpusq.recipe/1", name="everything", description="every layer in INT8", rules=(Rule(reason="all of them"),)
@@ -51,7 +50,7 @@ def plan_for(
 ) -> Plan:
     """The plan for a graph, without sparsity."""
     layers = weighted_layers(model)
-    report = sparsity_report(graph_weights(model, layers), source="test", recipe=recipe, record=None)
+    report = graph_sparsity(model, source="test", recipe=recipe)
     request = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder=remainder)
     return make_plan(layers, request, table=ranges, sparsity=report)
 

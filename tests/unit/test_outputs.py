@@ -17,14 +17,13 @@ from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.calibration.moments import ChannelMoments, MomentSums
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph.layers import GraphLayer, graph_weights, weighted_layers
+from gpusq_deploy.graph.layers import GraphLayer, graph_sparsity, weighted_layers
 from gpusq_deploy.outputs import choose_outputs, output_candidates, output_site, predicted_db
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.placements import OutputChoice, OutputWish, Placements
 from gpusq_deploy.plan import PlanRequest, make_plan
 from gpusq_deploy.recipe import Recipe, Rule, recipe_from_toml
-from gpusq_deploy.sparsity import sparsity_report
 
 Array = npt.NDArray[Any]
 
@@ -63,7 +62,7 @@ def moments(values: Array, *, squares: bool = True) -> ChannelMoments:
 
 
 def report(model: ir.Model, layers: tuple[GraphLayer, ...]) -> SparsityReport:
-    return sparsity_report(graph_weights(model, layers), source="test", recipe=planning.EVERYTHING, record=None)
+    return graph_sparsity(model, source="test", recipe=planning.EVERYTHING)
 
 
 def choices(model: ir.Model, recipe: Recipe, wish: OutputWish | None, **changed: Any) -> tuple[OutputChoice, ...]:

@@ -11,7 +11,7 @@ import tiny_models
 
 from gpusq_deploy.artifacts.plan import parts_of
 from gpusq_deploy.artifacts.sparsity import SparsityRecord, SparsityReport
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
 from gpusq_deploy.graph.values import NAME_SCOPES
 from gpusq_deploy.numerics.sparsity import magnitude_mask
 from gpusq_deploy.packing import Packed, pack_projections
@@ -19,7 +19,6 @@ from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.clean import Clean
 from gpusq_deploy.ranges import Subject
 from gpusq_deploy.recipe import Recipe, Rule
-from gpusq_deploy.sparsity import sparsity_report
 
 TEXT = """
 attention (float[batch, 5, 8] x) => (float[batch, 2, 5, 4] y) {
@@ -60,7 +59,7 @@ def attention(*, sparse: str = "") -> ir.Model:
 
 
 def packed(model: ir.Model, recipe: Recipe = RECIPE, record: SparsityRecord | None = None) -> Packed:
-    stored = sparsity_report(graph_weights(model, weighted_layers(model)), source="m", recipe=recipe, record=record)
+    stored = graph_sparsity(model, source="m", recipe=recipe, record=record)
     return pack_projections(model, stored, recipe, record)
 
 
