@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from gpusq_deploy.artifacts.arch import ArchArgument, ArchSpec
 
 
@@ -16,6 +18,13 @@ class Family:
     name: str
     spec: ArchSpec
     batch: int = 8
+
+
+def fill_zeros(module: torch.nn.Module, std: float) -> None:
+    """Random numbers for parameters of zeros, which would hide a mistake, and what is built of them."""
+    for parameter in module.parameters():
+        if not parameter.any():
+            parameter.normal_(std=std)
 
 
 def _timm(name: str, model: str, **arguments: ArchArgument) -> Family:

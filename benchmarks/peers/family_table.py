@@ -25,7 +25,7 @@ import torch
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.receipt import EngineTotals
-from gpusq_deploy.benchmarks.peers.family_models import FAMILIES, Family
+from gpusq_deploy.benchmarks.peers.family_models import FAMILIES, Family, fill_zeros
 from gpusq_deploy.calibration.observe import collect_ranges
 from gpusq_deploy.calibration.sources import ArrayFile
 from gpusq_deploy.checkpoint.architecture import module_from_arch
@@ -142,9 +142,7 @@ def _measure(family: Family, row: dict[str, Any]) -> None:
 def _checkpoint(family: Family) -> Checkpoint:
     torch.manual_seed(0)
     module = module_from_arch(family.spec).requires_grad_(requires_grad=False)
-    for parameter in module.parameters():  # a head or a bias of zeros would hide a mistake, and what is built of it
-        if not parameter.any():
-            parameter.normal_(std=0.02)
+    fill_zeros(module, 0.02)
     size = preprocessing_of(family.spec, module)
     return Checkpoint(
         file="random weights", digest="none", format="none", arch=family.spec, module=module, preprocessing=size

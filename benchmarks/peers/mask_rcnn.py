@@ -22,6 +22,7 @@ import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.benchmarks.peers.family_models import fill_zeros
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
@@ -89,9 +90,7 @@ def loud_detector() -> Any:
     """Random heads give all regions the same scores; these don't."""
     torch.manual_seed(0)
     module: Any = mask_rcnn_swin(min_size=SIZE[0], max_size=SIZE[1]).eval().requires_grad_(requires_grad=False)
-    for parameter in module.parameters():
-        if not parameter.any():
-            parameter.normal_(std=0.02)
+    fill_zeros(module, 0.02)
     module.rpn.head.cls_logits.weight.mul_(30)
     module.rpn.head.bbox_pred.weight.mul_(5)
     module.roi_heads.box_predictor.cls_score.weight.mul_(30)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import ast
 import difflib
-import importlib
 import inspect
 import shlex
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchArgument, ArchSpec
+from gpusq_deploy.checkpoint.libraries import library
 from gpusq_deploy.checkpoint.saved_folder import config_argument
 from gpusq_deploy.checkpoint.transformers_models import module_from_transformers, refusals
 from gpusq_deploy.errors import GpusqError
@@ -96,13 +96,6 @@ def _argument(item: str) -> tuple[str, ArchArgument]:
         ) from error
 
 
-def _import(name: str, spec: ArchSpec, hint: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise GpusqError(f"cannot import {name}: {error}", place=str(spec), hint=hint) from error
-
-
 def _unknown(spec: ArchSpec, known: Iterable[str]) -> GpusqError:
     near = difflib.get_close_matches(spec.name.partition(".")[0], list(known), n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "see the library's list of models"
@@ -110,7 +103,7 @@ def _unknown(spec: ArchSpec, known: Iterable[str]) -> GpusqError:
 
 
 def _from_timm(spec: ArchSpec) -> torch.nn.Module:
-    timm = _import("timm", spec, "pip install 'gpusq-deploy[timm]'")
+    timm = library("timm", place=str(spec), hint="pip install 'gpusq-deploy[timm]'")
     if not timm.is_model(spec.name):
         raise _unknown(spec, timm.list_models())
     _refuse_loading(spec, set(inspect.signature(timm.create_model).parameters) - {"kwargs"})
@@ -118,7 +111,7 @@ def _from_timm(spec: ArchSpec) -> torch.nn.Module:
 
 
 def _from_torchvision(spec: ArchSpec) -> torch.nn.Module:
-    models = _import("torchvision.models", spec, "pip install torchvision")
+    models = library("torchvision.models", place=str(spec), hint="pip install torchvision")
     if spec.name not in models.list_models():
         raise _unknown(spec, models.list_models())
     parameters = inspect.signature(models.get_model_builder(spec.name)).parameters
@@ -142,7 +135,7 @@ def _from_factory(spec: ArchSpec) -> torch.nn.Module:
     package, _, name = spec.name.partition(":")
     near = difflib.get_close_matches(package, ("timm", "torchvision", "transformers"), n=1, cutoff=0.7)
     hint = f"did you mean {near[0]}:{name}?" if near else "install the package, or set PYTHONPATH"
-    factory = getattr(_import(package, spec, hint), name, None)
+    factory = getattr(library(package, place=str(spec), hint=hint), name, None)
     if not callable(factory):
         raise GpusqError(f"{package} has no callable {name!r}", place="--arch", hint=_GRAMMAR)
     module = factory(**spec.arguments)

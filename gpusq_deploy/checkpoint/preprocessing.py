@@ -10,7 +10,7 @@ import msgspec
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
-from gpusq_deploy.checkpoint.transformers_models import preprocessing_of_transformers
+from gpusq_deploy.checkpoint.transformers_models import per_channel, preprocessing_of_transformers
 from gpusq_deploy.errors import GpusqError
 
 _FACTORY_HINT = (
@@ -56,8 +56,8 @@ def _from_timm(module: torch.nn.Module) -> Preprocessing:
         channels=channels,
         height=height,
         width=width,
-        mean=_per_channel(data["mean"], channels),
-        std=_per_channel(data["std"], channels),
+        mean=per_channel(data["mean"], channels),
+        std=per_channel(data["std"], channels),
         interpolation=data["interpolation"],
         crop_fraction=data["crop_pct"],
         origin="timm pretrained_cfg",
@@ -72,12 +72,6 @@ def _input_size(module: torch.nn.Module, declared: tuple[int, int, int]) -> tupl
         height, width = size
     weight = next((p for name, p in module.named_parameters() if name.startswith("patch_embed") and p.ndim == 4), None)
     return (channels if weight is None else int(weight.shape[1])), int(height), int(width)
-
-
-def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    return (
-        tuple(float(v) for v in values) if len(values) == channels else (float(sum(values) / len(values)),) * channels
-    )
 
 
 def _from_torchvision(spec: ArchSpec, module: torch.nn.Module) -> Preprocessing:

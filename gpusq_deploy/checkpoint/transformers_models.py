@@ -11,17 +11,17 @@ Attention runs as written out (`eager`): products and a softmax, which every oth
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import math
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Interpolation, Preprocessing
+from gpusq_deploy.checkpoint.libraries import library
 from gpusq_deploy.checkpoint.saved_folder import PREPROCESSOR, parsed_config
 from gpusq_deploy.errors import GpusqError
 
@@ -94,8 +94,8 @@ def preprocessing_of_transformers(
             channels=channels,
             height=height,
             width=width,
-            mean=_per_channel(preprocessor, "image_mean", 0.0, channels),
-            std=_per_channel(preprocessor, "image_std", 1.0, channels),
+            mean=_normalised_by(preprocessor, "image_mean", 0.0, channels),
+            std=_normalised_by(preprocessor, "image_std", 1.0, channels),
             interpolation=_RESAMPLE[2 if preprocessor.get("resample") is None else int(preprocessor["resample"])],
             crop_fraction=_crop_fraction(preprocessor),
             origin=origin,
@@ -151,10 +151,7 @@ def offline() -> Generator[None]:
 
 
 def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise GpusqError(f"cannot import {name}: {error}", place="--arch", hint=_HINT) from error
+    return library(name, hint=_HINT)
 
 
 def class_of_images(spec: ArchSpec) -> Any:
@@ -163,11 +160,11 @@ def class_of_images(spec: ArchSpec) -> Any:
     Raises:
         GpusqError: No such class, or one of something else than images.
     """
-    library = _import("transformers")
-    found: Any = getattr(library, spec.name, None)
-    base: type = library.PreTrainedModel
+    transformers = _import("transformers")
+    found: Any = getattr(transformers, spec.name, None)
+    base: type = transformers.PreTrainedModel
     if not (isinstance(found, type) and issubclass(found, base)) or getattr(found, "config_class", None) is None:
-        names = [name for name in dir(library) if name.endswith("Model") or "For" in name]
+        names = [name for name in dir(transformers) if name.endswith("Model") or "For" in name]
         near = difflib.get_close_matches(spec.name, names, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "name a model class, such as ViTForImageClassification"
         raise GpusqError(f"transformers has no model class called {spec.name!r}", place="--arch", hint=hint)
@@ -207,8 +204,7 @@ def config_of(spec: ArchSpec) -> Any:
     Raises:
         GpusqError: Of another class, quantised, or without such a key.
     """
-    library: Any = _import("transformers")
-    kind: Any = getattr(library, spec.name).config_class
+    kind: Any = getattr(_import("transformers"), spec.name).config_class
     given: dict[str, Any] = {}
     if "config" in spec.arguments:
         given = parsed_config(str(spec.arguments["config"]), place=f"{spec}, config")
@@ -248,9 +244,9 @@ def _defaults(spec: ArchSpec, kind: str) -> tuple[Mapping[str, Any], str]:
         if isinstance(named, str)
         else list(cast("Any", named or {}).values() if isinstance(named, dict) else named or ())
     )
-    library = _import("transformers")
+    transformers = _import("transformers")
     for name in names:
-        processor: Any = getattr(library, str(name), None)
+        processor: Any = getattr(transformers, str(name), None)
         if processor is not None and getattr(processor, "image_mean", None) is not None:
             return {key: getattr(processor, key, None) for key in _KEYS}, f"{DEFAULTS} {name}"
     raise GpusqError(
@@ -300,8 +296,13 @@ def _crop_fraction(preprocessor: Mapping[str, Any]) -> float:
     return min(1.0, min(crop) / shorter)
 
 
-def _per_channel(preprocessor: Mapping[str, Any], name: str, plain: float, channels: int) -> tuple[float, ...]:
+def _normalised_by(preprocessor: Mapping[str, Any], name: str, plain: float, channels: int) -> tuple[float, ...]:
     if preprocessor.get("do_normalize") is False:
         return (plain,) * channels
-    values = [float(value) for value in preprocessor[name]]
+    return per_channel(preprocessor[name], channels)
+
+
+def per_channel(declared: Sequence[float], channels: int) -> tuple[float, ...]:
+    """One number per channel, or their mean for every channel of a model that has another number of them."""
+    values = [float(value) for value in declared]
     return tuple(values if len(values) == channels else [sum(values) / len(values)] * channels)

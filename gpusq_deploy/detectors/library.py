@@ -1,11 +1,10 @@
-"""torchvision, which is optional: imported late, and its absence told."""
+"""torchvision, which is optional."""
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.checkpoint.libraries import library
 
 
 def torchvision_module(name: str) -> Any:
@@ -14,7 +13,4 @@ def torchvision_module(name: str) -> Any:
     Raises:
         GpusqError: It isn't installed.
     """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise GpusqError(f"cannot import {name}: {error}", place="--arch", hint="pip install torchvision") from error
+    return library(name, hint="pip install torchvision")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gpusq_deploy.calibration.sources import filled
 from gpusq_deploy.detectors.between import DETECTIONS, MASKS, PROPOSALS
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.engines.session import Session, TensorSpec
@@ -39,8 +40,8 @@ class Detections:
 class MaskRcnn:
     """Three sessions of the dense parts, and the folder that `write_between` wrote.
 
-    The dense part's batch is 1. Regions go through the heads at the size of their batch where it is fixed, padded with
-    zeros, else all at once. Not safe to share between threads.
+    The dense part's batch is 1. Regions go through the heads at the size of their batch where it is fixed, the last one
+    repeated to fill it, else all at once. Not safe to share between threads.
 
     Args:
         dense: Image to maps, objectness and deltas; its outputs in the order of `DensePart`.
@@ -116,15 +117,9 @@ class MaskRcnn:
         if not len(pooled):
             return [np.zeros((0, *(max(side, 1) for side in out.shape[1:])), np.float32) for out in session.outputs]
         step = len(pooled) if spec.shape[0] < 0 else spec.shape[0]
-        pieces = [_filled(pooled[start : start + step], step) for start in range(0, len(pooled), step)]
+        pieces = [filled(pooled[start : start + step], step) for start in range(0, len(pooled), step)]
         answers = [_run(session, [piece]) for piece in pieces]
         return [np.concatenate(parts)[: len(pooled)] for parts in zip(*answers, strict=True)]
-
-
-def _filled(pooled: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
-    if len(pooled) == size:
-        return pooled
-    return np.concatenate([pooled, np.zeros((size - len(pooled), *pooled.shape[1:]), pooled.dtype)])
 
 
 def _run(session: Session, inputs: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:

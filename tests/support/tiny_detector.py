@@ -10,6 +10,7 @@ import torch
 
 from gpusq_deploy.artifacts.arch import ArchArgument, ArchSpec
 from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.benchmarks.peers.family_models import fill_zeros
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.detectors.parts import BoxPart, DensePart, MaskPart, Part
@@ -43,9 +44,7 @@ def detector() -> Any:
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         module: Any = mask_rcnn_swin(**arguments).eval().requires_grad_(requires_grad=False)
-        for parameter in module.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.05)
+        fill_zeros(module, 0.05)
         module.rpn.head.cls_logits.weight.mul_(100)
         module.rpn.head.bbox_pred.weight.mul_(10)
         module.roi_heads.box_predictor.cls_score.weight.mul_(30)

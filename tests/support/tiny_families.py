@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchArgument, ArchSpec
+from gpusq_deploy.benchmarks.peers.family_models import fill_zeros
 from gpusq_deploy.checkpoint.architecture import module_from_arch
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
@@ -175,9 +176,7 @@ def checkpoint(name: str) -> Checkpoint:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = module_from_arch(spec).requires_grad_(requires_grad=False)
-        for parameter in module.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.05)
+        fill_zeros(module, 0.05)
     return Checkpoint(
         file=name, digest="", format="", arch=spec, module=module, preprocessing=preprocessing_of(spec, module)
     )

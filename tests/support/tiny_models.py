@@ -50,6 +50,26 @@ class Exported:
     model: ir.Model
 
 
+# Query, key and value from one input, by three products; the query has a bias.
+ATTENTION = """
+attention (float[batch, 5, 8] x) => (float[batch, 2, 5, 4] y) {
+  [vv] v = MatMul(x, wv)
+  vr = Reshape(v, heads)
+  vt = Transpose<perm = [0, 2, 1, 3]>(vr)
+  [kk] k = MatMul(x, wk)
+  kr = Reshape(k, heads)
+  kt = Transpose<perm = [0, 2, 1, 3]>(kr)
+  [qq] q = MatMul(x, wq)
+  qb = Add(q, bq)
+  qr = Reshape(qb, heads)
+  qt = Transpose<perm = [0, 2, 1, 3]>(qr)
+  turned = Transpose<perm = [0, 1, 3, 2]>(kt)
+  scores = MatMul(qt, turned)
+  shares = Softmax(scores)
+  y = MatMul(shares, vt)
+}"""
+
+
 def vit_spec(**changes: int) -> ArchSpec:
     """The tiny ViT's architecture, with some arguments changed."""
     return ArchSpec(source="timm", name=NAME, arguments={**ARGUMENTS, **changes})

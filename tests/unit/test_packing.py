@@ -20,22 +20,6 @@ from gpusq_deploy.passes.clean import Clean
 from gpusq_deploy.ranges import Subject
 from gpusq_deploy.recipe import Recipe, Rule
 
-TEXT = """
-attention (float[batch, 5, 8] x) => (float[batch, 2, 5, 4] y) {
-  [qq] q = MatMul(x, wq)
-  qr = Reshape(q, heads)
-  qt = Transpose<perm = [0, 2, 1, 3]>(qr)
-  [kk] k = MatMul(x, wk)
-  kr = Reshape(k, heads)
-  kt = Transpose<perm = [0, 2, 1, 3]>(kr)
-  turned = Transpose<perm = [0, 1, 3, 2]>(kt)
-  [vv] v = MatMul(x, wv)
-  vr = Reshape(v, heads)
-  vt = Transpose<perm = [0, 2, 1, 3]>(vr)
-  scores = MatMul(qt, turned)
-  shares = Softmax(scores)
-  y = MatMul(shares, vt)
-}"""
 NAMES = {"qq": "attn.q_proj", "kk": "attn.k_proj", "vv": "attn.v_proj"}
 PACKED = "attn.q_proj+k_proj+v_proj"
 EVERY = Rule(kind="linear", reason="a test")
@@ -51,7 +35,8 @@ def weights(*, sparse: str = "") -> dict[str, npt.NDArray[np.float32]]:
 
 
 def attention(*, sparse: str = "") -> ir.Model:
-    made = run_passes(tiny_models.graph(TEXT, heads=np.array([0, 0, 2, 4]), **weights(sparse=sparse)), [Clean()])
+    constants: dict[str, tiny_models.Array] = {"heads": np.array([0, 0, 2, 4]), "bq": np.zeros(8, np.float32)}
+    made = run_passes(tiny_models.graph(tiny_models.ATTENTION, **constants, **weights(sparse=sparse)), [Clean()])
     for node in made.graph:
         if node.name in NAMES:
             node.metadata_props[NAME_SCOPES] = repr(["", "attn", NAMES[node.name], "linear"])

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import pytest
-from tiny_models import graph, run_model
+from tiny_models import ATTENTION, graph, run_model
 
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.passes.base import run_passes
@@ -20,23 +20,6 @@ from gpusq_deploy.passes.pack_projections import PackProjections, find_projectio
 
 Array = npt.NDArray[np.float32]
 
-ATTENTION = """
-attention (float[batch, 5, 8] x) => (float[batch, 2, 5, 4] y) {
-  [vv] v = MatMul(x, wv)
-  vr = Reshape(v, heads)
-  vt = Transpose<perm = [0, 2, 1, 3]>(vr)
-  [kk] k = MatMul(x, wk)
-  kr = Reshape(k, heads)
-  kt = Transpose<perm = [0, 2, 1, 3]>(kr)
-  [qq] q = MatMul(x, wq)
-  qb = Add(q, bq)
-  qr = Reshape(qb, heads)
-  qt = Transpose<perm = [0, 2, 1, 3]>(qr)
-  turned = Transpose<perm = [0, 1, 3, 2]>(kt)
-  scores = MatMul(qt, turned)
-  shares = Softmax(scores)
-  y = MatMul(shares, vt)
-}"""
 MLP = """
 mlp (float[batch, 3, 2, 8] x) => (float[batch, 3, 2, 8] y) {
   normed = LayerNormalization<axis = 3>(x, gain, shift)
