@@ -24,7 +24,6 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.blocks import Site
 from gpusq_deploy.graph.files import scratch_model
 from gpusq_deploy.graph.mapped import map_model
-from gpusq_deploy.graph.memory import give_back
 from gpusq_deploy.graph.values import static_batch, value_name
 from gpusq_deploy.numerics.error import ErrorSums, error_sums, joined, top1_agreement
 
@@ -169,7 +168,6 @@ def _opened(path: Path) -> Generator[Session, None, None]:
         yield session
     finally:
         session.close()
-        give_back()
 
 
 def _batch_size(*graphs: Path) -> int:
