@@ -26,6 +26,7 @@ from gpusq_deploy.checkpoint.files import (
     SELF_DESCRIBING,
     CodeRefusedError,
     read_checkpoint_file,
+    require_no_choice,
     run_checkpoint_file,
     state_dict_in,
     write_torch,
@@ -147,10 +148,12 @@ def _read(
     file = weights_file(path)
     place = str(file)
     if is_exported_program(file):
+        require_no_choice(state_dict, place=place)
         reading = read_exported_program(file)
     else:
         content, remarks = content_of(file)
         if content.get("format") == SELF_DESCRIBING:
+            require_no_choice(state_dict, place=place)
             return _read_self_describing(file, content, arch, remarks)
         reading = reading_of(content, place=place, key=state_dict)
         reading = replace(reading, remarks=(*remarks, *reading.remarks))

@@ -24,6 +24,8 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "state_dict
 _PREFIXES = ("module.", "_orig_mod.")
 # Beside `module.`: how many models torch's AveragedModel took the mean of.
 _COUNT = "n_averaged"
+# How a zip file begins; that it is one its end tells.
+_ZIP = b"PK\x03\x04"
 AVERAGED = "averaged"
 _COPY_AGAIN = "copy or download the file again, and compare its size or digest with the original's"
 _SAVE_AGAIN = "save the weights alone: torch.save(model.state_dict(), 'weights.pt'), or use safetensors"
@@ -109,6 +111,18 @@ def state_dict_in(
         )
     state, averaged = _without_prefixes(content)
     return state, f"{layout}, {AVERAGED}" if averaged else layout
+
+
+def require_no_choice(key: str | None, *, place: str) -> None:
+    """Refuse to choose among the state dicts of a file that has one.
+
+    Raises:
+        GpusqError: One was named.
+    """
+    if key is not None:
+        raise GpusqError(
+            f"the file holds one state dict, and none is called {key!r}", place=place, hint="leave out --state-dict"
+        )
 
 
 def state_dicts_in(content: Mapping[str, Any]) -> tuple[str, ...]:
@@ -199,6 +213,8 @@ def _refused(path: Path, message: str) -> GpusqError:
 def _require_pickle(path: Path) -> None:
     with path.open("rb") as stream:
         start = stream.read(16)
+    if start.startswith(_ZIP):
+        raise GpusqError("cut short: a torch archive without its end", place=str(path), hint=_COPY_AGAIN)
     if start[:1] != b"\x80":
         raise GpusqError(
             f"not a PyTorch file: it starts with {start!r}",

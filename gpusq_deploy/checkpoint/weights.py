@@ -17,7 +17,7 @@ from gpusq_deploy.artifacts.sparsity import SparsityRecord
 from gpusq_deploy.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
 from gpusq_deploy.checkpoint.adapters.known import reading_of
 from gpusq_deploy.checkpoint.checkpoint import StoredWeights, load_checkpoint, stored_weights
-from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file
+from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file, require_no_choice
 from gpusq_deploy.checkpoint.fit import require_finite
 from gpusq_deploy.checkpoint.macs import PROJECTIONS, Layer, count_macs
 from gpusq_deploy.checkpoint.saved_folder import saved_folder, weights_file
@@ -69,6 +69,7 @@ def weights_in_file(
     described = arch is not None or saved_folder(path) is not None
     file = weights_file(path)
     if arch is None and is_exported_program(file):
+        require_no_choice(state_dict, place=str(file))
         return _guessed(dict(read_exported_program(file).state)), None
     content = None if described else read_checkpoint_file(file)
     if content is None or content.get("format") == SELF_DESCRIBING:

@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import tiny_models
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.checkpoint.adapters.known import reading_of
-from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
+from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint, stored_weights
 from gpusq_deploy.checkpoint.files import read_checkpoint_file, state_dict_in, state_dicts_in
+from gpusq_deploy.checkpoint.weights import weights_in_file
 from gpusq_deploy.errors import GpusqError
 
 Refused = Callable[..., GpusqError]
@@ -349,3 +351,27 @@ def test_the_weights_of_an_averaged_model_are_read_without_its_count(tmp_path: P
     assert same(
         state_dict_in({**SMALL, "n_averaged": torch.ones(1)}, place="here")[0], {**SMALL, "n_averaged": torch.ones(1)}
     )
+
+
+def test_a_torch_file_that_was_cut_short_is_told_from_one_of_another_kind(tmp_path: Path, refused: Refused) -> None:
+    whole, cut = tmp_path / "whole.pt", tmp_path / "cut.pt"
+    torch.save(SMALL, whole)
+    cut.write_bytes(whole.read_bytes()[:-40])
+    assert "cut short" in refused(cut).what
+
+
+@pytest.mark.parametrize("file", ["own.pt", "program.pt2"])
+def test_a_file_with_one_state_dict_leaves_no_choice(tmp_path: Path, file: str) -> None:
+    path = tmp_path / file
+    if file == "own.pt":
+        plain = load_checkpoint(tiny_models.write_vit(tmp_path / "w.pt"), arch=tiny_models.vit_spec())
+        save_checkpoint(path, plain.module, arch=plain.arch, preprocessing=plain.preprocessing)
+    else:
+        path.write_bytes((Path(__file__).resolve().parents[2] / "fixtures" / "pt2e_x86.pt2").read_bytes())
+    for arch in (None, tiny_models.vit_spec()):
+        for read in (load_checkpoint, stored_weights):
+            with pytest.raises(GpusqError, match="holds one state dict") as caught:
+                read(path, arch=arch, state_dict="model_ema")
+            assert caught.value.place == str(path)
+    with pytest.raises(GpusqError, match="holds one state dict"):
+        weights_in_file(path, None, state_dict="model_ema")
