@@ -48,6 +48,7 @@ from gpusq_deploy.checkpoint.weights import layer_weights
 from gpusq_deploy.engines.option_text import options_from_text
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import export_float_model
+from gpusq_deploy.forms import best_form, find_yardstick
 from gpusq_deploy.graph.files import save_model, save_scratch, scratch_folder
 from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
 from gpusq_deploy.graph.mapped import map_model
@@ -80,6 +81,7 @@ from gpusq_deploy.steps import (
     expressible_recipe,
     find_data,
     find_wide,
+    heard,
     note_others,
     open_samples,
     pack_weights,
@@ -93,16 +95,11 @@ from gpusq_deploy.steps import (
 )
 from gpusq_deploy.targets import Target
 
-# The form of a float graph that everything after relies on, and that TensorRT compiles to fewest kernels.
-CANONICAL: tuple[Pass, ...] = (
-    Clean(),
-    FoldConstants(),
-    FoldShapes(),
-    DropNoOps(),
-    AttentionScale(),
-    WindowNorm(),
-    FlattenTokens(),
-)
+# The form of a float graph that everything after relies on.
+SIMPLE: tuple[Pass, ...] = (Clean(), FoldConstants(), FoldShapes(), DropNoOps())
+# What gives most models fewer kernels in TensorRT; see `forms` for those that it doesn't help.
+FASTER: tuple[Pass, ...] = (AttentionScale(), WindowNorm(), FlattenTokens())
+CANONICAL = (*SIMPLE, *FASTER)
 
 
 def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
@@ -200,14 +197,22 @@ def _open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> O
 
 
 def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, reporter: Reporter) -> Packed:
-    """The canonical float graph, with those projections packed that the recipe and 2:4 allow to be."""
+    """The float graph in its best form, with those projections packed that the recipe and 2:4 allow to be."""
     reporter.say(f"exporting {checkpoint.arch} to ONNX opset {request.opset}")
-    model = run_passes(export_float_model(checkpoint, batch=request.batch, opset=request.opset), CANONICAL)
+    exported = export_float_model(
+        checkpoint,
+        batch=request.batch,
+        opset=request.opset,
+        progress=lambda done, total: reporter.progress("exporting", done, total),
+    )
+    simple = run_passes(exported, SIMPLE, after=heard("simplifying", SIMPLE, reporter))
+    model = run_passes(simple, FASTER, after=heard("rewriting", FASTER, reporter))
     require_checkable(request, model)
     stored = graph_sparsity(model, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)
     if request.sparse:
         require_sparse(stored, command=repair_command(request))
-    return pack_projections(model, stored, recipe, checkpoint.sparsity)
+    packed = pack_projections(model, stored, recipe, checkpoint.sparsity)
+    return best_form(simple, FASTER, packed, stored, find_yardstick(request), reporter)
 
 
 def _rewrite(

@@ -100,6 +100,7 @@ def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:
         "sparse_outputs": "float"
         if request.sparse_outputs is None
         else f"int8 where predicted to keep {request.sparse_outputs.least_db:g} dB",
+        "rewrites": request.rewrites,
         "min_sqnr": "none" if request.min_sqnr is None else f"{request.min_sqnr:g}",
         "min_agreement": "none" if request.min_agreement is None else f"{request.min_agreement:g}",
         "targets": ",".join(target.name for target in request.targets),

@@ -16,6 +16,8 @@ from gpusq_deploy.passes.pack_projections import PackProjections, Triple, find_p
 from gpusq_deploy.ranges import Subject
 from gpusq_deploy.recipe import Recipe
 
+_PARTS = 3
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
@@ -25,17 +27,19 @@ class Packed:
         model: The graph; the layer of a packed product is called `attention.q_proj+k_proj+v_proj`.
         stored: The 2:4 state of its layers.
         chosen: What was packed.
-        notes: That, and what wasn't and why, for the plan.
+        notes: That, for the plan.
+        declined: What wasn't packed and why, for the plan.
     """
 
     model: ir.Model
     stored: SparsityReport
     chosen: tuple[Triple, ...] = ()
     notes: tuple[str, ...] = ()
+    declined: tuple[str, ...] = ()
 
     def noted(self, plan: Plan) -> Plan:
         """The plan with these notes."""
-        return msgspec.structs.replace(plan, notes=(*plan.notes, *self.notes))
+        return msgspec.structs.replace(plan, notes=(*plan.notes, *self.notes, *self.declined))
 
     def renamed(self, subject: Subject) -> Subject:
         """A subject with the recorded ranges of this graph's layers: a packed one has the largest of its parts'."""
@@ -65,12 +69,14 @@ def pack_projections(model: ir.Model, stored: SparsityReport, recipe: Recipe, re
     states = {state.layer: state for state in stored.layers}
     reasons = {triple: _against(triple, recipe, states) for triple in found}
     chosen = tuple(triple for triple in found if not reasons[triple])
-    notes = _notes(reasons)
+    declined = _declined(reasons)
     if not chosen:
-        return Packed(model=model, stored=stored, notes=notes)
+        return Packed(model=model, stored=stored, declined=declined)
     packed = run_passes(model, [PackProjections(chosen)])
     report = graph_sparsity(packed, source=stored.source, recipe=recipe, record=_with_packed(record, chosen))
-    return Packed(model=packed, stored=report, chosen=chosen, notes=notes)
+    count = len(chosen)
+    notes = (f"{_PARTS * count} projections to query, key and value are taken in {count} products",)
+    return Packed(model=packed, stored=report, chosen=chosen, notes=notes, declined=declined)
 
 
 def _against(triple: Triple, recipe: Recipe, states: Mapping[str, LayerSparsity]) -> str:
@@ -91,9 +97,8 @@ def _with_packed(record: SparsityRecord | None, chosen: Sequence[Triple]) -> Spa
     return SparsityRecord(method=record.method, layers=(*record.layers, *packed))
 
 
-def _notes(reasons: Mapping[Triple, str]) -> tuple[str, ...]:
-    count = sum(not reason for reason in reasons.values())
-    notes = [f"{3 * count} projections to query, key and value are taken in {count} products"] if count else []
+def _declined(reasons: Mapping[Triple, str]) -> tuple[str, ...]:
+    notes: list[str] = []
     for reason in dict.fromkeys(filter(None, reasons.values())):
         names = [triple.packed for triple, given in reasons.items() if given == reason]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""

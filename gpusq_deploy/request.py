@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.calibration import AMAX, Calibrator
@@ -15,6 +16,7 @@ from gpusq_deploy.placements import OutputWish
 from gpusq_deploy.targets import Target
 
 NO_OPTIONS = EngineOptions()
+RewriteChoice = Literal["measured", "all"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +30,7 @@ class BuildRequest:
     `allow_pickle` runs code that the checkpoint names; `state_dict` chooses among several that it holds.
     `prune` makes the layers that should be sparse 2:4 first, and `permute` orders channels for it.
     `sparse_outputs` wants INT8 outputs for sparse layers where that is predicted to hold.
+    `rewrites` says which of the rewrites for speed are applied: those that were seen to help, or all.
     `min_sqnr` (dB) and `min_agreement` (a share) are what the verification must reach.
     """
 
@@ -55,6 +58,7 @@ class BuildRequest:
     min_sqnr: float | None = None
     min_agreement: float | None = None
     sparse_outputs: OutputWish | None = None
+    rewrites: RewriteChoice = "measured"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

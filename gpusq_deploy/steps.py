@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from gpusq_deploy.export.onnx_export import example_input, reference_outputs
 from gpusq_deploy.graph.layers import graph_sparsity
 from gpusq_deploy.graph.other_weights import other_weights
 from gpusq_deploy.packed import DENSE, PACKED, move_packed_weights, packed_line, unpack_dense, write_packed
+from gpusq_deploy.passes.base import Pass
 from gpusq_deploy.ranges import Data, Subject
 from gpusq_deploy.recipe import OPSETS, Recipe, load_recipe
 from gpusq_deploy.request import BuildRequest, Reporter
@@ -174,6 +177,16 @@ def note_others(plan: Plan, model: ir.Model) -> Plan:
         for layer, operator in other_weights(model).items()
     )
     return msgspec.structs.replace(plan, notes=(*plan.notes, *notes))
+
+
+def heard(label: str, passes: Sequence[Pass], reporter: Reporter) -> Callable[[Pass, ir.Model, int], None]:
+    """For `run_passes`: reports each pass of several as progress."""
+    done = itertools.count(1)
+
+    def after(_step: Pass, _model: ir.Model, _changes: int) -> None:
+        reporter.progress(label, next(done), len(passes))
+
+    return after
 
 
 def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporter: Reporter) -> float:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gpusq_deploy.bundle import Bundle
     from gpusq_deploy.placements import OutputWish
     from gpusq_deploy.recipe import QuantizedPrecision
+    from gpusq_deploy.request import RewriteChoice
     from gpusq_deploy.targets import Target
 
 _DEFAULT_TARGET = "a100"
@@ -96,6 +97,13 @@ _LEAST_OUTPUT_DB = 33.0
     metavar="NAME[=VALUE]",
     help="How the engine builder works: workspace, level, strip, timing-cache and more, docs/engines.md; repeatable.",
 )
+@click.option(
+    "--rewrites",
+    type=click.Choice(["measured", "all"]),
+    default="measured",
+    show_default=True,
+    help="Of the graph rewrites for speed, those that give this model fewer kernels, compiled here to see; or all.",
+)
 @click.option("--opset", type=int, default=None, help="ONNX opset, 19 to 23. Default: 20; 21 with --bf16.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Default: MODEL's name with .gpusq, here.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
@@ -131,6 +139,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     min_agreement: float | None,
     batches: tuple[str, ...],
     engine_options: tuple[str, ...],
+    rewrites: RewriteChoice,
     opset: int | None,
     out: Path | None,
     force: bool,
@@ -208,6 +217,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             min_sqnr=min_sqnr,
             min_agreement=min_agreement,
             sparse_outputs=wish,
+            rewrites=rewrites,
         )
         with progress_to_stderr() as progress:
             bundle = compile_checkpoint(request, Reporter(say=say, progress=progress))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.functional import name_functional_layers
+from gpusq_deploy.export.parts import split_constants
 from gpusq_deploy.graph.files import scratch_disk, scratch_folder
 from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.graph.memory import give_back
@@ -26,15 +28,23 @@ DEFAULT_OPSET = 20
 # 19: FP16 scales in QuantizeLinear. Above 23 neither the exporter nor TensorRT's parsers are known to agree.
 OPSETS = range(19, 24)
 _TRACE_BATCH = 2
+_STEPS = 3
 
 
-def export_float_model(checkpoint: Checkpoint, *, batch: BatchRange, opset: int = DEFAULT_OPSET) -> ir.Model:
+def export_float_model(
+    checkpoint: Checkpoint,
+    *,
+    batch: BatchRange,
+    opset: int = DEFAULT_OPSET,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> ir.Model:
     """Export to float32 ONNX: one input, `input` [N, channels, height, width]; `output`, or `output_0`, `output_1`, ….
 
     Args:
         checkpoint: The model.
         batch: N is the graph's symbolic dimension `batch`, or a constant where the range allows one size only.
         opset: ONNX opset, 19…23.
+        progress: Hears how many of the steps are done: traced and translated, written, mapped.
 
     Returns:
         A model whose tensors are mapped, not loaded, and whose nodes keep `pkg.torch.onnx.name_scopes`.
@@ -46,15 +56,20 @@ def export_float_model(checkpoint: Checkpoint, *, batch: BatchRange, opset: int 
         raise GpusqError(f"opset {opset} is not supported", place="--opset", hint=f"use {OPSETS[0]} to {OPSETS[-1]}")
     example = example_input(checkpoint, batch.optimum if batch.static else _TRACE_BATCH)
     shapes = None if batch.static else ({0: torch.export.Dim("batch")},)
+    progress(0, _STEPS)
     program = _exported(checkpoint, example, shapes, opset)
+    progress(1, _STEPS)
     with scratch_folder() as folder:
         path = Path(folder) / "model.onnx"
         with scratch_disk(path.parent):
             program.save(path, external_data=True)
         del program
         give_back()
+        progress(2, _STEPS)
         model = map_model(path)  # what is mapped outlives its name
+    progress(_STEPS, _STEPS)
     _name_outputs(model.graph)
+    split_constants(model)
     name_functional_layers(model.graph, checkpoint.module)
     return model
 

@@ -203,7 +203,7 @@ def test_a_factory_with_a_shared_and_a_functional_layer(tmp_path: Path, monkeypa
     done = run_main(build, model, *options, "--out", tmp_path / "out")
     assert done.code == 0, done.err
     names = [layer.layer.partition("/")[0] for layer in read_bundle(tmp_path / "out").plan.layers]
-    assert names == ["embed", "fc", "fc", "attention", "attention.out_proj"]
+    assert names == ["embed", "fc", "fc", "attention.in_proj", "attention.out_proj"]
     assert done.json()["engines"][0]["gemms"] == {"int8": 5}
 
 

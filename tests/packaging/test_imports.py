@@ -52,6 +52,7 @@ ORDER = [
     "quantisation",
     "placing",
     "packing",
+    "forms",
     "sensitivity",
     "mixing",
     "compile",

@@ -69,7 +69,7 @@ def test_a_rule_for_one_of_them_keeps_them_apart_and_says_so(match: str) -> None
     model = attention()
     found = packed(model, recipe)
     assert found.model is model
-    assert found.notes == (f"not taken in one product: {PACKED}: recipe mine decides them by different rules",)
+    assert found.declined == (f"not taken in one product: {PACKED}: recipe mine decides them by different rules",)
 
 
 def test_two_to_four_of_all_three_is_two_to_four_of_the_whole() -> None:
@@ -82,7 +82,7 @@ def test_two_to_four_of_all_three_is_two_to_four_of_the_whole() -> None:
 def test_where_only_some_are_two_to_four_they_stay_apart(sparse: str) -> None:
     found = packed(attention(sparse=sparse))
     assert not found.chosen
-    assert found.notes == (f"not taken in one product: {PACKED}: some of them are 2:4 and some are not",)
+    assert found.declined == (f"not taken in one product: {PACKED}: some of them are 2:4 and some are not",)
     valid = {name for name, (_, valid) in states(found.stored).items() if valid}
     assert valid == {f"attn.{name}_proj" for name in sparse}
 

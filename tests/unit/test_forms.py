@@ -1,0 +1,149 @@
+"""Which rewrites a model keeps: by what a stand-in for the compiler says, and by the compiler itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+import pytest
+import tiny_models
+
+from gpusq_deploy.artifacts.receipt import GraphCost
+from gpusq_deploy.compile import FASTER, SIMPLE
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.forms import Form, Yardstick, choose_form
+from gpusq_deploy.passes.base import run_passes
+from gpusq_deploy.targets import find_target
+
+MARK = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class First:
+    """Leaves a trace in the graph, so that a measure can see that it ran."""
+
+    name: ClassVar[str] = "first"
+
+    def run(self, model: ir.Model) -> int:
+        return leave(model, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Second:
+    name: ClassVar[str] = "second"
+
+    def run(self, model: ir.Model) -> int:
+        return leave(model, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    name: ClassVar[str] = "idle"
+
+    def run(self, model: ir.Model) -> int:
+        del model
+        return 0
+
+
+def leave(model: ir.Model, name: str) -> int:
+    model.graph.metadata_props[name] = MARK
+    return 3
+
+
+def cost(kernels: int, moved: int = 1000) -> GraphCost:
+    return GraphCost(batch=1, kernels=kernels, bytes_moved=moved, flops={})
+
+
+def measure_by(costs: Mapping[frozenset[str], GraphCost]) -> Callable[[ir.Model], GraphCost]:
+    def measure(model: ir.Model) -> GraphCost:
+        return costs[frozenset(name for name, value in model.graph.metadata_props.items() if value == MARK)]
+
+    return measure
+
+
+BOTH, ONE, TWO, NONE = frozenset({"first", "second"}), frozenset({"first"}), frozenset({"second"}), frozenset[str]()
+
+
+def chosen(costs: Mapping[frozenset[str], GraphCost]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    form = choose_form(
+        tiny_models.exported_vit().model, (First(), Idle(), Second()), measure_by(costs), lambda _done, _total: None
+    )
+    assert {step.name for step in (*form.kept, *form.left_out)} == {"first", "second"}
+    return tuple(step.name for step in form.kept), form.notes
+
+
+@pytest.mark.parametrize(
+    ("costs", "kept"),
+    [
+        ({BOTH: cost(10), TWO: cost(11), ONE: cost(12)}, ("first", "second")),
+        ({BOTH: cost(10), TWO: cost(10), NONE: cost(11)}, ("second",)),
+        ({BOTH: cost(10), TWO: cost(9), NONE: cost(9)}, ()),
+        # As many kernels: bytes decide, from a hundredth on.
+        ({BOTH: cost(10, 900), TWO: cost(10, 1000), ONE: cost(10, 905)}, ("first",)),
+        # Fewer kernels, though each of the two alone does nothing.
+        ({BOTH: cost(8), TWO: cost(10), ONE: cost(10)}, ("first", "second")),
+    ],
+)
+def test_what_does_not_help_is_left_out(costs: Mapping[frozenset[str], GraphCost], kept: tuple[str, ...]) -> None:
+    assert chosen(costs)[0] == kept
+
+
+def test_each_choice_says_both_figures() -> None:
+    _, notes = chosen({BOTH: cost(10), TWO: cost(14, 2_500_000), NONE: cost(10, 2_500_000), ONE: cost(10)})
+    assert notes == (
+        "first (3 places) is applied: 10 kernels with it and 14 without, 0.0 and 2.5 MB moved",
+        "second (3 places) is not applied, since it doesn't help: 10 kernels with it and 10 without, "
+        "0.0 and 0.0 MB moved",
+    )
+
+
+def test_without_a_compiler_all_are_kept_and_that_is_said() -> None:
+    model = tiny_models.exported_vit().model
+    form = choose_form(model, (First(), Idle()), "no compiler here", lambda _done, _total: None)
+    assert form.kept == (First(),)
+    (note,) = form.notes
+    assert note.endswith("first: applied without comparing the model's kernels with and without: no compiler here")
+
+
+def test_a_form_that_cannot_be_compiled_is_not_chosen() -> None:
+    def measure(model: ir.Model) -> GraphCost:
+        if "first" not in model.graph.metadata_props:
+            raise GpusqError("no kernel for it", place="here", hint="none")
+        return cost(10)
+
+    form = choose_form(tiny_models.exported_vit().model, (First(),), measure, lambda _done, _total: None)
+    assert form.kept == (First(),)
+    assert form.notes == ("first (3 places) is applied; without it the model can't be compiled: no kernel for it",)
+
+
+def test_where_nothing_compiles_all_are_kept() -> None:
+    def measure(model: ir.Model) -> GraphCost:
+        raise GpusqError(f"{len(model.graph)} nodes are too many", place="here", hint="none")
+
+    form = choose_form(tiny_models.exported_vit().model, (First(), Second()), measure, lambda _done, _total: None)
+    assert form.kept == (First(), Second())
+    assert "are too many" in form.notes[0]
+
+
+@pytest.mark.slow
+def test_the_compiler_says_what_helps_a_swin_and_what_does_not_help_a_small_vit() -> None:
+    yardstick = Yardstick(target=find_target("a100"), batch=2, remainder="fp16")
+    heard: list[tuple[int, int]] = []
+
+    def form_of(model: ir.Model) -> Form:
+        return choose_form(model, FASTER, yardstick.measure, lambda done, total: heard.append((done, total)))
+
+    swin = run_passes(tiny_models.exported_swin(), SIMPLE)
+    nodes = [node.name for node in swin.graph]
+    form = form_of(swin)
+    assert [step.name for step in form.kept] == ["attention-scale", "window-norm"]
+    assert heard[-1] == (3, 3)
+    assert [node.name for node in swin.graph] == nodes  # the graph that was compared is left as it is
+    with_them, without = (yardstick.measure(run_passes(swin, steps)) for steps in (form.kept, ()))
+    assert with_them.kernels < without.kernels
+
+    vit = run_passes(tiny_models.exported_vit().model, SIMPLE)
+    assert [step.name for step in form_of(vit).left_out] == ["attention-scale"]
+    assert yardstick.measure(vit).kernels == yardstick.measure(run_passes(vit, FASTER)).kernels
