@@ -30,7 +30,9 @@ from gpusq_deploy.request import Reporter
 from gpusq_deploy.sensitivity import noise_of_layers
 from gpusq_deploy.wide import Wide
 
-_SAMPLES = 4
+_SAMPLES = 16
+# Of the layers, those that are measured on all samples: the others are far from the ones that will be left out.
+_CONTENDERS = 1 / 3
 _KERNEL = "it reads an attention's result, where a quantiser would cost a kernel"
 
 
@@ -61,6 +63,9 @@ def decide(
     if mixed is None or prepared.ready is None:
         return Decided(plan=plan, rounded=rounded)
 
+    planned_int8 = {decision.node for decision in plan.layers if decision.precision == "int8"}
+    candidates = [layer for layer in prepared.layers if layer.kind == "linear" and layer.node in planned_int8]
+
     def measured() -> Mapping[str, float]:
         if not data.real:
             raise GpusqError(
@@ -71,19 +76,23 @@ def decide(
         reporter.say("measuring what each INT8 layer alone does to the output")
         return noise_of_layers(
             prepared.model,
-            prepared.layers,
             plan,
             rounded,
             _few(data.calibrate),
             lambda done, total: reporter.progress("measuring layers", done, total),
+            narrow=lambda noise: contenders(candidates, noise),
         )
 
-    planned_int8 = {decision.node for decision in plan.layers if decision.precision == "int8"}
-    candidates = [layer for layer in prepared.layers if layer.kind == "linear" and layer.node in planned_int8]
     floats = left_float(prepared.model, candidates, _share(prepared.layers, mixed), mixed, measured)
     reporter.say(f"{len(floats)} layers stay {asked.remainder}, up to {mixed.flops:.0%} of the Linear layers' FLOPs")
     plan = planned(replace(prepared.placements, floats=floats))
     return Decided(plan=plan, rounded={node: weight for node, weight in rounded.items() if node not in floats})
+
+
+def contenders(candidates: Sequence[GraphLayer], noise: Mapping[str, float]) -> frozenset[str]:
+    """Nodes of the third of the layers that make most noise for each of their FLOPs, at least one."""
+    known = sorted((layer for layer in candidates if layer.macs), key=lambda layer: -noise[layer.node] / layer.macs)
+    return frozenset(layer.node for layer in known[: math.ceil(len(known) * _CONTENDERS)])
 
 
 def left_float(

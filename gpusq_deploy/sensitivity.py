@@ -6,7 +6,7 @@ Q/DQ pair in front of it. It runs once with nothing switched, and once for each 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from gpusq_deploy.calibration.sources import Batches, DataSource, filled
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.engines.session import Session
 from gpusq_deploy.graph.files import scratch_model
-from gpusq_deploy.graph.layers import GraphLayer, weight_rows
+from gpusq_deploy.graph.layers import GraphLayer, weight_rows, weighted_layers
 from gpusq_deploy.graph.smoothable import bias_place
 from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, node_name, static_batch
 from gpusq_deploy.numerics.affine import dequantize, quantize, weight_scales
@@ -42,47 +42,81 @@ class Switched:
 
 def noise_of_layers(
     model: ir.Model,
-    layers: Sequence[GraphLayer],
     plan: Plan,
     rounded: Mapping[str, RoundedWeight],
     source: DataSource,
     progress: Callable[[int, int], None],
+    *,
+    narrow: Callable[[Mapping[str, float]], Collection[str]] | None = None,
 ) -> dict[str, float]:
     """Σ(y' - y)² / Σy² of the first output, by node of each planned INT8 Linear layer that was quantised alone.
 
+    Of four samples one may decide a layer's sum, and a run costs as much for a quiet layer as for a noisy one. So the
+    first batch is for all layers, and the others are for those that `narrow` names.
+
     Args:
         model: The float graph that the plan is for; left as it is.
-        layers: Its layers.
         plan: Decisions; inputs' scales are taken from there.
         rounded: Weights that were rounded with regard to the data, by node; the others are rounded to nearest.
         source: Samples to run; the graph's static batch, or 4, at a time.
         progress: Hears how many of the runs are done.
+        narrow: From what the first batch gave, the nodes of the layers to go on with; None goes on with all.
     """
     decided = {decision.node: decision for decision in plan.layers if decision.precision == "int8"}
-    chosen = [layer for layer in layers if layer.node in decided and layer.kind == "linear" and not layer.only_seen]
+    chosen = [
+        layer
+        for layer in weighted_layers(model)
+        if layer.node in decided and layer.kind == "linear" and not layer.only_seen
+    ]
     copy = model.clone()
     stored = STORED_TYPE[plan.remainder]
     switched = [_switch(copy, layer, decided[layer.node], rounded.get(layer.node), stored) for layer in chosen]
     common.RemoveUnusedNodesPass()(copy)  # the weights: they are inputs now
     fixed = static_batch(model.graph)
-    noise, signal = dict.fromkeys((entry.node for entry in switched), 0.0), 0.0
+    sums = {entry.node: _Sums() for entry in switched}
     with scratch_model(copy) as path:
         session = open_onnx(path)
         try:
-            batches = [filled(batch, fixed) for batch in Batches(source=source, size=fixed or _BATCH)]
-            for done, batch in enumerate(batches):
-                reference, answers = _answers(session, batch, switched)
-                signal += float(np.square(reference, dtype=np.float64).sum())
-                for index, (node, answer) in enumerate(answers):
-                    noise[node] += float(np.square(answer - reference, dtype=np.float64).sum())
-                    progress(done * len(switched) + index + 1, len(batches) * len(switched))
+            batches, done = [filled(batch, fixed) for batch in Batches(source=source, size=fixed or _BATCH)], 0
+            for index, batch in enumerate(batches):
+                watched = [entry for entry in switched if not sums[entry.node].closed]
+                total = done + (len(batches) - index) * len(watched)
+                reference, answers = _answers(session, batch, switched, watched)
+                signal = float(np.square(reference, dtype=np.float64).sum())
+                for node, answer in answers:
+                    sums[node].add(float(np.square(answer - reference, dtype=np.float64).sum()), signal)
+                    done += 1
+                    progress(done, total)
+                if index == 0 and narrow is not None:
+                    going_on = narrow({node: entry.ratio() for node, entry in sums.items()})
+                    for node, entry in sums.items():
+                        entry.closed = node not in going_on
         finally:
             session.close()
-    return {node: value / signal for node, value in noise.items()} if signal else noise
+    progress(done, done)
+    return {node: entry.ratio() for node, entry in sums.items()}
 
 
-def _answers(session: Session, batch: Array, switched: Sequence[Switched]) -> tuple[Array, Iterator[tuple[str, Array]]]:
-    """The first output with nothing switched, and with each layer switched alone."""
+@dataclass(kw_only=True, slots=True)
+class _Sums:
+    """Of the samples that a layer was measured on; `closed` once it isn't any more."""
+
+    noise: float = 0.0
+    signal: float = 0.0
+    closed: bool = False
+
+    def add(self, noise: float, signal: float) -> None:
+        self.noise += noise
+        self.signal += signal
+
+    def ratio(self) -> float:
+        return self.noise / self.signal if self.signal else 0.0
+
+
+def _answers(
+    session: Session, batch: Array, switched: Sequence[Switched], watched: Sequence[Switched]
+) -> tuple[Array, Iterator[tuple[str, Array]]]:
+    """The first output with nothing switched, and with each of the watched layers switched alone."""
     plain: dict[str, Array] = {session.inputs[0].name: batch}
     for entry in switched:
         plain |= entry.plain
@@ -90,7 +124,7 @@ def _answers(session: Session, batch: Array, switched: Sequence[Switched]) -> tu
     def first(feeds: Mapping[str, Array]) -> Array:
         return next(iter(session.run(feeds).values()))
 
-    return first(plain), ((entry.node, first({**plain, **entry.quantised()})) for entry in switched)
+    return first(plain), ((entry.node, first({**plain, **entry.quantised()})) for entry in watched)
 
 
 def _switch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from gpusq_deploy.calibration.sources import ArrayFile
 from gpusq_deploy.compile import CANONICAL
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
-from gpusq_deploy.mixing import left_float
+from gpusq_deploy.mixing import contenders, left_float
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.quantize import Quantize, RoundedWeight
 from gpusq_deploy.recipe import MixedRule, recipe_from_toml
@@ -45,7 +46,6 @@ def test_each_layers_noise_is_that_of_a_graph_with_it_alone_in_int8(*, static: b
     heard: list[tuple[int, int]] = []
     noise = noise_of_layers(
         model,
-        layers,
         plan,
         rounded,
         ArrayFile(name="noise", values=images),
@@ -53,7 +53,7 @@ def test_each_layers_noise_is_that_of_a_graph_with_it_alone_in_int8(*, static: b
     )
     linear = [layer.node for layer in layers if layer.kind == "linear"]
     assert list(noise) == linear
-    assert heard[-1][0] == heard[-1][1] == len(heard)
+    assert heard[-1][0] == heard[-1][1] == len(heard) - 1
     wanted = tiny_models.run_model(model, {"input": images})["output"]
     for node in linear:
         only = msgspec.structs.replace(plan, layers=tuple(entry for entry in plan.layers if entry.node == node))
@@ -61,6 +61,34 @@ def test_each_layers_noise_is_that_of_a_graph_with_it_alone_in_int8(*, static: b
         got = tiny_models.run_model(run_passes(model, [alone]), {"input": images})["output"]
         expected = float(np.square(got - wanted).sum() / np.square(wanted).sum())
         assert noise[node] == pytest.approx(expected, rel=2e-2)
+
+
+@pytest.mark.slow
+def test_only_contenders_are_measured_on_all_samples() -> None:
+    model = run_passes(tiny_models.exported_vit().model, CANONICAL)
+    plan = planning.plan_for(model, planning.measured(model))
+    layers = weighted_layers(model)
+    images = tiny_models.images(8, seed=5)
+
+    def noise_on(values: Array, *, kept: str | None = None) -> dict[str, float]:
+        def narrow(_noise: Mapping[str, float]) -> set[str]:
+            return {kept} if kept else set()
+
+        source = ArrayFile(name="noise", values=values)
+        return noise_of_layers(
+            model, plan, {}, source, lambda _done, _total: None, narrow=narrow if kept is not None else None
+        )
+
+    first, whole = noise_on(images[:4]), noise_on(images)
+    kept = next(layer.node for layer in layers if layer.layer.endswith("fc2"))
+    assert noise_on(images, kept=kept) == pytest.approx({**first, kept: whole[kept]}, rel=1e-6)
+    assert first != pytest.approx(whole, rel=1e-3)
+
+
+def test_contenders_make_most_noise_for_their_flops() -> None:
+    layers = layers_with({"a": 100, "b": 10, "c": 10, "d": 10, "unknown": 0})
+    noise = {"a": 0.9, "b": 0.2, "c": 0.3, "d": 0.01, "unknown": 1.0}
+    assert contenders(layers, noise) == {"b", "c"}
 
 
 def layers_with(macs: dict[str, int]) -> list[GraphLayer]:
