@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -16,7 +17,8 @@ from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.refit import require_same_sparsity
 from gpusq_deploy.engines.runtimes import RuntimeChoice, choose_runtime
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.packed import require_dense
+from gpusq_deploy.graph.files import EXTERNAL_DATA
+from gpusq_deploy.packed import DENSE, require_dense
 
 _PLAN_SUFFIXES = (".plan", ".engine")
 # The first compute capability that `hardware=ampere-plus` means.
@@ -83,6 +85,7 @@ def _of_bundle(folder: Path, requested: str) -> Subject:
     manifest = read_value(folder / MANIFEST, Manifest)
     name = folder.resolve().name
     if choice.name == "onnxruntime":
+        _require_as_listed(folder, manifest, _model_files(manifest))
         return Subject(folder / MODEL, f"{name}/{MODEL}", choice, manifest.batch)
     engine = _engine_for_this_gpu(receipt, manifest, choice.name)
     _require_as_built(engine, folder, manifest)
@@ -117,22 +120,38 @@ def _of_plan(path: Path, requested: str) -> Subject:
 
 
 def _require_as_built(engine: BuiltEngine, folder: Path, manifest: Manifest) -> None:
-    """Refuse a plan that isn't the one that was built: loading one runs native code.
+    """Refuse a plan that isn't the one that was built, for loading one runs native code; and another reference for it.
 
     Raises:
-        GpusqError: The plan or the receipt isn't what the manifest says, or they contradict each other.
+        GpusqError: The plan, the receipt or the model isn't what the manifest says, or they contradict each other.
     """
-    listed = {entry.path: entry for entry in manifest.files if entry.path in (engine.plan_file, RECEIPT)}
-    faults = [f"{name} isn't in the manifest" for name in (engine.plan_file, RECEIPT) if name not in listed]
-    faults += damaged_files(folder, msgspec.structs.replace(manifest, files=tuple(listed.values())))
-    if not faults and listed[engine.plan_file].digest != engine.plan_digest:
-        faults = [f"{engine.plan_file}: the receipt's digest differs from the manifest's"]
+    # The reference may lack its dense weights: whoever runs it says how they are made.
+    model = [name for name in _model_files(manifest) if (folder / name).exists()]
+    _require_as_listed(folder, manifest, [engine.plan_file, RECEIPT, *model])
+    if not any(entry.path == engine.plan_file and entry.digest == engine.plan_digest for entry in manifest.files):
+        raise _not_as_built(folder, [f"{engine.plan_file}: the receipt's digest differs from the manifest's"])
+
+
+def _model_files(manifest: Manifest) -> list[str]:
+    """The model and what holds its weights."""
+    return [entry.path for entry in manifest.files if entry.path in {MODEL, EXTERNAL_DATA, DENSE}]
+
+
+def _require_as_listed(folder: Path, manifest: Manifest, names: Sequence[str]) -> None:
+    listed = tuple(entry for entry in manifest.files if entry.path in names)
+    known = {entry.path for entry in listed}
+    faults = [f"{name} isn't in the manifest" for name in names if name not in known]
+    faults += damaged_files(folder, msgspec.structs.replace(manifest, files=listed))
     if faults:
-        raise GpusqError(
-            "; ".join(faults),
-            place=str(folder),
-            hint="copy the bundle again from where it was made, or build it again from its checkpoint",
-        )
+        raise _not_as_built(folder, faults)
+
+
+def _not_as_built(folder: Path, faults: Sequence[str]) -> GpusqError:
+    return GpusqError(
+        "; ".join(faults),
+        place=str(folder),
+        hint="copy the bundle again from where it was made, or build it again from its checkpoint",
+    )
 
 
 def _weights_for(engine: BuiltEngine, folder: Path, manifest: Manifest) -> Path | None:

@@ -23,6 +23,10 @@ RANGE = BatchRange(minimum=1, optimum=8, maximum=32)
 
 @pytest.fixture
 def only_rtx_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_only_rtx_run(monkeypatch)
+
+
+def let_only_rtx_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> str | None:
         return None if name == "tensorrt-rtx" else f"{name} is not installed"
 
@@ -216,6 +220,25 @@ def test_a_plan_that_isnt_the_one_that_was_built_isnt_loaded(
     assert (done.code, done.out) == (5, "")
     assert said in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("runs", ["the model", "the plan"])
+def test_a_model_that_isnt_the_one_that_was_built_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_bundle: WriteBundle, runs: str
+) -> None:
+    """Neither by itself nor as what a plan's answers are compared with."""
+    if runs == "the plan":
+        let_only_rtx_run(monkeypatch)
+    folder = write_bundle(RANGE, (("tensorrt-rtx", "rtx.plan"),))
+    (folder / "model.onnx").write_bytes(b"a model")
+    manifest = read_value(folder / "manifest.json", Manifest)
+    (folder / "manifest.json").write_bytes(json_from_value(msgspec.structs.replace(manifest, files=files_in(folder))))
+    found = subject.find_subject(folder, "auto" if runs == "the plan" else "onnxruntime")
+    assert found.choice.name == ("tensorrt-rtx" if runs == "the plan" else "onnxruntime")
+    (folder / "model.onnx").write_bytes(b"another")
+    done = run_main(bench, folder, "--runtime", found.choice.name, "--json", tmp_path / "runs.json")
+    assert (done.code, done.out) == (5, "")
+    assert "model.onnx is not the file that was built" in done.err
 
 
 @pytest.mark.parametrize("requested", ["auto", "onnxruntime"])
