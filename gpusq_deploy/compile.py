@@ -117,7 +117,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
 
     with new_bundle(request.out, force=request.force) as folder, scratch_folder() as scratch:
         float_file, built_file = Path(scratch) / MODEL, folder / MODEL
-        save_scratch(packed.model, float_file)
+        save_scratch(packed.model, float_file, lambda done, total: reporter.progress("writing", done, total))
         difference = check_export(opened.checkpoint, float_file, request.batch, reporter)
         drop_weights(opened.checkpoint.module)  # from here on they are the graph's
 

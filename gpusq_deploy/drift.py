@@ -6,7 +6,7 @@ Both answer one batch at a time, and of each batch only sums are kept: memory do
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,19 +63,37 @@ class Compared:
     first: tuple[npt.NDArray[np.float32], Array]
 
 
-def compare(pair: Pair, source: DataSource, sites: Sequence[Site] = ()) -> Compared:
+def compare(
+    pair: Pair,
+    source: DataSource,
+    sites: Sequence[Site] = (),
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Compared:
     """Compare the outputs, and the given tensors, on every sample.
+
+    Args:
+        pair: The two graphs.
+        source: Samples.
+        sites: Tensors inside that both have.
+        progress: Hears how many of the runs are done: two for each sample, fewer where samples can't be read.
 
     Raises:
         GpusqError: One of the two computes NaN or infinity, or no sample can be read.
     """
-    seen, tensors = _Seen(), [site.tensor for site in sites]
+    seen, tensors, done = _Seen(), [site.tensor for site in sites], 0
+
+    def ran(batch: npt.NDArray[np.float32]) -> None:
+        nonlocal done
+        done += len(batch)
+        progress(done, 2 * len(source))
+
     with _tapped(pair.reference, tensors) as reference, _tapped(pair.built, tensors) as built:
         batches = iter(Batches(source=source, size=_batch_size(reference, built)))
-        while answered := _answered(reference, batches):
+        while answered := _answered(reference, batches, ran):
             with _opened(built) as session:
                 for batch, expected in answered:
                     got = _run(session, batch)
+                    ran(batch)
                     _require_finite(expected, got, pair, source)
                     seen.add(batch, expected, got)
     return seen.result(sites)
@@ -135,7 +153,7 @@ class _Seen:
 
 
 def _answered(
-    reference: Path, batches: Iterator[npt.NDArray[np.float32]]
+    reference: Path, batches: Iterator[npt.NDArray[np.float32]], ran: Callable[[npt.NDArray[np.float32]], None]
 ) -> list[tuple[npt.NDArray[np.float32], dict[str, Array]]]:
     """The float graph's answers to the next batches, as many as may be kept: the two graphs are never open at once."""
     found: list[tuple[npt.NDArray[np.float32], dict[str, Array]]] = []
@@ -145,6 +163,7 @@ def _answered(
     with _opened(reference) as session:
         for batch in itertools.chain([first], batches):
             found.append((batch, _run(session, batch)))
+            ran(batch)
             kept += sum(value.nbytes for value in found[-1][1].values())
             if kept > _KEPT_BYTES:
                 break

@@ -263,7 +263,13 @@ def verify_built(
         reporter.say("not verified: ONNX Runtime's CPU provider has no BF16 kernels")
         return None
     reporter.say(f"verifying against the float graph on {len(data.verify)} samples")
-    result = verify(float_model, built_model, data.verify, held_out=data.held_out)
+    result = verify(
+        float_model,
+        built_model,
+        data.verify,
+        held_out=data.held_out,
+        progress=lambda done, total: reporter.progress("verifying", done, total),
+    )
     reporter.say(f"SQNR {result.sqnr_db:.1f} dB, cosine {result.cosine:.5f}: {result.note}")
     worst = ", ".join(f"{block.module} ({block.sqnr_db:.1f} dB behind it)" for block in result.noisiest(3))
     if worst:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,14 @@ def split_source(source: DataSource) -> tuple[DataSource, DataSource, bool]:
 
 
 @large_blocks_given_back()
-def verify(float_model: Path, built_model: Path, source: DataSource, *, held_out: bool) -> Verification:
+def verify(
+    float_model: Path,
+    built_model: Path,
+    source: DataSource,
+    *,
+    held_out: bool,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Verification:
     """Run both models on every sample; compare their outputs, and what leaves the blocks inside.
 
     Two axes of the first output are taken for [N, classes]. The blocks that add most noise are looked into: their
@@ -60,6 +67,7 @@ def verify(float_model: Path, built_model: Path, source: DataSource, *, held_out
         built_model: The graph that the engines are built from.
         source: Samples to compare on.
         held_out: Whether calibration has not seen them.
+        progress: Hears how many of the runs are done.
 
     Raises:
         GpusqError: One of the two answers with NaN or infinity.
@@ -67,7 +75,7 @@ def verify(float_model: Path, built_model: Path, source: DataSource, *, held_out
     pair, model = Pair(reference=float_model, built=built_model), map_model(float_model)
     blocks = block_sites(model)
     common = in_both(pair, blocks)
-    seen = compare(pair, source, common)
+    seen = compare(pair, source, common, progress)
     fused, why_not = _fused(built_model, seen)
     found = Verification(
         images=seen.images,

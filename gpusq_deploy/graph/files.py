@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir import external_data
 
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.mapped import releasing
@@ -84,11 +86,24 @@ def scratch_model(model: ir.Model) -> Generator[Path]:
         yield path
 
 
-def save_scratch(model: ir.Model, path: Path) -> None:
+def save_scratch(
+    model: ir.Model, path: Path, progress: Callable[[int, int], None] = lambda _done, _total: None
+) -> None:
     """Save to be run and thrown away: all tensors go to a file beside it, from which a runtime can map them.
+
+    Args:
+        model: The model.
+        path: The file.
+        progress: Hears how many of the tensors are written.
 
     Raises:
         GpusqError: The scratch folder is full.
     """
+    written = itertools.count(1)
     with scratch_disk(path.parent), releasing() as hear:
-        ir.save(model, path, external_data=f"{path.name}.data", callback=hear)
+
+        def before(tensor: ir.TensorProtocol, info: external_data.CallbackInfo) -> None:
+            hear(tensor, info)
+            progress(next(written), info.total)
+
+        ir.save(model, path, external_data=f"{path.name}.data", callback=before)

@@ -41,7 +41,7 @@ def test_a_light_graph_compiles_to_as_many_kernels(family: str, tmp_path: Path) 
 
 
 def test_products_of_one_input_keep_their_weights() -> None:
-    model = tiny_models.exported_vit().model
+    model = tiny_models.exported_vit().model.clone()
     wide = ir.tensor([[0.5] * 64] * 64, dtype=ir.DataType.FLOAT)
     value = model.graph.inputs[0]
     for name in ("first", "second"):

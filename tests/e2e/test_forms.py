@@ -1,0 +1,70 @@
+"""A build compares its graph with and without each rewrite, says what it found, and shows how far it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import Finished, run_main
+
+from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.bundle import read_bundle
+from gpusq_deploy.cli.build import main as build
+from gpusq_deploy.compile import compile_checkpoint
+from gpusq_deploy.request import BuildRequest, Reporter
+from gpusq_deploy.targets import find_target
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_plan_says_which_rewrites_were_compared_and_by_what(built: tuple[Path, Finished]) -> None:
+    path, done = built
+    notes = read_bundle(path).plan.notes
+    (note,) = [note for note in notes if note.startswith("attention-scale (2 places) is")]
+    assert "kernels with it and" in note
+    assert note in done.err
+    assert "compared by tensorrt-rtx for a100, fp16, batch 8, nothing timed" in notes
+
+
+def test_another_gpu_stands_in_where_nobody_builds_ahead(dense: Path, tmp_path: Path) -> None:
+    done = run_main(build, dense, "--target", "orin", "--out", tmp_path / "b")
+    assert done.code == 0, done.err
+    notes = read_bundle(tmp_path / "b").plan.notes
+    assert "compared by tensorrt-rtx for a100, which stands in for the targets, fp16, batch 8, nothing timed" in notes
+
+
+def test_all_rewrites_can_be_asked_for(dense: Path, tmp_path: Path) -> None:
+    done = run_main(build, dense, "--rewrites", "all", "--out", tmp_path / "b")
+    assert done.code == 0, done.err
+    bundle = read_bundle(tmp_path / "b")
+    assert bundle.manifest.options["rewrites"] == "all"
+    why = "attention-scale: applied without comparing the model's kernels with and without: --rewrites all"
+    assert why in bundle.plan.notes
+
+
+def test_every_long_step_shows_progress_to_its_end(dense: Path, photos: Path, tmp_path: Path) -> None:
+    heard: dict[str, list[tuple[int, int]]] = {}
+    request = BuildRequest(
+        model=dense,
+        arch=None,
+        int8=True,
+        sparse=False,
+        remainder="fp16",
+        recipe=None,
+        calib=str(photos),
+        targets=[find_target("a100")],
+        batch=BatchRange(minimum=1, optimum=8, maximum=32),
+        opset=20,
+        out=tmp_path / "b",
+        force=False,
+    )
+    reporter = Reporter(
+        say=lambda _: None, progress=lambda label, done, total: heard.setdefault(label, []).append((done, total))
+    )
+    compile_checkpoint(request, reporter)
+    steps = ["exporting", "simplifying", "rewriting", "comparing forms", "writing", "calibrating", "verifying"]
+    assert list(heard)[: len(steps)] == steps
+    for label in steps:
+        done = [count for count, _ in heard[label]]
+        assert done == sorted(done), label
+        assert heard[label][-1][0] == heard[label][-1][1], label
