@@ -11,6 +11,7 @@ from gpusq_deploy.artifacts.base import read_value
 from gpusq_deploy.artifacts.calibration import CalibrationTable, TensorRange
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer
+from gpusq_deploy.passes.pack_projections import packed_layers
 
 
 def read_table(path: Path, *, model: str) -> CalibrationTable:
@@ -36,6 +37,8 @@ def read_table(path: Path, *, model: str) -> CalibrationTable:
 def table_for_layers(table: CalibrationTable, layers: Sequence[GraphLayer], *, place: str) -> CalibrationTable:
     """The table under this graph's tensor names: another opset or batch names tensors otherwise, but not layers.
 
+    A product of packed projections reads what each of them reads.
+
     Raises:
         GpusqError: A layer's input has no range.
     """
@@ -43,9 +46,9 @@ def table_for_layers(table: CalibrationTable, layers: Sequence[GraphLayer], *, p
     by_tensor = table.by_tensor()
     found: dict[str, TensorRange] = {}
     for layer in layers:
-        entry = by_layer.get(layer.layer)
-        if entry is not None:
-            found.setdefault(layer.input, msgspec.structs.replace(entry, tensor=layer.input))
+        for name in (layer.layer, *packed_layers(layer.layer)):
+            if name in by_layer:
+                found.setdefault(layer.input, msgspec.structs.replace(by_layer[name], tensor=layer.input))
     for layer in layers:
         if layer.input not in found and layer.input in by_tensor:
             found[layer.input] = by_tensor[layer.input]

@@ -11,6 +11,7 @@ from commands import run_main
 
 from gpusq_deploy.bundle import read_bundle
 from gpusq_deploy.cli.build import main as build
+from gpusq_deploy.cli.calibrate import main as calibrate
 from gpusq_deploy.cli.inspect import main as inspect
 
 pytestmark = pytest.mark.slow
@@ -55,3 +56,18 @@ def test_attentions_and_outputs_of_packed_projections_are_int8(photos: Path, tmp
     shown = run_main(inspect, out, "--layer", f"{ATTENTIONS[0]}.k_proj")
     assert shown.code == 5
     assert f"did you mean {ATTENTIONS[0]}.q_proj+k_proj+v_proj?" in shown.err
+
+
+def test_stored_ranges_reach_a_packed_product_in_whatever_form(photos: Path, tmp_path: Path) -> None:
+    saved, ranges = tmp_path / "saved", tmp_path / "ranges.json"
+    module: Any = tiny_families.checkpoint("transformers-swin").module
+    module.save_pretrained(saved)
+    assert run_main(calibrate, saved, "--calib", photos, "--out", ranges).code == 0
+    amax: list[dict[str, float]] = []
+    for name, options in {"stored": ("--ranges", ranges), "own": ("--recipe", "plain_wi8_ai8")}.items():
+        done = run_main(build, saved, "--int8", "--calib", photos, *options, "--out", tmp_path / name)
+        assert done.code == 0, done.err
+        layers = read_bundle(tmp_path / name).plan.layers
+        amax.append({layer.layer: layer.activation.amax for layer in layers if layer.activation is not None})
+    assert amax[0] == amax[1]
+    assert any("+" in layer for layer in amax[0])

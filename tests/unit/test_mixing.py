@@ -126,6 +126,11 @@ def test_kernels_first_begins_with_the_layers_behind_attentions() -> None:
     rules = {True: MixedRule(flops=0.1, first="kernels"), False: MixedRule(flops=0.1)}
     for expected, rule in rules.items():
         assert (proj.node in left_float(model, layers, proj.macs * 1.5, rule, lambda: noise)) == expected
+    # What is left would hold another layer, but isn't worth measuring all of them.
+    assert any(layer.macs <= 0.3 * proj.macs for layer in layers)
+    little = left_float(model, layers, proj.macs * 1.3, MixedRule(flops=0.1, first="kernels"), never)
+    assert list(little) == [proj.node]
+    assert "too little of the share is left" in little[proj.node]
     alone = left_float(model, layers, proj.macs, MixedRule(flops=0.1, first="kernels"), never)
     assert list(alone) == [proj.node]
 

@@ -61,6 +61,11 @@ def test_a_layer_without_a_stored_range_is_named() -> None:
     assert "--recipe" in str(caught.value.hint)
 
 
+def test_packed_projections_have_the_range_of_any_of_their_parts() -> None:
+    found = table_for_layers(table(q=("x", 2.0), fc=("h", 3.0)), (layer("v+k+q", "y"), layer("fc", "h")), place="f")
+    assert {entry.tensor: entry.amax for entry in found.ranges} == {"y": 2.0, "h": 3.0}
+
+
 def test_ranges_of_another_checkpoint_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "ranges.json"
     path.write_bytes(json_from_value(table(q=("x", 2.0))))
