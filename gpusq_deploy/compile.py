@@ -43,7 +43,7 @@ from gpusq_deploy.bundle import (
 )
 from gpusq_deploy.calibration.choice import calibrators_for
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from gpusq_deploy.checkpoint.tensors import drop_weights
+from gpusq_deploy.checkpoint.tensors import drop_weights, release_weights
 from gpusq_deploy.checkpoint.weights import layer_weights
 from gpusq_deploy.engines.option_text import options_from_text
 from gpusq_deploy.errors import GpusqError
@@ -51,7 +51,7 @@ from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.forms import best_form, find_yardstick
 from gpusq_deploy.graph.files import save_model, save_scratch, scratch_folder
 from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
-from gpusq_deploy.graph.mapped import map_model
+from gpusq_deploy.graph.mapped import map_model, release_graph
 from gpusq_deploy.graph.memory import give_back
 from gpusq_deploy.manifest import make_manifest
 from gpusq_deploy.mixing import decide
@@ -212,6 +212,9 @@ def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, repor
     if request.sparse:
         require_sparse(stored, command=repair_command(request))
     packed = pack_projections(model, stored, recipe, checkpoint.sparsity)
+    # Nobody reads weights while forms are compared, and a compiler needs room.
+    release_weights(checkpoint.module)
+    release_graph(simple.graph)
     return best_form(simple, FASTER, packed, stored, find_yardstick(request), reporter)
 
 

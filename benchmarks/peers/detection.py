@@ -16,7 +16,6 @@ import functools
 import json
 import os
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,15 +27,12 @@ import torch
 from sklearn.datasets import load_digits
 
 from gpusq_deploy.artifacts.arch import ArchSpec
-from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.benchmarks.peers.families import built, shipped_recipe
 from gpusq_deploy.bundle import read_bundle
 from gpusq_deploy.checkpoint.architecture import module_from_arch
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
-from gpusq_deploy.compile import compile_checkpoint
 from gpusq_deploy.engines.ort import open_onnx
-from gpusq_deploy.request import BuildRequest, Reporter
-from gpusq_deploy.targets import find_target
 
 HEIGHT, WIDTH, QUERIES, CLASSES = 64, 64, 6, 10
 STEPS, BATCH, LEARNING_RATE = 12000, 16, 5e-4
@@ -169,24 +165,7 @@ def train(target: Path, steps: int) -> None:
 
 def measured(out: Path, checkpoint: Path, recipe: str) -> dict[str, Any]:
     """One build, and its model on held-out scenes beside the float one."""
-    bundle = out / "model.gpusq"
-    compile_checkpoint(
-        BuildRequest(
-            model=checkpoint,
-            arch=None,
-            int8=True,
-            sparse=False,
-            remainder="fp16",
-            recipe=_recipe(out, recipe),
-            calib=str(out / "calib.npy"),
-            targets=[find_target("rtx40")],
-            batch=BatchRange(minimum=1, optimum=8, maximum=32),
-            opset=21,
-            out=bundle,
-            force=True,
-        ),
-        Reporter(say=_ignore, progress=_ignore),
-    )
+    bundle = built(out, checkpoint, shipped_recipe(recipe), out / "calib.npy")
     held_out = scenes(HELD_OUT, seed=2, held_out=True)
     images = np.stack([scene.image for scene in held_out])
     module: Any = load_checkpoint(checkpoint).module
@@ -210,12 +189,6 @@ def measured(out: Path, checkpoint: Path, recipe: str) -> dict[str, Any]:
         "kernels": found.receipt.engines[0].totals.kernels,
         "model_bytes": (bundle / "model.onnx").stat().st_size,
     }
-
-
-def _recipe(out: Path, name: str) -> Path:
-    file = out / f"{name}.toml"
-    file.write_text((resources.files("gpusq_deploy.calibration") / "recipes" / f"{name}.toml").read_text("utf-8"))
-    return file
 
 
 def _sqnr(wanted: Array, got: Array) -> float:
@@ -254,10 +227,6 @@ def _overlap(one: Array, other: Array) -> float:
     high = np.minimum(one[:2] + one[2:] / 2, other[:2] + other[2:] / 2)
     shared = float(np.prod(np.maximum(high - low, 0)))
     return shared / (float(np.prod(one[2:]) + np.prod(other[2:])) - shared)
-
-
-def _ignore(*_said: object) -> None:
-    """Rows go to stdout alone."""
 
 
 if __name__ == "__main__":

@@ -93,10 +93,14 @@ def main() -> None:
         options.json.write_text(json.dumps({"what": what, "epochs": EPOCHS, "rows": rows}, indent=2) + "\n")
 
 
+def shipped_recipe(name: str) -> str:
+    """Its TOML."""
+    return (resources.files("gpusq_deploy.calibration") / "recipes" / f"{name}.toml").read_text("utf-8")
+
+
 def recipes(family: str) -> Iterator[tuple[str, str]]:
     """The shipped ones, and the default with what `KEPT` names left in FP16: names and TOML."""
-    folder = resources.files("gpusq_deploy.calibration") / "recipes"
-    shipped = {name: folder.joinpath(f"{name}.toml").read_text("utf-8") for name in RECIPES}
+    shipped = {name: shipped_recipe(name) for name in RECIPES}
     yield from shipped.items()
     for pattern in KEPT[family]:
         kept = f'[[rule]]\nmatch = "{pattern}"\nprecision = "float"\nreason = "to see what it costs"\n\n[[rule]]'
@@ -123,8 +127,8 @@ def _ignore(*_said: object) -> None:
     """Rows go to stdout alone."""
 
 
-def measured(out: Path, checkpoint: Path, recipe: str) -> dict[str, Any]:
-    """One build, and its model on the held-out images beside the float one."""
+def built(out: Path, checkpoint: Path, recipe: str, calib: Path) -> Path:
+    """A bundle by a recipe's TOML, in FP16 for the rest; it replaces the last one."""
     file, bundle = out / "recipe.toml", out / "model.gpusq"
     file.write_text(recipe)
     compile_checkpoint(
@@ -135,7 +139,7 @@ def measured(out: Path, checkpoint: Path, recipe: str) -> dict[str, Any]:
             sparse=False,
             remainder="fp16",
             recipe=file,
-            calib=str(out / "data" / "train"),
+            calib=str(calib),
             targets=[find_target("rtx40")],
             batch=BatchRange(minimum=1, optimum=8, maximum=32),
             opset=21,
@@ -144,6 +148,12 @@ def measured(out: Path, checkpoint: Path, recipe: str) -> dict[str, Any]:
         ),
         Reporter(say=_ignore, progress=_ignore),
     )
+    return bundle
+
+
+def measured(out: Path, checkpoint: Path, recipe: str) -> dict[str, Any]:
+    """One build, and its model on the held-out images beside the float one."""
+    bundle = built(out, checkpoint, recipe, out / "data" / "train")
     images, labels = read_images(out / "data" / "heldout")
     reference: npt.NDArray[np.float32] = torch_logits(checkpoint)(images)
     got: npt.NDArray[np.float32] = onnx_logits(bundle / "model.onnx")(images)

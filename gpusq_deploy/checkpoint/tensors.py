@@ -34,6 +34,13 @@ def drop_weights(module: torch.nn.Module) -> None:
     module.to("meta")
 
 
+def release_weights(module: torch.nn.Module) -> None:
+    """Give back the memory that reading a module's mapped weights took; the module keeps them."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if not tensor.untyped_storage().resizable():
+            release(tensor)
+
+
 def release(tensor: torch.Tensor) -> None:
     """Give back the memory that reading a tensor took, where it lies in a mapped file; the next read maps it again.
 

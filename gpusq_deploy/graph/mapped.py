@@ -86,6 +86,12 @@ def release(value: ir.Value) -> None:
         value.const_value.release()
 
 
+def release_graph(graph: ir.Graph) -> None:
+    """The same for all of a graph's."""
+    for value in graph.initializers.values():
+        release(value)
+
+
 def _check_nodes(proto: onnx.ModelProto) -> None:
     """That each node has the inputs, outputs and attributes that its operator's schema asks for.
 

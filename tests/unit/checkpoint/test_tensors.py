@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from gpusq_deploy.checkpoint.tensors import drop_weights, release
+from gpusq_deploy.checkpoint.tensors import drop_weights, release, release_weights
 
 
 @pytest.mark.parametrize("mapped", [True, False])
@@ -40,3 +42,20 @@ def test_dropping_mapped_weights_leaves_their_file_as_it_is(tmp_path: Path) -> N
     drop_weights(other)
     assert torch.equal(mapped["weight"], module.weight)
     assert path.read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_released_weights_are_not_resident_and_still_there(tmp_path: Path) -> None:
+    path, size = tmp_path / "w.pt", 64 << 20
+    torch.save({"weight": torch.ones(size // 4096, 1024)}, path)
+    module = torch.nn.Linear(1024, size // 4096, bias=False)
+    module.load_state_dict(torch.load(path, mmap=True, weights_only=True), assign=True)
+    module.requires_grad_(requires_grad=False)
+    total, before = float(module.weight.sum()), resident()
+    release_weights(module)
+    assert before - resident() > size // 2
+    assert float(module.weight.sum()) == total
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text("utf-8").split()[1]) * mmap.PAGESIZE
