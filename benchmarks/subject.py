@@ -62,6 +62,11 @@ def find_subject(path: Path, requested: str) -> Subject:
     if path.suffix in _PLAN_SUFFIXES:
         return _of_plan(path, requested)
     if path.suffix == ".onnx":
+        folder = path.resolve().parent
+        if path.name == MODEL and is_ours(folder):
+            require_dense(folder)
+            manifest = read_value(folder / MANIFEST, Manifest)
+            _require_as_listed(folder, manifest, _model_files(manifest))
         return Subject(path, path.name, choose_runtime(requested, plans=()), None)
     raise GpusqError(
         "neither a bundle's folder nor a .onnx, .plan or .engine file",
@@ -126,15 +131,15 @@ def _require_as_built(engine: BuiltEngine, folder: Path, manifest: Manifest) -> 
         GpusqError: The plan, the receipt or the model isn't what the manifest says, or they contradict each other.
     """
     # The reference may lack its dense weights: whoever runs it says how they are made.
-    model = [name for name in _model_files(manifest) if (folder / name).exists()]
+    model = [name for name in _model_files(manifest) if name == MODEL or (folder / name).exists()]
     _require_as_listed(folder, manifest, [engine.plan_file, RECEIPT, *model])
     if not any(entry.path == engine.plan_file and entry.digest == engine.plan_digest for entry in manifest.files):
         raise _not_as_built(folder, [f"{engine.plan_file}: the receipt's digest differs from the manifest's"])
 
 
 def _model_files(manifest: Manifest) -> list[str]:
-    """The model and what holds its weights."""
-    return [entry.path for entry in manifest.files if entry.path in {MODEL, EXTERNAL_DATA, DENSE}]
+    """The model, and what holds its weights where that is the case."""
+    return [MODEL, *(entry.path for entry in manifest.files if entry.path in {EXTERNAL_DATA, DENSE})]
 
 
 def _require_as_listed(folder: Path, manifest: Manifest, names: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -11,7 +12,6 @@ from gpusq_deploy.artifacts.base import read_value
 from gpusq_deploy.artifacts.calibration import CalibrationTable, TensorRange
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer
-from gpusq_deploy.passes.pack_projections import packed_layers
 
 
 def read_table(path: Path, *, model: str) -> CalibrationTable:
@@ -34,10 +34,20 @@ def read_table(path: Path, *, model: str) -> CalibrationTable:
     return table
 
 
-def table_for_layers(table: CalibrationTable, layers: Sequence[GraphLayer], *, place: str) -> CalibrationTable:
+def table_for_layers(
+    table: CalibrationTable,
+    layers: Sequence[GraphLayer],
+    *,
+    place: str,
+    parts: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> CalibrationTable:
     """The table under this graph's tensor names: another opset or batch names tensors otherwise, but not layers.
 
-    A product of packed projections reads what each of them reads.
+    Args:
+        table: Stored ranges.
+        layers: The layers that need a range.
+        place: Where the table comes from.
+        parts: By packed layer, the layers that it is made of: it reads what each of them reads.
 
     Raises:
         GpusqError: A layer's input has no range.
@@ -46,7 +56,7 @@ def table_for_layers(table: CalibrationTable, layers: Sequence[GraphLayer], *, p
     by_tensor = table.by_tensor()
     found: dict[str, TensorRange] = {}
     for layer in layers:
-        for name in (layer.layer, *packed_layers(layer.layer)):
+        for name in (layer.layer, *parts.get(layer.layer, ())):
             if name in by_layer:
                 found.setdefault(layer.input, msgspec.structs.replace(by_layer[name], tensor=layer.input))
     for layer in layers:

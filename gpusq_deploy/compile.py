@@ -211,11 +211,17 @@ def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, repor
     stored = graph_sparsity(model, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)
     if request.sparse:
         require_sparse(stored, command=repair_command(request))
-    packed = pack_projections(model, stored, recipe, checkpoint.sparsity)
     # Nobody reads weights while forms are compared, and a compiler needs room.
     release_weights(checkpoint.module)
     release_graph(simple.graph)
-    return best_form(simple, FASTER, packed, stored, find_yardstick(request), reporter)
+    return best_form(
+        simple,
+        FASTER,
+        stored,
+        lambda form: pack_projections(form, stored, recipe, checkpoint.sparsity),
+        find_yardstick(request),
+        reporter,
+    )
 
 
 def _rewrite(

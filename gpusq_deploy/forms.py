@@ -1,10 +1,13 @@
-"""Which of the rewrites that are there for speed a model keeps: it is compiled with and without each."""
+"""Which of the rewrites that are there for speed a model keeps: it is compiled with and without each.
+
+What is compiled is the float graph in the remainder's type, before anything is calibrated or quantised.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -14,9 +17,11 @@ from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.engines.api import BackendName, find_api
 from gpusq_deploy.engines.cost import graph_cost, layers_at
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph.files import save_model, scratch_folder
-from gpusq_deploy.graph.light import share_weights
+from gpusq_deploy.graph.files import scratch_model
+from gpusq_deploy.graph.light import cut_constants, share_weights
+from gpusq_deploy.graph.memory import give_back
 from gpusq_deploy.packing import Packed
+from gpusq_deploy.passes.attention_scale import AttentionScale, scales_scores
 from gpusq_deploy.passes.base import Pass, run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.pack_projections import PackProjections
@@ -45,14 +50,16 @@ class Yardstick:
         """Compile a float32 graph in the remainder's type: its cost. Weights are of no matter, so most are left out.
 
         Raises:
-            GpusqError: It can't be compiled, or a constant doesn't fit the type.
+            GpusqError: It can't be compiled, or there is no room to write it.
         """
         light = model.clone()
         share_weights(light)
-        with scratch_folder() as folder:
-            path = Path(folder) / "model.onnx"
-            save_model(run_passes(light, [CastRemainder(self.remainder)]), path)
-            return graph_cost(layers_at(path, self.target, self.batch, backend=_AHEAD), batch=self.batch)
+        cut_constants(light)
+        with scratch_model(run_passes(light, [CastRemainder(self.remainder)])) as path:
+            cost = graph_cost(layers_at(path, self.target, self.batch, backend=_AHEAD), batch=self.batch)
+        del light
+        give_back()
+        return cost
 
     def __str__(self) -> str:
         instead = ", which stands in for the targets" if self.stand_in else ""
@@ -61,11 +68,15 @@ class Yardstick:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
-    """The rewrites that a model keeps, in order, and a note on each that found something to do."""
+    """The rewrites that a model keeps, in order, and a note on each that found something to do.
+
+    `compared` says that forms were compiled.
+    """
 
     kept: tuple[Pass, ...]
     left_out: tuple[Pass, ...] = ()
     notes: tuple[str, ...] = ()
+    compared: bool = False
 
 
 def find_yardstick(request: BuildRequest) -> Yardstick | str:
@@ -87,8 +98,8 @@ def find_yardstick(request: BuildRequest) -> Yardstick | str:
 def best_form(
     simple: ir.Model,
     rewrites: Sequence[Pass],
-    packed: Packed,
     stored: SparsityReport,
+    pack: Callable[[ir.Model], Packed],
     yardstick: Yardstick | str,
     reporter: Reporter,
 ) -> Packed:
@@ -97,27 +108,40 @@ def best_form(
     Args:
         simple: The graph before them.
         rewrites: All of them but packing.
-        packed: The graph after all of them.
-        stored: The 2:4 state of its layers before packing.
+        stored: The 2:4 state of its layers.
+        pack: Packs the projections of a graph after them, where the recipe and 2:4 allow it.
         yardstick: What forms are compared by; or why they aren't.
         reporter: Who hears what was chosen.
     """
+    packed = pack(run_passes(simple, rewrites))
     packing = (PackProjections(packed.chosen),) if packed.chosen else ()
     form = choose_form(
         simple,
         (*rewrites, *packing),
         yardstick if isinstance(yardstick, str) else yardstick.measure,
         lambda done, total: reporter.progress("comparing forms", done, total),
+        needed=_needed(simple, yardstick),
     )
     for note in form.notes:
         reporter.say(note)
-    notes = form.notes if isinstance(yardstick, str) or not form.notes else (*form.notes, f"compared by {yardstick}")
+    notes = (*form.notes, f"compared by {yardstick}") if form.compared else form.notes
     if not form.left_out:
         return replace(packed, notes=(*packed.notes, *notes))
-    model = run_passes(simple, form.kept)
-    if {*packing} <= {*form.kept}:
-        return replace(packed, model=model, notes=(*packed.notes, *notes))
-    return Packed(model=model, stored=stored, notes=notes, declined=packed.declined)
+    model = run_passes(simple, [step for step in form.kept if step not in packing])
+    # What can be packed in this form may be less than in the other; or nothing is to be.
+    found = (
+        pack(model)
+        if not {*packing} & {*form.left_out}
+        else Packed(model=model, stored=stored, declined=packed.declined)
+    )
+    return replace(found, notes=(*found.notes, *notes))
+
+
+def _needed(simple: ir.Model, yardstick: Yardstick | str) -> Mapping[str, str]:
+    """Rewrites that are applied for another reason than speed, and that reason."""
+    if isinstance(yardstick, str) or yardstick.remainder != "fp16" or not scales_scores(simple):
+        return {}
+    return {AttentionScale.name: "it takes a factor from scores, which FP16 may not hold without it"}
 
 
 def choose_form(
@@ -125,8 +149,10 @@ def choose_form(
     rewrites: Sequence[Pass],
     measure: Callable[[ir.Model], GraphCost] | str,
     progress: Callable[[int, int], None],
+    *,
+    needed: Mapping[str, str] = MappingProxyType({}),
 ) -> Form:
-    """Leave out each rewrite without which the model has no more kernels, nor as many and moves more bytes.
+    """A rewrite stays if the model has more kernels without it, or as many and moves at least 1 % more bytes.
 
     In order, each against the form that is the better one so far. Where nothing can be measured, all are kept.
 
@@ -135,6 +161,7 @@ def choose_form(
         rewrites: Each may be left out.
         measure: The cost of a graph; or why there is none.
         progress: Hears how many of the forms are compiled.
+        needed: By name, rewrites that stay whatever they cost, and why.
     """
     found = _changes(model, rewrites)
     active = [step for step in rewrites if found[step.name]]
@@ -142,29 +169,52 @@ def choose_form(
         return Form(kept=())
     if isinstance(measure, str):
         return Form(kept=tuple(active), notes=_unmeasured(active, measure))
-    kept, notes = list(active), list[str]()
+    notes = [
+        f"{step.name} ({found[step.name]} places) is applied: {needed[step.name]}"
+        for step in active
+        if step.name in needed
+    ]
+    tried = [step for step in active if step.name not in needed]
+    if not tried:
+        return Form(kept=tuple(active), notes=tuple(notes))
+    kept = list(active)
     try:
-        progress(0, len(active) + 1)
+        progress(0, len(tried) + 1)
         best = measure(run_passes(model, kept))
     except GpusqError as error:
-        return Form(kept=tuple(active), notes=_unmeasured(active, error.what))
-    for done, step in enumerate(active):
-        progress(done + 1, len(active) + 1)
-        places = f"{step.name} ({found[step.name]} places)"
+        return Form(kept=tuple(active), notes=(*notes, *_unmeasured(tried, error.what)))
+    for done, step in enumerate(tried):
+        progress(done + 1, len(tried) + 1)
         others = [other for other in kept if other is not step]
-        try:
-            without = measure(run_passes(model, others))
-        except GpusqError as error:
-            notes.append(f"{places} is applied; without it the model can't be compiled: {error.what}")
-            continue
-        if _helps(best, without):
-            notes.append(f"{places} is applied: {_difference(best, without)}")
-        else:
-            notes.append(f"{places} is not applied, since it doesn't help: {_difference(best, without)}")
+        without = _measured(model, others, measure)
+        notes.append(f"{step.name} ({found[step.name]} places) {_verdict(best, without)}{_lost(model, others)}")
+        if not isinstance(without, str) and not _helps(best, without):
             kept, best = others, without
-    progress(len(active) + 1, len(active) + 1)
+    progress(len(tried) + 1, len(tried) + 1)
     left_out = tuple(step for step in active if step not in kept)
-    return Form(kept=tuple(kept), left_out=left_out, notes=tuple(notes))
+    return Form(kept=tuple(kept), left_out=left_out, notes=tuple(notes), compared=True)
+
+
+def _measured(model: ir.Model, steps: Sequence[Pass], measure: Callable[[ir.Model], GraphCost]) -> GraphCost | str:
+    """The cost of a form; or why it can't be compiled."""
+    try:
+        return measure(run_passes(model, steps))
+    except GpusqError as error:
+        return error.what
+
+
+def _verdict(best: GraphCost, without: GraphCost | str) -> str:
+    if isinstance(without, str):
+        return f"is applied; without it the model can't be compiled: {without}"
+    verdict = "is applied" if _helps(best, without) else "is not applied, since it doesn't help"
+    return f"{verdict}: {_difference(best, without)}"
+
+
+def _lost(model: ir.Model, others: Sequence[Pass]) -> str:
+    """Which of the others find nothing to do in the form without one."""
+    changes = _changes(model, others)
+    lost = [step.name for step in others if not changes[step.name]]
+    return f"; without it there is no place for {' and '.join(lost)}" if lost else ""
 
 
 def _changes(model: ir.Model, rewrites: Sequence[Pass]) -> Mapping[str, int]:

@@ -6,6 +6,7 @@ noise, measured by running each alone (`sensitivity`), sums to most within the s
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -31,8 +32,8 @@ from gpusq_deploy.sensitivity import noise_of_layers
 from gpusq_deploy.wide import Wide
 
 _SAMPLES = 16
-# Of the layers, those that are measured on all samples: the others are far from the ones that will be left out.
-_CONTENDERS = 1 / 3
+# Of the budget, what the layers come to that are measured on all samples: the others are far from being left out.
+_CONTENDERS = 3
 # Of the share, what kernels must leave for a run of the model per layer to be worth it.
 _WORTH_MEASURING = 1 / 4
 _KERNEL = "it reads an attention's result, where a quantiser would cost a kernel"
@@ -68,6 +69,9 @@ def decide(
     planned_int8 = {decision.node for decision in plan.layers if decision.precision == "int8"}
     candidates = [layer for layer in prepared.layers if layer.kind == "linear" and layer.node in planned_int8]
 
+    budget = _share(prepared.layers, mixed)
+    first = _behind_attentions(prepared.model, mixed)
+
     def measured() -> Mapping[str, float]:
         if not data.real:
             raise GpusqError(
@@ -82,19 +86,20 @@ def decide(
             rounded,
             _few(data.calibrate),
             lambda done, total: reporter.progress("measuring layers", done, total),
-            narrow=lambda noise: contenders(candidates, noise),
+            narrow=lambda noise: contenders(candidates, noise, budget) | first,
         )
 
-    floats = left_float(prepared.model, candidates, _share(prepared.layers, mixed), mixed, measured)
+    floats = left_float(prepared.model, candidates, budget, mixed, measured)
     reporter.say(f"{len(floats)} layers stay {asked.remainder}, up to {mixed.flops:.0%} of the Linear layers' FLOPs")
     plan = planned(replace(prepared.placements, floats=floats))
     return Decided(plan=plan, rounded={node: weight for node, weight in rounded.items() if node not in floats})
 
 
-def contenders(candidates: Sequence[GraphLayer], noise: Mapping[str, float]) -> frozenset[str]:
-    """Nodes of the third of the layers that make most noise for each of their FLOPs, at least one."""
+def contenders(candidates: Sequence[GraphLayer], noise: Mapping[str, float], budget: float) -> frozenset[str]:
+    """Nodes of the layers that make most noise for each of their FLOPs, until they come to three times the budget."""
     known = sorted((layer for layer in candidates if layer.macs), key=lambda layer: -noise[layer.node] / layer.macs)
-    return frozenset(layer.node for layer in known[: math.ceil(len(known) * _CONTENDERS)])
+    before = itertools.accumulate((layer.macs for layer in known), initial=0)
+    return frozenset(layer.node for layer, macs in zip(known, before, strict=False) if macs < _CONTENDERS * budget)
 
 
 def left_float(
@@ -119,7 +124,7 @@ def left_float(
         measured: Gives, by node, noise over signal at the output with that layer alone in INT8.
     """
     known = [layer for layer in candidates if layer.macs]
-    behind = {attention.output for attention in find_attentions(model)} if mixed.first == "kernels" else set[str]()
+    behind = _behind_attentions(model, mixed)
     first = [layer for layer in known if layer.node in behind]
     rest = budget - sum(layer.macs for layer in first)
     fits = any(layer not in first and layer.macs <= rest for layer in known)
@@ -134,6 +139,13 @@ def left_float(
             chosen[layer.node] = f"{reason}; {_alone(noise[layer.node])}"
             budget -= layer.macs
     return chosen
+
+
+def _behind_attentions(model: ir.Model, mixed: MixedRule) -> frozenset[str]:
+    """Nodes of the layers that go first where kernels do."""
+    if mixed.first != "kernels":
+        return frozenset()
+    return frozenset(attention.output for attention in find_attentions(model))
 
 
 def _share(layers: Sequence[GraphLayer], mixed: MixedRule) -> float:

@@ -53,7 +53,8 @@ class Packed:
                     origins[triple.packed] = origins[widest]
                 for name in parts:
                     del ranges[name]
-        return replace(subject, ranges=ranges, origins=origins)
+        made_of = {triple.packed: triple.modules for triple in self.chosen}
+        return replace(subject, ranges=ranges, origins=origins, parts=made_of)
 
 
 def pack_projections(model: ir.Model, stored: SparsityReport, recipe: Recipe, record: SparsityRecord | None) -> Packed:

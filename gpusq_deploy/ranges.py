@@ -31,6 +31,7 @@ class Subject:
         digest: Of the checkpoint; empty where there is none.
         preprocessing: What its data should look like; None leaves that unchecked.
         ranges: amax by layer that it records; `origins` says who recorded them, where known.
+        parts: By layer of the graph that is several of the checkpoint's, packed: those.
     """
 
     file: str
@@ -38,6 +39,7 @@ class Subject:
     preprocessing: Preprocessing | None = None
     ranges: Mapping[str, float] = field(default_factory=dict[str, float])
     origins: Mapping[str, str] = field(default_factory=dict[str, str])
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +78,7 @@ def known_ranges(
     """
     if data.table is not None:
         reporter.say(f"using {len(data.table.ranges)} ranges found before, on {data.table.source}")
-        return table_for_layers(data.table, layers, place="--ranges")
+        return table_for_layers(data.table, layers, place="--ranges", parts=subject.parts)
     if data.cache is not None:
         reporter.say(f"using the ranges of TensorRT's calibration cache {data.ranges}")
         return table_from_cache(data.cache, model, layers, source=data.ranges)

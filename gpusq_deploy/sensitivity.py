@@ -51,8 +51,8 @@ def noise_of_layers(
 ) -> dict[str, float]:
     """Σ(y' - y)² / Σy² of the first output, by node of each planned INT8 Linear layer that was quantised alone.
 
-    Of four samples one may decide a layer's sum, and a run costs as much for a quiet layer as for a noisy one. So the
-    first batch is for all layers, and the others are for those that `narrow` names.
+    Of a few samples one may decide a layer's sum, and a run costs as much for a quiet layer as for a noisy one. So the
+    first four samples are for all layers, and the others are for those that `narrow` names.
 
     Args:
         model: The float graph that the plan is for; left as it is.
@@ -60,7 +60,7 @@ def noise_of_layers(
         rounded: Weights that were rounded with regard to the data, by node; the others are rounded to nearest.
         source: Samples to run; the graph's static batch, or 4, at a time.
         progress: Hears how many of the runs are done.
-        narrow: From what the first batch gave, the nodes of the layers to go on with; None goes on with all.
+        narrow: From what the first samples gave, the nodes of the layers to go on with; None goes on with all.
     """
     decided = {decision.node: decision for decision in plan.layers if decision.precision == "int8"}
     chosen = [
@@ -78,6 +78,7 @@ def noise_of_layers(
         session = open_onnx(path)
         try:
             batches, done = [filled(batch, fixed) for batch in Batches(source=source, size=fixed or _BATCH)], 0
+            first = min(-(-_BATCH // len(batches[0])), len(batches)) if batches else 0
             for index, batch in enumerate(batches):
                 watched = [entry for entry in switched if not sums[entry.node].closed]
                 total = done + (len(batches) - index) * len(watched)
@@ -87,7 +88,7 @@ def noise_of_layers(
                     sums[node].add(float(np.square(answer - reference, dtype=np.float64).sum()), signal)
                     done += 1
                     progress(done, total)
-                if index == 0 and narrow is not None:
+                if index == first - 1 and narrow is not None:
                     going_on = narrow({node: entry.ratio() for node, entry in sums.items()})
                     for node, entry in sums.items():
                         entry.closed = node not in going_on

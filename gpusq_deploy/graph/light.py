@@ -6,10 +6,15 @@ become the same node by that, which it would compute once.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
+
+from gpusq_deploy.graph.values import array_of
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 _LEAST_BYTES = 4096
+# FP16's largest finite number.
+_MOST = 65504.0
 
 
 def share_weights(model: ir.Model) -> int:
@@ -18,7 +23,7 @@ def share_weights(model: ir.Model) -> int:
     1. Two weights share only where those that read them read no other tensor in common: equal weights of one input
        would be one product.
     2. A weight whose input goes to another product too keeps its own: compilers join such products.
-    3. Constants below 4 KiB keep their own: they may be anything.
+    3. Constants below 4 KiB keep their own: they may be anything. So do those that the graph answers.
     """
     shared: dict[tuple[int, ...], list[tuple[ir.Value, set[ir.Value]]]] = {}
     changes = 0
@@ -39,9 +44,25 @@ def share_weights(model: ir.Model) -> int:
     return changes
 
 
+def cut_constants(model: ir.Model) -> int:
+    """Cut float32 constants to what FP16 can hold, in place; how many were cut. Infinities stay."""
+    changes = 0
+    for value in model.graph.initializers.values():
+        if value.const_value is None or value.dtype != ir.DataType.FLOAT:
+            continue
+        values = array_of(value)
+        if np.any(np.isfinite(values) & (np.abs(values) > _MOST)):
+            cut = np.where(np.isinf(values), values, np.clip(values, -_MOST, _MOST))
+            value.const_value = ir.tensor(cut.astype(np.float32), name=value.name)
+            changes += 1
+    return changes
+
+
 def _is_large(value: ir.Value) -> bool:
     tensor = value.const_value
-    return tensor is not None and value.dtype == ir.DataType.FLOAT and tensor.nbytes >= _LEAST_BYTES
+    if tensor is None or value.is_graph_output():
+        return False
+    return value.dtype == ir.DataType.FLOAT and tensor.nbytes >= _LEAST_BYTES
 
 
 def _read_beside(value: ir.Value) -> set[ir.Value]:

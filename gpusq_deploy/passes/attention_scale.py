@@ -78,6 +78,11 @@ class AttentionScale:
         return changes
 
 
+def scales_scores(model: ir.Model) -> bool:
+    """Whether the pass would take a factor from the scores of an attention: it keeps FP16's products smaller then."""
+    return any((found := _match(node)) is not None and found.scores is not None for node in model.graph)
+
+
 def _match(node: ir.Node) -> _Rewrite | None:
     """What is to be rewritten; None for another product, and for one that has the form already."""
     first, second = node.inputs[:2] if node.op_type == "MatMul" else (None, None)

@@ -88,12 +88,6 @@ def find_projections(model: ir.Model) -> tuple[Triple, ...]:
     return tuple(_triple(parts) for parts in _found(model))
 
 
-def packed_layers(name: str) -> tuple[str, ...]:
-    """The layers that a product is made of, by its name: `a.q`, `a.k` and `a.v` of `a.q+k+v`; else none."""
-    parent, dot, leaves = name.rpartition(".")
-    return tuple(f"{parent}{dot}{leaf}" for leaf in leaves.split("+")) if "+" in leaves else ()
-
-
 def _triple(parts: list[Projection]) -> Triple:
     first, second, third = (module_of(part.product) or node_name(part.product) for part in parts)
     parent, dot, leaf = first.rpartition(".")

@@ -6,15 +6,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 import tiny_models
 
 from gpusq_deploy.artifacts.receipt import GraphCost
+from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.compile import FASTER, SIMPLE
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.forms import Form, Yardstick, choose_form
+from gpusq_deploy.forms import Form, Yardstick, best_form, choose_form
+from gpusq_deploy.packing import Packed
+from gpusq_deploy.passes.attention_scale import AttentionScale, scales_scores
 from gpusq_deploy.passes.base import run_passes
+from gpusq_deploy.request import Reporter
 from gpusq_deploy.targets import find_target
 
 MARK = "done"
@@ -125,6 +130,76 @@ def test_where_nothing_compiles_all_are_kept() -> None:
     form = choose_form(tiny_models.exported_vit().model, (First(), Second()), measure, lambda _done, _total: None)
     assert form.kept == (First(), Second())
     assert "are too many" in form.notes[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Needy:
+    """Finds something to do only behind First."""
+
+    name: ClassVar[str] = "second"
+
+    def run(self, model: ir.Model) -> int:
+        return leave(model, self.name) if "first" in model.graph.metadata_props else 0
+
+
+def test_what_another_rewrite_makes_room_for_is_named() -> None:
+    costs = {BOTH: cost(8), NONE: cost(10), ONE: cost(9)}
+    model = tiny_models.exported_vit().model
+    form = choose_form(model, (First(), Needy()), measure_by(costs), lambda _done, _total: None)
+    assert form.kept == (First(), Needy())
+    assert form.notes[0].endswith("; without it there is no place for second")
+    assert "no place" not in form.notes[1]
+
+
+def test_what_is_needed_stays_whatever_it_costs() -> None:
+    costs = {BOTH: cost(10), ONE: cost(10)}
+    form = choose_form(
+        tiny_models.exported_vit().model,
+        (First(), Second()),
+        measure_by(costs),
+        lambda _done, _total: None,
+        needed={"first": "numbers stay small"},
+    )
+    assert form.kept == (First(),)
+    assert form.notes[0] == "first (3 places) is applied: numbers stay small"
+
+
+SCALED = """g (float[batch,2,4,8] q, float[batch,2,4,8] k) => (float[batch,2,4,4] y) {
+    kt = Transpose <perm = [0,1,3,2]> (k)
+    s = MatMul(q, kt)
+    scaled = Mul(s, c)
+    y = Softmax(scaled)
+}"""
+
+
+def test_a_scale_on_scores_is_seen_and_one_on_queries_is_not() -> None:
+    scale = np.array(0.25, np.float32)
+    assert scales_scores(tiny_models.graph(SCALED, c=scale))
+    on_query = SCALED.replace("s = MatMul(q, kt)", "qs = Mul(q, c)").replace("Mul(s, c)", "MatMul(qs, kt)")
+    assert not scales_scores(tiny_models.graph(on_query, c=scale))
+
+
+def test_a_best_form_says_that_it_was_compared_only_where_it_was() -> None:
+    said: list[str] = []
+    reporter = Reporter(say=said.append, progress=lambda _label, _done, _total: None)
+    simple = run_passes(tiny_models.exported_vit().model, SIMPLE)
+    stored = SparsityReport(source="", layers=())
+
+    def form(yardstick: Yardstick | str) -> Packed:
+        return best_form(simple, FASTER, stored, lambda model: Packed(model=model, stored=stored), yardstick, reporter)
+
+    compared = form(Yardstick(target=find_target("a100"), batch=2, remainder="fp16"))
+    assert compared.notes[-1] == "compared by tensorrt-rtx for a100, fp16, batch 2, nothing timed"
+    assert "is not applied" in compared.notes[0]
+    assert changed_by(compared.model) == 1
+    not_compared = form("not here")
+    assert len(not_compared.notes) == 1
+    assert changed_by(not_compared.model) == 0
+
+
+def changed_by(model: ir.Model) -> int:
+    """Attentions that are still to be rewritten."""
+    return AttentionScale().run(model.clone())
 
 
 @pytest.mark.slow

@@ -13,9 +13,11 @@ import planning
 import pytest
 import tiny_models
 
+from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.calibration.sources import ArrayFile
 from gpusq_deploy.compile import CANONICAL
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
 from gpusq_deploy.mixing import contenders, left_float
 from gpusq_deploy.passes.base import run_passes
@@ -64,10 +66,12 @@ def test_each_layers_noise_is_that_of_a_graph_with_it_alone_in_int8(*, static: b
 
 
 @pytest.mark.slow
-def test_only_contenders_are_measured_on_all_samples() -> None:
-    model = run_passes(tiny_models.exported_vit().model, CANONICAL)
+@pytest.mark.parametrize("batch", [2, 4])
+def test_only_contenders_are_measured_on_all_samples(batch: int) -> None:
+    """The first four samples are for all layers, in one batch or in two."""
+    static = BatchRange(minimum=batch, optimum=batch, maximum=batch)
+    model = run_passes(export_float_model(tiny_models.exported_vit().checkpoint, batch=static), CANONICAL)
     plan = planning.plan_for(model, planning.measured(model))
-    layers = weighted_layers(model)
     images = tiny_models.images(8, seed=5)
 
     def noise_on(values: Array, *, kept: str | None = None) -> dict[str, float]:
@@ -80,15 +84,18 @@ def test_only_contenders_are_measured_on_all_samples() -> None:
         )
 
     first, whole = noise_on(images[:4]), noise_on(images)
-    kept = next(layer.node for layer in layers if layer.layer.endswith("fc2"))
+    kept = next(layer.node for layer in weighted_layers(model) if layer.layer.endswith("fc2"))
     assert noise_on(images, kept=kept) == pytest.approx({**first, kept: whole[kept]}, rel=1e-6)
     assert first != pytest.approx(whole, rel=1e-3)
 
 
-def test_contenders_make_most_noise_for_their_flops() -> None:
+def test_contenders_make_most_noise_for_their_flops_up_to_three_times_the_budget() -> None:
     layers = layers_with({"a": 100, "b": 10, "c": 10, "d": 10, "unknown": 0})
     noise = {"a": 0.9, "b": 0.2, "c": 0.3, "d": 0.01, "unknown": 1.0}
-    assert contenders(layers, noise) == {"b", "c"}
+    assert contenders(layers, noise, 3) == {"c"}
+    assert contenders(layers, noise, 6) == {"b", "c"}
+    assert contenders(layers, noise, 7) == {"a", "b", "c"}
+    assert contenders(layers, noise, 100) == {"a", "b", "c", "d"}
 
 
 def layers_with(macs: dict[str, int]) -> list[GraphLayer]:

@@ -116,7 +116,7 @@ def fake_session() -> type[FakeSession]:
 
 @pytest.fixture
 def write_bundle(tmp_path: Path) -> Callable[..., Path]:
-    """A bundle of manifest.json, receipt.json and plans, each (backend, file name[, compute capability]).
+    """A bundle of manifest, receipt, something as a model, and plans, each (backend, file name[, compute capability]).
 
     `engine` is what the manifest says, `options` what the receipt does; None: nothing, as in old ones.
     """
@@ -127,9 +127,11 @@ def write_bundle(tmp_path: Path) -> Callable[..., Path]:
         *,
         engine: EngineOptions = NO_OPTIONS,
         options: EngineOptions | None = None,
+        model: Path | None = None,
     ) -> Path:
         folder = tmp_path / "bundle"
         (folder / "engines").mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(b"a model" if model is None else model.read_bytes())
         for _, file, *_ in plans:
             (folder / "engines" / file).write_bytes(file.encode())
         engines = tuple(msgspec.structs.replace(_built(*plan), options=options) for plan in plans)

@@ -99,8 +99,7 @@ def test_a_missing_folder_is_noticed_before_measuring(model: Path, tmp_path: Pat
 
 
 def test_a_bundle_gives_batches_and_their_range(model: Path, write_bundle: Callable[..., Path]) -> None:
-    folder = write_bundle(BatchRange(minimum=1, optimum=2, maximum=4))
-    model.rename(folder / "model.onnx")
+    folder = write_bundle(BatchRange(minimum=1, optimum=2, maximum=4), model=model)
     runs = json.loads(_bench(str(folder), *FEW, "--json").stdout)
     assert runs["model"] == "bundle/model.onnx"
     assert {series["batch"] for series in runs["series"]} == {1, 2}

@@ -230,15 +230,15 @@ def test_a_model_that_isnt_the_one_that_was_built_is_not_measured(
     if runs == "the plan":
         let_only_rtx_run(monkeypatch)
     folder = write_bundle(RANGE, (("tensorrt-rtx", "rtx.plan"),))
-    (folder / "model.onnx").write_bytes(b"a model")
-    manifest = read_value(folder / "manifest.json", Manifest)
-    (folder / "manifest.json").write_bytes(json_from_value(msgspec.structs.replace(manifest, files=files_in(folder))))
     found = subject.find_subject(folder, "auto" if runs == "the plan" else "onnxruntime")
     assert found.choice.name == ("tensorrt-rtx" if runs == "the plan" else "onnxruntime")
     (folder / "model.onnx").write_bytes(b"another")
     done = run_main(bench, folder, "--runtime", found.choice.name, "--json", tmp_path / "runs.json")
     assert (done.code, done.out) == (5, "")
     assert "model.onnx is not the file that was built" in done.err
+    alone = run_main(bench, folder / "model.onnx")
+    assert alone.code == 5
+    assert "model.onnx is not the file that was built" in alone.err
 
 
 @pytest.mark.parametrize("requested", ["auto", "onnxruntime"])

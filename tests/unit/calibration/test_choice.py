@@ -62,7 +62,9 @@ def test_a_layer_without_a_stored_range_is_named() -> None:
 
 
 def test_packed_projections_have_the_range_of_any_of_their_parts() -> None:
-    found = table_for_layers(table(q=("x", 2.0), fc=("h", 3.0)), (layer("v+k+q", "y"), layer("fc", "h")), place="f")
+    layers, parts = (layer("q.proj+k.proj", "y"), layer("fc", "h")), {"q.proj+k.proj": ("k.proj", "q.proj")}
+    stored = table(**{"q.proj": ("x", 2.0), "fc": ("h", 3.0)})
+    found = table_for_layers(stored, layers, place="f", parts=parts)
     assert {entry.tensor: entry.amax for entry in found.ranges} == {"y": 2.0, "h": 3.0}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 import tiny_families
@@ -14,7 +15,7 @@ from gpusq_deploy.compile import CANONICAL
 from gpusq_deploy.engines.cost import graph_cost, layers_at
 from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.light import share_weights
+from gpusq_deploy.graph.light import cut_constants, share_weights
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.targets import find_target
 
@@ -40,13 +41,47 @@ def test_a_light_graph_compiles_to_as_many_kernels(family: str, tmp_path: Path) 
     assert kernels(light, tmp_path, 2) == kernels(model, tmp_path, 2)
 
 
-def test_products_of_one_input_keep_their_weights() -> None:
-    model = tiny_models.exported_vit().model.clone()
-    wide = ir.tensor([[0.5] * 64] * 64, dtype=ir.DataType.FLOAT)
-    value = model.graph.inputs[0]
-    for name in ("first", "second"):
-        weight = ir.Value(name=name, shape=ir.Shape([64, 64]), type=ir.TensorType(ir.DataType.FLOAT), const_value=wide)
-        model.graph.register_initializer(weight)
-        model.graph.append(ir.node("MatMul", [value, weight], name=f"{name}_product"))
+def weights_left(text: str, *, answers: str = "", size: int = 64) -> set[str]:
+    """What is left of equal weights called w0, w1, … and of what the graph answers."""
+    names = [name for name in ("w0", "w1", "w2") if name in text]
+    model = tiny_models.graph(text, **{name: np.full((size, size), 0.5, np.float32) for name in names})
+    if answers:
+        model.graph.outputs.append(model.graph.initializers[answers])
     share_weights(model)
-    assert {"first", "second"} <= set(model.graph.initializers)
+    model.clone()  # a graph that lacks what it answers can't be copied
+    return set(model.graph.initializers)
+
+
+CHAIN = "g (float[B,64] x) => (float[B,64] y) { h = MatMul(x, w0)  y = MatMul(h, w1) }"
+
+
+def test_weights_of_different_inputs_share_one_tensor() -> None:
+    assert weights_left(CHAIN) == {"w0"}
+
+
+def test_constants_of_one_input_keep_their_own() -> None:
+    """Equal adds of one value would be one add."""
+    text = "g (float[64,64] x) => (float[64,64] y) { a = Add(x, w0)  b = Add(x, w1)  y = Sub(a, b) }"
+    assert weights_left(text) == {"w0", "w1"}
+
+
+def test_products_of_one_input_share_with_none() -> None:
+    text = """g (float[64,64] x) => (float[64,64] y) {
+        a = MatMul(x, w0)  b = MatMul(x, w1)  c = Sub(a, b)  y = MatMul(c, w2)
+    }"""
+    assert weights_left(text) == {"w0", "w1", "w2"}
+
+
+def test_small_constants_and_answers_keep_their_own() -> None:
+    assert weights_left(CHAIN.replace("64", "31"), size=31) == {"w0", "w1"}
+    assert weights_left(CHAIN, answers="w1") == {"w0", "w1"}
+
+
+def test_constants_are_cut_to_what_fp16_holds() -> None:
+    large = np.array([1e5, -1e9, np.inf, -np.inf, 3.0], np.float32)
+    model = tiny_models.graph("g (float[5] x) => (float[5] y) { y = Add(x, c) }", c=large)
+    assert cut_constants(model) == 1
+    cut = model.graph.initializers["c"].const_value
+    assert cut is not None
+    assert cut.numpy().tolist() == [65504, -65504, np.inf, -np.inf, 3.0]
+    assert cut_constants(model) == 0
