@@ -18,6 +18,7 @@ the first seed, and nothing else: for an idle machine.
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import statistics
 import subprocess
@@ -132,28 +133,41 @@ def main() -> None:
         quantise_ours(Path(options.model), options.ours)
         return
     results: dict[str, Any] = {"what": "SQNR of INT8 graphs on photographs that calibration has not seen", "rows": []}
+    if options.rows != "*" and options.json is not None and options.json.exists():
+        results = json.loads(options.json.read_text("utf-8"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         preprocessing = export(options, folder)
         for row in _rows(options, folder, preprocessing):
-            results["rows"].append(row)
+            _put(results["rows"], row)
             print(json.dumps(row), flush=True)
             if options.json is not None:
                 options.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     _print_ratios(results["rows"])
 
 
+def _put(rows: list[Row], row: Row) -> None:
+    """In place of the row of that name and seed, where there is one; timed rows have several."""
+    same = [index for index, other in enumerate(rows) if (other["row"], other["seed"]) == (row["row"], row["seed"])]
+    if same and "run" not in row:
+        rows[same[0]] = row
+    else:
+        rows.append(row)
+
+
 def _rows(options: argparse.Namespace, folder: Path, preprocessing: Preprocessing) -> Iterator[Row]:
-    names: list[str] = [*_OURS, *(() if options.peer_python is None else tuple(_PEERS))]
+    known: list[str] = [*_OURS, *(() if options.peer_python is None else tuple(_PEERS))]
+    names = [name for name in known if fnmatch.fnmatchcase(name, options.rows)]
     if options.timed:
         names = [_DEFAULT, _NNCF] * options.timed
     for seed in range(1 if options.timed else options.seeds):
         calibrate, unseen = (crops(half, preprocessing, count, least=0.5) for half, count in halves(seed))
         np.save(folder / "images.npy", calibrate)
         wanted = answers(folder / "float.onnx", unseen)
-        for name in names:
+        for run, name in enumerate(names):
             made = make(name, folder, options.peer_python)
-            yield {"row": name, "seed": seed, **made, **quality(wanted, answers(folder / "built.onnx", unseen))}
+            judged = quality(wanted, answers(folder / "built.onnx", unseen))
+            yield {"row": name, "seed": seed, **({"run": run} if options.timed else {}), **made, **judged}
 
 
 def export(options: argparse.Namespace, folder: Path) -> Preprocessing:
@@ -280,6 +294,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--peer-python", type=Path, help="an interpreter with the peers; none: no peers")
     parser.add_argument("--seeds", type=int, default=3, help="ways to deal the photographs into halves")
     parser.add_argument("--timed", type=int, default=0, help="only time ours and NNCF in turn, this many times")
+    parser.add_argument(
+        "--rows", default="*", help="shell pattern on the rows' names; --json keeps its other rows then"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--ours", help=argparse.SUPPRESS)
     return parser.parse_args()
