@@ -142,7 +142,7 @@ FAMILIES: dict[str, Tiny] = {
             **_DETECTOR,
             backbone_config={**_RESNET, "out_features": _STAGES[1:]},
         ),
-        attentions=2,
+        attentions=1,
     ),
     "torchvision-swin": Tiny(spec=ArchSpec(source="factory", name="tiny_families:torchvision_swin"), attentions=2),
     "torchvision-vit": Tiny(spec=ArchSpec(source="factory", name="tiny_families:torchvision_vit"), attentions=1),
