@@ -50,6 +50,7 @@ def build_bundle(folder: Path, model: str) -> Path:
     out = folder / "model.gpusq"
     words = ["--arch", f"timm:{name}", *(f"--arch-arg={key}={value}" for key, value in arguments.items())]
     words += ["--int8", "--calib", str(folder / "noise.npy"), "--target", "a100", "--batch", "8", "--out", str(out)]
+    words += ["--rewrites", "all"]  # to compare forms is tested elsewhere, and takes as long as the build
     done = run_main(build, folder / "model.pt", *words)
     assert done.code == 0, done.err
     return out
