@@ -64,9 +64,7 @@ def find_subject(path: Path, requested: str) -> Subject:
     if path.suffix == ".onnx":
         folder = path.resolve().parent
         if path.name == MODEL and is_ours(folder):
-            require_dense(folder)
-            manifest = read_value(folder / MANIFEST, Manifest)
-            _require_as_listed(folder, manifest, _model_files(manifest))
+            _require_model(folder, read_value(folder / MANIFEST, Manifest))
         return Subject(path, path.name, choose_runtime(requested, plans=()), None)
     raise GpusqError(
         "neither a bundle's folder nor a .onnx, .plan or .engine file",
@@ -85,12 +83,10 @@ def _of_bundle(folder: Path, requested: str) -> Subject:
     receipt = read_value(folder / RECEIPT, Receipt)
     built = {engine.backend for engine in receipt.engines}
     choice = choose_runtime(requested, plans=[name for name in get_args(BackendName) if name in built])
-    if choice.name == "onnxruntime":
-        require_dense(folder)
     manifest = read_value(folder / MANIFEST, Manifest)
     name = folder.resolve().name
     if choice.name == "onnxruntime":
-        _require_as_listed(folder, manifest, _model_files(manifest))
+        _require_model(folder, manifest)
         return Subject(folder / MODEL, f"{name}/{MODEL}", choice, manifest.batch)
     engine = _engine_for_this_gpu(receipt, manifest, choice.name)
     _require_as_built(engine, folder, manifest)
@@ -135,6 +131,12 @@ def _require_as_built(engine: BuiltEngine, folder: Path, manifest: Manifest) -> 
     _require_as_listed(folder, manifest, [engine.plan_file, RECEIPT, *model])
     if not any(entry.path == engine.plan_file and entry.digest == engine.plan_digest for entry in manifest.files):
         raise _not_as_built(folder, [f"{engine.plan_file}: the receipt's digest differs from the manifest's"])
+
+
+def _require_model(folder: Path, manifest: Manifest) -> None:
+    """Refuse a model that isn't the one that was built, or whose dense weights are still to be made."""
+    require_dense(folder)
+    _require_as_listed(folder, manifest, _model_files(manifest))
 
 
 def _model_files(manifest: Manifest) -> list[str]:

@@ -163,7 +163,7 @@ def choose_form(
         progress: Hears how many of the forms are compiled.
         needed: By name, rewrites that stay whatever they cost, and why.
     """
-    found = _changes(model, rewrites)
+    whole, found = _formed(model, rewrites)
     active = [step for step in rewrites if found[step.name]]
     if not active:
         return Form(kept=())
@@ -180,14 +180,15 @@ def choose_form(
     kept = list(active)
     try:
         progress(0, len(tried) + 1)
-        best = measure(run_passes(model, kept))
+        best = measure(whole)
     except GpusqError as error:
         return Form(kept=tuple(active), notes=(*notes, *_unmeasured(tried, error.what)))
     for done, step in enumerate(tried):
         progress(done + 1, len(tried) + 1)
         others = [other for other in kept if other is not step]
-        without = _measured(model, others, measure)
-        notes.append(f"{step.name} ({found[step.name]} places) {_verdict(best, without)}{_lost(model, others)}")
+        form, changes = _formed(model, others)
+        without = _measured(form, measure)
+        notes.append(f"{step.name} ({found[step.name]} places) {_verdict(best, without)}{_lost(changes)}")
         if not isinstance(without, str) and not _helps(best, without):
             kept, best = others, without
     progress(len(tried) + 1, len(tried) + 1)
@@ -195,10 +196,17 @@ def choose_form(
     return Form(kept=tuple(kept), left_out=left_out, notes=tuple(notes), compared=True)
 
 
-def _measured(model: ir.Model, steps: Sequence[Pass], measure: Callable[[ir.Model], GraphCost]) -> GraphCost | str:
+def _formed(model: ir.Model, steps: Sequence[Pass]) -> tuple[ir.Model, Mapping[str, int]]:
+    """The graph after some rewrites, and what each of them changed."""
+    changes: dict[str, int] = {}
+    form = run_passes(model, steps, after=lambda step, _, count: changes.__setitem__(step.name, count))
+    return form, changes
+
+
+def _measured(form: ir.Model, measure: Callable[[ir.Model], GraphCost]) -> GraphCost | str:
     """The cost of a form; or why it can't be compiled."""
     try:
-        return measure(run_passes(model, steps))
+        return measure(form)
     except GpusqError as error:
         return error.what
 
@@ -210,17 +218,10 @@ def _verdict(best: GraphCost, without: GraphCost | str) -> str:
     return f"{verdict}: {_difference(best, without)}"
 
 
-def _lost(model: ir.Model, others: Sequence[Pass]) -> str:
-    """Which of the others find nothing to do in the form without one."""
-    changes = _changes(model, others)
-    lost = [step.name for step in others if not changes[step.name]]
+def _lost(changes: Mapping[str, int]) -> str:
+    """Which of the other rewrites find nothing to do in the form without one."""
+    lost = [name for name, count in changes.items() if not count]
     return f"; without it there is no place for {' and '.join(lost)}" if lost else ""
-
-
-def _changes(model: ir.Model, rewrites: Sequence[Pass]) -> Mapping[str, int]:
-    found: dict[str, int] = {}
-    run_passes(model, rewrites, after=lambda step, _, count: found.__setitem__(step.name, count))
-    return found
 
 
 def _helps(built: GraphCost, without: GraphCost) -> bool:

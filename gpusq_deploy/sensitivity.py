@@ -79,8 +79,8 @@ def noise_of_layers(
         try:
             batches, done = [filled(batch, fixed) for batch in Batches(source=source, size=fixed or _BATCH)], 0
             first = min(-(-_BATCH // len(batches[0])), len(batches)) if batches else 0
+            watched = switched
             for index, batch in enumerate(batches):
-                watched = [entry for entry in switched if not sums[entry.node].closed]
                 total = done + (len(batches) - index) * len(watched)
                 reference, answers = _answers(session, batch, switched, watched)
                 signal = float(np.square(reference, dtype=np.float64).sum())
@@ -90,8 +90,7 @@ def noise_of_layers(
                     progress(done, total)
                 if index == first - 1 and narrow is not None:
                     going_on = narrow({node: entry.ratio() for node, entry in sums.items()})
-                    for node, entry in sums.items():
-                        entry.closed = node not in going_on
+                    watched = [entry for entry in switched if entry.node in going_on]
         finally:
             session.close()
     progress(done, done)
@@ -100,11 +99,10 @@ def noise_of_layers(
 
 @dataclass(kw_only=True, slots=True)
 class _Sums:
-    """Of the samples that a layer was measured on; `closed` once it isn't any more."""
+    """Of the samples that a layer was measured on."""
 
     noise: float = 0.0
     signal: float = 0.0
-    closed: bool = False
 
     def add(self, noise: float, signal: float) -> None:
         self.noise += noise

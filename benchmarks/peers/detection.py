@@ -33,6 +33,7 @@ from gpusq_deploy.checkpoint.architecture import module_from_arch
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.engines.ort import open_onnx
+from gpusq_deploy.numerics.error import sqnr_db
 
 HEIGHT, WIDTH, QUERIES, CLASSES = 64, 64, 6, 10
 STEPS, BATCH, LEARNING_RATE = 12000, 16, 5e-4
@@ -179,8 +180,8 @@ def measured(out: Path, checkpoint: Path, recipe: str) -> dict[str, Any]:
     found = read_bundle(bundle)
     linear = [layer for layer in found.plan.layers if layer.kind == "linear"]
     return {
-        "logits_db": _sqnr(wanted[0], got[0]),
-        "boxes_db": _sqnr(wanted[1], got[1]),
+        "logits_db": sqnr_db(wanted[0], got[0]),
+        "boxes_db": sqnr_db(wanted[1], got[1]),
         **judged(got[0], got[1], held_out),
         **{f"float_{what}": value for what, value in judged(wanted[0], wanted[1], held_out).items()},
         "scenes": len(held_out),
@@ -189,10 +190,6 @@ def measured(out: Path, checkpoint: Path, recipe: str) -> dict[str, Any]:
         "kernels": found.receipt.engines[0].totals.kernels,
         "model_bytes": (bundle / "model.onnx").stat().st_size,
     }
-
-
-def _sqnr(wanted: Array, got: Array) -> float:
-    return float(10 * np.log10(np.sum(wanted**2, dtype=np.float64) / np.sum((wanted - got) ** 2, dtype=np.float64)))
 
 
 def judged(logits: Array, boxes: Array, held_out: list[Scene]) -> dict[str, float]:
