@@ -17,13 +17,14 @@ class ChannelMoments:
 
     Attributes:
         low: Smallest value of each channel [K]; high: the largest.
-        mean: [K], float64.
+        mean: [K], float64; variance: [K], float64.
         covariance: Σ (x - mean)(x - mean)ᵀ / n [K, K]; None where it wasn't wanted.
     """
 
     low: npt.NDArray[np.float32]
     high: npt.NDArray[np.float32]
     mean: npt.NDArray[np.float64]
+    variance: npt.NDArray[np.float64]
     covariance: npt.NDArray[np.float32] | None
 
 
@@ -41,6 +42,7 @@ class MomentSums:
         self._high = np.full(width, -np.inf, np.float32)
         self._count = 0.0
         self._total = np.zeros(width)
+        self._powers = np.zeros(width)
         self._squares: npt.NDArray[np.float32] | None = np.zeros((width, width), np.float32) if squares else None
         self._pending: list[npt.NDArray[np.float32]] = []
 
@@ -51,7 +53,9 @@ class MomentSums:
         centred = rows - self._about
         self._count += len(rows) / copies
         self._total += centred.sum(axis=0, dtype=np.float64) / copies
-        if self._squares is not None:
+        if self._squares is None:
+            self._powers += np.square(centred).sum(axis=0, dtype=np.float64) / copies
+        else:
             self._pending.append(centred / np.sqrt(np.float32(copies)) if copies > 1 else centred)
             if sum(map(len, self._pending)) >= _PENDING:
                 self._flush(self._squares)
@@ -64,7 +68,21 @@ class MomentSums:
             self._flush(covariance)
             np.divide(covariance, np.float32(self._count), out=covariance)
             np.subtract(covariance, np.outer(shift, shift), out=covariance, casting="same_kind")
-        return ChannelMoments(low=self._low, high=self._high, mean=self._about + shift, covariance=covariance)
+        return ChannelMoments(
+            low=self._low,
+            high=self._high,
+            mean=self._about + shift,
+            variance=self._variance(shift, covariance),
+            covariance=covariance,
+        )
+
+    def _variance(
+        self, shift: npt.NDArray[np.float64], covariance: npt.NDArray[np.float32] | None
+    ) -> npt.NDArray[np.float64]:
+        if covariance is not None:
+            return covariance.diagonal().astype(np.float64)
+        variance: npt.NDArray[np.float64] = np.maximum(self._powers / self._count - np.square(shift), 0)
+        return variance
 
     def _flush(self, squares: npt.NDArray[np.float32]) -> None:
         if self._pending:

@@ -86,8 +86,8 @@ class Observing:
         rank: This process's number of `world`; it takes every world-th sample.
         gather: Sends this process's tally to all others, and returns those of all, its own among them.
         workers: Samples run at the same time.
-        moments: Tensors whose channels [..., K] are looked at too, and whether their second moments are wanted. Sums
-            of floats depend on their order, so there may be but one process then.
+        moments: Tensors whose channels [..., K] are looked at too, and whether their second moments are wanted; they
+            needn't be inputs of layers. Sums of floats depend on their order, so there may be but one process then.
     """
 
     calibrators: Mapping[str, Calibrator] = field(default_factory=dict[str, Calibrator])
@@ -248,7 +248,7 @@ def _seen(
     how: Observing,
 ) -> tuple[Tally, dict[str, MomentSums]]:
     """This process's share of the samples, and the sums of those channels that are looked at."""
-    tensors = tuple(dict.fromkeys(layer.input for layer in layers))
+    tensors = tuple(dict.fromkeys([*(layer.input for layer in layers), *how.moments]))
     weights = _channel_weights(model, layers, how.calibrators)
     sums: dict[str, MomentSums] = {}
     batch = static_batch(model.graph)

@@ -180,11 +180,15 @@ def table_behind(
 def _moved(moments: ChannelMoments, smoothing: Smoothing) -> ChannelMoments:
     factor, offset = smoothing.factor.astype(np.float64), smoothing.offset.astype(np.float64)
     inverse = (1 / factor).astype(np.float32)
-    covariance = None if moments.covariance is None else moments.covariance * inverse[:, None] * inverse
+    covariance = None
+    if moments.covariance is not None:
+        covariance = moments.covariance * inverse[:, None]
+        covariance *= inverse
     return ChannelMoments(
         low=((moments.low - offset) / factor).astype(np.float32),
         high=((moments.high - offset) / factor).astype(np.float32),
         mean=(moments.mean - offset) / factor,
+        variance=moments.variance / np.square(factor),
         covariance=covariance,
     )
 

@@ -32,9 +32,6 @@ from gpusq_deploy.ranks import Ranks
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import Reporter
 
-# Each holds the activations of a sample while its channels are added up.
-MOST_WORKERS = 4
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
@@ -93,7 +90,7 @@ def fitted(prepared: Prepared, plan: Plan, recipe: Recipe, data: Data, reporter:
         return weights
     how = Observing(
         preprocessing=prepared.subject.preprocessing,
-        workers=min(Ranks().workers(), MOST_WORKERS),
+        workers=Ranks().adders(),
         moments={layer.input: True for layer in layers},
     )
     moments = calibrated(prepared.model, layers, data.calibrate, prepared.subject, how, reporter).moments

@@ -21,6 +21,7 @@ from gpusq_deploy.calibration.refine import (
     with_headroom,
 )
 from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
+from gpusq_deploy.graph.residual import branches_of_nodes
 from gpusq_deploy.outputs import Outputs
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.quantize import STORED_TYPE, RoundedWeight
@@ -29,9 +30,7 @@ from gpusq_deploy.ranges import Data, Subject, calibrated, known_ranges
 from gpusq_deploy.ranks import Ranks
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import Reporter
-
-# Each holds the activations of a sample while its channels are added up.
-_MOST_WORKERS = 4
+from gpusq_deploy.streams import Stream, stream_of, tensors_to_watch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,12 +42,14 @@ class Ready:
         layers: Its weighted layers.
         table: Ranges of the activations that are to be quantised.
         moments: By node, of the inputs of the layers whose weights or biases need them, in that graph.
+        stream: For a mixed recipe, what was seen of residual streams; None where ranges were given.
     """
 
     model: ir.Model
     layers: tuple[GraphLayer, ...]
     table: CalibrationTable
     moments: Mapping[str, ChannelMoments]
+    stream: Stream | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,11 +82,13 @@ def make_ready(model: ir.Model, wanted: Wanted, data: Data, subject: Subject, re
             reporter.say("the ranges are given: nothing is smoothed or widened, weights are rounded to nearest")
         return Ready(model=model, layers=weighted_layers(model), table=table, moments={})
     places, declined = places_to_smooth(model, wanted.layers, wanted.recipe, wanted.calibrators)
-    moments = _channels_to_watch(wanted, [place.tensor for place in places])
+    mixable = _mixable(wanted)
+    branches = branches_of_nodes(model, [layer.node for layer in mixable])
+    moments = _channels_to_watch(wanted, [place.tensor for place in places]) | tensors_to_watch(branches, mixable)
     how = Observing(
         calibrators=wanted.calibrators,
         preprocessing=subject.preprocessing,
-        workers=min(Ranks().workers(), _MOST_WORKERS) if moments else Ranks().workers(),
+        workers=Ranks().adders() if moments else Ranks().workers(),
         moments=moments,
     )
     seen = calibrated(model, wanted.layers, data.calibrate, subject, how, reporter)
@@ -107,13 +110,21 @@ def make_ready(model: ir.Model, wanted: Wanted, data: Data, subject: Subject, re
             {inside[tensor]: calibrator for tensor, calibrator in wanted.calibrators.items() if tensor in inside},
         ),
         moments={layer.node: found[layer.input] for layer in wanted.layers if layer.input in found},
+        stream=stream_of(branches, mixable, found) if mixable else None,
     )
 
 
 def rounded_weights(ready: Ready, plan: Plan, recipe: Recipe) -> dict[str, RoundedWeight]:
     """Weights that are rounded with regard to the data, by node."""
-    workers = min(Ranks().workers(), _MOST_WORKERS)
-    return round_weights(ready.model, ready.layers, plan, ready.moments, recipe, workers=workers)
+    return round_weights(ready.model, ready.layers, plan, ready.moments, recipe, workers=Ranks().adders())
+
+
+def _mixable(wanted: Wanted) -> list[GraphLayer]:
+    """Layers that a mixed recipe may leave float."""
+    if wanted.recipe.mixed is None:
+        return []
+    linear = (layer for layer in wanted.layers if layer.kind == "linear")
+    return [layer for layer in linear if rule_of(wanted.recipe, layer).precision == "int8"]
 
 
 def _channels_to_watch(wanted: Wanted, smoothed: Sequence[str]) -> dict[str, bool]:

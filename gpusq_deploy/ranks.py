@@ -18,6 +18,8 @@ from gpusq_deploy.errors import GpusqError
 _PATIENCE = timedelta(days=1)
 # Each runs a sample of its own, with all its activations.
 _MOST_WORKERS = 16
+# Each also holds those activations, or a layer's covariance, while their channels are added up.
+_MOST_ADDERS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +38,10 @@ class Ranks:
     def workers(self) -> int:
         """Threads for this process: its share of the processors that it may use, 16 at most."""
         return max(1, min(len(os.sched_getaffinity(0)) // self.local, _MOST_WORKERS))
+
+    def adders(self) -> int:
+        """Threads where channels are looked at: as `workers`, 4 at most."""
+        return min(self.workers(), _MOST_ADDERS)
 
     def gather(self, own: bytes) -> Sequence[bytes]:
         """Every rank's bytes, in the order of ranks; each rank calls this once, with its own.

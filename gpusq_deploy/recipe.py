@@ -190,12 +190,15 @@ class ResidualRule(Value):
 class MixedRule(Value):
     """Linear layers that rules want in INT8 and that stay float, up to a share `flops` of all Linear layers' FLOPs.
 
-    `first`: `accuracy` leaves out those whose noise, measured one by one, sums to most; `kernels` begins with those
-    that read attentions' results, which saves TensorRT a kernel each.
+    `first`: `accuracy` leaves out those whose noise sums to most; `kernels` begins with those that read attentions'
+    results, which saves TensorRT a kernel each. `measure` says where noise is measured: in the residual `stream` that
+    the layer works for, which calibration sees at no cost, or at the model's `output`, which takes runs of the model
+    for each layer that could be left out.
     """
 
     flops: float
     first: Literal["accuracy", "kernels"] = "accuracy"
+    measure: Literal["stream", "output"] = "stream"
 
     def __post_init__(self) -> None:
         if not 0 < self.flops < 1:

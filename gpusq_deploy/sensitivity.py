@@ -6,6 +6,7 @@ Q/DQ pair in front of it. It runs once with nothing switched, and once for each 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,8 @@ from gpusq_deploy.graph.files import scratch_model
 from gpusq_deploy.graph.layers import GraphLayer, weight_rows, weighted_layers
 from gpusq_deploy.graph.smoothable import bias_place
 from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, node_name, static_batch
-from gpusq_deploy.numerics.affine import dequantize, quantize, weight_scales
-from gpusq_deploy.passes.quantize import STORED_TYPE, RoundedWeight
+from gpusq_deploy.numerics.affine import dequantize
+from gpusq_deploy.passes.quantize import STORED_TYPE, RoundedWeight, rounded_to_nearest
 
 _BATCH = 4
 
@@ -47,12 +48,9 @@ def noise_of_layers(
     source: DataSource,
     progress: Callable[[int, int], None],
     *,
-    narrow: Callable[[Mapping[str, float]], Collection[str]] | None = None,
+    nodes: Collection[str],
 ) -> dict[str, float]:
-    """Σ(y' - y)² / Σy² of the first output, by node of each planned INT8 Linear layer that was quantised alone.
-
-    Of a few samples one may decide a layer's sum, and a run costs as much for a quiet layer as for a noisy one. So the
-    first four samples are for all layers, and the others are for those that `narrow` names.
+    """Σ(y' - y)² / Σy² of the first output, by node of each of the layers that was quantised alone.
 
     Args:
         model: The float graph that the plan is for; left as it is.
@@ -60,62 +58,38 @@ def noise_of_layers(
         rounded: Weights that were rounded with regard to the data, by node; the others are rounded to nearest.
         source: Samples to run; the graph's static batch, or 4, at a time.
         progress: Hears how many of the runs are done.
-        narrow: From what the first samples gave, the nodes of the layers to go on with; None goes on with all.
+        nodes: Planned INT8 Linears.
     """
-    decided = {decision.node: decision for decision in plan.layers if decision.precision == "int8"}
-    chosen = [
-        layer
-        for layer in weighted_layers(model)
-        if layer.node in decided and layer.kind == "linear" and not layer.only_seen
-    ]
+    decided = {decision.node: decision for decision in plan.layers if decision.node in nodes}
     copy = model.clone()
     stored = STORED_TYPE[plan.remainder]
-    switched = [_switch(copy, layer, decided[layer.node], rounded.get(layer.node), stored) for layer in chosen]
+    switched = [
+        _switch(copy, layer, decided[layer.node], rounded.get(layer.node), stored)
+        for layer in weighted_layers(model)
+        if layer.node in decided
+    ]
     common.RemoveUnusedNodesPass()(copy)  # the weights: they are inputs now
     fixed = static_batch(model.graph)
-    sums = {entry.node: _Sums() for entry in switched}
+    noise, signal = dict.fromkeys((entry.node for entry in switched), 0.0), 0.0
     with scratch_model(copy) as path:
         session = open_onnx(path)
         try:
-            batches, done = [filled(batch, fixed) for batch in Batches(source=source, size=fixed or _BATCH)], 0
-            first = min(-(-_BATCH // len(batches[0])), len(batches)) if batches else 0
-            watched = switched
-            for index, batch in enumerate(batches):
-                total = done + (len(batches) - index) * len(watched)
-                reference, answers = _answers(session, batch, switched, watched)
-                signal = float(np.square(reference, dtype=np.float64).sum())
+            batches = [filled(batch, fixed) for batch in Batches(source=source, size=fixed or _BATCH)]
+            total = len(batches) * len(switched)
+            runs = itertools.count(1)
+            for batch in batches:
+                reference, answers = _answers(session, batch, switched)
+                signal += float(np.square(reference, dtype=np.float64).sum())
                 for node, answer in answers:
-                    sums[node].add(float(np.square(answer - reference, dtype=np.float64).sum()), signal)
-                    done += 1
-                    progress(done, total)
-                if index == first - 1 and narrow is not None:
-                    going_on = narrow({node: entry.ratio() for node, entry in sums.items()})
-                    watched = [entry for entry in switched if entry.node in going_on]
+                    noise[node] += float(np.square(answer - reference, dtype=np.float64).sum())
+                    progress(next(runs), total)
         finally:
             session.close()
-    progress(done, done)
-    return {node: entry.ratio() for node, entry in sums.items()}
+    return {node: found / signal if signal else 0.0 for node, found in noise.items()}
 
 
-@dataclass(kw_only=True, slots=True)
-class _Sums:
-    """Of the samples that a layer was measured on."""
-
-    noise: float = 0.0
-    signal: float = 0.0
-
-    def add(self, noise: float, signal: float) -> None:
-        self.noise += noise
-        self.signal += signal
-
-    def ratio(self) -> float:
-        return self.noise / self.signal if self.signal else 0.0
-
-
-def _answers(
-    session: Session, batch: Array, switched: Sequence[Switched], watched: Sequence[Switched]
-) -> tuple[Array, Iterator[tuple[str, Array]]]:
-    """The first output with nothing switched, and with each of the watched layers switched alone."""
+def _answers(session: Session, batch: Array, switched: Sequence[Switched]) -> tuple[Array, Iterator[tuple[str, Array]]]:
+    """The first output with nothing switched, and with each of the layers switched alone."""
     plain: dict[str, Array] = {session.inputs[0].name: batch}
     for entry in switched:
         plain |= entry.plain
@@ -123,7 +97,7 @@ def _answers(
     def first(feeds: Mapping[str, Array]) -> Array:
         return next(iter(session.run(feeds).values()))
 
-    return first(plain), ((entry.node, first({**plain, **entry.quantised()})) for entry in watched)
+    return first(plain), ((entry.node, first({**plain, **entry.quantised()})) for entry in switched)
 
 
 def _switch(
@@ -132,10 +106,7 @@ def _switch(
     """Give a layer its switch, and make inputs of its weight and its bias."""
     node = next(node for node in model.graph if node.name == layer.node)
     rows = weight_rows(model, layer).astype(np.float32)
-    if rounded is None:
-        one_scale = decision.weight is not None and decision.weight.one_scale
-        scale = weight_scales(rows, 0, dtype=stored, one_scale=one_scale)
-        rounded = RoundedWeight(codes=quantize(rows, scale, axis=0), scale=scale, bias=None)
+    rounded = rounded or rounded_to_nearest(rows, decision, stored)
     by_rows = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
     weight = rows if by_rows else np.ascontiguousarray(rows.T)
     plain: dict[str, Array] = {}

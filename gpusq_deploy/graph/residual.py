@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -21,6 +22,7 @@ class Residual:
         node: The Add.
         skip: The tensor that it takes unchanged, in front of a Q/DQ pair where there is one.
         branch: The tensor that was computed from it.
+        total: What the Add gives.
         quantized: Whether one of the two comes out of a DequantizeLinear.
     """
 
@@ -28,6 +30,7 @@ class Residual:
     node: str
     skip: str
     branch: str
+    total: str
     quantized: bool
 
 
@@ -42,6 +45,27 @@ def find_residuals(model: ir.Model) -> tuple[Residual, ...]:
     return tuple(residual for residual in found if residual is not None)
 
 
+def branches_of_nodes(model: ir.Model, nodes: Collection[str]) -> dict[str, Residual]:
+    """By node, the innermost residual add that it works for: the first that it reaches by the branch alone.
+
+    A node that reaches no add so isn't named: one outside all blocks, or one that both sides are computed from.
+
+    Args:
+        model: The graph.
+        nodes: Names of the nodes in question.
+    """
+    values = {value_name(value): value for node in model.graph for value in node.outputs}
+    found: dict[str, Residual] = {}
+    for residual in find_residuals(model):
+        within = _ancestors(values[residual.branch])
+        if residual.skip in values:
+            within -= _ancestors(values[residual.skip])
+        for node in within:
+            if node_name(node) in nodes:
+                found.setdefault(node_name(node), residual)
+    return found
+
+
 def _residual(node: ir.Node) -> Residual | None:
     inputs = [value for value in node.inputs if value is not None and not is_constant(value)]
     if len(inputs) != 2 or inputs[0].shape != inputs[1].shape:
@@ -54,6 +78,7 @@ def _residual(node: ir.Node) -> Residual | None:
                 node=node_name(node),
                 skip=value_name(skip),
                 branch=value_name(branch),
+                total=value_name(node.outputs[0]),
                 quantized=any(value is not end for value, end in zip(inputs, (left, right), strict=True)),
             )
     return None
@@ -70,16 +95,18 @@ def _in_front(value: ir.Value) -> ir.Value:
 
 def _computed_from(value: ir.Value, source: ir.Value) -> bool:
     """Whether `source` is an ancestor of `value`, with a product among the nodes between."""
-    waiting, seen, reached, product = [value], {value}, False, False
+    between = _ancestors(value, stop=source)
+    reached = any(given is source for node in between for given in node.inputs)
+    return reached and any(node.op_type in _PRODUCTS for node in between)
+
+
+def _ancestors(value: ir.Value, *, stop: ir.Value | None = None) -> set[ir.Node]:
+    """The nodes that a value is computed by; those behind `stop` only as far as another way leads to them."""
+    waiting, found = [value], set[ir.Node]()
     while waiting:
         node = waiting.pop().producer()
-        if node is None:
+        if node is None or node in found:
             continue
-        product = product or node.op_type in _PRODUCTS
-        for ancestor in node.inputs:
-            if ancestor is source:
-                reached = True
-            elif ancestor is not None and ancestor not in seen:
-                seen.add(ancestor)
-                waiting.append(ancestor)
-    return reached and product
+        found.add(node)
+        waiting.extend(given for given in node.inputs if given is not None and given is not stop)
+    return found

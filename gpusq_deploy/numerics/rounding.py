@@ -39,23 +39,24 @@ def second_order_codes(rows: Floats, scale: Floats, gram: Floats, *, damping: fl
     """
     order = np.argsort(-gram.diagonal(), kind="stable")
     feedback = _feedback(gram[np.ix_(order, order)], damping)
-    wanted = np.ascontiguousarray(rows.T[order], dtype=np.float32)
-    frozen = wanted == 0
-    divisor = scale.astype(np.float32)
-    codes = np.empty(wanted.shape, np.int8)
+    # In steps: of an output channel's errors all have its scale in common.
+    wanted = np.ascontiguousarray((rows / scale[:, None]).T[order], dtype=np.float32)
+    kept = wanted != 0
+    sparse = not kept.all()
     errors = np.empty_like(wanted)
     for start in range(0, len(order), _BLOCK):
         stop = min(start + _BLOCK, len(order))
         values = wanted[start:stop] + feedback[:start, start:stop].T @ errors[:start]
         for column in range(start, stop):
-            rounded = np.rint(values[column - start] / divisor)
-            np.minimum(np.maximum(rounded, -INT8_MAX, out=rounded), INT8_MAX, out=rounded)
-            rounded[frozen[column]] = 0
-            codes[column] = rounded
-            errors[column] = wanted[column] - rounded * divisor
-            values[column + 1 - start :] += feedback[column, column + 1 : stop, None] * errors[column]
-    result = np.empty_like(codes)
-    result[order] = codes
+            value = values[column - start]
+            value += feedback[start:column, column] @ errors[start:column]
+            np.rint(value, out=value)
+            np.minimum(np.maximum(value, -INT8_MAX, out=value), INT8_MAX, out=value)
+            if sparse:
+                value *= kept[column]
+            np.subtract(wanted[column], value, out=errors[column])
+    result = np.empty(wanted.shape, np.int8)
+    result[order] = np.rint(wanted - errors)
     return np.ascontiguousarray(result.T)
 
 

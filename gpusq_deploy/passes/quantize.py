@@ -45,6 +45,13 @@ class RoundedWeight:
     bias: npt.NDArray[np.floating[Any]] | None
 
 
+def rounded_to_nearest(rows: npt.NDArray[np.float32], decision: LayerDecision, stored: npt.DTypeLike) -> RoundedWeight:
+    """What becomes of an INT8 layer's weight [N, K] that nobody rounded beforehand; `stored` is its scales' type."""
+    one_scale = decision.weight is not None and decision.weight.one_scale
+    scale = weight_scales(rows, 0, dtype=stored, one_scale=one_scale)
+    return RoundedWeight(codes=quantize(rows, scale, axis=0), scale=scale, bias=None)
+
+
 def _no_weights() -> dict[str, RoundedWeight]:
     return {}
 

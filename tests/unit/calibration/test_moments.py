@@ -55,6 +55,7 @@ def require_moments(found: ChannelMoments, rows: Array, *, rtol: float = 1e-5) -
     np.testing.assert_allclose(found.low, rows.min(axis=0), rtol=rtol)
     np.testing.assert_allclose(found.high, rows.max(axis=0), rtol=rtol)
     np.testing.assert_allclose(found.mean, mean, rtol=rtol, atol=rtol * np.abs(rows).max())
+    np.testing.assert_allclose(found.variance, rows.var(axis=0), rtol=10 * rtol)
     assert found.covariance is not None
     size = float(np.abs(covariance).max())
     np.testing.assert_allclose(found.covariance, covariance, rtol=10 * rtol, atol=10 * rtol * size)
@@ -68,6 +69,17 @@ def test_moments_are_those_of_all_rows(batch: str) -> None:
     rows = 2 * values.reshape(-1, 6).astype(np.float64)
     require_moments(found["a"], rows)
     require_moments(found["y"], rows + 2)
+
+
+@pytest.mark.parametrize("batch", ["B", "4"])
+def test_variances_need_no_second_moments(batch: str) -> None:
+    """A static batch of 4, of which the last is filled up with samples that stand there twice."""
+    random = np.random.default_rng(7)
+    values = (100 + random.standard_normal((10, 3, 2, 6))).astype(np.float32)
+    found = collect(values, text=TEXT.replace("B,", f"{batch},"), covariance_of=())
+    rows = 2 * values.reshape(-1, 6).astype(np.float64)
+    np.testing.assert_allclose(found["a"].variance, rows.var(axis=0), rtol=1e-4)
+    assert found["a"].covariance is None
 
 
 def test_a_mean_far_larger_than_the_variance_does_not_drown_it() -> None:
@@ -95,7 +107,7 @@ def test_the_moments_do_not_depend_on_the_number_of_workers() -> None:
     values = np.random.default_rng(5).standard_normal((9, 3, 2, 6)).astype(np.float32)
     one, three = collect(values), collect(values, workers=3)
     for name in ("a", "y"):
-        for field in ("low", "high", "mean", "covariance"):
+        for field in ("low", "high", "mean", "variance", "covariance"):
             np.testing.assert_array_equal(getattr(one[name], field), getattr(three[name], field))
 
 

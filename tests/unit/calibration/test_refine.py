@@ -234,6 +234,7 @@ def test_moments_that_are_none_stop_it_and_the_layer_is_named() -> None:
         low=np.zeros(8, np.float32),
         high=np.ones(8, np.float32),
         mean=np.zeros(8),
+        variance=np.ones(8),
         covariance=-np.eye(8, dtype=np.float32),
     )
     with pytest.raises(GpusqError, match=r"can't be quantised: .* not positive definite") as caught:
@@ -245,7 +246,9 @@ def test_a_gelu_beyond_the_range_of_the_stored_type_is_named() -> None:
     model = model_of()
     places, _ = find_smoothable(model, weighted_layers(model))
     high = np.full(6, 1e9, np.float32)
-    huge = ChannelMoments(low=np.zeros(6, np.float32), high=high, mean=np.zeros(6), covariance=None)
+    huge = ChannelMoments(
+        low=np.zeros(6, np.float32), high=high, mean=np.zeros(6), variance=np.ones(6), covariance=None
+    )
     with pytest.raises(GpusqError, match="can't be quantised") as caught:
         decide_smoothing(model, places, {**moments_of(model), "g": huge}, recipe(), stored=np.float16)
     assert caught.value.place == "tensor g"
