@@ -11,8 +11,8 @@ ONNX file, which ONNX Runtime runs with its rewrites off. SQNR is over all outpu
 images stands beside it. Seconds are those of the quantiser's own call, from reading the file to writing it; peak memory
 is the whole process's. INT8 rows of ours leave the rest in float32, as the others do.
 
-`--peer-python` is an interpreter with nncf, onnxruntime, modelopt. `--timed N` runs ours and NNCF N times in turn, on
-the first seed, and nothing else: for an idle machine.
+`--peer-python` is an interpreter with nncf, onnxruntime, modelopt. `--timed N` runs the default and the mixed recipe
+and NNCF N times in turn, on the first seed, and nothing else: for an idle machine.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _rows(options: argparse.Namespace, folder: Path, preprocessing: Preprocessin
     known: list[str] = [*_OURS, *(() if options.peer_python is None else tuple(_PEERS))]
     names = [name for name in known if fnmatch.fnmatchcase(name, options.rows)]
     if options.timed:
-        names = [_DEFAULT, _NNCF] * options.timed
+        names = [_DEFAULT, _MIXED, _NNCF] * options.timed
     for seed in range(1 if options.timed else options.seeds):
         calibrate, unseen = (crops(half, preprocessing, count, least=0.5) for half, count in halves(seed))
         np.save(folder / "images.npy", calibrate)
@@ -280,12 +280,15 @@ def quality(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> Row:
 
 
 def _print_ratios(rows: list[Row]) -> None:
-    ours, peer = ([row for row in rows if row["row"] == name and row["seed"] == 0] for name in (_DEFAULT, _NNCF))
-    if ours and peer:
-        seconds = [statistics.median(row["seconds"] for row in part) for part in (ours, peer)]
-        peaks = [max(row["peak_mb"] for row in part) for part in (ours, peer)]
-        print(f"medians of {len(ours)} and {len(peer)}: ours takes {seconds[0] / seconds[1]:.2f} of NNCF's time,")
-        print(f"and {peaks[0]:.0f} MB at its peak, {peaks[0] / peaks[1]:.2f} of NNCF's")
+    first = {
+        name: [row for row in rows if (row["row"], row["seed"]) == (name, 0)] for name in (_DEFAULT, _MIXED, _NNCF)
+    }
+    seconds = {name: statistics.median(row["seconds"] for row in part) for name, part in first.items() if part}
+    peaks = {name: max(row["peak_mb"] for row in part) for name, part in first.items() if part}
+    for name in (_DEFAULT, _MIXED) if _NNCF in seconds else ():
+        if name in seconds:
+            print(f"medians of {len(first[name])}: {name} takes {seconds[name] / seconds[_NNCF]:.2f} of NNCF's time,")
+            print(f"and {peaks[name]:.0f} MB at its peak, {peaks[name] / peaks[_NNCF]:.2f} of NNCF's")
 
 
 def _ignore(*_said: object) -> None:
@@ -299,7 +302,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--arch-arg", action="append", default=[])
     parser.add_argument("--peer-python", type=Path, help="an interpreter with the peers; none: no peers")
     parser.add_argument("--seeds", type=int, default=3, help="ways to deal the photographs into halves")
-    parser.add_argument("--timed", type=int, default=0, help="only time ours and NNCF in turn, this many times")
+    parser.add_argument("--timed", type=int, default=0, help="only time, this many times in turn")
     parser.add_argument(
         "--rows", default="*", help="shell pattern on the rows' names; --json keeps its other rows then"
     )
