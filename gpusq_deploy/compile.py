@@ -216,6 +216,7 @@ def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, repor
     release_graph(simple.graph)
     return best_form(
         simple,
+        model,
         FASTER,
         stored,
         lambda form: pack_projections(form, stored, recipe, checkpoint.sparsity),

@@ -97,6 +97,7 @@ def find_yardstick(request: BuildRequest) -> Yardstick | str:
 
 def best_form(
     simple: ir.Model,
+    rewritten: ir.Model,
     rewrites: Sequence[Pass],
     stored: SparsityReport,
     pack: Callable[[ir.Model], Packed],
@@ -107,13 +108,14 @@ def best_form(
 
     Args:
         simple: The graph before them.
-        rewrites: All of them but packing.
+        rewritten: The graph after all of them but packing.
+        rewrites: Those.
         stored: The 2:4 state of its layers.
         pack: Packs the projections of a graph after them, where the recipe and 2:4 allow it.
         yardstick: What forms are compared by; or why they aren't.
         reporter: Who hears what was chosen.
     """
-    packed = pack(run_passes(simple, rewrites))
+    packed = pack(rewritten)
     packing = (PackProjections(packed.chosen),) if packed.chosen else ()
     form = choose_form(
         simple,

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.datasets import load_digits
+from torchvision.ops import box_convert, box_iou
 
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.benchmarks.peers.families import built, shipped_recipe
@@ -199,7 +200,7 @@ def judged(logits: Array, boxes: Array, held_out: list[Scene]) -> dict[str, floa
     best = list[float]()
     for scene, chances, box in zip(held_out, nothing, boxes, strict=True):
         kept = box[chances < 0.5]
-        best += [max((_overlap(digit, each) for each in kept), default=0.0) for digit in scene.boxes]
+        best += _overlaps(scene.boxes, kept).tolist() if len(kept) else [0.0] * len(scene.boxes)
     overlaps = [overlap for overlap in best if overlap >= 0.5]
     return {
         "found": len(overlaps) / len(best),
@@ -208,12 +209,11 @@ def judged(logits: Array, boxes: Array, held_out: list[Scene]) -> dict[str, floa
     }
 
 
-def _overlap(one: Array, other: Array) -> float:
-    """Intersection over union of two boxes, each centre and size."""
-    low = np.maximum(one[:2] - one[2:] / 2, other[:2] - other[2:] / 2)
-    high = np.minimum(one[:2] + one[2:] / 2, other[:2] + other[2:] / 2)
-    shared = float(np.prod(np.maximum(high - low, 0)))
-    return shared / (float(np.prod(one[2:]) + np.prod(other[2:])) - shared)
+def _overlaps(digits: Array, boxes: Array) -> Array:
+    """Of each digit [N, 4], the largest intersection over union with a box [M, 4]; both as centre and size."""
+    one, other = (box_convert(torch.from_numpy(each), "cxcywh", "xyxy") for each in (digits, boxes))
+    largest: Array = box_iou(one, other).amax(1).numpy()
+    return largest
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from gpusq_deploy.bundle import read_bundle
 from gpusq_deploy.checkpoint.architecture import module_from_arch
 from gpusq_deploy.checkpoint.checkpoint import save_checkpoint
 from gpusq_deploy.compile import compile_checkpoint
+from gpusq_deploy.numerics.error import sqnr_db
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.targets import find_target
 
@@ -159,7 +160,7 @@ def measured(out: Path, checkpoint: Path, recipe: str) -> dict[str, Any]:
     got: npt.NDArray[np.float32] = onnx_logits(bundle / "model.onnx")(images)
     engine = read_bundle(bundle).receipt.engines[0]
     return {
-        "sqnr_db": float(10 * np.log10(np.sum(reference**2) / np.sum((reference - got) ** 2))),
+        "sqnr_db": sqnr_db(reference, got),
         "accuracy": _agreement(got, labels),
         "float_accuracy": _agreement(reference, labels),
         "images": len(labels),

@@ -186,7 +186,10 @@ def test_a_best_form_says_that_it_was_compared_only_where_it_was() -> None:
     stored = SparsityReport(source="", layers=())
 
     def form(yardstick: Yardstick | str) -> Packed:
-        return best_form(simple, FASTER, stored, lambda model: Packed(model=model, stored=stored), yardstick, reporter)
+        rewritten = run_passes(simple, FASTER)
+        return best_form(
+            simple, rewritten, FASTER, stored, lambda model: Packed(model=model, stored=stored), yardstick, reporter
+        )
 
     compared = form(Yardstick(target=find_target("a100"), batch=2, remainder="fp16"))
     assert compared.notes[-1] == "compared by tensorrt-rtx for a100, fp16, batch 2, nothing timed"
