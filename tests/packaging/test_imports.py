@@ -49,6 +49,7 @@ ORDER = [
     "build_engines",
     "steps",
     "outputs",
+    "streams",
     "quantisation",
     "placing",
     "packing",
