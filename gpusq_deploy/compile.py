@@ -48,7 +48,7 @@ from gpusq_deploy.checkpoint.weights import layer_weights
 from gpusq_deploy.engines.option_text import options_from_text
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import export_float_model
-from gpusq_deploy.forms import best_form, find_yardstick
+from gpusq_deploy.forms import Speedup, best_form, find_yardstick
 from gpusq_deploy.graph.files import save_model, save_scratch, scratch_folder
 from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
 from gpusq_deploy.graph.mapped import map_model, release_graph
@@ -215,10 +215,7 @@ def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, repor
     release_weights(checkpoint.module)
     release_graph(simple.graph)
     return best_form(
-        simple,
-        model,
-        FASTER,
-        stored,
+        Speedup(before=simple, after=model, rewrites=FASTER, stored=stored),
         lambda form: pack_projections(form, stored, recipe, checkpoint.sparsity),
         find_yardstick(request),
         reporter,

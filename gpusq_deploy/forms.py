@@ -79,6 +79,19 @@ class Form:
     compared: bool = False
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speedup:
+    """A float graph before and after the rewrites that are there for speed, packing not among them.
+
+    `stored` is the 2:4 state of its layers.
+    """
+
+    before: ir.Model
+    after: ir.Model
+    rewrites: tuple[Pass, ...]
+    stored: SparsityReport
+
+
 def find_yardstick(request: BuildRequest) -> Yardstick | str:
     """For the first target that is built ahead of time, or another in its place; or why nothing is compared."""
     if request.rewrites == "all":
@@ -96,30 +109,22 @@ def find_yardstick(request: BuildRequest) -> Yardstick | str:
 
 
 def best_form(
-    simple: ir.Model,
-    rewritten: ir.Model,
-    rewrites: Sequence[Pass],
-    stored: SparsityReport,
-    pack: Callable[[ir.Model], Packed],
-    yardstick: Yardstick | str,
-    reporter: Reporter,
+    speedup: Speedup, pack: Callable[[ir.Model], Packed], yardstick: Yardstick | str, reporter: Reporter
 ) -> Packed:
     """The float graph with those rewrites that help it, packing among them; why, in its notes.
 
     Args:
-        simple: The graph before them.
-        rewritten: The graph after all of them but packing.
-        rewrites: Those.
-        stored: The 2:4 state of its layers.
+        speedup: The graph and the rewrites.
         pack: Packs the projections of a graph after them, where the recipe and 2:4 allow it.
         yardstick: What forms are compared by; or why they aren't.
         reporter: Who hears what was chosen.
     """
-    packed = pack(rewritten)
+    simple = speedup.before
+    packed = pack(speedup.after)
     packing = (PackProjections(packed.chosen),) if packed.chosen else ()
     form = choose_form(
         simple,
-        (*rewrites, *packing),
+        (*speedup.rewrites, *packing),
         yardstick if isinstance(yardstick, str) else yardstick.measure,
         lambda done, total: reporter.progress("comparing forms", done, total),
         needed=_needed(simple, yardstick),
@@ -134,7 +139,7 @@ def best_form(
     found = (
         pack(model)
         if not {*packing} & {*form.left_out}
-        else Packed(model=model, stored=stored, declined=packed.declined)
+        else Packed(model=model, stored=speedup.stored, declined=packed.declined)
     )
     return replace(found, notes=(*found.notes, *notes))
 

@@ -70,7 +70,7 @@ def _input_size(module: torch.nn.Module, declared: tuple[int, int, int]) -> tupl
     size = getattr(getattr(module, "patch_embed", None), "img_size", None)
     if size is not None:
         height, width = size
-    weight = next((p for name, p in module.named_parameters() if name.startswith("patch_embed") and p.ndim == 4), None)
+    weight = next((p for name, p in module.named_parameters() if name.startswith("patch_embed.") and p.ndim == 4), None)
     return (channels if weight is None else int(weight.shape[1])), int(height), int(width)
 
 

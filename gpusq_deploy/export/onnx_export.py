@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.export.attention_axes import FourAxes
 from gpusq_deploy.export.functional import name_functional_layers
 from gpusq_deploy.export.parts import split_constants
 from gpusq_deploy.graph.files import scratch_disk, scratch_folder
@@ -108,7 +109,7 @@ def _exported(
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), FourAxes():
             warnings.simplefilter("ignore")  # the exporter's remarks on its own internals
             program = torch.onnx.export(
                 checkpoint.module,

@@ -15,7 +15,7 @@ from gpusq_deploy.artifacts.receipt import GraphCost
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.compile import FASTER, SIMPLE
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.forms import Form, Yardstick, best_form, choose_form
+from gpusq_deploy.forms import Form, Speedup, Yardstick, best_form, choose_form
 from gpusq_deploy.packing import Packed
 from gpusq_deploy.passes.attention_scale import AttentionScale, scales_scores
 from gpusq_deploy.passes.base import run_passes
@@ -186,10 +186,8 @@ def test_a_best_form_says_that_it_was_compared_only_where_it_was() -> None:
     stored = SparsityReport(source="", layers=())
 
     def form(yardstick: Yardstick | str) -> Packed:
-        rewritten = run_passes(simple, FASTER)
-        return best_form(
-            simple, rewritten, FASTER, stored, lambda model: Packed(model=model, stored=stored), yardstick, reporter
-        )
+        speedup = Speedup(before=simple, after=run_passes(simple, FASTER), rewrites=FASTER, stored=stored)
+        return best_form(speedup, lambda model: Packed(model=model, stored=stored), yardstick, reporter)
 
     compared = form(Yardstick(target=find_target("a100"), batch=2, remainder="fp16"))
     assert compared.notes[-1] == "compared by tensorrt-rtx for a100, fp16, batch 2, nothing timed"

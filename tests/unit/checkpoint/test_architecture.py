@@ -191,6 +191,12 @@ def test_a_timm_model_takes_the_size_and_channels_that_it_was_built_with(channel
     assert (got.channels, got.height, got.width, got.mean) == (channels, 32, 32, mean)
 
 
+def test_a_later_embedding_says_nothing_about_the_image() -> None:
+    """Visformer's patch_embed1 reads the 16 channels of its stem."""
+    spec = arch_from_text("timm:visformer_tiny", ())
+    assert preprocessing_of(spec, module_from_arch(spec)).channels == 3
+
+
 def test_channels_that_no_image_has_are_for_arrays_alone(tmp_path: Path) -> None:
     got = preprocessing_of(tiny_models.vit_spec(), tiny_models.vit(in_chans=4))
     assert (got.channels, got.is_image) == (4, False)

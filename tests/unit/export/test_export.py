@@ -175,6 +175,26 @@ def test_outputs_are_numbered_and_each_is_torchs(forward: Forward, names: list[s
     assert list(tiny_models.run_model(half, {"input": array_from_tensor(example_input(source, 3))})) == names
 
 
+def windowed(_: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Five axes: [N, windows, heads, length, channels]."""
+    parts = x.reshape(-1, 3, 2, 4, 8).permute(0, 2, 1, 3, 4)
+    mask = (torch.arange(8).reshape(2, 1, 1, 4) % 3 > 0).expand(2, 3, 4, 4)
+    return torch.nn.functional.scaled_dot_product_attention(parts, parts.flip(1), parts, attn_mask=mask)
+
+
+def single_headed(_: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    tokens = x.flatten(2)
+    return torch.nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("forward", [windowed, single_headed])
+def test_attention_over_other_than_four_axes_is_exported(forward: Forward) -> None:
+    source = checkpoint(forward)
+    model = run_passes(export_float_model(source, batch=tiny_models.DYNAMIC), [Clean()])
+    agrees_with_torch(source, model, 3)
+
+
 @pytest.mark.slow
 def test_a_module_that_is_used_twice_is_two_layers() -> None:
     source = checkpoint(chained)
