@@ -28,7 +28,7 @@ _REPORT = "this builder writes its layers in a way that is new to gpusq-deploy; 
 _LAYER = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,\[\]{}]*)"
     r", Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], Outputs: \[(?P<outputs>.*?)\]"
-    r", TacticName: (?P<tactic>.*?), StreamId: -?\d+(?:, EventId: -?\d+)?(?:, Metadata: ?(?P<metadata>.*))?",
+    r", TacticName: (?P<tactic>.*?), StreamId: -?\d+(?:, (?!Metadata: ?)\w+: [^,]*)*(?:, Metadata: ?(?P<metadata>.*))?",
     re.DOTALL,
 )
 _TENSOR = re.compile(

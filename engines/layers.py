@@ -12,8 +12,8 @@ Rules:
 6. A weight is a constant of rank 2 or more whose first dimension isn't 1: [1, N] and [1, N, 1, 1] are biases and
    scales, [1] are alpha and beta. Where there is none, it is one with two dimensions above 1: at batch 1 TensorRT-RTX
    writes a weight as [1, K, N]. Beside a weight of Int4, others are the scales of its blocks.
-7. `signal` and `wait` order streams and are no kernels. A `shape_call` (host-side shapes of a dynamic batch) counts as
-   one, as it does in trtexec's and our own earlier counts.
+7. `signal` and `wait` order streams, `cjmp` is a loop's jump: they are no kernels. A `shape_call` (host-side shapes of
+   a dynamic batch) counts as one, as it does in trtexec's and our own earlier counts.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _GEMM_KIND = re.compile(r"gemm|correlation|matrix ?multiply|convolution|caskconv
 # Myelin names a fusion after its operations, each shortened to a capital and a few letters.
 _GEMM_IN_NAME = re.compile(r"(?:Fc|Gemm|Conv)(?![a-z])")
 _GENERATED = "__myl_"
-_SYNC_KINDS = ("signal", "wait")
+_CONTROL_KINDS = ("signal", "wait", "cjmp")
 _ATTENTION = "_gemm_mha"
 _INT8_KERNEL = re.compile(r"(?<![a-z0-9])i8i32(?![a-z0-9])")
 
@@ -63,7 +63,7 @@ class LayerClass(NamedTuple):
 
 def classify(layer: EngineLayer) -> LayerClass:
     """What a layer is, by the rules of this module."""
-    if layer.kind in _SYNC_KINDS:
+    if layer.kind in _CONTROL_KINDS:
         return LayerClass("sync", None)
     if _ATTENTION in layer.name:
         return LayerClass("attention", _attention_precision(layer))

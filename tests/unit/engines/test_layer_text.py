@@ -8,7 +8,7 @@ import pytest
 
 from gpusq_deploy.artifacts.receipt import EngineLayer
 from gpusq_deploy.engines.layer_text import first_profile, layer_from_line, layers_from_inspector, layers_from_log
-from gpusq_deploy.engines.layers import sparse_tactic
+from gpusq_deploy.engines.layers import sparse_tactic, totals
 from gpusq_deploy.errors import GpusqError
 
 DATA = Path(__file__).parent / "data"
@@ -58,6 +58,18 @@ def test_several_inputs_and_stream_events_are_read() -> None:
 )
 def test_metadata_is_split_however_it_is_joined(metadata: str) -> None:
     assert layer_from_line(f"Name: x, LayerType: kgen, {EMPTY}{metadata}").onnx_nodes == ("a", "b")
+
+
+def test_a_loops_jump_is_a_layer_and_no_kernel() -> None:
+    """Seen in TensorRT-RTX 1.7 for an LSTM: its targets stand where other layers have an event."""
+    counter = "{ Name: i, Dimensions: [1], Strides: [1], StrideOrder: [0], Datatype: Int32, Format: (Linear) Row }"
+    line = (
+        f"Name: clp_myl0_285, LayerType: cjmp, Inputs: [ {counter}], Constants: [], Outputs: [], TacticName: , "
+        "StreamId: 0, JumpTargetThen: start^bb_myl0_94, JumpTargetElse: end_myl0_286, Metadata: [ONNX Layer: loop]"
+    )
+    layer = layer_from_line(line)
+    assert (layer.kind, layer.onnx_nodes, [tensor.dtype for tensor in layer.inputs]) == ("cjmp", ("loop",), ["Int32"])
+    assert totals([layer]).kernels == 0
 
 
 def test_unknown_metadata_is_kept() -> None:
