@@ -212,8 +212,9 @@ def judged(logits: Array, boxes: Array, held_out: list[Scene]) -> dict[str, floa
 def _overlaps(digits: Array, boxes: Array) -> Array:
     """Of each digit [N, 4], the largest intersection over union with a box [M, 4]; both as centre and size."""
     one, other = (box_convert(torch.from_numpy(each), "cxcywh", "xyxy") for each in (digits, boxes))
-    largest: Array = box_iou(one, other).amax(1).numpy()
-    return largest
+    untyped: Any = box_iou  # torchvision ships no types
+    overlaps: torch.Tensor = untyped(one, other)
+    return np.asarray(overlaps.amax(1), np.float32)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,20 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 _AXES = 4
-# As torch documents it; a builtin has no signature of its own.
-_SIGNATURE = inspect.signature(
-    lambda query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False: None
-)
+
+
+def _documented(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    *rest: Any,
+    **options: Any,
+) -> None:
+    """`scaled_dot_product_attention` as torch documents it: a builtin has no signature of its own."""
+
+
+_SIGNATURE = inspect.signature(_documented)
 
 
 class FourAxes(TorchFunctionMode):
@@ -31,13 +41,14 @@ class FourAxes(TorchFunctionMode):
     ) -> Any:
         given = dict(kwargs or {})
         if func is functional.scaled_dot_product_attention:
-            asked = _SIGNATURE.bind(*args, **given).arguments
-            query, key, value = (asked.pop(name) for name in ("query", "key", "value"))
+            asked: dict[str, Any] = _SIGNATURE.bind(*args, **given).arguments
+            query, key, value = (asked[name] for name in ("query", "key", "value"))
             if query.ndim != _AXES and query.shape[:-3] == key.shape[:-3] == value.shape[:-3]:
-                mask = asked.pop("attn_mask", None)
+                mask = asked.get("attn_mask")
                 if mask is not None:
                     mask = _four(mask.expand(*query.shape[:-1], key.shape[-2]))
-                answer = func(_four(query), _four(key), _four(value), attn_mask=mask, **asked)
+                rest, options = asked.get("rest", ()), asked.get("options", {})
+                answer = func(_four(query), _four(key), _four(value), mask, *rest, **options)
                 return answer.reshape(*query.shape[:-1], value.shape[-1])
         return func(*args, **given)
 

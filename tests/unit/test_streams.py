@@ -50,17 +50,18 @@ def slow_noise(model: ir.Model, layer: GraphLayer, plan: Plan, rounded: RoundedW
     """The layer's rows are multiplied by both weights; its input really is rounded."""
     decision = next(entry for entry in plan.layers if entry.node == layer.node)
     assert decision.activation is not None
-    rows = weight_rows(model, layer).astype(np.float64)
+    rows: npt.NDArray[np.float64] = weight_rows(model, layer).astype(np.float64)
     made: Array
     bias: Any
     if rounded is None:
         scale = np.abs(rows).max(axis=1, keepdims=True) / 127
-        made, bias = np.round(rows / scale) * scale, 0
+        made, bias = np.rint(rows / scale) * scale, 0
     else:
         made, bias = rounded.codes * rounded.scale[:, None].astype(np.float64), rounded.bias
     inputs = values_of(model, layer.input)[layer.input]
     step = decision.activation.scale
-    wanted, got = inputs @ rows.T, np.clip(np.round(inputs / step), -128, 127) * step @ made.T + bias
+    wanted: Array = inputs @ rows.T
+    got: Array = np.clip(np.rint(inputs / step), -128, 127) * step @ made.T + bias
     own = np.square(got - wanted).sum() / (len(wanted) * wanted.var(axis=0).sum())
     residual = branches_of_nodes(model, [layer.node]).get(layer.node)
     if residual is None:
@@ -71,11 +72,11 @@ def slow_noise(model: ir.Model, layer: GraphLayer, plan: Plan, rounded: RoundedW
 
 def corrected(model: ir.Model, layer: GraphLayer) -> RoundedWeight:
     """Codes off by a step here and there, and a bias that takes the mean error up."""
-    rows = weight_rows(model, layer).astype(np.float64)
+    rows: npt.NDArray[np.float64] = weight_rows(model, layer).astype(np.float64)
     scale = np.abs(rows).max(axis=1) / 100
-    codes = np.round(rows / scale[:, None]) + np.random.default_rng(0).integers(-1, 2, rows.shape)
+    codes: Array = np.rint(rows / scale[:, None]) + np.random.default_rng(0).integers(-1, 2, rows.shape)
     mean = values_of(model, layer.input)[layer.input].mean(axis=0)
-    bias = (rows - codes * scale[:, None]) @ mean
+    bias: Array = (rows - codes * scale[:, None]) @ mean
     return RoundedWeight(codes=codes.astype(np.int8), scale=scale.astype(np.float32), bias=bias)
 
 
