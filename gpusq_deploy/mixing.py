@@ -21,7 +21,6 @@ from gpusq_deploy.calibration.sources import DataSource, Selection
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.attention import find_attentions
 from gpusq_deploy.graph.layers import GraphLayer
-from gpusq_deploy.graph.residual import branches_of_nodes
 from gpusq_deploy.numerics.knapsack import best_choice
 from gpusq_deploy.passes.quantize import RoundedWeight
 from gpusq_deploy.placements import Placements
@@ -32,7 +31,7 @@ from gpusq_deploy.ranks import Ranks
 from gpusq_deploy.recipe import MixedRule
 from gpusq_deploy.request import Reporter
 from gpusq_deploy.sensitivity import noise_of_layers
-from gpusq_deploy.streams import stream_noise, stream_of, tensors_to_watch
+from gpusq_deploy.streams import stream_noise, watch_streams
 from gpusq_deploy.wide import Wide
 
 _SAMPLES = 16
@@ -153,10 +152,10 @@ def _measured(
                 place=f"recipe {plan.recipe}",
                 hint="add --calib FOLDER",
             )
-        branches = branches_of_nodes(prepared.model, [layer.node for layer in candidates])
-        how = Observing(workers=Ranks().adders(), moments=tensors_to_watch(branches, candidates))
+        watch = watch_streams(prepared.model, candidates)
+        how = Observing(workers=Ranks().adders(), moments=watch.tensors())
         seen = calibrated(prepared.model, candidates, data.calibrate, prepared.subject, how, reporter)
-        stream = stream_of(branches, candidates, seen.moments)
+        stream = watch.stream(seen.moments)
     return stream_noise(prepared.model, plan, rounded, stream, workers=Ranks().adders())
 
 

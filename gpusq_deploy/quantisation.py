@@ -21,7 +21,6 @@ from gpusq_deploy.calibration.refine import (
     with_headroom,
 )
 from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
-from gpusq_deploy.graph.residual import branches_of_nodes
 from gpusq_deploy.outputs import Outputs
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.quantize import STORED_TYPE, RoundedWeight
@@ -30,7 +29,7 @@ from gpusq_deploy.ranges import Data, Subject, calibrated, known_ranges
 from gpusq_deploy.ranks import Ranks
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import Reporter
-from gpusq_deploy.streams import Stream, stream_of, tensors_to_watch
+from gpusq_deploy.streams import Stream, watch_streams
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,9 +81,10 @@ def make_ready(model: ir.Model, wanted: Wanted, data: Data, subject: Subject, re
             reporter.say("the ranges are given: nothing is smoothed or widened, weights are rounded to nearest")
         return Ready(model=model, layers=weighted_layers(model), table=table, moments={})
     places, declined = places_to_smooth(model, wanted.layers, wanted.recipe, wanted.calibrators)
-    mixable = _mixable(wanted)
-    branches = branches_of_nodes(model, [layer.node for layer in mixable])
-    moments = _channels_to_watch(wanted, [place.tensor for place in places]) | tensors_to_watch(branches, mixable)
+    moments = _channels_to_watch(wanted, [place.tensor for place in places])
+    watch = None if wanted.recipe.mixed is None else watch_streams(model, _mixable(wanted))
+    if watch is not None:
+        moments |= watch.tensors()
     how = Observing(
         calibrators=wanted.calibrators,
         preprocessing=subject.preprocessing,
@@ -110,7 +110,7 @@ def make_ready(model: ir.Model, wanted: Wanted, data: Data, subject: Subject, re
             {inside[tensor]: calibrator for tensor, calibrator in wanted.calibrators.items() if tensor in inside},
         ),
         moments={layer.node: found[layer.input] for layer in wanted.layers if layer.input in found},
-        stream=stream_of(branches, mixable, found) if mixable else None,
+        stream=None if watch is None else watch.stream(found),
     )
 
 
@@ -121,8 +121,6 @@ def rounded_weights(ready: Ready, plan: Plan, recipe: Recipe) -> dict[str, Round
 
 def _mixable(wanted: Wanted) -> list[GraphLayer]:
     """Layers that a mixed recipe may leave float."""
-    if wanted.recipe.mixed is None:
-        return []
     linear = (layer for layer in wanted.layers if layer.kind == "linear")
     return [layer for layer in linear if rule_of(wanted.recipe, layer).precision == "int8"]
 

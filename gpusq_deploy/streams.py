@@ -24,7 +24,7 @@ import onnx_ir as ir
 from gpusq_deploy.artifacts.plan import LayerDecision, Plan
 from gpusq_deploy.calibration.moments import ChannelMoments
 from gpusq_deploy.graph.layers import GraphLayer, weight_rows, weighted_layers
-from gpusq_deploy.graph.residual import Residual
+from gpusq_deploy.graph.residual import Residual, branches_of_nodes
 from gpusq_deploy.numerics.affine import dequantize
 from gpusq_deploy.numerics.probing import spread
 from gpusq_deploy.numerics.threads import single_threaded_blas
@@ -44,25 +44,34 @@ class Stream:
     shares: Mapping[str, float]
 
 
-def tensors_to_watch(branches: Mapping[str, Residual], layers: Sequence[GraphLayer]) -> dict[str, bool]:
-    """The inputs of layers, and what residual adds take and give; True for second moments."""
-    streams = {tensor: False for branch in branches.values() for tensor in (branch.branch, branch.total)}
-    return {**streams, **{layer.input: True for layer in layers}}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watch:
+    """Layers, and by node the residual adds that they work for: what a pass over the data is to look at."""
+
+    layers: tuple[GraphLayer, ...]
+    branches: Mapping[str, Residual]
+
+    def tensors(self) -> dict[str, bool]:
+        """The layers' inputs, and what the residual adds take and give; True for second moments."""
+        streams = {tensor: False for add in self.branches.values() for tensor in (add.branch, add.total)}
+        return {**streams, **{layer.input: True for layer in self.layers}}
+
+    def stream(self, seen: Mapping[str, ChannelMoments]) -> Stream:
+        """What was seen of those tensors, by tensor."""
+
+        def share(residual: Residual) -> float:
+            branch, total = (float(seen[tensor].variance.sum()) for tensor in (residual.branch, residual.total))
+            return branch / total if total > 0 else 0.0
+
+        return Stream(
+            moments={layer.node: seen[layer.input] for layer in self.layers},
+            shares={node: share(residual) for node, residual in self.branches.items()},
+        )
 
 
-def stream_of(
-    branches: Mapping[str, Residual], layers: Sequence[GraphLayer], seen: Mapping[str, ChannelMoments]
-) -> Stream:
-    """What was seen of `tensors_to_watch`, by tensor."""
-
-    def share(residual: Residual) -> float:
-        branch, total = (float(seen[tensor].variance.sum()) for tensor in (residual.branch, residual.total))
-        return branch / total if total > 0 else 0.0
-
-    return Stream(
-        moments={layer.node: seen[layer.input] for layer in layers},
-        shares={node: share(residual) for node, residual in branches.items()},
-    )
+def watch_streams(model: ir.Model, layers: Sequence[GraphLayer]) -> Watch:
+    """What to look at for some of a graph's layers."""
+    return Watch(layers=tuple(layers), branches=branches_of_nodes(model, {layer.node for layer in layers}))
 
 
 def stream_noise(

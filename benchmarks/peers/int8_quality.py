@@ -42,6 +42,7 @@ from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.graph.files import load_model, save_model
 from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
 from gpusq_deploy.mixing import decide
+from gpusq_deploy.numerics.error import error_sums
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.placing import prepare
@@ -269,13 +270,11 @@ def answers(path: Path, images: Images) -> npt.NDArray[Any]:
 
 def quality(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> Row:
     """Decibels over everything, the median over images, and the worst image."""
-    signal = np.square(wanted, dtype=np.float64).reshape(len(wanted), -1).sum(axis=1)
-    noise = np.square(got.astype(np.float64) - wanted).reshape(len(wanted), -1).sum(axis=1)
-    each: npt.NDArray[np.float64] = 10 * np.log10(signal / noise)
+    sums = error_sums(wanted, got)
     return {
-        "sqnr_db": float(10 * np.log10(signal.sum() / noise.sum())),
-        "median_db": float(np.median(each)),
-        "worst_db": float(each.min()),
+        "sqnr_db": sums.sqnr_db(),
+        "median_db": sums.median_sqnr_db(),
+        "worst_db": float(10 * np.log10((sums.signal / sums.noise).min())),
     }
 
 

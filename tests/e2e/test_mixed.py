@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 import pytest
 from commands import run_main
 
-import gpusq_deploy
 from gpusq_deploy.bundle import read_bundle
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.recipe import load_recipe
@@ -38,7 +38,7 @@ def test_what_stays_float_is_within_the_share_and_built_so(
 
 def test_noise_at_the_output_is_measured_by_running_layers(sparse: Path, photos: Path, tmp_path: Path) -> None:
     recipe, out = tmp_path / "runs.toml", tmp_path / "m.gpusq"
-    shipped = (Path(next(iter(gpusq_deploy.__path__))) / "calibration/recipes/mixed_wi8_ai8.toml").read_text("utf-8")
+    shipped = resources.files("gpusq_deploy.calibration").joinpath("recipes/mixed_wi8_ai8.toml").read_text("utf-8")
     recipe.write_text(shipped.replace("[mixed]", '[mixed]\nmeasure = "output"'), "utf-8")
     done = run_main(build, sparse, "--int8", "--recipe", recipe, "--calib", photos, "--out", out)
     assert done.code == 0, done.err

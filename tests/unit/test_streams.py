@@ -21,7 +21,7 @@ from gpusq_deploy.graph.layers import GraphLayer, weight_rows, weighted_layers
 from gpusq_deploy.graph.residual import branches_of_nodes
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.quantize import RoundedWeight
-from gpusq_deploy.streams import Stream, stream_noise, stream_of, tensors_to_watch
+from gpusq_deploy.streams import Stream, stream_noise, watch_streams
 
 Array = npt.NDArray[Any]
 IMAGES = tiny_models.images(6, seed=5)
@@ -33,10 +33,10 @@ def linears(model: ir.Model) -> list[GraphLayer]:
 
 def seen(model: ir.Model) -> Stream:
     layers = linears(model)
-    branches = branches_of_nodes(model, [layer.node for layer in layers])
-    how = Observing(moments=tensors_to_watch(branches, layers))
+    watch = watch_streams(model, layers)
+    how = Observing(moments=watch.tensors())
     found = observe(model, layers, ArrayFile(name="noise", values=IMAGES), open_model=open_onnx, how=how)
-    return stream_of(branches, layers, found.moments)
+    return watch.stream(found.moments)
 
 
 def values_of(model: ir.Model, *tensors: str) -> dict[str, Array]:
@@ -104,7 +104,7 @@ def test_an_input_that_never_changes_makes_no_noise() -> None:
     text = "g (float[B,4] input) => (float[B,4] y) { [zero] n = Mul(input, none) [fc] y = MatMul(n, w) }"
     model = tiny_models.graph(text, none=np.zeros(1, np.float32), w=np.eye(4, dtype=np.float32))
     plan = planning.plan_for(model, planning.table({"n": 1.0}))
-    (layer,) = weighted_layers(model)
+    watch = watch_streams(model, weighted_layers(model))
     source = ArrayFile(name="ones", values=np.ones((2, 4), np.float32))
-    found = observe(model, [layer], source, open_model=open_onnx, how=Observing(moments=tensors_to_watch({}, [layer])))
-    assert stream_noise(model, plan, {}, stream_of({}, [layer], found.moments)) == {"fc": 0.0}
+    found = observe(model, watch.layers, source, open_model=open_onnx, how=Observing(moments=watch.tensors()))
+    assert stream_noise(model, plan, {}, watch.stream(found.moments)) == {"fc": 0.0}
