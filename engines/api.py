@@ -62,10 +62,39 @@ class ComputeCapabilities(Protocol):
     def __members__(self) -> Mapping[str, ComputeCapability]: ...
 
 
+class KernelStrategy(Protocol):
+    """One member of `tensorrt_rtx.DynamicShapesKernelSpecializationStrategy`."""
+
+
+class KernelStrategies(Protocol):
+    """The enumeration `tensorrt_rtx.DynamicShapesKernelSpecializationStrategy`."""
+
+    EAGER: KernelStrategy
+
+
 class RtxApi(Protocol):
     """What only tensorrt_rtx has."""
 
     ComputeCapability: ComputeCapabilities
+    DynamicShapesKernelSpecializationStrategy: KernelStrategies
+
+
+class RtxRuntimeConfig(Protocol):
+    """How tensorrt_rtx's execution contexts behave."""
+
+    dynamic_shapes_kernel_specialization_strategy: KernelStrategy
+
+
+class RtxEngine(Protocol):
+    """What only tensorrt_rtx's engines have."""
+
+    def create_runtime_config(self) -> RtxRuntimeConfig | None:
+        """A configuration for `create_execution_context`."""
+        ...
+
+    def create_execution_context(self, runtime_config: RtxRuntimeConfig, /) -> trt.IExecutionContext | None:
+        """A context of that configuration."""
+        ...
 
 
 class RtxBuilderConfig(Protocol):
@@ -86,6 +115,7 @@ class BackendTraits(Value):
     needs_gpu: bool
     ahead_of_time: bool
     timing_cache: bool
+    compiles_at_run: bool
     evidence: Literal["inspector", "log"]
 
 
@@ -96,6 +126,7 @@ TRAITS: Mapping[BackendName, BackendTraits] = {
         needs_gpu=True,
         ahead_of_time=False,
         timing_cache=True,
+        compiles_at_run=False,
         evidence="inspector",
     ),
     # Reading a plan back through the inspector needs a driver; the verbose build log doesn't. Timing-cache calls are
@@ -106,6 +137,7 @@ TRAITS: Mapping[BackendName, BackendTraits] = {
         needs_gpu=False,
         ahead_of_time=True,
         timing_cache=False,
+        compiles_at_run=True,
         evidence="log",
     ),
 }
@@ -153,6 +185,23 @@ def rtx_compute_capability(api: Api, compute_capability: str) -> ComputeCapabili
             hint=f"it builds for {buildable}; others need tensorrt on the device itself",
         )
     return known[name]
+
+
+def execution_context(api: Api, engine: trt.ICudaEngine, backend: BackendName) -> trt.IExecutionContext | None:
+    """A context that runs an engine; None where the runtime refuses, and its logger has heard why.
+
+    tensorrt-rtx compiles kernels for the shapes that it meets, by default in the background: meanwhile others run, so
+    that what is timed first isn't what is deployed. Here it is told to wait for its own.
+    """
+    if not TRAITS[backend].compiles_at_run:
+        return engine.create_execution_context()
+    rtx = cast("RtxEngine", engine)
+    config = rtx.create_runtime_config()
+    if config is None:
+        return None
+    strategies = cast("RtxApi", api).DynamicShapesKernelSpecializationStrategy
+    config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+    return rtx.create_execution_context(config)
 
 
 def _checked(module: ModuleType, traits: BackendTraits) -> Api | str:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_deploy.engines.api import Api, BackendName, load_api, sizes_of
+from gpusq_deploy.engines.api import Api, BackendName, execution_context, load_api, sizes_of
 from gpusq_deploy.engines.build_log import BuildLog
 from gpusq_deploy.engines.cuda_api import CudaAllocation, CudaContext, CudaDriver, load_cuda
 from gpusq_deploy.engines.cuda_graph import CudaGraph, GraphDriver, find_graph_driver
@@ -128,7 +128,8 @@ class CudaSession:
         # A plan that streams keeps all weights on the host until it is given a budget.
         if self._engine.streamable_weights_size > 0:
             self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
-        self._execution = self._made(self._engine.create_execution_context(), "prepare the plan for running")
+        context = execution_context(parts.api, self._engine, parts.backend)
+        self._execution = self._made(context, "prepare the plan for running")
         self._stream = parts.cuda.Stream()
         self._events = (parts.cuda.Event(), parts.cuda.Event())
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]

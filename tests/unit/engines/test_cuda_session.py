@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gpusq_deploy.engines.api import Api
+from gpusq_deploy.engines.api import Api, BackendName
 from gpusq_deploy.engines.cuda_api import CudaDriver, load_cuda
 from gpusq_deploy.engines.cuda_graph import CudaGraph, GraphDriver, find_graph_driver
 from gpusq_deploy.engines.cuda_session import CudaSession, Parts
@@ -140,6 +140,8 @@ class Execution:
 class Engine:
     num_io_tensors = 2
     refittable = True
+    refuses_config = False
+    config: Any = None
 
     def __init__(self, *profiles: tuple[int, int, int], streamable: int = 0) -> None:
         self.execution = Execution()
@@ -151,8 +153,12 @@ class Engine:
     def get_weight_streaming_automatic_budget(self) -> int:
         return 1234
 
-    def create_execution_context(self) -> Execution:
+    def create_execution_context(self, config: Any = None) -> Execution:
+        self.config = config
         return self.execution
+
+    def create_runtime_config(self) -> Any:
+        return None if self.refuses_config else Named(dynamic_shapes_kernel_specialization_strategy="lazy")
 
     def get_tensor_name(self, index: int) -> str:
         return "yx"[index]
@@ -192,6 +198,7 @@ def _open(
     weights: Path | None = None,
     graphs: GraphDriver | None = None,
     modules: Mapping[str, object] | None = None,
+    backend: BackendName = "tensorrt",
 ) -> CudaSession:
     class Runtime:
         def __init__(self, logger: Logger) -> None:
@@ -210,7 +217,7 @@ def _open(
             plan=b"plan",
             api=api,
             cuda=cuda,
-            backend="tensorrt",
+            backend=backend,
             path=Path("orin.plan"),
             weights=weights,
             graphs=graphs,
@@ -276,6 +283,25 @@ def test_a_plan_that_streams_gets_a_budget(streamable: int, budget: int) -> None
     engine = Engine(streamable=streamable)
     _open(Driver(), engine)
     assert engine.weight_streaming_budget_v2 == budget
+
+
+RTX = {"DynamicShapesKernelSpecializationStrategy": Named(EAGER="eager")}
+
+
+def test_rtx_waits_for_the_kernels_of_a_shape_and_tensorrt_has_no_such_wish() -> None:
+    engine, plain = Engine(), Engine()
+    _open(Driver(), engine, modules=RTX, backend="tensorrt-rtx")
+    _open(Driver(), plain)
+    assert engine.config.dynamic_shapes_kernel_specialization_strategy == "eager"
+    assert plain.config is None
+
+
+def test_a_runtime_without_a_configuration_is_told() -> None:
+    driver, engine = Driver(), Engine()
+    engine.refuses_config = True
+    with pytest.raises(GpusqError, match="couldn't prepare the plan for running"):
+        _open(driver, engine, modules=RTX, backend="tensorrt-rtx")
+    assert (driver.pushed, driver.detached) == (0, 1)
 
 
 class Refitting:

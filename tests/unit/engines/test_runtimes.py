@@ -146,6 +146,11 @@ def test_the_real_rtx_module_has_all_that_is_needed() -> None:
     assert rtx_compute_capability(api, "12.0").name == "SM120"
     assert "STRONGLY_TYPED" in dir(api.NetworkDefinitionCreationFlag)
     assert "SPARSE_WEIGHTS" in dir(api.BuilderFlag)
+    module: Any = api
+    assert "EAGER" in module.DynamicShapesKernelSpecializationStrategy.__members__
+    assert hasattr(module.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
+    assert hasattr(module.ICudaEngine, "create_runtime_config")
+    assert "runtime_config: " in module.ICudaEngine.create_execution_context.__doc__
 
 
 def test_traits_tell_the_twins_apart() -> None:
