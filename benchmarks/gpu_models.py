@@ -7,7 +7,7 @@ import functools
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from gpusq_deploy.engines.api import BackendName
 from gpusq_deploy.engines.builder import BuildOptions, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.runtimes import open_session
+from gpusq_deploy.engines.session import Session
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.numerics.error import sqnr_db
 from gpusq_deploy.targets import Target
@@ -76,14 +77,12 @@ def run_models(suite: Suite) -> Iterator[ModelResult]:
     for model, precision in _models(suite):
         bundle = _bundle(suite, model, precision)
         backend, plan, refusal = _plan(suite, bundle)
-        for batch in BATCHES:
-            decibels: float | None = None
-            outcome = Outcome(why_not=refusal or suite.late)
-            if not outcome.why_not:
-                decibels, outcome = tried(functools.partial(_run_model, plan, backend, bundle, batch))
-            yield ModelResult(
-                model=model, precision=precision, backend=backend, batch=batch, sqnr_db=decibels, outcome=outcome
-            )
+        with _opened(plan, backend, refusal) as session:
+            for batch in BATCHES:
+                decibels, outcome = _batch_outcome(suite, session, bundle, batch)
+                yield ModelResult(
+                    model=model, precision=precision, backend=backend, batch=batch, sqnr_db=decibels, outcome=outcome
+                )
 
 
 def save_reference(bundle: Path) -> None:
@@ -152,14 +151,42 @@ def _build_here(bundle: Path, target: Target, plan: Path) -> None:
     write_whole(plan, built.plan)
 
 
-def _run_model(plan: Path, backend: BackendName, bundle: Path, batch: int) -> tuple[float, Outcome]:
+@contextlib.contextmanager
+def _opened(plan: Path, backend: BackendName, refusal: str) -> Generator[Session | str, None, None]:
+    """A model's session, opened once for all batch sizes, for a plan may be compiled while it is loaded; or why not."""
+    if refusal:
+        yield refusal
+        return
+    try:
+        session = open_session(plan, backend)
+    except GpusqError as error:
+        yield f"failed: {error.what}"
+        return
+    try:
+        yield session
+    finally:
+        # After a CUDA error nothing can be freed; what it spoilt has been told, and the rest must be too.
+        try:
+            session.close()
+        except GpusqError as error:
+            say(f"{plan}: {error.what}")
+
+
+def _batch_outcome(suite: Suite, session: Session | str, bundle: Path, batch: int) -> tuple[float | None, Outcome]:
+    if isinstance(session, str):
+        return None, Outcome(why_not=session)
+    if suite.late:
+        return None, Outcome(why_not=suite.late)
+    return tried(functools.partial(_run_model, session, bundle, batch))
+
+
+def _run_model(session: Session, bundle: Path, batch: int) -> tuple[float, Outcome]:
     samples, wanted = _reference(bundle.with_suffix(".npz"), batch)
-    with contextlib.closing(open_session(plan, backend)) as session:
-        feeds = {session.inputs[0].name: samples}
-        decibels = sqnr_db(wanted, session.run(feeds)[session.outputs[0].name])
-        if not decibels >= LEAST_DB:
-            return decibels, Outcome(why_not=f"not timed, for it is wrong: {decibels:.1f} dB to ONNX Runtime's outputs")
-        return decibels, measured(session, feeds, error=None)
+    feeds = {session.inputs[0].name: samples}
+    decibels = sqnr_db(wanted, session.run(feeds)[session.outputs[0].name])
+    if not decibels >= LEAST_DB:
+        return decibels, Outcome(why_not=f"not timed, for it is wrong: {decibels:.1f} dB to ONNX Runtime's outputs")
+    return decibels, measured(session, feeds, error=None)
 
 
 def _reference(path: Path, batch: int) -> tuple[Array, Array]:

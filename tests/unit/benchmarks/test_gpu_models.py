@@ -115,7 +115,35 @@ def test_every_batch_is_compared_before_it_is_timed(bundle: Path, monkeypatch: p
             assert "not timed, for it is wrong: 6.0 dB" in result.outcome.why_not
         else:
             assert len(result.outcome.samples_ms) == gpu_runs.ITERATIONS
-    assert set(opened) == {"a100.plan tensorrt-rtx"}
+    assert opened == ["a100.plan tensorrt-rtx"], "a plan is loaded once for all batch sizes"
+
+
+def test_a_plan_that_cant_be_loaded_is_told_for_every_batch(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_reference(bundle)
+    engine(bundle, "tensorrt-rtx")
+    pretend(monkeypatch, bundle, "tensorrt-rtx")
+
+    def refuse(*_words: Any) -> SimpleNamespace:
+        raise GpusqError("built for another GPU")
+
+    monkeypatch.setattr(gpu_models, "open_session", refuse)
+    results = list(run_models(suite(bundle.parents[1])))
+    assert [result.outcome.why_not for result in results] == ["failed: built for another GPU"] * len(BATCHES)
+
+
+def test_a_device_that_fails_when_it_is_given_back_doesnt_end_the_suite(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_reference(bundle)
+    engine(bundle, "tensorrt-rtx")
+    pretend(monkeypatch, bundle, "tensorrt-rtx")
+
+    def fail(_device: Device) -> None:
+        raise GpusqError("CUDA failed: an illegal memory access")
+
+    monkeypatch.setattr(Device, "close", fail)
+    assert len(list(run_models(suite(bundle.parents[1])))) == len(BATCHES)
+    assert "a100.plan: CUDA failed: an illegal memory access" in capsys.readouterr().err
 
 
 def test_a_plan_is_run_by_who_built_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
