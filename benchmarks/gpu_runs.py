@@ -6,6 +6,7 @@ import fnmatch
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,10 +106,11 @@ def _is_one(name: str, target: Target) -> bool:
 
 def measured(session: Session, feeds: Mapping[str, Array], *, error: float | None) -> Outcome:
     """Samples of an engine after warm-ups, and the kernels of one inference."""
+    take = session.timer(feeds)
     for _ in range(WARMUP):
-        session.time_ms(feeds)
-    samples = tuple(session.time_ms(feeds) for _ in range(ITERATIONS))
-    kernels = () if torch_problem() else kernels_of(lambda: session.run(feeds))
+        take()
+    samples = tuple(take() for _ in range(ITERATIONS))
+    kernels = () if torch_problem() else kernels_of(take)
     return Outcome(samples_ms=samples, error=error, kernels=kernels)
 
 
@@ -118,6 +120,10 @@ def tried(run: Callable[[], tuple[float | None, Outcome]]) -> tuple[float | None
         return run()
     except GpusqError as error:
         return None, Outcome(why_not=f"failed: {error.what}")
+    # A driver's, a library's or our own mistake: the minutes before it must not be lost.
+    except Exception as error:
+        say(traceback.format_exc())
+        return None, Outcome(why_not=f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
 def say(text: str) -> None:

@@ -117,9 +117,10 @@ def _unfit(batch: int, takes: str) -> GpusqError:
 def _series(session: Session, feeds: Feeds, settings: MeasureSettings, *, batch: int, repeat: int) -> Series:
     # A kernel that meets NaN or overflows may take another path and another time, so sanity comes first.
     _check_finite(session.run(feeds), batch)
+    take = session.timer(feeds)
     for _ in range(settings.warmup):
-        session.time_ms(feeds)
-    samples = tuple(session.time_ms(feeds) for _ in range(settings.iterations))
+        take()
+    samples = tuple(take() for _ in range(settings.iterations))
     return Series(batch=batch, repeat=repeat, warmup=settings.warmup, samples_ms=samples)
 
 

@@ -58,7 +58,7 @@ def record(
         infos.append(msgspec.structs.replace(info, cuda_graph=cuda_graph))
         return session
 
-    compared = _compared(subject, batches, settings, functools.partial(_open, subject, threads, cuda_graph=False))
+    compared = _compared(subject, batches, settings, functools.partial(_open, subject, threads, cuda_graph=cuda_graph))
     series = measure(open_fresh, batches, settings, progress, allowed=subject.batch)
     return Runs(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -98,7 +98,13 @@ def _compared(
 
 def _open(subject: Subject, threads: int | None, *, cuda_graph: bool) -> Session:
     if threads is None or cuda_graph:
-        return open_session(subject.path, subject.choice.name, weights=subject.weights, cuda_graph=cuda_graph)
+        return open_session(
+            subject.path,
+            subject.choice.name,
+            weights=subject.weights,
+            cuda_graph=cuda_graph,
+            host_code=subject.host_code,
+        )
     from gpusq_deploy.engines.ort import open_onnx
 
     return open_onnx(subject.path, threads=threads)

@@ -29,7 +29,8 @@ class Subject(NamedTuple):
     """One file on one runtime. `name` identifies it without the machine's paths; `batch` is the bundle's range.
 
     `weights` is the model that a plan without weights takes them from; `reference` the one that a plan was built from,
-    to compare with on the CPU, where it is known.
+    to compare with on the CPU, where it is known. `host_code` is true of a plan with a runtime of its own, whose bundle
+    vouches for it.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Subject(NamedTuple):
     batch: BatchRange | None
     weights: Path | None = None
     reference: Path | None = None
+    host_code: bool = False
 
     @property
     def default_batches(self) -> tuple[int, ...]:
@@ -92,7 +94,8 @@ def _of_bundle(folder: Path, requested: str) -> Subject:
     _require_as_built(engine, folder, manifest)
     weights = _weights_for(engine, folder, manifest)
     path = folder / engine.plan_file
-    return Subject(path, f"{name}/{engine.plan_file}", choice, manifest.batch, weights, folder / MODEL)
+    host_code = _options_of(engine, manifest).version_compatible
+    return Subject(path, f"{name}/{engine.plan_file}", choice, manifest.batch, weights, folder / MODEL, host_code)
 
 
 def _of_plan(path: Path, requested: str) -> Subject:
@@ -117,7 +120,8 @@ def _of_plan(path: Path, requested: str) -> Subject:
         )
     _require_as_built(engine, folder, manifest)
     weights = _weights_for(engine, folder, manifest)
-    return Subject(path, path.name, choice, None, weights, folder / MODEL)
+    host_code = _options_of(engine, manifest).version_compatible
+    return Subject(path, path.name, choice, None, weights, folder / MODEL, host_code)
 
 
 def _require_as_built(engine: BuiltEngine, folder: Path, manifest: Manifest) -> None:

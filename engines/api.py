@@ -28,6 +28,7 @@ class Api(Protocol):
     BuilderFlag: type[trt.BuilderFlag]
     Dims: type[trt.Dims]
     HardwareCompatibilityLevel: type[trt.HardwareCompatibilityLevel]
+    IBuilderConfig: type[trt.IBuilderConfig]
     ILogger: type[trt.ILogger]
     IProgressMonitor: type[trt.IProgressMonitor]
     LayerInformationFormat: type[trt.LayerInformationFormat]

@@ -22,6 +22,7 @@ from gpusq_deploy.engines.api import (
 )
 from gpusq_deploy.engines.build_log import BuildLog, Progress, ProgressCallback, run_stoppable
 from gpusq_deploy.engines.configure import BuildSettings, add_profiles, aim, apply_settings, require_options
+from gpusq_deploy.engines.inspection import inspect_plan
 from gpusq_deploy.engines.layer_text import first_profile, layers_from_inspector, layers_from_log
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.provenance import nodes_named_in
@@ -208,11 +209,17 @@ class _Build:
         if TRAITS[self._backend].evidence == "log":
             layers = layers_from_log(line.text for line in self._log.lines)
             return first_profile(layers, len(self._settings.profiles)), f"verbose build log of {name}"
-        runtime = self._api.Runtime(self._logger)
-        engine = self._made(runtime.deserialize_cuda_engine(plan), "read its own plan back")
-        inspector = self._made(engine.create_engine_inspector(), "inspect its own plan")
-        text = inspector.get_engine_information(self._api.LayerInformationFormat.JSON)
-        return first_profile(layers_from_inspector(text), 1), f"engine inspector of {name}"
+        options = self._settings.options
+        text = inspect_plan(
+            plan,
+            self._api,
+            self._logger,
+            self._made,
+            stripped=self._model if options.strip else None,
+            host_code=options.version_compatible,
+        )
+        best = self._settings.profiles[0].optimum
+        return first_profile(layers_from_inspector(text), 1), f"engine inspector of {name} at batch {best}"
 
     def _notes(self) -> tuple[str, ...]:
         warnings = self._log.texts("WARNING")

@@ -6,7 +6,7 @@ driver answers.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,18 @@ from gpusq_deploy.errors import GpusqError
 _T = TypeVar("_T")
 _ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]
 
+# A byte of outputs that nobody has written: NaN in every type of floats.
+_NO_RESULT = 0xFF
 
-def open_plan(path: Path, backend: BackendName, *, weights: Path | None = None, cuda_graph: bool = False) -> Session:
+
+def open_plan(
+    path: Path,
+    backend: BackendName,
+    *,
+    weights: Path | None = None,
+    cuda_graph: bool = False,
+    host_code: bool = False,
+) -> Session:
     """Load an engine plan on the first GPU. Unverified: see the module.
 
     A plan is native code: check the bundle's digests before.
@@ -39,7 +49,8 @@ def open_plan(path: Path, backend: BackendName, *, weights: Path | None = None, 
         path: The plan.
         backend: Who built it.
         weights: The ONNX model that a plan without weights takes them from; see `refit`.
-        cuda_graph: Whether timed inferences are launched as a captured CUDA graph.
+        cuda_graph: Whether inferences are launched as a captured CUDA graph.
+        host_code: Whether the plan may bring a runtime of its own, which version-compatible ones do.
 
     Raises:
         GpusqError: The file isn't a plan of this backend, version and GPU; the backend, PyCUDA, a GPU or what CUDA
@@ -65,6 +76,7 @@ def open_plan(path: Path, backend: BackendName, *, weights: Path | None = None, 
             path=path,
             weights=weights,
             graphs=graphs,
+            host_code=host_code,
         )
     )
 
@@ -73,7 +85,8 @@ def open_plan(path: Path, backend: BackendName, *, weights: Path | None = None, 
 class Parts:
     """What a session is made of: the plan and where it lies, TensorRT's module, and a started CUDA driver.
 
-    `weights` is for a plan without any; `graphs` for timing by CUDA graphs.
+    `weights` is for a plan without any, `graphs` for launching CUDA graphs, `host_code` for a plan that brings
+    its own runtime.
     """
 
     plan: bytes
@@ -83,12 +96,14 @@ class Parts:
     path: Path
     weights: Path | None = None
     graphs: GraphDriver | None = None
+    host_code: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Buffers:
     """One pinned host buffer and one device buffer per tensor, for one set of input shapes."""
 
+    inputs: dict[str, tuple[int, ...]]
     shapes: dict[str, tuple[int, ...]]
     host: dict[str, NDArray[np.uint8]]
     device: dict[str, CudaAllocation]
@@ -122,6 +137,7 @@ class CudaSession:
         # TensorRT keeps no reference of its own to the logger, nor an engine to its runtime.
         self._logger = self._log.as_logger(parts.api)
         self._runtime = parts.api.Runtime(self._logger)
+        self._runtime.engine_host_code_allowed = parts.host_code
         self._engine = self._made(self._runtime.deserialize_cuda_engine(parts.plan), "read the plan")
         if parts.weights is not None:
             refit_engine(self._engine, parts.weights, parts.api, self._logger)
@@ -155,47 +171,53 @@ class CudaSession:
         """Infer once; see `Session.run`."""
         with self._current():
             buffers = self._upload(feeds)
-            self._launch()
+            self._ready(buffers.inputs)()
             for spec in self._outputs:
                 self._cuda.memcpy_dtoh_async(buffers.host[spec.name], buffers.device[spec.name], self._stream)
             self._stream.synchronize()
         return {spec.name: self._host_view(buffers, spec).copy() for spec in self._outputs}
 
-    def time_ms(self, feeds: Mapping[str, NDArray[Any]]) -> float:
-        """Milliseconds between two CUDA events around one inference, copies not included."""
-        start, end = self._events
+    def timer(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], float]:
+        """Milliseconds between two CUDA events around one inference, copies not included; see `Session.timer`."""
         with self._current():
-            self._upload(feeds)
-            launch = self._launch if self._graph_driver is None else self._graph(self._graph_driver, feeds).launch
+            shapes = self._upload(feeds).inputs
             self._stream.synchronize()
-            start.record(self._stream)
-            launch()
-            end.record(self._stream)
-            end.synchronize()
-            return start.time_till(end)
+
+        def take() -> float:
+            start, end = self._events
+            with self._current():
+                launch = self._ready(shapes)
+                start.record(self._stream)
+                launch()
+                end.record(self._stream)
+                end.synchronize()
+                return start.time_till(end)
+
+        return take
 
     def close(self) -> None:
         """Free the buffers and give the device back."""
         if self._context is None:
             return
         with self._current():
-            for graph in self._graphs.values():
-                graph.close()
-            self._graphs.clear()
-            for buffers in self._buffers.values():
-                for allocation in buffers.device.values():
-                    allocation.free()
-            self._buffers.clear()
+            self._free()
             # In this order: each needs the one after it.
             del self._execution, self._engine, self._runtime, self._stream, self._events
         self._context.detach()
         self._context = None
 
+    def _free(self) -> None:
+        """Graphs and buffers. No name may hold a pinned buffer after it: without its context it can't be freed."""
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs.clear()
+        for allocation in [found for buffers in self._buffers.values() for found in buffers.device.values()]:
+            allocation.free()
+        self._buffers.clear()
+
     def _upload(self, feeds: Mapping[str, NDArray[Any]]) -> _Buffers:
         check_feeds(self._inputs, feeds, place=str(self._path))
-        shapes = {spec.name: tuple(feeds[spec.name].shape) for spec in self._inputs}
-        self._take_profile(fitting_profile(self._profiles, shapes, place=str(self._path)))
-        buffers = self._bind(shapes)
+        buffers = self._bind({spec.name: tuple(feeds[spec.name].shape) for spec in self._inputs})
         for spec in self._inputs:
             self._host_view(buffers, spec)[...] = feeds[spec.name]
             self._cuda.memcpy_htod_async(buffers.device[spec.name], buffers.host[spec.name], self._stream)
@@ -208,18 +230,39 @@ class CudaSession:
             self._made(None, f"change to its optimisation profile {index}")
         self._profile = index
 
-    def _graph(self, driver: GraphDriver, feeds: Mapping[str, NDArray[Any]]) -> CudaGraph:
-        """The graph of these shapes, captured when they are first met. The caller has bound them."""
-        key: _ShapeKey = tuple((spec.name, tuple(feeds[spec.name].shape)) for spec in self._inputs)
+    def _ready(self, shapes: dict[str, tuple[int, ...]]) -> Callable[[], None]:
+        """What launches one inference of these shapes, whose buffers hold its inputs."""
+        buffers = self._bind(shapes)
+        if self._graph_driver is None:
+            return self._launch
+        key: _ShapeKey = tuple(shapes.items())
         if key not in self._graphs:
-            # The first launch after a change of shapes allocates, which can't be captured.
-            self._launch()
-            self._stream.synchronize()
-            self._graphs[key] = CudaGraph(driver, self._stream.handle, self._launch)
-        return self._graphs[key]
+            self._graphs[key] = self._capture(self._graph_driver, buffers)
+        return self._graphs[key].launch
+
+    def _capture(self, driver: GraphDriver, buffers: _Buffers) -> CudaGraph:
+        # The first launch after a change of shapes allocates, which can't be captured.
+        self._launch()
+        self._stream.synchronize()
+        # tensorrt-rtx can tell; tensorrt can't.
+        capturable = getattr(self._execution, "is_stream_capturable", None)
+        if capturable is not None and not capturable(self._stream.handle):
+            raise GpusqError(
+                "this plan's inferences can't be captured as a CUDA graph: it allocates while it runs",
+                place=str(self._path),
+                hint="build it with --engine-option capturable, or leave out --cuda-graph",
+            )
+        graph = CudaGraph(driver, self._stream.handle, self._launch)
+        # Whoever compares outputs must see the graph's, not those of the launch above.
+        for spec in self._outputs:
+            buffers.host[spec.name].fill(_NO_RESULT)
+            self._cuda.memcpy_htod_async(buffers.device[spec.name], buffers.host[spec.name], self._stream)
+        self._stream.synchronize()
+        return graph
 
     def _bind(self, shapes: dict[str, tuple[int, ...]]) -> _Buffers:
-        """Tell the execution context shapes and addresses."""
+        """Tell the execution context profile, shapes and addresses."""
+        self._take_profile(fitting_profile(self._profiles, shapes, place=str(self._path)))
         for name, shape in shapes.items():
             if not self._execution.set_input_shape(name, shape):
                 self._made(None, f"accept {name!r} {list(shape)}")
@@ -237,6 +280,7 @@ class CudaSession:
         full = {**shapes, **found}
         sizes = buffer_bytes((*self._inputs, *self._outputs), full, place=str(self._path))
         return _Buffers(
+            inputs=shapes,
             shapes=full,
             host={name: self._cuda.pagelocked_empty(size, np.uint8) for name, size in sizes.items()},
             device={name: self._cuda.mem_alloc(size) for name, size in sizes.items()},
@@ -256,8 +300,8 @@ class CudaSession:
         return TensorSpec(name=name, shape=sizes_of(self._engine.get_tensor_shape(name)), dtype=dtype)
 
     def _range(self, name: str, profile: int) -> ShapeRange:
-        smallest, _best, largest = self._engine.get_tensor_profile_shape(name, profile)
-        return ShapeRange(minimum=sizes_of(smallest), maximum=sizes_of(largest))
+        smallest, best, largest = (sizes_of(dims) for dims in self._engine.get_tensor_profile_shape(name, profile))
+        return ShapeRange(minimum=smallest, best=best, maximum=largest)
 
     @contextmanager
     def _current(self) -> Generator[None, None, None]:

@@ -20,6 +20,7 @@ _FIELDS: Mapping[str, tuple[str, type[int] | type[str] | type[bool]]] = {
     "strip": ("strip", bool),
     "weight-streaming": ("weight_streaming", bool),
     "version-compatible": ("version_compatible", bool),
+    "capturable": ("capturable", bool),
     "hardware": ("hardware", str),
     "timing-cache": ("timing_cache", str),
     "editable-cache": ("editable_cache", bool),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,12 +98,16 @@ class OrtSession:
         values = self._infer(feeds)
         return {spec.name: np.asarray(value) for spec, value in zip(self._outputs, values, strict=True)}
 
-    def time_ms(self, feeds: Mapping[str, NDArray[Any]]) -> float:
-        """Wall-clock milliseconds of one inference."""
+    def timer(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], float]:
+        """Wall-clock milliseconds of one inference; see `Session.timer`."""
         check_feeds(self._inputs, feeds, place=str(self._path))
-        start = time.perf_counter_ns()
-        self._infer(feeds)
-        return (time.perf_counter_ns() - start) / 1e6
+
+        def take() -> float:
+            start = time.perf_counter_ns()
+            self._infer(feeds)
+            return (time.perf_counter_ns() - start) / 1e6
+
+        return take
 
     def close(self) -> None:
         """Give back the model's memory."""

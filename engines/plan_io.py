@@ -29,9 +29,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class ShapeRange(Value):
-    """The shapes that a plan's profile allows for one input, dimension by dimension."""
+    """The shapes that a plan's profile allows for one input, dimension by dimension, and the one it is tuned for."""
 
     minimum: tuple[int, ...]
+    best: tuple[int, ...]
     maximum: tuple[int, ...]
 
 
@@ -72,14 +73,18 @@ def check_ranges(ranges: Mapping[str, ShapeRange], shapes: Shapes, *, place: str
 
 
 def fitting_profile(profiles: Sequence[Mapping[str, ShapeRange]], shapes: Shapes, *, place: str) -> int:
-    """The first optimisation profile that allows the shapes of feeds, from 0.
+    """The optimisation profile that allows the shapes of feeds and is tuned for the nearest ones, from 0.
 
     Raises:
         GpusqError: None does.
     """
-    for index, ranges in enumerate(profiles):
-        if all(_within(shape, ranges[name]) for name, shape in shapes.items() if name in ranges):
-            return index
+    fitting = [
+        index
+        for index, ranges in enumerate(profiles)
+        if all(_within(shape, ranges[name]) for name, shape in shapes.items() if name in ranges)
+    ]
+    if fitting:
+        return min(fitting, key=lambda index: _distance(profiles[index], shapes))
     if len(profiles) == 1:
         check_ranges(profiles[0], shapes, place=place)
     allowed = "; ".join(
@@ -105,6 +110,16 @@ def buffer_bytes(specs: tuple[TensorSpec, ...], shapes: Shapes, *, place: str) -
         raise GpusqError(f"sizes that depend on the data aren't supported: {', '.join(still_open)}", place=place)
     # A buffer of no bytes has no address.
     return {spec.name: max(1, math.prod(shapes[spec.name]) * numpy_dtype(spec.dtype).itemsize) for spec in specs}
+
+
+def _distance(ranges: Mapping[str, ShapeRange], shapes: Shapes) -> int:
+    """How far the shapes are from those that a profile is tuned for; equally far ones keep their order."""
+    return sum(
+        abs(size - best)
+        for name, shape in shapes.items()
+        if name in ranges
+        for size, best in zip(shape, ranges[name].best, strict=True)
+    )
 
 
 def _within(shape: tuple[int, ...], allowed: ShapeRange) -> bool:

@@ -30,6 +30,7 @@ class Release(Value):
         version: The first version that the row holds for.
         flags: Builder flags of ours that it has.
         hardware: Levels of hardware compatibility.
+        limits: Attributes of ours that its builder configuration has and not all releases do.
         opset: The newest ONNX opset that its parser takes; None where it isn't known.
         evidence: Where the row comes from.
     """
@@ -38,6 +39,7 @@ class Release(Value):
     version: str
     flags: tuple[str, ...]
     hardware: tuple[str, ...]
+    limits: tuple[str, ...]
     opset: int | None
     evidence: str
 
@@ -51,6 +53,7 @@ _OURS = (
     "VERSION_COMPATIBLE",
     "ERROR_ON_TIMING_CACHE_MISS",
 )
+_LIMITS = ("max_num_tactics",)
 
 RELEASES: tuple[Release, ...] = (
     Release(
@@ -58,14 +61,25 @@ RELEASES: tuple[Release, ...] = (
         version="10.3",
         flags=_OURS,
         hardware=("AMPERE_PLUS",),
+        limits=(),
         opset=20,
         evidence="headers of v10.3.0; the opset is from memory of its operators.md",
+    ),
+    Release(
+        backend="tensorrt",
+        version="10.4",
+        flags=_OURS,
+        hardware=("AMPERE_PLUS",),
+        limits=_LIMITS,
+        opset=None,
+        evidence="Python bindings of v10.4.0, the first with the limit; nothing says which opset is its newest",
     ),
     Release(
         backend="tensorrt",
         version="10.8",
         flags=(*_OURS, "EDITABLE_TIMING_CACHE"),
         hardware=("AMPERE_PLUS",),
+        limits=_LIMITS,
         opset=None,
         evidence="the editable cache came with 10.8; nothing says which opset is its newest",
     ),
@@ -74,6 +88,7 @@ RELEASES: tuple[Release, ...] = (
         version="10.9",
         flags=(*_OURS, "EDITABLE_TIMING_CACHE"),
         hardware=("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"),
+        limits=_LIMITS,
         opset=22,
         evidence="the level came with 10.9, stubs of 10.13 have it; the parser's ONNX is 1.17 (opset 22) since 10.6; "
         "its changelog of 10.9 has opset 21's GroupNorm, and an undated summary of its operators.md says 9 to 22",
@@ -83,6 +98,7 @@ RELEASES: tuple[Release, ...] = (
         version="10.14",
         flags=(*_OURS, "EDITABLE_TIMING_CACHE"),
         hardware=("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"),
+        limits=_LIMITS,
         opset=23,
         evidence="the parser's changelog: Attention, of opset 23, came with 10.14",
     ),
@@ -91,6 +107,7 @@ RELEASES: tuple[Release, ...] = (
         version="10.16",
         flags=(*_OURS, "EDITABLE_TIMING_CACHE"),
         hardware=("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"),
+        limits=_LIMITS,
         opset=24,
         evidence="headers of v10.16; opset 24 by operators.md of 10.15",
     ),
@@ -99,6 +116,7 @@ RELEASES: tuple[Release, ...] = (
         version="11.4",
         flags=(*_OURS, "EDITABLE_TIMING_CACHE"),
         hardware=("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"),
+        limits=_LIMITS,
         opset=24,
         evidence="headers of v11.1 and the 10-to-11 migration notes; opset 24 by 11.2",
     ),
@@ -108,8 +126,16 @@ RELEASES: tuple[Release, ...] = (
     Release(
         backend="tensorrt-rtx",
         version="1.7",
-        flags=("SPARSE_WEIGHTS", "STRIP_PLAN", "REFIT", "REFIT_IDENTICAL", "WEIGHT_STREAMING"),
+        flags=(
+            "SPARSE_WEIGHTS",
+            "STRIP_PLAN",
+            "REFIT",
+            "REFIT_IDENTICAL",
+            "WEIGHT_STREAMING",
+            "REQUIRE_USER_ALLOCATION",
+        ),
         hardware=(),
+        limits=_LIMITS,
         # Its parser doesn't look at the number: it takes 30 as well. 23 is the newest that is built in tests.
         opset=23,
         evidence="the module tensorrt_rtx 1.7.1.116 itself",
@@ -148,7 +174,7 @@ def release_of(backend: BackendName, version: str) -> Release:
 
 
 def release_here(backend: BackendName, api: Api) -> Release:
-    """The row of an installed module, with the module's own flags and levels in the place of the row's.
+    """The row of an installed module, with the module's own flags, levels and limits in the place of the row's.
 
     tensorrt-rtx names more than it can do, so of what its row has only what is gone from the module is left out.
     """
@@ -158,7 +184,8 @@ def release_here(backend: BackendName, api: Api) -> Release:
     if backend == "tensorrt-rtx":
         flags = tuple(name for name in row.flags if name in flags)
         levels = tuple(name for name in row.hardware if name in levels)
-    return msgspec.structs.replace(row, version=api.__version__, flags=flags, hardware=levels)
+    limits = tuple(name for name in _LIMITS if hasattr(api.IBuilderConfig, name))
+    return msgspec.structs.replace(row, version=api.__version__, flags=flags, hardware=levels, limits=limits)
 
 
 def option_problems(options: EngineOptions, release: Release, *, driver: bool) -> list[str]:
@@ -172,6 +199,7 @@ def option_problems(options: EngineOptions, release: Release, *, driver: bool) -
     name = f"{release.backend} {release.version}"
     return [
         *(f"{option}: {name} has no builder flag {flag}" for option, flag in _flags(options, release)),
+        *_limit_problems(options, release, name),
         *_hardware_problems(options, release, name),
         *_driver_problems(options, release, name, driver=driver),
         *_cache_problems(options, release, name),
@@ -187,6 +215,8 @@ def wanted_flags(options: EngineOptions) -> Iterator[tuple[str, str]]:
         yield "weight-streaming", "WEIGHT_STREAMING"
     if options.version_compatible:
         yield "version-compatible", "VERSION_COMPATIBLE"
+    if options.capturable:
+        yield "capturable", "REQUIRE_USER_ALLOCATION"
     if options.editable_cache:
         yield "editable-cache", "EDITABLE_TIMING_CACHE"
     if options.error_on_cache_miss:
@@ -199,6 +229,11 @@ def _flags(options: EngineOptions, release: Release) -> Iterator[tuple[str, str]
         # Without timings at all, one sentence about the cache says it better.
         if flag not in release.flags and (timed or not option.endswith(("cache", "miss"))):
             yield option, flag
+
+
+def _limit_problems(options: EngineOptions, release: Release, name: str) -> Iterator[str]:
+    if options.tactics is not None and "max_num_tactics" not in release.limits:
+        yield f"tactics={options.tactics}: {name} has no such limit; level=0...5 has a say in how many are tried"
 
 
 def _hardware_problems(options: EngineOptions, release: Release, name: str) -> Iterator[str]:

@@ -115,14 +115,22 @@ def _why_not_build(name: BackendName, target: Target, *, ahead: bool) -> str | N
     return api if isinstance(api, str) else None
 
 
-def open_session(path: Path, runtime: RuntimeName, *, weights: Path | None = None, cuda_graph: bool = False) -> Session:
+def open_session(
+    path: Path,
+    runtime: RuntimeName,
+    *,
+    weights: Path | None = None,
+    cuda_graph: bool = False,
+    host_code: bool = False,
+) -> Session:
     """Load a model on one runtime: an ONNX file on onnxruntime, an engine plan on the two others.
 
     Args:
         path: The file.
         runtime: Who runs it.
         weights: The ONNX model that a plan without weights takes them from.
-        cuda_graph: Whether timed inferences are launched as a captured CUDA graph.
+        cuda_graph: Whether inferences are launched as a captured CUDA graph.
+        host_code: Whether a plan may bring a runtime of its own; see `EngineOptions.version_compatible`.
 
     Raises:
         GpusqError: The file doesn't fit the runtime or can't be loaded; or onnxruntime was to use CUDA graphs.
@@ -137,7 +145,7 @@ def open_session(path: Path, runtime: RuntimeName, *, weights: Path | None = Non
         return open_onnx(path)
     from gpusq_deploy.engines.cuda_session import open_plan
 
-    return open_plan(path, runtime, weights=weights, cuda_graph=cuda_graph)
+    return open_plan(path, runtime, weights=weights, cuda_graph=cuda_graph, host_code=host_code)
 
 
 def _no_fitting_plan(name: BackendName, plans: Collection[BackendName]) -> str | None:

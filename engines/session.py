@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -56,8 +56,16 @@ class Session(Protocol):
         """
         ...
 
-    def time_ms(self, feeds: Mapping[str, NDArray[Any]]) -> float:
-        """Milliseconds of one inference: wall clock on a CPU, CUDA events without the copies on a GPU."""
+    def timer(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], float]:
+        """Bring feeds to the device once, to time inferences on them.
+
+        Returns:
+            Each call infers once and answers its milliseconds: wall clock on a CPU, CUDA events without the copies on a
+            GPU. Another timer or run of the same shapes replaces the feeds.
+
+        Raises:
+            GpusqError: As of `run`, at once or in a call.
+        """
         ...
 
     def close(self) -> None:

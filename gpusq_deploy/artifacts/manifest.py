@@ -61,6 +61,7 @@ class EngineOptions(Value):
         strip: A plan without weights, which takes them from the bundle's model when it is loaded.
         weight_streaming: A plan that can keep part of its weights on the host.
         version_compatible: A plan that later versions of the runtime take too.
+        capturable: A plan whose inferences can always be captured as a CUDA graph.
         hardware: A plan that other GPUs take too.
         timing_cache: Folder of kernel timings, kept from one build to the next.
         editable_cache: Record timings so that kernels can be pinned in the cache.
@@ -75,6 +76,7 @@ class EngineOptions(Value):
     strip: bool = False
     weight_streaming: bool = False
     version_compatible: bool = False
+    capturable: bool = False
     hardware: Literal["ampere-plus", "same-compute-capability"] | None = None
     timing_cache: str | None = None
     editable_cache: bool = False
@@ -92,6 +94,7 @@ class EngineOptions(Value):
             strip=self.strip,
             weight_streaming=self.weight_streaming,
             version_compatible=self.version_compatible,
+            capturable=self.capturable,
             hardware=self.hardware,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +138,8 @@ class Fixed:
         self.heard.append(feed)
         return self.inner.run(feeds)
 
-    def time_ms(self, feeds: Any) -> float:
-        return self.inner.time_ms(feeds)
+    def timer(self, feeds: Any) -> Callable[[], float]:
+        return self.inner.timer(feeds)
 
     def close(self) -> None:
         self.inner.close()

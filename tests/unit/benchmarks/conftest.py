@@ -100,10 +100,13 @@ class FakeSession:
         self.log.append(f"run {len(feeds['x'])}")
         return {"y": feeds["x"] if self.answer is None else self.answer}
 
-    def time_ms(self, feeds: Mapping[str, NDArray[Any]]) -> float:
-        self.log.append(f"time {len(feeds['x'])}")
-        self.clock += 1
-        return float(self.clock)
+    def timer(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], float]:
+        def take() -> float:
+            self.log.append(f"time {len(feeds['x'])}")
+            self.clock += 1
+            return float(self.clock)
+
+        return take
 
     def close(self) -> None:
         self.log.append("close")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,12 @@ class Device:
         values = np.rint(expected_rows(self.case, feeds["x"]) + self.wrong)
         return {"y": np.clip(values, -128, 127).astype(np.int8)}
 
-    def time_ms(self, _feeds: Mapping[str, NDArray[Any]]) -> float:
-        self.timed += 1
-        return 0.5
+    def timer(self, _feeds: Mapping[str, NDArray[Any]]) -> Callable[[], float]:
+        def take() -> float:
+            self.timed += 1
+            return 0.5
+
+        return take
 
     def close(self) -> None:
         self.closed += 1

@@ -11,16 +11,17 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import onnx_ir as ir
 import pytest
 
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
 from gpusq_deploy.engines import builder
-from gpusq_deploy.engines.api import load_api, needed_names
+from gpusq_deploy.engines.api import Api, load_api, needed_names
 from gpusq_deploy.engines.builder import BuildOptions, build_engine, default_backend
 from gpusq_deploy.engines.configure import BuildSettings, profile_shapes
+from gpusq_deploy.engines.inspection import Made, inspect_plan
 from gpusq_deploy.engines.layers import totals
 from gpusq_deploy.engines.plan_file import check_plan_fits, check_plan_header, plan_capabilities, plan_version
 from gpusq_deploy.errors import GpusqError
@@ -323,36 +324,132 @@ def test_rtx_has_no_timing_cache(make_model: ModelMaker) -> None:
         build_engine(make_model("fp16"), A100, DYNAMIC, BuildOptions(timing_cache=b""))
 
 
-INSPECTED = """{"Layers": [{"Name": "mm", "LayerType": "gemm", "Inputs": [{"Name": "x", "Dimensions": [-1, 64],
+# What an inspector answers of a dynamic engine, without and with an execution context.
+BLIND = """{"Layers": [{"Name": "mm", "LayerType": "gemm", "Inputs": [{"Name": "x", "Dimensions": [-1, 64],
+"Format/Datatype": "N/A due to dynamic shapes"}], "Constants": [], "Outputs": [], "TacticName": "",
+"Metadata": "[ONNX Layer: mm]"}]}"""
+INSPECTED = """{"Layers": [{"Name": "mm", "LayerType": "gemm", "Inputs": [{"Name": "x", "Dimensions": [8, 64],
 "Format/Datatype": "Int8"}], "Constants": [{"Name": "w", "Dimensions": [64, 128], "Format/Datatype": "Int8"}],
 "Outputs": [], "TacticName": "sm87_xmma_sparse_gemm_i8i8_i8i32_f32", "Metadata": "[ONNX Layer: mm]"}]}"""
 
 
-@needs_rtx
-def test_layers_of_a_device_build_come_from_the_inspector(
-    make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class ReadBack:
+    """A pretended runtime, engine, context, inspector and refitter in one; it insists on the order of things."""
+
+    refittable = True
+    num_io_tensors = 2
+    num_errors = 0
+
+    def __init__(self, *, stripped: bool = False, takes: bool = True) -> None:
+        self.lacks_weights, self.takes = stripped, takes
+        self.engine_host_code_allowed = False
+        self.allowed_host_code: bool | None = None
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.execution_context: ReadBack | None = None
+
+    def deserialize_cuda_engine(self, _plan: bytes) -> ReadBack:
+        self.allowed_host_code = self.engine_host_code_allowed
+        return self
+
+    def refit_from_file(self, _path: str) -> bool:
+        return True
+
+    def get_missing_weights(self) -> list[str]:
+        return []
+
+    def refit_cuda_engine(self) -> bool:
+        self.lacks_weights = False
+        return True
+
+    def get_tensor_name(self, index: int) -> str:
+        return "yx"[index]
+
+    def get_tensor_mode(self, name: str) -> types.SimpleNamespace:
+        return types.SimpleNamespace(name="INPUT" if name == "x" else "OUTPUT")
+
+    def get_tensor_profile_shape(self, _name: str, profile: int) -> list[tuple[int, int]]:
+        assert profile == 0
+        return [(1, 64), (8, 64), (16, 64)]
+
+    def create_execution_context(self) -> ReadBack | None:
+        return None if self.lacks_weights else self
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return self.takes
+
+    def create_engine_inspector(self) -> ReadBack:
+        return self
+
+    def get_engine_information(self, _format: object) -> str:
+        return INSPECTED if self.execution_context is self and self.shapes == {"x": (8, 64)} else BLIND
+
+
+@pytest.fixture
+def on_a_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[ReadBack], None]:
     """TensorRT itself needs a GPU: its twin builds in its place, with a pretended runtime to read the plan back."""
 
-    def inspect(_format: object) -> str:
-        return INSPECTED
+    def pretend(device: ReadBack) -> None:
+        def given(*_words: object) -> ReadBack:
+            return device
 
-    def read_back(_plan: bytes) -> types.SimpleNamespace:
-        return types.SimpleNamespace(
-            create_engine_inspector=lambda: types.SimpleNamespace(get_engine_information=inspect)
+        real = load_api("tensorrt-rtx")
+        parts: dict[str, object] = {name: getattr(real, name) for name in needed_names()}
+        pretended = types.SimpleNamespace(
+            **{**parts, "Runtime": given, "Refitter": given, "OnnxParserRefitter": given, "__version__": "10.3"}
         )
+        monkeypatch.setattr(builder, "load_api", {"tensorrt": pretended}.__getitem__)
 
-    def runtime(_logger: object) -> types.SimpleNamespace:
-        return types.SimpleNamespace(deserialize_cuda_engine=read_back)
+    return pretend
 
-    real = load_api("tensorrt-rtx")
-    parts: dict[str, object] = {name: getattr(real, name) for name in needed_names()}
-    pretended = types.SimpleNamespace(**{**parts, "Runtime": runtime})
-    monkeypatch.setattr(builder, "load_api", {"tensorrt": pretended}.__getitem__)
+
+@needs_rtx
+def test_layers_of_a_device_build_come_from_the_inspector_at_the_best_size(
+    make_model: ModelMaker, on_a_device: Callable[[ReadBack], None]
+) -> None:
+    device = ReadBack()
+    on_a_device(device)
     built = build_engine(make_model("int8"), find_target("orin"), DYNAMIC)
     assert built.backend == "tensorrt"
-    assert built.source.startswith("engine inspector of tensorrt ")
+    assert built.source == "engine inspector of tensorrt 10.3 at batch 8"
     assert totals(built.layers).gemms == {"int8": 1}
+    assert built.layers[0].inputs[0].shape == (8, 64)
+    assert device.allowed_host_code is False
+
+
+@needs_rtx
+def test_a_plan_that_refuses_its_own_best_size_is_told(
+    make_model: ModelMaker, on_a_device: Callable[[ReadBack], None]
+) -> None:
+    on_a_device(ReadBack(takes=False))
+    with pytest.raises(GpusqError, match=r"couldn't take \[8, 64\] for 'x'"):
+        build_engine(make_model("int8"), find_target("orin"), DYNAMIC)
+
+
+@pytest.mark.parametrize("host_code", [False, True])
+def test_a_plan_without_weights_gets_them_before_it_is_inspected(tmp_path: Path, host_code: bool) -> None:
+    device = ReadBack(stripped=True)
+
+    def given(*_words: object) -> ReadBack:
+        return device
+
+    formats = types.SimpleNamespace(JSON="JSON")
+    api = types.SimpleNamespace(Runtime=given, Refitter=given, OnnxParserRefitter=given, LayerInformationFormat=formats)
+
+    def made(thing: Any, step: str) -> Any:
+        assert thing is not None, step
+        return thing
+
+    text = inspect_plan(
+        b"plan",
+        cast("Api", api),
+        cast("Any", None),
+        cast("Made", made),
+        stripped=tmp_path / "model.onnx",
+        host_code=host_code,
+    )
+    assert text == INSPECTED
+    assert device.allowed_host_code is host_code
 
 
 def test_a_builder_that_cant_start_says_why(make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +458,12 @@ def test_a_builder_that_cant_start_says_why(make_model: ModelMaker, monkeypatch:
 
     flags = types.SimpleNamespace(__members__={})
     pretended = types.SimpleNamespace(
-        __version__="10.3", ILogger=object, Builder=start, BuilderFlag=flags, HardwareCompatibilityLevel=flags
+        __version__="10.3",
+        ILogger=object,
+        Builder=start,
+        BuilderFlag=flags,
+        HardwareCompatibilityLevel=flags,
+        IBuilderConfig=object,
     )
     monkeypatch.setattr(builder, "load_api", {"tensorrt": pretended}.__getitem__)
     with pytest.raises(GpusqError, match=r"tensorrt 10\.3 couldn't start its builder: factory function"):

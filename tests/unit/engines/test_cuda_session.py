@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -55,6 +56,7 @@ class Driver:
         self.pushed = 0
         self.detached = 0
         self.allocations: list[Memory] = []
+        self.given_back: list[str] = []
 
     def Device(self, _number: int) -> Named:  # noqa: N802 - PyCUDA's name
         def push() -> None:
@@ -65,6 +67,7 @@ class Driver:
 
         def detach() -> None:
             self.detached += 1
+            self.given_back.append("context")
 
         context = Named(push=push, pop=pop, detach=detach)
         return Named(name=_gpu_name, retain_primary_context=lambda: context)
@@ -81,7 +84,9 @@ class Driver:
         return self.allocations[-1]
 
     def pagelocked_empty(self, size: int, dtype: type[np.uint8]) -> NDArray[np.uint8]:
-        return np.zeros(size, dtype)
+        array = np.zeros(size, dtype)
+        weakref.finalize(array, self.given_back.append, "pinned")
+        return array
 
     def memcpy_htod_async(self, dest: Memory, src: NDArray[np.uint8], _stream: object) -> None:
         dest.data[:] = src
@@ -111,6 +116,7 @@ class Execution:
         self.works = True
         self.profiles: list[int] = []
         self.launches = 0
+        self.is_stream_capturable: Callable[[int], bool] | None = None
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         assert stream == 7
@@ -141,6 +147,7 @@ class Engine:
     num_io_tensors = 2
     refittable = True
     refuses_config = False
+    host_code_allowed: bool | None = None
     config: Any = None
 
     def __init__(self, *profiles: tuple[int, int, int], streamable: int = 0) -> None:
@@ -199,13 +206,17 @@ def _open(
     graphs: GraphDriver | None = None,
     modules: Mapping[str, object] | None = None,
     backend: BackendName = "tensorrt",
+    host_code: bool = False,
 ) -> CudaSession:
     class Runtime:
         def __init__(self, logger: Logger) -> None:
             self.logger = logger
+            self.engine_host_code_allowed: bool | None = None
 
         def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
             assert plan == b"plan"
+            if engine is not None:
+                engine.host_code_allowed = self.engine_host_code_allowed
             if said:
                 self.logger.log(Named(name="ERROR"), said)
             return engine
@@ -221,6 +232,7 @@ def _open(
             path=Path("orin.plan"),
             weights=weights,
             graphs=graphs,
+            host_code=host_code,
         )
     )
 
@@ -254,7 +266,7 @@ def test_buffers_are_reused_per_shape(opened: Opened) -> None:
 
 
 def test_events_time_an_inference(opened: Opened) -> None:
-    assert opened[0].time_ms(feeds(2)) == 0.25
+    assert opened[0].timer(feeds(2))() == 0.25
 
 
 def test_a_batch_outside_the_profile_is_refused(opened: Opened) -> None:
@@ -262,7 +274,7 @@ def test_a_batch_outside_the_profile_is_refused(opened: Opened) -> None:
         opened[0].run(feeds(9))
 
 
-def test_each_batch_takes_the_first_profile_that_allows_it() -> None:
+def test_each_batch_takes_a_profile_that_allows_it() -> None:
     engine = Engine((1, 1, 1), (4, 8, 32))
     session = _open(Driver(), engine)
     for batch in (1, 4, 32, 1):
@@ -272,10 +284,30 @@ def test_each_batch_takes_the_first_profile_that_allows_it() -> None:
         session.run(feeds(2))
 
 
+def test_of_several_profiles_the_one_is_taken_that_is_tuned_for_the_nearest_batch() -> None:
+    engine = Engine((1, 8, 32), (1, 32, 32))
+    session = _open(Driver(), engine)
+    for batch in (8, 32, 31, 20, 1):
+        np.testing.assert_array_equal(session.run(feeds(batch))["y"], 2 * feeds(batch)["x"])
+    # 20 is as far from 8 as from 32: the first.
+    assert engine.execution.profiles == [1, 0]
+
+
 def test_a_profile_that_is_refused_is_told() -> None:
     session = _open(Driver(), Engine((1, 1, 1), (2, 2, 2), (3, 3, 3)))
     with pytest.raises(GpusqError, match="couldn't change to its optimisation profile 2"):
         session.run(feeds(3))
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_plan_with_a_runtime_of_its_own_is_loaded_only_where_that_is_allowed(allowed: bool) -> None:
+    driver, engine = Driver(), Engine()
+    if allowed:
+        _open(driver, engine, host_code=True)
+        assert engine.host_code_allowed is True
+    else:
+        _open(driver, engine)
+        assert engine.host_code_allowed is False
 
 
 @pytest.mark.parametrize(("streamable", "budget"), [(0, -1), (10, 1234)])
@@ -361,8 +393,8 @@ def test_a_plan_with_its_own_weights_takes_no_others() -> None:
         _open(Driver(), engine, weights=Path("model.onnx"), modules=Refitting().modules())
 
 
-def pretended_graphs(engine: Engine, *, fails: str = "") -> tuple[GraphDriver, list[str]]:
-    """The driver's graph functions: a launch runs the engine as it was captured."""
+def pretended_graphs(engine: Engine, *, fails: str = "", works: bool = True) -> tuple[GraphDriver, list[str]]:
+    """The driver's graph functions: a launch runs the engine as it was captured, unless graphs don't work."""
     called: list[str] = []
 
     def function(name: str) -> Callable[..., int]:
@@ -374,7 +406,9 @@ def pretended_graphs(engine: Engine, *, fails: str = "") -> tuple[GraphDriver, l
                 arguments[0]._obj.value = 99
             if name == "cuGraphLaunch":
                 assert (arguments[0].value, arguments[1].value) == (99, 7)
-                engine.execution.launches += 100
+                if works:
+                    engine.execution.execute_async_v3(7)
+                engine.execution.launches += 99
             return 900 if name == fails else 0
 
         return call
@@ -388,10 +422,10 @@ def test_timed_inferences_launch_a_graph_that_is_captured_once() -> None:
     driver, called = pretended_graphs(engine)
     session = _open(Driver(), engine, graphs=driver)
     for _ in range(3):
-        assert session.time_ms(feeds(2)) == 0.25
+        assert session.timer(feeds(2))() == 0.25
     # Once before the capture and once within it, then three launches of the graph.
     assert engine.execution.launches == 302
-    session.time_ms(feeds(3))
+    session.timer(feeds(3))()
     assert called.count("cuStreamBeginCapture_v2") == called.count("cuGraphDestroy") == 2
     session.close()
     session.close()
@@ -412,10 +446,47 @@ def test_a_graph_that_fails_names_the_step_and_leaves_nothing(fails: str, match:
     driver, called = pretended_graphs(engine, fails=fails)
     session = _open(cuda, engine, graphs=driver)
     with pytest.raises(GpusqError, match=rf"couldn't {match} \(CUDA error 900\)"):
-        session.time_ms(feeds(1))
+        session.timer(feeds(1))()
     assert cuda.pushed == 0
     assert fails == "cuStreamBeginCapture_v2" or "cuStreamEndCapture" in called
     session.close()
+
+
+def test_outputs_are_the_graphs_own() -> None:
+    """What is compared with the CPU must be what the graph computes, not what was launched to warm up for it."""
+    engine = Engine()
+    driver, _ = pretended_graphs(engine, works=False)
+    session = _open(Driver(), engine, graphs=driver)
+    assert np.isnan(session.run(feeds(2))["y"]).all()
+
+
+def test_graphs_run_what_a_session_is_asked() -> None:
+    engine = Engine()
+    driver, called = pretended_graphs(engine)
+    session = _open(Driver(), engine, graphs=driver)
+    for batch in (2, 3, 2):
+        np.testing.assert_array_equal(session.run(feeds(batch))["y"], 2 * feeds(batch)["x"])
+    assert called.count("cuGraphLaunch") == 3
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_a_runtime_that_can_tell_is_asked_before_a_capture(can: bool) -> None:
+    engine = Engine()
+
+    def capturable(stream: int) -> bool:
+        assert stream == 7
+        return can
+
+    engine.execution.is_stream_capturable = capturable
+    driver, called = pretended_graphs(engine)
+    session = _open(Driver(), engine, graphs=driver)
+    if can:
+        np.testing.assert_array_equal(session.run(feeds(2))["y"], 2 * feeds(2)["x"])
+        return
+    with pytest.raises(GpusqError, match="can't be captured as a CUDA graph") as caught:
+        session.timer(feeds(2))()
+    assert "--engine-option capturable" in str(caught.value.hint)
+    assert not called
 
 
 def test_work_that_cant_be_captured_ends_the_capture() -> None:
@@ -464,6 +535,7 @@ def test_closing_gives_everything_back(opened: Opened) -> None:
     session.close()
     assert all(memory.freed for memory in driver.allocations)
     assert (driver.pushed, driver.detached) == (0, 1)
+    assert driver.given_back == ["pinned", "pinned", "context"], "pinned memory is freed in its context"
     with pytest.raises(ValueError, match="closed"):
         session.run(feeds(1))
 
@@ -484,7 +556,7 @@ def test_types_by_name() -> None:
 
 
 def test_ranks_must_fit_the_profile() -> None:
-    allowed = {"x": ShapeRange(minimum=(1, 4), maximum=(8, 4))}
+    allowed = {"x": ShapeRange(minimum=(1, 4), best=(4, 4), maximum=(8, 4))}
     check_ranges(allowed, {"x": (8, 4), "static": (3,)}, place="p")
     with pytest.raises(GpusqError, match="'x'"):
         check_ranges(allowed, {"x": (8,)}, place="p")

@@ -34,7 +34,8 @@ def test_a_model_runs(make_model: ModelMaker) -> None:
     found = session.run(feeds)
     np.testing.assert_array_equal(found["y"], 2 * feeds["x"])
     np.testing.assert_array_equal(found["shape"], [3, 64])
-    assert 0 < session.time_ms(feeds) < 10_000
+    take = session.timer(feeds)
+    assert all(0 < take() < 10_000 for _ in range(2))
 
 
 def test_the_graph_can_run_as_written(make_model: ModelMaker) -> None:

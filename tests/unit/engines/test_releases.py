@@ -40,6 +40,7 @@ EVERYTHING = EngineOptions(
     editable_cache=True,
     error_on_cache_miss=True,
 )
+VERSIONS = [row.version for row in RELEASES if row.backend == "tensorrt"]
 BATCH = BatchRange(minimum=1, optimum=8, maximum=32)
 RTX = release_of("tensorrt-rtx", "1.7.1.116")
 
@@ -61,7 +62,7 @@ def members(name: str) -> set[str]:
 def test_flags_of_every_10_are_in_the_stubs_of_10_13() -> None:
     flags, levels = members("BuilderFlag"), members("HardwareCompatibilityLevel")
     rows = [row for row in RELEASES if row.backend == "tensorrt" and row.version.startswith("10.")]
-    assert len(rows) == 5
+    assert len(rows) == 6
     for row in rows:
         assert set(row.flags) <= flags
         assert set(row.hardware) <= levels
@@ -94,7 +95,7 @@ def test_rtxs_parser_takes_attention() -> None:
     [
         ("8.6", "10.3"),
         ("10.3.0", "10.3"),
-        ("10.7", "10.3"),
+        ("10.7", "10.4"),
         ("10.8.0", "10.8"),
         ("10.13.3.9", "10.9"),
         ("10.15", "10.14"),
@@ -121,16 +122,34 @@ def test_stripping_on_rtx_needs_a_driver_and_nothing_else() -> None:
     assert len(option_problems(strip, RTX, driver=False)) == 1
 
 
+def test_the_limit_on_tactics_came_with_10_4() -> None:
+    """JetPack 6 has 10.3: without the table the build would end in an attribute that isn't there."""
+    options = EngineOptions(tactics=4)
+    problems = {version: option_problems(options, release_of("tensorrt", version), driver=True) for version in VERSIONS}
+    assert problems["10.3"] == [
+        "tactics=4: tensorrt 10.3 has no such limit; level=0...5 has a say in how many are tried"
+    ]
+    assert all(problems[version] == [] for version in VERSIONS if version != "10.3")
+    here = release_here("tensorrt", pretended("10.8", (), (), limits=()))
+    assert len(option_problems(options, here, driver=True)) == 1
+    assert option_problems(options, RTX, driver=False) == []
+
+
 @pytest.mark.parametrize(("version", "count"), [("10.3", 1), ("10.8", 1), ("10.9", 0), ("10.16", 0), ("11.4", 0)])
 def test_hardware_levels(version: str, count: int) -> None:
     options = EngineOptions(hardware="same-compute-capability")
     assert len(option_problems(options, release_of("tensorrt", version), driver=True)) == count
 
 
-def pretended(version: str, flags: Collection[str], levels: Collection[str]) -> Any:
+def pretended(
+    version: str, flags: Collection[str], levels: Collection[str], limits: Collection[str] = ("max_num_tactics",)
+) -> Any:
     """An installed module, as far as it is asked what it can do."""
     flag, level = (types.SimpleNamespace(__members__=dict.fromkeys(names)) for names in (flags, levels))
-    return types.SimpleNamespace(__version__=version, BuilderFlag=flag, HardwareCompatibilityLevel=level)
+    config = types.SimpleNamespace(**dict.fromkeys(limits))
+    return types.SimpleNamespace(
+        __version__=version, BuilderFlag=flag, HardwareCompatibilityLevel=level, IBuilderConfig=config
+    )
 
 
 EVERYWHERE = msgspec.structs.replace(EVERYTHING, hardware="same-compute-capability")
