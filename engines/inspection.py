@@ -51,8 +51,8 @@ def inspect_plan(
         if engine.get_tensor_mode(name).name == "INPUT":
             _smallest, best, _largest = engine.get_tensor_profile_shape(name, 0)
             sizes = sizes_of(best)
-            taken: bool = context.set_input_shape(name, sizes)
-            made(taken or None, f"take {list(sizes)} for {name!r}, its own best size")
+            if not context.set_input_shape(name, sizes):
+                made(None, f"take {list(sizes)} for {name!r}, its own best size")
     inspector = made(engine.create_engine_inspector(), "inspect its own plan")
     inspector.execution_context = context
     text: str = inspector.get_engine_information(api.LayerInformationFormat.JSON)
