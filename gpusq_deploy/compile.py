@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +15,9 @@ from gpusq_deploy.artifacts.receipt import Receipt
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.build_engines import (
     EngineRequest,
-    asked_by,
     build_engines,
     estimate_cost,
     require_possible,
-    require_reachable,
-    with_engines,
     with_estimates,
 )
 from gpusq_deploy.bundle import (
@@ -34,19 +28,15 @@ from gpusq_deploy.bundle import (
     RECEIPT,
     Bundle,
     files_in,
-    is_bundle,
     new_bundle,
     read_bundle,
     require_place,
-    require_whole,
     write_value,
 )
 from gpusq_deploy.calibration.choice import calibrators_for
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from gpusq_deploy.checkpoint.tensors import drop_weights, release_weights
 from gpusq_deploy.checkpoint.weights import layer_weights
-from gpusq_deploy.engines.option_text import options_from_text
-from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.forms import Speedup, best_form, find_yardstick
 from gpusq_deploy.graph.files import save_model, save_scratch, scratch_folder
@@ -56,7 +46,6 @@ from gpusq_deploy.graph.memory import give_back
 from gpusq_deploy.manifest import make_manifest
 from gpusq_deploy.mixing import decide
 from gpusq_deploy.outputs import Outputs
-from gpusq_deploy.packed import DENSE, lacks_dense
 from gpusq_deploy.packing import Packed, pack_projections
 from gpusq_deploy.passes.attention_scale import AttentionScale
 from gpusq_deploy.passes.base import Pass, run_passes
@@ -90,10 +79,8 @@ from gpusq_deploy.steps import (
     say_remarks,
     sparsity_kept,
     subject_of,
-    unpack_weights,
     verify_built,
 )
-from gpusq_deploy.targets import Target
 
 # The form of a float graph that everything after relies on.
 SIMPLE: tuple[Pass, ...] = (Clean(), FoldConstants(), FoldShapes(), DropNoOps())
@@ -247,67 +234,3 @@ def _rewrite(
         pack_weights(built, kept, folder, reporter)
     save_model(built, folder / MODEL)
     return Rewritten(plan, prepared.table, kept)
-
-
-def unpack_bundle(path: Path, reporter: Reporter) -> Bundle:
-    """Make a bundle's dense weights again from the packed ones, and check every file.
-
-    Raises:
-        GpusqError: Nothing is packed, or a file is damaged.
-    """
-    bundle = read_bundle(path)
-    require_whole(bundle, but=DENSE)
-    unpack_weights(path, reporter)
-    require_whole(bundle)
-    return bundle
-
-
-def extend_bundle(
-    path: Path, targets: Sequence[Target], reporter: Reporter, *, engine_options: Sequence[str] = ()
-) -> Bundle:
-    """Build further engines from a bundle that exists; the same model, a new receipt, replaced whole.
-
-    Args:
-        path: The bundle.
-        targets: The GPUs to build for.
-        reporter: Who hears how it goes.
-        engine_options: As `options_from_text` reads them; what isn't said is as the bundle was made. The receipt
-            records them for the engines that are built, and the command for the device says those that aren't.
-
-    Raises:
-        GpusqError: The bundle is damaged, something is out of a target's reach, or an engine can't be built.
-    """
-    # "." has no name, and is no longer there once the folder is replaced.
-    place = Path(os.path.abspath(path))
-    bundle = read_bundle(path)
-    if bundle.receipt.shortfalls:
-        raise GpusqError(
-            f"this bundle is the evidence of a refused build: {'; '.join(bundle.receipt.shortfalls)}",
-            place=str(path),
-            hint="build it again from its checkpoint, with another recipe or another limit",
-        )
-    manifest = bundle.manifest
-    options = options_from_text(engine_options, base=manifest.engine)
-    require_reachable(asked_by(bundle.plan, options, opset=manifest.opset), targets)
-    require_possible(bundle.plan, targets)
-    if lacks_dense(path):
-        unpack_bundle(path, reporter)
-    require_whole(bundle)
-    with new_bundle(place, force=True) as folder:
-        shutil.copytree(place, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-        engines, skipped = build_engines(
-            EngineRequest(
-                folder=folder,
-                name=place.name,
-                plan=bundle.plan,
-                sparsity=manifest.sparsity,
-                batch=manifest.batch,
-                targets=targets,
-                reporter=reporter,
-                options=options,
-                remembered=manifest.engine,
-            )
-        )
-        write_value(folder, RECEIPT, with_engines(bundle.receipt, engines, skipped, reporter))
-        write_value(folder, MANIFEST, msgspec.structs.replace(manifest, files=files_in(folder)))
-    return read_bundle(path if is_bundle(path) else place)

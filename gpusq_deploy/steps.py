@@ -30,7 +30,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import example_input, reference_outputs
 from gpusq_deploy.graph.layers import graph_sparsity
 from gpusq_deploy.graph.other_weights import other_weights
-from gpusq_deploy.packed import DENSE, PACKED, move_packed_weights, packed_line, unpack_dense, write_packed
+from gpusq_deploy.packed import move_packed_weights, packed_line, write_packed
 from gpusq_deploy.passes.base import Pass
 from gpusq_deploy.ranges import Data, Subject
 from gpusq_deploy.recipe import OPSETS, Recipe, load_recipe
@@ -243,16 +243,6 @@ def pack_weights(built: ir.Model, kept: SparsityReport, folder: Path, reporter: 
         )
     move_packed_weights(built, index, folder)
     reporter.say(packed_line(index))
-
-
-def unpack_weights(folder: Path, reporter: Reporter) -> None:
-    """Make a bundle's dense weights again from the packed ones.
-
-    Raises:
-        GpusqError: There are no packed ones, or they are damaged.
-    """
-    count = unpack_dense(folder)
-    reporter.say(f"unpacked {count} weights of {PACKED} into {DENSE}, bit for bit")
 
 
 def verify_built(

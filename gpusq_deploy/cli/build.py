@@ -347,7 +347,7 @@ def _batches(texts: tuple[str, ...]) -> tuple[BatchRange, tuple[BatchRange, ...]
 
 
 def _extend(path: Path, targets: list[Target], engine_options: tuple[str, ...], *, unpack: bool) -> Bundle:
-    from gpusq_deploy.compile import extend_bundle, unpack_bundle
+    from gpusq_deploy.extend import extend_bundle, unpack_bundle
     from gpusq_deploy.request import Reporter
 
     with progress_to_stderr() as progress:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 INTERRUPTED = 130
+# What docs/jetson.md leaves out on a device: its modules, and the packages that have them.
+NOT_ON_DEVICES = {"torch": "torch", "onnxscript": "onnxscript", "PIL": "pillow", "safetensors": "safetensors"}
 # No batch size has more digits: builders count in 32 bits.
 BATCH_DIGITS = 9
 CALIBRATORS: tuple[CalibratorName, ...] = ("amax", "percentile", "entropy", "mse", "output-error")
@@ -32,14 +34,20 @@ CALIBRATORS: tuple[CalibratorName, ...] = ("amax", "percentile", "entropy", "mse
 def run_command(command: click.Command) -> NoReturn:
     """Run a command and exit: 0 or the command's own code, 2 usage, 5 `GpusqError`, 130 interrupted.
 
-    Any other exception is our bug: it keeps its traceback.
+    A device may do without the packages that read checkpoints, and is told when one is missed. Any other exception is
+    our bug: it keeps its traceback.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = command.main(standalone_mode=False)
     except GpusqError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _fail(error)
+    except ModuleNotFoundError as error:
+        package = NOT_ON_DEVICES.get((error.name or "").partition(".")[0])
+        if package is None:
+            raise
+        what = f"{package} isn't installed here, and this command reads a checkpoint or images with it"
+        _fail(GpusqError(what, hint=f"pip install {package}; the engines of a bundle are built without it"))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -133,6 +141,11 @@ def progress_to_stderr() -> Generator[Callable[[str, int, int], None], None, Non
             bar.update(tasks[label], completed=done, total=total)
 
         yield update
+
+
+def _fail(error: GpusqError) -> NoReturn:
+    click.echo(f"error: {error}", err=True)
+    sys.exit(error.exit_code)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -47,6 +47,7 @@ ORDER = [
     "detectors",
     "acceptance",
     "build_engines",
+    "extend",
     "steps",
     "outputs",
     "streams",
