@@ -18,7 +18,18 @@ from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.receipt import Receipt
 from gpusq_deploy.benchmarks.gpu_results import ModelResult, Outcome
-from gpusq_deploy.benchmarks.gpu_runs import AHEAD, BACKENDS, Array, Suite, measured, say, tried
+from gpusq_deploy.benchmarks.gpu_runs import (
+    AHEAD,
+    BACKENDS,
+    Array,
+    Failure,
+    Suite,
+    attempt,
+    maker,
+    measured,
+    say,
+    tried,
+)
 from gpusq_deploy.benchmarks.reference import LEAST_DB
 from gpusq_deploy.bundle import ENGINES, MODEL, PLAN, RECEIPT
 from gpusq_deploy.engines.api import BackendName
@@ -55,7 +66,8 @@ REFERENCE_SAMPLES = 2
 def build_models(suite: Suite) -> None:
     """A bundle for every model and precision that has none, with random weights, and outputs by ONNX Runtime.
 
-    Where nobody builds the target's plans ahead of time, the bundles have none: the device makes them.
+    Where nobody builds the target's plans ahead of time, the bundles have none. Where TensorRT and the GPU are, its own
+    plans are built too.
 
     Raises:
         GpusqError: A bundle couldn't be built; the command's own words are above.
@@ -70,19 +82,28 @@ def build_models(suite: Suite) -> None:
         # The bundle comes first, so a build that was killed may have left it alone.
         if not bundle.with_suffix(".npz").exists():
             save_reference(bundle)
+        own = _built_by(bundle, suite.target) == "tensorrt"
+        if not own and not suite.unable("tensorrt") and not _here(bundle).exists():
+            _build_here(bundle, suite.target)
 
 
 def run_models(suite: Suite) -> Iterator[ModelResult]:
-    """Every model in every precision at every batch size: TensorRT-RTX's plans, else TensorRT's, built on the spot."""
+    """Every model in every precision, on one backend after the other, at every batch size."""
     for model, precision in _models(suite):
         bundle = _bundle(suite, model, precision)
-        backend, plan, refusal = _plan(suite, bundle)
-        with _opened(plan, backend, refusal) as session:
-            for batch in BATCHES:
-                decibels, outcome = _batch_outcome(suite, session, bundle, batch)
-                yield ModelResult(
-                    model=model, precision=precision, backend=backend, batch=batch, sqnr_db=decibels, outcome=outcome
-                )
+        for backend in BACKENDS:
+            plan, refusal = _plan(suite, bundle, backend)
+            with _opened(plan, backend, refusal) as session:
+                for batch in BATCHES:
+                    decibels, outcome = _batch_outcome(suite, session, bundle, batch)
+                    yield ModelResult(
+                        model=model,
+                        precision=precision,
+                        backend=backend,
+                        batch=batch,
+                        sqnr_db=decibels,
+                        outcome=outcome,
+                    )
 
 
 def save_reference(bundle: Path) -> None:
@@ -106,24 +127,20 @@ def _build(suite: Suite, model: str, precision: str, bundle: Path) -> None:
         raise GpusqError(f"{model} {precision} couldn't be built", place=str(bundle), hint="--only leaves it out")
 
 
-def _plan(suite: Suite, bundle: Path) -> tuple[BackendName, Path, str]:
-    """Who runs a model, which plan, and why it can't be run; empty where it can."""
+def _plan(suite: Suite, bundle: Path, backend: BackendName) -> tuple[Path, str]:
+    """A backend's plan of a model, and why it can't be run; empty where it can. TensorRT's may be built for it."""
+    refusal = suite.refusal(backend)
     plan = bundle / ENGINES / f"{suite.target.name}.plan"
-    built_by = _built_by(bundle, suite.target) if plan.exists() else None
-    backend = built_by or AHEAD
-    refusal = suite.refusal(backend) or ("" if built_by else suite.not_built("its plan")) or _unready(bundle)
-    if not refusal:
-        return backend, plan, ""
-    other = suite.refusal("tensorrt") or _unready(bundle)
-    if other:
-        return (backend, plan, refusal) if suite.ahead else ("tensorrt", plan, other)
-    say(f"building {bundle.stem} with tensorrt")
-    plan = bundle.with_suffix(".tensorrt.plan")
-    try:
-        _build_here(bundle, suite.target, plan)
-    except GpusqError as error:
-        return "tensorrt", plan, f"building failed: {error.what}"
-    return "tensorrt", plan, ""
+    if plan.exists() and _built_by(bundle, suite.target) == backend:
+        return plan, refusal or _unready(bundle)
+    if backend == AHEAD:
+        return plan, refusal or suite.not_built("its plan")
+    refusal = refusal or _unready(bundle)
+    plan = _here(bundle)
+    if refusal or plan.exists():
+        return plan, refusal
+    failed = attempt(lambda: _build_here(bundle, suite.target))
+    return plan, f"building failed: {failed.why}" if isinstance(failed, Failure) else ""
 
 
 def _built_by(bundle: Path, target: Target) -> BackendName | None:
@@ -144,11 +161,17 @@ def _unready(bundle: Path) -> str:
     return ""
 
 
-def _build_here(bundle: Path, target: Target, plan: Path) -> None:
+def _here(bundle: Path) -> Path:
+    """Where TensorRT's plan lies that was built on the device, of the installed version."""
+    return bundle.with_suffix(f".{maker('tensorrt')}.plan")
+
+
+def _build_here(bundle: Path, target: Target) -> None:
     """On the device, of the model that the bundle's own plans are built from."""
+    say(f"building {bundle.stem} with tensorrt")
     settings = BuildSettings(batch=_RANGE, sparse=read_value(bundle / PLAN, Plan).sparse_asked)
     built = build_engine(bundle / MODEL, target, settings, BuildOptions(backend="tensorrt"))
-    write_whole(plan, built.plan)
+    write_whole(_here(bundle), built.plan)
 
 
 @contextlib.contextmanager
@@ -157,10 +180,9 @@ def _opened(plan: Path, backend: BackendName, refusal: str) -> Generator[Session
     if refusal:
         yield refusal
         return
-    try:
-        session = open_session(plan, backend)
-    except GpusqError as error:
-        yield f"failed: {error.what}"
+    session = attempt(lambda: open_session(plan, backend))
+    if isinstance(session, Failure):
+        yield f"failed: {session.why}"
         return
     try:
         yield session

@@ -11,7 +11,8 @@ from gpusq_deploy.artifacts.runs import Environment
 from gpusq_deploy.benchmarks.gemm_cases import GemmCase
 from gpusq_deploy.engines.layers import sparse_tactic
 
-Product = Literal["fp16 dense", "fp16 2:4", "int8 dense", "int8 2:4"]
+# INT8 products write INT32, as torch's dense one does; the last writes INT8, as TensorRT's sparse kernels do.
+Product = Literal["fp16 dense", "fp16 2:4", "int8 dense", "int8 2:4", "int8 2:4 to int8"]
 
 
 class BuiltKernel(Value):
@@ -31,18 +32,25 @@ class Outcome(Value):
         samples_ms: Every sample, milliseconds of one inference; empty where it wasn't run.
         error: Largest difference from the reference: INT8 codes, or relative to the reference's largest value.
         kernels: Names of one inference's kernels, as a profiler saw them; empty where none could look.
+        kernels_us: How long each of them ran, microseconds.
         why_not: Why it wasn't run, or failed; empty where it ran.
     """
 
     samples_ms: tuple[float, ...] = ()
     error: float | None = None
     kernels: tuple[str, ...] = ()
+    kernels_us: tuple[float, ...] = ()
     why_not: str = ""
 
     @property
     def median_ms(self) -> float | None:
         """Median of the samples."""
         return statistics.median(self.samples_ms) if self.samples_ms else None
+
+    @property
+    def total_us(self) -> float | None:
+        """How long all kernels ran together, gaps between them not counted; None where no profiler looked."""
+        return sum(self.kernels_us) if self.kernels_us else None
 
     @property
     def sparse(self) -> str:
@@ -114,17 +122,29 @@ def markdown_from_report(report: SuiteReport) -> str:
             [_model_row(result) for result in report.models if not result.outcome.why_not],
         ),
         "",
+        *_sparse_names(report),
         "## Which product runs sparse",
         "",
         *_table(
-            ("product", "backend", "kernels", "writes", "median ms", "TFLOP/s", "error", "sparse kernels"),
+            (
+                "product",
+                "backend",
+                "kernels",
+                "writes",
+                "median ms",
+                "kernels µs",
+                "TFLOP/s",
+                "error",
+                "sparse",
+                "tactic",
+            ),
             [_case_row(result) for result in report.cases if result.kernels],
         ),
         "",
         "## torch",
         "",
         *_table(
-            ("N x K", "batch", "product", "median ms", "kernels"),
+            ("N x K", "batch", "product", "median ms", "kernels µs", "kernels"),
             [_yardstick_row(result) for result in report.yardsticks if not result.outcome.why_not],
         ),
         "",
@@ -158,10 +178,29 @@ def _case_row(result: CaseResult) -> tuple[str, ...]:
         str(len(result.kernels)),
         ", ".join(writes) or "unknown",
         _number(median),
+        _number(result.outcome.total_us),
         _number(result.case.flops / median / 1e9 if median else None),
         _number(result.outcome.error),
         result.outcome.sparse,
+        ", ".join(dict.fromkeys(result.outcome.kernels or _tactics(result.kernels))) or "unknown",
     )
+
+
+def _tactics(kernels: Sequence[BuiltKernel]) -> tuple[str, ...]:
+    """What the builder says it picked, where no profiler looked: TensorRT-RTX, ahead of time, names its own layers."""
+    return tuple(kernel.tactic for kernel in kernels if kernel.tactic)
+
+
+def _sparse_names(report: SuiteReport) -> Iterator[str]:
+    """The sparse kernels that ran in models, each with where."""
+    seen: dict[str, dict[str, None]] = {}
+    for one in report.models:
+        for kernel in one.outcome.kernels:
+            if sparse_tactic(kernel)[0] == "yes":
+                seen.setdefault(kernel, {})[f"{one.model} {one.precision} b{one.batch} on {one.backend}"] = None
+    yield from (f"- `{kernel}`: {', '.join(places)}" for kernel, places in seen.items())
+    if seen:
+        yield ""
 
 
 def _yardstick_row(result: Yardstick) -> tuple[str, ...]:
@@ -171,6 +210,7 @@ def _yardstick_row(result: Yardstick) -> tuple[str, ...]:
         str(result.batch),
         result.product,
         _number(result.outcome.median_ms),
+        _number(result.outcome.total_us),
         names,
     )
 

@@ -9,13 +9,13 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from numpy.typing import NDArray
 
 from gpusq_deploy.benchmarks.gpu_results import Outcome
-from gpusq_deploy.benchmarks.gpu_yardstick import kernels_of, torch_problem
-from gpusq_deploy.engines.api import BackendName
+from gpusq_deploy.benchmarks.gpu_yardstick import Kernels, kernels_of, torch_problem
+from gpusq_deploy.engines.api import BackendName, find_api
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.runtimes import why_not
 from gpusq_deploy.engines.session import Session
@@ -29,6 +29,15 @@ AHEAD: BackendName = "tensorrt-rtx"
 BACKENDS: tuple[BackendName, ...] = (AHEAD, "tensorrt")
 
 Array = NDArray[Any]
+
+
+_T = TypeVar("_T")
+
+
+class Failure(NamedTuple):
+    """Why a step gave nothing."""
+
+    why: str
 
 
 class Suite(NamedTuple):
@@ -47,15 +56,17 @@ class Suite(NamedTuple):
 
     def refusal(self, backend: BackendName) -> str:
         """Why nothing can be run on a backend now; empty where it can."""
-        if self.build_only:
-            return ONLY_BUILT
+        return ONLY_BUILT if self.build_only else self.unable(backend) or self.late
+
+    def unable(self, backend: BackendName) -> str:
+        """Why this machine can't run a backend's plans for the target; empty where it can."""
         reason = why_not(backend)
         if reason is not None:
             return f"{backend} can't run plans here: {reason}"
         gpu = find_gpu()
         if isinstance(gpu, Gpu) and gpu.compute_capability != self.target.compute_capability:
             return f"this GPU is a {gpu.name} ({gpu.compute_capability}), not a {self.target.name}"
-        return self.late
+        return ""
 
     @property
     def late(self) -> str:
@@ -110,20 +121,35 @@ def measured(session: Session, feeds: Mapping[str, Array], *, error: float | Non
     for _ in range(WARMUP):
         take()
     samples = tuple(take() for _ in range(ITERATIONS))
-    kernels = () if torch_problem() else kernels_of(take)
-    return Outcome(samples_ms=samples, error=error, kernels=kernels)
+    ran = Kernels((), ()) if torch_problem() else attempt(lambda: kernels_of(take))
+    if isinstance(ran, Failure):
+        say(f"no kernels are seen: {ran.why}")
+        ran = Kernels((), ())
+    return Outcome(samples_ms=samples, error=error, kernels=ran.names, kernels_us=ran.microseconds)
 
 
-def tried(run: Callable[[], tuple[float | None, Outcome]]) -> tuple[float | None, Outcome]:
-    """One failure is one line of the report, not the end of the suite."""
+def attempt(run: Callable[[], _T]) -> _T | Failure:
+    """What a step gives, or why it failed: one failure is one line of the report, not the end of the suite."""
     try:
         return run()
     except GpusqError as error:
-        return None, Outcome(why_not=f"failed: {error.what}")
+        return Failure(error.what)
     # A driver's, a library's or our own mistake: the minutes before it must not be lost.
     except Exception as error:
         say(traceback.format_exc())
-        return None, Outcome(why_not=f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        return Failure(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+
+def tried(run: Callable[[], tuple[float | None, Outcome]]) -> tuple[float | None, Outcome]:
+    """As `attempt`, for what ends in an outcome."""
+    found = attempt(run)
+    return (None, Outcome(why_not=f"failed: {found.why}")) if isinstance(found, Failure) else found
+
+
+def maker(backend: BackendName) -> str:
+    """Who would build a plan here: a backend with its version, for plans of another version are of no use."""
+    api = find_api(backend)
+    return backend if isinstance(api, str) else f"{backend}-{api.__version__}"
 
 
 def say(text: str) -> None:

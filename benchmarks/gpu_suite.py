@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import functools
 import logging
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar, get_args
 
 import numpy as np
 
@@ -30,7 +32,9 @@ from gpusq_deploy.benchmarks.gpu_models import build_models, run_models
 from gpusq_deploy.benchmarks.gpu_results import (
     BuiltKernel,
     CaseResult,
+    ModelResult,
     Outcome,
+    Product,
     SuiteReport,
     Yardstick,
     markdown_from_report,
@@ -41,13 +45,16 @@ from gpusq_deploy.benchmarks.gpu_runs import (
     ITERATIONS,
     ONLY_BUILT,
     WARMUP,
+    Failure,
     Suite,
+    attempt,
+    maker,
     measured,
     say,
     target_here,
     tried,
 )
-from gpusq_deploy.benchmarks.gpu_yardstick import measure_product, torch_problem
+from gpusq_deploy.benchmarks.gpu_yardstick import LAUNCHES, measure_product, torch_problem
 from gpusq_deploy.engines.api import BackendName, load_api
 from gpusq_deploy.engines.builder import BuildOptions, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
@@ -60,6 +67,10 @@ from gpusq_deploy.targets import Target, find_target
 _MOST_ERROR = {"fp16": 0.01, "int8": 2.0}
 
 
+_T = TypeVar("_T")
+_INTERRUPTED = "interrupted: what isn't here wasn't run"
+
+
 class CaseBuild(Value):
     """What a case was built to, beside its plan, and written after it: where it is, the plan is."""
 
@@ -68,17 +79,20 @@ class CaseBuild(Value):
 
 
 def main() -> None:
-    """Entry point: what the user can mend is said without a traceback, and ends with 5."""
+    """Entry point: what the user can mend is said without a traceback, and ends with 5; Ctrl-C with 130."""
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     try:
-        print(markdown_from_report(_reported(_asked())))
+        report = _reported(_asked())
     except GpusqError as error:
         say(f"error: {error}")
         sys.exit(error.exit_code)
+    print(markdown_from_report(report))
+    if _INTERRUPTED in report.notes:
+        sys.exit(130)
 
 
 def _reported(suite: Suite) -> SuiteReport:
-    """Build, run, report."""
+    """Build, run, report; what was found until an interruption is reported too."""
     try:
         suite.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -86,18 +100,35 @@ def _reported(suite: Suite) -> SuiteReport:
     if suite.build_only:
         build_cases(suite)
         build_models(suite)
+    notes = [f"{ITERATIONS} samples after {WARMUP} warm-ups, CUDA events, copies not included, clocks as found"]
+    notes.append(f"torch's products: each sample is the mean of {LAUNCHES} in a row; kernels are of one")
+    models: list[ModelResult] = []
+    cases: list[CaseResult] = []
+    yardsticks: list[Yardstick] = []
+    try:
+        _keep(models, run_models(_until(suite, 0.45)))
+        _keep(cases, run_cases(_until(suite, 0.85)))
+        _keep(yardsticks, run_yardsticks(suite))
+    except KeyboardInterrupt:
+        notes.append(_INTERRUPTED)
     report = SuiteReport(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         target=suite.target.name,
         environment=read_environment(),
-        models=tuple(run_models(_until(suite, 0.45))),
-        cases=tuple(run_cases(_until(suite, 0.85))),
-        yardsticks=tuple(run_yardsticks(suite)),
-        notes=(f"{ITERATIONS} samples after {WARMUP} warm-ups, CUDA events, copies not included, clocks as found",),
+        models=tuple(models),
+        cases=tuple(cases),
+        yardsticks=tuple(yardsticks),
+        notes=tuple(notes),
     )
     for name, content in (("report.json", json_from_value(report)), ("report.md", _text(report))):
         write_whole(suite.folder / name, content)
     return report
+
+
+def _keep(found: list[_T], results: Iterator[_T]) -> None:
+    """One by one, so that an interruption loses none."""
+    for result in results:
+        found.append(result)  # noqa: PERF402 - extend() promises nothing about what it took before an exception
 
 
 def _until(suite: Suite, share: float) -> Suite:
@@ -106,40 +137,45 @@ def _until(suite: Suite, share: float) -> Suite:
 
 
 def build_cases(suite: Suite) -> None:
-    """A plan for every case that has none, by TensorRT-RTX, which needs no GPU for it.
+    """A plan for every case that has none: by TensorRT-RTX anywhere, by TensorRT where it and the GPU are.
 
     Raises:
-        GpusqError: TensorRT-RTX isn't installed, or fails.
+        GpusqError: A builder fails.
     """
-    if not suite.ahead:
-        say(f"no products: {suite.not_built('')}, tensorrt does on the device")
-        return
-    folder = suite.folder / "cases"
-    folder.mkdir(parents=True, exist_ok=True)
-    for case in all_cases():
-        if suite.wants(case.name) and not (folder / f"{case.file}.json").exists():
-            say(f"building {case.name}")
-            plan, built = _build_case(case, suite.target, AHEAD)
-            write_whole(folder / f"{case.file}.plan", plan)
-            write_whole(folder / f"{case.file}.json", json_from_value(built))
+    for backend in BACKENDS:
+        refusal = _unbuildable(suite, backend)
+        if refusal:
+            say(f"no products: {refusal}")
+            continue
+        for case in all_cases():
+            if suite.wants(case.name) and not all(path.exists() for path in _case_files(suite, case, backend)):
+                say(f"building {case.name} with {backend}")
+                _make_case(suite, case, backend)
 
 
 def run_cases(suite: Suite) -> Iterator[CaseResult]:
-    """Every case on every backend; TensorRT's are built here, on the device."""
-    for backend in BACKENDS:
-        for case in all_cases():
-            if suite.wants(case.name):
-                yield _case_result(suite, case, backend)
+    """Every case, on one backend after the other; TensorRT's that weren't built before are built now, on the device."""
+    for case in all_cases():
+        if suite.wants(case.name):
+            yield from (_case_result(suite, case, backend) for backend in BACKENDS)
+
+
+def _unbuildable(suite: Suite, backend: BackendName) -> str:
+    if backend == AHEAD:
+        return "" if suite.ahead else f"{suite.not_built('')}, tensorrt does on the device"
+    return suite.unable(backend)
 
 
 def run_yardsticks(suite: Suite) -> Iterator[Yardstick]:
     """The cases' shapes by torch: dense and 2:4, FP16 and INT8."""
     shapes = dict.fromkeys((case.k, case.n, case.batch) for case in all_cases() if suite.wants(case.name))
     for k, n, batch in shapes:
-        for product in ("fp16 dense", "fp16 2:4", "int8 dense", "int8 2:4"):
+        for product in get_args(Product):
             refusal = ONLY_BUILT if suite.build_only else torch_problem()
-            refusal = refusal or suite.late
-            outcome = Outcome(why_not=refusal) if refusal else measure_product(k, n, batch, product, ITERATIONS)
+            outcome = Outcome(why_not=refusal or suite.late)
+            if not outcome.why_not:
+                found = attempt(functools.partial(measure_product, k, n, batch, product, ITERATIONS))
+                outcome = Outcome(why_not=f"failed: {found.why}") if isinstance(found, Failure) else found
             yield Yardstick(k=k, n=n, batch=batch, product=product, outcome=outcome)
 
 
@@ -153,21 +189,34 @@ def _case_result(suite: Suite, case: GemmCase, backend: BackendName) -> CaseResu
 
 def _case_plan(suite: Suite, case: GemmCase, backend: BackendName) -> tuple[Path, CaseBuild, str]:
     """A case's plan, what it was built to, and why it can't be run; empty where it can."""
-    folder, built, refusal = suite.folder / "cases", CaseBuild(version="", kernels=()), suite.refusal(backend)
-    plan, record = (folder / f"{case.file}{ending}" for ending in (".plan", ".json"))
-    try:
-        if backend == AHEAD:
-            there = plan.exists() and record.exists()
-            built = read_value(record, CaseBuild) if there else built
-            refusal = refusal or ("" if there else suite.not_built("its plan"))
-        elif not refusal:
-            folder.mkdir(parents=True, exist_ok=True)
-            plan = folder / f"{case.file}.{backend}.plan"
-            content, built = _build_case(case, suite.target, backend)
-            write_whole(plan, content)
-    except GpusqError as error:
-        refusal = refusal or f"building failed: {error.what}"
-    return plan, built, refusal
+    plan, record = _case_files(suite, case, backend)
+    built, refusal = CaseBuild(version="", kernels=()), suite.refusal(backend)
+    if plan.exists() and record.exists():
+        found = attempt(lambda: read_value(record, CaseBuild))
+    elif backend == AHEAD:
+        return plan, built, refusal or suite.not_built("its plan")
+    elif refusal:
+        return plan, built, refusal
+    else:
+        found = attempt(lambda: _make_case(suite, case, backend))
+    if isinstance(found, Failure):
+        return plan, built, refusal or f"building failed: {found.why}"
+    return plan, found, refusal
+
+
+def _case_files(suite: Suite, case: GemmCase, backend: BackendName) -> tuple[Path, Path]:
+    """A case's plan, and what it was built to, which is written after it."""
+    stem = case.file if backend == AHEAD else f"{case.file}.{maker(backend)}"
+    return suite.folder / "cases" / f"{stem}.plan", suite.folder / "cases" / f"{stem}.json"
+
+
+def _make_case(suite: Suite, case: GemmCase, backend: BackendName) -> CaseBuild:
+    plan, record = _case_files(suite, case, backend)
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    content, built = _build_case(case, suite.target, backend)
+    write_whole(plan, content)
+    write_whole(record, json_from_value(built))
+    return built
 
 
 def _build_case(case: GemmCase, target: Target, backend: BackendName) -> tuple[bytes, CaseBuild]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from gpusq_deploy.artifacts.base import json_from_value, read_value
 from gpusq_deploy.artifacts.receipt import BuiltEngine, EngineTotals, Receipt
 from gpusq_deploy.benchmarks import gpu_models, gpu_runs
 from gpusq_deploy.benchmarks.gpu_models import BATCHES, build_models, run_models, save_reference
+from gpusq_deploy.benchmarks.gpu_results import ModelResult
 from gpusq_deploy.benchmarks.gpu_runs import Suite
 from gpusq_deploy.bundle import ENGINES, MODEL, RECEIPT
 from gpusq_deploy.engines.gpu import Gpu
@@ -102,11 +103,16 @@ def pretend(monkeypatch: pytest.MonkeyPatch, bundle: Path, *installed: str, wron
     return opened
 
 
+def of(backend: str, results: Iterable[ModelResult]) -> list[ModelResult]:
+    return [result for result in results if result.backend == backend]
+
+
 def test_every_batch_is_compared_before_it_is_timed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_reference(bundle)
     engine(bundle, "tensorrt-rtx")
-    opened = pretend(monkeypatch, bundle, "tensorrt-rtx", "tensorrt", wrong_from=32)
-    results = {result.batch: result for result in run_models(suite(bundle.parents[1]))}
+    opened = pretend(monkeypatch, bundle, "tensorrt-rtx", wrong_from=32)
+    found = list(run_models(suite(bundle.parents[1])))
+    results = {result.batch: result for result in found if result.backend == "tensorrt-rtx"}
     assert sorted(results) == sorted(BATCHES)
     for batch, result in results.items():
         assert result.backend == "tensorrt-rtx"
@@ -127,7 +133,7 @@ def test_a_plan_that_cant_be_loaded_is_told_for_every_batch(bundle: Path, monkey
         raise GpusqError("built for another GPU")
 
     monkeypatch.setattr(gpu_models, "open_session", refuse)
-    results = list(run_models(suite(bundle.parents[1])))
+    results = of("tensorrt-rtx", run_models(suite(bundle.parents[1])))
     assert [result.outcome.why_not for result in results] == ["failed: built for another GPU"] * len(BATCHES)
 
 
@@ -142,7 +148,7 @@ def test_a_device_that_fails_when_it_is_given_back_doesnt_end_the_suite(
         raise GpusqError("CUDA failed: an illegal memory access")
 
     monkeypatch.setattr(Device, "close", fail)
-    assert len(list(run_models(suite(bundle.parents[1])))) == len(BATCHES)
+    assert len(of("tensorrt-rtx", run_models(suite(bundle.parents[1])))) == len(BATCHES)
     assert "a100.plan: CUDA failed: an illegal memory access" in capsys.readouterr().err
 
 
@@ -150,8 +156,26 @@ def test_a_plan_is_run_by_who_built_it(bundle: Path, monkeypatch: pytest.MonkeyP
     save_reference(bundle)
     engine(bundle, "tensorrt")
     opened = pretend(monkeypatch, bundle, "tensorrt-rtx", "tensorrt")
-    assert {result.backend for result in run_models(suite(bundle.parents[1]))} == {"tensorrt"}
-    assert set(opened) == {"a100.plan tensorrt"}
+    reasons = {(one.backend, one.outcome.why_not) for one in run_models(suite(bundle.parents[1]))}
+    assert reasons == {("tensorrt-rtx", "its plan wasn't built: --build-only does"), ("tensorrt", "")}
+    assert opened == ["a100.plan tensorrt"]
+
+
+def test_where_both_run_both_are_measured(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_reference(bundle)
+    engine(bundle, "tensorrt-rtx")
+    opened = pretend(monkeypatch, bundle, "tensorrt-rtx", "tensorrt")
+
+    def build(*_words: Any) -> SimpleNamespace:
+        return SimpleNamespace(plan=b"here")
+
+    monkeypatch.setattr(gpu_models, "build_engine", build)
+    results = list(run_models(suite(bundle.parents[1])))
+    assert [(one.backend, one.batch) for one in results if one.outcome.samples_ms] == [
+        (backend, batch) for backend in ("tensorrt-rtx", "tensorrt") for batch in BATCHES
+    ]
+    list(run_models(suite(bundle.parents[1])))
+    assert opened == ["a100.plan tensorrt-rtx", "DeiT-S-INT8.tensorrt.plan tensorrt"] * 2, "it is built once"
 
 
 def test_where_tensorrt_alone_runs_it_builds_the_models_on_the_spot(
@@ -167,8 +191,8 @@ def test_where_tensorrt_alone_runs_it_builds_the_models_on_the_spot(
         return SimpleNamespace(plan=b"here")
 
     monkeypatch.setattr(gpu_models, "build_engine", build)
-    results = list(run_models(suite(bundle.parents[1])))
-    assert [(result.backend, result.outcome.why_not) for result in results] == [("tensorrt", "")] * len(BATCHES)
+    results = of("tensorrt", run_models(suite(bundle.parents[1])))
+    assert [result.outcome.why_not for result in results] == [""] * len(BATCHES)
     assert set(opened) == {"DeiT-S-INT8.tensorrt.plan tensorrt"}
     ((model, _target, settings, options),) = asked
     assert (model, options.backend, settings.batch.maximum) == (bundle / MODEL, "tensorrt", max(BATCHES))
@@ -177,7 +201,8 @@ def test_where_tensorrt_alone_runs_it_builds_the_models_on_the_spot(
         raise GpusqError("no memory")
 
     monkeypatch.setattr(gpu_models, "build_engine", fail)
-    failed = list(run_models(suite(bundle.parents[1])))
+    bundle.with_suffix(".tensorrt.plan").unlink()
+    failed = of("tensorrt", run_models(suite(bundle.parents[1])))
     assert {result.outcome.why_not for result in failed} == {"building failed: no memory"}
 
 
@@ -188,14 +213,15 @@ def test_a_build_that_was_killed_before_the_reference_is_told_and_finished(
     asked = suite(bundle.parents[1])
     with monkeypatch.context() as device:
         pretend(device, bundle, "tensorrt-rtx")
-        reasons = {result.outcome.why_not for result in run_models(asked)}
+        reasons = {result.outcome.why_not for result in of("tensorrt-rtx", run_models(asked))}
         assert reasons == {"its reference wasn't built: --build-only does"}
     build_models(asked)
     with np.load(bundle.with_suffix(".npz")) as stored:
         assert stored["y"].shape == (gpu_models.REFERENCE_SAMPLES, 4)
     bundle.with_suffix(".npz").write_bytes(b"PK cut short")
     pretend(monkeypatch, bundle, "tensorrt-rtx")
-    assert {result.outcome.why_not for result in run_models(asked)} == {"failed: its reference can't be read"}
+    found = of("tensorrt-rtx", run_models(asked))
+    assert {result.outcome.why_not for result in found} == {"failed: its reference can't be read"}
 
 
 def test_a_target_that_only_tensorrt_builds_for_says_what_tensorrt_lacks(
@@ -204,5 +230,6 @@ def test_a_target_that_only_tensorrt_builds_for_says_what_tensorrt_lacks(
     pretend(monkeypatch, bundle)
     results = list(run_models(suite(bundle.parents[1], "h100")))
     assert {(result.backend, result.outcome.why_not) for result in results} == {
-        ("tensorrt", "tensorrt can't run plans here: not installed")
+        ("tensorrt-rtx", "tensorrt-rtx can't run plans here: not installed"),
+        ("tensorrt", "tensorrt can't run plans here: not installed"),
     }

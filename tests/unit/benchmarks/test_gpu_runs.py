@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from gpusq_deploy.benchmarks import gpu_runs, gpu_suite
 from gpusq_deploy.benchmarks.gemm_cases import GemmCase, all_cases, expected_rows
+from gpusq_deploy.benchmarks.gpu_results import Outcome
 from gpusq_deploy.benchmarks.gpu_runs import Suite, target_here
 from gpusq_deploy.benchmarks.gpu_suite import main, run_cases
-from gpusq_deploy.benchmarks.gpu_yardstick import kernel_names
+from gpusq_deploy.benchmarks.gpu_yardstick import Kernels, kernels_among
 from gpusq_deploy.engines.gpu import Gpu, NoGpu
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.targets import find_target
@@ -139,6 +140,36 @@ class Device:
 
 def test_copies_are_no_kernels() -> None:
     names = ("Memcpy HtoD (Pageable -> Device)", "sm80_xmma_gemm", "Memset (Device)", "Memcpy DtoH (Device -> Pinned)")
-    events = [SimpleNamespace(name=name, device_type="DeviceType.CUDA") for name in names]
-    events.append(SimpleNamespace(name="cudaLaunchKernel", device_type="DeviceType.CPU"))
-    assert kernel_names(events) == ("sm80_xmma_gemm",)
+    events = [event(name, "DeviceType.CUDA") for name in names]
+    events.append(event("cudaLaunchKernel", "DeviceType.CPU"))
+    assert kernels_among(events) == Kernels(names=("sm80_xmma_gemm",), microseconds=(7.5,))
+
+
+def event(name: str, device: str) -> SimpleNamespace:
+    return SimpleNamespace(name=name, device_type=device, time_range=SimpleNamespace(elapsed_us=lambda: 7.5))
+
+
+@pytest.mark.parametrize("error", [GpusqError("no kernels"), RuntimeError("CUPTI is busy")])
+def test_samples_are_kept_where_no_profiler_can_look(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_run: object) -> Kernels:
+        raise error
+
+    monkeypatch.setattr(gpu_runs, "torch_problem", lambda: "")
+    monkeypatch.setattr(gpu_runs, "kernels_of", fail)
+    session: Any = Device(Path(), "")
+    found = gpu_runs.measured(session, {}, error=None)
+    assert (len(found.samples_ms), found.kernels, found.kernels_us) == (gpu_runs.ITERATIONS, (), ())
+    assert (
+        f"no kernels are seen: {'' if isinstance(error, GpusqError) else 'RuntimeError: '}{error}"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_mistake_of_our_own_is_a_line_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> tuple[None, Outcome]:
+        raise KeyError("x")
+
+    assert gpu_runs.tried(fail)[1].why_not == "failed: KeyError: 'x'"
+    assert "Traceback" in capsys.readouterr().err

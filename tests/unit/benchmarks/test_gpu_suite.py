@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,9 +17,10 @@ from gpusq_deploy.artifacts.base import read_value
 from gpusq_deploy.benchmarks import gpu_runs, gpu_suite
 from gpusq_deploy.benchmarks.gemm_cases import GemmCase, all_cases, expected_rows
 from gpusq_deploy.benchmarks.gpu_models import BATCHES, run_models
-from gpusq_deploy.benchmarks.gpu_results import Outcome, SuiteReport
+from gpusq_deploy.benchmarks.gpu_results import Outcome, Product, SuiteReport
 from gpusq_deploy.benchmarks.gpu_runs import ITERATIONS, TIME_IS_UP, WARMUP, Suite
 from gpusq_deploy.benchmarks.gpu_suite import build_cases, main, run_cases, run_yardsticks
+from gpusq_deploy.benchmarks.gpu_yardstick import Kernels
 from gpusq_deploy.engines.gpu import Gpu
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.targets import find_target
@@ -74,8 +75,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> list[Device]:
         opened.append(Device(case))
         return opened[-1]
 
-    def kernels_of(_run: object) -> tuple[str, ...]:
-        return (SPARSE, "epilogue")
+    def kernels_of(_run: object) -> Kernels:
+        return Kernels((SPARSE, "epilogue"), (9.0, 1.5))
 
     monkeypatch.setattr(gpu_runs, "why_not", why_not)
     monkeypatch.setattr(gpu_runs, "find_gpu", lambda: Gpu("A100", "8.0"))
@@ -100,6 +101,7 @@ def test_cases_are_built_once_run_and_compared(tmp_path: Path, device: list[Devi
         assert result.outcome.error is not None
         assert result.outcome.error <= 0.5
         assert result.outcome.sparse == "1 of 2"
+        assert result.outcome.total_us == 10.5
         assert result.kernels
     assert {session.timed for session in device} == {WARMUP + ITERATIONS}
     assert all(session.closed for session in device)
@@ -147,7 +149,7 @@ def test_what_there_is_no_time_or_plan_for_says_so(tmp_path: Path, device: list[
     assert {result.outcome.why_not for result in run_cases(suite(tmp_path)) if result.backend == "tensorrt-rtx"} == {
         "its plan wasn't built: --build-only does"
     }
-    models = list(run_models(suite(tmp_path, only="DeiT-S INT8")))
+    models = [one for one in run_models(suite(tmp_path, only="DeiT-S INT8")) if one.backend == "tensorrt-rtx"]
     assert [result.batch for result in models] == list(BATCHES)
     assert {result.outcome.why_not for result in models} == {"its plan wasn't built: --build-only does"}
     assert {one.outcome.why_not for one in run_yardsticks(suite(tmp_path, build_only=True))} == {
@@ -184,10 +186,40 @@ def test_the_command_builds_and_reports_without_a_gpu(
     report = read_value(tmp_path / "out" / "report.json", SuiteReport)
     assert report.target == "a100"
     assert {result.outcome.why_not for result in report.cases} == {"only built, as --build-only asked"}
-    assert len(report.yardsticks) == 4
+    assert len(report.yardsticks) == len(get_args(Product))
     printed = capsys.readouterr().out
     assert printed.strip() == (tmp_path / "out" / "report.md").read_text().strip()
     assert "| ViT-S proj b1 2:4 int8-plain | tensorrt-rtx | 1 | Int8 |" in printed
+
+
+def test_what_ran_before_an_interruption_is_reported(
+    tmp_path: Path, device: list[Device], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_cases(suite(tmp_path))
+    run_case: Callable[..., Outcome] = gpu_suite._run_case
+
+    def press(*words: Any) -> Outcome:
+        if len(device) == 2:
+            raise KeyboardInterrupt
+        return run_case(*words)
+
+    monkeypatch.setattr(gpu_suite, "_run_case", press)
+    words = ["gpu_suite", "--folder", str(tmp_path), "--target", "a100", "--only", ONLY]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    report = read_value(tmp_path / "report.json", SuiteReport)
+    assert len([one for one in report.cases if one.outcome.samples_ms]) == 2
+    assert "interrupted" in " ".join(report.notes)
+    assert SPARSE in capsys.readouterr().out
+
+
+def test_backends_take_turns_case_by_case(tmp_path: Path, device: list[Device]) -> None:
+    """A suite that runs out of time has then compared them where it has been."""
+    results = list(run_cases(suite(tmp_path)))
+    assert [result.backend for result in results] == ["tensorrt-rtx", "tensorrt"] * 3
+    assert device == []
 
 
 def test_kernels_are_counted_by_name() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import types
 from typing import get_args
 
 import pytest
 import torch
 
 from gpusq_deploy.benchmarks.gpu_results import Product
-from gpusq_deploy.benchmarks.gpu_yardstick import operands, prepared
+from gpusq_deploy.benchmarks.gpu_yardstick import error_of, operands, prepared
 
 K, N = 64, 48
 
@@ -20,37 +21,61 @@ def test_operands_have_the_sizes_and_the_zeros_that_torch_asks_for(product: Prod
     assert (tuple(x.shape), tuple(w.shape)) == ((filled, K), (N, K))
     assert x.dtype == w.dtype == (torch.float16 if product.startswith("fp16") else torch.int8)
     most = int((w.reshape(N, K // 4, 4) != 0).sum(dim=2).max())
-    assert most == (2 if product.endswith("2:4") else 4)
+    assert most == (2 if "2:4" in product else 4)
 
 
-@pytest.mark.parametrize("product", ["fp16 2:4", "int8 2:4"])
-def test_the_dense_operand_of_a_sparse_product_lies_column_by_column(
-    product: Product, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """cuSPARSELt refuses an INT8 operand that lies row by row, and torch's padding would copy it so."""
-    seen: list[torch.Tensor] = []
+SPARSE: tuple[Product, ...] = ("fp16 2:4", "int8 2:4", "int8 2:4 to int8")
 
-    def same(weight: torch.Tensor) -> torch.Tensor:
+
+class Lt:
+    """torch's operators with a pretended cuSPARSELt that multiplies on the CPU; it insists on its layout and kernel."""
+
+    _int_mm = staticmethod(torch.ops.aten._int_mm)
+
+    def __init__(self, wrong: float = 0.0) -> None:
+        self.wrong = wrong
+
+    def _cslt_compress(self, weight: torch.Tensor) -> torch.Tensor:
         return weight
 
-    def multiply(_packed: torch.Tensor, dense: torch.Tensor) -> None:
-        seen.append(dense)
+    def _cslt_sparse_mm_search(self, packed: torch.Tensor, dense: torch.Tensor, *, out_dtype: torch.dtype) -> int:
+        assert packed.dtype == dense.dtype
+        assert out_dtype != torch.int64
+        return 3
 
-    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", same)
-    monkeypatch.setattr(torch, "mm", multiply)
-    prepared(K, N, 197, product, "cpu")()
-    (dense,) = seen
-    assert (tuple(dense.shape), dense.stride()) == ((K, 208), (1, K))
+    def _cslt_sparse_mm(
+        self, packed: torch.Tensor, dense: torch.Tensor, *, out_dtype: torch.dtype, alg_id: int
+    ) -> torch.Tensor:
+        # cuSPARSELt refuses an INT8 operand that lies row by row, and torch's padding would copy it so.
+        assert (tuple(dense.shape), dense.stride(), alg_id) == ((K, 208), (1, K), 3)
+        exact = packed.double() @ dense.double() + self.wrong
+        return exact.clamp(-128, 127).to(out_dtype) if out_dtype == torch.int8 else exact.to(out_dtype)
+
+
+@pytest.mark.parametrize("product", get_args(Product))
+@pytest.mark.parametrize("wrong", [0.0, 300.0])
+def test_products_are_held_against_float64(product: Product, wrong: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "ops", types.SimpleNamespace(aten=Lt(wrong)))
+    run = prepared(K, N, 197, product, "cpu")
+    x, w = operands(K, N, 197, product, "cpu")
+    result = run()
+    assert tuple(result.shape) == (208, N)
+    assert result.dtype == {"fp16": torch.float16, "int8": torch.int32}[product[:4]] or product.endswith("to int8")
+    error = error_of(run, x, w, product)
+    if wrong and product in SPARSE:
+        assert error > 1
+    elif product.startswith("fp16"):
+        assert error < 0.01
+    else:
+        assert error == 0
 
 
 @pytest.mark.parametrize("product", ["fp16 dense", "int8 dense"])
 def test_dense_products_multiply_the_same_codes(product: Product) -> None:
     x, w = operands(K, N, 197, product, "cpu")
-    wanted = x.long() @ w.long().t()
+    codes = operands(K, N, 197, "int8 dense", "cpu")
+    scale = 128 if product == "fp16 dense" else 1
+    assert all(torch.equal((own * scale).long(), code.long()) for own, code in zip((x, w), codes, strict=True))
+    wanted = codes[0].long() @ codes[1].long().t()
     got = prepared(K, N, 197, product, "cpu")()
-    assert got.dtype == (torch.int32 if product == "int8 dense" else torch.float16)
-    if product == "int8 dense":
-        assert torch.equal(got.long(), wanted)
-    else:
-        near = wanted.abs() < 60000
-        torch.testing.assert_close(got.double()[near], wanted.double()[near], rtol=2e-3, atol=64)
+    torch.testing.assert_close(got.double() * scale**2, wanted.double(), rtol=2e-3, atol=0.05 * scale**2 * (scale > 1))
