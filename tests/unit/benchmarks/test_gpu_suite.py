@@ -196,14 +196,13 @@ def test_what_ran_before_an_interruption_is_reported(
     tmp_path: Path, device: list[Device], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     build_cases(suite(tmp_path))
-    run_case: Callable[..., Outcome] = gpu_suite._run_case
 
-    def press(*words: Any) -> Outcome:
-        if len(device) == 2:
+    def press(*words: Any, error: float | None) -> Outcome:
+        if len(device) == 3:
             raise KeyboardInterrupt
-        return run_case(*words)
+        return gpu_runs.measured(*words, error=error)
 
-    monkeypatch.setattr(gpu_suite, "_run_case", press)
+    monkeypatch.setattr(gpu_suite, "measured", press)
     words = ["gpu_suite", "--folder", str(tmp_path), "--target", "a100", "--only", ONLY]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as ended:
