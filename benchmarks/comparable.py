@@ -1,4 +1,7 @@
-"""May two runs be compared? Only where nothing but the model, its build and its software may have changed."""
+"""May two runs be compared? Only where nothing but the model, its build and its software may have changed.
+
+And only where the outputs are known to be right: no latency of wrong numbers counts.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,12 @@ def obstacles(base: Runs, head: Runs) -> tuple[str, ...]:
     locked = (base.environment.clocks_locked, head.environment.clocks_locked)
     if None not in locked and locked[0] != locked[1]:
         reasons.append("the CPU's clocks were locked in one of the two only")
+    reasons += [
+        f"the outputs of {name} weren't compared with the CPU's, so its latency may be of wrong numbers: "
+        "gpusq-bench BUNDLE compares them, and gpusq-bench PLAN --reference MODEL.onnx"
+        for name, runs in (("base", base), ("head", head))
+        if runs.outputs == "not compared"
+    ]
     return tuple(reasons)
 
 
@@ -27,6 +36,8 @@ def remarks(base: Runs, head: Runs) -> tuple[str, ...]:
         )
     for name, ours, theirs in (("base", base, head), ("head", head, base)):
         only = sorted(set(ours.batches) - set(theirs.batches))
+        if ours.outputs is None:
+            said.append(f"whether the outputs of {name} were compared with the CPU's isn't in its file, which is older")
         if only:
             said.append(f"measured in {name} only, so not compared: batch {', '.join(map(str, only))}")
     return tuple(said)

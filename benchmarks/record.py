@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import datetime, timezone
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -67,33 +68,40 @@ def record(
         runtime=infos[0],
         environment=read_environment(),
         settings=settings,
-        notes=(*_notes(settings), *compared),
+        outputs=compared.outputs,
+        notes=(*_notes(settings), *compared.notes),
         series=series,
     )
 
 
+class _Compared(NamedTuple):
+    outputs: Literal["reference", "compared", "not compared"]
+    notes: tuple[str, ...] = ()
+
+
 def _compared(
     subject: Subject, batches: Sequence[int], settings: MeasureSettings, open_engine: Callable[[], Session]
-) -> tuple[str, ...]:
+) -> _Compared:
     """What an engine's outputs were compared with, or why they weren't; nothing for ONNX Runtime, the reference itself.
 
     Raises:
         GpusqError: They are wrong, or the engine can't take a batch size.
     """
     if subject.choice.name == "onnxruntime":
-        return ()
+        return _Compared("reference")
     if subject.reference is None:
-        return ("outputs not compared with the CPU: the plan's model isn't known; --reference MODEL.onnx names it",)
+        why = "the plan's model isn't known; --reference MODEL.onnx names it"
+        return _Compared("not compared", (f"outputs not compared with the CPU: {why}",))
     try:
         reference = CpuReference(subject.reference)
     except GpusqError as error:
-        return (f"outputs not compared with the CPU: {error.what}",)
+        return _Compared("not compared", (f"outputs not compared with the CPU: {error.what}",))
     with closing(reference), closing(open_engine()) as session:
         check_batches(session.inputs, batches, subject.batch)
         for batch in batches:
             feeds = normal_feeds(session.inputs, batch, settings.seed)
             reference.check(feeds, session.run(feeds), batch)
-    return (reference.note(),)
+    return _Compared("compared", (reference.note(),))
 
 
 def _open(subject: Subject, threads: int | None, *, cuda_graph: bool) -> Session:

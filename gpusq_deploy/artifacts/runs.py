@@ -80,6 +80,9 @@ class Series(Value):
 class Runs(Value):
     """Everything measured in one go. `series` stands in the order of measurement.
 
+    `outputs` says whether they were compared with the model's on the CPU before the first sample; "reference" is ONNX
+    Runtime itself, and None a file from before that was put down.
+
     Invariant: each batch has each repeat 0…repeats-1 exactly once, with exactly `iterations` samples, so that a file
     from which somebody dropped the outliers is refused.
     """
@@ -91,6 +94,7 @@ class Runs(Value):
     runtime: RuntimeInfo
     environment: Environment
     settings: MeasureSettings
+    outputs: Literal["reference", "compared", "not compared"] | None = None
     notes: tuple[str, ...] = ()
     series: tuple[Series, ...]
 

@@ -53,6 +53,7 @@ def make_runs() -> MakeRuns:
                 clocks_locked=None,
             ),
             settings=MeasureSettings(warmup=2, iterations=iterations, repeats=repeats),
+            outputs="reference",
             series=series,
         )
 

@@ -177,6 +177,21 @@ def test_every_obstacle_is_listed(make_runs: MakeRuns, draw: Draw) -> None:
     )
 
 
+@pytest.mark.parametrize("side", ["base", "head"])
+def test_latencies_of_outputs_that_nobody_compared_dont_count(side: str, make_runs: MakeRuns, draw: Draw) -> None:
+    runs = {"base": make_runs({1: draw(1)}), "head": make_runs({1: draw(2)})}
+    runs[side] = msgspec.structs.replace(runs[side], outputs="not compared")
+    result = compare(runs["base"], runs["head"], BUDGET)
+    assert (result.verdict, result.exit_code) == ("not comparable", 4)
+    (reason,) = result.reasons
+    assert f"the outputs of {side} weren't compared" in reason
+    assert "--reference" in reason
+    runs[side] = msgspec.structs.replace(runs[side], outputs=None)
+    older = compare(runs["base"], runs["head"], BUDGET)
+    assert older.verdict == "holds"
+    assert f"whether the outputs of {side} were compared" in " ".join(older.remarks)
+
+
 def test_software_and_model_may_differ_but_are_said(make_runs: MakeRuns, draw: Draw) -> None:
     base = make_runs({1: draw(1)})
     head = _with(_with(base, "runtime", version="2.0"), "environment", gpu_driver="535", clocks_locked=True)

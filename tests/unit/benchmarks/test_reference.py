@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from gpusq_deploy.artifacts.runs import MeasureSettings
@@ -17,6 +20,7 @@ from gpusq_deploy.benchmarks import record as recording
 from gpusq_deploy.benchmarks.record import record
 from gpusq_deploy.benchmarks.reference import CpuReference
 from gpusq_deploy.benchmarks.subject import Subject
+from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.engines.runtimes import RuntimeChoice
 from gpusq_deploy.engines.session import Session, TensorSpec
 from gpusq_deploy.errors import GpusqError
@@ -84,6 +88,7 @@ def test_a_small_error_is_timed_and_noted(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "at batch 8" in note
     assert "at batch 2" in note
     assert sorted(timed) == [2] * 4 + [8] * 4
+    assert runs.outputs == "compared"
 
 
 def test_a_wrong_engine_is_refused_before_any_sample(
@@ -99,10 +104,12 @@ def test_what_isnt_compared_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     opened(monkeypatch, 0.5)
     runs = record(subject(tmp_path / "a.plan", None), (8,), FEW)
     assert any("--reference MODEL.onnx names it" in note for note in runs.notes)
+    assert runs.outputs == "not compared"
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")
     runs = record(subject(tmp_path / "a.plan", broken), (8,), FEW)
     assert any(note.startswith("outputs not compared with the CPU: ") for note in runs.notes)
+    assert runs.outputs == "not compared"
 
 
 @pytest.mark.parametrize(
@@ -113,4 +120,32 @@ def test_other_outputs_are_refused(model: Path, outputs: Arrays, said: str) -> N
     reference = CpuReference(model)
     with pytest.raises(GpusqError, match=said):
         reference.check({"x": np.ones((2, 3), np.float32)}, outputs, 2)
+    reference.close()
+
+
+def test_a_bf16_model_is_compared_in_float32(tmp_path: Path) -> None:
+    """ONNX Runtime's CPU provider can't run it as it is; torch, which can, rounds as BF16 does."""
+    # 16384 are the bits of 2.
+    weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    g (float[B,3] x) => (float[B,4] y) {
+        xb = Cast<to = 16>(x)
+        two = Constant<value = bfloat16 {16384}>()
+        h = MatMul(xb, w)
+        d = Mul(h, two)
+        y = Cast<to = 1>(d)
+    }"""
+    array = weights.float().numpy().astype(ml_dtypes.bfloat16)
+    path = tmp_path / "bf16.onnx"
+    ir.save(ir.from_onnx_text(text, initializers=[ir.Tensor(array, name="w")]), path)
+    with pytest.raises(GpusqError):
+        open_onnx(path)
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    y = ((torch.from_numpy(x).bfloat16() @ weights) * 2).float().numpy()
+    reference = CpuReference(path)
+    reference.check({"x": x}, {"y": y}, 8)
+    assert 35 < reference.found[8] < 60
+    assert "in float32 for BF16" in reference.note()
+    with pytest.raises(GpusqError, match="something else than the CPU"):
+        reference.check({"x": x}, {"y": -y}, 8)
     reference.close()
