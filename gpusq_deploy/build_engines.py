@@ -27,6 +27,7 @@ from gpusq_deploy.engines.releases import opset_problem, option_problems, releas
 from gpusq_deploy.engines.runtimes import choose_backend
 from gpusq_deploy.engines.timing_cache import cache_file, read_cache, write_cache
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.explain import recorded
 from gpusq_deploy.graph.files import save_model, scratch_folder
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
@@ -276,7 +277,7 @@ def _timing_cache(backend: BackendName, settings: BuildSettings) -> Path | None:
 
 
 def _entry(request: EngineRequest, target: Target, build: EngineBuild, file: str) -> BuiltEngine:
-    return BuiltEngine(
+    entry = BuiltEngine(
         target=target.name,
         backend=build.backend,
         backend_version=build.version,
@@ -299,6 +300,7 @@ def _entry(request: EngineRequest, target: Target, build: EngineBuild, file: str
         ),
         options=request.options.portable,
     )
+    return recorded(entry, target, request.sparsity.layers, request.plan.layers)
 
 
 def _needs(plan: Plan) -> list[GemmNeed]:

@@ -13,7 +13,7 @@ import msgspec
 
 from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.plan import LayerDecision, Precision
-from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, Verdict
+from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, Carrier, EngineLayer, Verdict
 from gpusq_deploy.artifacts.sparsity import Diagnosis, LayerSparsity
 from gpusq_deploy.targets import GemmNeed, Target, check_request, padding_notes
 
@@ -77,25 +77,6 @@ class Step(Value):
     answer: Verdict
     evidence: str
     mend: str = ""
-
-
-class Carrier(Value):
-    """One engine layer that carries a product.
-
-    Attributes:
-        name: The builder's name of it, which lists what a generated kernel fuses.
-        kind: The builder's word for what it is.
-        inputs: Element types of its inputs, as the builder names them; outputs: of its outputs.
-        fused: Other ONNX nodes that it computes, by name.
-        tactic: The kernel; empty or a stub where it is chosen when the plan is loaded.
-    """
-
-    name: str
-    kind: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    fused: tuple[str, ...]
-    tactic: str
 
 
 class LayerExplanation(Value):
@@ -174,6 +155,28 @@ def explain_layers(
     )
 
 
+def recorded(
+    engine: BuiltEngine, target: Target, layers: Sequence[LayerSparsity], decisions: Sequence[LayerDecision]
+) -> BuiltEngine:
+    """The engine with what decides for each of its layers: size, FLOPs, eligibility, and the engine layers behind it.
+
+    Args:
+        engine: As built for the target.
+        target: Its GPU.
+        layers: The 2:4 state of the model that it was built from.
+        decisions: Of the plan.
+    """
+    states = {state.layer: state for state in layers}
+    known = {found.layer: found for found in explain_layers(layers, target, decisions=decisions, engine=engine)}
+    return msgspec.structs.replace(
+        engine,
+        layers=tuple(
+            _recorded(built, states[built.layer], known[built.layer]) if built.layer in states else built
+            for built in engine.layers
+        ),
+    )
+
+
 def reaches(layers: Sequence[LayerExplanation]) -> tuple[Reach, ...]:
     """How many layers, and what share of the FLOPs, get past each link."""
     found: list[Reach] = []
@@ -206,6 +209,18 @@ def breaks(layers: Sequence[LayerExplanation]) -> tuple[Break, ...]:
         for (question, answer, mend), members in groups.items()
     ]
     return tuple(sorted(found, key=lambda entry: -(entry.flops_share or 0.0)))
+
+
+def _recorded(built: BuiltLayer, state: LayerSparsity, found: LayerExplanation) -> BuiltLayer:
+    eligible = next(step for step in found.chain if step.question == "eligible")
+    return msgspec.structs.replace(
+        built,
+        shape=(state.n // state.positions, state.k * state.positions),
+        flops=2 * state.macs or None,
+        eligible=eligible.answer,
+        eligible_reason=eligible.evidence,
+        carriers=found.carriers,
+    )
 
 
 def _share(layers: Sequence[LayerExplanation]) -> float | None:

@@ -32,8 +32,36 @@ class EngineLayer(Value):
     onnx_nodes: tuple[str, ...]
 
 
+class Carrier(Value):
+    """One engine layer that carries a product.
+
+    Attributes:
+        name: The builder's name of it, which lists what a generated kernel fuses.
+        kind: The builder's word for what it is.
+        inputs: Element types of its inputs, as the builder names them; outputs: of its outputs.
+        fused: Other ONNX nodes that it computes, by name.
+        tactic: The kernel; empty or a stub where it is chosen when the plan is loaded.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    fused: tuple[str, ...]
+    tactic: str
+
+
 class BuiltLayer(Value):
-    """One layer of the model: asked and built. `precision` is None where no engine layer could be found for it."""
+    """One layer of the model: asked and built. `precision` is None where no engine layer could be found for it.
+
+    What is None or empty after `reason` is so in receipts that are older than these fields.
+
+    Attributes:
+        shape: Of its weight as a product, [N, K] with K contracted; of a convolution K has the kernel's positions too.
+        flops: Of one sample, two per multiply-accumulate, as if dense; None also where it isn't known.
+        eligible: Whether the target has sparse kernels for it, as known when it was built, and `eligible_reason` why.
+        carriers: The engine layers behind `engine_layers`: element types, what they fuse, and their kernels' names.
+    """
 
     layer: str
     node: str
@@ -44,6 +72,11 @@ class BuiltLayer(Value):
     sparse_weights_valid: bool
     sparse_executed: Verdict
     reason: str
+    shape: tuple[int, int] | None = None
+    flops: int | None = None
+    eligible: Verdict | None = None
+    eligible_reason: str = ""
+    carriers: tuple[Carrier, ...] = ()
 
 
 class EngineTotals(Value):

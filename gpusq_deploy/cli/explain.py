@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from gpusq_deploy.artifacts.receipt import BuiltEngine
+from gpusq_deploy.artifacts.receipt import BuiltEngine, Carrier
 from gpusq_deploy.bundle import Bundle
-from gpusq_deploy.explain import Break, Carrier, LayerExplanation, breaks, explain_layers, reaches
+from gpusq_deploy.explain import Break, LayerExplanation, breaks, explain_layers, reaches
 from gpusq_deploy.receipt import CODED
 from gpusq_deploy.targets import find_target
 

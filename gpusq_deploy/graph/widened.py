@@ -41,4 +41,5 @@ def _widen_attributes(node: ir.Node) -> None:
             node.attributes[name] = ir.AttrInt64(name, _FLOAT)
     held = node.attributes.get_tensor("value", None)
     if held is not None and held.dtype == _BF16:
-        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(held.numpy().astype(np.float32)))
+        wide = np.asarray(held.numpy(), dtype=np.float32)
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(wide))

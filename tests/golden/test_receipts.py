@@ -28,6 +28,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "deit-s": ("deit_small_patch16_224", {}),
     "swin-t": ("swin_tiny_patch4_window7_224", {}),
 }
+INT8 = ("--int8", "--calib", "noise.npy")
+BUILDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    **{model: (model, INT8) for model in MODELS},
+    "deit-s-24": ("deit-s", (*INT8, "--sparse", "--prune", "magnitude")),
+    "swin-t-24-fp16": ("swin-t", ("--sparse", "--prune", "magnitude", "--calib", "noise.npy")),
+}
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,8 +44,9 @@ pytestmark = [
 ]
 
 
-def build_bundle(folder: Path, model: str) -> Path:
-    """The model in INT8 by the default recipe, for an A100 at batch 8, calibrated on four samples of noise."""
+def build_bundle(folder: Path, build_name: str) -> Path:
+    """The model by the default recipe, for an A100 at batch 8, calibrated on four samples of noise."""
+    model, asked = BUILDS[build_name]
     name, arguments = MODELS[model]
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
@@ -49,7 +56,8 @@ def build_bundle(folder: Path, model: str) -> Path:
     np.save(folder / "noise.npy", samples)
     out = folder / "model.gpusq"
     words = ["--arch", f"timm:{name}", *(f"--arch-arg={key}={value}" for key, value in arguments.items())]
-    words += ["--int8", "--calib", str(folder / "noise.npy"), "--target", "a100", "--batch", "8", "--out", str(out)]
+    words += [word.replace("noise.npy", str(folder / "noise.npy")) for word in asked]
+    words += ["--target", "a100", "--batch", "8", "--out", str(out)]
     words += ["--rewrites", "all"]  # to compare forms is tested elsewhere, and takes as long as the build
     done = run_main(build, folder / "model.pt", *words)
     assert done.code == 0, done.err
@@ -71,9 +79,13 @@ def receipt_text(engine: BuiltEngine) -> str:
 
 
 def layer_line(layer: BuiltLayer) -> str:
+    writes = sorted({dtype for carrier in layer.carriers for dtype in carrier.outputs})
+    valid = "2:4" if layer.sparse_weights_valid else "dense"
+    asked = "asked" if layer.sparse_asked else "not asked"
     return (
-        f"{layer.layer}: asked {layer.asked}, built {layer.precision} in {len(layer.engine_layers)}, "
-        f"sparse {layer.sparse_executed}"
+        f"{layer.layer} {list(layer.shape or ())}, {(layer.flops or 0) / 1e6:.1f} MFLOP: asked {layer.asked}, built "
+        f"{layer.precision} in {len(layer.engine_layers)} that write {', '.join(writes)}; {valid}, eligible "
+        f"{layer.eligible}, sparse {asked}, {layer.sparse_executed}"
     )
 
 
@@ -85,10 +97,10 @@ def kernel_lines(layers: tuple[EngineLayer, ...]) -> Iterator[str]:
         yield f"{layer.kind} {name}: {inputs} -> {outputs}"
 
 
-@pytest.mark.parametrize("model", list(MODELS))
-def test_the_receipt(request: pytest.FixtureRequest, tmp_path: Path, model: str) -> None:
-    (engine,) = read_bundle(build_bundle(tmp_path, model)).receipt.engines
-    path, got = DATA / f"receipt-{model}.txt", receipt_text(engine)
+@pytest.mark.parametrize("name", list(BUILDS))
+def test_the_receipt(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> None:
+    (engine,) = read_bundle(build_bundle(tmp_path, name)).receipt.engines
+    path, got = DATA / f"receipt-{name}.txt", receipt_text(engine)
     if request.config.getoption("--update-golden"):
         path.write_text(got)
     assert got == path.read_text(), f"{path.name} changed; if that is meant, run pytest tests/golden --update-golden"

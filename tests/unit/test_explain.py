@@ -11,7 +11,7 @@ import pytest
 from gpusq_deploy.artifacts.plan import LayerDecision, LayerKind, Precision
 from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, EngineTensor, EngineTotals, Verdict
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityRecord
-from gpusq_deploy.explain import Step, breaks, explain_layers, flops_shares, meaning_of, reaches
+from gpusq_deploy.explain import Step, breaks, explain_layers, flops_shares, meaning_of, reaches, recorded
 from gpusq_deploy.numerics.sparsity import magnitude_mask, rows_from_conv
 from gpusq_deploy.recipe import load_recipe
 from gpusq_deploy.sparsity import LayerWeight, sparsity_report, violation_text
@@ -286,6 +286,18 @@ def test_a_sparse_kernel_that_was_picked_settles_it() -> None:
 def test_an_fp16_layer_may_write_what_it_likes() -> None:
     step = chain(state_of(pruned()), decisions=[decision("fp16")], engine=engine(built("no"), output="Half"))
     assert step["eligible"].answer == "yes"
+
+
+def test_a_receipt_keeps_what_decides() -> None:
+    """A convolution of 32 channels and 3 x 3 positions into 16 is a product of [16, 288]."""
+    states = [state_of(pruned(16 * 9, 32), layer="conv", positions=9, macs=1000), state_of(pruned(), macs=0)]
+    made = engine(built("unknown", "conv"), built("unknown"), built("unknown", "elsewhere"), output="Float")
+    conv, linear, lost = recorded(made, find_target("a100"), states, [decision()]).layers
+    assert (conv.shape, conv.flops) == ((16, 288), 2000)
+    assert (linear.shape, linear.flops, linear.eligible) == ((64, 64), None, "unknown")
+    assert "writes Float" in linear.eligible_reason
+    assert [carrier.outputs for carrier in linear.carriers] == [("Float",)]
+    assert (lost.shape, lost.eligible) == (None, None)
 
 
 def test_totals_and_breaks_are_by_flops() -> None:

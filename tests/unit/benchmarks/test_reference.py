@@ -20,6 +20,7 @@ from gpusq_deploy.benchmarks import record as recording
 from gpusq_deploy.benchmarks.record import record
 from gpusq_deploy.benchmarks.reference import CpuReference
 from gpusq_deploy.benchmarks.subject import Subject
+from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.engines.runtimes import RuntimeChoice
 from gpusq_deploy.engines.session import Session, TensorSpec
@@ -135,13 +136,14 @@ def test_a_bf16_model_is_compared_in_float32(tmp_path: Path) -> None:
         d = Mul(h, two)
         y = Cast<to = 1>(d)
     }"""
-    array = weights.float().numpy().astype(ml_dtypes.bfloat16)
+    array: NDArray[Any] = array_from_tensor(weights.float()).astype(np.dtype[Any](ml_dtypes.bfloat16))
+    held: list[ir.TensorProtocol] = [ir.Tensor(array, name="w")]
     path = tmp_path / "bf16.onnx"
-    ir.save(ir.from_onnx_text(text, initializers=[ir.Tensor(array, name="w")]), path)
+    ir.save(ir.from_onnx_text(text, initializers=held), path)
     with pytest.raises(GpusqError):
         open_onnx(path)
     x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
-    y = ((torch.from_numpy(x).bfloat16() @ weights) * 2).float().numpy()
+    y = array_from_tensor(((torch.from_numpy(x).bfloat16() @ weights) * 2).float())
     reference = CpuReference(path)
     reference.check({"x": x}, {"y": y}, 8)
     assert 35 < reference.found[8] < 60
