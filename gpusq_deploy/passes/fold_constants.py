@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,7 +21,8 @@ _MOVES = frozenset(
 )
 _COMPUTES = frozenset(
     {"Abs", "Add", "Clip", "Div", "Floor", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Reciprocal", "Sign", "Sub"}
-    | {"Cos", "Exp", "LayerNormalization", "Log", "Pow", "Relu", "Sigmoid", "Sin", "Softmax", "Sqrt", "Tanh"}
+    | {"Cos", "Erf", "Exp", "Gelu", "Gemm", "LayerNormalization", "Log", "Pow", "Relu", "Sigmoid", "Sin", "Softmax"}
+    | {"Sqrt", "Tanh"}
     | {"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or"}
     | {"ConstantOfShape", "CumSum", "GatherND", "Range", "ReduceSum", "Resize", "ScatterND", "Tile"}
 )
@@ -90,6 +91,8 @@ def _evaluate(node: ir.Node, known: Mapping[ir.Value, _Array], opset: int) -> _A
         a, b = (_constant(value, known) for value in node.inputs if value is not None)
         product: _Array = np.matmul(a.astype(np.float64), b.astype(np.float64))
         return product.astype(a.dtype)
+    if node.op_type == "Gemm":
+        return _gemm(node, [_constant(value, known) for value in node.inputs if value is not None])
     if node.op_type == "Transpose" and node.inputs[0] is not None:  # a view: most of them turn weights, and stay
         return np.transpose(_constant(node.inputs[0], known), node.attributes.get_ints("perm", None))
     if node.op_type == "Resize" and node.inputs[0] is not None and node.outputs[0].shape is not None:
@@ -97,6 +100,16 @@ def _evaluate(node: ir.Node, known: Mapping[ir.Value, _Array], opset: int) -> _A
         return np.full(node.outputs[0].shape.numpy(), image.flat[0], image.dtype)
     inputs = [None if value is None else _constant(value, known) for value in node.inputs]
     return evaluate(node, inputs, opset)[0]
+
+
+def _gemm(node: ir.Node, given: Sequence[_Array]) -> _Array:
+    a, b, *c = (array.astype(np.float64) for array in given)
+    a = a.T if node.attributes.get_int("transA", 0) else a
+    b = b.T if node.attributes.get_int("transB", 0) else b
+    product: _Array = node.attributes.get_float("alpha", 1.0) * (a @ b)
+    for bias in c:
+        product = product + node.attributes.get_float("beta", 1.0) * bias
+    return product.astype(given[0].dtype)
 
 
 def _constant(value: ir.Value, known: Mapping[ir.Value, _Array]) -> _Array:

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import pytest
+import torch
 from tiny_models import DYNAMIC, STATIC, exported_swin, exported_vit, graph, run_model
 
+from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.compile import CANONICAL
 from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.configure import BuildSettings
@@ -154,6 +156,32 @@ linear (float[batch, 4] x) => (float[batch, 4] y) {
     assert [layer.weight for layer in weighted_layers(formed)] == ["weight"]
     x = random.standard_normal((3, 4), dtype=np.float32)
     np.testing.assert_allclose(run_model(formed, {"x": x})["y"], x @ weight.T + row @ other, rtol=1e-5)
+
+
+@pytest.mark.parametrize("turned", [(0, 0), (0, 1), (1, 0), (1, 1)])
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (0.5, 2.0)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_network_over_constants_is_folded(turned: tuple[int, int], scales: tuple[float, float], biased: bool) -> None:
+    """As Swin V2 has one over the coordinates of a window, whose answer is the attention's bias."""
+    random = torch.Generator().manual_seed(4)
+    a, b, c = (torch.randn(shape, generator=random) for shape in ((5, 2), (2, 8), (8,)))
+    held = {"coordinates": a.t() if turned[0] else a, "weight": b.t() if turned[1] else b, "bias": c}
+    held = held if biased else {name: held[name] for name in ("coordinates", "weight")}
+    text = f"""
+net (float[batch, 5, 8] x) => (float[batch, 5, 8] y) {{
+  hidden = Gemm<transA = {turned[0]}, transB = {turned[1]}, alpha = {scales[0]}, beta = {scales[1]}>({", ".join(held)})
+  active = Gelu(hidden)
+  y = Add(x, active)
+}}"""
+    constants = {name: array_from_tensor(tensor.contiguous()) for name, tensor in held.items()}
+    formed = run_passes(graph(text, **constants), [FoldConstants()])
+    assert operators(formed) == {"Add": 1}
+    assert weighted_layers(formed) == ()
+    hidden = scales[0] * (a @ b) + (scales[1] * c if biased else 0)
+    x = torch.randn((3, 5, 8), generator=random)
+    expected = array_from_tensor(x + torch.nn.functional.gelu(hidden))
+    got = run_model(formed, {"x": array_from_tensor(x)})["y"]
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_large_results_quantised_weights_and_answers_are_left_alone() -> None:
