@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,6 @@ import torch
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
 from gpusq_deploy.artifacts.base import digest_of_file, written_whole
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
-from gpusq_deploy.checkpoint.adapters.archive import require_intact
 from gpusq_deploy.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
 from gpusq_deploy.checkpoint.adapters.known import reading_of
 from gpusq_deploy.checkpoint.adapters.reading import Reading, some
@@ -198,7 +196,13 @@ def _with_config(asked: ArchSpec | None, saved: ArchSpec) -> ArchSpec:
     return ArchSpec(source=asked.source, name=asked.name, arguments={**saved.arguments, **asked.arguments})
 
 
-def stored_weights(path: Path, *, arch: ArchSpec | None = None, state_dict: str | None = None) -> StoredWeights:
+def stored_weights(
+    path: Path,
+    *,
+    arch: ArchSpec | None = None,
+    state_dict: str | None = None,
+    content: Mapping[str, Any] | None = None,
+) -> StoredWeights:
     """The same checkpoint, its weights mapped where the file can be, in the types that they are stored in.
 
     Nobody has read them yet: whether they are finite is for `require_finite`.
@@ -207,11 +211,16 @@ def stored_weights(path: Path, *, arch: ArchSpec | None = None, state_dict: str 
         path: As for `load_checkpoint`.
         arch: As for `load_checkpoint`.
         state_dict: As for `load_checkpoint`.
+        content: What the file holds, where it has been read already.
 
     Raises:
         GpusqError: See `load_checkpoint`.
     """
-    read = _read(path, arch, lambda file: (read_checkpoint_file(file), ()), state_dict)
+
+    def content_of(file: Path) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+        return (read_checkpoint_file(file) if content is None else content), ()
+
+    read = _read(path, arch, content_of, state_dict)
     skeleton, preprocessing = skeleton_from_arch(read.arch), read.preprocessing
     require_fit(skeleton.state_dict(), read.reading.state, read.arch, place=str(read.file))
     if preprocessing is None:
@@ -265,14 +274,11 @@ def _known(arch: ArchSpec | None, path: Path) -> ArchSpec:
 
 def _content(path: Path, *, allow_pickle: bool) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     try:
-        content = read_checkpoint_file(path)
+        return read_checkpoint_file(path), ()
     except CodeRefusedError as error:
         if not allow_pickle:
             raise
         return run_checkpoint_file(path), (f"WARNING: --allow-pickle: code that the file names was run ({error.what})",)
-    if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
-        require_intact(path)
-    return content, ()
 
 
 def save_checkpoint(

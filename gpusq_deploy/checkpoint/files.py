@@ -15,7 +15,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from gpusq_deploy.checkpoint.adapters.archive import require_stored
+from gpusq_deploy.checkpoint.adapters.archive import require_intact, require_stored
 from gpusq_deploy.checkpoint.adapters.semi_structured import SAFE_CLASSES
 from gpusq_deploy.errors import GpusqError
 
@@ -186,6 +186,7 @@ def _read_torch(path: Path) -> object:
             _require_pickle(path)
         else:
             require_stored(path)
+            require_intact(path)
         # A Namespace is a bag of attributes, which training scripts keep their options in: making one runs nothing.
         with torch.serialization.safe_globals([*SAFE_CLASSES, argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)

@@ -73,7 +73,7 @@ def weights_in_file(
         return _guessed(dict(read_exported_program(file).state)), None
     content = None if described else read_checkpoint_file(file)
     if content is None or content.get("format") == SELF_DESCRIBING:
-        stored = stored_weights(path, arch=arch, state_dict=state_dict)
+        stored = stored_weights(path, arch=arch, state_dict=state_dict, content=content)
         if all(name in stored.state for name, _ in _layers(stored.skeleton)):
             return _finite(stored, place=str(path)), stored.sparsity
         # A parametrised weight: only the module can compute it.

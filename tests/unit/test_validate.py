@@ -145,6 +145,28 @@ def test_a_record_that_fits_no_layer_is_refused(tmp_path: Path) -> None:
         validate(path)
 
 
+@pytest.mark.parametrize("how", ["guessed", "named", "describes itself"])
+def test_flipped_bits_of_a_weight_are_refused_not_called_clean(tmp_path: Path, how: str) -> None:
+    path, module, spec = tmp_path / "m.pt", pruned(), tiny_models.vit_spec()
+    if how == "describes itself":
+        save_checkpoint(path, module, arch=spec, preprocessing=preprocessing_of(spec, module))
+    else:
+        write(path, module)
+    arch = spec if how == "named" else None
+    assert validate(path, arch=arch).findings == ()
+    data = bytearray(path.read_bytes())
+    # A mantissa's lowest byte: the weight stays a number, and what is zero stays zero.
+    weight = module.get_submodule("blocks.0.mlp.fc1").get_parameter("weight").detach()
+    place = data.index(array_from_tensor(weight).tobytes())
+    column = int(torch.nonzero(weight[0])[0, 0])
+    data[place + 4 * column] ^= 0x11
+    path.write_bytes(data)
+    with pytest.raises(GpusqError, match="1 of .* entries differ from their checksums") as caught:
+        validate(path, arch=arch)
+    assert "/data/" in str(caught.value.place)
+    assert run_main(command, path).code == GpusqError.exit_code
+
+
 @pytest.mark.parametrize("option", ["--arch", "--arch-arg", "--state-dict", "--recipe"])
 def test_options_that_would_change_nothing_are_usage_errors(tmp_path: Path, option: str) -> None:
     model, bundle = tmp_path / "m.onnx", bundles.write(tmp_path / "bundle")
