@@ -37,6 +37,7 @@ from gpusq_deploy.recipe import OPSETS, Recipe, load_recipe
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.verify import require_same, split_source, verify
 from gpusq_deploy.wide import Wide, text_of, wide_in
+from gpusq_deploy.wording import counted
 
 
 def repair_command(request: BuildRequest) -> str:
@@ -78,7 +79,10 @@ def say_remarks(checkpoint: Checkpoint, request: BuildRequest, reporter: Reporte
         reporter.say(f"{checkpoint.file}: {remark}")
     if not request.recalibrate or not checkpoint.ranges:
         return checkpoint
-    remark = f"--recalibrate: the {len(checkpoint.ranges)} ranges that the checkpoint records are not used"
+    verb = "is" if len(checkpoint.ranges) == 1 else "are"
+    remark = (
+        f"--recalibrate: the {counted(len(checkpoint.ranges), 'range')} that the checkpoint records {verb} not used"
+    )
     reporter.say(remark)
     return replace(checkpoint, ranges={}, origins={}, remarks=(*checkpoint.remarks, remark))
 
@@ -160,7 +164,7 @@ def find_wide(
     seen = {} if table is None else {entry.tensor: (entry.amax, entry.origin) for entry in table.ranges}
     if data.real:
         source = few(data.calibrate)
-        origin = f"seen on {len(source)} samples of {source.name}"
+        origin = f"seen on {counted(len(source), 'sample')} of {source.name}"
         for tensor, amax in largest_magnitudes(model, source, open_model=open_onnx).items():
             if amax > seen.get(tensor, (0.0, ""))[0]:
                 seen[tensor] = (amax, origin)
@@ -252,7 +256,7 @@ def unpack_weights(folder: Path, reporter: Reporter) -> None:
         GpusqError: There are no packed ones, or they are damaged.
     """
     count = unpack_dense(folder)
-    reporter.say(f"unpacked {count} weights of {PACKED} into {DENSE}, bit for bit")
+    reporter.say(f"unpacked {counted(count, 'weight')} of {PACKED} into {DENSE}, bit for bit")
 
 
 def verify_built(
@@ -262,7 +266,7 @@ def verify_built(
     if plan.remainder == "bf16":
         reporter.say("not verified: ONNX Runtime's CPU provider has no BF16 kernels")
         return None
-    reporter.say(f"verifying against the float graph on {len(data.verify)} samples")
+    reporter.say(f"verifying against the float graph on {counted(len(data.verify), 'sample')}")
     result = verify(
         float_model,
         built_model,

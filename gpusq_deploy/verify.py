@@ -20,6 +20,7 @@ from gpusq_deploy.graph.blocks import Site, block_sites, layer_sites
 from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.graph.memory import large_blocks_given_back
 from gpusq_deploy.numerics.error import ErrorSums, sqnr_db
+from gpusq_deploy.wording import counted
 
 _BLOCKS_LOOKED_INTO = 2
 _LAYER_SAMPLES = 4
@@ -159,7 +160,9 @@ def _bounded(decibels: float) -> float:
 
 def _note(seen: Compared, source: DataSource, *, held_out: bool) -> str:
     kind = "synthetic" if source.synthetic else "kept apart from calibration" if held_out else "also used to calibrate"
-    return f"{seen.images} samples of {source.name}, {kind}; ONNX Runtime on the CPU, its rewrites switched off"
+    return (
+        f"{counted(seen.images, 'sample')} of {source.name}, {kind}; ONNX Runtime on the CPU, its rewrites switched off"
+    )
 
 
 def _rewritten(blocks: Sequence[Site], common: Sequence[Site]) -> str:

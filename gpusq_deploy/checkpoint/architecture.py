@@ -17,6 +17,7 @@ from gpusq_deploy.checkpoint.libraries import library
 from gpusq_deploy.checkpoint.saved_folder import config_argument
 from gpusq_deploy.checkpoint.transformers_models import module_from_transformers, refusals
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.wording import with_article
 
 _GRAMMAR = "--arch takes timm:NAME, torchvision:NAME, transformers:CLASS or package.module:factory"
 
@@ -140,7 +141,9 @@ def _from_factory(spec: ArchSpec) -> torch.nn.Module:
         raise GpusqError(f"{package} has no callable {name!r}", place="--arch", hint=_GRAMMAR)
     module = factory(**spec.arguments)
     if not isinstance(module, torch.nn.Module):
-        raise GpusqError(f"the factory returned a {type(module).__name__}, not a torch.nn.Module", place=str(spec))
+        raise GpusqError(
+            f"the factory returned {with_article(type(module).__name__)}, not a torch.nn.Module", place=str(spec)
+        )
     return module
 
 

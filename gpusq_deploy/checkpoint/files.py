@@ -18,6 +18,7 @@ import torch
 from gpusq_deploy.checkpoint.adapters.archive import require_intact, require_stored
 from gpusq_deploy.checkpoint.adapters.semi_structured import SAFE_CLASSES
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.wording import with_article
 
 SELF_DESCRIBING = "gpusq.checkpoint/1"
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "state_dict_ema")
@@ -48,7 +49,9 @@ def read_checkpoint_file(path: Path) -> Mapping[str, Any]:
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if not isinstance(content, dict):
         raise GpusqError(
-            f"the file holds a {type(content).__name__}, not a state dict", place=str(path), hint=_SAVE_AGAIN
+            f"the file holds {with_article(type(content).__name__)}, not a state dict",
+            place=str(path),
+            hint=_SAVE_AGAIN,
         )
     return cast("dict[str, Any]", content)
 
@@ -69,7 +72,9 @@ def run_checkpoint_file(path: Path) -> Mapping[str, Any]:
         return dict(content.state_dict())
     if not isinstance(content, dict):
         raise GpusqError(
-            f"the file holds a {type(content).__name__}, not a state dict", place=str(path), hint=_SAVE_AGAIN
+            f"the file holds {with_article(type(content).__name__)}, not a state dict",
+            place=str(path),
+            hint=_SAVE_AGAIN,
         )
     return cast("dict[str, Any]", content)
 

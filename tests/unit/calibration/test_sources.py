@@ -86,6 +86,30 @@ def test_an_array_that_the_model_cannot_take_is_refused(tmp_path: Path, array: n
     assert (caught.value.place, bool(caught.value.hint)) == (path, True)
 
 
+@pytest.mark.parametrize(
+    ("shape", "kind", "hint"),
+    [
+        ((0, 3, 8, 6), "f4", "no sample"),
+        ((4, 3, 8, 6), "u1", "as float32"),
+        ((4, 3, 8, 6), "c8", "as float32"),
+        ((3, 8, 6), "f4", "array[None]"),
+        ((8, 6, 3), "f4", "array[None]"),
+        ((8, 6), "f4", "numpy.stack"),
+        ((4, 8, 6, 3), "f4", "array.transpose(0, 3, 1, 2)"),
+        ((4, 1, 8, 6), "f4", "channels are another number"),
+        ((4, 3, 6, 8), "f4", "prepare the samples at 8 x 6"),
+        ((4, 3, 16, 12), "f2", "prepare the samples at 8 x 6"),
+    ],
+)
+def test_what_is_wrong_with_an_array_is_named(tmp_path: Path, shape: tuple[int, ...], kind: str, hint: str) -> None:
+    size = Preprocessing(channels=3, height=8, width=6, mean=(0.0,) * 3, std=(1.0,) * 3, origin="test")
+    with pytest.raises(GpusqError) as caught:
+        open_source(save(tmp_path / "data.npy", np.ones(shape, kind)), size)
+    assert hint in str(caught.value.hint)
+    # What isn't the trouble isn't blamed.
+    assert ("float32" in str(caught.value.hint)) == (kind in {"u1", "c8"})
+
+
 def test_an_array_without_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GpusqError):
         open_source(save(tmp_path / "data.npy", np.ones((0, 3, 8, 8), np.float32)), SIZE)
@@ -203,7 +227,7 @@ def test_damaged_images_are_skipped_by_name_up_to_a_tenth(folder: Folder) -> Non
 
 def test_more_damaged_images_than_a_tenth_stop_it(folder: Folder) -> None:
     source = open_source(str(folder(17, 3)), SIZE)
-    with pytest.raises(GpusqError, match="3 of 20 samples can't be read") as caught:
+    with pytest.raises(GpusqError, match="at least 3 of 20 samples can't be read") as caught:
         read(source)
     assert "bad-02.png" in caught.value.what
     assert caught.value.hint

@@ -149,12 +149,12 @@ def test_a_pickled_module_is_refused_with_advice(tmp_path: Path, refused: Refuse
 
 @pytest.mark.parametrize(
     ("content", "found"),
-    [(torch.ones(3), "Tensor"), ([torch.ones(3)], "list"), (7, "int"), (None, "NoneType"), ("text", "str")],
+    [(torch.ones(3), "a Tensor"), ([torch.ones(3)], "a list"), (7, "an int"), (None, "a NoneType"), ("text", "a str")],
 )
 def test_what_is_no_dictionary_is_refused(tmp_path: Path, refused: Refused, content: object, found: str) -> None:
     path = tmp_path / "model.pt"
     torch.save(content, path)
-    assert f"holds a {found}" in refused(path).what
+    assert f"holds {found}" in refused(path).what
 
 
 @pytest.mark.parametrize(
