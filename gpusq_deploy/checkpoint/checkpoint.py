@@ -64,13 +64,14 @@ class Checkpoint:
 class StoredWeights:
     """A model's weights where they lie in its file, and a module that says what they are; its own mean nothing.
 
-    `preprocessing` is None where the architecture declares none.
+    `preprocessing` is None where the architecture declares none; `remarks` are those of `Checkpoint`.
     """
 
     skeleton: torch.nn.Module
     state: Mapping[str, torch.Tensor]
     sparsity: SparsityRecord | None
     preprocessing: Preprocessing | None
+    remarks: tuple[str, ...] = ()
 
 
 def load_checkpoint(
@@ -228,7 +229,13 @@ def stored_weights(
         with suppress(GpusqError):
             preprocessing = preprocessing_of(read.arch, skeleton, read.preprocessor)
     reading = read.reading
-    return StoredWeights(skeleton=skeleton, state=reading.state, sparsity=reading.sparsity, preprocessing=preprocessing)
+    return StoredWeights(
+        skeleton=skeleton,
+        state=reading.state,
+        sparsity=reading.sparsity,
+        preprocessing=preprocessing,
+        remarks=reading.remarks,
+    )
 
 
 def _by_module_names(arch: ArchSpec, reading: Reading, *, place: str) -> Reading:
