@@ -64,12 +64,18 @@ def refusals(spec: ArchSpec) -> Generator[None]:
     except GpusqError:
         raise
     except Exception as error:
-        said = " ".join((repr(error) if isinstance(error, LookupError) else str(error)).split())
+        what = "refuses its arguments" if spec.arguments else "can't be made"
         raise GpusqError(
-            f"the architecture refuses its arguments: {said}",
+            f"the architecture {what}: {said_by(error)}",
             place=str(spec),
             hint="check --arch, --arch-arg and the model's config",
         ) from error
+
+
+def said_by(error: Exception) -> str:
+    """What an exception says, in one line; its type too, where that is half of it or all."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if not text or isinstance(error, LookupError) else text
 
 
 def preprocessing_of_transformers(
