@@ -81,8 +81,8 @@ def statistics_of(batch: npt.NDArray[np.float32]) -> InputStatistics:
 
 
 def input_warnings(seen: InputStatistics, declared: Preprocessing) -> tuple[str, ...]:
-    """What about the input contradicts the declared mean and deviation; at most one sentence; of images alone."""
-    if not declared.is_image:
+    """What about the input contradicts the declared mean and deviation, if any; one sentence at most."""
+    if not (declared.is_image and declared.is_declared):
         return ()
     low = [(0 - mean) / std for mean, std in zip(declared.mean, declared.std, strict=True)]
     high = [(1 - mean) / std for mean, std in zip(declared.mean, declared.std, strict=True)]

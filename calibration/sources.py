@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gpusq_deploy.artifacts.arch import Preprocessing
+from gpusq_deploy.artifacts.arch import UNDECLARED, Preprocessing
 from gpusq_deploy.calibration.arrays import made_by_factory, mapped_npy, mapped_npz, names_factory, spooled
 from gpusq_deploy.calibration.images import SUFFIXES, Sample, image_files, load_image
 from gpusq_deploy.errors import GpusqError
@@ -20,6 +20,7 @@ from gpusq_deploy.wording import counted
 RANDOM = "random"
 _RANDOM_SAMPLES = 16
 _MAX_UNREADABLE = 0.1
+_ARRAY_FILES = {".npy": mapped_npy, ".npz": mapped_npz}
 _KINDS = (
     "a folder of images; a .npy or .npz file of float32 [N, C, H, W], or package.module:factory that returns an "
     "iterable of such arrays, already preprocessed; or 'random'"
@@ -233,10 +234,30 @@ def open_source(text: str, preprocessing: Preprocessing) -> DataSource:
         if not files:
             raise GpusqError("no images in the folder", place=text, hint=f"files with {', '.join(sorted(SUFFIXES))}")
         return ImageFolder(name=text, files=files, preprocessing=preprocessing)
-    read = {".npy": mapped_npy, ".npz": mapped_npz}.get(path.suffix)
+    read = _ARRAY_FILES.get(path.suffix)
     if read is None or not path.is_file():
         raise GpusqError("not a source of calibration data", place=text, hint=f"--calib takes {_KINDS}")
     return _array_source(text, read(path), preprocessing)
+
+
+def preprocessing_of_arrays(text: str | None) -> Preprocessing | None:
+    """What `--calib` tells of the input of a model that declares nothing: the shape of a file's samples.
+
+    Returns:
+        A preprocessing that does nothing, and says by its origin that it is none; None for what isn't such a file.
+
+    Raises:
+        GpusqError: The file is damaged.
+    """
+    read = _ARRAY_FILES.get(Path(text or "").suffix)
+    if text is None or read is None or not os.path.isfile(text):
+        return None
+    shape = read(Path(text)).shape
+    if len(shape) != 4 or 0 in shape:
+        return None
+    channels, height, width = shape[1:]
+    zeros, ones = (0.0,) * channels, (1.0,) * channels
+    return Preprocessing(channels=channels, height=height, width=width, mean=zeros, std=ones, origin=UNDECLARED)
 
 
 def source_from_iterable(items: Iterable[Any], preprocessing: Preprocessing, *, name: str = "an iterable") -> ArrayFile:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from gpusq_deploy.artifacts.base import digest_of_file, written_whole
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
 from gpusq_deploy.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
 from gpusq_deploy.checkpoint.adapters.known import reading_of
-from gpusq_deploy.checkpoint.adapters.reading import Reading, some
+from gpusq_deploy.checkpoint.adapters.reading import Reading
 from gpusq_deploy.checkpoint.architecture import module_from_arch, skeleton_from_arch, text_from_arch
 from gpusq_deploy.checkpoint.files import (
     SELF_DESCRIBING,
@@ -31,13 +31,13 @@ from gpusq_deploy.checkpoint.files import (
 )
 from gpusq_deploy.checkpoint.fit import require_finite, require_fit, require_plain
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
-from gpusq_deploy.checkpoint.saved_folder import CONFIG, PREPROCESSOR, saved_folder, weights_file
-from gpusq_deploy.checkpoint.transformers_models import DEFAULTS, answers_left_out
+from gpusq_deploy.checkpoint.remarks import assumed, eight_bit_floats
+from gpusq_deploy.checkpoint.saved_folder import CONFIG, saved_folder, weights_file
+from gpusq_deploy.checkpoint.transformers_models import UndeclaredError
 from gpusq_deploy.checkpoint.transformers_weights import Renamed, weights_by_module_names
 from gpusq_deploy.errors import GpusqError
 
 _LIGHTNING = "model."
-_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +75,12 @@ class StoredWeights:
 
 
 def load_checkpoint(
-    path: Path, *, arch: ArchSpec | None = None, allow_pickle: bool = False, state_dict: str | None = None
+    path: Path,
+    *,
+    arch: ArchSpec | None = None,
+    allow_pickle: bool = False,
+    state_dict: str | None = None,
+    undeclared: Callable[[], Preprocessing | None] = lambda: None,
 ) -> Checkpoint:
     """Load a checkpoint: self-describing, a state dict, safetensors or an exported program. Nothing in it is executed.
 
@@ -85,6 +90,7 @@ def load_checkpoint(
             it is named here too, however the file describes itself.
         allow_pickle: Run code that the file names, where it can't be read otherwise; a remark says when that was done.
         state_dict: Which of the file's state dicts, where it holds several; see `state_dict_in`.
+        undeclared: What is known of the input of an architecture that declares no preprocessing; None: nothing.
 
     Raises:
         GpusqError: A bad file, no architecture, weights that don't fit it, or weights that aren't finite.
@@ -98,8 +104,8 @@ def load_checkpoint(
     module = _module_with_weights(read.arch, reading.state, place=place)
     preprocessing, remarks = read.preprocessing, reading.remarks
     if preprocessing is None:
-        preprocessing = preprocessing_of(read.arch, module, read.preprocessor)
-        remarks = (*remarks, *_told(reading.state), *_assumed(read.arch, preprocessing))
+        preprocessing, lacking = _declared(read, module, undeclared)
+        remarks = (*remarks, *eight_bit_floats(reading.state), *lacking, *assumed(read.arch, preprocessing))
     return Checkpoint(
         file=read.file.name,
         digest=digest_of_file(read.file),
@@ -370,20 +376,15 @@ def _module_with_weights(arch: ArchSpec, state: Mapping[str, torch.Tensor], *, p
     return module.requires_grad_(requires_grad=False)
 
 
-def _told(state: Mapping[str, torch.Tensor]) -> Iterator[str]:
-    eight_bits = [name for name, tensor in state.items() if tensor.is_floating_point() and tensor.dtype not in _FLOATS]
-    if eight_bits:
-        yield f"weights in FP8 are read as the numbers that they are, without a scale: {some(eight_bits)}"
-
-
-def _assumed(arch: ArchSpec, preprocessing: Preprocessing) -> Iterator[str]:
-    if arch.source != "transformers":
-        return
-    if preprocessing.origin.startswith(DEFAULTS):
-        yield (
-            f"WARNING: no {PREPROCESSOR}: images are prepared by the {preprocessing.origin}, which need not be what "
-            "the model was trained with"
-        )
-    left_out = answers_left_out(arch, preprocessing)
-    if left_out:
-        yield f"answers of the model that the graph leaves out: {some(left_out)}"
+def _declared(
+    read: _Read, module: torch.nn.Module, undeclared: Callable[[], Preprocessing | None]
+) -> tuple[Preprocessing, tuple[str, ...]]:
+    """The preprocessing, and a remark where it is none."""
+    try:
+        return preprocessing_of(read.arch, module, read.preprocessor), ()
+    except UndeclaredError as error:
+        known = undeclared()
+        if known is None:
+            raise
+        shape = f"{known.channels} x {known.height} x {known.width}"
+        return known, (f"{error.what}: the input is taken to be {shape}, as the prepared arrays are",)

@@ -10,7 +10,7 @@ import photographs
 import pytest
 from PIL import Image
 
-from gpusq_deploy.artifacts.arch import Preprocessing
+from gpusq_deploy.artifacts.arch import UNDECLARED, Preprocessing
 from gpusq_deploy.artifacts.calibration import CalibrationTable, TensorRange
 from gpusq_deploy.calibration.guard import InputStatistics, few_warnings, input_warnings, range_warnings, statistics_of
 from gpusq_deploy.graph.layers import GraphLayer
@@ -135,3 +135,9 @@ def test_a_handful_of_real_samples_is_told(images: int, synthetic: bool, told: s
     )
     assert len(found) == bool(told)
     assert all(told in warning for warning in found)
+
+
+def test_data_of_a_model_that_declares_nothing_is_not_judged(pixels: Batch) -> None:
+    assert warnings_for(pixels * 255, PLAIN)
+    undeclared = Preprocessing(channels=3, height=32, width=32, mean=PLAIN[0], std=PLAIN[1], origin=UNDECLARED)
+    assert input_warnings(statistics_of(pixels * 255), undeclared) == ()

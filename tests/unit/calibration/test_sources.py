@@ -26,6 +26,7 @@ from gpusq_deploy.calibration.sources import (
     Selection,
     filled,
     open_source,
+    preprocessing_of_arrays,
     source_from_iterable,
 )
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
@@ -445,3 +446,30 @@ def test_a_factory_that_fails_is_named(name: str) -> None:
 def test_a_factory_in_a_module_that_is_not_there_is_refused() -> None:
     with pytest.raises(GpusqError, match="ModuleNotFoundError"):
         open_source("no_such_package.sets:rows", SIZE)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_a_file_of_arrays_tells_the_shape_of_an_input_and_nothing_else(tmp_path: Path, suffix: str) -> None:
+    array = np.zeros((2, 5, 8, 6), np.float32)
+    text = save(tmp_path / "data.npy", array) if suffix == ".npy" else save_npz(tmp_path / "data.npz", images=array)
+    found = preprocessing_of_arrays(text)
+    assert found is not None
+    assert (found.channels, found.height, found.width) == (5, 8, 6)
+    assert not found.is_declared
+    np.testing.assert_array_equal(read(open_source(text, found))[0], array)
+
+
+def test_what_is_no_file_of_samples_tells_no_shape(tmp_path: Path) -> None:
+    flat = save(tmp_path / "flat.npy", np.zeros((3, 8, 6), np.float32))
+    none = save(tmp_path / "none.npy", np.zeros((0, 3, 8, 6), np.float32))
+    for text in (
+        None,
+        "random",
+        "",
+        str(tmp_path),
+        str(tmp_path / "missing.npy"),
+        "package.module:factory",
+        flat,
+        none,
+    ):
+        assert preprocessing_of_arrays(text) is None
