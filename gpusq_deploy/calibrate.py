@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpusq_deploy.artifacts.arch import ArchSpec
-from gpusq_deploy.artifacts.base import json_from_value, write_whole
+from gpusq_deploy.artifacts.base import json_from_value, require_folder, write_whole
 from gpusq_deploy.artifacts.calibration import CalibrationTable, Calibrator
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.calibration.choice import calibrators_for
@@ -90,8 +90,7 @@ def calibrate_checkpoint(request: CalibrateRequest, ranks: Ranks, reporter: Repo
 
 
 def _require_place(out: Path, *, force: bool) -> None:
-    if not out.absolute().parent.is_dir():
-        raise GpusqError("the folder to write into does not exist", place=str(out.absolute().parent))
+    require_folder(out)
     if out.is_dir() or (os.path.lexists(out) and not force):
         raise GpusqError(
             "the output exists already", place=str(out), hint="--force replaces a file; --out names another"

@@ -169,6 +169,11 @@ def test_prepared_arrays_need_no_declared_preprocessing(
     assert any("the input is taken to be 3 x 8 x 6" in note for note in manifest.notes)
 
 
+def test_a_missing_output_folder_is_told_with_the_command_that_makes_it(dense: Path, tmp_path: Path) -> None:
+    done = run_main(calibrate, dense, "--calib", "random", "--out", tmp_path / "a" / "m.json")
+    assert (done.code, f"mkdir -p {tmp_path / 'a'}" in done.err) == (5, True), done.err
+
+
 def test_a_single_image_is_warned_of(dense: Path, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "a.png").write_bytes(sorted(photos.iterdir())[0].read_bytes())
