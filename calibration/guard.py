@@ -16,6 +16,7 @@ import numpy.typing as npt
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.calibration import CalibrationTable
 from gpusq_deploy.graph.layers import GraphLayer
+from gpusq_deploy.wording import counted
 
 # Statistics are whole numbers in units of 1/1024, up to ±1024: sums are then the same in any order and grouping.
 _UNIT = 1024
@@ -24,6 +25,8 @@ _MOST = 1024
 _OVERSHOOT = 0.1
 # Photographs nearly always hold something black and something white; this share of the full span is unusual.
 _NARROW = 0.6
+# Fewer samples than this are told: the documented number is a few dozen.
+_FEW = 8
 # Calibrated against recorded range of the patch embedding's input.
 _FAR = 2.0
 
@@ -78,8 +81,8 @@ def statistics_of(batch: npt.NDArray[np.float32]) -> InputStatistics:
 
 
 def input_warnings(seen: InputStatistics, declared: Preprocessing) -> tuple[str, ...]:
-    """What about the input contradicts the declared mean and deviation; at most one sentence; of images alone."""
-    if not declared.is_image:
+    """What about the input contradicts the declared mean and deviation, if any; one sentence at most."""
+    if not (declared.is_image and declared.is_declared):
         return ()
     low = [(0 - mean) / std for mean, std in zip(declared.mean, declared.std, strict=True)]
     high = [(1 - mean) / std for mean, std in zip(declared.mean, declared.std, strict=True)]
@@ -100,6 +103,16 @@ def input_warnings(seen: InputStatistics, declared: Preprocessing) -> tuple[str,
     if used < _NARROW:
         return (f"{found}: {_narrow_cause(seen, used)}",)
     return ()
+
+
+def few_warnings(table: CalibrationTable) -> tuple[str, ...]:
+    """Ranges found on a handful of real samples; at most one sentence."""
+    if table.synthetic or table.images >= _FEW:
+        return ()
+    return (
+        f"ranges were found on {counted(table.images, 'sample')}: what other inputs reach beyond them is clipped; "
+        "give a few dozen typical ones",
+    )
 
 
 def range_warnings(

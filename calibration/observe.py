@@ -41,6 +41,7 @@ from gpusq_deploy.graph.files import scratch_model
 from gpusq_deploy.graph.layers import GraphLayer
 from gpusq_deploy.graph.values import static_batch, value_name
 from gpusq_deploy.numerics.threads import single_threaded_blas
+from gpusq_deploy.wording import counted
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -331,7 +332,7 @@ def _channel_weights(
 
 def _range(tally: Tally, tensor: str, calibrator: Calibrator, layers: Sequence[GraphLayer]) -> TensorRange:
     reader = next(layer.layer for layer in layers if layer.input == tensor)
-    origin = f"{calibrator} over {len(tally.samples)} samples"
+    origin = f"{calibrator} over {counted(len(tally.samples), 'sample')}"
     if tensor not in tally.counts:
         return TensorRange(tensor=tensor, layer=reader, amax=tally.amax[tensor], origin=origin)
     amax = range_of(tally.histogram(tensor), calibrator)

@@ -11,14 +11,16 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gpusq_deploy.artifacts.arch import Preprocessing
+from gpusq_deploy.artifacts.arch import UNDECLARED, Preprocessing
 from gpusq_deploy.calibration.arrays import made_by_factory, mapped_npy, mapped_npz, names_factory, spooled
 from gpusq_deploy.calibration.images import SUFFIXES, Sample, image_files, load_image
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.wording import counted
 
 RANDOM = "random"
 _RANDOM_SAMPLES = 16
 _MAX_UNREADABLE = 0.1
+_ARRAY_FILES = {".npy": mapped_npy, ".npz": mapped_npz}
 _KINDS = (
     "a folder of images; a .npy or .npz file of float32 [N, C, H, W], or package.module:factory that returns an "
     "iterable of such arrays, already preprocessed; or 'random'"
@@ -172,14 +174,14 @@ class Batches:
 
 
 def require_few_skipped(skipped: Sequence[str], source: DataSource) -> None:
-    """Refuse data that is damaged as a whole; `skipped` names each unreadable sample and its fault.
+    """Refuse data that is damaged as a whole; `skipped` names each unreadable sample that was met, and its fault.
 
     Raises:
         GpusqError: More than a tenth of the samples, and more than one.
     """
     if len(skipped) > max(1, _MAX_UNREADABLE * len(source)):
         raise GpusqError(
-            f"{len(skipped)} of {len(source)} samples can't be read, the last is {skipped[-1]}",
+            f"at least {len(skipped)} of {counted(len(source), 'sample')} can't be read, the last is {skipped[-1]}",
             place=source.name,
             hint="mend or remove the damaged files",
         )
@@ -232,10 +234,30 @@ def open_source(text: str, preprocessing: Preprocessing) -> DataSource:
         if not files:
             raise GpusqError("no images in the folder", place=text, hint=f"files with {', '.join(sorted(SUFFIXES))}")
         return ImageFolder(name=text, files=files, preprocessing=preprocessing)
-    read = {".npy": mapped_npy, ".npz": mapped_npz}.get(path.suffix)
+    read = _ARRAY_FILES.get(path.suffix)
     if read is None or not path.is_file():
         raise GpusqError("not a source of calibration data", place=text, hint=f"--calib takes {_KINDS}")
     return _array_source(text, read(path), preprocessing)
+
+
+def preprocessing_of_arrays(text: str | None) -> Preprocessing | None:
+    """What `--calib` tells of the input of a model that declares nothing: the shape of a file's samples.
+
+    Returns:
+        A preprocessing that does nothing, and says by its origin that it is none; None for what isn't such a file.
+
+    Raises:
+        GpusqError: The file is damaged.
+    """
+    read = _ARRAY_FILES.get(Path(text or "").suffix)
+    if text is None or read is None or not os.path.isfile(text):
+        return None
+    shape = read(Path(text)).shape
+    if len(shape) != 4 or 0 in shape:
+        return None
+    channels, height, width = shape[1:]
+    zeros, ones = (0.0,) * channels, (1.0,) * channels
+    return Preprocessing(channels=channels, height=height, width=width, mean=zeros, std=ones, origin=UNDECLARED)
 
 
 def source_from_iterable(items: Iterable[Any], preprocessing: Preprocessing, *, name: str = "an iterable") -> ArrayFile:
@@ -249,11 +271,29 @@ def _sample_shape(preprocessing: Preprocessing) -> tuple[int, int, int]:
 
 def _array_source(name: str, values: npt.NDArray[Any], preprocessing: Preprocessing) -> ArrayFile:
     expected = _sample_shape(preprocessing)
-    if values.ndim != 4 or values.shape[1:] != expected or values.dtype.kind != "f" or not len(values):
+    hint = _misfit(values, expected)
+    if hint:
         wanted = f"float32 [N, {', '.join(map(str, expected))}]"
         raise GpusqError(
-            f"the array is {values.dtype} {list(values.shape)}, the model takes {wanted}",
-            place=name,
-            hint="save the preprocessed images as float32",
+            f"the array is {values.dtype} {list(values.shape)}, the model takes {wanted}", place=name, hint=hint
         )
     return ArrayFile(name=name, values=values)
+
+
+def _misfit(values: npt.NDArray[Any], expected: tuple[int, int, int]) -> str:
+    """What to do about an array that the model can't take, by what is wrong with it; empty where nothing is."""
+    channels, height, width = expected
+    shape, last = values.shape, (height, width, channels)
+    if shape[1:] == expected and values.dtype.kind == "f" and len(values):
+        return ""
+    faults = (
+        (0 in shape, "there is no sample in it: was the file written before there were any?"),
+        (values.dtype.kind in "iub", "whole numbers are no preprocessed images: save those as float32"),
+        (values.dtype.kind != "f", "save the preprocessed images as float32"),
+        (shape in (expected, last), "it is one sample without an axis N: give array[None], or better a few dozen"),
+        (len(shape) != 4, "stack the samples along a first axis: numpy.stack(samples)"),
+        (shape[1:] == last, "the channels come last: array.transpose(0, 3, 1, 2)"),
+        (shape[1:2] != (channels,), "the channels are another number: is the data of this model?"),
+    )
+    size = f"prepare the samples at {height} x {width}; or --arch-arg, where the model should be of another size"
+    return next((hint for wrong, hint in faults if wrong), size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
@@ -15,7 +14,7 @@ from typing import Literal, cast
 
 import msgspec
 
-from gpusq_deploy.artifacts.base import Value, digest_of_file, json_from_value, read_value
+from gpusq_deploy.artifacts.base import Value, digest_of_file, json_from_value, read_value, require_folder
 from gpusq_deploy.artifacts.calibration import CalibrationTable
 from gpusq_deploy.artifacts.manifest import BundleFile, Manifest
 from gpusq_deploy.artifacts.plan import Plan
@@ -117,13 +116,7 @@ def require_place(out: Path, *, force: bool) -> None:
     Raises:
         GpusqError: The parent folder is missing, something is there already, or it isn't ours to replace.
     """
-    parent = out.absolute().parent
-    if not parent.is_dir():
-        raise GpusqError(
-            "the folder to write into does not exist", place=str(parent), hint=shlex.join(["mkdir", "-p", str(parent)])
-        )
-    if not os.access(parent, os.W_OK):
-        raise GpusqError("the folder to write into is not writable", place=str(parent))
+    require_folder(out)
     if not os.path.lexists(out):
         return
     if not force:

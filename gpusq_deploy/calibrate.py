@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpusq_deploy.artifacts.arch import ArchSpec
-from gpusq_deploy.artifacts.base import json_from_value, write_whole
+from gpusq_deploy.artifacts.base import json_from_value, require_folder, write_whole
 from gpusq_deploy.artifacts.calibration import CalibrationTable, Calibrator
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.calibration.choice import calibrators_for
 from gpusq_deploy.calibration.observe import Observing
-from gpusq_deploy.calibration.sources import open_source
+from gpusq_deploy.calibration.sources import open_source, preprocessing_of_arrays
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
 from gpusq_deploy.checkpoint.files import require_another_file
 from gpusq_deploy.checkpoint.saved_folder import weights_file
@@ -58,7 +59,14 @@ def calibrate_checkpoint(request: CalibrateRequest, ranks: Ranks, reporter: Repo
     _require_place(request.out, force=request.force)
     recipe = load_recipe(request.recipe)
     reporter.say(f"loading {request.model}")
-    checkpoint = load_checkpoint(request.model, arch=request.arch, state_dict=request.state_dict)
+    checkpoint = load_checkpoint(
+        request.model,
+        arch=request.arch,
+        state_dict=request.state_dict,
+        undeclared=functools.partial(preprocessing_of_arrays, request.calib),
+    )
+    for remark in checkpoint.remarks:
+        reporter.say(f"{checkpoint.file}: {remark}")
     source, _, _ = split_source(open_source(request.calib, checkpoint.preprocessing))
     reporter.say(f"exporting {checkpoint.arch} to ONNX opset {request.opset}")
     model = run_passes(export_float_model(checkpoint, batch=request.batch, opset=request.opset), CANONICAL)
@@ -82,8 +90,7 @@ def calibrate_checkpoint(request: CalibrateRequest, ranks: Ranks, reporter: Repo
 
 
 def _require_place(out: Path, *, force: bool) -> None:
-    if not out.absolute().parent.is_dir():
-        raise GpusqError("the folder to write into does not exist", place=str(out.absolute().parent))
+    require_folder(out)
     if out.is_dir() or (os.path.lexists(out) and not force):
         raise GpusqError(
             "the output exists already", place=str(out), hint="--force replaces a file; --out names another"

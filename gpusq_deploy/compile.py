@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ from gpusq_deploy.bundle import (
     write_value,
 )
 from gpusq_deploy.calibration.choice import calibrators_for
+from gpusq_deploy.calibration.sources import preprocessing_of_arrays
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from gpusq_deploy.checkpoint.tensors import drop_weights, release_weights
 from gpusq_deploy.checkpoint.weights import layer_weights
@@ -169,7 +171,11 @@ def _open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> O
     """The checkpoint, pruned if that was asked for and 2:4 where that was, and the data to calibrate and verify on."""
     reporter.say(f"loading {request.model}")
     checkpoint = load_checkpoint(
-        request.model, arch=request.arch, allow_pickle=request.allow_pickle, state_dict=request.state_dict
+        request.model,
+        arch=request.arch,
+        allow_pickle=request.allow_pickle,
+        state_dict=request.state_dict,
+        undeclared=functools.partial(preprocessing_of_arrays, request.calib),
     )
     checkpoint = say_remarks(checkpoint, request, reporter)
     samples = open_samples(request, checkpoint)

@@ -33,6 +33,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.packed import DENSE, PACKED, lacks_dense, unpack_dense
 from gpusq_deploy.request import Reporter
 from gpusq_deploy.targets import Target
+from gpusq_deploy.wording import counted
 
 
 def unpack_bundle(path: Path, reporter: Reporter) -> Bundle:
@@ -44,7 +45,7 @@ def unpack_bundle(path: Path, reporter: Reporter) -> Bundle:
     bundle = read_bundle(path)
     require_whole(bundle, but=DENSE)
     count = unpack_dense(path)
-    reporter.say(f"unpacked {count} weights of {PACKED} into {DENSE}, bit for bit")
+    reporter.say(f"unpacked {counted(count, 'weight')} of {PACKED} into {DENSE}, bit for bit")
     require_whole(bundle)
     return bundle
 

@@ -28,6 +28,7 @@ from gpusq_deploy.numerics.low_bit import fp8_scale
 from gpusq_deploy.placements import OutputChoice, PlacedSite, Placements, fusion_notes
 from gpusq_deploy.recipe import Recipe, Rule, require_used_rules
 from gpusq_deploy.wide import Wide, text_of
+from gpusq_deploy.wording import counted
 
 _STORED: dict[FloatPrecision, npt.DTypeLike] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 # Of activations, by the precisions that quantise them.
@@ -172,7 +173,8 @@ def _kept_float32(decision: LayerDecision, layer: GraphLayer, wide: Wide) -> Lay
 
 def _wide_notes(wide: Wide) -> Iterator[str]:
     if wide.tensors:
-        yield f"FP32 around {len(wide.tensors)} tensors that FP16 can't hold: {len(wide.nodes)} nodes"
+        tensors, nodes = counted(len(wide.tensors), "tensor"), counted(len(wide.nodes), "node")
+        yield f"FP32 around {tensors} that FP16 can't hold: {nodes}"
     for tensor in wide.tensors:
         yield f"FP32: {text_of(tensor)}"
     yield from wide.notes

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.calibration import AMAX, CalibrationTable, Calibrator
-from gpusq_deploy.calibration.guard import range_warnings
+from gpusq_deploy.calibration.guard import few_warnings, range_warnings
 from gpusq_deploy.calibration.observe import Observed, Observing, observe
 from gpusq_deploy.calibration.sources import DataSource
 from gpusq_deploy.calibration.stored import table_for_layers, table_from_recorded
@@ -20,6 +20,7 @@ from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
 from gpusq_deploy.ranks import Ranks
 from gpusq_deploy.request import Reporter
+from gpusq_deploy.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +119,7 @@ def calibrated(
     reporter: Reporter,
 ) -> Observed:
     """Ranges and channel moments of the calibration data; the table keeps what was skipped and what looks wrong."""
-    reporter.say(f"calibrating {len(layers)} layers on {len(source)} samples of {source.name}")
+    reporter.say(f"calibrating {counted(len(layers), 'layer')} on {counted(len(source), 'sample')} of {source.name}")
     seen = observe(
         model,
         layers,
@@ -128,7 +129,7 @@ def calibrated(
         how=how,
     )
     table = seen.table
-    warnings = (*table.warnings, *range_warnings(table, layers, subject.ranges))
+    warnings = (*few_warnings(table), *table.warnings, *range_warnings(table, layers, subject.ranges))
     for skipped in table.skipped:
         reporter.say(f"skipped: {skipped}")
     for warning in warnings:

@@ -35,8 +35,9 @@ from gpusq_deploy.passes.base import Pass
 from gpusq_deploy.ranges import Data, Subject
 from gpusq_deploy.recipe import OPSETS, Recipe, load_recipe
 from gpusq_deploy.request import BuildRequest, Reporter
-from gpusq_deploy.verify import require_same, split_source, verify
+from gpusq_deploy.verify import require_repeatable, require_same, split_source, verify
 from gpusq_deploy.wide import Wide, text_of, wide_in
+from gpusq_deploy.wording import counted
 
 
 def repair_command(request: BuildRequest) -> str:
@@ -78,7 +79,10 @@ def say_remarks(checkpoint: Checkpoint, request: BuildRequest, reporter: Reporte
         reporter.say(f"{checkpoint.file}: {remark}")
     if not request.recalibrate or not checkpoint.ranges:
         return checkpoint
-    remark = f"--recalibrate: the {len(checkpoint.ranges)} ranges that the checkpoint records are not used"
+    verb = "is" if len(checkpoint.ranges) == 1 else "are"
+    remark = (
+        f"--recalibrate: the {counted(len(checkpoint.ranges), 'range')} that the checkpoint records {verb} not used"
+    )
     reporter.say(remark)
     return replace(checkpoint, ranges={}, origins={}, remarks=(*checkpoint.remarks, remark))
 
@@ -160,7 +164,7 @@ def find_wide(
     seen = {} if table is None else {entry.tensor: (entry.amax, entry.origin) for entry in table.ranges}
     if data.real:
         source = few(data.calibrate)
-        origin = f"seen on {len(source)} samples of {source.name}"
+        origin = f"seen on {counted(len(source), 'sample')} of {source.name}"
         for tensor, amax in largest_magnitudes(model, source, open_model=open_onnx).items():
             if amax > seen.get(tensor, (0.0, ""))[0]:
                 seen[tensor] = (amax, origin)
@@ -195,7 +199,7 @@ def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporte
     The batch differs from the one that was traced, where the range allows it, so that a batch baked in would show.
 
     Raises:
-        GpusqError: They disagree.
+        GpusqError: They disagree; or torch does with itself, run again.
     """
     feed = array_from_tensor(example_input(checkpoint, min(max(batch.minimum, 3), batch.maximum)))
     references = reference_outputs(checkpoint, feed)
@@ -205,7 +209,11 @@ def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporte
     finally:
         session.close()
     place = str(checkpoint.arch)
-    difference = max(require_same(ref, got, place=place) for ref, got in zip(references, answers, strict=True))
+    try:
+        difference = max(require_same(ref, got, place=place) for ref, got in zip(references, answers, strict=True))
+    except GpusqError:
+        require_repeatable(references, reference_outputs(checkpoint, feed), place=place)
+        raise
     reporter.say(f"the exported graph agrees with torch to {difference:.1e} (relative)")
     return difference
 
@@ -252,7 +260,7 @@ def verify_built(
     if plan.remainder == "bf16":
         reporter.say("not verified: ONNX Runtime's CPU provider has no BF16 kernels")
         return None
-    reporter.say(f"verifying against the float graph on {len(data.verify)} samples")
+    reporter.say(f"verifying against the float graph on {counted(len(data.verify), 'sample')}")
     result = verify(
         float_model,
         built_model,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -24,12 +24,16 @@ from gpusq_deploy.targets import Target
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Validation:
-    """What was looked at, the 2:4 state of its layers, and everything found wrong."""
+    """What was looked at, the 2:4 state of its layers, and everything found wrong.
+
+    `remarks` tell what of a checkpoint's file was changed or left out while reading it.
+    """
 
     kind: str
     sparsity: SparsityReport
     sparsity_asked: bool
     findings: tuple[Finding, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def validate(
@@ -94,10 +98,10 @@ def _validate_model(path: Path, recipe: Path | None) -> Validation:
 def _validate_checkpoint(path: Path, arch: ArchSpec | None, recipe: Path | None, state_dict: str | None) -> Validation:
     from gpusq_deploy.checkpoint.weights import weights_in_file
 
-    weights, record = weights_in_file(path, arch, state_dict=state_dict)
+    weights, record, remarks = weights_in_file(path, arch, state_dict=state_dict)
     report = sparsity_report(weights, source=path.name, recipe=load_recipe(recipe), record=record)
     require_known_layers(record, report)
-    return _validation("checkpoint", report, [], sparsity_asked=True)
+    return replace(_validation("checkpoint", report, [], sparsity_asked=True), remarks=remarks)
 
 
 def _validation(kind: str, report: SparsityReport, findings: Iterable[Finding], *, sparsity_asked: bool) -> Validation:

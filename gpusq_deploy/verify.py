@@ -20,6 +20,7 @@ from gpusq_deploy.graph.blocks import Site, block_sites, layer_sites
 from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.graph.memory import large_blocks_given_back
 from gpusq_deploy.numerics.error import ErrorSums, sqnr_db
+from gpusq_deploy.wording import counted
 
 _BLOCKS_LOOKED_INTO = 2
 _LAYER_SAMPLES = 4
@@ -105,7 +106,7 @@ def require_same(reference: Array, got: Array, *, place: str) -> float:
             place=place,
             hint="try another --opset or a fixed --batch",
         )
-    difference = float(np.max(np.abs(reference - got)) / (np.max(np.abs(reference)) or 1.0))
+    difference = _difference(reference, got)
     if not difference <= _EXPORT_TOLERANCE:
         raise GpusqError(
             f"the exported graph computes something else than torch: relative difference {difference:.3g}",
@@ -113,6 +114,37 @@ def require_same(reference: Array, got: Array, *, place: str) -> float:
             hint="this model can't be exported faithfully with this opset; try another --opset or a fixed --batch",
         )
     return difference
+
+
+def require_repeatable(first: Sequence[Array], second: Sequence[Array], *, place: str) -> None:
+    """Refuse a model that answers one input in two ways: nothing that is compiled can be compared with it.
+
+    Args:
+        first: Its outputs.
+        second: Its outputs on the same input, run again.
+        place: The architecture, for the error.
+
+    Raises:
+        GpusqError: They differ by more than an export may.
+    """
+    differences = [
+        _difference(one, other) for one, other in zip(first, second, strict=True) if one.shape == other.shape
+    ]
+    if len(differences) == len(first) and max(differences) <= _EXPORT_TOLERANCE:
+        return
+    told = f": relative difference {max(differences):.3g}" if differences else ""
+    raise GpusqError(
+        f"the model answers differently each time that it is run on one input{told}; it draws random numbers, as for "
+        "masks",
+        place=place,
+        hint="name the class without that (ViTMAE's encoder draws masks too); or wrap it in a factory whose forward "
+        "draws nothing: package.module:factory",
+    )
+
+
+def _difference(reference: Array, got: Array) -> float:
+    """Largest difference, relative to the largest reference value."""
+    return float(np.max(np.abs(reference - got)) / (np.max(np.abs(reference)) or 1.0))
 
 
 def _with_layers(found: Verification, pair: Pair, model: ir.Model, source: DataSource) -> Verification:
@@ -159,7 +191,9 @@ def _bounded(decibels: float) -> float:
 
 def _note(seen: Compared, source: DataSource, *, held_out: bool) -> str:
     kind = "synthetic" if source.synthetic else "kept apart from calibration" if held_out else "also used to calibrate"
-    return f"{seen.images} samples of {source.name}, {kind}; ONNX Runtime on the CPU, its rewrites switched off"
+    return (
+        f"{counted(seen.images, 'sample')} of {source.name}, {kind}; ONNX Runtime on the CPU, its rewrites switched off"
+    )
 
 
 def _rewritten(blocks: Sequence[Site], common: Sequence[Site]) -> str:

@@ -13,6 +13,8 @@ ArchArgument = bool | int | float | str | list[int | float] | None
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
+# The origin of a preprocessing that says the input's shape and nothing else.
+UNDECLARED = "none is declared: --calib gave arrays, prepared elsewhere"
 _SHOWN = 40
 
 
@@ -54,6 +56,11 @@ class Preprocessing(Value):
     interpolation: Interpolation = "bicubic"
     crop_fraction: float = 1.0
     origin: str
+
+    @property
+    def is_declared(self) -> bool:
+        """Whether mean, std and the rest are the model's; if not, only the shape is known."""
+        return self.origin != UNDECLARED
 
     @property
     def is_image(self) -> bool:

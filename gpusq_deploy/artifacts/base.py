@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,32 @@ def read_value(path: Path, kind: type[_V]) -> _V:
             f"cannot read the file: {error.strerror}", place=str(path), hint="check its path and its permissions"
         ) from error
     return value_from_json(data, kind, place=str(path))
+
+
+def require_folder(out: Path) -> None:
+    """Refuse, before any work, an output whose folder isn't there or can't be written.
+
+    Raises:
+        GpusqError: Says which, and what mends it; a file where a folder must be is told from a folder that is missing.
+    """
+    parent = out.absolute().parent
+    if not parent.is_dir():
+        blocking = next((path for path in (parent, *parent.parents) if os.path.lexists(path)), parent)
+        if not blocking.is_dir():
+            raise GpusqError(
+                "a file lies where the folder to write into would be",
+                place=str(blocking),
+                hint="name another --out, or move that file away",
+            )
+        raise GpusqError(
+            "the folder to write into does not exist", place=str(parent), hint=shlex.join(["mkdir", "-p", str(parent)])
+        )
+    if not os.access(parent, os.W_OK):
+        raise GpusqError(
+            "the folder to write into is not writable",
+            place=str(parent),
+            hint="name another place, or change its permissions",
+        )
 
 
 @contextmanager

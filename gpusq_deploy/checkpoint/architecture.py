@@ -6,7 +6,8 @@ import ast
 import difflib
 import inspect
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from typing import cast
 
 import msgspec
@@ -17,6 +18,7 @@ from gpusq_deploy.checkpoint.libraries import library
 from gpusq_deploy.checkpoint.saved_folder import config_argument
 from gpusq_deploy.checkpoint.transformers_models import module_from_transformers, refusals
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.wording import with_article
 
 _GRAMMAR = "--arch takes timm:NAME, torchvision:NAME, transformers:CLASS or package.module:factory"
 
@@ -133,15 +135,61 @@ def _refuse_loading(spec: ArchSpec, names: set[str]) -> None:
 
 def _from_factory(spec: ArchSpec) -> torch.nn.Module:
     package, _, name = spec.name.partition(":")
+    if package.startswith("."):
+        raise GpusqError(f"cannot import {package}: a relative name has no package here", place="--arch", hint=_GRAMMAR)
     near = difflib.get_close_matches(package, ("timm", "torchvision", "transformers"), n=1, cutoff=0.7)
     hint = f"did you mean {near[0]}:{name}?" if near else "install the package, or set PYTHONPATH"
-    factory = getattr(library(package, place=str(spec), hint=hint), name, None)
+    with _own_failures(spec, f"importing {package}"):
+        factory = getattr(library(package, place=str(spec), hint=hint), name, None)
     if not callable(factory):
         raise GpusqError(f"{package} has no callable {name!r}", place="--arch", hint=_GRAMMAR)
-    module = factory(**spec.arguments)
+    _require_arguments(spec, factory)
+    with _own_failures(spec, "the factory"):
+        module = factory(**spec.arguments)
     if not isinstance(module, torch.nn.Module):
-        raise GpusqError(f"the factory returned a {type(module).__name__}, not a torch.nn.Module", place=str(spec))
+        raise GpusqError(
+            f"the factory returned {with_article(type(module).__name__)}, not a torch.nn.Module", place=str(spec)
+        )
     return module
+
+
+def _require_arguments(spec: ArchSpec, factory: Callable[..., object]) -> None:
+    """Refuse arguments that the factory's signature doesn't take.
+
+    Raises:
+        GpusqError: It doesn't.
+    """
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # some callables have none
+        return
+    try:
+        signature.bind(**spec.arguments)
+    except TypeError as error:
+        raise GpusqError(
+            f"the factory refuses its arguments: {error}",
+            place=str(spec),
+            hint=f"it takes {signature}: check --arch-arg",
+        ) from error
+
+
+@contextmanager
+def _own_failures(spec: ArchSpec, what: str) -> Generator[None]:
+    """A user's own code can raise anything: a sentence that says it was that code.
+
+    Raises:
+        GpusqError: Something was raised.
+    """
+    try:
+        yield
+    except GpusqError:
+        raise
+    except Exception as error:
+        raise GpusqError(
+            f"{what} fails: {type(error).__name__}: {' '.join(str(error).split())}",
+            place=str(spec),
+            hint="mend that code, or check --arch and --arch-arg; call it in Python to see its traceback",
+        ) from error
 
 
 _BUILDERS: dict[str, Callable[[ArchSpec], torch.nn.Module]] = {

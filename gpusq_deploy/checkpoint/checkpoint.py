@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,10 +16,9 @@ import torch
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
 from gpusq_deploy.artifacts.base import digest_of_file, written_whole
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
-from gpusq_deploy.checkpoint.adapters.archive import require_intact
 from gpusq_deploy.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
 from gpusq_deploy.checkpoint.adapters.known import reading_of
-from gpusq_deploy.checkpoint.adapters.reading import Reading, some
+from gpusq_deploy.checkpoint.adapters.reading import Reading
 from gpusq_deploy.checkpoint.architecture import module_from_arch, skeleton_from_arch, text_from_arch
 from gpusq_deploy.checkpoint.files import (
     SELF_DESCRIBING,
@@ -33,13 +31,13 @@ from gpusq_deploy.checkpoint.files import (
 )
 from gpusq_deploy.checkpoint.fit import require_finite, require_fit, require_plain
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
-from gpusq_deploy.checkpoint.saved_folder import CONFIG, PREPROCESSOR, saved_folder, weights_file
-from gpusq_deploy.checkpoint.transformers_models import DEFAULTS, answers_left_out
+from gpusq_deploy.checkpoint.remarks import assumed, eight_bit_floats
+from gpusq_deploy.checkpoint.saved_folder import CONFIG, saved_folder, weights_file
+from gpusq_deploy.checkpoint.transformers_models import UndeclaredError
 from gpusq_deploy.checkpoint.transformers_weights import Renamed, weights_by_module_names
 from gpusq_deploy.errors import GpusqError
 
 _LIGHTNING = "model."
-_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,17 +64,23 @@ class Checkpoint:
 class StoredWeights:
     """A model's weights where they lie in its file, and a module that says what they are; its own mean nothing.
 
-    `preprocessing` is None where the architecture declares none.
+    `preprocessing` is None where the architecture declares none; `remarks` are those of `Checkpoint`.
     """
 
     skeleton: torch.nn.Module
     state: Mapping[str, torch.Tensor]
     sparsity: SparsityRecord | None
     preprocessing: Preprocessing | None
+    remarks: tuple[str, ...] = ()
 
 
 def load_checkpoint(
-    path: Path, *, arch: ArchSpec | None = None, allow_pickle: bool = False, state_dict: str | None = None
+    path: Path,
+    *,
+    arch: ArchSpec | None = None,
+    allow_pickle: bool = False,
+    state_dict: str | None = None,
+    undeclared: Callable[[], Preprocessing | None] = lambda: None,
 ) -> Checkpoint:
     """Load a checkpoint: self-describing, a state dict, safetensors or an exported program. Nothing in it is executed.
 
@@ -86,6 +90,7 @@ def load_checkpoint(
             it is named here too, however the file describes itself.
         allow_pickle: Run code that the file names, where it can't be read otherwise; a remark says when that was done.
         state_dict: Which of the file's state dicts, where it holds several; see `state_dict_in`.
+        undeclared: What is known of the input of an architecture that declares no preprocessing; None: nothing.
 
     Raises:
         GpusqError: A bad file, no architecture, weights that don't fit it, or weights that aren't finite.
@@ -99,8 +104,8 @@ def load_checkpoint(
     module = _module_with_weights(read.arch, reading.state, place=place)
     preprocessing, remarks = read.preprocessing, reading.remarks
     if preprocessing is None:
-        preprocessing = preprocessing_of(read.arch, module, read.preprocessor)
-        remarks = (*remarks, *_told(reading.state), *_assumed(read.arch, preprocessing))
+        preprocessing, lacking = _declared(read, module, undeclared)
+        remarks = (*remarks, *eight_bit_floats(reading.state), *lacking, *assumed(read.arch, preprocessing))
     return Checkpoint(
         file=read.file.name,
         digest=digest_of_file(read.file),
@@ -198,7 +203,13 @@ def _with_config(asked: ArchSpec | None, saved: ArchSpec) -> ArchSpec:
     return ArchSpec(source=asked.source, name=asked.name, arguments={**saved.arguments, **asked.arguments})
 
 
-def stored_weights(path: Path, *, arch: ArchSpec | None = None, state_dict: str | None = None) -> StoredWeights:
+def stored_weights(
+    path: Path,
+    *,
+    arch: ArchSpec | None = None,
+    state_dict: str | None = None,
+    content: Mapping[str, Any] | None = None,
+) -> StoredWeights:
     """The same checkpoint, its weights mapped where the file can be, in the types that they are stored in.
 
     Nobody has read them yet: whether they are finite is for `require_finite`.
@@ -207,11 +218,16 @@ def stored_weights(path: Path, *, arch: ArchSpec | None = None, state_dict: str 
         path: As for `load_checkpoint`.
         arch: As for `load_checkpoint`.
         state_dict: As for `load_checkpoint`.
+        content: What the file holds, where it has been read already.
 
     Raises:
         GpusqError: See `load_checkpoint`.
     """
-    read = _read(path, arch, lambda file: (read_checkpoint_file(file), ()), state_dict)
+
+    def content_of(file: Path) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+        return (read_checkpoint_file(file) if content is None else content), ()
+
+    read = _read(path, arch, content_of, state_dict)
     skeleton, preprocessing = skeleton_from_arch(read.arch), read.preprocessing
     require_fit(skeleton.state_dict(), read.reading.state, read.arch, place=str(read.file))
     if preprocessing is None:
@@ -219,7 +235,13 @@ def stored_weights(path: Path, *, arch: ArchSpec | None = None, state_dict: str 
         with suppress(GpusqError):
             preprocessing = preprocessing_of(read.arch, skeleton, read.preprocessor)
     reading = read.reading
-    return StoredWeights(skeleton=skeleton, state=reading.state, sparsity=reading.sparsity, preprocessing=preprocessing)
+    return StoredWeights(
+        skeleton=skeleton,
+        state=reading.state,
+        sparsity=reading.sparsity,
+        preprocessing=preprocessing,
+        remarks=reading.remarks,
+    )
 
 
 def _by_module_names(arch: ArchSpec, reading: Reading, *, place: str) -> Reading:
@@ -265,14 +287,11 @@ def _known(arch: ArchSpec | None, path: Path) -> ArchSpec:
 
 def _content(path: Path, *, allow_pickle: bool) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     try:
-        content = read_checkpoint_file(path)
+        return read_checkpoint_file(path), ()
     except CodeRefusedError as error:
         if not allow_pickle:
             raise
         return run_checkpoint_file(path), (f"WARNING: --allow-pickle: code that the file names was run ({error.what})",)
-    if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
-        require_intact(path)
-    return content, ()
 
 
 def save_checkpoint(
@@ -357,20 +376,15 @@ def _module_with_weights(arch: ArchSpec, state: Mapping[str, torch.Tensor], *, p
     return module.requires_grad_(requires_grad=False)
 
 
-def _told(state: Mapping[str, torch.Tensor]) -> Iterator[str]:
-    eight_bits = [name for name, tensor in state.items() if tensor.is_floating_point() and tensor.dtype not in _FLOATS]
-    if eight_bits:
-        yield f"weights in FP8 are read as the numbers that they are, without a scale: {some(eight_bits)}"
-
-
-def _assumed(arch: ArchSpec, preprocessing: Preprocessing) -> Iterator[str]:
-    if arch.source != "transformers":
-        return
-    if preprocessing.origin.startswith(DEFAULTS):
-        yield (
-            f"WARNING: no {PREPROCESSOR}: images are prepared by the {preprocessing.origin}, which need not be what "
-            "the model was trained with"
-        )
-    left_out = answers_left_out(arch, preprocessing)
-    if left_out:
-        yield f"answers of the model that the graph leaves out: {some(left_out)}"
+def _declared(
+    read: _Read, module: torch.nn.Module, undeclared: Callable[[], Preprocessing | None]
+) -> tuple[Preprocessing, tuple[str, ...]]:
+    """The preprocessing, and a remark where it is none."""
+    try:
+        return preprocessing_of(read.arch, module, read.preprocessor), ()
+    except UndeclaredError as error:
+        known = undeclared()
+        if known is None:
+            raise
+        shape = f"{known.channels} x {known.height} x {known.width}"
+        return known, (f"{error.what}: the input is taken to be {shape}, as the prepared arrays are",)

@@ -7,7 +7,7 @@ import errno
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +15,10 @@ import safetensors
 import safetensors.torch
 import torch
 
-from gpusq_deploy.checkpoint.adapters.archive import require_stored
+from gpusq_deploy.checkpoint.adapters.archive import require_intact, require_no_script, require_stored
 from gpusq_deploy.checkpoint.adapters.semi_structured import SAFE_CLASSES
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.wording import with_article
 
 SELF_DESCRIBING = "gpusq.checkpoint/1"
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "state_dict_ema")
@@ -27,6 +28,12 @@ _COUNT = "n_averaged"
 # How a zip file begins; that it is one its end tells.
 _ZIP = b"PK\x03\x04"
 AVERAGED = "averaged"
+# So many state dicts are named in a hint.
+_SHOWN = 5
+# Mappings within mappings: `model.state_dict` is two deep. A name that is asked for may lie deeper than those that are
+# listed, for there are optimisers that keep a mapping of tensors for each weight.
+_LISTED_DEPTH = 2
+_NAMED_DEPTH = 4
 _COPY_AGAIN = "copy or download the file again, and compare its size or digest with the original's"
 _SAVE_AGAIN = "save the weights alone: torch.save(model.state_dict(), 'weights.pt'), or use safetensors"
 
@@ -48,7 +55,9 @@ def read_checkpoint_file(path: Path) -> Mapping[str, Any]:
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if not isinstance(content, dict):
         raise GpusqError(
-            f"the file holds a {type(content).__name__}, not a state dict", place=str(path), hint=_SAVE_AGAIN
+            f"the file holds {with_article(type(content).__name__)}, not a state dict",
+            place=str(path),
+            hint=_SAVE_AGAIN,
         )
     return cast("dict[str, Any]", content)
 
@@ -69,7 +78,9 @@ def run_checkpoint_file(path: Path) -> Mapping[str, Any]:
         return dict(content.state_dict())
     if not isinstance(content, dict):
         raise GpusqError(
-            f"the file holds a {type(content).__name__}, not a state dict", place=str(path), hint=_SAVE_AGAIN
+            f"the file holds {with_article(type(content).__name__)}, not a state dict",
+            place=str(path),
+            hint=_SAVE_AGAIN,
         )
     return cast("dict[str, Any]", content)
 
@@ -82,8 +93,9 @@ def state_dict_in(
     Args:
         content: The file's content.
         place: The file, for errors.
-        key: Which of its state dicts; None for the first that there is of `state_dict`, `model`, `model_state_dict` and
-            those that hold averages, or the content itself.
+        key: Which of its state dicts, with dots between the keys that lead to it, such as `model.state_dict`; None for
+            the first that there is of `state_dict`, `model`, `model_state_dict` and those that hold averages, and again
+            within that one; or the content itself.
 
     Returns:
         Tensors by name without `module.` and `_orig_mod.` prefixes, and the layout found in words.
@@ -91,26 +103,45 @@ def state_dict_in(
     Raises:
         GpusqError: There is no mapping from names to tensors, or none under `key`.
     """
-    layout, held = "state dict", state_dicts_in(content)
-    if key is not None and key not in held:
+    where, found = _unwrapped(content) if key is None else (key, _under(content, key, place))
+    strangers = [repr(name) for name, value in found.items() if not _is_named_tensor(name, value)]
+    if strangers or not found:
         raise GpusqError(
-            f"the file has no state dict under {key!r}",
+            f"no state dict in the file: beside or instead of named tensors it has "
+            f"{', '.join(strangers[:5]) or 'nothing'}" + (f", under {where!r}" if where else ""),
             place=place,
-            hint=f"it has {', '.join(held)}" if held else "leave out --state-dict",
+            hint=_choice_hint(content) or _SAVE_AGAIN,
         )
-    wrapper = key or next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
-    if wrapper is not None:
-        content, layout = content[wrapper], f"state dict under {wrapper!r}"
-    strangers = [repr(name) for name, value in content.items() if not _is_named_tensor(name, value)]
-    if strangers or not content:
-        found = ", ".join(strangers[:5]) or "nothing"
-        raise GpusqError(
-            f"no state dict in the file: beside or instead of named tensors it has {found}",
-            place=place,
-            hint=_SAVE_AGAIN,
-        )
-    state, averaged = _without_prefixes(content)
+    layout = f"state dict under {where!r}" if where else "state dict"
+    state, averaged = _without_prefixes(found)
     return state, f"{layout}, {AVERAGED}" if averaged else layout
+
+
+def _unwrapped(content: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """What lies in the innermost of the wrappers that training tools use, and their names with dots between."""
+    path: list[str] = []
+    for _ in range(_NAMED_DEPTH):  # a mapping may hold itself
+        wrapper = next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
+        if wrapper is None:
+            break
+        path.append(wrapper)
+        content = content[wrapper]
+    return ".".join(path), content
+
+
+def _under(content: Mapping[str, Any], key: str, place: str) -> Mapping[str, Any]:
+    found = dict(_state_dicts(content, _NAMED_DEPTH))
+    if key in found:
+        return found[key]
+    alone = "the file is one state dict itself: leave out --state-dict" if _is_state_dict(content) else _SAVE_AGAIN
+    raise GpusqError(f"the file has no state dict under {key!r}", place=place, hint=_choice_hint(content) or alone)
+
+
+def _choice_hint(content: Mapping[str, Any]) -> str:
+    """The option that takes a state dict of the file; empty where it holds none within."""
+    names = state_dicts_in(content) or tuple(dict(_state_dicts(content, _NAMED_DEPTH)))
+    more = f", or one of {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"--state-dict {' or '.join(names[:_SHOWN])}{more}" if names else ""
 
 
 def require_no_choice(key: str | None, *, place: str) -> None:
@@ -126,8 +157,20 @@ def require_no_choice(key: str | None, *, place: str) -> None:
 
 
 def state_dicts_in(content: Mapping[str, Any]) -> tuple[str, ...]:
-    """Keys of the file's entries that are mappings from names to tensors: the weights, and averages of them."""
-    return tuple(name for name, value in content.items() if _is_state_dict(value))
+    """Where the file has mappings from names to tensors, the weights and averages of them: keys with dots between."""
+    return tuple(dict(_state_dicts(content, _LISTED_DEPTH)))
+
+
+def _state_dicts(content: Mapping[Any, Any], depth: int, within: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Names and state dicts, those that lie nearest first at each key."""
+    for name, value in content.items():
+        if not (isinstance(name, str) and isinstance(value, Mapping)):
+            continue
+        inner = cast("Mapping[object, object]", value)
+        if _is_state_dict(inner):
+            yield f"{within}{name}", cast("Mapping[str, Any]", value)
+        elif depth > 1:
+            yield from _state_dicts(inner, depth - 1, f"{within}{name}.")
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -185,7 +228,9 @@ def _read_torch(path: Path) -> object:
         if not zipped:
             _require_pickle(path)
         else:
+            require_no_script(path)
             require_stored(path)
+            require_intact(path)
         # A Namespace is a bag of attributes, which training scripts keep their options in: making one runs nothing.
         with torch.serialization.safe_globals([*SAFE_CLASSES, argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)

@@ -10,12 +10,17 @@ import msgspec
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
-from gpusq_deploy.checkpoint.transformers_models import per_channel, preprocessing_of_transformers
+from gpusq_deploy.checkpoint.transformers_models import (
+    ARRAYS_DO,
+    UndeclaredError,
+    per_channel,
+    preprocessing_of_transformers,
+)
 from gpusq_deploy.errors import GpusqError
 
 _FACTORY_HINT = (
     "give the module an attribute gpusq_preprocessing, a dict with channels, height, width, mean and std "
-    "(and interpolation, crop_fraction)"
+    "(and interpolation, crop_fraction), docs/checkpoints.md; " + ARRAYS_DO
 )
 
 
@@ -25,7 +30,8 @@ def preprocessing_of(
     """Preprocessing that the architecture declares, or `preprocessor`, the preprocessor_config.json beside its weights.
 
     Raises:
-        GpusqError: It declares none, or one that makes no sense.
+        UndeclaredError: It declares none.
+        GpusqError: It declares one that makes no sense.
     """
     declared: Any = getattr(module, "gpusq_preprocessing", None)
     if declared is not None:
@@ -38,8 +44,10 @@ def preprocessing_of(
         if hasattr(module, "pretrained_cfg"):
             return _from_timm(module)
     except (AttributeError, ValueError) as error:  # other tasks' transforms, or a number of channels of no image
-        raise GpusqError(f"its preprocessing is not an image classifier's: {error}", place=str(spec)) from error
-    raise GpusqError("the architecture declares no preprocessing", place=str(spec), hint=_FACTORY_HINT)
+        raise UndeclaredError(
+            f"its preprocessing is not an image classifier's: {error}", place=str(spec), hint=ARRAYS_DO
+        ) from error
+    raise UndeclaredError("the architecture declares no preprocessing", place=str(spec), hint=_FACTORY_HINT)
 
 
 def _from_attribute(spec: ArchSpec, declared: Any) -> Preprocessing:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.wording import with_article
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -110,7 +111,9 @@ def parsed_config(text: str, *, place: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise GpusqError(f"not JSON: {error}", place=place, hint=_JSON_HINT) from error
     if not isinstance(content, dict):
-        raise GpusqError(f"the JSON holds a {type(content).__name__}, not an object", place=place, hint=_JSON_HINT)
+        raise GpusqError(
+            f"the JSON holds {with_article(type(content).__name__)}, not an object", place=place, hint=_JSON_HINT
+        )
     return cast("dict[str, Any]", content)
 
 

@@ -35,10 +35,20 @@ _KEYS = (
 )
 # ConvNeXt's processor crops by `crop_pct` below this size, and squeezes from there on.
 _CROPPED_BELOW = 384
+# Parts of a config that is of several models.
+_NESTED = ("vision_config", "backbone_config")
 # How the origin of a preprocessing begins that no preprocessor_config.json said.
 DEFAULTS = "defaults of transformers'"
 # PIL's numbers, which preprocessor_config.json holds.
 _RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+# What helps where no preprocessing is known.
+ARRAYS_DO = "or give samples that are prepared already: --calib FILE.npy"
+
+
+class UndeclaredError(GpusqError):
+    """Nothing says how images become the model's input; arrays that are prepared already need no such thing."""
 
 
 def module_from_transformers(spec: ArchSpec) -> torch.nn.Module:
@@ -64,12 +74,18 @@ def refusals(spec: ArchSpec) -> Generator[None]:
     except GpusqError:
         raise
     except Exception as error:
-        said = " ".join((repr(error) if isinstance(error, LookupError) else str(error)).split())
+        what = "refuses its arguments" if spec.arguments else "can't be made"
         raise GpusqError(
-            f"the architecture refuses its arguments: {said}",
+            f"the architecture {what}: {said_by(error)}",
             place=str(spec),
             hint="check --arch, --arch-arg and the model's config",
         ) from error
+
+
+def said_by(error: Exception) -> str:
+    """What an exception says, in one line; its type too, where that is half of it or all."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if not text or isinstance(error, LookupError) else text
 
 
 def preprocessing_of_transformers(
@@ -77,10 +93,17 @@ def preprocessing_of_transformers(
 ) -> Preprocessing:
     """The preprocessing of preprocessor_config.json; without one, the defaults of the model's image processor.
 
-    The size is `input_size=[H, W]`, else the config's `image_size`, else the preprocessor's.
+    The size is the first that there is of
+
+    1. `input_size=[H, W]`;
+    2. the config's `image_size`, or its `vision_config`'s, for a model may refuse any other;
+    3. the crop or the size of preprocessor_config.json;
+    4. the `image_size` of the config's `backbone_config`, which may only say what the backbone was trained at;
+    5. the crop or the size of the class's defaults.
 
     Raises:
-        GpusqError: A preprocessing of another kind, or no size.
+        UndeclaredError: None is known, or no size.
+        GpusqError: A preprocessing of another kind.
     """
     config: Any = module.config
     origin = PREPROCESSOR
@@ -88,24 +111,42 @@ def preprocessing_of_transformers(
         preprocessor, origin = _defaults(spec, str(config.model_type))
     try:
         _require_modelled(preprocessor)
-        channels = int(getattr(config, "num_channels", 3))
-        height, width = _size(spec, config, preprocessor)
+        channels = int(_said(config, "num_channels", *_NESTED) or 3)
+        height, width = _size(spec, config, preprocessor, stated=origin == PREPROCESSOR)
         return Preprocessing(
             channels=channels,
             height=height,
             width=width,
             mean=_normalised_by(preprocessor, "image_mean", 0.0, channels),
             std=_normalised_by(preprocessor, "image_std", 1.0, channels),
-            interpolation=_RESAMPLE[2 if preprocessor.get("resample") is None else int(preprocessor["resample"])],
+            interpolation=_interpolation(preprocessor),
             crop_fraction=_crop_fraction(preprocessor),
             origin=origin,
         )
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise GpusqError(
-            f"its preprocessing isn't one of images to tensors: {error!r}",
+            f"its preprocessing isn't one of images to tensors: {_fault(error)}",
             place=f"{spec}, {origin}",
-            hint=f"mend the {PREPROCESSOR} beside the weights",
+            hint=_mending(spec, stated=origin == PREPROCESSOR),
         ) from error
+
+
+def _fault(error: Exception) -> str:
+    return f"it lacks {error.args[0]}" if isinstance(error, KeyError) else said_by(error)
+
+
+def _mending(spec: ArchSpec, *, stated: bool) -> str:
+    """What to do about a preprocessing that can't be used, by where it comes from."""
+    mended = f"mend the {PREPROCESSOR} beside the weights" if stated else f"put its {PREPROCESSOR} beside the weights"
+    return f"check --arch-arg input_size; or {mended}" if "input_size" in spec.arguments else mended
+
+
+def _interpolation(preprocessor: Mapping[str, Any]) -> Interpolation:
+    number: Any = preprocessor.get("resample")
+    found = _RESAMPLE.get(2 if number is None else int(number))
+    if found is None:
+        raise ValueError(f"resample {number}: images are resized by PIL's {', '.join(map(str, _RESAMPLE))} alone")
+    return found
 
 
 def _require_modelled(preprocessor: Mapping[str, Any]) -> None:
@@ -237,8 +278,10 @@ def config_of(spec: ArchSpec) -> Any:
 
 
 def _defaults(spec: ArchSpec, kind: str) -> tuple[Mapping[str, Any], str]:
+    """The image processor of a kind of model; of a part or a variant, such as `clip_vision_model`, its family's."""
     known: Any = _import("transformers.models.auto.image_processing_auto").IMAGE_PROCESSOR_MAPPING_NAMES
-    named: Any = known.get(kind)
+    families = [name for name in known if kind == name or kind.startswith((f"{name}_", f"{name}-"))]
+    named: Any = known[max(families, key=len)] if families else None
     names = (
         [named]
         if isinstance(named, str)
@@ -249,24 +292,37 @@ def _defaults(spec: ArchSpec, kind: str) -> tuple[Mapping[str, Any], str]:
         processor: Any = getattr(transformers, str(name), None)
         if processor is not None and getattr(processor, "image_mean", None) is not None:
             return {key: getattr(processor, key, None) for key in _KEYS}, f"{DEFAULTS} {name}"
-    raise GpusqError(
+    raise UndeclaredError(
         f"no preprocessing is known for a {kind}",
         place=str(spec),
-        hint=f"put its {PREPROCESSOR} beside the weights",
+        hint=f"put its {PREPROCESSOR} beside the weights; {ARRAYS_DO}",
     )
 
 
-def _size(spec: ArchSpec, config: Any, preprocessor: Mapping[str, Any]) -> tuple[int, int]:
+def _size(spec: ArchSpec, config: Any, preprocessor: Mapping[str, Any], *, stated: bool) -> tuple[int, int]:
+    """See `preprocessing_of_transformers`; `stated`: the preprocessor is the model's own, not its class's defaults."""
     crop: Any = preprocessor.get("crop_size") if preprocessor.get("do_center_crop") else None
-    for size in (spec.arguments.get("input_size"), getattr(config, "image_size", None), crop, preprocessor.get("size")):
+    prepared: tuple[Any, ...] = (crop, preprocessor.get("size"))
+    backbone = _said(config, "image_size", "backbone_config")
+    rest = (*prepared, backbone) if stated else (backbone, *prepared)
+    for size in (spec.arguments.get("input_size"), _said(config, "image_size", "vision_config"), *rest):
         found = _two(size)
         if found is not None:
             return found
-    raise GpusqError(
+    raise UndeclaredError(
         "neither the config nor the preprocessor says one image size",
         place=str(spec),
-        hint="add --arch-arg input_size=[480,640]",
+        hint=f"add --arch-arg input_size=[480,640]; {ARRAYS_DO}",
     )
+
+
+def _said(config: Any, name: str, *within: str) -> Any:
+    """An entry of a config, or of the first of its named parts that has it; None where none has."""
+    for part in (config, *(getattr(config, part, None) for part in within)):
+        value: Any = getattr(part, name, None)
+        if value is not None:
+            return value
+    return None
 
 
 def _two(size: Any) -> tuple[int, int] | None:
@@ -305,4 +361,6 @@ def _normalised_by(preprocessor: Mapping[str, Any], name: str, plain: float, cha
 def per_channel(declared: Sequence[float], channels: int) -> tuple[float, ...]:
     """One number per channel, or their mean for every channel of a model that has another number of them."""
     values = [float(value) for value in declared]
+    if not values:
+        raise ValueError("a mean or std without a number")
     return tuple(values if len(values) == channels else [sum(values) / len(values)] * channels)

@@ -12,6 +12,7 @@ from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.checkpoint.adapters.reading import some
 from gpusq_deploy.checkpoint.transformers_models import class_of_images, config_of, offline, refusals
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.wording import counted
 
 
 class Renamed(NamedTuple):
@@ -98,7 +99,7 @@ def _accounted(
         twice = [name for name in rest if name in by_name]
         if twice:
             raise GpusqError(
-                f"{len(twice)} tensors of the file are there under an older name too: {some(twice)}",
+                f"there under an older name too: {counted(len(twice), 'tensor')} of the file, {some(twice)}",
                 place=str(spec),
                 hint="save the model again with save_pretrained, under one set of names",
             )
@@ -127,7 +128,7 @@ def _require_stored(spec: ArchSpec, state: Mapping[str, torch.Tensor]) -> None:
 def _require_floats(spec: ArchSpec, strangers: list[str]) -> None:
     if strangers:
         raise GpusqError(
-            f"{len(strangers)} tensors of the file are no float weights: {some(strangers)}",
+            f"{counted(len(strangers), 'tensor')} of the file, and no float weights: {some(strangers)}",
             place=str(spec),
             hint="save dense float weights",
         )

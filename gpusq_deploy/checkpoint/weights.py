@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy.typing as npt
@@ -26,6 +26,17 @@ from gpusq_deploy.numerics.sparsity import rows_from_conv
 from gpusq_deploy.sparsity import LayerWeight
 
 _PLAIN = frozenset({torch.float16, torch.float32, torch.float64, torch.int8})
+
+
+class FileWeights(NamedTuple):
+    """Weighted layers of a checkpoint, to be read once and one after another, and what its file says beside them.
+
+    `remarks` tell what was changed or left out while reading.
+    """
+
+    layers: Iterable[LayerWeight]
+    sparsity: SparsityRecord | None
+    remarks: tuple[str, ...]
 
 
 def layer_weights(module: torch.nn.Module, state: Mapping[str, torch.Tensor] | None = None) -> Iterator[LayerWeight]:
@@ -54,10 +65,8 @@ def rows_of(tensor: torch.Tensor) -> npt.NDArray[Any]:
     return values if values.ndim == 2 else rows_from_conv(values)
 
 
-def weights_in_file(
-    path: Path, arch: ArchSpec | None, *, state_dict: str | None = None
-) -> tuple[Iterable[LayerWeight], SparsityRecord | None]:
-    """Weighted layers of a checkpoint, to be read once and one after another, and its sparsity record.
+def weights_in_file(path: Path, arch: ArchSpec | None, *, state_dict: str | None = None) -> FileWeights:
+    """Weighted layers of a checkpoint, its sparsity record, and remarks.
 
     A state dict without an architecture still has names and shapes: each 2-D `*.weight` is taken for a Linear, each
     2-D `*in_proj_weight` for the input projections of an attention, each 4-D `*.weight` for a Conv2d whose stride
@@ -70,17 +79,18 @@ def weights_in_file(
     file = weights_file(path)
     if arch is None and is_exported_program(file):
         require_no_choice(state_dict, place=str(file))
-        return _guessed(dict(read_exported_program(file).state)), None
+        program = read_exported_program(file)
+        return FileWeights(_guessed(dict(program.state)), None, program.remarks)
     content = None if described else read_checkpoint_file(file)
     if content is None or content.get("format") == SELF_DESCRIBING:
-        stored = stored_weights(path, arch=arch, state_dict=state_dict)
+        stored = stored_weights(path, arch=arch, state_dict=state_dict, content=content)
         if all(name in stored.state for name, _ in _layers(stored.skeleton)):
-            return _finite(stored, place=str(path)), stored.sparsity
+            return FileWeights(_finite(stored, place=str(path)), stored.sparsity, stored.remarks)
         # A parametrised weight: only the module can compute it.
         checkpoint = load_checkpoint(path, arch=arch, state_dict=state_dict)
-        return tuple(layer_weights(checkpoint.module)), checkpoint.sparsity
+        return FileWeights(tuple(layer_weights(checkpoint.module)), checkpoint.sparsity, checkpoint.remarks)
     reading = reading_of(content, place=str(file), key=state_dict)
-    return _guessed(dict(reading.state)), reading.sparsity
+    return FileWeights(_guessed(dict(reading.state)), reading.sparsity, reading.remarks)
 
 
 def _layers(module: torch.nn.Module) -> Iterator[tuple[str, Layer]]:

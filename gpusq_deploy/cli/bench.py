@@ -106,11 +106,10 @@ def main() -> None:
 
 def _check_target(target: Path) -> None:
     # `--json model.onnx` is one forgotten word away from destroying the model, so only our own files are replaced.
-    from gpusq_deploy.artifacts.base import read_value
+    from gpusq_deploy.artifacts.base import read_value, require_folder
     from gpusq_deploy.artifacts.runs import Runs
 
-    if not target.parent.is_dir():
-        raise GpusqError("the folder of the JSON file doesn't exist", place=str(target), hint="make it first")
+    require_folder(target)
     if not target.exists():
         return
     try:

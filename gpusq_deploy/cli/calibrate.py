@@ -18,6 +18,7 @@ from gpusq_deploy.cli.common import (
     run_command,
     say,
 )
+from gpusq_deploy.wording import counted
 
 if TYPE_CHECKING:
     from gpusq_deploy.artifacts.calibration import CalibrationTable, CalibratorName
@@ -101,7 +102,9 @@ def _show(out: Path, table: CalibrationTable, *, as_json: bool) -> None:
         )
         return
     noise = "; random data: ranges mean nothing, don't deploy this" if table.synthetic else ""
-    click.echo(f"{out}: {len(table.ranges)} ranges ({table.observer}) over {table.images} samples{noise}")
+    click.echo(
+        f"{out}: {counted(len(table.ranges), 'range')} ({table.observer}) over {counted(table.images, 'sample')}{noise}"
+    )
 
 
 def _quiet(_text: str) -> None:

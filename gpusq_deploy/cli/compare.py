@@ -9,7 +9,8 @@ import click
 
 from gpusq_deploy.cli.common import run_command
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+# Whether there is such a file is told by who reads it: that is no mistake in the command, and exits with another code.
+_FILE = click.Path(path_type=Path)
 
 
 def _parse_percent(_context: click.Context, _option: click.Parameter, text: str) -> float:

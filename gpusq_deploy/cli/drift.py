@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from gpusq_deploy.artifacts.receipt import Drift, Verification
+from gpusq_deploy.wording import counted
 
 _POINTED_AT = 3
 
@@ -15,9 +16,11 @@ def drift_tables(verification: Verification) -> Iterator[Table]:
     """One table for the blocks, with the noisiest marked, and one for the layers of the noisiest; none without them."""
     noisiest = [block.module for block in verification.noisiest(_POINTED_AT)]
     if verification.blocks:
-        yield _table(f"drift behind each block, {verification.images} samples", verification.blocks, noisiest)
+        yield _table(
+            f"drift behind each block, {counted(verification.images, 'sample')}", verification.blocks, noisiest
+        )
     if verification.layers:
-        title = f"drift behind each layer of the noisiest, {verification.layer_images} samples"
+        title = f"drift behind each layer of the noisiest, {counted(verification.layer_images, 'sample')}"
         worst = min(verification.layers, key=lambda layer: layer.sqnr_db)
         yield _table(title, verification.layers, [worst.module])
 

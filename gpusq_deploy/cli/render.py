@@ -16,6 +16,7 @@ from gpusq_deploy.cli.drift import drift_line, drift_tables
 from gpusq_deploy.cli.explain import print_engine, print_layer
 from gpusq_deploy.packed import PACKED, packed_index, packed_line
 from gpusq_deploy.receipt import cost_text, layer_costs_line
+from gpusq_deploy.wording import counted
 
 # Equal outputs are recorded as this many decibels.
 _EQUAL_DB = 300.0
@@ -129,7 +130,7 @@ def _rewrites_text(verification: Verification) -> str:
     if fused is None:
         return ""
     answer = "the answer is the same" if fused >= _EQUAL_DB else f"SQNR to that answer {fused:.1f} dB"
-    return f"; with its rewrites on, {answer} ({verification.fused_images} samples)"
+    return f"; with its rewrites on, {answer} ({counted(verification.fused_images, 'sample')})"
 
 
 def _packed(bundle: Bundle) -> PackedIndex | None:

@@ -75,6 +75,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     else:
         _refuse_repair_options(context)
     result = validate(path, arch=spec, recipe=recipe, state_dict=state_dict)
+    for remark in result.remarks:
+        say(f"{path.name}: {remark}")
     explained = [explanations(path, result, gpu) for gpu in gpus]
     if as_json:
         _echo_json(path, result, explained, repair)
@@ -114,6 +116,7 @@ def _echo_json(
             "kind": result.kind,
             "ok": not result.findings,
             "findings": msgspec.to_builtins(result.findings),
+            "remarks": list(result.remarks),
             "sparsity": msgspec.to_builtins(result.sparsity),
             "explained": msgspec.to_builtins([layer for layers in explained for layer in layers]),
             **({} if repair is None else {"repair": msgspec.to_builtins(repair)}),

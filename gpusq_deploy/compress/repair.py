@@ -11,7 +11,6 @@ The old file is read and nothing else.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
-from gpusq_deploy.artifacts.base import digest_of_file
+from gpusq_deploy.artifacts.base import digest_of_file, require_folder
 from gpusq_deploy.artifacts.repair import Channels, Declined, HowFound, Permuted, Proof, Repair
 from gpusq_deploy.artifacts.sparsity import LayerSparsity
 from gpusq_deploy.bundle import kind_of
@@ -153,9 +152,7 @@ def _require_place(request: RepairRequest) -> None:
         raise GpusqError("a repair keeps the file's format", place=str(out), hint=f"name it *{model.suffix}")
     if out.exists() and not request.force:
         raise GpusqError("the output exists", place=str(out), hint="name another file, or replace it with --force")
-    parent = out.absolute().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise GpusqError("the output can't be written there", place=str(parent), hint="name another file")
+    require_folder(out)
 
 
 def _loaded(request: RepairRequest) -> Checkpoint | None:

@@ -98,7 +98,7 @@ def test_options_that_contradict_it_are_refused(
 def test_a_checkpoint_that_is_sparse_already_is_refused(sparse: Path, photos: Path, tmp_path: Path) -> None:
     done = run_main(build, sparse, *SECOND_ORDER, "--calib", photos, "--out", tmp_path / "no.gpusq")
     assert done.code == 5
-    assert "8 layers of the checkpoint are 2:4 already: blocks.0.attn.qkv" in done.err
+    assert "8 layers of the checkpoint pruned to 2:4 already: blocks.0.attn.qkv" in done.err
     assert "leave out --prune" in done.err
     assert not (tmp_path / "no.gpusq").exists()
 

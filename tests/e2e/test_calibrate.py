@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from commands import run_main
 
 from gpusq_deploy.artifacts.base import read_value
@@ -122,3 +125,62 @@ def test_the_checkpoint_itself_is_not_written_over(dense: Path, tmp_path: Path) 
     done = run_main(calibrate, source, "--calib", "random", "--out", source, "--force")
     assert (done.code, "the old file is kept" in done.err) == (5, True), done.err
     assert source.read_bytes() == dense.read_bytes()
+
+
+class Undeclared(torch.nn.Module):
+    """Two products on images of 3 x 8 x 6, which no attribute describes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = torch.nn.Linear(144, 16), torch.nn.Linear(16, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """[n, 3, 8, 6] to [n, 4]."""
+        answer: torch.Tensor = self.fc2(torch.relu(self.fc1(images.flatten(1))))
+        return answer
+
+
+def test_prepared_arrays_need_no_declared_preprocessing(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package: Any = types.ModuleType("undeclared_models")
+    package.make = Undeclared
+    monkeypatch.setitem(sys.modules, "undeclared_models", package)
+    torch.manual_seed(0)
+    model, data, out = tmp_path / "m.pt", tmp_path / "data.npy", tmp_path / "m.json"
+    torch.save(Undeclared().state_dict(), model)
+    array = np.random.default_rng(0).standard_normal((12, 3, 8, 6)).astype(np.float32)
+    np.save(data, array)
+    arch = ("--arch", "undeclared_models:make")
+    images = run_main(calibrate, model, *arch, "--calib", photos, "--out", out)
+    assert (images.code, "declares no preprocessing" in images.err) == (5, True), images.err
+    assert "gpusq_preprocessing" in images.err
+    assert "--calib FILE.npy" in images.err
+    done = run_main(calibrate, model, *arch, "--calib", data, "--out", out)
+    assert done.code == 0, done.err
+    assert "the input is taken to be 3 x 8 x 6" in done.err
+    # One sample in ten is kept apart, the first of twelve; the input is the first layer's.
+    found = {entry.layer: entry.amax for entry in read_value(out, CalibrationTable).ranges}
+    assert found["fc1"] == pytest.approx(float(np.abs(array[1:]).max()))
+    built = run_main(build, model, *arch, "--int8", "--calib", data, "--out", tmp_path / "m.gpusq")
+    assert built.code == 0, built.err
+    manifest = read_bundle(tmp_path / "m.gpusq").manifest
+    assert manifest.preprocessing.origin.startswith("none is declared")
+    assert any("the input is taken to be 3 x 8 x 6" in note for note in manifest.notes)
+
+
+def test_a_missing_output_folder_is_told_with_the_command_that_makes_it(dense: Path, tmp_path: Path) -> None:
+    done = run_main(calibrate, dense, "--calib", "random", "--out", tmp_path / "a" / "m.json")
+    assert (done.code, f"mkdir -p {tmp_path / 'a'}" in done.err) == (5, True), done.err
+
+
+def test_a_single_image_is_warned_of(dense: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.png").write_bytes(sorted(photos.iterdir())[0].read_bytes())
+    done = run_main(calibrate, dense, "--calib", tmp_path / "one", "--out", tmp_path / "m.json", "--json")
+    assert done.code == 0, done.err
+    warning = (
+        "ranges were found on 1 sample: what other inputs reach beyond them is clipped; give a few dozen typical ones"
+    )
+    assert f"warning: {warning}" in done.err
+    assert warning in done.json()["warnings"]

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "gpusq_deploy"
 ORDER = [
     "__init__",
     "errors",
+    "wording",
     "numerics",
     "artifacts",
     "recipe",

@@ -228,6 +228,17 @@ def test_a_missing_parent_is_refused_with_the_command_that_makes_it(tmp_path: Pa
     assert caught.value.hint == f"mkdir -p {tmp_path / 'a'}"
 
 
+@pytest.mark.parametrize("name", ["file/out", "file/deeper/still/out"])
+def test_a_file_where_a_folder_must_be_is_named_and_no_command_is_proposed_that_would_fail(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(GpusqError, match="a file lies where the folder") as caught:
+        require_place(tmp_path / name, force=False)
+    assert caught.value.place == str(tmp_path / "file")
+    assert "mkdir" not in str(caught.value.hint)
+
+
 def test_a_parent_that_may_not_be_written_is_refused(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_path: Path, _mode: int) -> bool:
         return False

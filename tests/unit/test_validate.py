@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import bundles
@@ -143,6 +144,41 @@ def test_a_record_that_fits_no_layer_is_refused(tmp_path: Path) -> None:
     save_checkpoint(path, module, arch=spec, preprocessing=preprocessing_of(spec, module), sparsity=record)
     with pytest.raises(GpusqError, match=r"layers that the model doesn't have: encoder\.0\.fc"):
         validate(path)
+
+
+@pytest.mark.parametrize("arch", [(), ("--arch", "timm:vit_tiny_patch16_224")])
+def test_a_state_dict_that_is_not_taken_is_told(tmp_path: Path, arch: tuple[str, ...]) -> None:
+    path, state = tmp_path / "m.pt", pruned().state_dict()
+    torch.save({"model": state, "ema": tiny_models.vit().state_dict(), "epoch": 3}, path)
+    if arch:
+        arch += tuple(word for key, value in tiny_models.ARGUMENTS.items() for word in ("--arch-arg", f"{key}={value}"))
+    done = run_main(command, path, *arch, "--json")
+    assert done.code == 0, done.err
+    told = "state dict under 'model'; not taken, though it is there: ema (--state-dict NAME takes it)"
+    assert done.err == f"m.pt: {told}\n"
+    assert json.loads(done.out)["remarks"] == [told]
+
+
+@pytest.mark.parametrize("how", ["guessed", "named", "describes itself"])
+def test_flipped_bits_of_a_weight_are_refused_not_called_clean(tmp_path: Path, how: str) -> None:
+    path, module, spec = tmp_path / "m.pt", pruned(), tiny_models.vit_spec()
+    if how == "describes itself":
+        save_checkpoint(path, module, arch=spec, preprocessing=preprocessing_of(spec, module))
+    else:
+        write(path, module)
+    arch = spec if how == "named" else None
+    assert validate(path, arch=arch).findings == ()
+    data = bytearray(path.read_bytes())
+    # A mantissa's lowest byte: the weight stays a number, and what is zero stays zero.
+    weight = module.get_submodule("blocks.0.mlp.fc1").get_parameter("weight").detach()
+    place = data.index(array_from_tensor(weight).tobytes())
+    column = int(torch.nonzero(weight[0])[0, 0])
+    data[place + 4 * column] ^= 0x11
+    path.write_bytes(data)
+    with pytest.raises(GpusqError, match=r"1 of \d+ entries differ from their checksums") as caught:
+        validate(path, arch=arch)
+    assert "/data/" in str(caught.value.place)
+    assert run_main(command, path).code == GpusqError.exit_code
 
 
 @pytest.mark.parametrize("option", ["--arch", "--arch-arg", "--state-dict", "--recipe"])

@@ -29,6 +29,25 @@ def require_stored(path: Path) -> None:
         )
 
 
+def require_no_script(path: Path) -> None:
+    """Refuse a TorchScript archive: beside weights it holds code, which torch.jit.load would run.
+
+    Raises:
+        GpusqError: It is one.
+        zipfile.BadZipFile: The archive is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        names = {name.partition("/")[2] for name in archive.namelist()}
+    if "constants.pkl" in names and any(name.startswith("code/") for name in names):
+        weights = f"{path.stem}-weights.pt"
+        raise GpusqError(
+            "the file is a TorchScript archive, a program that torch.jit.save wrote, and no state dict",
+            place=str(path),
+            hint=f"save its weights alone: torch.save(torch.jit.load({path.name!r}).state_dict(), {weights!r}), "
+            "and say with --arch what they are of",
+        )
+
+
 def require_intact(path: Path) -> None:
     """Compare every entry with its checksum: torch doesn't, and a flipped bit in a weight is a weight.
 

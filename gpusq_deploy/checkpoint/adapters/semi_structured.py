@@ -18,6 +18,7 @@ from torch.sparse import (
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
 from gpusq_deploy.checkpoint.adapters.reading import Reading
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.wording import counted
 
 METHOD = "torch SparseSemiStructuredTensor"
 # Loading rebuilds them by torch's own constructors; nothing of the file is run.
@@ -39,7 +40,7 @@ def read_semi_structured(reading: Reading, *, place: str) -> Reading:
         reading,
         state={name: dense.get(name, value) for name, value in reading.state.items()},
         sparsity=SparsityRecord(method=METHOD, layers=layers),
-        remarks=(*reading.remarks, f"{len(layers)} weights are unpacked from torch's semi-structured layout"),
+        remarks=(*reading.remarks, f"unpacked {counted(len(layers), 'weight')} from torch's semi-structured layout"),
     )
 
 

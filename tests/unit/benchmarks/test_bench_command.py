@@ -94,7 +94,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 def test_a_missing_folder_is_noticed_before_measuring(model: Path, tmp_path: Path) -> None:
     result = _bench(str(model), "--json", str(tmp_path / "no" / "runs.json"))
     assert isinstance(result.exception, GpusqError)
-    assert "doesn't exist" in str(result.exception)
+    assert "does not exist" in str(result.exception)
     assert result.stderr == ""
 
 

@@ -10,9 +10,9 @@ import photographs
 import pytest
 from PIL import Image
 
-from gpusq_deploy.artifacts.arch import Preprocessing
+from gpusq_deploy.artifacts.arch import UNDECLARED, Preprocessing
 from gpusq_deploy.artifacts.calibration import CalibrationTable, TensorRange
-from gpusq_deploy.calibration.guard import InputStatistics, input_warnings, range_warnings, statistics_of
+from gpusq_deploy.calibration.guard import InputStatistics, few_warnings, input_warnings, range_warnings, statistics_of
 from gpusq_deploy.graph.layers import GraphLayer
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -123,3 +123,21 @@ def test_a_patch_embedding_far_from_its_recorded_range_is_told(amax: float, told
 def test_without_a_recorded_range_there_is_nothing_to_compare() -> None:
     assert range_warnings(table(255), (patches(),), {}) == ()
     assert range_warnings(table(255), (patches(tensor="other"),), {"patch_embed.proj": 2.64}) == ()
+
+
+@pytest.mark.parametrize(
+    ("images", "synthetic", "told"),
+    [(1, False, "on 1 sample:"), (7, False, "on 7 samples:"), (8, False, ""), (1, True, "")],
+)
+def test_a_handful_of_real_samples_is_told(images: int, synthetic: bool, told: str) -> None:
+    found = few_warnings(
+        CalibrationTable(source="x", digest="", images=images, observer="amax", synthetic=synthetic, ranges=())
+    )
+    assert len(found) == bool(told)
+    assert all(told in warning for warning in found)
+
+
+def test_data_of_a_model_that_declares_nothing_is_not_judged(pixels: Batch) -> None:
+    assert warnings_for(pixels * 255, PLAIN)
+    undeclared = Preprocessing(channels=3, height=32, width=32, mean=PLAIN[0], std=PLAIN[1], origin=UNDECLARED)
+    assert input_warnings(statistics_of(pixels * 255), undeclared) == ()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import random
-from collections.abc import Iterator
+import struct
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import photographs
 import pytest
 import torch
@@ -21,6 +25,8 @@ from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.errors import GpusqError
 
 transforms: Any = importlib.import_module("torchvision.transforms")  # it ships no types
+
+Array = npt.NDArray[Any]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MODES = {
@@ -123,7 +129,7 @@ def test_a_photograph_covers_an_input_that_is_not_square(sizes: tuple[Path, ...]
         assert not (np.abs(sample - darkest[:, None, None]).max(axis=0) < 1e-6).all()
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
 def test_images_of_every_mode_are_read(tmp_path: Path, sizes: tuple[Path, ...], mode: str) -> None:
     path = tmp_path / "image.tif"
     with Image.open(sizes[0]) as image:
@@ -132,6 +138,127 @@ def test_images_of_every_mode_are_read(tmp_path: Path, sizes: tuple[Path, ...], 
         sample = load_image(path, preprocessing(channels=channels))
         assert sample.shape == (channels, 32, 32)
         assert np.isfinite(sample).all()
+
+
+def grey_png_of_16_bits(values: Array) -> bytes:
+    """Written after the PNG specification, big end first, without Pillow."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    packed = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def grey_tiff(values: Array, bits: int) -> bytes:
+    """One strip after the TIFF specification, without Pillow; two values of 12 bits lie in three bytes."""
+    height, width = values.shape
+    if bits == 12:
+        pairs = values.reshape(-1, 2).astype(int)
+        packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=1)
+        data = packed.astype(np.uint8).tobytes()
+    else:
+        data = values.astype("<u2").tobytes()
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in [*tags, (279, len(data))])
+    folder = struct.pack("<H", len(tags) + 1) + entries + struct.pack("<I", 0)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + folder
+
+
+def grey_pgm(values: Array, white: int) -> bytes:
+    return f"P5 {values.shape[1]} {values.shape[0]} {white}\n".encode() + values.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "white", "encode"),
+    [
+        ("png", 65535, grey_png_of_16_bits),
+        ("tif", 65535, functools.partial(grey_tiff, bits=16)),
+        ("tif", 4095, functools.partial(grey_tiff, bits=12)),
+        ("ppm", 65535, functools.partial(grey_pgm, white=65535)),
+        ("ppm", 4095, functools.partial(grey_pgm, white=4095)),
+    ],
+    ids=["png", "tiff", "tiff of 12 bits", "pgm", "pgm of 12 bits"],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_of_more_than_8_bits_is_scaled_not_cut_off(
+    tmp_path: Path, suffix: str, white: int, encode: Callable[[Array], bytes], channels: int
+) -> None:
+    values = np.random.default_rng(9).integers(0, white + 1, (32, 32))
+    values[0, :3] = (0, white, white // 2)
+    path = tmp_path / f"deep.{suffix}"
+    path.write_bytes(encode(values))
+    wanted = preprocessing(channels=channels)
+    got = load_image(path, wanted) * np.asarray(wanted.std)[:, None, None] + np.asarray(wanted.mean)[:, None, None]
+    # The resize has nothing to do, so half a step of 8 bits is all that may be lost.
+    np.testing.assert_allclose(got, np.broadcast_to(values / white, got.shape), rtol=0, atol=0.5 / 255 + 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "suffix", "told"),
+    [
+        (np.int32, "tif", "32-bit integers"),
+        (np.float32, "tif", "floats"),
+        (b"Pf 2 2 -1.0\n" + bytes(16), "ppm", "floats"),
+    ],
+    ids=["tiff of integers", "tiff of floats", "pfm"],
+)
+def test_pixels_without_a_white_are_refused_with_the_reason(
+    tmp_path: Path, content: Any, suffix: str, told: str
+) -> None:
+    path = tmp_path / f"image.{suffix}"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        pixels: Array = np.ones((8, 8), content)
+        Image.fromarray(pixels).save(path)
+    with pytest.raises(GpusqError, match=f"pixels are {told}") as caught:
+        load_image(path, preprocessing())
+    assert caught.value.place == str(path)
+    assert "arrays" in str(caught.value.hint)
+
+
+def of_mode(mode: str, values: Array) -> tuple[Image.Image, Array]:
+    """An image of the mode from random bytes [32, 32, 4], and the red, green and blue that it means, from 0 to 1."""
+    if mode == "LA":
+        return Image.fromarray(values[..., :2], "LA"), np.repeat(values[..., :1], 3, axis=2) / 255
+    if mode == "RGBA":
+        return Image.fromarray(values), values[..., :3] / 255
+    if mode == "CMYK":
+        inks = values / 255
+        return Image.fromarray(values, "CMYK"), (1 - inks[..., :3]) * (1 - inks[..., 3:])
+    palette = values[:8].reshape(256, 4)[:, :3]
+    image = Image.fromarray(values[..., 0], "P")
+    image.putpalette(palette.tobytes())
+    return image, palette[values[..., 0]] / 255
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "options"),
+    [
+        ("LA", "png", {}),
+        ("RGBA", "png", {}),
+        ("P", "png", {}),
+        ("P", "png", {"transparency": 7}),
+        ("P", "png", {"transparency": bytes(range(256))}),
+        ("CMYK", "tif", {}),
+    ],
+    ids=["grey and alpha", "alpha", "palette", "one transparent colour", "transparent colours", "inks"],
+)
+def test_colours_of_other_modes_are_those_that_the_format_means(
+    tmp_path: Path, mode: str, suffix: str, options: dict[str, Any]
+) -> None:
+    image, expected = of_mode(mode, np.random.default_rng(10).integers(0, 256, (32, 32, 4), np.uint8))
+    path = tmp_path / f"image.{suffix}"
+    image.save(path, **options)
+    got: Array = load_image(path, preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3))
+    # One step for the products of inks, which Pillow rounds.
+    np.testing.assert_allclose(np.moveaxis(got, 0, 2), expected, rtol=0, atol=1.01 / 255 if mode == "CMYK" else 1e-6)
+    grey = load_image(path, preprocessing(channels=1)) * 0.25 + 0.5
+    # ITU-R 601, which Pillow rounds to 8 bits, of colours that it rounded.
+    luma = expected @ np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(grey[0], luma, rtol=0, atol=2.01 / 255)
 
 
 def encoded(folder: Path, suffix: str) -> bytes:

@@ -26,6 +26,7 @@ from gpusq_deploy.calibration.sources import (
     Selection,
     filled,
     open_source,
+    preprocessing_of_arrays,
     source_from_iterable,
 )
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
@@ -84,6 +85,30 @@ def test_an_array_that_the_model_cannot_take_is_refused(tmp_path: Path, array: n
         open_source(path, SIZE)
     assert str(array.dtype) in caught.value.what
     assert (caught.value.place, bool(caught.value.hint)) == (path, True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "hint"),
+    [
+        ((0, 3, 8, 6), "f4", "no sample"),
+        ((4, 3, 8, 6), "u1", "as float32"),
+        ((4, 3, 8, 6), "c8", "as float32"),
+        ((3, 8, 6), "f4", "array[None]"),
+        ((8, 6, 3), "f4", "array[None]"),
+        ((8, 6), "f4", "numpy.stack"),
+        ((4, 8, 6, 3), "f4", "array.transpose(0, 3, 1, 2)"),
+        ((4, 1, 8, 6), "f4", "channels are another number"),
+        ((4, 3, 6, 8), "f4", "prepare the samples at 8 x 6"),
+        ((4, 3, 16, 12), "f2", "prepare the samples at 8 x 6"),
+    ],
+)
+def test_what_is_wrong_with_an_array_is_named(tmp_path: Path, shape: tuple[int, ...], kind: str, hint: str) -> None:
+    size = Preprocessing(channels=3, height=8, width=6, mean=(0.0,) * 3, std=(1.0,) * 3, origin="test")
+    with pytest.raises(GpusqError) as caught:
+        open_source(save(tmp_path / "data.npy", np.ones(shape, kind)), size)
+    assert hint in str(caught.value.hint)
+    # What isn't the trouble isn't blamed.
+    assert ("float32" in str(caught.value.hint)) == (kind in {"u1", "c8"})
 
 
 def test_an_array_without_samples_is_refused(tmp_path: Path) -> None:
@@ -203,7 +228,7 @@ def test_damaged_images_are_skipped_by_name_up_to_a_tenth(folder: Folder) -> Non
 
 def test_more_damaged_images_than_a_tenth_stop_it(folder: Folder) -> None:
     source = open_source(str(folder(17, 3)), SIZE)
-    with pytest.raises(GpusqError, match="3 of 20 samples can't be read") as caught:
+    with pytest.raises(GpusqError, match="at least 3 of 20 samples can't be read") as caught:
         read(source)
     assert "bad-02.png" in caught.value.what
     assert caught.value.hint
@@ -421,3 +446,30 @@ def test_a_factory_that_fails_is_named(name: str) -> None:
 def test_a_factory_in_a_module_that_is_not_there_is_refused() -> None:
     with pytest.raises(GpusqError, match="ModuleNotFoundError"):
         open_source("no_such_package.sets:rows", SIZE)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_a_file_of_arrays_tells_the_shape_of_an_input_and_nothing_else(tmp_path: Path, suffix: str) -> None:
+    array = np.zeros((2, 5, 8, 6), np.float32)
+    text = save(tmp_path / "data.npy", array) if suffix == ".npy" else save_npz(tmp_path / "data.npz", images=array)
+    found = preprocessing_of_arrays(text)
+    assert found is not None
+    assert (found.channels, found.height, found.width) == (5, 8, 6)
+    assert not found.is_declared
+    np.testing.assert_array_equal(read(open_source(text, found))[0], array)
+
+
+def test_what_is_no_file_of_samples_tells_no_shape(tmp_path: Path) -> None:
+    flat = save(tmp_path / "flat.npy", np.zeros((3, 8, 6), np.float32))
+    none = save(tmp_path / "none.npy", np.zeros((0, 3, 8, 6), np.float32))
+    for text in (
+        None,
+        "random",
+        "",
+        str(tmp_path),
+        str(tmp_path / "missing.npy"),
+        "package.module:factory",
+        flat,
+        none,
+    ):
+        assert preprocessing_of_arrays(text) is None

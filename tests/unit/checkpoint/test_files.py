@@ -149,12 +149,12 @@ def test_a_pickled_module_is_refused_with_advice(tmp_path: Path, refused: Refuse
 
 @pytest.mark.parametrize(
     ("content", "found"),
-    [(torch.ones(3), "Tensor"), ([torch.ones(3)], "list"), (7, "int"), (None, "NoneType"), ("text", "str")],
+    [(torch.ones(3), "a Tensor"), ([torch.ones(3)], "a list"), (7, "an int"), (None, "a NoneType"), ("text", "a str")],
 )
 def test_what_is_no_dictionary_is_refused(tmp_path: Path, refused: Refused, content: object, found: str) -> None:
     path = tmp_path / "model.pt"
     torch.save(content, path)
-    assert f"holds a {found}" in refused(path).what
+    assert f"holds {found}" in refused(path).what
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,74 @@ def test_of_several_state_dicts_the_own_weights_are_taken_and_the_averages_by_na
     assert layout == "state dict under 'model_ema'"
     with pytest.raises(GpusqError, match="no state dict under 'optimizer'") as caught:
         state_dict_in(content, place="here", key="optimizer")
-    assert caught.value.hint == "it has model_ema, model"
+    assert caught.value.hint == "--state-dict model_ema or model"
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ({"model": {"state_dict": SMALL}}, "model.state_dict"),
+        ({"state_dict": {"model": {"state_dict": SMALL}}, "epoch": 3}, "state_dict.model.state_dict"),
+        ({"model": {"model_ema": SMALL, "args": {"lr": 0.1}}}, "model.model_ema"),
+    ],
+)
+def test_wrappers_within_wrappers_are_opened_and_can_be_named(content: dict[str, Any], where: str) -> None:
+    got, layout = state_dict_in(content, place="here")
+    assert (same(got, SMALL), layout) == (True, f"state dict under {where!r}")
+    got, layout = state_dict_in(content, place="here", key=where)
+    assert (same(got, SMALL), layout) == (True, f"state dict under {where!r}")
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ({"ema": SMALL, "epoch": 3}, "ema"),
+        ({"net": SMALL}, "net"),
+        ({"model": {"encoder": SMALL, "note": "x"}}, "model.encoder"),
+        ({"run": {"best": {"weights": SMALL}}}, "run.best.weights"),
+    ],
+)
+def test_a_state_dict_under_another_name_is_refused_with_the_option_that_takes_it(
+    content: dict[str, Any], key: str
+) -> None:
+    for asked in (None, "other", key.partition(".")[0] if "." in key else "other"):
+        with pytest.raises(GpusqError, match="no state dict") as caught:
+            state_dict_in(content, place="here", key=asked)
+        assert caught.value.hint == f"--state-dict {key}"
+    assert same(state_dict_in(content, place="here", key=key)[0], SMALL)
+
+
+def test_what_an_optimiser_keeps_for_each_weight_is_not_listed() -> None:
+    kept = {"state": {"fc.weight": {"exp_avg": torch.ones(3)}, 0: {"exp_avg": torch.ones(3)}}}
+    assert state_dicts_in({"model": SMALL, "optimizer": kept}) == ("model",)
+    assert reading_of({"model": SMALL, "optimizer": kept}, place="here").remarks == ()
+
+
+def test_where_there_is_nothing_to_choose_no_option_is_proposed() -> None:
+    for content, hint in ((SMALL, "leave out --state-dict"), ({"epoch": 3}, "save the weights alone")):
+        with pytest.raises(GpusqError, match="no state dict under 'x'") as caught:
+            state_dict_in(content, place="here", key="x")
+        assert hint in str(caught.value.hint)
+
+
+def test_a_mapping_that_holds_itself_is_refused(tmp_path: Path, refused: Refused) -> None:
+    content: dict[str, Any] = {}
+    content["model"] = content
+    path = tmp_path / "model.pt"
+    torch.save(content, path)
+    assert "no state dict in the file" in refused(path).what
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.*:DeprecationWarning"
+)  # torch's own advice; users still have such files
+def test_a_torchscript_archive_is_called_one(tmp_path: Path, refused: Refused) -> None:
+    path = tmp_path / "model.pt"
+    scripted: Any = torch.jit.script(torch.nn.Linear(4, 3))
+    scripted.save(str(path))
+    error = refused(path)
+    assert "TorchScript archive" in error.what
+    assert "torch.jit.load('model.pt').state_dict()" in str(error.hint)
 
 
 def test_what_is_not_taken_is_told() -> None:

@@ -6,6 +6,7 @@ import importlib
 import json
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_our_own_checkpoint_needs_neither_config_nor_folder(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_the_two_to_four_check_sees_its_layers(tmp_path: Path) -> None:
     saved(tmp_path)
-    weights, record = weights_in_file(tmp_path, None)
+    weights, record, _ = weights_in_file(tmp_path, None)
     assert record is None
     assert "vit.layers.0.attention.q_proj" in {weight.layer for weight in weights}
     checked = validate(tmp_path)
@@ -393,3 +394,85 @@ def test_what_was_assumed_and_left_out_is_told(tmp_path: Path) -> None:
     assert found.preprocessing.crop_fraction == 0.875
     assert found.preprocessing.interpolation == "nearest"
     assert not [remark for remark in found.remarks if "defaults" in remark]
+
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "config", "processor"),
+    [
+        ("SiglipVisionModel", {"image_size": 32, "patch_size": 16}, "SiglipImageProcessor"),
+        ("CLIPVisionModel", {"image_size": 32, "patch_size": 16}, "CLIPImageProcessor"),
+        ("Dinov2WithRegistersModel", {"image_size": 28, "patch_size": 14}, "BitImageProcessor"),
+    ],
+)
+def test_a_part_or_a_variant_has_the_defaults_of_its_family_with_a_warning(
+    tmp_path: Path, name: str, config: dict[str, int], processor: str
+) -> None:
+    library: Any = importlib.import_module("transformers")
+    kind: Any = getattr(library, name)
+    kind(kind.config_class(**TINY, **config)).save_pretrained(tmp_path)
+    checkpoint = load_checkpoint(tmp_path)
+    defaults: Any = getattr(library, processor)()
+    assert checkpoint.preprocessing.mean == pytest.approx(tuple(defaults.image_mean))
+    assert (checkpoint.preprocessing.height, checkpoint.preprocessing.width) == (config["image_size"],) * 2
+    warned = f"defaults of transformers' {processor}"
+    assert [remark for remark in checkpoint.remarks if remark.startswith("WARNING") and warned in remark]
+
+
+@dataclass
+class Parts:
+    """As a composite config of transformers, whose parts have the sizes."""
+
+    vision_config: Any = None
+    backbone_config: Any = None
+    image_size: Any = None
+    model_type: str = "depth_anything"
+
+
+def size_of(config: Parts, preprocessor: dict[str, Any] | None, **arguments: Any) -> tuple[int, int]:
+    module: Any = torch.nn.Module()
+    module.config = config
+    spec = ArchSpec(source="transformers", name="DepthAnythingForDepthEstimation", arguments=arguments)
+    found = preprocessing_of(spec, module, preprocessor)
+    return found.height, found.width
+
+
+@pytest.mark.slow
+def test_the_size_of_a_composite_model_is_that_of_its_parts() -> None:
+    vision, backbone = Parts(image_size=64), Parts(image_size=[56, 42])
+    stated = {**PREPROCESSOR, "do_center_crop": False, "size": {"height": 70, "width": 84}}
+    assert size_of(Parts(vision_config=vision), None) == (64, 64)
+    # A model may refuse any other than its vision part's.
+    assert size_of(Parts(vision_config=vision), stated) == (64, 64)
+    # A backbone may have been trained at another size than the model was.
+    assert size_of(Parts(backbone_config=backbone), None) == (56, 42)
+    assert size_of(Parts(backbone_config=backbone), stated) == (70, 84)
+    assert size_of(Parts(backbone_config=backbone, image_size=98), stated) == (98, 98)
+    assert size_of(Parts(vision_config=vision), None, input_size=[32, 48]) == (32, 48)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preprocessor", "arguments", "what", "hint"),
+    [
+        ({"image_std": None}, {}, "it lacks image_std", "mend the preprocessor_config.json"),
+        ({"image_mean": []}, {}, "a mean or std without a number", "mend the preprocessor_config.json"),
+        ({"resample": 4}, {}, "resample 4: images are resized by PIL's 0, 1, 2, 3 alone", "mend the"),
+        (None, {"input_size": [0, 3]}, "not an input: 3x0x3", "check --arch-arg input_size; or put its"),
+        ({}, {"input_size": [0, 3]}, "not an input: 3x0x3", "check --arch-arg input_size; or mend the"),
+    ],
+)
+def test_a_preprocessing_that_cannot_be_used_is_told_in_words(
+    preprocessor: dict[str, Any] | None, arguments: dict[str, Any], what: str, hint: str
+) -> None:
+    given: dict[str, Any] | None = None
+    if preprocessor is not None:
+        merged = {**PREPROCESSOR, **preprocessor}
+        given = {key: value for key, value in merged.items() if value is not None}
+    with pytest.raises(GpusqError) as caught:
+        size_of(Parts(image_size=32), given, **arguments)
+    assert caught.value.what == f"its preprocessing isn't one of images to tensors: {what}"
+    assert str(caught.value.hint).startswith(hint)

@@ -71,7 +71,7 @@ def test_the_projections_that_an_attention_holds_itself_are_seen_and_counted(kdi
     counted = count_macs(module, cast("Any", layers), (4, 8))
     assert counted == {weight.tensor: 4 * np.prod(weight.rows.shape) for weight in weights}
     torch.save(Attentive(kdim).state_dict(), tmp_path / "m.pt")
-    guessed, _ = weights_in_file(tmp_path / "m.pt", None)
+    guessed = weights_in_file(tmp_path / "m.pt", None).layers
     assert {weight.layer: weight.rows.shape for weight in guessed} == shapes
 
 
@@ -96,7 +96,7 @@ def test_half_precision_weights_are_seen_as_float32() -> None:
 
 def test_a_state_dict_is_guessed_by_names_and_shapes(tmp_path: Path) -> None:
     path = tiny_models.write_vit(tmp_path / "model.pt")
-    weights, record = weights_in_file(path, None)
+    weights, record, _ = weights_in_file(path, None)
     assert record is None
     assert [(weight.layer, weight.kind) for weight in weights] == [
         ("patch_embed.proj", "patch_embed"),
@@ -106,8 +106,8 @@ def test_a_state_dict_is_guessed_by_names_and_shapes(tmp_path: Path) -> None:
 
 def test_with_an_architecture_the_module_itself_is_looked_at(tmp_path: Path) -> None:
     path = tiny_models.write_vit(tmp_path / "model.pt")
-    guessed, _ = weights_in_file(path, None)
-    known, _ = weights_in_file(path, tiny_models.vit_spec())
+    guessed = weights_in_file(path, None).layers
+    known = weights_in_file(path, tiny_models.vit_spec()).layers
     for one, other in zip(guessed, known, strict=True):
         np.testing.assert_array_equal(one.rows, other.rows)
     with pytest.raises(GpusqError, match="don't fit"):
@@ -138,7 +138,7 @@ def test_with_an_architecture_the_weights_stay_where_they_are_in_the_file(
     stored = stored_weights(path, arch=None if describes_itself else tiny_models.vit_spec())
     assert {parameter.device.type for parameter in stored.skeleton.parameters()} == {"meta"}
     assert {file_behind(value) for value in stored.state.values()} == {str(path)}
-    seen, _ = weights_in_file(path, None if describes_itself else tiny_models.vit_spec())
+    seen = weights_in_file(path, None if describes_itself else tiny_models.vit_spec()).layers
     for one, other in zip(seen, layer_weights(module), strict=True):
         assert (one.layer, one.kind) == (other.layer, other.kind)
         np.testing.assert_array_equal(one.rows, other.rows)
@@ -147,7 +147,7 @@ def test_with_an_architecture_the_weights_stay_where_they_are_in_the_file(
 def test_weights_are_seen_in_the_type_that_they_are_stored_in(tmp_path: Path) -> None:
     path = tmp_path / "half.pt"
     torch.save({name: value.half() for name, value in tiny_models.vit().state_dict().items()}, path)
-    weights, _ = weights_in_file(path, tiny_models.vit_spec())
+    weights = weights_in_file(path, tiny_models.vit_spec()).layers
     assert {weight.rows.dtype.name for weight in weights} == {"float16"}
 
 
@@ -156,7 +156,7 @@ def test_one_weight_that_is_not_finite_is_named(tmp_path: Path, name: str) -> No
     path, state = tmp_path / "bad.pt", tiny_models.vit().state_dict()
     state[name] = torch.full_like(state[name], float("nan"))
     torch.save(state, path)
-    weights, _ = weights_in_file(path, tiny_models.vit_spec())
+    weights = weights_in_file(path, tiny_models.vit_spec()).layers
     with pytest.raises(GpusqError, match="are NaN") as caught:
         list(weights)
     assert name in str(caught.value.place)
@@ -183,7 +183,7 @@ def test_models_that_need_their_memory_are_built(
     path, module = tmp_path / "model.pt", factory()
     torch.save(module.state_dict(), path)
     monkeypatch.setitem(sys.modules, "factories_of_this_test", SimpleNamespace(make=factory))
-    (weight,), _ = weights_in_file(path, ArchSpec(source="factory", name="factories_of_this_test:make", arguments={}))
+    (weight,), *_ = weights_in_file(path, ArchSpec(source="factory", name="factories_of_this_test:make", arguments={}))
     (expected,) = layer_weights(module)
     assert (weight.layer, weight.tensor) == (expected.layer, expected.tensor)
     np.testing.assert_allclose(weight.rows, expected.rows, rtol=1e-6)

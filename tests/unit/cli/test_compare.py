@@ -90,11 +90,7 @@ def test_json_is_one_object_with_the_same_verdict(tmp_path: Path) -> None:
     assert found["batches"][0]["p_slower"] == pytest.approx(1 / 252)
 
 
-def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
-    assert _compare(str(_write(tmp_path / "base.json")), str(tmp_path / "none.json")).exit_code == 2
-
-
-@pytest.mark.parametrize(("head", "code"), [("the-head.json", 1), ("broken.json", 5)])
+@pytest.mark.parametrize(("head", "code"), [("the-head.json", 1), ("broken.json", 5), ("none.json", 5), (".", 5)])
 def test_the_process_exits_with_the_code(tmp_path: Path, head: str, code: int) -> None:
     base = _write(tmp_path / "base.json")
     _write(tmp_path / "the-head.json", factor=1.1)

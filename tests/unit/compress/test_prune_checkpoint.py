@@ -112,9 +112,75 @@ def test_many_samples_are_thinned_evenly() -> None:
     ("record", "text", "told"),
     [
         (None, NONE, "nothing to prune"),
-        (SparsityRecord(method="x", layers=("3",)), ALL, "2:4 already: 3"),
+        (SparsityRecord(method="x", layers=("3",)), ALL, "1 layer of the checkpoint pruned to 2:4 already: 3"),
     ],
 )
 def test_refusals(record: SparsityRecord | None, text: str, told: str) -> None:
     with pytest.raises(GpusqError, match=told):
         prune_checkpoint(checkpoint(record=record), recipe(text), Pruning("magnitude"), None, lambda _text: None)
+
+
+class Branches(torch.nn.Module):
+    """What dense models are made of: a value projection that begins as the identity, and a branch that adds nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.fc1, self.value, self.gate, self.fc2 = (torch.nn.Linear(12, 12) for _ in range(4))
+        with torch.no_grad():
+            self.value.weight.copy_(torch.eye(12))
+            self.gate.weight.zero_()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """[n, 3, 2, 2] to [n, 12]."""
+        tokens = self.value(torch.relu(self.fc1(images.flatten(1))))
+        answer: torch.Tensor = self.fc2(tokens + self.gate(tokens))
+        return answer
+
+
+def branches() -> Checkpoint:
+    return replace(checkpoint(), module=Branches().eval().requires_grad_(False))
+
+
+def two_of_four(weight: torch.Tensor) -> torch.Tensor:
+    """The larger two of each four: torch's own order, not the product's masks."""
+    groups = weight.detach().reshape(-1, 4)
+    smallest = groups.abs().argsort(dim=1)[:, :2]
+    return groups.scatter(1, smallest, 0.0).reshape(weight.shape)
+
+
+@pytest.mark.parametrize("how", [Pruning("magnitude"), Pruning("second-order"), Pruning("magnitude", permute=True)])
+def test_layers_that_are_2_4_by_their_making_are_left_and_said(how: Pruning) -> None:
+    dense, said = branches(), list[str]()
+    result = prune_checkpoint(dense, recipe(), how, Counted(8), said.append)
+    assert result.sparsity is not None
+    assert set(result.sparsity.layers) == {"fc1", "fc2", "value", "gate"}
+    after = result.module.state_dict()
+    assert not after["gate.weight"].any()
+    # Channels may have been permuted: a permuted identity has one 1 in each row still.
+    assert torch.equal(after["value.weight"].sort(dim=1).values[:, -1], torch.ones(12))
+    assert int((after["value.weight"] != 0).sum()) == 12
+    assert all(int((after[f"{name}.weight"].reshape(-1, 4) != 0).sum(1).max()) == 2 for name in ("fc1", "fc2"))
+    left = [line for line in said if "is left as it is: 2:4 already" in line]
+    assert left == [line for line in result.remarks if "is left as it is" in line]
+    assert [line.split()[0] for line in left] == ["value", "gate"]
+    assert "for 91.67% of it is zero" in left[0]
+
+
+def test_one_layer_that_was_pruned_is_told_from_those_that_were_made_so() -> None:
+    dense = branches()
+    with torch.no_grad():
+        weight = dense.module.get_parameter("fc2.weight")
+        weight.copy_(two_of_four(weight))
+    with pytest.raises(GpusqError, match=r"1 layer of the checkpoint pruned to 2:4 already: fc2\n") as caught:
+        prune_checkpoint(dense, recipe(), Pruning("magnitude"), None, lambda _text: None)
+    assert "sparse = false" in str(caught.value.hint)
+
+
+def test_where_all_that_could_be_pruned_is_2_4_by_its_making_there_is_nothing_to_prune() -> None:
+    dense = branches()
+    with torch.no_grad():
+        for name in ("fc1", "fc2"):
+            dense.module.get_parameter(f"{name}.weight").zero_()
+    with pytest.raises(GpusqError, match=r"nothing to prune: 2:4 by its zeros already: fc1, value, gate and 1 more"):
+        prune_checkpoint(dense, recipe(), Pruning("magnitude"), None, lambda _text: None)

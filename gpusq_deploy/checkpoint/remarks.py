@@ -1,0 +1,35 @@
+"""What is said of a checkpoint that was loaded, and kept in the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
+from gpusq_deploy.checkpoint.adapters.reading import some
+from gpusq_deploy.checkpoint.saved_folder import PREPROCESSOR
+from gpusq_deploy.checkpoint.transformers_models import DEFAULTS, answers_left_out
+
+_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+
+def eight_bit_floats(state: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """What is said of weights in FP8; nothing where there are none."""
+    eight_bits = [name for name, tensor in state.items() if tensor.is_floating_point() and tensor.dtype not in _FLOATS]
+    if eight_bits:
+        yield f"weights in FP8 are read as the numbers that they are, without a scale: {some(eight_bits)}"
+
+
+def assumed(arch: ArchSpec, preprocessing: Preprocessing) -> Iterator[str]:
+    """What is said of a model of transformers: defaults that were taken, and answers that its graph leaves out."""
+    if arch.source != "transformers":
+        return
+    if preprocessing.origin.startswith(DEFAULTS):
+        yield (
+            f"WARNING: no {PREPROCESSOR}: images are prepared by the {preprocessing.origin}, which need not be what "
+            "the model was trained with"
+        )
+    left_out = answers_left_out(arch, preprocessing)
+    if left_out:
+        yield f"answers of the model that the graph leaves out: {some(left_out)}"
