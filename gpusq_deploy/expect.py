@@ -35,6 +35,7 @@ from gpusq_deploy.artifacts.plan import Plan, Precision
 from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, Receipt, Verdict
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.targets import find_target
+from gpusq_deploy.wording import some
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -215,7 +216,7 @@ def _agreement(layers: Sequence[BuiltLayer], answer: str, read: Callable[[BuiltL
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return some(names)
 
 
 def _bound(engine: str, what: str, bound: str, got: float | None) -> Check:

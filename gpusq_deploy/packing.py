@@ -15,6 +15,7 @@ from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.pack_projections import PackProjections, Triple, find_projections
 from gpusq_deploy.ranges import Subject
 from gpusq_deploy.recipe import Recipe
+from gpusq_deploy.wording import by_reason, some
 
 _PARTS = 3
 
@@ -99,9 +100,5 @@ def _with_packed(record: SparsityRecord | None, chosen: Sequence[Triple]) -> Spa
 
 
 def _declined(reasons: Mapping[Triple, str]) -> tuple[str, ...]:
-    notes: list[str] = []
-    for reason in dict.fromkeys(filter(None, reasons.values())):
-        names = [triple.packed for triple, given in reasons.items() if given == reason]
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        notes.append(f"not taken in one product: {names[0]}{more}: {reason}")
-    return tuple(notes)
+    given = by_reason((triple.packed, reason) for triple, reason in reasons.items() if reason)
+    return tuple(f"not taken in one product: {some(names, 1)}: {reason}" for reason, names in given.items())

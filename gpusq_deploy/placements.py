@@ -12,6 +12,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.attention import Attention, find_attentions, tensors_of
 from gpusq_deploy.graph.residual import Residual, find_residuals
 from gpusq_deploy.recipe import RESIDUAL_ROLES, ROLES_OF, Recipe
+from gpusq_deploy.wording import by_reason, some
 
 # TensorRT-RTX 1.7's ahead-of-time build, by its layer list; docs/recipes.md.
 _FUSED_HEADS = frozenset({16, 32, 64})
@@ -161,16 +162,10 @@ def fusion_notes(attentions: Sequence[Attention], recipe: Recipe, *, int8_nodes:
         recipe: Its placement.
         int8_nodes: Nodes of the layers that are planned in INT8.
     """
-    reasons: dict[str, list[str]] = {}
-    for attention in attentions:
-        reason = _unfused(attention, recipe, int8_nodes)
-        if reason:
-            reasons.setdefault(reason, []).append(attention.module)
+    judged = ((attention.module, _unfused(attention, recipe, int8_nodes)) for attention in attentions)
+    unfused = by_reason((module, reason) for module, reason in judged if reason)
     return tuple(
-        f"TensorRT won't fuse the attention of {modules[0]}"
-        + (f" and {len(modules) - 1} more" if len(modules) > 1 else "")
-        + f": {reason}"
-        for reason, modules in reasons.items()
+        f"TensorRT won't fuse the attention of {some(modules, 1)}: {reason}" for reason, modules in unfused.items()
     )
 
 

@@ -30,6 +30,7 @@ from gpusq_deploy.ranks import Ranks
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import Reporter
 from gpusq_deploy.streams import Stream, watch_streams
+from gpusq_deploy.wording import by_reason, some
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,9 +138,5 @@ def _channels_to_watch(wanted: Wanted, smoothed: Sequence[str]) -> dict[str, boo
 def _say(smoothed: Sequence[SmoothedTensor], declined: Sequence[tuple[str, str]], reporter: Reporter) -> None:
     if smoothed:
         reporter.say(f"smoothed {len(smoothed)} activations behind LayerNormalizations and Gelus")
-    reasons: dict[str, list[str]] = {}
-    for layer, reason in declined:
-        reasons.setdefault(reason, []).append(layer)
-    for reason, layers in reasons.items():
-        more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
-        reporter.say(f"not smoothed: the input of {layers[0]}{more}: {reason}")
+    for reason, layers in by_reason(declined).items():
+        reporter.say(f"not smoothed: the input of {some(layers, 1)}: {reason}")

@@ -21,6 +21,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.numerics.census import GroupCensus, Offender, census, worst_offender
 from gpusq_deploy.numerics.sparsity import GROUP, zero_fraction
 from gpusq_deploy.recipe import Recipe
+from gpusq_deploy.wording import some
 
 # Unstructured pruning to a half breaks 5 of 16 groups (Binomial(4, 1/2) > 2); one lost update breaks far fewer.
 _DAMAGED_SHARE = 0.05
@@ -86,7 +87,7 @@ def require_sparse(report: SparsityReport, *, command: str) -> None:
         return
     first = broken[0]
     expected = sum(layer.expected for layer in report.layers)
-    names = ", ".join(layer.layer for layer in broken[:5]) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")
+    names = some([layer.layer for layer in broken], 5)
     raise GpusqError(
         f"{len(broken)} of {expected} layers that should be 2:4 are not: {names}",
         place=f"{report.source}, {first.layer}: {violation_text(first)}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 _VOWELS = tuple("aeiouAEIOU")
 
 
@@ -13,3 +15,17 @@ def counted(count: int, noun: str) -> str:
 def with_article(noun: str) -> str:
     """`a list`, `an int`: the noun with its article, by its first letter."""
     return f"an {noun}" if noun.startswith(_VOWELS) else f"a {noun}"
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """`a, b, c and 4 more`: the first of several names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def by_reason(reasons: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Names by what is said of them, each in the order of the first: what many share is said once."""
+    found: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        found.setdefault(reason, []).append(name)
+    return found

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
-from gpusq_deploy.checkpoint.adapters.reading import some
 from gpusq_deploy.checkpoint.saved_folder import PREPROCESSOR
 from gpusq_deploy.checkpoint.transformers_models import DEFAULTS, answers_left_out
+from gpusq_deploy.wording import some
 
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
-from gpusq_deploy.checkpoint.adapters.reading import some
 from gpusq_deploy.checkpoint.transformers_models import class_of_images, config_of, offline, refusals
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.wording import counted
+from gpusq_deploy.wording import counted, some
 
 
 class Renamed(NamedTuple):

@@ -11,7 +11,6 @@ import torch
 
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, PruneMethod, SparsityRecord, SparsityReport
 from gpusq_deploy.calibration.sources import Batches, DataSource, Selection
-from gpusq_deploy.checkpoint.adapters.reading import some
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.checkpoint.weights import layer_weights
 from gpusq_deploy.compress.arrange import arrange
@@ -23,7 +22,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import example_input
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.sparsity import sparsity_report
-from gpusq_deploy.wording import counted
+from gpusq_deploy.wording import by_reason, counted, some
 
 PRUNE_SAMPLES = 128
 _BATCH = 8
@@ -87,9 +86,9 @@ def prune_checkpoint(
     for remark in remarks:
         say(remark)
     named = (*chosen, *(layer.layer for layer in kept))
-    for layer in report.layers:
-        if layer.layer not in named:
-            say(f"{layer.layer} stays dense: {_why_dense(layer)}")
+    others = by_reason((layer.layer, _why_dense(layer)) for layer in report.layers if layer.layer not in named)
+    for reason, layers in others.items():
+        say(f"{some(layers)} {'stays' if len(layers) == 1 else 'stay'} dense: {reason}")
     return replace(
         checkpoint,
         module=pruned.module,

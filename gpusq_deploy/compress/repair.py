@@ -24,7 +24,6 @@ from gpusq_deploy.artifacts.base import digest_of_file, require_folder
 from gpusq_deploy.artifacts.repair import Channels, Declined, HowFound, Permuted, Proof, Repair
 from gpusq_deploy.artifacts.sparsity import LayerSparsity
 from gpusq_deploy.bundle import kind_of
-from gpusq_deploy.checkpoint.adapters.reading import some
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from gpusq_deploy.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file, require_another_file
 from gpusq_deploy.checkpoint.rewrite import rewrite_checkpoint, tensors_in_file
@@ -40,6 +39,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import example_input
 from gpusq_deploy.numerics.sparsity import GROUP
 from gpusq_deploy.validate import validate
+from gpusq_deploy.wording import some
 
 _BATCH = 2
 

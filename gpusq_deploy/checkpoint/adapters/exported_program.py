@@ -25,8 +25,9 @@ from typing import Any, cast
 import torch
 
 from gpusq_deploy.checkpoint.adapters.archive import require_stored
-from gpusq_deploy.checkpoint.adapters.reading import Reading, some
+from gpusq_deploy.checkpoint.adapters.reading import Reading
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.wording import some
 
 LAYOUT = "torch exported program"
 ORIGIN = "torch PT2E, the input's quantize_per_tensor"

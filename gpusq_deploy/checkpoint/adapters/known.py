@@ -7,9 +7,10 @@ from typing import Any
 
 from gpusq_deploy.checkpoint.adapters.masks import read_asp_masks
 from gpusq_deploy.checkpoint.adapters.quantizers import read_quantizers
-from gpusq_deploy.checkpoint.adapters.reading import Reading, some
+from gpusq_deploy.checkpoint.adapters.reading import Reading
 from gpusq_deploy.checkpoint.adapters.semi_structured import read_semi_structured
 from gpusq_deploy.checkpoint.files import AVERAGED, state_dict_in, state_dicts_in
+from gpusq_deploy.wording import some
 
 
 def reading_of(content: Mapping[str, Any], *, place: str, key: str | None = None) -> Reading:

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
-from gpusq_deploy.checkpoint.adapters.reading import Reading, some
+from gpusq_deploy.checkpoint.adapters.reading import Reading
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.numerics.census import census
 from gpusq_deploy.numerics.sparsity import GROUP, rows_from_conv
+from gpusq_deploy.wording import some
 
 METHOD = "apex ASP"
 _KEY = re.compile(r"(?P<layer>.+)\.__(?P<parameter>\w+)_mma_(?P<field>mask|pruned_p)")

@@ -24,8 +24,9 @@ from typing import Any, cast
 
 import torch
 
-from gpusq_deploy.checkpoint.adapters.reading import Reading, some
+from gpusq_deploy.checkpoint.adapters.reading import Reading
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.wording import some
 
 _KEY = re.compile(
     r"(?P<layer>.+)\.(?P<private>_?)(?P<role>\w+)_quantizer\.(?P<field>_\w+|clip\.clip_value_(?:min|max))"

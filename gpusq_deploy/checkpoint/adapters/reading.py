@@ -29,8 +29,3 @@ class Reading:
     origins: Mapping[str, str] = field(default_factory=dict[str, str])
     sparsity: SparsityRecord | None = None
     remarks: tuple[str, ...] = ()
-
-
-def some(names: list[str]) -> str:
-    """The first three of them, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
