@@ -9,7 +9,7 @@ from typing import Literal
 from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.runs import Environment
 from gpusq_deploy.benchmarks.gemm_cases import GemmCase
-from gpusq_deploy.engines.layers import sparse_tactic
+from gpusq_deploy.engines.layers import STUB, sparse_tactic
 
 # INT8 products write INT32, as torch's dense one does; the last writes INT8, as TensorRT's sparse kernels do.
 Product = Literal["fp16 dense", "fp16 2:4", "int8 dense", "int8 2:4", "int8 2:4 to int8"]
@@ -188,7 +188,9 @@ def _case_row(result: CaseResult) -> tuple[str, ...]:
 
 def _tactics(kernels: Sequence[BuiltKernel]) -> tuple[str, ...]:
     """What the builder says it picked, where no profiler looked: TensorRT-RTX, ahead of time, names its own layers."""
-    return tuple(kernel.tactic for kernel in kernels if kernel.tactic)
+    return tuple(
+        "chosen when it is loaded" if kernel.tactic == STUB else kernel.tactic for kernel in kernels if kernel.tactic
+    )
 
 
 def _sparse_names(report: SuiteReport) -> Iterator[str]:

@@ -50,7 +50,7 @@ _ATTENTION = "_gemm_mha"
 _INT8_KERNEL = re.compile(r"(?<![a-z0-9])i8i32(?![a-z0-9])")
 
 _SPARSE_KERNEL = re.compile(r"_sparse_(?:gemm|conv)|sparse_fprop|sptensor\d+x\d+x\d+")
-_STUB = "__myelin_CASK_STUB"
+STUB = "__myelin_CASKSTUB"
 _KERNEL_NAME = re.compile(r"gemm|conv|fprop|xmma|cutlass|cublas", re.IGNORECASE)
 
 
@@ -90,7 +90,7 @@ def sparse_tactic(tactic: str) -> tuple[Verdict, str]:
     """
     if _SPARSE_KERNEL.search(tactic):
         return "yes", f"the kernel is {tactic}"
-    if not tactic or tactic == _STUB:
+    if not tactic or tactic == STUB:
         return (
             "unknown",
             "the kernel is chosen on the GPU when the plan is loaded; look for 'sptensor' in an nsys trace",

@@ -121,8 +121,11 @@ def _exported(
                 verbose=False,
             )
     except Exception as error:  # torch.export runs the model's own code, which can raise anything
+        root = _root(error)
+        if isinstance(root, GpusqError):  # a model of transformers, which says better what it lacks
+            raise GpusqError(root.what, place=root.place, hint=root.hint) from error
         raise GpusqError(
-            f"torch can't export the model: {_first_line(error)}",
+            f"torch can't export the model: {_first_line(root)}",
             place=str(checkpoint.arch),
             hint="try a fixed batch (--batch 8:8:8); a model with data-dependent control flow can't be exported",
         ) from error
@@ -133,9 +136,13 @@ def _exported(
     return program
 
 
+def _root(error: BaseException) -> BaseException:
+    """What was raised first: the exporter wraps what the model's own code raises."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def _first_line(error: BaseException) -> str:
-    root: BaseException = error
-    while root.__cause__ is not None:
-        root = root.__cause__
-    text = str(root).strip() or type(root).__name__
+    text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]

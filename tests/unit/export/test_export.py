@@ -220,6 +220,18 @@ def test_a_model_that_cannot_be_exported_is_refused_with_advice(forward: Forward
     assert "--batch" in str(caught.value.hint)
 
 
+def telling(_: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    raise GpusqError(f"takes no {list(x.shape)[1:]}", place="the model", hint="give it another size")
+
+
+@pytest.mark.slow
+def test_what_a_model_of_ours_says_itself_isnt_hidden() -> None:
+    with pytest.raises(GpusqError) as caught:
+        export_float_model(checkpoint(telling), batch=tiny_models.DYNAMIC)
+    told = caught.value
+    assert (told.what, told.place, told.hint) == ("takes no [3, 8, 8]", "the model", "give it another size")
+
+
 def test_an_output_that_is_no_tensor_is_refused() -> None:
     source = checkpoint(talkative)
     with pytest.raises(GpusqError, match="isn't a tensor"):
