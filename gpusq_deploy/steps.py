@@ -25,6 +25,7 @@ from gpusq_deploy.calibration.tensorrt_cache import is_tensorrt_cache, read_tens
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.compress.prune_checkpoint import Pruning, prune_checkpoint
+from gpusq_deploy.doubts import doubts
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import example_input, reference_outputs
@@ -271,6 +272,8 @@ def verify_built(
         progress=lambda done, total: reporter.progress("verifying", done, total),
     )
     reporter.say(f"SQNR {result.sqnr_db:.1f} dB, cosine {result.cosine:.5f}: {result.note}")
+    for doubt in doubts(result):
+        reporter.say(f"warning: {doubt}")
     worst = ", ".join(f"{block.module} ({block.sqnr_db:.1f} dB behind it)" for block in result.noisiest(3))
     if worst:
         reporter.say(f"most noise is added in {worst}")

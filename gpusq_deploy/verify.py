@@ -88,6 +88,9 @@ def verify(
         fused_images=0 if fused is None else len(seen.first[0]),
         blocks=_drifts(seen),
         others=tuple(_drift("", name, sums) for name, sums in seen.others.items()),
+        constant=seen.constant,
+        constant_others=seen.constant_others,
+        synthetic=source.synthetic,
         note="; ".join(filter(None, [_note(seen, source, held_out=held_out), why_not, _rewritten(blocks, common)])),
     )
     return _with_layers(found, pair, model, source)

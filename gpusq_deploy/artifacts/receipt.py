@@ -167,6 +167,9 @@ class Verification(Value):
         blocks: What leaves each block, in the graph's order.
         layers: What leaves each layer of the blocks that add most noise, on the first `layer_images` samples.
         others: The outputs after the first, such as a detector's boxes, by the name of the tensor.
+        constant: The float graph gives every sample the same first output: equal or not, the figures prove nothing.
+        constant_others: The same of the other outputs, by name.
+        synthetic: The samples are random numbers, of which nothing follows for real ones.
     """
 
     images: int
@@ -182,6 +185,9 @@ class Verification(Value):
     layers: tuple[Drift, ...] = ()
     layer_images: int = 0
     others: tuple[Drift, ...] = ()
+    constant: bool = False
+    constant_others: tuple[str, ...] = ()
+    synthetic: bool = False
 
     def noisiest(self, count: int) -> tuple[Drift, ...]:
         """The blocks behind which noise over signal has grown most since the block before; the worst first.

@@ -14,6 +14,7 @@ from gpusq_deploy.artifacts.receipt import BuiltEngine, CostEstimate, Verificati
 from gpusq_deploy.bundle import Bundle
 from gpusq_deploy.cli.drift import drift_line, drift_tables
 from gpusq_deploy.cli.explain import print_engine, print_layer
+from gpusq_deploy.doubts import doubts
 from gpusq_deploy.packed import PACKED, packed_index, packed_line
 from gpusq_deploy.receipt import cost_text, layer_costs_line
 
@@ -39,6 +40,7 @@ def bundle_json(bundle: Bundle) -> dict[str, Any]:
         "packed": _packed_json(bundle),
         "synthetic_calibration": bundle.manifest.synthetic_calibration,
         "verification": _verification_json(bundle.receipt.verification),
+        "warnings": list(_warnings(bundle)),
         "shortfalls": list(bundle.receipt.shortfalls),
         "engines": [_engine_json(engine) for engine in bundle.receipt.engines],
         "cost": _cost_json(bundle.receipt.cost),
@@ -65,6 +67,8 @@ def print_bundle(bundle: Bundle) -> None:
     if manifest.synthetic_calibration:
         table.add_row("[bold]calibration[/]", "[bold]random data: ranges mean nothing, don't deploy this[/]")
     table.add_row("verified", verification_text(bundle.receipt.verification))
+    for warning in _warnings(bundle):
+        table.add_row("[bold]warning[/]", warning)
     for engine in bundle.receipt.engines:
         table.add_row(f"engine {engine.target}", _engine_text(engine))
     if bundle.receipt.cost is not None:
@@ -106,6 +110,8 @@ def _print_verification(console: Console, bundle: Bundle, layer: str | None) -> 
     if verification is not None and layer is not None and (line := drift_line(verification, layer)) is not None:
         console.print(f"behind {layer}: {line}")
     console.print(f"verified: {verification_text(verification)}")
+    for warning in _warnings(bundle):
+        console.print(f"[bold]warning[/]: {warning}")
     for shortfall in bundle.receipt.shortfalls:
         console.print(f"[bold]refused[/]: {shortfall}")
 
@@ -114,6 +120,8 @@ def verification_text(verification: Verification | None) -> str:
     """One sentence."""
     if verification is None:
         return "no (see the notes)"
+    if verification.constant:
+        return f"nothing, for the output is constant: {verification.note}"
     agreement = "" if verification.top1_agreement is None else f", top-1 agreement {verification.top1_agreement:.1%}"
     median = verification.median_sqnr_db
     middle = "" if median is None else f" (median of samples {median:.1f})"
@@ -122,6 +130,11 @@ def verification_text(verification: Verification | None) -> str:
         f"SQNR {verification.sqnr_db:.1f} dB{middle}, cosine {verification.cosine:.5f}{agreement}{others}: "
         f"{verification.note}{_rewrites_text(verification)}"
     )
+
+
+def _warnings(bundle: Bundle) -> tuple[str, ...]:
+    verification = bundle.receipt.verification
+    return () if verification is None else doubts(verification)
 
 
 def _rewrites_text(verification: Verification) -> str:
@@ -188,6 +201,7 @@ def _verification_json(verification: Verification | None) -> dict[str, Any] | No
         "sqnr_db": verification.sqnr_db,
         "cosine": verification.cosine,
         "top1_agreement": verification.top1_agreement,
+        "constant": verification.constant,
         "note": verification.note,
         "median_sqnr_db": verification.median_sqnr_db,
         "fused_sqnr_db": verification.fused_sqnr_db,

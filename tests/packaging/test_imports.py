@@ -22,6 +22,7 @@ ORDER = [
     "targets",
     "sparsity",
     "explain",
+    "doubts",
     "expect",
     "checkpoint",
     "graph",
