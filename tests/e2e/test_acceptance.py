@@ -24,7 +24,9 @@ def test_a_build_below_its_limit_fails_keeps_the_old_bundle_and_leaves_the_evide
     sparse: Path, photos: Path, tmp_path: Path
 ) -> None:
     out, failed = tmp_path / "m.gpusq", tmp_path / "m.gpusq.failed"
-    assert built(sparse, photos, out, "--min-sqnr", 5, "--min-agreement", 0.1).code == 0
+    held = built(sparse, photos, out, "--min-sqnr", 5, "--min-agreement", 0.1)
+    assert held.code == 0
+    assert "verified" in held.out
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     assert not failed.exists()
 
@@ -50,6 +52,7 @@ def test_a_build_below_its_limit_fails_keeps_the_old_bundle_and_leaves_the_evide
     assert "drift behind each block" in shown.out
     assert "most noise" in shown.out
     assert "refused" in shown.out
+    assert "compared: with the float graph" in " ".join(shown.out.split())
     again = run_main(build, failed, "--target", "orin")
     assert again.code == 5
     assert "evidence of a refused build" in again.err
@@ -78,7 +81,7 @@ def test_a_head_of_zeros_is_warned_about_and_reaches_no_limit(sparse: Path, phot
     assert "proves nothing" in warning
     assert f"warning: {warning}" in done.err
     shown = " ".join(run_main(inspect, tmp_path / "m.gpusq").out.split())
-    assert "nothing, for the output is constant" in shown
+    assert "nothing to see, for the output is constant" in shown
     assert f"warning: {warning}" in shown
     for limit in (("--min-sqnr", 20), ("--min-agreement", 0.9)):
         refused = built(source, photos, tmp_path / "no.gpusq", "--force", *limit)

@@ -51,6 +51,7 @@ def test_stdout_is_one_json_object_and_progress_goes_to_stderr(built: tuple[Path
     assert result["int8_layers"] == result["layers"] == 10
     assert result["sparse_layers"] == 8
     assert "calibrating" in done.err
+    assert (result["verification"]["reference"], result["pruning"]) == ("float", None)
 
 
 def test_every_digest_in_the_manifest_is_the_file_s(bundle: Path) -> None:

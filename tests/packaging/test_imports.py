@@ -48,6 +48,7 @@ ORDER = [
     "detectors",
     "acceptance",
     "build_engines",
+    "pruning",
     "steps",
     "outputs",
     "streams",
