@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from gpusq_deploy.artifacts.receipt import Verification
 from gpusq_deploy.bundle import keep_beside, read_bundle, require_place
+from gpusq_deploy.doubts import constant_text
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.request import BuildRequest
 
@@ -25,7 +26,7 @@ def require_checkable(request: BuildRequest, model: ir.Model) -> None:
     Raises:
         GpusqError: Top-1 agreement of a model without classes, or something else stands where the evidence goes.
     """
-    if request.min_sqnr is None and request.min_agreement is None:
+    if not _asked(request):
         return
     output = model.graph.outputs[0]
     if request.min_agreement is not None and (output.shape is None or len(output.shape) != 2):
@@ -45,9 +46,15 @@ def require_checkable(request: BuildRequest, model: ir.Model) -> None:
 
 
 def shortfalls(verification: Verification | None, request: BuildRequest) -> tuple[str, ...]:
-    """What was asked and not reached, one sentence each; `--min-sqnr` is asked of every output."""
+    """What was asked and not reached, one sentence each; `--min-sqnr` is asked of every output.
+
+    A limit is missed too where the first output is constant: nothing can be measured on it.
+    """
     if verification is None:
         return ()
+    asked = _asked(request)
+    if asked and verification.constant:
+        return (f"{constant_text(verification)}; {asked} can't be judged on that",)
     missed: list[str] = []
     outputs = (("", verification.sqnr_db), *((f" of {other.tensor}", other.sqnr_db) for other in verification.others))
     for which, decibels in outputs:
@@ -57,6 +64,12 @@ def shortfalls(verification: Verification | None, request: BuildRequest) -> tupl
     if request.min_agreement is not None and agreement is not None and agreement < request.min_agreement:
         missed.append(f"top-1 agreement {agreement:.6g} is below --min-agreement {request.min_agreement:g}")
     return tuple(missed)
+
+
+def _asked(request: BuildRequest) -> str:
+    """The limits that were given, by their options."""
+    limits = {"--min-sqnr": request.min_sqnr, "--min-agreement": request.min_agreement}
+    return " and ".join(option for option, limit in limits.items() if limit is not None)
 
 
 def refuse(folder: Path, request: BuildRequest, missed: tuple[str, ...]) -> NoReturn:
@@ -70,5 +83,5 @@ def refuse(folder: Path, request: BuildRequest, missed: tuple[str, ...]) -> NoRe
     raise GpusqError(
         "; ".join(missed),
         place=str(request.model),
-        hint=f"{shlex.join(['gpusq-inspect', str(kept)])} shows where the error comes from",
+        hint=f"{shlex.join(['gpusq-inspect', str(kept)])} shows what was measured, and where the error comes from",
     )

@@ -12,7 +12,7 @@ from gpusq_deploy.acceptance import refuse, require_checkable, shortfalls
 from gpusq_deploy.artifacts.base import digest_of_file
 from gpusq_deploy.artifacts.calibration import CalibrationTable
 from gpusq_deploy.artifacts.plan import Plan
-from gpusq_deploy.artifacts.receipt import Receipt
+from gpusq_deploy.artifacts.receipt import PruningLoss, Receipt, Reference
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.build_engines import (
     EngineRequest,
@@ -62,6 +62,7 @@ from gpusq_deploy.passes.quantize import Quantize
 from gpusq_deploy.passes.window_norm import WindowNorm
 from gpusq_deploy.placing import prepare
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize
+from gpusq_deploy.pruning import prune_as_asked
 from gpusq_deploy.quantisation import Wanted
 from gpusq_deploy.ranges import Data
 from gpusq_deploy.recipe import Recipe
@@ -76,7 +77,6 @@ from gpusq_deploy.steps import (
     note_others,
     open_samples,
     pack_weights,
-    prune_as_asked,
     repair_command,
     say_remarks,
     sparsity_kept,
@@ -113,7 +113,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
         plan, table, kept = _rewrite(packed, opened, request, recipe, folder, reporter)
         give_back()
 
-        verification = verify_built(float_file, built_file, opened.data, plan, reporter)
+        verification = verify_built(float_file, built_file, opened.data, plan, reporter, reference=opened.reference)
         missed = shortfalls(verification, request)
         engines_asked = EngineRequest(
             folder=folder,
@@ -133,6 +133,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             skipped=skipped,
             shortfalls=missed,
             cost=estimate_cost(engines_asked, engines, packed.model),
+            pruning=opened.pruning,
         )
         write_value(folder, PLAN, with_estimates(plan, receipt.cost))
         write_value(folder, RECEIPT, receipt)
@@ -153,10 +154,16 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
 
 
 class Opened(NamedTuple):
-    """What a build starts from."""
+    """What a build starts from; `pruning` is what that cost, None where nothing was pruned."""
 
     checkpoint: Checkpoint
     data: Data
+    pruning: PruningLoss | None
+
+    @property
+    def reference(self) -> Reference:
+        """What the exported float graph is."""
+        return "float" if self.pruning is None else "pruned float"
 
 
 class Rewritten(NamedTuple):
@@ -179,14 +186,14 @@ def _open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> O
     )
     checkpoint = say_remarks(checkpoint, request, reporter)
     samples = open_samples(request, checkpoint)
-    checkpoint = prune_as_asked(checkpoint, request, recipe, samples, reporter)
+    checkpoint, loss = prune_as_asked(checkpoint, request, recipe, samples, reporter)
     report = sparsity_report(
         layer_weights(checkpoint.module), source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity
     )
     require_known_layers(checkpoint.sparsity, report)
     if request.sparse:
         require_sparse(report, command=repair_command(request))
-    return Opened(checkpoint, find_data(request, checkpoint, samples, recipe))
+    return Opened(checkpoint, find_data(request, checkpoint, samples, recipe), loss)
 
 
 def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, reporter: Reporter) -> Packed:

@@ -25,7 +25,7 @@ from gpusq_deploy.graph.blocks import Site
 from gpusq_deploy.graph.files import scratch_model
 from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.graph.values import static_batch, value_name
-from gpusq_deploy.numerics.error import ErrorSums, error_sums, joined, top1_agreement
+from gpusq_deploy.numerics.error import ErrorSums, Spread, error_sums, joined, spread_of, top1_agreement
 
 _BATCH = 4
 # Of the float graph's answers, before the built graph is asked.
@@ -53,6 +53,7 @@ class Compared:
         agreement: Share of samples whose largest logit is the same class; None unless that output is [N, classes].
         sites: Sums over each tensor that was looked at.
         first: The first batch and the built graph's answer to it, for another look.
+        constant: Whether the float graph gives every sample the same first output; `constant_others` of the others.
     """
 
     images: int
@@ -61,6 +62,8 @@ class Compared:
     agreement: float | None
     sites: Mapping[Site, ErrorSums]
     first: tuple[npt.NDArray[np.float32], Array]
+    constant: bool = False
+    constant_others: tuple[str, ...] = ()
 
 
 def compare(
@@ -120,9 +123,10 @@ def fused_answer(built: Path, batch: npt.NDArray[np.float32]) -> Array:
 
 @dataclass(kw_only=True, slots=True)
 class _Seen:
-    """Sums of each batch; `outputs` by output name in the order of the graph."""
+    """Sums of each batch; `outputs` by output name in the order of the graph, `spreads` of those that aren't taps."""
 
     outputs: dict[str, list[ErrorSums]] = field(default_factory=dict[str, list[ErrorSums]])
+    spreads: dict[str, Spread] = field(default_factory=dict[str, Spread])
     agreement: list[float] = field(default_factory=list[float])
     first: tuple[npt.NDArray[np.float32], Array] | None = None
 
@@ -131,6 +135,8 @@ class _Seen:
         for name, one, other in zip(expected, expected.values(), got.values(), strict=True):
             if not self.outputs or name in self.outputs or _is_compared(one):
                 self.outputs.setdefault(name, []).append(error_sums(one, other))
+                if not name.endswith(VALUES_SUFFIX):
+                    self.spreads[name] = spread_of(one, self.spreads.get(name))
         one, other = next(iter(expected.values())), next(iter(got.values()))
         if one.ndim == 2:
             self.agreement.append(top1_agreement(one, other) * len(one))
@@ -141,6 +147,7 @@ class _Seen:
         assert self.first is not None, "a source without a readable sample is refused by its batches"
         output = joined(next(iter(self.outputs.values())))
         images = len(output.signal)
+        first, *others = self.spreads
         taps = {f"{site.tensor}{VALUES_SUFFIX}" for site in sites}
         return Compared(
             images=images,
@@ -149,6 +156,8 @@ class _Seen:
             agreement=sum(self.agreement) / images if self.agreement else None,
             sites={site: joined(self.outputs[f"{site.tensor}{VALUES_SUFFIX}"]) for site in sites},
             first=self.first,
+            constant=self.spreads[first].constant,
+            constant_others=tuple(name for name in others if self.spreads[name].constant),
         )
 
 

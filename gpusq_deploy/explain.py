@@ -58,6 +58,7 @@ _MEANINGS: dict[Diagnosis, tuple[str, str]] = {
 }
 
 
+_NO_KERNEL = "the builder had no sparse kernel or timed a dense one faster: try another batch, or an INT8 output"
 _IN_A_TRACE = (
     "run the plan on its GPU and look for kernels named 'sptensor' or '_sparse_gemm'; benchmarks/gpu_suite.py does"
 )
@@ -111,10 +112,11 @@ class Break(Value):
     mend: str
 
 
-class Reach(Value):
-    """How far the layers get: those whose links are yes up to and with this one. `flops_share` as in `Break`."""
+class Tally(Value):
+    """How many layers have one answer to one question, as a column of the table has it; `flops_share` as in `Break`."""
 
     question: Question
+    answer: Verdict
     layers: int
     flops_share: float | None
 
@@ -177,26 +179,26 @@ def recorded(
     )
 
 
-def reaches(layers: Sequence[LayerExplanation]) -> tuple[Reach, ...]:
-    """How many layers, and what share of the FLOPs, get past each link."""
-    found: list[Reach] = []
-    left = list(layers)
-    for index, question in enumerate(get_args(Question)):
-        left = [layer for layer in left if layer.chain[index].answer == "yes"]
-        found.append(Reach(question=question, layers=len(left), flops_share=_share(left)))
-    return tuple(found)
+def tallies(layers: Sequence[LayerExplanation]) -> tuple[Tally, ...]:
+    """How many layers, and what share of the FLOPs, have each answer to each question, whatever the other links say."""
+    return tuple(
+        Tally(question=question, answer=answer, layers=len(those), flops_share=_share(those))
+        for index, question in enumerate(get_args(Question))
+        for answer in get_args(Verdict)
+        for those in [[layer for layer in layers if layer.chain[index].answer == answer]]
+    )
 
 
 def breaks(layers: Sequence[LayerExplanation]) -> tuple[Break, ...]:
-    """Where chains stop: layers that stop at one link and are mended in one way stand together, largest share first.
+    """Where chains stop: layers of one diagnosis that stop at one link and are mended in one way stand together.
 
-    The evidence is that of the first such layer.
+    The largest share comes first. The evidence is that of the first such layer.
     """
-    groups: dict[tuple[Question, Verdict, str], list[tuple[LayerExplanation, Step]]] = {}
+    groups: dict[tuple[Question, Verdict, str, Diagnosis], list[tuple[LayerExplanation, Step]]] = {}
     for layer in layers:
         step = layer.stop
         if step is not None:
-            groups.setdefault((step.question, step.answer, step.mend), []).append((layer, step))
+            groups.setdefault((step.question, step.answer, step.mend, layer.diagnosis), []).append((layer, step))
     found = [
         Break(
             question=question,
@@ -206,7 +208,7 @@ def breaks(layers: Sequence[LayerExplanation]) -> tuple[Break, ...]:
             evidence=members[0][1].evidence,
             mend=mend,
         )
-        for (question, answer, mend), members in groups.items()
+        for (question, answer, mend, _), members in groups.items()
     ]
     return tuple(sorted(found, key=lambda entry: -(entry.flops_share or 0.0)))
 
@@ -246,9 +248,9 @@ def _explained(
         target=target.name,
         diagnosis=state.diagnosis,
         meaning=_MEANINGS[state.diagnosis][0],
-        hint=_MEANINGS[state.diagnosis][1],
+        hint="" if _dense_by_intent(state) else _MEANINGS[state.diagnosis][1],
         flops_share=shares.get(state.layer),
-        chain=(_valid(state), eligible, _asked(decision), _built(built)),
+        chain=(_valid(state), eligible, _asked(state, decision), _built(built)),
         carriers=carriers,
     )
 
@@ -268,15 +270,22 @@ def _carriers(built: BuiltLayer, engine_layers: Sequence[EngineLayer]) -> tuple[
     )
 
 
+def _dense_by_intent(state: LayerSparsity) -> bool:
+    """Nobody wanted it 2:4, and nothing looks as if somebody had tried: there is nothing to mend."""
+    return not state.expected and state.diagnosis in {"dense", "unaligned"}
+
+
 def _valid(state: LayerSparsity) -> Step:
     if state.valid:
         evidence = f"all {state.groups} groups of four along K = {state.k} have at most two non-zeros"
         return Step(question="valid", answer="yes", evidence=evidence)
     meaning, mend = _MEANINGS[state.diagnosis]
+    if _dense_by_intent(state):
+        meaning, mend = f"dense by intent: {state.reason}", ""
     if state.violations:
         evidence = f"{state.violations} of {state.groups} groups have more; {meaning}"
     else:
-        evidence = f"K = {state.k} is not a multiple of 4"
+        evidence = f"K = {state.k} is not a multiple of 4" + ("" if mend else f"; {meaning}")
     return Step(question="valid", answer="no", evidence=evidence, mend=mend)
 
 
@@ -336,17 +345,19 @@ def _written(target: Target, precision: Precision, made: tuple[str, tuple[Carrie
     )
 
 
-def _asked(decision: LayerDecision | None) -> Step:
+def _asked(state: LayerSparsity, decision: LayerDecision | None) -> Step:
     if decision is None:
         return Step(
             question="asked",
             answer="unknown",
             evidence="there is no plan: build a bundle with gpusq-build",
-            mend="gpusq-build MODEL --sparse",
+            mend="" if _dense_by_intent(state) else "gpusq-build MODEL --sparse",
         )
     if decision.sparse:
         return Step(question="asked", answer="yes", evidence=decision.sparse_reason)
     mend = "gpusq-build --sparse, with a recipe whose rule for the layer has sparse = true"
+    if not state.valid:
+        mend = "" if _dense_by_intent(state) else f"make the weight 2:4, then {mend}"
     return Step(question="asked", answer="no", evidence=decision.sparse_reason, mend=mend)
 
 
@@ -358,11 +369,9 @@ def _built(built: BuiltLayer | None) -> Step:
             evidence="there is no engine for this target",
             mend="gpusq-build BUNDLE --target NAME, on the device where it can't be built elsewhere",
         )
-    mends: dict[Verdict, str] = {
-        "yes": "",
-        "no": "the builder had no sparse kernel or timed a dense one faster: try another batch, or an INT8 output",
-        "unknown": _IN_A_TRACE,
-    }
+    # A layer that no sparse kernel was asked for is dense for that reason, which its link before says how to mend.
+    able = built.sparse_asked and built.sparse_weights_valid
+    mends: dict[Verdict, str] = {"yes": "", "no": _NO_KERNEL if able else "", "unknown": _IN_A_TRACE}
     return Step(
         question="built as",
         answer=built.sparse_executed,

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from gpusq_deploy.artifacts.calibration import CalibrationTable
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import FloatPrecision, Plan
-from gpusq_deploy.artifacts.receipt import Verification
+from gpusq_deploy.artifacts.receipt import Reference, Verification
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.build_engines import require_types
 from gpusq_deploy.bundle import MODEL
@@ -24,7 +24,7 @@ from gpusq_deploy.calibration.stored import read_table
 from gpusq_deploy.calibration.tensorrt_cache import is_tensorrt_cache, read_tensorrt_cache
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
-from gpusq_deploy.compress.prune_checkpoint import Pruning, prune_checkpoint
+from gpusq_deploy.doubts import doubts, noisiest_text
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import example_input, reference_outputs
@@ -94,21 +94,6 @@ def open_samples(request: BuildRequest, checkpoint: Checkpoint) -> DataSource:
         GpusqError: It can't be opened.
     """
     return open_source(RANDOM if request.calib is None else request.calib, checkpoint.preprocessing)
-
-
-def prune_as_asked(
-    checkpoint: Checkpoint, request: BuildRequest, recipe: Recipe, samples: DataSource, reporter: Reporter
-) -> Checkpoint:
-    """Prune to what the recipe expects, where that was asked, on those of the samples that verification won't use.
-
-    Raises:
-        GpusqError: Nothing to prune, layers that are 2:4 already, or data that can't be read.
-    """
-    if request.prune is None:
-        return checkpoint
-    source = None if request.prune == "magnitude" else split_source(samples)[0]
-    how = Pruning(method=request.prune, permute=request.permute)
-    return prune_checkpoint(checkpoint, recipe, how, source, reporter.say)
 
 
 def find_data(request: BuildRequest, checkpoint: Checkpoint, samples: DataSource, recipe: Recipe) -> Data:
@@ -254,22 +239,25 @@ def pack_weights(built: ir.Model, kept: SparsityReport, folder: Path, reporter: 
 
 
 def verify_built(
-    float_model: Path, built_model: Path, data: Data, plan: Plan, reporter: Reporter
+    float_model: Path, built_model: Path, data: Data, plan: Plan, reporter: Reporter, *, reference: Reference
 ) -> Verification | None:
     """Compare the built graph with the float graph; None, and said so, where the CPU can't run it."""
     if plan.remainder == "bf16":
-        reporter.say("not verified: ONNX Runtime's CPU provider has no BF16 kernels")
+        reporter.say("not compared with the float graph: ONNX Runtime's CPU provider has no BF16 kernels")
         return None
-    reporter.say(f"verifying against the float graph on {counted(len(data.verify), 'sample')}")
+    reporter.say(f"comparing with the {reference} graph on {counted(len(data.verify), 'sample')}")
     result = verify(
         float_model,
         built_model,
         data.verify,
         held_out=data.held_out,
+        reference=reference,
         progress=lambda done, total: reporter.progress("verifying", done, total),
     )
-    reporter.say(f"SQNR {result.sqnr_db:.1f} dB, cosine {result.cosine:.5f}: {result.note}")
-    worst = ", ".join(f"{block.module} ({block.sqnr_db:.1f} dB behind it)" for block in result.noisiest(3))
-    if worst:
+    figures = f"SQNR {result.sqnr_db:.1f} dB, cosine {result.cosine:.5f}"
+    reporter.say(f"{figures} to the {reference} graph: {result.note}")
+    for doubt in doubts(result):
+        reporter.say(f"warning: {doubt}")
+    if worst := noisiest_text(result):
         reporter.say(f"most noise is added in {worst}")
     return result

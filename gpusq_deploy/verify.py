@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts.receipt import Drift, Verification
+from gpusq_deploy.artifacts.receipt import Drift, Reference, Verification
 from gpusq_deploy.calibration.sources import DataSource, Selection
 from gpusq_deploy.drift import Compared, Pair, compare, fused_answer, in_both
 from gpusq_deploy.errors import GpusqError
@@ -56,6 +56,7 @@ def verify(
     source: DataSource,
     *,
     held_out: bool,
+    reference: Reference = "float",
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Verification:
     """Run both models on every sample; compare their outputs, and what leaves the blocks inside.
@@ -68,6 +69,7 @@ def verify(
         built_model: The graph that the engines are built from.
         source: Samples to compare on.
         held_out: Whether calibration has not seen them.
+        reference: What the float graph is, for the record.
         progress: Hears how many of the runs are done.
 
     Raises:
@@ -81,14 +83,18 @@ def verify(
     found = Verification(
         images=seen.images,
         held_out=held_out,
-        sqnr_db=_bounded(seen.output.sqnr_db()),
-        median_sqnr_db=_bounded(seen.output.median_sqnr_db()),
+        sqnr_db=bounded_db(seen.output.sqnr_db()),
+        median_sqnr_db=bounded_db(seen.output.median_sqnr_db()),
         cosine=seen.output.cosine(),
         top1_agreement=seen.agreement,
         fused_sqnr_db=fused,
         fused_images=0 if fused is None else len(seen.first[0]),
         blocks=_drifts(seen),
         others=tuple(_drift("", name, sums) for name, sums in seen.others.items()),
+        constant=seen.constant,
+        constant_others=seen.constant_others,
+        synthetic=source.synthetic,
+        reference=reference,
         note="; ".join(filter(None, [_note(seen, source, held_out=held_out), why_not, _rewritten(blocks, common)])),
     )
     return _with_layers(found, pair, model, source)
@@ -167,8 +173,8 @@ def _drift(module: str, tensor: str, sums: ErrorSums) -> Drift:
     return Drift(
         module=module,
         tensor=tensor,
-        sqnr_db=_bounded(sums.sqnr_db()),
-        median_sqnr_db=_bounded(sums.median_sqnr_db()),
+        sqnr_db=bounded_db(sums.sqnr_db()),
+        median_sqnr_db=bounded_db(sums.median_sqnr_db()),
         cosine=sums.cosine() if math.isfinite(sums.cosine()) else 0.0,
     )
 
@@ -182,18 +188,23 @@ def _fused(built_model: Path, seen: Compared) -> tuple[float | None, str]:
         return None, f"with its rewrites on it can't run the graph: {error.what}"
     if not np.isfinite(fused).all():
         return None, "with its rewrites on it computes NaN or infinity"
-    return _bounded(sqnr_db(plain, fused)), ""
+    return bounded_db(sqnr_db(plain, fused)), ""
 
 
-def _bounded(decibels: float) -> float:
+def bounded_db(decibels: float) -> float:
+    """A figure that JSON can hold: infinity, or what isn't a number, is 300 dB of its sign, or minus 300."""
     return -_EQUAL_DB if math.isnan(decibels) else max(-_EQUAL_DB, min(decibels, _EQUAL_DB))
 
 
-def _note(seen: Compared, source: DataSource, *, held_out: bool) -> str:
+def samples_text(count: int, source: DataSource, *, held_out: bool) -> str:
+    """Which samples a comparison was made on, for its note."""
     kind = "synthetic" if source.synthetic else "kept apart from calibration" if held_out else "also used to calibrate"
-    return (
-        f"{counted(seen.images, 'sample')} of {source.name}, {kind}; ONNX Runtime on the CPU, its rewrites switched off"
-    )
+    return f"{counted(count, 'sample')} of {source.name}, {kind}"
+
+
+def _note(seen: Compared, source: DataSource, *, held_out: bool) -> str:
+    said = samples_text(seen.images, source, held_out=held_out)
+    return f"{said}; ONNX Runtime on the CPU, its rewrites switched off"
 
 
 def _rewritten(blocks: Sequence[Site], common: Sequence[Site]) -> str:

@@ -10,6 +10,8 @@ from gpusq_deploy.artifacts.plan import Precision
 
 Verdict = Literal["yes", "no", "unknown"]
 Payoff = Literal["yes", "no", "no difference", "unknown"]
+# The graph that a built one is compared with: the model as it was given, or what `--prune` left of it.
+Reference = Literal["float", "pruned float"]
 
 
 class EngineTensor(Value):
@@ -200,6 +202,10 @@ class Verification(Value):
         blocks: What leaves each block, in the graph's order.
         layers: What leaves each layer of the blocks that add most noise, on the first `layer_images` samples.
         others: The outputs after the first, such as a detector's boxes, by the name of the tensor.
+        constant: The float graph gives every sample the same first output: equal or not, the figures prove nothing.
+        constant_others: The same of the other outputs, by name.
+        synthetic: The samples are random numbers, of which nothing follows for real ones.
+        reference: Which float graph it was; what pruning cost before is in `PruningLoss`.
     """
 
     images: int
@@ -215,6 +221,10 @@ class Verification(Value):
     layers: tuple[Drift, ...] = ()
     layer_images: int = 0
     others: tuple[Drift, ...] = ()
+    constant: bool = False
+    constant_others: tuple[str, ...] = ()
+    synthetic: bool = False
+    reference: Reference = "float"
 
     def noisiest(self, count: int) -> tuple[Drift, ...]:
         """The blocks behind which noise over signal has grown most since the block before; the worst first.
@@ -227,11 +237,25 @@ class Verification(Value):
         return tuple(block for growth, block in ordered[:count] if growth > 0)
 
 
+class PruningLoss(Value):
+    """The pruned float model against the dense one that it was made from, both run by torch; as in `Verification`."""
+
+    images: int
+    held_out: bool
+    sqnr_db: float
+    median_sqnr_db: float
+    cosine: float
+    top1_agreement: float | None
+    constant: bool
+    synthetic: bool
+    note: str
+
+
 class Receipt(Value):
     """Everything that can be proven about a bundle's engines.
 
     `shortfalls` say what was asked of the verification and not reached: such a bundle is evidence and has no engines.
-    `cost` is None where nothing is INT8.
+    `cost` is None where nothing is INT8, `pruning` where the build didn't prune.
     """
 
     schema: Literal["gpusq.receipt/1"] = "gpusq.receipt/1"
@@ -241,3 +265,4 @@ class Receipt(Value):
     skipped: tuple[SkippedTarget, ...] = ()
     shortfalls: tuple[str, ...] = ()
     cost: CostEstimate | None = None
+    pruning: PruningLoss | None = None

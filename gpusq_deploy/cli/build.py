@@ -76,7 +76,10 @@ _LEAST_OUTPUT_DB = 33.0
 @click.option("--allow-pickle", is_flag=True, help="Run code that MODEL names. Only for a file that you made yourself.")
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="GPU to build for; repeatable. Default: a100.")
 @click.option(
-    "--min-sqnr", type=float, metavar="DB", help="Fail, and keep the evidence, below this SQNR of all outputs."
+    "--min-sqnr",
+    type=float,
+    metavar="DB",
+    help="Fail, and keep evidence, below this SQNR of all outputs to the float graph (with --prune, the pruned one).",
 )
 @click.option(
     "--min-agreement", type=float, metavar="FRACTION", help="Fail, and keep the evidence, below this top-1 agreement."

@@ -9,9 +9,12 @@ from rich.table import Table
 
 from gpusq_deploy.artifacts.receipt import BuiltEngine, Carrier
 from gpusq_deploy.bundle import Bundle
-from gpusq_deploy.explain import Break, LayerExplanation, breaks, explain_layers, reaches
+from gpusq_deploy.explain import Break, LayerExplanation, Question, breaks, explain_layers, tallies
 from gpusq_deploy.receipt import CODED
 from gpusq_deploy.targets import find_target
+
+# The table of an engine says shorter what its last link asks.
+_HEADINGS: dict[Question, str] = {"built as": "sparse"}
 
 
 def print_chains(layers: Sequence[LayerExplanation]) -> None:
@@ -42,7 +45,7 @@ def print_engine(console: Console, bundle: Bundle, engine: BuiltEngine) -> None:
     """An engine layer by layer, how far the FLOPs get, and every break of a chain with what would mend it."""
     explained = explained_engine(bundle, engine)
     console.print(_engine_table(engine, explained))
-    for line in (*_precision_lines(bundle, engine), _reach_line(explained), *map(_break_line, breaks(explained))):
+    for line in (*_precision_lines(bundle, engine), _totals_line(explained), *map(_break_line, breaks(explained))):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -122,15 +125,23 @@ def _precision_lines(bundle: Bundle, engine: BuiltEngine) -> list[str]:
     return [*lines, *wrong]
 
 
-def _reach_line(explained: Sequence[LayerExplanation]) -> str:
-    parts = [f"{reach.question} {reach.layers}{_of_flops(reach.flops_share)}" for reach in reaches(explained)]
-    return f"2:4, of {len(explained)} layers: {' -> '.join(parts)}"
+def _totals_line(explained: Sequence[LayerExplanation]) -> str:
+    """The table's four columns added up: each answer that a layer has, and yes even where none has it."""
+    parts: dict[str, list[str]] = {}
+    for tally in tallies(explained):
+        if tally.layers or tally.answer == "yes":
+            said = f"{tally.answer} {tally.layers}{_of_flops(tally.flops_share if tally.layers else None)}"
+            parts.setdefault(_HEADINGS.get(tally.question, tally.question), []).append(said)
+    columns = [f"{heading}: {', '.join(said)}" for heading, said in parts.items()]
+    return f"2:4, of {len(explained)} layers: {'; '.join(columns)}"
 
 
 def _break_line(found: Break) -> str:
     names = ", ".join(found.layers[:3]) + (f" and {len(found.layers) - 3} more" if len(found.layers) > 3 else "")
     mend = f"; try: {found.mend}" if found.mend else ""
-    where = f"{len(found.layers)} stop{'s' if len(found.layers) == 1 else ''} at '{found.question}'"
+    one = len(found.layers) == 1
+    stopped = ("is" if one else "are") + " open" if found.answer == "unknown" else "stops" if one else "stop"
+    where = f"{len(found.layers)} {stopped} at '{_HEADINGS.get(found.question, found.question)}'"
     return f"  {where}{_of_flops(found.flops_share)}: {names}: {found.answer}: {found.evidence}{mend}"
 
 

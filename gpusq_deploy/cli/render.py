@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from gpusq_deploy.artifacts.packed import PackedIndex
-from gpusq_deploy.artifacts.receipt import BuiltEngine, CostEstimate, Verification
+from gpusq_deploy.artifacts.receipt import BuiltEngine, CostEstimate, PruningLoss, Verification
 from gpusq_deploy.bundle import Bundle
 from gpusq_deploy.cli.drift import drift_line, drift_tables
 from gpusq_deploy.cli.explain import print_engine, print_layer
+from gpusq_deploy.doubts import receipt_doubts
 from gpusq_deploy.packed import PACKED, packed_index, packed_line
 from gpusq_deploy.receipt import cost_text, layer_costs_line
 from gpusq_deploy.wording import counted
@@ -40,6 +41,8 @@ def bundle_json(bundle: Bundle) -> dict[str, Any]:
         "packed": _packed_json(bundle),
         "synthetic_calibration": bundle.manifest.synthetic_calibration,
         "verification": _verification_json(bundle.receipt.verification),
+        "pruning": None if bundle.receipt.pruning is None else msgspec.to_builtins(bundle.receipt.pruning),
+        "warnings": list(receipt_doubts(bundle.receipt)),
         "shortfalls": list(bundle.receipt.shortfalls),
         "engines": [_engine_json(engine) for engine in bundle.receipt.engines],
         "cost": _cost_json(bundle.receipt.cost),
@@ -65,7 +68,11 @@ def print_bundle(bundle: Bundle) -> None:
         table.add_row("packed", packed_line(packed))
     if manifest.synthetic_calibration:
         table.add_row("[bold]calibration[/]", "[bold]random data: ranges mean nothing, don't deploy this[/]")
-    table.add_row("verified", verification_text(bundle.receipt.verification))
+    if bundle.receipt.pruning is not None:
+        table.add_row("pruned", pruning_text(bundle.receipt.pruning))
+    table.add_row(_compared(bundle), verification_text(bundle.receipt.verification))
+    for warning in receipt_doubts(bundle.receipt):
+        table.add_row("[bold]warning[/]", warning)
     for engine in bundle.receipt.engines:
         table.add_row(f"engine {engine.target}", _engine_text(engine))
     if bundle.receipt.cost is not None:
@@ -106,7 +113,11 @@ def _print_verification(console: Console, bundle: Bundle, layer: str | None) -> 
             console.print(f"{placed.module}, {placed.role}: INT8, {activation}: {placed.reason}", markup=False)
     if verification is not None and layer is not None and (line := drift_line(verification, layer)) is not None:
         console.print(f"behind {layer}: {line}")
-    console.print(f"verified: {verification_text(verification)}")
+    if bundle.receipt.pruning is not None:
+        console.print(f"pruned: {pruning_text(bundle.receipt.pruning)}")
+    console.print(f"{_compared(bundle)}: {verification_text(verification)}")
+    for warning in receipt_doubts(bundle.receipt):
+        console.print(f"[bold]warning[/]: {warning}")
     for shortfall in bundle.receipt.shortfalls:
         console.print(f"[bold]refused[/]: {shortfall}")
 
@@ -115,14 +126,32 @@ def verification_text(verification: Verification | None) -> str:
     """One sentence."""
     if verification is None:
         return "no (see the notes)"
-    agreement = "" if verification.top1_agreement is None else f", top-1 agreement {verification.top1_agreement:.1%}"
-    median = verification.median_sqnr_db
-    middle = "" if median is None else f" (median of samples {median:.1f})"
     others = "".join(f"; {other.tensor} {other.sqnr_db:.1f} dB" for other in verification.others)
     return (
-        f"SQNR {verification.sqnr_db:.1f} dB{middle}, cosine {verification.cosine:.5f}{agreement}{others}: "
+        f"with the {verification.reference} graph: {_figures_text(verification)}{others}: "
         f"{verification.note}{_rewrites_text(verification)}"
     )
+
+
+def pruning_text(loss: PruningLoss) -> str:
+    """One sentence: the pruned float model beside the dense one."""
+    return f"compared with the dense model: {_figures_text(loss)}: {loss.note}"
+
+
+def _figures_text(found: Verification | PruningLoss) -> str:
+    if found.constant:
+        return "nothing to see, for the output is constant"
+    agreement = "" if found.top1_agreement is None else f", top-1 agreement {found.top1_agreement:.1%}"
+    middle = "" if found.median_sqnr_db is None else f" (median of samples {found.median_sqnr_db:.1f})"
+    return f"SQNR {found.sqnr_db:.1f} dB{middle}, cosine {found.cosine:.5f}{agreement}"
+
+
+def _compared(bundle: Bundle) -> str:
+    """What a comparison is called: "verified" only against limits that were asked and reached; else nobody judged."""
+    limits = [bundle.manifest.options.get(name, "none") for name in ("min_sqnr", "min_agreement")]
+    unasked = all(limit == "none" for limit in limits)
+    unproven = bundle.receipt.verification is None or bool(bundle.receipt.shortfalls)
+    return "compared" if unasked or unproven else "verified"
 
 
 def _rewrites_text(verification: Verification) -> str:
@@ -189,6 +218,8 @@ def _verification_json(verification: Verification | None) -> dict[str, Any] | No
         "sqnr_db": verification.sqnr_db,
         "cosine": verification.cosine,
         "top1_agreement": verification.top1_agreement,
+        "reference": verification.reference,
+        "constant": verification.constant,
         "note": verification.note,
         "median_sqnr_db": verification.median_sqnr_db,
         "fused_sqnr_db": verification.fused_sqnr_db,

@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+# Float32 keeps seven digits, and a batch of another size may be summed in another order.
+_SAME = 1e-6
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErrorSums:
@@ -40,6 +43,37 @@ class ErrorSums:
         """Cosine of all samples seen as one long vector; see `cosine`."""
         length = math.sqrt(float(self.signal.sum()) * float(self.got.sum()))
         return float(self.product.sum()) / length if length else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spread:
+    """How far the answers to several samples are from the answer to the first.
+
+    `first` is that answer, float64; `largest` = max |answer| and `deviation` = max |answer - first|, over all samples.
+    """
+
+    first: npt.NDArray[np.float64]
+    samples: int
+    largest: float
+    deviation: float
+
+    @property
+    def constant(self) -> bool:
+        """True where every sample has the same answer, to float32's rounding; of one sample, where it is all zero."""
+        return self.deviation <= _SAME * self.largest and (self.samples > 1 or self.largest == 0)
+
+
+def spread_of(answers: Array, before: Spread | None = None) -> Spread:
+    """The spread of answers [N, ...], N at least 1, together with those that were seen before."""
+    values = answers.astype(np.float64)
+    first = values[0].copy() if before is None else before.first
+    largest, deviation = (float(np.abs(each).max(initial=0.0)) for each in (values, values - first))
+    return Spread(
+        first=first,
+        samples=len(values) + (0 if before is None else before.samples),
+        largest=max(largest, 0.0 if before is None else before.largest),
+        deviation=max(deviation, 0.0 if before is None else before.deviation),
+    )
 
 
 def error_sums(reference: Array, got: Array) -> ErrorSums:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from commands import Finished, run_main
 
 from gpusq_deploy.bundle import damaged_files, read_bundle
+from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.inspect import main as inspect
 
@@ -22,7 +24,9 @@ def test_a_build_below_its_limit_fails_keeps_the_old_bundle_and_leaves_the_evide
     sparse: Path, photos: Path, tmp_path: Path
 ) -> None:
     out, failed = tmp_path / "m.gpusq", tmp_path / "m.gpusq.failed"
-    assert built(sparse, photos, out, "--min-sqnr", 5, "--min-agreement", 0.1).code == 0
+    held = built(sparse, photos, out, "--min-sqnr", 5, "--min-agreement", 0.1)
+    assert held.code == 0
+    assert "verified" in held.out
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     assert not failed.exists()
 
@@ -48,6 +52,7 @@ def test_a_build_below_its_limit_fails_keeps_the_old_bundle_and_leaves_the_evide
     assert "drift behind each block" in shown.out
     assert "most noise" in shown.out
     assert "refused" in shown.out
+    assert "compared: with the float graph" in " ".join(shown.out.split())
     again = run_main(build, failed, "--target", "orin")
     assert again.code == 5
     assert "evidence of a refused build" in again.err
@@ -62,6 +67,27 @@ def test_an_agreement_that_is_just_reached_is_enough(sparse: Path, photos: Path,
     assert done.code == 0
     assert done.json()["verification"]["top1_agreement"] == verification.top1_agreement
     assert done.json()["shortfalls"] == []
+
+
+def test_a_head_of_zeros_is_warned_about_and_reaches_no_limit(sparse: Path, photos: Path, tmp_path: Path) -> None:
+    """As timm initialises some: 300 dB and full agreement, of which nothing follows."""
+    original, source = load_checkpoint(sparse), tmp_path / "zero.pt"
+    torch.nn.init.zeros_(original.module.get_submodule("head").get_parameter("weight"))
+    save_checkpoint(source, original.module, arch=original.arch, preprocessing=original.preprocessing)
+    done = built(source, photos, tmp_path / "m.gpusq", "--json")
+    assert done.code == 0
+    assert done.json()["verification"]["constant"]
+    (warning,) = done.json()["warnings"]
+    assert "proves nothing" in warning
+    assert f"warning: {warning}" in done.err
+    shown = " ".join(run_main(inspect, tmp_path / "m.gpusq").out.split())
+    assert "nothing to see, for the output is constant" in shown
+    assert f"warning: {warning}" in shown
+    for limit in (("--min-sqnr", 20), ("--min-agreement", 0.9)):
+        refused = built(source, photos, tmp_path / "no.gpusq", "--force", *limit)
+        assert refused.code == 5
+        assert f"{limit[0]} can't be judged" in " ".join(refused.err.split())
+        assert not (tmp_path / "no.gpusq").exists()
 
 
 @pytest.mark.parametrize(

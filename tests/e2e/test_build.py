@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -51,6 +52,7 @@ def test_stdout_is_one_json_object_and_progress_goes_to_stderr(built: tuple[Path
     assert result["int8_layers"] == result["layers"] == 10
     assert result["sparse_layers"] == 8
     assert "calibrating" in done.err
+    assert (result["verification"]["reference"], result["pruning"]) == ("float", None)
 
 
 def test_every_digest_in_the_manifest_is_the_file_s(bundle: Path) -> None:
@@ -246,6 +248,28 @@ def test_inspect_explains_one_layer(bundle: Path) -> None:
     (engine,) = done.json()["receipt"]["engines"]
     (layer,) = engine["layers"]
     assert layer["engine_layers"]
+
+
+def test_the_totals_of_inspect_are_those_of_its_table(bundle: Path) -> None:
+    """Sparse kernels that write FP16 on an A100 are unknown, and no layer is asked less for that."""
+    shown = run_main(inspect, bundle).out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if line.startswith("│")]
+    headings = ("valid", "eligible", "asked", "sparse")
+    columns = {heading: [row[3 + place] for row in rows[:10]] for place, heading in enumerate(headings)}
+    assert "unknown" in columns["eligible"]
+    (line,) = (line for line in shown.splitlines() if line.startswith("2:4, of 10 layers: "))
+    for column in line.removeprefix("2:4, of 10 layers: ").split("; "):
+        heading, _, said = column.partition(": ")
+        counts = {answer: int(count) for answer, count in re.findall(r"(yes|no|unknown) (\d+)", said)}
+        assert counts["yes"] == columns[heading].count("yes")
+        assert sum(counts.values()) == 10
+        assert all(columns[heading].count(answer) == count for answer, count in counts.items())
+    assert "dense by intent: recipe static_wi8_ai8: classifier heads" in shown
+    assert "leave the layer dense" not in shown
+    told = run_main(inspect, bundle, "--layer", "head").out
+    assert "dense by intent" in told
+    assert "2:4, then" not in told
+    assert "try:" not in told
 
 
 def test_inspect_suggests_near_names(bundle: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint
 from gpusq_deploy.cli.build import main as build
+from gpusq_deploy.cli.inspect import main as inspect
 from gpusq_deploy.cli.validate import main as validate
 from gpusq_deploy.graph.values import array_of
 
@@ -58,11 +59,31 @@ def test_the_manifest_tells_how_it_was_pruned(pruning: tuple[Path, Finished]) ->
     assert "gpusq-build --prune second-order" in states["blocks.0.attn.qkv"]["reason"]
 
 
+def test_what_pruning_cost_stands_beside_what_int8_cost(pruning: tuple[Path, Finished]) -> None:
+    """Two samples are kept apart: their dense answers by torch, the pruned float graph's by its own weights."""
+    path, done = pruning
+    result = done.json()
+    assert result["verification"]["reference"] == "pruned float"
+    loss = result["pruning"]
+    assert (loss["images"], loss["held_out"]) == (2, True)
+    # Half of the weights cost more than eight bits of each.
+    assert loss["sqnr_db"] < result["verification"]["sqnr_db"]
+    assert "to the dense model: 2 samples" in done.err
+    assert "to the pruned float graph: 2 samples" in done.err
+    shown = " ".join(run_main(inspect, path).out.split())
+    assert f"pruned: compared with the dense model: SQNR {loss['sqnr_db']:.1f} dB" in shown
+    assert "compared: with the pruned float graph: SQNR" in shown
+    assert [text for text in result["warnings"] if "pruning alone" in text] or loss["sqnr_db"] >= 10
+
+
 def test_magnitude_needs_no_data(dense: Path, tmp_path: Path) -> None:
     out = tmp_path / "pruned.gpusq"
     done = run_main(build, dense, "--sparse", "--prune", "magnitude", "--out", out, "--json")
     assert done.code == 0, done.err
     assert done.json()["sparse_layers"] == 8
+    # It is measured, on noise, and noise is no reason to warn.
+    assert done.json()["pruning"]["synthetic"]
+    assert done.json()["warnings"] == []
 
 
 def test_permuted_first_it_says_what_that_kept_and_that_the_function_stayed(dense: Path, tmp_path: Path) -> None:

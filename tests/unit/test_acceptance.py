@@ -63,6 +63,24 @@ def test_a_narrow_shortfall_does_not_read_as_if_the_limit_were_reached() -> None
     assert said == "SQNR 24.996 dB is below --min-sqnr 25"
 
 
+@pytest.mark.parametrize(
+    ("asked", "options"),
+    [
+        ({"min_sqnr": 20.0}, "--min-sqnr can't"),
+        ({"min_agreement": 0.5}, "--min-agreement can't"),
+        ({"min_sqnr": 20.0, "min_agreement": 0.5}, "--min-sqnr and --min-agreement can't"),
+    ],
+)
+def test_a_constant_output_reaches_no_limit(asked: dict[str, Any], options: str) -> None:
+    """Equal to the last bit, and so it is with any weights before the head."""
+    perfect = msgspec.structs.replace(FOUND, sqnr_db=300.0, top1_agreement=1.0, constant=True)
+    (said,) = shortfalls(perfect, request(**asked))
+    assert "answers all 4 samples alike" in said
+    assert options in said
+    assert shortfalls(perfect, request()) == ()
+    assert shortfalls(msgspec.structs.replace(perfect, constant=False), request(**asked)) == ()
+
+
 def test_agreement_needs_classes_and_is_refused_before_any_work() -> None:
     require_checkable(request(min_agreement=0.9), CLASSES)
     require_checkable(request(min_sqnr=9), TOKENS)

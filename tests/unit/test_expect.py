@@ -138,6 +138,15 @@ def test_the_verification_is_bounded(tmp_path: Path, bound: str, held: bool) -> 
     assert [check.held for check in found] == [held, True]
 
 
+def test_a_constant_output_holds_no_bound(tmp_path: Path) -> None:
+    assert RECEIPT.verification is not None
+    constant = msgspec.structs.replace(RECEIPT.verification, sqnr_db=300.0, images=3, constant=True)
+    receipt = msgspec.structs.replace(RECEIPT, verification=constant)
+    first, _ = checks(tmp_path, 'sqnr_db = ">= 20"\n[engine.rtx40]\nkernels = "> 0"', receipt)
+    assert not first.held
+    assert "answers all 3 samples alike" in first.got
+
+
 def test_what_isnt_known_fails(tmp_path: Path) -> None:
     unverified = msgspec.structs.replace(RECEIPT, verification=None)
     first, second = checks(tmp_path, 'sqnr_db = ">= 0"\n[engine.orin]\nkernels = "> 0"', unverified)

@@ -11,7 +11,7 @@ import pytest
 from gpusq_deploy.artifacts.plan import LayerDecision, LayerKind, Precision
 from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, EngineTensor, EngineTotals, Verdict
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityRecord
-from gpusq_deploy.explain import Step, breaks, explain_layers, flops_shares, meaning_of, reaches, recorded
+from gpusq_deploy.explain import Step, breaks, explain_layers, flops_shares, meaning_of, recorded, tallies
 from gpusq_deploy.numerics.sparsity import magnitude_mask, rows_from_conv
 from gpusq_deploy.recipe import load_recipe
 from gpusq_deploy.sparsity import LayerWeight, sparsity_report, violation_text
@@ -308,18 +308,73 @@ def test_totals_and_breaks_are_by_flops() -> None:
     ]
     asked = [msgspec.structs.replace(decision(), layer="a")]
     explained = explain_layers(states, ORIN, decisions=asked, engine=engine(built("unknown", "a")))
-    assert [(reach.question, reach.layers, reach.flops_share) for reach in reaches(explained)] == [
-        ("valid", 1, 0.5),
-        ("eligible", 1, 0.5),
-        ("asked", 1, 0.5),
-        ("built as", 0, 0),
+    assert [(found.question, found.answer, found.layers, found.flops_share) for found in tallies(explained)] == [
+        ("valid", "yes", 1, 0.5),
+        ("valid", "no", 2, 0.5),
+        ("valid", "unknown", 0, 0),
+        ("eligible", "yes", 1, 0.5),
+        ("eligible", "no", 2, 0.5),
+        ("eligible", "unknown", 0, 0),
+        ("asked", "yes", 1, 0.5),
+        ("asked", "no", 0, 0),
+        ("asked", "unknown", 2, 0.5),
+        ("built as", "yes", 0, 0),
+        ("built as", "no", 0, 0),
+        ("built as", "unknown", 3, 1.0),
     ]
     first, second = breaks(explained)
     assert {first.layers, second.layers} == {("a",), ("b", "c")}
     assert [found.flops_share for found in (first, second)] == [0.5, 0.5]
     by_question = {found.question: found for found in (first, second)}
-    assert by_question["valid"].mend == "gpusq-compress makes it 2:4"
+    assert by_question["valid"].mend == ""
+    assert "dense by intent: " in by_question["valid"].evidence
     assert "sptensor" in by_question["built as"].mend
+
+
+def test_an_unknown_link_hides_nothing_of_those_behind_it() -> None:
+    """The totals are those of the table's columns: what was asked is asked, whatever is known of its kernels."""
+    states = [state_of(pruned(), layer=name, macs=100) for name in ("a", "b")]
+    asked = [msgspec.structs.replace(decision(), layer=name) for name in ("a", "b")]
+    made = engine(built("unknown", "a"), built("unknown", "b"), output="Half")
+    explained = explain_layers(states, find_target("a100"), decisions=asked, engine=made)
+    columns = {
+        question: [step.answer for found in explained for step in found.chain if step.question == question]
+        for question in ("valid", "eligible", "asked", "built as")
+    }
+    assert columns["eligible"] == ["unknown"] * 2
+    for found in tallies(explained):
+        assert found.layers == columns[found.question].count(found.answer)
+
+
+@pytest.mark.parametrize("rows", [dense(), dense(64, 6)], ids=["dense", "unaligned"])
+def test_a_layer_that_is_dense_by_intent_needs_no_mending(rows: Any) -> None:
+    state = state_of(rows, expected=False)
+    never = msgspec.structs.replace(built("no"), sparse_asked=False, sparse_weights_valid=False)
+    for decisions, made in (([decision(sparse=False)], engine(never)), ([], None)):
+        (explained,) = explain_layers([state], ORIN, decisions=decisions, engine=made)
+        steps = {step.question: step for step in explained.chain}
+        assert [steps[link].mend for link in ("valid", "eligible", "asked")] == [""] * 3
+        assert explained.hint == ""
+        assert f"dense by intent: {state.reason}" in steps["valid"].evidence
+    (told,) = explain_layers([state], ORIN, decisions=[decision(sparse=False)], engine=engine(never))
+    assert told.chain[3].mend == ""
+
+
+def test_a_layer_that_should_be_sparse_and_isnt_still_hears_what_to_do() -> None:
+    steps = chain(state_of(dense()), decisions=[decision(sparse=False)])
+    assert "gpusq-compress" in steps["valid"].mend
+    assert steps["asked"].mend.startswith("make the weight 2:4, then gpusq-build --sparse")
+    damage = chain(state_of(damaged(), expected=False))
+    assert "apply the mask again" in damage["valid"].mend
+
+
+@pytest.mark.parametrize(
+    ("asked", "valid", "advised"), [(True, True, True), (False, True, False), (False, False, False)]
+)
+def test_another_kernel_is_advised_only_where_a_sparse_one_was_asked(asked: bool, valid: bool, advised: bool) -> None:
+    layer = msgspec.structs.replace(built("no"), sparse_asked=asked, sparse_weights_valid=valid)
+    step = chain(state_of(pruned()), decisions=[decision(sparse=asked)], engine=engine(layer))["built as"]
+    assert ("timed a dense one faster" in step.mend) == advised
 
 
 def test_every_break_says_what_would_mend_it() -> None:

@@ -15,6 +15,7 @@ from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.base import json_from_value, value_from_json
 from gpusq_deploy.artifacts.receipt import Verification
 from gpusq_deploy.calibration.sources import ArrayFile, RandomNoise
+from gpusq_deploy.doubts import doubts
 from gpusq_deploy.drift import Pair, compare
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.engines.session import Session
@@ -292,6 +293,40 @@ def test_a_further_output_that_overflows_is_refused_by_its_name(tmp_path: Path) 
     other = two_outputs(tmp_path / "b.onnx", "float[B,4] z", "z = Add(y, c)", c=np.array(np.inf, np.float32))
     with pytest.raises(GpusqError, match="NaN or infinity in z, where the float graph doesn't"):
         verify(one, other, source(), held_out=True)
+
+
+def test_a_reference_that_answers_every_sample_alike_is_told(tmp_path: Path) -> None:
+    """A head of zeros: the two agree to the last bit, whatever was done to the layers before it."""
+    path = model(tmp_path, "Mul", 0)
+    report = verify(path, path, source(), held_out=True)
+    assert (report.sqnr_db, report.top1_agreement) == (300.0, 1.0)
+    assert (report.constant, report.synthetic) == (True, False)
+    (doubt,) = doubts(report)
+    assert "answers all 19 samples alike" in doubt
+    assert value_from_json(json_from_value(report), Verification, place="here") == report
+
+
+def test_samples_that_are_one_and_the_same_are_told_too_and_one_sample_only_where_its_answer_is_zero(
+    tmp_path: Path,
+) -> None:
+    path, zero = model(tmp_path, "Mul", 2), model(tmp_path, "Mul", 0)
+    assert verify(path, path, source(SAMPLES[[3, 3, 3, 3, 3]]), held_out=True).constant
+    assert not verify(path, path, source(SAMPLES[:1]), held_out=True).constant
+    (doubt,) = doubts(verify(zero, zero, source(SAMPLES[:1]), held_out=True))
+    assert "answers its one sample with zeros" in doubt
+
+
+def test_a_built_graph_that_is_constant_is_a_bad_one_and_no_reason_to_doubt_the_reference(tmp_path: Path) -> None:
+    assert not verify(model(tmp_path, "Mul", 2), model(tmp_path, "Mul", 0), source(), held_out=True).constant
+
+
+def test_a_further_output_that_is_constant_is_named(tmp_path: Path) -> None:
+    body, zero = "z = Mul(y, c)", np.array(0, np.float32)
+    path = two_outputs(tmp_path / "a.onnx", "float[B,4] z", body, c=zero)
+    report = verify(path, path, source(), held_out=True)
+    assert (report.constant, report.constant_others) == (False, ("z",))
+    (doubt,) = doubts(report)
+    assert "every sample the same z" in doubt
 
 
 def test_outputs_that_are_not_of_samples_are_left_alone(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from gpusq_deploy.numerics.error import cosine, error_sums, joined, sqnr_db, top1_agreement
+from gpusq_deploy.numerics.error import cosine, error_sums, joined, spread_of, sqnr_db, top1_agreement
 
 
 def test_sqnr_is_its_definition() -> None:
@@ -47,6 +47,32 @@ def test_top1_counts_the_samples_whose_winner_stays() -> None:
     reference = np.array([[1, 2, 0], [5, 1, 1], [0, 0, 1], [3, 2, 1]])
     got = np.array([[0, 9, 0], [1, 5, 1], [0, 0, 7], [3, 2, 9]])
     assert top1_agreement(reference, got) == 0.5
+
+
+@pytest.mark.parametrize("cut", [1, 4, 6])
+def test_the_spread_of_parts_is_that_of_all_answers_from_the_first(cut: int) -> None:
+    answers = np.random.default_rng(7).standard_normal((7, 2, 3)).astype(np.float32)
+    found = spread_of(answers[cut:], spread_of(answers[:cut]))
+    rows: list[list[float]] = answers.reshape(7, 6).tolist()
+    assert found.samples == 7
+    assert found.largest == max(abs(value) for row in rows for value in row)
+    assert found.deviation == max(abs(a - b) for row in rows for a, b in zip(row, rows[0], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("answers", "constant"),
+    [
+        ([[1.0, 2.0], [1.0, 2.0]], True),
+        ([[1000.0, 2.0], [1000.0, 2.0005]], True),  # of a thousand, float32 keeps no more
+        ([[1000.0, 2.0], [1000.0, 2.002]], False),
+        ([[0.0, 0.0], [0.0, 0.0]], True),
+        ([[0.0, 0.0]], True),
+        ([[1.0, 2.0]], False),  # of one sample, nobody knows
+        ([[0.0, 0.0], [0.0, 1e-20]], False),
+    ],
+)
+def test_answers_are_constant_where_only_rounding_tells_them_apart(answers: list[list[float]], constant: bool) -> None:
+    assert spread_of(np.array(answers)).constant == constant
 
 
 def pairs(count: int = 7) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

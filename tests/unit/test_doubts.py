@@ -1,0 +1,94 @@
+"""What is warned about after a build, and what isn't."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from gpusq_deploy.artifacts.receipt import Drift, PruningLoss, Receipt, Verification
+from gpusq_deploy.doubts import doubts, pruning_doubts, receipt_doubts
+
+
+def drift(module: str, decibels: float, *, tensor: str = "t") -> Drift:
+    return Drift(module=module, tensor=tensor, sqnr_db=decibels, median_sqnr_db=decibels, cosine=0.5)
+
+
+FOUND = Verification(images=8, held_out=True, sqnr_db=25.0, cosine=0.99, top1_agreement=0.875, note="")
+LOST = PruningLoss(
+    images=8,
+    held_out=True,
+    sqnr_db=2.0,
+    median_sqnr_db=2.0,
+    cosine=0.4,
+    top1_agreement=0.125,
+    constant=False,
+    synthetic=False,
+    note="",
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({}, False),
+        ({"sqnr_db": 10.0, "top1_agreement": 0.5}, False),  # the level itself is enough
+        ({"sqnr_db": 9.9}, True),
+        ({"sqnr_db": 9.9, "top1_agreement": None}, True),
+        ({"top1_agreement": 0.49}, True),
+        ({"sqnr_db": -4.8, "top1_agreement": 0.0, "synthetic": True}, False),  # of noise nothing is known
+        ({"others": (drift("", 3.0, tensor="boxes"),)}, True),
+        ({"others": (drift("", 30.0, tensor="boxes"),)}, False),
+    ],
+)
+def test_figures_are_warned_about_below_a_level_on_real_samples(changes: dict[str, Any], warned: bool) -> None:
+    assert bool(doubts(msgspec.structs.replace(FOUND, **changes))) == warned
+
+
+def test_a_warning_has_the_figures_where_the_noise_comes_from_and_the_gate() -> None:
+    blocks = (drift("blocks.0", 20.0), drift("blocks.1", 3.0), drift("blocks.2", 3.5))
+    hopeless = msgspec.structs.replace(
+        FOUND, sqnr_db=-4.8, top1_agreement=0.0, blocks=blocks, others=(drift("", 1.5, tensor="boxes"),)
+    )
+    (said,) = doubts(hopeless)
+    parts = (
+        "far from those of the float graph",
+        "SQNR -4.8 dB and top-1 agreement 0.0%",
+        "SQNR of boxes 1.5 dB",
+        "on 8 samples",
+        "most noise is added in blocks.1 (3.0 dB behind it), blocks.0 (20.0 dB behind it)",
+        "--min-sqnr",
+        "--min-agreement",
+    )
+    assert [part for part in parts if part not in said] == []
+    (pruned,) = doubts(msgspec.structs.replace(hopeless, reference="pruned float"))
+    assert "of the pruned float graph" in pruned
+
+
+def test_a_constant_output_is_not_judged_by_its_figures() -> None:
+    (said,) = doubts(msgspec.structs.replace(FOUND, sqnr_db=-300.0, top1_agreement=0.0, constant=True))
+    assert "proves nothing" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({}, True),
+        ({"sqnr_db": 12.0}, True),
+        ({"sqnr_db": 12.0, "top1_agreement": 0.9}, False),
+        ({"synthetic": True}, False),
+        ({"constant": True}, False),
+    ],
+)
+def test_what_pruning_alone_ruins_is_warned_about(changes: dict[str, Any], warned: bool) -> None:
+    said = pruning_doubts(msgspec.structs.replace(LOST, **changes))
+    assert bool(said) == warned
+    assert all("pruning alone" in each and "gpusq-compress" in each for each in said)
+
+
+def test_a_receipt_has_the_doubts_of_both() -> None:
+    weak = msgspec.structs.replace(FOUND, sqnr_db=1.0)
+    whole = Receipt(model_digest="", verification=weak, engines=(), pruning=LOST)
+    assert receipt_doubts(whole) == (*pruning_doubts(LOST), *doubts(weak))
+    assert receipt_doubts(Receipt(model_digest="", verification=None, engines=())) == ()
