@@ -32,7 +32,7 @@ from gpusq_deploy.graph.files import save_model, scratch_folder
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.keep_wide import keep_wide, known_tensors
-from gpusq_deploy.receipt import built_layers, cost_text, layer_cost_text, layer_costs_line
+from gpusq_deploy.receipt import built_layers, cost_warning, layer_cost_text, layer_costs_line
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import NO_OPTIONS, Reporter
 from gpusq_deploy.targets import GemmNeed, Target, check_request, load_targets, padding_notes
@@ -192,8 +192,8 @@ def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_
         why = error.what if isinstance(error, GpusqError) else str(error)
         request.reporter.say(f"warning: the comparison failed: {why}")
         return _not_compared(what, why)
-    if found.worse:
-        request.reporter.say(f"warning: {what} may not pay: {cost_text(found)}")
+    if warning := cost_warning(found, request.plan.recipe):
+        request.reporter.say(f"warning: {warning}")
     if found.layers:
         request.reporter.say(layer_costs_line(found))
     return found
@@ -232,8 +232,8 @@ def _comparison(
 
 
 def with_estimates(plan: Plan, cost: CostEstimate | None) -> Plan:
-    """The plan with what INT8 is predicted to change in each layer."""
-    said = {} if cost is None else {layer.layer: layer_cost_text(layer) for layer in cost.layers}
+    """The plan with what INT8 is predicted to change in each layer, for the one target that it was predicted for."""
+    said = {} if cost is None else {layer.layer: f"{cost.target}: {layer_cost_text(layer)}" for layer in cost.layers}
     layers = tuple(msgspec.structs.replace(layer, estimate=said.get(layer.layer)) for layer in plan.layers)
     return msgspec.structs.replace(plan, layers=layers)
 

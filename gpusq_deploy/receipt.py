@@ -42,6 +42,9 @@ _PICKED = "picked sparse implementation for layers:"
 # Precisions of codes and scales, and the builder's names of the codes' types.
 CODED: dict[Precision, str] = {"int8": "Int8", "fp8": "FP8", "int4": "Int4"}
 
+# The shipped recipe that trades INT8 for fewer kernels.
+_FUSED = "fused_wi8_ai8"
+
 _Classified = tuple[EngineLayer, LayerClass]
 
 
@@ -156,9 +159,30 @@ def cost_text(cost: CostEstimate) -> str:
         return cost.note
     shares = ", ".join(f"{count / 1e9:.2f} GFLOP {name}" for name, count in built.flops.items())
     return (
-        f"{built.kernels} kernels and {built.bytes_moved / 1e6:.1f} MB moved at batch {built.batch} ({shares}), "
-        f"without {cost.what} {other.kernels} and {other.bytes_moved / 1e6:.1f} MB: {cost.note}"
+        f"built for batch {built.batch} alone, {built.kernels} kernels and {built.bytes_moved / 1e6:.1f} MB moved "
+        f"({shares}), without {cost.what} {other.kernels} and {other.bytes_moved / 1e6:.1f} MB: {cost.note}"
     )
+
+
+def cost_warning(cost: CostEstimate, recipe: str) -> str:
+    """What to say where the quantised graph as a whole has more kernels and moves more; empty where it doesn't.
+
+    Args:
+        cost: The two graphs.
+        recipe: Name of the recipe that made one of them, so that it isn't advised again.
+    """
+    if not cost.worse:
+        return ""
+    other = f"--recipe {_FUSED}, which leaves layers float that cost kernels; " if _fusable(cost, recipe) else ""
+    return (
+        f"{cost.what} may not pay over the whole graph, which has more kernels to launch and more bytes to move: "
+        f"{cost_text(cost)}. Whether faster products make up for that only the GPU tells: run gpusq-bench there on "
+        f"this bundle and on one without {cost.what}. What may help: {other}a larger batch"
+    )
+
+
+def _fusable(cost: CostEstimate, recipe: str) -> bool:
+    return cost.what == "INT8" and recipe != _FUSED
 
 
 def layer_cost_text(cost: LayerCost) -> str:
@@ -178,14 +202,17 @@ def layer_cost_text(cost: LayerCost) -> str:
 
 
 def layer_costs_line(cost: CostEstimate) -> str:
-    """How many INT8 layers are predicted to pay, and which aren't; empty where nothing is known by layer."""
+    """How many INT8 layers are predicted to pay, by what, and which aren't; empty where nothing is known by layer."""
     if not cost.layers:
         return ""
     counts = Counter(layer.pays for layer in cost.layers)
     parts = [f"{pays} {counts[pays]}" for pays in get_args(Payoff) if counts[pays]]
     losing = [layer.layer for layer in cost.layers if layer.pays == "no"]
     named = ", ".join(losing[:4]) + (f" and {len(losing) - 4} more" if len(losing) > 4 else "")
-    return f"INT8 predicted to pay, of {len(cost.layers)} layers: {', '.join(parts)}" + (f": {named}" if losing else "")
+    timed = all(layer.built.microseconds is not None for layer in cost.layers)
+    by = "the least time that bytes and FLOPs take, launches not counted" if timed else "kernels and bytes"
+    said = f"INT8 predicted to pay layer by layer, by {by}, of {len(cost.layers)} layers: {', '.join(parts)}"
+    return said + (f": {named}" if losing else "")
 
 
 def skipped_line(skipped: SkippedTarget) -> str:

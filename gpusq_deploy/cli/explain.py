@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from gpusq_deploy.artifacts.receipt import BuiltEngine, Carrier
+from gpusq_deploy.artifacts.receipt import BuiltEngine, Carrier, CostEstimate
 from gpusq_deploy.bundle import Bundle
 from gpusq_deploy.explain import Break, LayerExplanation, Question, breaks, explain_layers, tallies
 from gpusq_deploy.receipt import CODED
@@ -66,10 +66,19 @@ def print_layer(console: Console, bundle: Bundle, engine: BuiltEngine, name: str
         if decision.activation is not None:
             origin = f"amax {decision.activation.amax:.5g}, scale {decision.activation.scale:.5g}"
             table.add_row("input", f"{decision.activation.tensor}: {origin}, {decision.activation.origin}")
-        for title, said in (("INT8 output", decision.output_reason), ("INT8 or not", decision.estimate)):
+        estimate = _estimate_text(decision.estimate, bundle.receipt.cost, engine)
+        for title, said in (("INT8 output", decision.output_reason), ("INT8 or not", estimate)):
             if said is not None:
                 table.add_row(title, said)
         console.print(table)
+
+
+def _estimate_text(estimate: str | None, cost: CostEstimate | None, engine: BuiltEngine) -> str | None:
+    """What INT8 is predicted to change in a layer, under the engine of the target that it was predicted for."""
+    predicted = None if cost is None else cost.target
+    if estimate is None or predicted in {None, engine.target}:
+        return estimate
+    return f"unknown for {engine.target}: the graphs were compared for {predicted} alone"
 
 
 def _layer_rows(layer: LayerExplanation | None) -> list[tuple[str, str]]:

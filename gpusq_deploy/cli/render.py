@@ -74,7 +74,7 @@ def print_bundle(bundle: Bundle) -> None:
     for warning in receipt_doubts(bundle.receipt):
         table.add_row("[bold]warning[/]", warning)
     for engine in bundle.receipt.engines:
-        table.add_row(f"engine {engine.target}", _engine_text(engine))
+        table.add_row(f"engine {engine.target}", _engine_text(engine, bundle))
     if bundle.receipt.cost is not None:
         table.add_row(f"{bundle.receipt.cost.what} cost", cost_text(bundle.receipt.cost))
     for entry in bundle.receipt.skipped:
@@ -91,7 +91,7 @@ def print_receipt(bundle: Bundle, *, layer: str | None) -> None:
     for engine in bundle.receipt.engines:
         if layer is None:
             print_engine(console, bundle, engine)
-            console.print(f"{_engine_text(engine)}\nread from: {engine.source}")
+            console.print(f"{_engine_text(engine, bundle)}\nread from: {engine.source}")
         else:
             print_layer(console, bundle, engine, layer)
     for entry in bundle.receipt.skipped:
@@ -195,12 +195,13 @@ def _layer_counts(bundle: Bundle) -> str:
     )
 
 
-def _engine_text(engine: BuiltEngine) -> str:
+def _engine_text(engine: BuiltEngine, bundle: Bundle) -> str:
     gemms = ", ".join(f"{count} {precision}" for precision, count in sorted(engine.totals.gemms.items()))
     run = "" if engine.executed else "; not run: no such GPU here"
     return (
         f"{engine.gpus} (SM {engine.compute_capability}): {engine.plan_bytes / 1e6:.1f} MB "
-        f"by {engine.backend} {engine.backend_version}, {engine.totals.kernels} kernels, GEMMs {gemms}, "
+        f"by {engine.backend} {engine.backend_version}, {engine.totals.kernels} kernels for batch "
+        f"{bundle.manifest.batch}, GEMMs {gemms}, "
         f"{engine.totals.attention_fused} fused attentions{run}"
     )
 

@@ -272,6 +272,28 @@ def test_the_totals_of_inspect_are_those_of_its_table(bundle: Path) -> None:
     assert "try:" not in told
 
 
+def test_a_prediction_stands_under_the_target_that_it_was_made_for(bundle: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both.gpusq"
+    shutil.copytree(bundle, both)
+    assert run_main(build, both, "--target", "rtx40").code == 0
+    shown = run_main(inspect, both, "--layer", "blocks.0.mlp.fc1").out
+    first, second = (" ".join(part.split()) for part in shown.split("blocks.0.mlp.fc1 on ")[1:])
+    assert first.startswith("a100")
+    assert "INT8 or not a100: INT8 is predicted" in first
+    assert second.startswith("rtx40")
+    assert "INT8 or not unknown for rtx40: the graphs were compared for a100 alone" in second
+    assert "INT8 is predicted" not in second
+
+
+def test_kernels_are_said_with_the_batch_that_they_were_built_for(bundle: Path) -> None:
+    receipt = read_bundle(bundle).receipt
+    shown = " ".join(run_main(inspect, bundle).out.split())
+    assert f"{receipt.engines[0].totals.kernels} kernels for batch 1:8:32" in shown
+    assert receipt.cost is not None
+    assert receipt.cost.built is not None
+    assert f"INT8 cost: built for batch 8 alone, {receipt.cost.built.kernels} kernels" in shown
+
+
 def test_inspect_suggests_near_names(bundle: Path) -> None:
     done = run_main(inspect, bundle, "--layer", "blocks.0.mlp.fc9")
     assert done.code == 5

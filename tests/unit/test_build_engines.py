@@ -14,7 +14,7 @@ import pytest
 import tiny_models
 
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
-from gpusq_deploy.artifacts.receipt import CostEstimate, GraphCost
+from gpusq_deploy.artifacts.receipt import CostEstimate, GraphCost, LayerCost, LayerShare
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.build_engines import (
     Asked,
@@ -23,13 +23,14 @@ from gpusq_deploy.build_engines import (
     estimate_cost,
     require_reachable,
     require_types,
+    with_estimates,
 )
 from gpusq_deploy.bundle import MODEL
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
-from gpusq_deploy.receipt import cost_text
+from gpusq_deploy.receipt import cost_text, cost_warning, layer_costs_line
 from gpusq_deploy.recipe import FP8_RECIPE, INT4_RECIPE, load_recipe
 from gpusq_deploy.request import Reporter
 from gpusq_deploy.targets import find_target
@@ -85,9 +86,12 @@ def test_a_small_layer_loses_by_int8_and_that_is_said(tmp_path: Path, batch: int
     assert (found.built.flops, found.unquantised.flops) == ({"int8": 131072}, {"fp16": 131072})
     assert found.built.batch == found.unquantised.batch == 64
     assert found.worse
-    warnings = [line for line in said if line.startswith("warning: INT8 may not pay")]
-    assert warnings
-    assert "predicted" in warnings[0]
+    (warning,) = [line for line in said if line.startswith("warning: INT8 may not pay over the whole graph")]
+    assert "predicted" in warning
+    # The engine is of a dynamic batch, and its kernels may be others.
+    assert f"built for batch 64 alone, {found.built.kernels} kernels" in warning
+    (by_layer,) = [line for line in said if "layer by layer" in line]
+    assert "by kernels and bytes, of 1 layers: no 1: fc" in by_layer
 
 
 @needs_rtx
@@ -179,6 +183,49 @@ def test_worse_means_more_of_both(kernels: int, moved: int, worse: bool) -> None
     without = GraphCost(batch=1, kernels=10, bytes_moved=100, flops={})
     built = GraphCost(batch=1, kernels=kernels, bytes_moved=moved, flops={})
     assert CostEstimate(target="a100", built=built, unquantised=without, note="").worse == worse
+
+
+COSTS = CostEstimate(
+    target="a100",
+    built=GraphCost(batch=8, kernels=11, bytes_moved=101, flops={}),
+    unquantised=GraphCost(batch=8, kernels=10, bytes_moved=100, flops={}),
+    note="nothing was timed",
+)
+
+
+def test_the_warning_says_what_to_try_and_advises_no_recipe_that_was_taken_or_isnt_for_it() -> None:
+    said = cost_warning(COSTS, "static_wi8_ai8")
+    assert "--recipe fused_wi8_ai8" in said
+    assert "gpusq-bench" in said
+    assert "a larger batch" in said
+    assert load_recipe(Path("fused_wi8_ai8")).name == "fused_wi8_ai8"
+    for cost, recipe in ((COSTS, "fused_wi8_ai8"), (msgspec.structs.replace(COSTS, what="FP8"), "static_wf8_af8")):
+        other = cost_warning(cost, recipe)
+        assert "--recipe" not in other
+        assert "a larger batch" in other
+    assert cost_warning(msgspec.structs.replace(COSTS, built=COSTS.unquantised), "static_wi8_ai8") == ""
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "by"),
+    [(1.0, "the least time that bytes and FLOPs take, launches not counted"), (None, "kernels and bytes")],
+)
+def test_the_verdict_by_layer_says_what_it_rests_on(microseconds: float | None, by: str) -> None:
+    share = LayerShare(kernels=1, bytes_moved=1, flops={}, microseconds=microseconds)
+    layers = tuple(LayerCost(layer=name, built=share, unquantised=share, pays="yes") for name in ("a", "b"))
+    said = layer_costs_line(msgspec.structs.replace(COSTS, layers=layers))
+    assert said == f"INT8 predicted to pay layer by layer, by {by}, of 2 layers: yes 2"
+
+
+def test_the_plan_says_for_which_target_a_layer_was_predicted() -> None:
+    made = linear(64, 16)
+    share = LayerShare(kernels=1, bytes_moved=1, flops={}, microseconds=None)
+    cost = msgspec.structs.replace(
+        COSTS, layers=(LayerCost(layer="fc", built=share, unquantised=share, pays="no difference"),)
+    )
+    (layer,) = with_estimates(made.plan, cost).layers
+    assert layer.estimate is not None
+    assert layer.estimate.startswith("a100: no difference is predicted")
 
 
 def test_types_that_a_target_lacks_are_refused_with_those_that_have_them() -> None:
