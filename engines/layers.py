@@ -50,7 +50,7 @@ _ATTENTION = "_gemm_mha"
 _INT8_KERNEL = re.compile(r"(?<![a-z0-9])i8i32(?![a-z0-9])")
 
 _SPARSE_KERNEL = re.compile(r"_sparse_(?:gemm|conv)|sparse_fprop|sptensor\d+x\d+x\d+")
-STUB = "__myelin_CASKSTUB"
+STUB = "__myelin_CASK_STUB"
 _KERNEL_NAME = re.compile(r"gemm|conv|fprop|xmma|cutlass|cublas", re.IGNORECASE)
 
 
