@@ -25,14 +25,13 @@ from gpusq_deploy.benchmarks.gpu_runs import (
     Failure,
     Suite,
     attempt,
-    maker,
     measured,
     say,
     tried,
 )
 from gpusq_deploy.benchmarks.reference import LEAST_DB
 from gpusq_deploy.bundle import ENGINES, MODEL, PLAN, RECEIPT
-from gpusq_deploy.engines.api import BackendName
+from gpusq_deploy.engines.api import BackendName, find_api
 from gpusq_deploy.engines.builder import BuildOptions, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.runtimes import open_session
@@ -66,8 +65,8 @@ REFERENCE_SAMPLES = 2
 def build_models(suite: Suite) -> None:
     """A bundle for every model and precision that has none, with random weights, and outputs by ONNX Runtime.
 
-    Where nobody builds the target's plans ahead of time, the bundles have none. Where TensorRT and the GPU are, its own
-    plans are built too.
+    Where nobody builds the target's plans ahead of time, the bundles have none. Plans of others that can build here lie
+    beside the bundles; a failure is said, and met again when the model is to run.
 
     Raises:
         GpusqError: A bundle couldn't be built; the command's own words are above.
@@ -82,9 +81,11 @@ def build_models(suite: Suite) -> None:
         # The bundle comes first, so a build that was killed may have left it alone.
         if not bundle.with_suffix(".npz").exists():
             save_reference(bundle)
-        own = _built_by(bundle, suite.target) == "tensorrt"
-        if not own and not suite.unable("tensorrt") and not _here(bundle).exists():
-            _build_here(bundle, suite.target)
+        for backend in BACKENDS:
+            if _stored(suite, bundle, backend) is None and not suite.unbuildable(backend):
+                failed = attempt(functools.partial(_build_own, suite, bundle, backend))
+                if isinstance(failed, Failure):
+                    say(f"  failed: {failed.why}")
 
 
 def run_models(suite: Suite) -> Iterator[ModelResult]:
@@ -130,17 +131,32 @@ def _build(suite: Suite, model: str, precision: str, bundle: Path) -> None:
 def _plan(suite: Suite, bundle: Path, backend: BackendName) -> tuple[Path, str]:
     """A backend's plan of a model, and why it can't be run; empty where it can. TensorRT's may be built for it."""
     refusal = suite.refusal(backend)
-    plan = bundle / ENGINES / f"{suite.target.name}.plan"
-    if plan.exists() and _built_by(bundle, suite.target) == backend:
+    plan = _stored(suite, bundle, backend)
+    if plan is not None:
         return plan, refusal or _unready(bundle)
     if backend == AHEAD:
-        return plan, refusal or suite.not_built("its plan")
+        return bundle, refusal or suite.not_built("its plan")
     refusal = refusal or _unready(bundle)
-    plan = _here(bundle)
-    if refusal or plan.exists():
-        return plan, refusal
-    failed = attempt(lambda: _build_here(bundle, suite.target))
-    return plan, f"building failed: {failed.why}" if isinstance(failed, Failure) else ""
+    if refusal:
+        return bundle, refusal
+    made = attempt(lambda: _build_own(suite, bundle, backend))
+    return (bundle, f"building failed: {made.why}") if isinstance(made, Failure) else (made, "")
+
+
+def _stored(suite: Suite, bundle: Path, backend: BackendName) -> Path | None:
+    """A backend's plan for the target: the bundle's, where that backend built it, or one beside the bundle."""
+    plan = bundle / ENGINES / f"{suite.target.name}.plan"
+    if plan.exists() and _built_by(bundle, suite.target) == backend:
+        return plan
+    own = _own(suite, bundle, backend)
+    return own if own.exists() else None
+
+
+def _own(suite: Suite, bundle: Path, backend: BackendName) -> Path:
+    """Where a backend's plan lies that isn't the bundle's: of the installed version, for plans of another don't run."""
+    api = find_api(backend)
+    version = "" if isinstance(api, str) else f"-{api.__version__}"
+    return bundle.with_suffix(f".{suite.target.name}.{backend}{version}.plan")
 
 
 def _built_by(bundle: Path, target: Target) -> BackendName | None:
@@ -161,17 +177,13 @@ def _unready(bundle: Path) -> str:
     return ""
 
 
-def _here(bundle: Path) -> Path:
-    """Where TensorRT's plan lies that was built on the device, of the installed version."""
-    return bundle.with_suffix(f".{maker('tensorrt')}.plan")
-
-
-def _build_here(bundle: Path, target: Target) -> None:
-    """On the device, of the model that the bundle's own plans are built from."""
-    say(f"building {bundle.stem} with tensorrt")
+def _build_own(suite: Suite, bundle: Path, backend: BackendName) -> Path:
+    """A plan of the model that the bundle's own plans are built from."""
+    say(f"building {bundle.stem} with {backend}")
     settings = BuildSettings(batch=_RANGE, sparse=read_value(bundle / PLAN, Plan).sparse_asked)
-    built = build_engine(bundle / MODEL, target, settings, BuildOptions(backend="tensorrt"))
-    write_whole(_here(bundle), built.plan)
+    built = build_engine(bundle / MODEL, suite.target, settings, BuildOptions(backend=backend))
+    write_whole(_own(suite, bundle, backend), built.plan)
+    return _own(suite, bundle, backend)
 
 
 @contextlib.contextmanager

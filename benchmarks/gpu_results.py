@@ -179,11 +179,17 @@ def _case_row(result: CaseResult) -> tuple[str, ...]:
         ", ".join(writes) or "unknown",
         _number(median),
         _number(result.outcome.total_us),
-        _number(result.case.flops / median / 1e9 if median else None),
+        _number(_teraflops(result.case.flops, result.outcome)),
         _number(result.outcome.error),
         result.outcome.sparse,
         ", ".join(dict.fromkeys(result.outcome.kernels or _tactics(result.kernels))) or "unknown",
     )
+
+
+def _teraflops(flops: int, outcome: Outcome) -> float | None:
+    """By the kernels' own time where a profiler looked: of a small product a launch takes longer than the kernel."""
+    took_us = outcome.total_us or (outcome.median_ms or 0) * 1e3
+    return flops / took_us / 1e6 if took_us else None
 
 
 def _tactics(kernels: Sequence[BuiltKernel]) -> tuple[str, ...]:

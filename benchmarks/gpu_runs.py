@@ -68,6 +68,15 @@ class Suite(NamedTuple):
             return f"this GPU is a {gpu.name} ({gpu.compute_capability}), not a {self.target.name}"
         return ""
 
+    def unbuildable(self, backend: BackendName) -> str:
+        """Why a backend can't build for the target on this machine; empty where it can."""
+        if backend != AHEAD:
+            return self.unable(backend)
+        if not self.ahead:
+            return f"{self.not_built('')}, tensorrt does on the device"
+        api = find_api(AHEAD)
+        return api if isinstance(api, str) else ""
+
     @property
     def late(self) -> str:
         """That nothing is started any more; empty while there is time."""
@@ -146,10 +155,16 @@ def tried(run: Callable[[], tuple[float | None, Outcome]]) -> tuple[float | None
     return (None, Outcome(why_not=f"failed: {found.why}")) if isinstance(found, Failure) else found
 
 
-def maker(backend: BackendName) -> str:
-    """Who would build a plan here: a backend with its version, for plans of another version are of no use."""
+def built_here(backend: BackendName, version: str) -> bool:
+    """False for a plan that another version built, which the installed one can't run; where none is, it may stay.
+
+    TensorRT-RTX runs plans of its minor version, TensorRT those of its own alone.
+    """
     api = find_api(backend)
-    return backend if isinstance(api, str) else f"{backend}-{api.__version__}"
+    if isinstance(api, str):
+        return True
+    parts = 2 if backend == AHEAD else None
+    return api.__version__.split(".")[:parts] == version.split(".")[:parts]
 
 
 def say(text: str) -> None:

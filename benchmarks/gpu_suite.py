@@ -48,7 +48,7 @@ from gpusq_deploy.benchmarks.gpu_runs import (
     Failure,
     Suite,
     attempt,
-    maker,
+    built_here,
     measured,
     say,
     target_here,
@@ -139,18 +139,19 @@ def _until(suite: Suite, share: float) -> Suite:
 def build_cases(suite: Suite) -> None:
     """A plan for every case that has none: by TensorRT-RTX anywhere, by TensorRT where it and the GPU are.
 
-    Raises:
-        GpusqError: A builder fails.
+    A failure is said, and met again when the case is to run.
     """
     for backend in BACKENDS:
-        refusal = _unbuildable(suite, backend)
+        refusal = suite.unbuildable(backend)
         if refusal:
             say(f"no products: {refusal}")
             continue
         for case in all_cases():
-            if suite.wants(case.name) and not all(path.exists() for path in _case_files(suite, case, backend)):
+            if suite.wants(case.name) and _stored(suite, case, backend) is None:
                 say(f"building {case.name} with {backend}")
-                _make_case(suite, case, backend)
+                failed = attempt(functools.partial(_make_case, suite, case, backend))
+                if isinstance(failed, Failure):
+                    say(f"  failed: {failed.why}")
 
 
 def run_cases(suite: Suite) -> Iterator[CaseResult]:
@@ -158,12 +159,6 @@ def run_cases(suite: Suite) -> Iterator[CaseResult]:
     for case in all_cases():
         if suite.wants(case.name):
             yield from (_case_result(suite, case, backend) for backend in BACKENDS)
-
-
-def _unbuildable(suite: Suite, backend: BackendName) -> str:
-    if backend == AHEAD:
-        return "" if suite.ahead else f"{suite.not_built('')}, tensorrt does on the device"
-    return suite.unable(backend)
 
 
 def run_yardsticks(suite: Suite) -> Iterator[Yardstick]:
@@ -189,25 +184,32 @@ def _case_result(suite: Suite, case: GemmCase, backend: BackendName) -> CaseResu
 
 def _case_plan(suite: Suite, case: GemmCase, backend: BackendName) -> tuple[Path, CaseBuild, str]:
     """A case's plan, what it was built to, and why it can't be run; empty where it can."""
+    plan, _record = _case_files(suite, case, backend)
+    nothing, refusal = CaseBuild(version="", kernels=()), suite.refusal(backend)
+    stored = _stored(suite, case, backend)
+    if stored is not None:
+        return plan, stored, refusal
+    if backend == AHEAD:
+        return plan, nothing, refusal or suite.not_built("its plan")
+    if refusal:
+        return plan, nothing, refusal
+    made = attempt(lambda: _make_case(suite, case, backend))
+    return (plan, nothing, f"building failed: {made.why}") if isinstance(made, Failure) else (plan, made, "")
+
+
+def _stored(suite: Suite, case: GemmCase, backend: BackendName) -> CaseBuild | None:
+    """What a case was built to before, by the version that is here; None where there is no whole such build."""
     plan, record = _case_files(suite, case, backend)
-    built, refusal = CaseBuild(version="", kernels=()), suite.refusal(backend)
-    if plan.exists() and record.exists():
-        found = attempt(lambda: read_value(record, CaseBuild))
-    elif backend == AHEAD:
-        return plan, built, refusal or suite.not_built("its plan")
-    elif refusal:
-        return plan, built, refusal
-    else:
-        found = attempt(lambda: _make_case(suite, case, backend))
-    if isinstance(found, Failure):
-        return plan, built, refusal or f"building failed: {found.why}"
-    return plan, found, refusal
+    if not (plan.exists() and record.exists()):
+        return None
+    found = attempt(lambda: read_value(record, CaseBuild))
+    return None if isinstance(found, Failure) or not built_here(backend, found.version) else found
 
 
 def _case_files(suite: Suite, case: GemmCase, backend: BackendName) -> tuple[Path, Path]:
-    """A case's plan, and what it was built to, which is written after it."""
-    stem = case.file if backend == AHEAD else f"{case.file}.{maker(backend)}"
-    return suite.folder / "cases" / f"{stem}.plan", suite.folder / "cases" / f"{stem}.json"
+    """A case's plan for the target, and what it was built to, which is written after it."""
+    folder = suite.folder / "cases" / suite.target.name / backend
+    return folder / f"{case.file}.plan", folder / f"{case.file}.json"
 
 
 def _make_case(suite: Suite, case: GemmCase, backend: BackendName) -> CaseBuild:
@@ -260,9 +262,7 @@ def _asked() -> Suite:
     asked = parser.parse_args()
     start = time.monotonic()
     target = target_here() if asked.target is None else find_target(asked.target)
-    if asked.build_only and AHEAD in target.ahead_of_time:
-        load_api(AHEAD)
-    return Suite(
+    suite = Suite(
         folder=asked.folder,
         target=target,
         only=asked.only,
@@ -270,6 +270,9 @@ def _asked() -> Suite:
         start=start,
         deadline=start + 60 * asked.minutes,
     )
+    if suite.build_only and suite.ahead and all(suite.unbuildable(backend) for backend in BACKENDS):
+        load_api(AHEAD)
+    return suite
 
 
 def _text(report: SuiteReport) -> bytes:

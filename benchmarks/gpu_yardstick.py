@@ -131,12 +131,23 @@ def prepared(k: int, n: int, rows: int, product: Product, device: str) -> Callab
     if "2:4" in product:
         # As a view, column by column: cuSPARSELt refuses an INT8 operand that lies row by row, so no contiguous().
         packed, columns = ops._cslt_compress(w), x.t()
-        out = {"fp16 2:4": torch.float16, "int8 2:4": torch.int32, "int8 2:4 to int8": torch.int8}[product]
-        best: int = ops._cslt_sparse_mm_search(packed, columns, out_dtype=out)
-        return lambda: ops._cslt_sparse_mm(packed, columns, out_dtype=out, alg_id=best).t()
+        # The operands' own type is what nothing means, and torch refuses it by its name.
+        out = torch.int32 if product == "int8 2:4" else None
+        best = _searched(packed, columns, out)
+        return lambda: ops._cslt_sparse_mm(packed, columns, out_dtype=out, **best).t()
     if product.startswith("fp16"):
         return lambda: torch.mm(x, w.t())
     return lambda: ops._int_mm(x, w.t())
+
+
+def _searched(packed: torch.Tensor, columns: torch.Tensor, out: torch.dtype | None) -> dict[str, int]:
+    """CuSPARSELt's fastest kernel for a product, as what `_cslt_sparse_mm` calls its parts."""
+    import torch
+
+    # Not exported, so no attribute; torch's public name for it is deprecated and keeps a part to itself.
+    internals: Any = getattr(torch, "_C")  # noqa: B009 - as above
+    found: tuple[int, ...] = internals._cusparselt.mm_search(packed, columns, None, None, out, False)
+    return dict(zip(("alg_id", "split_k", "split_k_mode"), found[:3], strict=True))
 
 
 def error_of(run: Callable[[], torch.Tensor], x: torch.Tensor, w: torch.Tensor, product: Product) -> float:

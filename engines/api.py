@@ -188,21 +188,35 @@ def rtx_compute_capability(api: Api, compute_capability: str) -> ComputeCapabili
     return known[name]
 
 
-def execution_context(api: Api, engine: trt.ICudaEngine, backend: BackendName) -> trt.IExecutionContext | None:
-    """A context that runs an engine; None where the runtime refuses, and its logger has heard why.
+def runtime_config(api: Api, engine: trt.ICudaEngine, backend: BackendName) -> RtxRuntimeConfig | None:
+    """How an engine's contexts are to behave; None where there is nothing to say.
 
     tensorrt-rtx compiles kernels for the shapes that it meets, by default in the background: meanwhile others run, so
     that what is timed first isn't what is deployed. Here it is told to wait for its own.
+
+    Raises:
+        GpusqError: The runtime gives none.
     """
     if not TRAITS[backend].compiles_at_run:
-        return engine.create_execution_context()
-    rtx = cast("RtxEngine", engine)
-    config = rtx.create_runtime_config()
-    if config is None:
         return None
+    config = cast("RtxEngine", engine).create_runtime_config()
+    if config is None:
+        raise GpusqError(f"{backend} {api.__version__} gives no configuration for running", hint="install it again")
     strategies = cast("RtxApi", api).DynamicShapesKernelSpecializationStrategy
     config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
-    return rtx.create_execution_context(config)
+    return config
+
+
+def execution_context(engine: trt.ICudaEngine, config: RtxRuntimeConfig | None) -> trt.IExecutionContext | None:
+    """A context that runs an engine; None where the runtime refuses, and its logger has heard why.
+
+    Args:
+        engine: The engine, which must outlive the context.
+        config: Its configuration, which must too.
+    """
+    if config is None:
+        return engine.create_execution_context()
+    return cast("RtxEngine", engine).create_execution_context(config)
 
 
 def _checked(module: ModuleType, traits: BackendTraits) -> Api | str:

@@ -140,6 +140,9 @@ class _Build:
         plan = bytes(self._made(built, f"build for {self._target.name}"))
         seconds = time.perf_counter() - start
         version = self._api.__version__
+        timings = None if cache is None else bytes(cache.serialize())
+        # To read a plan back takes room, and a device has little.
+        del built, cache, config, network, builder
         layers, source = self._layers(plan)
         return EngineBuild(
             plan=plan,
@@ -149,7 +152,7 @@ class _Build:
             layers=layers,
             source=source,
             notes=self._notes(),
-            timing_cache=None if cache is None else bytes(cache.serialize()),
+            timing_cache=timings,
         )
 
     def _start(self) -> trt.Builder:

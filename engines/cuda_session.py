@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_deploy.engines.api import Api, BackendName, execution_context, load_api, sizes_of
+from gpusq_deploy.engines.api import Api, BackendName, execution_context, load_api, runtime_config, sizes_of
 from gpusq_deploy.engines.build_log import BuildLog
 from gpusq_deploy.engines.cuda_api import CudaAllocation, CudaContext, CudaDriver, load_cuda
 from gpusq_deploy.engines.cuda_graph import CudaGraph, GraphDriver, find_graph_driver
@@ -144,7 +144,8 @@ class CudaSession:
         # A plan that streams keeps all weights on the host until it is given a budget.
         if self._engine.streamable_weights_size > 0:
             self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
-        context = execution_context(parts.api, self._engine, parts.backend)
+        self._settings = runtime_config(parts.api, self._engine, parts.backend)
+        context = execution_context(self._engine, self._settings)
         self._execution = self._made(context, "prepare the plan for running")
         self._stream = parts.cuda.Stream()
         self._events = (parts.cuda.Event(), parts.cuda.Event())
@@ -199,12 +200,15 @@ class CudaSession:
         """Free the buffers and give the device back."""
         if self._context is None:
             return
-        with self._current():
-            self._free()
-            # In this order: each needs the one after it.
-            del self._execution, self._engine, self._runtime, self._stream, self._events
-        self._context.detach()
-        self._context = None
+        try:
+            with self._current():
+                self._free()
+                # In this order: each needs the one after it.
+                del self._execution, self._settings, self._engine, self._runtime, self._stream, self._events
+        finally:
+            with _cuda_errors(self._cuda, self._path):
+                self._context.detach()
+            self._context = None
 
     def _free(self) -> None:
         """Graphs and buffers. No name may hold a pinned buffer after it: without its context it can't be freed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gpusq_deploy.artifacts.receipt import PruningLoss, Receipt, Verification
+from gpusq_deploy.wording import counted
 
 # There the error has a tenth of the signal's energy, 32 % of its amplitude. Every shipped recipe, INT4's too, keeps
 # more of DINOv2 (docs/recipes.md).
@@ -34,7 +35,7 @@ def pruning_doubts(found: PruningLoss) -> tuple[str, ...]:
     if not weak:
         return ()
     return (
-        f"pruning alone changes the answers of the dense model too much: {weak}, on {found.images} samples; "
+        f"pruning alone changes the answers of the dense model too much: {weak}, on {counted(found.images, 'sample')}; "
         "second-order keeps most of the three methods of --prune, and gpusq-compress trains the pruned model",
     )
 

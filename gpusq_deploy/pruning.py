@@ -14,6 +14,7 @@ from gpusq_deploy.numerics.error import ErrorSums, Spread, error_sums, joined, s
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.verify import bounded_db, samples_text, split_source
+from gpusq_deploy.wording import counted
 
 _BATCH = 4
 
@@ -39,7 +40,7 @@ def prune_as_asked(
     how = Pruning(method=request.prune, permute=request.permute)
     source = None if request.prune == "magnitude" else rest
     pruned = prune_checkpoint(checkpoint, recipe, how, source, reporter.say)
-    reporter.say(f"comparing with the dense model on {len(apart)} samples")
+    reporter.say(f"comparing with the dense model on {counted(len(apart), 'sample')}")
     loss = pruning_loss(checkpoint, pruned, apart, held_out=held_out, reporter=reporter)
     if loss is not None:
         reporter.say(f"pruned, SQNR {loss.sqnr_db:.1f} dB, cosine {loss.cosine:.5f} to the dense model: {loss.note}")

@@ -84,7 +84,7 @@ def require_folder(out: Path) -> None:
             raise GpusqError(
                 "a file lies where the folder to write into would be",
                 place=str(blocking),
-                hint="name another --out, or move that file away",
+                hint="name another place, or move that file away",
             )
         raise GpusqError(
             "the folder to write into does not exist", place=str(parent), hint=shlex.join(["mkdir", "-p", str(parent)])

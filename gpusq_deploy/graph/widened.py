@@ -23,23 +23,26 @@ def widened(model: ir.Model) -> bool:
         if value.const_value is not None:
             value.const_value = ir.tensor(array_of(value).astype(np.float32), name=value.name)
         value.type = ir.TensorType(_FLOAT)
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        _widen_attributes(node)
-    return bool(values)
+    named = [_widen_attributes(node) for node in ir.traversal.RecursiveGraphIterator(model.graph)]
+    return bool(values) or any(named)
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
-    """All values, each once: a graph's inputs may be initializers too."""
-    outputs = [value for node in ir.traversal.RecursiveGraphIterator(graph) for value in node.outputs]
-    return list(dict.fromkeys([*graph.inputs, *graph.initializers.values(), *outputs]))
+    """All values, those of subgraphs too, each once: a graph's inputs may be initializers too."""
+    nodes = list(ir.traversal.RecursiveGraphIterator(graph))
+    graphs = dict.fromkeys([graph, *(node.graph for node in nodes if isinstance(node.graph, ir.Graph))])
+    held = [value for one in graphs for value in (*one.inputs, *one.initializers.values())]
+    return list(dict.fromkeys([*held, *(value for node in nodes for value in node.outputs)]))
 
 
-def _widen_attributes(node: ir.Node) -> None:
+def _widen_attributes(node: ir.Node) -> bool:
     """The types that a node names: what a Cast or a quantiser gives, and the tensor of a constant."""
-    for name in ("to", "output_dtype", "dtype"):
-        if node.attributes.get_int(name, 0) == _BF16:
-            node.attributes[name] = ir.AttrInt64(name, _FLOAT)
+    named = [name for name in ("to", "output_dtype", "dtype") if node.attributes.get_int(name, 0) == _BF16]
+    for name in named:
+        node.attributes[name] = ir.AttrInt64(name, _FLOAT)
     held = node.attributes.get_tensor("value", None)
     if held is not None and held.dtype == _BF16:
         wide = np.asarray(held.numpy(), dtype=np.float32)
         node.attributes["value"] = ir.AttrTensor("value", ir.tensor(wide))
+        named.append("value")
+    return bool(named)

@@ -161,6 +161,32 @@ def test_a_plan_is_run_by_who_built_it(bundle: Path, monkeypatch: pytest.MonkeyP
     assert opened == ["a100.plan tensorrt"]
 
 
+def test_whoever_can_build_here_gets_a_plan_and_a_failure_ends_nothing(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the GPU itself the bundle's plan is TensorRT's; TensorRT-RTX's lies beside it."""
+    engine(bundle, "tensorrt")
+    pretend(monkeypatch, bundle, "tensorrt-rtx", "tensorrt")
+    asked = suite(bundle.parents[1])
+
+    def fail(*_words: Any) -> SimpleNamespace:
+        raise GpusqError("no memory")
+
+    monkeypatch.setattr(gpu_models, "build_engine", fail)
+    build_models(asked)
+    assert "DeiT-S-INT8 with tensorrt-rtx\n  failed: no memory" in capsys.readouterr().err
+
+    def build(_model: Path, _target: Any, _settings: Any, options: Any) -> SimpleNamespace:
+        return SimpleNamespace(plan=options.backend.encode())
+
+    monkeypatch.setattr(gpu_models, "build_engine", build)
+    build_models(asked)
+    (own,) = bundle.parent.glob("*.a100.tensorrt-rtx*.plan")
+    assert own.read_bytes() == b"tensorrt-rtx"
+    assert {one.backend for one in run_models(asked) if one.outcome.samples_ms} == {"tensorrt-rtx", "tensorrt"}
+    assert not list(bundle.parent.glob("*.h100.*"))
+
+
 def test_where_both_run_both_are_measured(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_reference(bundle)
     engine(bundle, "tensorrt-rtx")
@@ -175,7 +201,7 @@ def test_where_both_run_both_are_measured(bundle: Path, monkeypatch: pytest.Monk
         (backend, batch) for backend in ("tensorrt-rtx", "tensorrt") for batch in BATCHES
     ]
     list(run_models(suite(bundle.parents[1])))
-    assert opened == ["a100.plan tensorrt-rtx", "DeiT-S-INT8.tensorrt.plan tensorrt"] * 2, "it is built once"
+    assert opened == ["a100.plan tensorrt-rtx", "DeiT-S-INT8.a100.tensorrt.plan tensorrt"] * 2, "it is built once"
 
 
 def test_where_tensorrt_alone_runs_it_builds_the_models_on_the_spot(
@@ -193,7 +219,7 @@ def test_where_tensorrt_alone_runs_it_builds_the_models_on_the_spot(
     monkeypatch.setattr(gpu_models, "build_engine", build)
     results = of("tensorrt", run_models(suite(bundle.parents[1])))
     assert [result.outcome.why_not for result in results] == [""] * len(BATCHES)
-    assert set(opened) == {"DeiT-S-INT8.tensorrt.plan tensorrt"}
+    assert set(opened) == {"DeiT-S-INT8.a100.tensorrt.plan tensorrt"}
     ((model, _target, settings, options),) = asked
     assert (model, options.backend, settings.batch.maximum) == (bundle / MODEL, "tensorrt", max(BATCHES))
 
@@ -201,7 +227,7 @@ def test_where_tensorrt_alone_runs_it_builds_the_models_on_the_spot(
         raise GpusqError("no memory")
 
     monkeypatch.setattr(gpu_models, "build_engine", fail)
-    bundle.with_suffix(".tensorrt.plan").unlink()
+    bundle.with_suffix(".a100.tensorrt.plan").unlink()
     failed = of("tensorrt", run_models(suite(bundle.parents[1])))
     assert {result.outcome.why_not for result in failed} == {"building failed: no memory"}
 

@@ -21,6 +21,7 @@ from gpusq_deploy.benchmarks.gpu_results import Outcome, Product, SuiteReport
 from gpusq_deploy.benchmarks.gpu_runs import ITERATIONS, TIME_IS_UP, WARMUP, Suite
 from gpusq_deploy.benchmarks.gpu_suite import build_cases, main, run_cases, run_yardsticks
 from gpusq_deploy.benchmarks.gpu_yardstick import Kernels
+from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.gpu import Gpu
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.targets import find_target
@@ -89,10 +90,10 @@ def device(monkeypatch: pytest.MonkeyPatch) -> list[Device]:
 def test_cases_are_built_once_run_and_compared(tmp_path: Path, device: list[Device]) -> None:
     asked = suite(tmp_path)
     build_cases(asked)
-    plans = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cases").glob("*.plan")}
+    plans = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cases").rglob("*.plan")}
     assert len(plans) == 3
     build_cases(asked)
-    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cases").glob("*.plan")} == plans
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cases").rglob("*.plan")} == plans
     results = list(run_cases(asked))
     ran = [result for result in results if not result.outcome.why_not]
     assert [result.backend for result in ran] == ["tensorrt-rtx"] * 3
@@ -161,13 +162,44 @@ def test_what_there_is_no_time_or_plan_for_says_so(tmp_path: Path, device: list[
 def test_a_plan_whose_build_was_killed_before_its_record_counts_as_none(tmp_path: Path, device: list[Device]) -> None:
     asked = suite(tmp_path)
     build_cases(asked)
-    for record in (tmp_path / "cases").glob("*.json"):
+    for record in (tmp_path / "cases").rglob("*.json"):
         record.unlink()
     found = {result.outcome.why_not for result in run_cases(asked) if result.backend == "tensorrt-rtx"}
     assert found == {"its plan wasn't built: --build-only does"}
     assert device == []
     build_cases(asked)
     assert not any(result.outcome.why_not for result in run_cases(asked) if result.backend == "tensorrt-rtx")
+
+
+def test_a_case_that_cant_be_built_doesnt_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+
+    def fail_first(*words: Any) -> Any:
+        asked.append(words)
+        if len(asked) == 1:
+            raise GpusqError("no memory")
+        return build_engine(*words)
+
+    monkeypatch.setattr(gpu_suite, "build_engine", fail_first)
+    build_cases(suite(tmp_path))
+    assert len(list((tmp_path / "cases").rglob("*.json"))) == 2
+    assert "failed: no memory" in capsys.readouterr().err
+
+
+def test_plans_of_another_version_are_built_again(tmp_path: Path, device: list[Device]) -> None:
+    asked = suite(tmp_path, only="ViT-S proj b1 2:4 int8")
+    build_cases(asked)
+    (record,) = (tmp_path / "cases" / "a100" / "tensorrt-rtx").glob("*.json")
+    before = record.read_text()
+    record.write_text(before.replace('"version": "1.', '"version": "0.'))
+    assert record.read_text() != before
+    found = {result.outcome.why_not for result in run_cases(asked) if result.backend == "tensorrt-rtx"}
+    assert found == {"its plan wasn't built: --build-only does"}
+    build_cases(asked)
+    assert record.read_text() == before
+    assert device == []
 
 
 def test_another_gpu_is_refused(tmp_path: Path, device: list[Device], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,24 +38,52 @@ class Lt:
     def _cslt_compress(self, weight: torch.Tensor) -> torch.Tensor:
         return weight
 
-    def _cslt_sparse_mm_search(self, packed: torch.Tensor, dense: torch.Tensor, *, out_dtype: torch.dtype) -> int:
-        assert packed.dtype == dense.dtype
-        assert out_dtype != torch.int64
-        return 3
+    def mm_search(
+        self,
+        packed: torch.Tensor,
+        dense: torch.Tensor,
+        bias: None,
+        alpha: None,
+        out_dtype: torch.dtype | None,
+        transpose_result: bool,
+    ) -> tuple[int, int, int, int]:
+        require_output(packed, dense, out_dtype)
+        assert (bias, alpha, transpose_result) == (None, None, False)
+        return 3, 2, 1, 40
 
     def _cslt_sparse_mm(
-        self, packed: torch.Tensor, dense: torch.Tensor, *, out_dtype: torch.dtype, alg_id: int
+        self,
+        packed: torch.Tensor,
+        dense: torch.Tensor,
+        *,
+        out_dtype: torch.dtype | None,
+        alg_id: int,
+        split_k: int,
+        split_k_mode: int,
     ) -> torch.Tensor:
+        require_output(packed, dense, out_dtype)
         # cuSPARSELt refuses an INT8 operand that lies row by row, and torch's padding would copy it so.
-        assert (tuple(dense.shape), dense.stride(), alg_id) == ((K, 208), (1, K), 3)
+        assert (tuple(dense.shape), dense.stride()) == ((K, 208), (1, K))
+        assert (alg_id, split_k, split_k_mode) == (3, 2, 1)
         exact = packed.double() @ dense.double() + self.wrong
-        return exact.clamp(-128, 127).to(out_dtype) if out_dtype == torch.int8 else exact.to(out_dtype)
+        kind = out_dtype or packed.dtype
+        return exact.clamp(-128, 127).to(kind) if kind == torch.int8 else exact.to(kind)
+
+
+def require_output(packed: torch.Tensor, dense: torch.Tensor, out_dtype: torch.dtype | None) -> None:
+    """As torch has it: another type than the operands' for INT8 alone, and of these three."""
+    assert packed.dtype == dense.dtype
+    if out_dtype is not None:
+        assert packed.dtype == torch.int8, "out_dtype support only available for int8/fp8 inputs"
+        assert out_dtype in {torch.float16, torch.bfloat16, torch.int32}
 
 
 @pytest.mark.parametrize("product", get_args(Product))
 @pytest.mark.parametrize("wrong", [0.0, 300.0])
 def test_products_are_held_against_float64(product: Product, wrong: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "ops", types.SimpleNamespace(aten=Lt(wrong)))
+    lt = Lt(wrong)
+    monkeypatch.setattr(torch, "ops", types.SimpleNamespace(aten=lt))
+    monkeypatch.setattr("torch._C._cusparselt", lt, raising=False)
     run = prepared(K, N, 197, product, "cpu")
     x, w = operands(K, N, 197, product, "cpu")
     result = run()

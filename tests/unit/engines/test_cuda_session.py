@@ -146,8 +146,8 @@ class Execution:
 class Engine:
     num_io_tensors = 2
     refittable = True
-    refuses_config = False
     host_code_allowed: bool | None = None
+    refuses_config = False
     config: Any = None
 
     def __init__(self, *profiles: tuple[int, int, int], streamable: int = 0) -> None:
@@ -331,9 +331,26 @@ def test_rtx_waits_for_the_kernels_of_a_shape_and_tensorrt_has_no_such_wish() ->
 def test_a_runtime_without_a_configuration_is_told() -> None:
     driver, engine = Driver(), Engine()
     engine.refuses_config = True
-    with pytest.raises(GpusqError, match="couldn't prepare the plan for running"):
+    with pytest.raises(GpusqError, match="gives no configuration for running"):
         _open(driver, engine, modules=RTX, backend="tensorrt-rtx")
     assert (driver.pushed, driver.detached) == (0, 1)
+
+
+def test_a_device_that_fails_while_it_is_freed_is_given_back_all_the_same(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, driver, _ = opened
+    session.run(feeds(1))
+
+    def fail(_memory: Memory) -> None:
+        raise CudaError("an illegal memory access")
+
+    monkeypatch.setattr(Memory, "free", fail)
+    with pytest.raises(GpusqError, match="CUDA failed: an illegal memory access"):
+        session.close()
+    assert (driver.pushed, driver.detached) == (0, 1)
+    session.close()
+    assert driver.detached == 1
 
 
 class Refitting:
