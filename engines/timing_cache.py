@@ -29,9 +29,8 @@ def cache_file(folder: Path, backend: BackendName, version: str, device: str, se
         device: The GPU's name.
         settings: What is built. Where caches lie and whether a miss is an error is no part of the configuration.
     """
-    # `capturable` is tensorrt-rtx's alone, which has no caches.
     options = msgspec.structs.replace(
-        settings.options, timing_cache=None, error_on_cache_miss=False, editable_cache=False, capturable=False
+        settings.options, timing_cache=None, error_on_cache_miss=False, editable_cache=False
     )
     config = json_from_value(msgspec.structs.replace(settings, options=options))
     digest = digest_of_bytes(config).removeprefix("sha256:")[:_DIGITS]
