@@ -25,9 +25,9 @@ from gpusq_deploy.benchmarks.gpu_runs import (
     Failure,
     Suite,
     attempt,
+    build_or_say,
     measured,
     say,
-    tried,
 )
 from gpusq_deploy.benchmarks.reference import LEAST_DB
 from gpusq_deploy.bundle import ENGINES, MODEL, PLAN, RECEIPT
@@ -83,9 +83,7 @@ def build_models(suite: Suite) -> None:
             save_reference(bundle)
         for backend in BACKENDS:
             if _stored(suite, bundle, backend) is None and not suite.unbuildable(backend):
-                failed = attempt(functools.partial(_build_own, suite, bundle, backend))
-                if isinstance(failed, Failure):
-                    say(f"  failed: {failed.why}")
+                build_or_say(functools.partial(_build_own, suite, bundle, backend))
 
 
 def run_models(suite: Suite) -> Iterator[ModelResult]:
@@ -182,8 +180,9 @@ def _build_own(suite: Suite, bundle: Path, backend: BackendName) -> Path:
     say(f"building {bundle.stem} with {backend}")
     settings = BuildSettings(batch=_RANGE, sparse=read_value(bundle / PLAN, Plan).sparse_asked)
     built = build_engine(bundle / MODEL, suite.target, settings, BuildOptions(backend=backend))
-    write_whole(_own(suite, bundle, backend), built.plan)
-    return _own(suite, bundle, backend)
+    plan = _own(suite, bundle, backend)
+    write_whole(plan, built.plan)
+    return plan
 
 
 @contextlib.contextmanager
@@ -211,7 +210,8 @@ def _batch_outcome(suite: Suite, session: Session | str, bundle: Path, batch: in
         return None, Outcome(why_not=session)
     if suite.late:
         return None, Outcome(why_not=suite.late)
-    return tried(functools.partial(_run_model, session, bundle, batch))
+    found = attempt(functools.partial(_run_model, session, bundle, batch))
+    return (None, found.outcome) if isinstance(found, Failure) else found
 
 
 def _run_model(session: Session, bundle: Path, batch: int) -> tuple[float, Outcome]:

@@ -17,10 +17,12 @@ from gpusq_deploy.benchmarks.gpu_results import Outcome
 from gpusq_deploy.benchmarks.gpu_yardstick import Kernels, kernels_of, torch_problem
 from gpusq_deploy.engines.api import BackendName, find_api
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
+from gpusq_deploy.engines.plan_file import same_minor
 from gpusq_deploy.engines.runtimes import why_not
 from gpusq_deploy.engines.session import Session
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.targets import Target, find_target, load_targets
+from gpusq_deploy.wording import one_line
 
 WARMUP, ITERATIONS = 10, 50
 TIME_IS_UP = "the time was up"
@@ -38,6 +40,11 @@ class Failure(NamedTuple):
     """Why a step gave nothing."""
 
     why: str
+
+    @property
+    def outcome(self) -> Outcome:
+        """As the report has it."""
+        return Outcome(why_not=f"failed: {self.why}")
 
 
 class Suite(NamedTuple):
@@ -146,13 +153,20 @@ def attempt(run: Callable[[], _T]) -> _T | Failure:
     # A driver's, a library's or our own mistake: the minutes before it must not be lost.
     except Exception as error:
         say(traceback.format_exc())
-        return Failure(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        return Failure(f"{type(error).__name__}: {one_line(error)[:200]}")
 
 
-def tried(run: Callable[[], tuple[float | None, Outcome]]) -> tuple[float | None, Outcome]:
-    """As `attempt`, for what ends in an outcome."""
+def outcome_of(run: Callable[[], Outcome]) -> Outcome:
+    """What came of running something, its failure too."""
     found = attempt(run)
-    return (None, Outcome(why_not=f"failed: {found.why}")) if isinstance(found, Failure) else found
+    return found.outcome if isinstance(found, Failure) else found
+
+
+def build_or_say(build: Callable[[], object]) -> None:
+    """Build; a failure is said, and met again when what it was for is to run."""
+    failed = attempt(build)
+    if isinstance(failed, Failure):
+        say(f"  failed: {failed.why}")
 
 
 def built_here(backend: BackendName, version: str) -> bool:
@@ -163,8 +177,7 @@ def built_here(backend: BackendName, version: str) -> bool:
     api = find_api(backend)
     if isinstance(api, str):
         return True
-    parts = 2 if backend == AHEAD else None
-    return api.__version__.split(".")[:parts] == version.split(".")[:parts]
+    return same_minor(api.__version__, version) if backend == AHEAD else api.__version__ == version
 
 
 def say(text: str) -> None:

@@ -48,11 +48,12 @@ from gpusq_deploy.benchmarks.gpu_runs import (
     Failure,
     Suite,
     attempt,
+    build_or_say,
     built_here,
     measured,
+    outcome_of,
     say,
     target_here,
-    tried,
 )
 from gpusq_deploy.benchmarks.gpu_yardstick import LAUNCHES, measure_product, torch_problem
 from gpusq_deploy.engines.api import BackendName, load_api
@@ -149,9 +150,7 @@ def build_cases(suite: Suite) -> None:
         for case in all_cases():
             if suite.wants(case.name) and _stored(suite, case, backend) is None:
                 say(f"building {case.name} with {backend}")
-                failed = attempt(functools.partial(_make_case, suite, case, backend))
-                if isinstance(failed, Failure):
-                    say(f"  failed: {failed.why}")
+                build_or_say(functools.partial(_make_case, suite, case, backend))
 
 
 def run_cases(suite: Suite) -> Iterator[CaseResult]:
@@ -169,8 +168,7 @@ def run_yardsticks(suite: Suite) -> Iterator[Yardstick]:
             refusal = ONLY_BUILT if suite.build_only else torch_problem()
             outcome = Outcome(why_not=refusal or suite.late)
             if not outcome.why_not:
-                found = attempt(functools.partial(measure_product, k, n, batch, product, ITERATIONS))
-                outcome = Outcome(why_not=f"failed: {found.why}") if isinstance(found, Failure) else found
+                outcome = outcome_of(functools.partial(measure_product, k, n, batch, product, ITERATIONS))
             yield Yardstick(k=k, n=n, batch=batch, product=product, outcome=outcome)
 
 
@@ -178,7 +176,7 @@ def _case_result(suite: Suite, case: GemmCase, backend: BackendName) -> CaseResu
     plan, built, refusal = _case_plan(suite, case, backend)
     outcome = Outcome(why_not=refusal)
     if not refusal:
-        _, outcome = tried(lambda: (None, _run_case(case, plan, backend)))
+        outcome = outcome_of(lambda: _run_case(case, plan, backend))
     return CaseResult(case=case, backend=backend, version=built.version, kernels=built.kernels, outcome=outcome)
 
 

@@ -188,6 +188,13 @@ def rtx_compute_capability(api: Api, compute_capability: str) -> ComputeCapabili
     return known[name]
 
 
+def io_names(engine: trt.ICudaEngine) -> tuple[list[str], list[str]]:
+    """An engine's inputs and its outputs, in the plan's order."""
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    inputs = [name for name in names if engine.get_tensor_mode(name).name == "INPUT"]
+    return inputs, [name for name in names if name not in inputs]
+
+
 def runtime_config(api: Api, engine: trt.ICudaEngine, backend: BackendName) -> RtxRuntimeConfig | None:
     """How an engine's contexts are to behave; None where there is nothing to say.
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_deploy.engines.api import Api, BackendName, execution_context, load_api, runtime_config, sizes_of
+from gpusq_deploy.engines.api import Api, BackendName, execution_context, io_names, load_api, runtime_config, sizes_of
 from gpusq_deploy.engines.build_log import BuildLog
 from gpusq_deploy.engines.cuda_api import CudaAllocation, CudaContext, CudaDriver, load_cuda
 from gpusq_deploy.engines.cuda_graph import CudaGraph, GraphDriver, find_graph_driver
@@ -149,10 +149,9 @@ class CudaSession:
         self._execution = self._made(context, "prepare the plan for running")
         self._stream = parts.cuda.Stream()
         self._events = (parts.cuda.Event(), parts.cuda.Event())
-        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        fed = {name for name in names if self._engine.get_tensor_mode(name).name == "INPUT"}
-        self._inputs = tuple(self._spec(name) for name in names if name in fed)
-        self._outputs = tuple(self._spec(name) for name in names if name not in fed)
+        inputs, outputs = io_names(self._engine)
+        self._inputs = tuple(self._spec(name) for name in inputs)
+        self._outputs = tuple(self._spec(name) for name in outputs)
         self._profiles = [
             {spec.name: self._range(spec.name, index) for spec in self._inputs}
             for index in range(self._engine.num_optimization_profiles)
@@ -172,7 +171,7 @@ class CudaSession:
         """Infer once; see `Session.run`."""
         with self._current():
             buffers = self._upload(feeds)
-            self._ready(buffers.inputs)()
+            self._launcher(buffers)()
             for spec in self._outputs:
                 self._cuda.memcpy_dtoh_async(buffers.host[spec.name], buffers.device[spec.name], self._stream)
             self._stream.synchronize()
@@ -187,7 +186,7 @@ class CudaSession:
         def take() -> float:
             start, end = self._events
             with self._current():
-                launch = self._ready(shapes)
+                launch = self._launcher(self._bind(shapes))
                 start.record(self._stream)
                 launch()
                 end.record(self._stream)
@@ -234,12 +233,11 @@ class CudaSession:
             self._made(None, f"change to its optimisation profile {index}")
         self._profile = index
 
-    def _ready(self, shapes: dict[str, tuple[int, ...]]) -> Callable[[], None]:
-        """What launches one inference of these shapes, whose buffers hold its inputs."""
-        buffers = self._bind(shapes)
+    def _launcher(self, buffers: _Buffers) -> Callable[[], None]:
+        """What launches one inference on buffers that are bound and hold its inputs."""
         if self._graph_driver is None:
             return self._launch
-        key: _ShapeKey = tuple(shapes.items())
+        key: _ShapeKey = tuple(buffers.inputs.items())
         if key not in self._graphs:
             self._graphs[key] = self._capture(self._graph_driver, buffers)
         return self._graphs[key].launch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from gpusq_deploy.engines.api import Api, sizes_of
+from gpusq_deploy.engines.api import Api, io_names, sizes_of
 from gpusq_deploy.engines.refit import refit_engine
 
 if TYPE_CHECKING:
@@ -46,13 +46,12 @@ def inspect_plan(
     if stripped is not None:
         refit_engine(engine, stripped, api, logger)
     context = made(engine.create_execution_context(), "prepare its own plan for running")
-    for index in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(index)
-        if engine.get_tensor_mode(name).name == "INPUT":
-            _smallest, best, _largest = engine.get_tensor_profile_shape(name, 0)
-            sizes = sizes_of(best)
-            if not context.set_input_shape(name, sizes):
-                made(None, f"take {list(sizes)} for {name!r}, its own best size")
+    inputs, _outputs = io_names(engine)
+    for name in inputs:
+        _smallest, best, _largest = engine.get_tensor_profile_shape(name, 0)
+        sizes = sizes_of(best)
+        if not context.set_input_shape(name, sizes):
+            made(None, f"take {list(sizes)} for {name!r}, its own best size")
     inspector = made(engine.create_engine_inspector(), "inspect its own plan")
     inspector.execution_context = context
     text: str = inspector.get_engine_information(api.LayerInformationFormat.JSON)

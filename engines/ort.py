@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gpusq_deploy.engines.session import Session, TensorSpec, check_feeds
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.wording import one_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -62,7 +63,7 @@ def open_onnx(path: Path, *, threads: int | None = None, optimize: bool = True, 
     # ONNX Runtime's exceptions have no common base below Exception.
     except Exception as error:
         raise GpusqError(
-            f"ONNX Runtime can't load the model: {_one_line(error)}",
+            f"ONNX Runtime can't load the model: {one_line(error)}",
             place=str(path),
             hint="check the file with gpusq-validate; if it was copied, its external data file must lie beside it",
         ) from error
@@ -121,7 +122,7 @@ class OrtSession:
         # ONNX Runtime's exceptions have no common base below Exception.
         except Exception as error:
             raise GpusqError(
-                f"ONNX Runtime failed to run the model: {_one_line(error)}",
+                f"ONNX Runtime failed to run the model: {one_line(error)}",
                 place=str(self._path),
                 hint="check the file with gpusq-validate",
             ) from error
@@ -148,7 +149,3 @@ def _spec(node: onnxruntime.NodeArg, path: Path) -> TensorSpec:
     # A named or unknown dimension is a string or None.
     shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
     return TensorSpec(name=node.name, shape=shape, dtype=dtype)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -77,7 +77,7 @@ def check_plan_fits(plan: bytes, *, version: str, capability: str | None, place:
         return
     problems: list[str] = []
     built = plan_version(plan)
-    if built.split(".")[:2] != version.split(".")[:2]:
+    if not same_minor(built, version):
         problems.append(f"it was built by tensorrt-rtx {built}, and {version} is installed")
     gpus = plan_capabilities(plan)
     if capability is not None and gpus and capability not in gpus:
@@ -88,6 +88,11 @@ def check_plan_fits(plan: bytes, *, version: str, capability: str | None, place:
             place=place,
             hint="build the bundle's engine again here: gpusq-build BUNDLE --target NAME",
         )
+
+
+def same_minor(one: str, other: str) -> bool:
+    """Whether two versions of TensorRT-RTX run each other's plans: their first two numbers are the same."""
+    return one.split(".")[:2] == other.split(".")[:2]
 
 
 def plan_version(plan: bytes) -> str:

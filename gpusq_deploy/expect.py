@@ -219,11 +219,7 @@ def _agreement(layers: Sequence[BuiltLayer], answer: str, read: Callable[[BuiltL
     others = [f"{layer.layer} is {read(layer)}" for layer in layers if read(layer) != answer]
     if not others:
         return f"all {len(layers)} layers", True
-    return f"{len(others)} of {len(layers)} are not: {_listed(others)}", False
-
-
-def _listed(names: Sequence[str]) -> str:
-    return some(names)
+    return f"{len(others)} of {len(layers)} are not: {some(others)}", False
 
 
 def _bound(engine: str, what: str, bound: str, got: float | None) -> Check:

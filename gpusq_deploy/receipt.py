@@ -30,6 +30,7 @@ from gpusq_deploy.artifacts.receipt import (
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.engines.kernel_names import KernelTrace
 from gpusq_deploy.engines.layers import LayerClass, classify, generated_product, sparse_tactic
+from gpusq_deploy.wording import some
 
 _PRECISIONS: dict[str | None, Precision] = {name: name for name in get_args(Precision)}
 # Of several pieces, the one that keeps a layer from being what was asked.
@@ -208,11 +209,10 @@ def layer_costs_line(cost: CostEstimate) -> str:
     counts = Counter(layer.pays for layer in cost.layers)
     parts = [f"{pays} {counts[pays]}" for pays in get_args(Payoff) if counts[pays]]
     losing = [layer.layer for layer in cost.layers if layer.pays == "no"]
-    named = ", ".join(losing[:4]) + (f" and {len(losing) - 4} more" if len(losing) > 4 else "")
     timed = all(layer.built.microseconds is not None for layer in cost.layers)
     by = "the least time that bytes and FLOPs take, launches not counted" if timed else "kernels and bytes"
     said = f"INT8 predicted to pay layer by layer, by {by}, of {len(cost.layers)} layers: {', '.join(parts)}"
-    return said + (f": {named}" if losing else "")
+    return said + (f": {some(losing, 4)}" if losing else "")
 
 
 def skipped_line(skipped: SkippedTarget) -> str:

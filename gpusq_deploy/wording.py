@@ -17,6 +17,11 @@ def with_article(noun: str) -> str:
     return f"an {noun}" if noun.startswith(_VOWELS) else f"a {noun}"
 
 
+def one_line(error: BaseException) -> str:
+    """What an exception says, without its line breaks."""
+    return " ".join(str(error).split())
+
+
 def some(names: Sequence[str], most: int = 3) -> str:
     """`a, b, c and 4 more`: the first of several names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

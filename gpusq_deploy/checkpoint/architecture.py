@@ -6,19 +6,19 @@ import ast
 import difflib
 import inspect
 import shlex
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import cast
 
 import msgspec
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchArgument, ArchSpec
-from gpusq_deploy.checkpoint.libraries import library
+from gpusq_deploy.checkpoint.libraries import library, told
 from gpusq_deploy.checkpoint.saved_folder import config_argument
 from gpusq_deploy.checkpoint.transformers_models import module_from_transformers, refusals
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.wording import with_article
+from gpusq_deploy.wording import one_line, with_article
 
 _GRAMMAR = "--arch takes timm:NAME, torchvision:NAME, transformers:CLASS or package.module:factory"
 
@@ -173,23 +173,13 @@ def _require_arguments(spec: ArchSpec, factory: Callable[..., object]) -> None:
         ) from error
 
 
-@contextmanager
-def _own_failures(spec: ArchSpec, what: str) -> Generator[None]:
-    """A user's own code can raise anything: a sentence that says it was that code.
-
-    Raises:
-        GpusqError: Something was raised.
-    """
-    try:
-        yield
-    except GpusqError:
-        raise
-    except Exception as error:
-        raise GpusqError(
-            f"{what} fails: {type(error).__name__}: {' '.join(str(error).split())}",
-            place=str(spec),
-            hint="mend that code, or check --arch and --arch-arg; call it in Python to see its traceback",
-        ) from error
+def _own_failures(spec: ArchSpec, what: str) -> AbstractContextManager[None]:
+    """A user's own code: a sentence that says it was that code."""
+    return told(
+        lambda error: f"{what} fails: {type(error).__name__}: {one_line(error)}",
+        place=str(spec),
+        hint="mend that code, or check --arch and --arch-arg; call it in Python to see its traceback",
+    )
 
 
 _BUILDERS: dict[str, Callable[[ArchSpec], torch.nn.Module]] = {

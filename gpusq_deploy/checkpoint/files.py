@@ -53,13 +53,7 @@ def read_checkpoint_file(path: Path) -> Mapping[str, Any]:
     """
     _require_file(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if not isinstance(content, dict):
-        raise GpusqError(
-            f"the file holds {with_article(type(content).__name__)}, not a state dict",
-            place=str(path),
-            hint=_SAVE_AGAIN,
-        )
-    return cast("dict[str, Any]", content)
+    return _as_mapping(content, path)
 
 
 def run_checkpoint_file(path: Path) -> Mapping[str, Any]:
@@ -76,6 +70,10 @@ def run_checkpoint_file(path: Path) -> Mapping[str, Any]:
         ) from error
     if isinstance(content, torch.nn.Module):
         return dict(content.state_dict())
+    return _as_mapping(content, path)
+
+
+def _as_mapping(content: object, path: Path) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise GpusqError(
             f"the file holds {with_article(type(content).__name__)}, not a state dict",

@@ -1,8 +1,10 @@
-"""Libraries of models, which are optional: imported late, and their absence told."""
+"""Libraries of models, which are optional: imported late, and their absence and failures told."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 from gpusq_deploy.errors import GpusqError
@@ -23,3 +25,23 @@ def library(name: str, *, hint: str, place: str = "--arch") -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise GpusqError(f"cannot import {name}: {error}", place=place, hint=hint) from error
+
+
+@contextmanager
+def told(say: Callable[[Exception], str], *, place: str, hint: str) -> Generator[None]:
+    """Others' code can raise anything: what it raises becomes a sentence.
+
+    Args:
+        say: The sentence.
+        place: Whose code it is.
+        hint: What to do.
+
+    Raises:
+        GpusqError: Something was raised; what is a GpusqError already says it better, and stays as it is.
+    """
+    try:
+        yield
+    except GpusqError:
+        raise
+    except Exception as error:
+        raise GpusqError(say(error), place=place, hint=hint) from error

@@ -15,15 +15,16 @@ import inspect
 import math
 import os
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Interpolation, Preprocessing
-from gpusq_deploy.checkpoint.libraries import library
+from gpusq_deploy.checkpoint.libraries import library, told
 from gpusq_deploy.checkpoint.saved_folder import PREPROCESSOR, parsed_config
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.wording import one_line
 
 _HINT = "pip install 'gpusq-deploy[transformers]'"
 _ANSWERS = (("logits", "pred_boxes", "pred_masks"), ("last_hidden_state",), ("feature_maps",), ("predicted_depth",))
@@ -62,29 +63,19 @@ def module_from_transformers(spec: ArchSpec) -> torch.nn.Module:
     return module
 
 
-@contextmanager
-def refusals(spec: ArchSpec) -> Generator[None]:
-    """Constructors are other people's code, and can raise anything: a sentence.
-
-    Raises:
-        GpusqError: Something was raised.
-    """
-    try:
-        yield
-    except GpusqError:
-        raise
-    except Exception as error:
-        what = "refuses its arguments" if spec.arguments else "can't be made"
-        raise GpusqError(
-            f"the architecture {what}: {said_by(error)}",
-            place=str(spec),
-            hint="check --arch, --arch-arg and the model's config",
-        ) from error
+def refusals(spec: ArchSpec) -> AbstractContextManager[None]:
+    """Constructors are other people's code: a sentence."""
+    what = "refuses its arguments" if spec.arguments else "can't be made"
+    return told(
+        lambda error: f"the architecture {what}: {said_by(error)}",
+        place=str(spec),
+        hint="check --arch, --arch-arg and the model's config",
+    )
 
 
 def said_by(error: Exception) -> str:
     """What an exception says, in one line; its type too, where that is half of it or all."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return f"{type(error).__name__}: {text}" if not text or isinstance(error, LookupError) else text
 
 

@@ -12,6 +12,7 @@ from gpusq_deploy.bundle import Bundle
 from gpusq_deploy.explain import Break, LayerExplanation, Question, breaks, explain_layers, tallies
 from gpusq_deploy.receipt import CODED
 from gpusq_deploy.targets import find_target
+from gpusq_deploy.wording import some
 
 # The table of an engine says shorter what its last link asks.
 _HEADINGS: dict[Question, str] = {"built as": "sparse"}
@@ -146,12 +147,11 @@ def _totals_line(explained: Sequence[LayerExplanation]) -> str:
 
 
 def _break_line(found: Break) -> str:
-    names = ", ".join(found.layers[:3]) + (f" and {len(found.layers) - 3} more" if len(found.layers) > 3 else "")
     mend = f"; try: {found.mend}" if found.mend else ""
     one = len(found.layers) == 1
     stopped = ("is" if one else "are") + " open" if found.answer == "unknown" else "stops" if one else "stop"
     where = f"{len(found.layers)} {stopped} at '{_HEADINGS.get(found.question, found.question)}'"
-    return f"  {where}{_of_flops(found.flops_share)}: {names}: {found.answer}: {found.evidence}{mend}"
+    return f"  {where}{_of_flops(found.flops_share)}: {some(found.layers)}: {found.answer}: {found.evidence}{mend}"
 
 
 def _of_flops(share: float | None) -> str:

@@ -168,8 +168,8 @@ def test_samples_are_kept_where_no_profiler_can_look(
 
 
 def test_a_mistake_of_our_own_is_a_line_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    def fail() -> tuple[None, Outcome]:
+    def fail() -> Outcome:
         raise KeyError("x")
 
-    assert gpu_runs.tried(fail)[1].why_not == "failed: KeyError: 'x'"
+    assert gpu_runs.outcome_of(fail).why_not == "failed: KeyError: 'x'"
     assert "Traceback" in capsys.readouterr().err
