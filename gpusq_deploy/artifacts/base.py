@@ -36,7 +36,25 @@ class Value(msgspec.Struct, metaclass=_Strict, frozen=True):
 
 def json_from_value(value: Value) -> bytes:
     """Canonical JSON: fields in declaration order, two-space indent, a final newline; equal values, equal bytes."""
-    return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2) + b"\n"
+    encoded = msgspec.json.encode(value, order="deterministic", enc_hook=plain_from_scalar)
+    return msgspec.json.format(encoded, indent=2) + b"\n"
+
+
+def builtins_from_value(value: object) -> Any:
+    """Dicts, lists and plain scalars, as `json_from_value` would write them; of one value or of a list of them."""
+    return msgspec.to_builtins(value, enc_hook=plain_from_scalar)
+
+
+def plain_from_scalar(scalar: object) -> object:
+    """The Python number of a numpy scalar: numpy's functions return either, and which one differs by version.
+
+    Raises:
+        NotImplementedError: Not a numpy scalar.
+    """
+    # By name, since values need no numpy.
+    if type(scalar).__module__ == "numpy" and hasattr(scalar, "item"):
+        return scalar.item()
+    raise NotImplementedError(f"a {type(scalar).__name__} has no JSON form")
 
 
 def value_from_json(data: bytes, kind: type[_V], *, place: str) -> _V:

@@ -14,7 +14,7 @@ import msgspec
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
-from gpusq_deploy.artifacts.base import digest_of_file, written_whole
+from gpusq_deploy.artifacts.base import builtins_from_value, digest_of_file, written_whole
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
 from gpusq_deploy.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
 from gpusq_deploy.checkpoint.adapters.known import reading_of
@@ -310,9 +310,9 @@ def save_checkpoint(
     """
     content = {
         "format": SELF_DESCRIBING,
-        "arch": msgspec.to_builtins(arch),
-        "preprocessing": msgspec.to_builtins(preprocessing),
-        "sparsity": None if sparsity is None else msgspec.to_builtins(sparsity),
+        "arch": builtins_from_value(arch),
+        "preprocessing": builtins_from_value(preprocessing),
+        "sparsity": None if sparsity is None else builtins_from_value(sparsity),
         "ranges": dict(ranges or {}),
         "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()},
     }

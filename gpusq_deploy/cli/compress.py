@@ -104,9 +104,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     )
     result = compress_checkpoint(request, CompressReporter(say=say, epoch=_say_epoch))
     if as_json:
-        import msgspec
+        from gpusq_deploy.artifacts.base import builtins_from_value
 
-        echo_json(msgspec.to_builtins(result))
+        echo_json(builtins_from_value(result))
     else:
         _print(result)
 

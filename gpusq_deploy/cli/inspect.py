@@ -95,9 +95,9 @@ def _check(bundle: Bundle, expect: Path, *, as_json: bool) -> NoReturn:
     checks = check_receipt(load_expectations(expect), bundle.receipt, bundle.plan)
     broken = failed(checks)
     if as_json:
-        import msgspec
+        from gpusq_deploy.artifacts.base import builtins_from_value
 
-        echo_json({"bundle": str(bundle.path), "held": not broken, "checks": msgspec.to_builtins(checks)})
+        echo_json({"bundle": str(bundle.path), "held": not broken, "checks": builtins_from_value(checks)})
     else:
         for check in checks:
             click.echo(
@@ -125,14 +125,13 @@ def _require_layer(bundle: Bundle, name: str) -> None:
 
 
 def _json(bundle: Bundle, layer: str | None) -> dict[str, Any]:
-    import msgspec
-
+    from gpusq_deploy.artifacts.base import builtins_from_value
     from gpusq_deploy.cli.explain import explained_engine
 
-    receipt: dict[str, Any] = msgspec.to_builtins(bundle.receipt)
-    plan: dict[str, Any] = msgspec.to_builtins(bundle.plan)
+    receipt: dict[str, Any] = builtins_from_value(bundle.receipt)
+    plan: dict[str, Any] = builtins_from_value(bundle.plan)
     for entry, engine in zip(receipt["engines"], bundle.receipt.engines, strict=True):
-        entry["explained"] = msgspec.to_builtins(explained_engine(bundle, engine))
+        entry["explained"] = builtins_from_value(explained_engine(bundle, engine))
     if layer is not None:
         for holder in (plan, *receipt["engines"]):
             for key in {"layers", "explained"} & holder.keys():

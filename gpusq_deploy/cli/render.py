@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from gpusq_deploy.artifacts.base import builtins_from_value
 from gpusq_deploy.artifacts.packed import PackedIndex
 from gpusq_deploy.artifacts.receipt import BuiltEngine, CostEstimate, PruningLoss, Verification
 from gpusq_deploy.bundle import Bundle
@@ -41,7 +41,7 @@ def bundle_json(bundle: Bundle) -> dict[str, Any]:
         "packed": _packed_json(bundle),
         "synthetic_calibration": bundle.manifest.synthetic_calibration,
         "verification": _verification_json(bundle.receipt.verification),
-        "pruning": None if bundle.receipt.pruning is None else msgspec.to_builtins(bundle.receipt.pruning),
+        "pruning": None if bundle.receipt.pruning is None else builtins_from_value(bundle.receipt.pruning),
         "warnings": list(receipt_doubts(bundle.receipt)),
         "shortfalls": list(bundle.receipt.shortfalls),
         "engines": [_engine_json(engine) for engine in bundle.receipt.engines],
@@ -207,7 +207,7 @@ def _engine_text(engine: BuiltEngine, bundle: Bundle) -> str:
 
 
 def _cost_json(cost: CostEstimate | None) -> dict[str, Any] | None:
-    return None if cost is None else {**msgspec.to_builtins(cost), "worse": cost.worse}
+    return None if cost is None else {**builtins_from_value(cost), "worse": cost.worse}
 
 
 def _verification_json(verification: Verification | None) -> dict[str, Any] | None:

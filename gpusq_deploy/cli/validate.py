@@ -108,18 +108,18 @@ def _refuse_repair_options(context: click.Context) -> None:
 def _echo_json(
     path: Path, result: Validation, explained: Sequence[Sequence[LayerExplanation]], repair: Repair | None
 ) -> None:
-    import msgspec
+    from gpusq_deploy.artifacts.base import builtins_from_value
 
     echo_json(
         {
             "path": str(path),
             "kind": result.kind,
             "ok": not result.findings,
-            "findings": msgspec.to_builtins(result.findings),
+            "findings": builtins_from_value(result.findings),
             "remarks": list(result.remarks),
-            "sparsity": msgspec.to_builtins(result.sparsity),
-            "explained": msgspec.to_builtins([layer for layers in explained for layer in layers]),
-            **({} if repair is None else {"repair": msgspec.to_builtins(repair)}),
+            "sparsity": builtins_from_value(result.sparsity),
+            "explained": builtins_from_value([layer for layers in explained for layer in layers]),
+            **({} if repair is None else {"repair": builtins_from_value(repair)}),
         }
     )
 

@@ -51,7 +51,8 @@ def magnitude_mask(matrix: Matrix) -> Mask:
 
 def zero_fraction(matrix: Matrix) -> float:
     """Share of exact zeros, 0…1."""
-    return 1.0 - np.count_nonzero(matrix) / matrix.size if matrix.size else 0.0
+    # float: since numpy 2.4 `count_nonzero` returns a numpy scalar.
+    return float(1.0 - np.count_nonzero(matrix) / matrix.size) if matrix.size else 0.0
 
 
 def _grouped(matrix: Matrix) -> Matrix:

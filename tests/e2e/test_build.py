@@ -19,7 +19,9 @@ import onnxruntime as ort
 import pytest
 import torch
 from commands import Finished, run_main
+from numpy_scalars import scalars_in
 
+from gpusq_deploy.artifacts.base import json_from_value
 from gpusq_deploy.bundle import read_bundle
 from gpusq_deploy.calibration.sources import Batches, open_source
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
@@ -62,6 +64,12 @@ def test_every_digest_in_the_manifest_is_the_file_s(bundle: Path) -> None:
         content = (bundle / entry["path"]).read_bytes()
         assert entry["digest"] == "sha256:" + hashlib.sha256(content).hexdigest()
         assert entry["size"] == len(content)
+
+
+def test_every_file_is_the_same_whether_its_numbers_are_python_s_or_numpy_s(bundle: Path) -> None:
+    whole = read_bundle(bundle)
+    for value in (whole.manifest, whole.plan, whole.receipt):
+        assert json_from_value(scalars_in(value)) == json_from_value(value)
 
 
 def test_the_engine_runs_every_layer_in_int8_and_says_what_it_cannot_know(bundle: Path) -> None:

@@ -14,12 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
-from gpusq_deploy.artifacts.base import Value, digest_of_bytes, json_from_value, read_value, value_from_json
+from gpusq_deploy.artifacts.base import (
+    Value,
+    builtins_from_value,
+    digest_of_bytes,
+    json_from_value,
+    read_value,
+    value_from_json,
+)
 from gpusq_deploy.artifacts.calibration import CalibrationTable, TensorRange
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import ActivationQuantization, LayerDecision, Plan
 from gpusq_deploy.artifacts.sparsity import GroupViolation, LayerSparsity, SparsityReport
 from gpusq_deploy.errors import GpusqError
+
+from numpy_scalars import scalars_in
 
 amounts = st.floats(0, allow_nan=False, allow_infinity=False)
 names = st.text(max_size=12)
@@ -196,3 +205,14 @@ def test_an_error_says_what_where_and_what_to_do() -> None:
 def test_a_digest_is_sha256_of_the_bytes() -> None:
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert digest_of_bytes(b"") == f"sha256:{empty}"
+
+
+@given(value=st.one_of(tables, plans, reports))
+def test_numbers_may_be_numpys_scalars(value: Value) -> None:
+    assert json_from_value(scalars_in(value)) == json_from_value(value)
+    assert builtins_from_value(scalars_in(value)) == builtins_from_value(value)
+
+
+def test_what_has_no_json_form_is_still_refused() -> None:
+    with pytest.raises(NotImplementedError, match="object has no JSON form"):
+        builtins_from_value([object()])
