@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install test lint types check demo format clean
+.PHONY: help install test test-newest test-oldest lint types check demo format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train, prune, compile and verify a small vision transformer (no GPU needed)"
 	@echo "make test    lint, strict types and all tests"
+	@echo "make test-newest, make test-oldest   a wheel with the newest and the oldest versions that setup.cfg allows"
 	@echo "make check   lint and types alone;  make format  to reformat"
 
 install: $(READY)
@@ -39,6 +40,21 @@ check: lint types
 test: check
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
+# What users get: a wheel of this tree in an environment of its own, constraints.txt unused. The main job and the fast
+# tests run there; a warning of another version is not an error. PYTHON names the interpreter.
+test-newest: RESOLUTION := highest
+test-oldest: RESOLUTION := lowest-direct
+test-newest test-oldest: test-%: $(READY)
+	rm -rf build && mkdir build
+	$(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel.log
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) .venv-$*
+	$(BIN)/uv pip compile --quiet --resolution $(RESOLUTION) --python .venv-$*/bin/python --extra test setup.cfg \
+		--output-file .venv-$*/requirements.txt > /dev/null
+	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python -r .venv-$*/requirements.txt
+	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python --no-deps build/wheel/*.whl
+	.venv-$*/bin/pytest -m "main_job or not slow" -W default \
+		--numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -47,4 +63,4 @@ demo: $(READY)
 	$(BIN)/python benchmarks/demo/digits.py --out demo-out
 
 clean:
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out
+	rm -rf build dist .venv-newest .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filling import fill_zeros
 
 from gpusq_deploy.artifacts.arch import ArchArgument, ArchSpec
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.benchmarks.peers.family_models import fill_zeros
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.detectors.parts import BoxPart, DensePart, MaskPart, Part

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from filling import fill_zeros
 
 from gpusq_deploy.artifacts.arch import ArchArgument, ArchSpec
-from gpusq_deploy.benchmarks.peers.family_models import fill_zeros
 from gpusq_deploy.checkpoint.architecture import module_from_arch
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
