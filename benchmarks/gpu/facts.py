@@ -110,8 +110,8 @@ def _sparse(report: GpuReport, _unknown: str) -> str | None:
 
 def _other_capability(report: GpuReport, unknown: str) -> str | None:
     """Whether a plan for the capability that it names runs here; None where that wasn't asked."""
-    named = re.search(r"SM\d+", unknown)
-    name = f"plan from elsewhere, tensorrt-rtx {named.group() if named else ''}"
+    named = re.search(r"(SM\d+) plans run on ", unknown)
+    name = f"plan from elsewhere, tensorrt-rtx {named.group(1) if named else ''}"
     answer: Finding | None = next((one for one in reversed(report.of("possible")) if one.name == name), None)
     if answer is None:
         return None

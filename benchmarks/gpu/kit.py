@@ -59,7 +59,7 @@ def make_kit(out: Path, python: str, machine: Path, models: list[str], mib: int)
     wheels = collect_wheels(ROOT, python, machine, payload / "wheels")
     make_small(payload / "small")
     variants = make_graphs(models, payload / "graphs")
-    _copy_suite(payload)
+    copy_suite(payload)
     parts = cut(payload, out, mib)
     for name in _BESIDE:
         shutil.copy2(HERE / name, out / name)
@@ -108,7 +108,8 @@ PYTHON=/path/to/python3 in the environment chooses the interpreter. {variants} m
 """
 
 
-def _copy_suite(payload: Path) -> None:
+def copy_suite(payload: Path) -> None:
+    """The suite, which our wheel lacks, and the tests that need a GPU."""
     ignored = shutil.ignore_patterns("__pycache__")
     inside = payload / "suite" / "gpusq_deploy" / "benchmarks" / "gpu"
     shutil.copytree(HERE, inside, ignore=ignored)
