@@ -12,7 +12,7 @@ from gpusq_deploy.artifacts.base import read_value
 from gpusq_deploy.benchmarks.gpu.cases import GemmCase, all_cases, case_feeds, expected_rows
 from gpusq_deploy.benchmarks.gpu.prepare import Prepared, plan_and_record
 from gpusq_deploy.benchmarks.gpu.runs import TIME_IS_UP, Engine, Ground, no_gpu, refused, with_facts
-from gpusq_deploy.benchmarks.gpu.values import Finding, Way
+from gpusq_deploy.benchmarks.gpu.values import Fact, Finding, Way
 
 # Of the largest value in FP16; in INT8 codes, of which the reference isn't rounded and GELU's own error may add one.
 MOST_ERROR = {"fp16": 0.01, "int8": 2.0}
@@ -36,10 +36,10 @@ def run(item: str, ground: Ground) -> Iterator[Finding]:
 
 
 def _by_one_way(case: GemmCase, way: Way, ground: Ground) -> Finding:
-    facts = {"way": way.name, "flops": case.flops}
+    facts: dict[str, Fact] = {"way": way.name, "flops": case.flops}
     plan, record = plan_and_record(ground.work, case.file, way)
     if ground.wait_for(record) is None:
-        return Finding(step="products", name=case.name, facts={**facts}, why_not=f"{TIME_IS_UP}; its plan wasn't ready")
+        return Finding(step="products", name=case.name, facts=facts, why_not=f"{TIME_IS_UP}; its plan wasn't ready")
     prepared = read_value(record, Prepared)
     finding = Finding(
         step="products",

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import msgspec
 from numpy.typing import NDArray
@@ -17,7 +18,6 @@ from gpusq_deploy.artifacts.receipt import EngineLayer
 from gpusq_deploy.benchmarks.gpu.kernels import Kernels, kernels_of, torch_problem
 from gpusq_deploy.benchmarks.gpu.values import BuiltKernel, Fact, Finding, Way, Ways
 from gpusq_deploy.benchmarks.reference import LEAST_DB
-from gpusq_deploy.engines import cuda_session
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.runtimes import open_session
 from gpusq_deploy.engines.session import Session, TensorSpec
@@ -127,15 +127,9 @@ class Engine:
             self._session.close()
 
     def _open(self) -> Session:
-        check, cuda_session.check_plan_fits = cuda_session.check_plan_fits, _unasked
-        try:
+        # The session's own look at the header, which it refuses other architectures by.
+        with patch("gpusq_deploy.engines.cuda_session.check_plan_fits"):
             return open_session(self._plan, self._way.backend, cuda_graph=self.launch == "graph")
-        finally:
-            cuda_session.check_plan_fits = check
-
-
-def _unasked(*_plan: object, **_about: object) -> None:
-    """Stands for `check_plan_fits`."""
 
 
 def with_facts(finding: Finding, **facts: Fact) -> Finding:

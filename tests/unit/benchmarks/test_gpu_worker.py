@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gpusq_deploy.benchmarks.gpu import own_tests, suite, worker
-from gpusq_deploy.benchmarks.gpu.possible import items, way_named, ways_among
+from gpusq_deploy.benchmarks.gpu import own_tests, possible, suite, worker
+from gpusq_deploy.benchmarks.gpu.possible import way_named, ways_among
 from gpusq_deploy.benchmarks.gpu.runs import TIME_IS_UP, Ground
 from gpusq_deploy.benchmarks.gpu.values import Finding, Way, Ways
 from gpusq_deploy.benchmarks.gpu.worker import Step, add_line, read_lines, work
@@ -27,7 +27,10 @@ def pretend(monkeypatch: pytest.MonkeyPatch, failures: dict[str, Exception]) -> 
         if item in failures:
             raise failures[item]
 
-    monkeypatch.setitem(worker.BY_NAME, "torch", Step(lambda _ground: ("a", "b", "c"), run))
+    def items(_ground: Ground) -> tuple[str, ...]:
+        return "a", "b", "c"
+
+    monkeypatch.setitem(worker.BY_NAME, "torch", Step(items, run))
 
 
 def test_one_failure_is_a_line_and_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +121,7 @@ def test_the_gpus_own_kernels_are_the_best_way_then_the_builders_choice() -> Non
 
 
 def test_every_way_is_asked_under_a_name_that_says_it(tmp_path: Path) -> None:
-    asked = [item.partition(", ")[2] for item in items(ground(tmp_path)) if ", " in item]
+    asked = [item.partition(", ")[2] for item in possible.items(ground(tmp_path)) if ", " in item]
     assert [way_named(name).name for name in asked] == asked
     assert {way_named(name).capability for name in asked} >= {"CURRENT", "", "SM80", "SM89", "SM120", None}
 
