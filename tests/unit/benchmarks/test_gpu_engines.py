@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gpusq_deploy.artifacts.base import json_from_value
+from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.benchmarks.gpu import models, possible, prepare, products, runs
 from gpusq_deploy.benchmarks.gpu.cases import all_cases
 from gpusq_deploy.benchmarks.gpu.graphs import Variant, Variants, leave_out, variants_of
@@ -23,9 +24,13 @@ from gpusq_deploy.benchmarks.gpu.prepare import make, plan_and_record, reference
 from gpusq_deploy.benchmarks.gpu.references import repeated, save_reference
 from gpusq_deploy.benchmarks.gpu.runs import ITERATIONS, TIME_IS_UP, Engine, Ground
 from gpusq_deploy.benchmarks.gpu.values import Finding, Way, Ways
+from gpusq_deploy.engines.builder import BuildOptions, build_engine
+from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.gpu import Gpu
+from gpusq_deploy.engines.plan_file import plan_capabilities
 from gpusq_deploy.engines.runtimes import open_session
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.targets import find_target
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -206,6 +211,16 @@ def test_samples_are_kept_where_no_profiler_can_look(
     found = Engine(plan, WAY).timed({"x": x}, Finding(step="models", name="m"))
     assert (len(found.samples_ms), found.kernels) == (ITERATIONS, ())
     assert str(error) in str(found.facts["kernels"])
+
+
+@pytest.mark.parametrize(("capability", "found"), [(None, ("8.0",)), ("SM86", ("8.6",)), ("", ())])
+def test_a_builder_takes_a_capability_in_its_own_words(
+    ground: Ground, capability: str | None, found: tuple[str, ...]
+) -> None:
+    settings = BuildSettings(batch=BatchRange(minimum=1, optimum=1, maximum=1))
+    options = BuildOptions(backend="tensorrt-rtx", capability=capability)
+    plan = build_engine(ground.kit / "m.onnx", find_target("a100"), settings, options).plan
+    assert plan_capabilities(plan) == found
 
 
 def test_copies_are_no_kernels() -> None:
