@@ -68,12 +68,14 @@ class BuildOptions:
         progress: Called with phase, steps done and steps in all, from the builder's thread.
         timing_cache: Kernel timings of an earlier build; empty bytes start a new one. tensorrt-rtx has none.
         place: What errors call the model; None is its path.
+        capability: For tensorrt-rtx, whom to build for in its own words instead of the target's; see `aim`.
     """
 
     backend: BackendName | None = None
     progress: ProgressCallback | None = None
     timing_cache: bytes | None = None
     place: str | None = None
+    capability: str | None = None
 
 
 def build_engine(
@@ -118,6 +120,7 @@ class _Build:
         self._model = model
         self._called = options.place or str(model)
         self._timings = options.timing_cache
+        self._capability = options.capability
         self._target = target
         self._settings = settings
         self._log = BuildLog()
@@ -187,7 +190,7 @@ class _Build:
         config = self._made(builder.create_builder_config(), "create a configuration")
         apply_settings(self._api, config, self._settings)
         if self._backend == "tensorrt-rtx":
-            aim(self._api, config, self._target)
+            aim(self._api, config, self._target, self._capability)
         inputs = [network.get_input(index) for index in range(network.num_inputs)]
         shapes = {tensor.name: sizes_of(tensor.shape) for tensor in inputs}
         add_profiles(self._api, builder, config, shapes, self._settings, place=self._called)

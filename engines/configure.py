@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
-from gpusq_deploy.engines.api import Api, BackendName, RtxBuilderConfig, rtx_compute_capability
+from gpusq_deploy.engines.api import Api, BackendName, RtxApi, RtxBuilderConfig, rtx_compute_capability
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.releases import option_problems, release_here, wanted_flags
 from gpusq_deploy.errors import GpusqError
@@ -84,14 +84,25 @@ def apply_settings(api: Api, config: trt.IBuilderConfig, settings: BuildSettings
         config.hardware_compatibility_level = api.HardwareCompatibilityLevel.__members__[level]
 
 
-def aim(api: Api, config: trt.IBuilderConfig, target: Target) -> None:
+def aim(api: Api, config: trt.IBuilderConfig, target: Target, named: str | None = None) -> None:
     """Name the GPU that tensorrt-rtx builds for.
+
+    Args:
+        api: Its module.
+        config: Gets the name.
+        target: The GPU.
+        named: A capability in the module's words instead of the target's, such as CURRENT; empty names none.
 
     Raises:
         GpusqError: It can't build for it.
     """
+    if named == "":
+        return
     rtx = cast("RtxBuilderConfig", config)
-    capability = rtx_compute_capability(api, target.compute_capability)
+    if named is None:
+        capability = rtx_compute_capability(api, target.compute_capability)
+    else:
+        capability = cast("RtxApi", api).ComputeCapability.__members__[named]
     rtx.num_compute_capabilities = 1
     if not rtx.set_compute_capability(capability, 0):
         raise GpusqError(f"tensorrt-rtx refuses to build for {capability.name}", place=target.name)

@@ -82,7 +82,7 @@ class Target(Value):
         alignments: Sizes that need no padding.
         sparse_int8_outputs: By backend, what its sparse INT8 kernels for this GPU write, in the builder's words, as far
             as their names tell; left out where nothing is known.
-        peaks: Its peak rates; None where they aren't known, or where no engine is built ahead of time to estimate by.
+        peaks: Its peak rates; None where they aren't known, or where nothing is estimated by them.
         unknowns: What has not been verified, one sentence each.
     """
 

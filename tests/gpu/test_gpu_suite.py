@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from gpusq_deploy.artifacts.base import read_value
-from gpusq_deploy.benchmarks import gpu_suite
-from gpusq_deploy.benchmarks.gpu_results import SuiteReport
-from gpusq_deploy.engines.gpu import NoGpu, find_gpu
+from gpusq_deploy.artifacts.base import json_from_value
+from gpusq_deploy.benchmarks.gpu.cases import GemmCase, all_cases
+from gpusq_deploy.benchmarks.gpu.prepare import make, plan_and_record
+from gpusq_deploy.benchmarks.gpu.products import measured
+from gpusq_deploy.benchmarks.gpu.runs import Ground
+from gpusq_deploy.benchmarks.gpu.values import Finding, Way, Ways
 from gpusq_deploy.engines.runtimes import why_not
 
 pytestmark = pytest.mark.gpu
 
+CASES = [case for case in all_cases(models=("ViT-S",), batches=(8,)) if case.layer == "proj"]
 
-def test_products_agree_with_their_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.file)
+def test_a_product_agrees_with_integer_arithmetic(tmp_path: Path, case: GemmCase) -> None:
     refusal = why_not("tensorrt-rtx")
     if refusal is not None:
         pytest.skip(f"tensorrt-rtx can't run plans here: {refusal}")
-    gpu = find_gpu()
-    assert not isinstance(gpu, NoGpu)
-    for step in (["--build-only"], []):
-        words = ["gpu_suite", "--folder", str(tmp_path), "--only", "ViT-S proj b8 *", "--minutes", "5", *step]
-        monkeypatch.setattr(sys, "argv", words)
-        gpu_suite.main()
-    cases = [one for one in read_value(tmp_path / "report.json", SuiteReport).cases if one.backend == "tensorrt-rtx"]
-    assert len(cases) == 8
-    for one in cases:
-        assert not one.outcome.why_not, f"{one.case.name} on {gpu.name}: {one.outcome.why_not}"
-        assert one.outcome.error is not None
-        # A code by rounding, or FP16's precision of the largest value.
-        assert one.outcome.error < (0.01 if one.case.output == "fp16" else 1.5)
+    way = Way(backend="tensorrt-rtx", capability="CURRENT")
+    (tmp_path / "ways.json").write_bytes(json_from_value(Ways(ways=(way,))))
+    make(case, Ground(tmp_path, tmp_path, float("inf")))
+    found = measured(case, plan_and_record(tmp_path, case.file, way)[0], way, Finding(step="products", name=case.name))
+    assert not found.why_not
+    assert found.samples_ms
+    error = found.number("error")
+    assert error is not None
+    # A code by rounding, or FP16's precision of the largest value.
+    assert error < (0.01 if case.output == "fp16" else 1.5)

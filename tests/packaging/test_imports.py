@@ -92,7 +92,7 @@ def room_of(path: Path) -> str:
 def sources() -> list[Path]:
     links = [PACKAGE / name for name in ("calibration", "engines", "benchmarks")]
     files = {path for folder in (PACKAGE, *links) for path in folder.rglob("*.py")}
-    scripts = {"demo", "peers", "gpu_models.py", "gpu_suite.py", "gpu_yardstick.py"}
+    scripts = {"demo", "gpu", "peers"}
     return sorted(path for path in files if not scripts & set(path.relative_to(PACKAGE).parts))
 
 

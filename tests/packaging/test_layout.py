@@ -19,7 +19,7 @@ import gpusq_deploy
 ROOT = Path(__file__).resolve().parents[2]
 MAPPED = ("calibration", "engines", "benchmarks")
 # Scripts that run from the repository and are not shipped.
-NOT_SHIPPED = ("benchmarks/demo", "benchmarks/peers")
+NOT_SHIPPED = ("benchmarks/demo", "benchmarks/gpu", "benchmarks/peers")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_the_wheel_holds_one_package_and_its_data(tmp_path: Path) -> None:
         ROOT,
         source,
         symlinks=True,
-        ignore=shutil.ignore_patterns(".git", ".venv", "demo-out", "build", "*.egg-info", "tests", ".*_cache"),
+        ignore=shutil.ignore_patterns(".git", ".venv", "demo-out", ".gpu", "build", "*.egg-info", "tests", ".*_cache"),
     )
     done = subprocess.run(
         [sys.executable, "-m", "build", "--outdir", str(tmp_path / "dist"), str(source)],
@@ -101,4 +101,4 @@ def test_the_wheel_holds_one_package_and_its_data(tmp_path: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"gpusq_deploy"}
     for needed in ("py.typed", "calibration/recipes/static_wi8_ai8.toml", "engines/targets/a100.toml", "cli/build.py"):
         assert f"gpusq_deploy/{needed}" in names
-    assert not [name for name in names if "/demo/" in name or "/peers/" in name]
+    assert not [name for name in names if any(f"/{folder}/" in name for folder in NOT_SHIPPED)]

@@ -52,8 +52,10 @@ def test_every_target_says_what_isnt_known() -> None:
 def test_peaks_are_those_of_the_fastest_gpu_or_the_bound_isnt_one() -> None:
     # Memory of A100 80 GB SXM, L4 and L40S by NVIDIA's data sheets. A target that nothing is compared for has none.
     peaks = {target.name: target.peaks for target in load_targets() if target.peaks is not None}
-    assert {name: peak.gigabytes_per_second for name, peak in peaks.items()} == {"a100": 2039, "l4": 300, "l40s": 864}
-    assert all("tensorrt-rtx" in find_target(name).ahead_of_time for name in peaks)
+    bandwidths = {"a100": 2039, "h100": 4800, "l4": 300, "l40s": 864}
+    assert {name: peak.gigabytes_per_second for name, peak in peaks.items()} == bandwidths
+    # h100's are for the GPU suite, which holds them against what it measures.
+    assert all("tensorrt-rtx" in find_target(name).ahead_of_time for name in peaks if name != "h100")
     assert peaks["a100"].microseconds_to_move(2039 * 10**3) == pytest.approx(1)
 
 

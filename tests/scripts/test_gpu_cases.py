@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.benchmarks.gemm_cases import (
+from gpusq_deploy.benchmarks.gpu.cases import (
     OUTPUTS,
     WEIGHTS,
     GemmCase,

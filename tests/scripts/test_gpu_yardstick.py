@@ -8,8 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
-from gpusq_deploy.benchmarks.gpu_results import Product
-from gpusq_deploy.benchmarks.gpu_yardstick import error_of, operands, prepared
+from gpusq_deploy.benchmarks.gpu.yardstick import Product, error_of, operands, prepared
 
 K, N = 64, 48
 
@@ -19,18 +18,20 @@ K, N = 64, 48
 def test_operands_have_the_sizes_and_the_zeros_that_torch_asks_for(product: Product, rows: int, filled: int) -> None:
     x, w = operands(K, N, rows, product, "cpu")
     assert (tuple(x.shape), tuple(w.shape)) == ((filled, K), (N, K))
-    assert x.dtype == w.dtype == (torch.float16 if product.startswith("fp16") else torch.int8)
-    most = int((w.reshape(N, K // 4, 4) != 0).sum(dim=2).max())
+    kinds = {"fp16": torch.float16, "int8": torch.int8, "fp8 ": torch.float8_e4m3fn}
+    assert x.dtype == w.dtype == kinds[product[:4]]
+    most = int((w.float().reshape(N, K // 4, 4) != 0).sum(dim=2).max())
     assert most == (2 if "2:4" in product else 4)
 
 
-SPARSE: tuple[Product, ...] = ("fp16 2:4", "int8 2:4", "int8 2:4 to int8")
+SPARSE: tuple[Product, ...] = ("fp16 2:4", "int8 2:4", "int8 2:4 to int8", "fp8 2:4")
 
 
 class Lt:
     """torch's operators with a pretended cuSPARSELt that multiplies on the CPU; it insists on its layout and kernel."""
 
     _int_mm = staticmethod(torch.ops.aten._int_mm)
+    _scaled_mm = staticmethod(torch.ops.aten._scaled_mm)
 
     def __init__(self, wrong: float = 0.0) -> None:
         self.wrong = wrong
@@ -74,7 +75,8 @@ def require_output(packed: torch.Tensor, dense: torch.Tensor, out_dtype: torch.d
     """As torch has it: another type than the operands' for INT8 alone, and of these three."""
     assert packed.dtype == dense.dtype
     if out_dtype is not None:
-        assert packed.dtype == torch.int8, "out_dtype support only available for int8/fp8 inputs"
+        supported = {torch.int8, torch.float8_e4m3fn}
+        assert packed.dtype in supported, "out_dtype support only available for int8/fp8 inputs"
         assert out_dtype in {torch.float16, torch.bfloat16, torch.int32}
 
 
@@ -88,11 +90,12 @@ def test_products_are_held_against_float64(product: Product, wrong: float, monke
     x, w = operands(K, N, 197, product, "cpu")
     result = run()
     assert tuple(result.shape) == (208, N)
-    assert result.dtype == {"fp16": torch.float16, "int8": torch.int32}[product[:4]] or product.endswith("to int8")
+    kinds = {"fp16": torch.float16, "int8": torch.int32, "fp8 ": torch.float16}
+    assert result.dtype == (torch.int8 if product.endswith("to int8") else kinds[product[:4]])
     error = error_of(run, x, w, product)
     if wrong and product in SPARSE:
         assert error > 1
-    elif product.startswith("fp16"):
+    elif product.startswith("fp"):
         assert error < 0.01
     else:
         assert error == 0
