@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.artifacts.base import require_input
 from gpusq_deploy.artifacts.finding import Finding
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityRecord, SparsityReport
 from gpusq_deploy.bundle import MODEL, damaged_files, kind_of, read_bundle
@@ -67,6 +68,7 @@ def validate(
     Raises:
         GpusqError: It can't be read.
     """
+    require_input(path)
     kind = kind_of(path)
     if kind == "bundle":
         return _validate_bundle(path)

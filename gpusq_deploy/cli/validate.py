@@ -9,6 +9,7 @@ import click
 
 from gpusq_deploy.cli.common import arch_options, chosen_arch, echo_json, run_command, say
 from gpusq_deploy.cli.repair import print_repair
+from gpusq_deploy.cli.shares import Share
 from gpusq_deploy.wording import by_reason, counted, some
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _FEW = 3
 @click.option("--repair", "out", type=click.Path(path_type=Path), metavar="OUT", help="Write a mended checkpoint.")
 @click.option(
     "--near-miss",
-    type=click.FloatRange(0, 1),
+    type=Share(),
     default=1e-3,
     show_default=True,
     help="With --repair: values up to this share of their row's largest become zero where a group needs it; 0: none.",
@@ -59,6 +60,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
     With --repair, a checkpoint is mended into OUT, the old file is kept, and OUT is checked.
     """
+    from gpusq_deploy.artifacts.base import require_input
+
+    require_input(path)
     from gpusq_deploy.bundle import kind_of
     from gpusq_deploy.targets import find_target
     from gpusq_deploy.validate import explanations, validate
