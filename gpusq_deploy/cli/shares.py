@@ -6,14 +6,20 @@ Without one it is what the option has always taken: a percentage for budgets (`P
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gpusq_deploy.cli.common import say
 
+# Generic in newer versions of click alone: older ones can't be subscripted.
+if TYPE_CHECKING:
+    _Type = click.ParamType[float]
+else:
+    _Type = click.ParamType
 
-class Percent(click.ParamType):
+
+class Percent(_Type):
     """Not negative, a share from `3%` or `3`; a number below 1 without the sign is warned of: it may be a share."""
 
     name = "percent"
@@ -30,7 +36,7 @@ class Percent(click.ParamType):
         return percent / 100
 
 
-class Share(click.ParamType):
+class Share(_Type):
     """From 0 to 1: `0.98` or `98%`."""
 
     name = "share"
