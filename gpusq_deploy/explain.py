@@ -289,11 +289,12 @@ def _valid(state: LayerSparsity, intent: str) -> Step:
     if state.valid:
         evidence = f"all {state.groups} groups of four along K = {state.k} have at most two non-zeros"
         return Step(question="valid", answer="yes", evidence=evidence)
-    meaning, mend = (intent, "") if intent else _MEANINGS[state.diagnosis]
+    if intent:
+        return Step(question="valid", answer="no", evidence=intent)
+    meaning, mend = _MEANINGS[state.diagnosis]
+    evidence = f"K = {state.k} is not a multiple of 4"
     if state.violations:
         evidence = f"{state.violations} of {state.groups} groups have more than two non-zeros; {meaning}"
-    else:
-        evidence = f"K = {state.k} is not a multiple of 4" + ("" if mend else f"; {meaning}")
     return Step(question="valid", answer="no", evidence=evidence, mend=mend)
 
 
