@@ -290,8 +290,8 @@ def _not_found(decision: LayerDecision, holding: list[_Classified]) -> str:
         names = ", ".join(layer.name for layer, _ in holding)
         return f"no GEMM of the engine names {decision.node}, only {names}, which the GEMM was fused into"
     return (
-        f"no layer of the engine names {decision.node}: the builder removed it (unused, or a constant), "
-        "or it was renamed after planning; build again from the checkpoint"
+        f"no layer of the engine names {decision.node}: it was removed (unused, or a constant), "
+        "or renamed after planning; build again from the checkpoint"
     )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from gpusq_deploy.cli.common import run_command
+from gpusq_deploy.cli.common import run_command, say
 from gpusq_deploy.cli.shares import Percent
 from gpusq_deploy.errors import GpusqError
 
@@ -43,16 +43,36 @@ _CHECKPOINTS = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors", ".tar")
 def command(
     context: click.Context, *, base: Path, head: Path, max_regression: float, steady: bool, as_json: bool
 ) -> None:
-    """Compare two files that gpusq-bench --json wrote on one machine.
+    """Compare two files that gpusq-bench --json wrote on one machine; or two bundles, without timing.
 
-    Exit codes: 0 holds, 1 regressed, 3 inconclusive or not steady, 4 not comparable, 5 a file can't be read.
+    Exit codes: 0 holds, 1 regressed or worse, 3 inconclusive or not steady, 4 not comparable, 5 a file can't be read.
     """
+    if all(_kind(path) == "a bundle" for path in (base, head)):
+        _compare_bundles(context, base, head, as_json=as_json)
     from gpusq_deploy.artifacts.base import json_from_value
     from gpusq_deploy.benchmarks.compare import compare
     from gpusq_deploy.benchmarks.report import text_from_comparison
 
     comparison = compare(*_runs_of(base, head), max_regression, steady=steady)
     click.echo(json_from_value(comparison).decode().rstrip() if as_json else text_from_comparison(comparison))
+    context.exit(comparison.exit_code)
+
+
+def _compare_bundles(context: click.Context, base: Path, head: Path, *, as_json: bool) -> NoReturn:
+    from gpusq_deploy.artifacts.base import json_from_value
+    from gpusq_deploy.benchmarks.bundles import compare_bundles
+    from gpusq_deploy.bundle import read_bundle
+
+    for name in ("max_regression", "steady"):
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} is for files of runs: bundles are compared without timing"
+            )
+    comparison = compare_bundles(read_bundle(base), read_bundle(head))
+    click.echo(json_from_value(comparison).decode().rstrip() if as_json else comparison.text())
+    if not as_json:
+        kinds = [(path, "a bundle") for path in (base, head)]
+        say(f"nothing was timed; to compare latency: {_commands(kinds)}")
     context.exit(comparison.exit_code)
 
 
