@@ -39,7 +39,12 @@ class Change(Value):
         """One line."""
         layers = f" in {counted(len(self.layers), 'layer')} ({some(self.layers)})" if self.layers else ""
         engine = f"engine {self.engine}: " if self.engine else ""
-        return f"{self.judgement:<6}  {engine}{self.what} {self.base} -> {self.head}{layers}"
+        return f"{self.judgement:<6}  {engine}{self.what} {_short(self.base)} -> {_short(self.head)}{layers}"
+
+
+def _short(value: str) -> str:
+    """A digest by its first digits."""
+    return value[:19] if value.startswith("sha256:") else value
 
 
 class BundleComparison(Value):
@@ -92,9 +97,10 @@ def _changes(base: Bundle, head: Bundle) -> Iterator[Change]:
     for target in sorted(engines[0].keys() & engines[1].keys()):
         yield from _of_engine(engines[0][target], engines[1][target])
     facts = [_facts(bundle) for bundle in (base, head)]
-    for what, value in facts[0].items():
-        if value != facts[1][what]:
-            yield Change(judgement="other", engine="", what=what, base=value, head=facts[1][what])
+    for what in dict.fromkeys((*facts[0], *facts[1])):
+        before, after = (fact.get(what, "none") for fact in facts)
+        if before != after:
+            yield Change(judgement="other", engine="", what=what, base=before, head=after)
 
 
 def _facts(bundle: Bundle) -> dict[str, str]:
@@ -109,14 +115,10 @@ def _facts(bundle: Bundle) -> dict[str, str]:
         "recipe": bundle.plan.recipe,
         "remainder": bundle.plan.remainder,
         "batch": str(manifest.batch),
-        "preprocessing": _spelt(builtins_from_value(manifest.preprocessing)),
-        "options": _spelt(options),
-        "versions": _spelt(manifest.versions),
+        **{f"preprocessing {name}": str(value) for name, value in builtins_from_value(manifest.preprocessing).items()},
+        **{f"option {name}": str(value) for name, value in sorted(options.items())},
+        **{f"version of {name}": version for name, version in sorted(manifest.versions.items())},
     }
-
-
-def _spelt(entries: Mapping[str, object]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in sorted(entries.items())) or "none"
 
 
 def _by_layer(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Whether there is such a file is told by who reads it: that is no mistake in the command, and exits with another code.
 _FILE = click.Path(path_type=Path)
+_NO_BUNDLE = "a folder without manifest.json"
 _PLANS = (".plan", ".engine")
 _CHECKPOINTS = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors", ".tar")
 
@@ -99,7 +100,7 @@ def _kind(path: Path) -> str:
     from gpusq_deploy.checkpoint.saved_folder import is_saved_folder
 
     if path.is_dir():
-        saved = "a checkpoint" if is_saved_folder(path) else "a folder without manifest.json"
+        saved = "a checkpoint" if is_saved_folder(path) else _NO_BUNDLE
         return "a bundle" if is_bundle(path) else saved
     if path.suffix in _PLANS:
         return "an engine plan"
@@ -110,14 +111,15 @@ def _kind(path: Path) -> str:
 
 def _commands(kinds: list[tuple[Path, str]]) -> str:
     """What makes files of runs of these, and compares them."""
+    if any(kind == _NO_BUNDLE for _, kind in kinds):
+        return "give two bundles that gpusq-build made, or two files that gpusq-bench --json wrote"
     lines: list[str] = []
     files: list[str] = []
     for (path, kind), name in zip(kinds, ("base", "head"), strict=True):
         model = str(path)
-        if kind in {"a checkpoint", "a folder without manifest.json"}:
-            source = "CHECKPOINT" if kind != "a checkpoint" else str(path)
+        if kind == "a checkpoint":
             model = f"{name}.gpusq"
-            lines.append(shlex.join(["gpusq-build", source, "--int8", "--calib", "IMAGES", "--out", model]))
+            lines.append(shlex.join(["gpusq-build", str(path), "--int8", "--calib", "IMAGES", "--out", model]))
         reference = ["--reference", "MODEL.onnx"] if kind == "an engine plan" and not _in_bundle(path) else []
         if kind:
             lines.append(shlex.join(["gpusq-bench", model, *reference, "--json", f"{name}.json"]))

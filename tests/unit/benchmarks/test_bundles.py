@@ -126,8 +126,8 @@ def test_options_and_preprocessing_are_listed_and_not_judged(base: Bundle) -> No
     manifest = msgspec.structs.replace(base.manifest, preprocessing=other, options={"int8": "true"})
     found = compare_bundles(base, replace(base, manifest=manifest))
     assert [(change.judgement, change.what) for change in found.changes] == [
-        ("other", "preprocessing"),
-        ("other", "options"),
+        ("other", "preprocessing mean"),
+        ("other", "option int8"),
     ]
     assert (found.verdict, found.exit_code) == ("changed", 0)
 

@@ -100,13 +100,20 @@ def test_a_steady_machine_is_neither_slower_nor_faster(tmp_path: Path, factor: f
     assert shown.isascii()
 
 
+def test_a_folder_that_is_no_bundle_is_told_what_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "a.gpusq").mkdir()
+    error = _compare(str(tmp_path / "a.gpusq"), str(tmp_path / "a.gpusq")).exception
+    assert isinstance(error, GpusqError)
+    assert "a folder without manifest.json isn't what gpusq-compare takes" in error.what
+    assert "two bundles" in str(error.hint)
+
+
 def _thing(folder: Path, kind: str, name: str) -> Path:
     path = folder / name
-    if kind in {"bundle", "folder"}:
-        path.mkdir()
     if kind == "bundle":
+        path.mkdir()
         (path / "manifest.json").write_text('{"schema": "gpusq.bundle/1"}')
-    elif kind != "folder":
+    else:
         path.write_bytes(b"something")
     return path
 
@@ -114,7 +121,6 @@ def _thing(folder: Path, kind: str, name: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "name", "said", "commands"),
     [
-        ("folder", "a.gpusq", "a folder without manifest.json", "gpusq-build CHECKPOINT "),
         ("plan", "a.plan", "an engine plan", "gpusq-bench {} --reference MODEL.onnx --json base.json"),
         ("onnx", "a.onnx", "an ONNX model", "gpusq-bench {} --json base.json"),
         ("bundle", "a.gpusq", "a bundle", "gpusq-bench {} --json base.json"),
