@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy_scalars import scalars_in
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
 from gpusq_deploy.artifacts.base import (
@@ -27,8 +28,6 @@ from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import ActivationQuantization, LayerDecision, Plan
 from gpusq_deploy.artifacts.sparsity import GroupViolation, LayerSparsity, SparsityReport
 from gpusq_deploy.errors import GpusqError
-
-from numpy_scalars import scalars_in
 
 amounts = st.floats(0, allow_nan=False, allow_infinity=False)
 names = st.text(max_size=12)
