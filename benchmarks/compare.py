@@ -7,6 +7,11 @@ and p, the one-sided Mann-Whitney p-value on the medians of the repeats (`mann_w
     holds           upper <= 1 + budget
     inconclusive    anything else, or fewer than 5 repeats or 10 iterations on a side
 
+`steady` asks whether a machine was the same in two measurements of one model, so the change counts on both sides:
+
+    steady          lower >= 1 - budget  and  upper <= 1 + budget
+    not steady      anything else, or too few samples
+
 Five repeats, because with four against four the smallest possible p is 1/70: nothing could ever be proven.
 """
 
@@ -28,10 +33,19 @@ from gpusq_deploy.benchmarks.statistics import (
 )
 from gpusq_deploy.benchmarks.summary import samples_of
 
-BatchVerdict = Literal["holds", "regressed", "inconclusive"]
-Verdict = Literal["holds", "regressed", "inconclusive", "not comparable"]
+BatchVerdict = Literal["holds", "regressed", "inconclusive", "steady", "not steady"]
+Verdict = Literal["holds", "regressed", "inconclusive", "steady", "not steady", "not comparable"]
 
-EXIT_CODES: dict[Verdict, int] = {"holds": 0, "regressed": 1, "inconclusive": 3, "not comparable": 4}
+EXIT_CODES: dict[Verdict, int] = {
+    "holds": 0,
+    "regressed": 1,
+    "inconclusive": 3,
+    "steady": 0,
+    "not steady": 3,
+    "not comparable": 4,
+}
+# The first of these that a batch size has is the whole comparison's.
+_WORST_FIRST: tuple[BatchVerdict, ...] = ("regressed", "inconclusive", "not steady", "steady", "holds")
 SIGNIFICANCE = 0.01
 MIN_REPEATS = 5
 MIN_ITERATIONS = 10
@@ -66,17 +80,18 @@ class Comparison(Value):
 
     @property
     def exit_code(self) -> int:
-        """0 holds, 1 regressed, 3 inconclusive, 4 not comparable."""
+        """0 holds or steady, 1 regressed, 3 inconclusive or not steady, 4 not comparable."""
         return EXIT_CODES[self.verdict]
 
 
-def compare(base: Runs, head: Runs, max_regression: float) -> Comparison:
+def compare(base: Runs, head: Runs, max_regression: float, *, steady: bool = False) -> Comparison:
     """Compare two runs.
 
     Args:
         base: What holds today.
         head: What would replace it.
         max_regression: The budget as a share: 0.03 allows 3 % more latency. Not negative.
+        steady: Both are of one model; ask whether the machine was the same: 3 % less latency counts as 3 % more.
 
     Raises:
         ValueError: The budget is negative or not finite.
@@ -84,9 +99,12 @@ def compare(base: Runs, head: Runs, max_regression: float) -> Comparison:
     if not 0 <= max_regression < float("inf"):
         raise ValueError(f"a budget must be finite and not negative, not {max_regression}")
     reasons = obstacles(base, head)
+    if steady:
+        reasons = (*reasons, *_not_one_model_twice(base, head))
     shared = () if reasons else tuple(sorted(set(base.batches) & set(head.batches)))
     batches = tuple(
-        _compare_batch(batch, samples_of(base, batch), samples_of(head, batch), max_regression) for batch in shared
+        _compare_batch(batch, samples_of(base, batch), samples_of(head, batch), max_regression, steady=steady)
+        for batch in shared
     )
     return Comparison(
         verdict="not comparable" if reasons else _overall(batches),
@@ -99,14 +117,20 @@ def compare(base: Runs, head: Runs, max_regression: float) -> Comparison:
     )
 
 
+def _not_one_model_twice(base: Runs, head: Runs) -> tuple[str, ...]:
+    if base == head:
+        return ("a steady machine takes two measurements to see, and base and head are one and the same",)
+    if base.model_digest != head.model_digest:
+        return ("a steady machine is seen by one model measured twice, and base and head are two model files",)
+    return ()
+
+
 def _overall(batches: tuple[BatchComparison, ...]) -> BatchVerdict:
     verdicts = {entry.verdict for entry in batches}
-    if "regressed" in verdicts:
-        return "regressed"
-    return "inconclusive" if "inconclusive" in verdicts else "holds"
+    return next(verdict for verdict in _WORST_FIRST if verdict in verdicts)
 
 
-def _compare_batch(batch: int, base: Samples, head: Samples, budget: float) -> BatchComparison:
+def _compare_batch(batch: int, base: Samples, head: Samples, budget: float, *, steady: bool) -> BatchComparison:
     interval: Interval | None = None
     p_slower: float | None = None
     shortage = _shortage(base, head)
@@ -114,9 +138,10 @@ def _compare_batch(batch: int, base: Samples, head: Samples, budget: float) -> B
         interval = ratio_interval(base, head)
         p_slower = mann_whitney(repeat_medians(head), repeat_medians(base))
         p_faster = mann_whitney(repeat_medians(base), repeat_medians(head))
-        verdict, reason = _judge(interval, p_slower, p_faster, budget)
+        judged = _judge_steady(interval, budget) if steady else _judge(interval, p_slower, p_faster, budget)
+        verdict, reason = judged
     else:
-        verdict, reason = "inconclusive", shortage
+        verdict, reason = "not steady" if steady else "inconclusive", shortage
     return BatchComparison(
         batch=batch,
         base_ms=median(base),
@@ -144,6 +169,13 @@ def _judge(interval: Interval, p_slower: float, p_faster: float, budget: float) 
     if p_slower >= SIGNIFICANCE:
         return "inconclusive", f"slower by at least {least}, but p = {p_slower:.2g} is not below {SIGNIFICANCE}"
     return "regressed", f"slower by at least {least}, above the budget of {budget:+.2%} (p = {p_slower:.2g})"
+
+
+def _judge_steady(interval: Interval, budget: float) -> tuple[BatchVerdict, str]:
+    said = f"between {_change(interval.lower)} and {_change(interval.upper)}"
+    if 1 - budget <= interval.lower and interval.upper <= 1 + budget:
+        return "steady", f"the change lies {said}, within {budget:.2%} on both sides"
+    return "not steady", f"the change lies {said}, not within {budget:.2%} on both sides"
 
 
 def _praise(interval: Interval, p_slower: float, p_faster: float) -> str:

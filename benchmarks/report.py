@@ -38,7 +38,8 @@ def text_from_comparison(comparison: Comparison) -> str:
     lines += _block([f"batch {entry.batch}: {said}" for entry in comparison.batches for said in entry.warnings])
     lines += _block(comparison.remarks)
     lines += _block(comparison.reasons)
-    verdict = f"{comparison.verdict} (budget {comparison.max_regression:+.2%})"
+    sides = "+/-" if comparison.verdict in {"steady", "not steady"} else "+"
+    verdict = f"{comparison.verdict} (budget {sides}{comparison.max_regression:.2%})"
     return "\n".join([*lines, "", verdict]).lstrip("\n")
 
 

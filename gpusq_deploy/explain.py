@@ -7,14 +7,15 @@ says what would mend it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import msgspec
 
 from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.plan import LayerDecision, Precision
 from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, Carrier, EngineLayer, Verdict
-from gpusq_deploy.artifacts.sparsity import Diagnosis, LayerSparsity
+from gpusq_deploy.artifacts.sparsity import Diagnosis, LayerSparsity, SparsityReport
+from gpusq_deploy.sparsity import without_lost_masks
 from gpusq_deploy.targets import GemmNeed, Target, check_request, padding_notes
 
 Question = Literal["valid", "eligible", "asked", "built as"]
@@ -30,45 +31,42 @@ _PRECISIONS: dict[str, Precision] = {
 _MEANINGS: dict[Diagnosis, tuple[str, str]] = {
     "valid": ("2:4 along the contracted axis", ""),
     "unaligned": (
-        "its contracted axis is no multiple of 4, so it has no groups of four",
+        "K is not a multiple of 4, so there are no whole groups of four",
         "leave the layer dense in the recipe",
     ),
     "near misses": (
-        "mask lost by a hair: values under a thousandth of their row's largest stand where zeros should be",
-        "gpusq-validate MODEL --repair OUT, or apply the mask once more after the last optimiser step",
+        "values under 1/1000 of their row's largest stand where 2:4 needs zeros",
+        "gpusq-validate MODEL --repair OUT, or apply the mask after the last optimiser step",
     ),
     "damaged": (
-        "2:4 but for a few groups: something wrote to the weight after it was masked",
-        "apply the mask again, and look for what changed these rows",
+        "at most 5 % of the groups break 2:4: some weights were written after masking",
+        "apply the mask again, and look for what wrote to these rows",
     ),
     "wrong axis": (
-        "2:4, but along another axis than the one that tensor cores contract: wrong axis",
+        "wrong axis: the weight is 2:4 along another axis than the contracted one",
         "prune along input channels (of a Conv: for each kernel position), not along output channels",
     ),
     "mask lost": (
-        "it should be 2:4 and has hardly a zero: its mask was lost on the way",
-        "export the masked weight (weight * mask), or prune it with gpusq-compress",
+        "under 10 % of the weight is zero, though it should be 2:4: its mask was not applied",
+        "export weight * mask, or prune the model with gpusq-compress",
     ),
-    "unstructured": (
-        "it has zeros, but not in groups: unstructured pruning",
-        "gpusq-compress makes it 2:4",
-    ),
-    "dense": ("dense", "gpusq-compress makes it 2:4"),
-    "unknown": ("not diagnosed: an older version recorded it", "run gpusq-validate on the model"),
+    "unstructured": ("the zeros are not in groups of four: unstructured pruning", "prune it 2:4 with gpusq-compress"),
+    "dense": ("under 10 % of the weight is zero: dense", "prune it 2:4 with gpusq-compress"),
+    "unknown": ("an older version recorded no diagnosis", "run gpusq-validate on the model"),
 }
 
 
-_NO_KERNEL = "the builder had no sparse kernel or timed a dense one faster: try another batch, or an INT8 output"
+_NO_KERNEL = "the builder had no sparse kernel or timed a dense one faster: try another batch size or an INT8 output"
 _IN_A_TRACE = (
     "run the plan on its GPU and look for kernels named 'sptensor' or '_sparse_gemm'; benchmarks/gpu_suite.py does"
 )
 # Seen with TensorRT-RTX 1.7, benchmarks/gemm_cases.py: scales per channel or a bias keep the quantiser out.
 _INT8_OUTPUT = (
-    "only a product with one weight scale, no bias and a quantiser directly behind it is known to write INT8; "
+    "a GEMM is known to write INT8 only with one weight scale, no bias and a quantiser directly behind it; "
     "that costs accuracy: verify it"
 )
 
-_NO_STRICTER = " in INT8, and its alignments are the strictest"
+_NO_STRICTER = " in INT8, whose alignment is the strictest"
 
 
 class Step(Value):
@@ -151,9 +149,13 @@ def explain_layers(
     """
     shares = flops_shares(layers)
     asked = {decision.layer: decision for decision in decisions}
+    unasked = bool(decisions) and not any(decision.sparse for decision in decisions)
+    if unasked:  # an older version recorded lost masks of models that nobody pruned
+        layers = without_lost_masks(SparsityReport(source="", layers=tuple(layers))).layers
     made = {} if engine is None else {layer.layer: layer for layer in engine.layers}
     return tuple(
-        _explained(state, target, shares, asked.get(state.layer), made.get(state.layer), engine) for state in layers
+        _explained(state, target, shares, _Known(asked.get(state.layer), made.get(state.layer), engine, unasked))
+        for state in layers
     )
 
 
@@ -230,14 +232,18 @@ def _share(layers: Sequence[LayerExplanation]) -> float | None:
     return sum(known) if len(known) == len(layers) else None
 
 
-def _explained(
-    state: LayerSparsity,
-    target: Target,
-    shares: Mapping[str, float],
-    decision: LayerDecision | None,
-    built: BuiltLayer | None,
-    engine: BuiltEngine | None,
-) -> LayerExplanation:
+class _Known(NamedTuple):
+    """What is known of a layer beside its weight. `unasked`: the plan asks for no sparse kernel at all."""
+
+    decision: LayerDecision | None
+    built: BuiltLayer | None
+    engine: BuiltEngine | None
+    unasked: bool
+
+
+def _explained(state: LayerSparsity, target: Target, shares: Mapping[str, float], known: _Known) -> LayerExplanation:
+    decision, built, engine, unasked = known
+    intent = _intent(state, unasked=unasked)
     carriers = () if built is None or engine is None else _carriers(built, engine.engine_layers)
     if built is not None and built.sparse_executed == "yes":
         eligible = Step(question="eligible", answer="yes", evidence="the builder picked a sparse kernel for it")
@@ -248,9 +254,9 @@ def _explained(
         target=target.name,
         diagnosis=state.diagnosis,
         meaning=_MEANINGS[state.diagnosis][0],
-        hint="" if _dense_by_intent(state) else _MEANINGS[state.diagnosis][1],
+        hint="" if intent else _MEANINGS[state.diagnosis][1],
         flops_share=shares.get(state.layer),
-        chain=(_valid(state), eligible, _asked(state, decision), _built(built)),
+        chain=(_valid(state, intent), eligible, _asked(state, decision, intent), _built(built)),
         carriers=carriers,
     )
 
@@ -270,22 +276,25 @@ def _carriers(built: BuiltLayer, engine_layers: Sequence[EngineLayer]) -> tuple[
     )
 
 
-def _dense_by_intent(state: LayerSparsity) -> bool:
-    """Nobody wanted it 2:4, and nothing looks as if somebody had tried: there is nothing to mend."""
-    return not state.expected and state.diagnosis in {"dense", "unaligned"}
+def _intent(state: LayerSparsity, *, unasked: bool) -> str:
+    """Why a dense layer needs no mending: nobody wants it 2:4, and nobody tried. Empty where somebody does or did."""
+    if state.diagnosis not in {"dense", "unaligned"}:
+        return ""
+    if not state.expected:
+        return f"dense by intent: {state.reason}"
+    return "dense: 2:4 was not asked for" if unasked else ""
 
 
-def _valid(state: LayerSparsity) -> Step:
+def _valid(state: LayerSparsity, intent: str) -> Step:
     if state.valid:
         evidence = f"all {state.groups} groups of four along K = {state.k} have at most two non-zeros"
         return Step(question="valid", answer="yes", evidence=evidence)
+    if intent:
+        return Step(question="valid", answer="no", evidence=intent)
     meaning, mend = _MEANINGS[state.diagnosis]
-    if _dense_by_intent(state):
-        meaning, mend = f"dense by intent: {state.reason}", ""
+    evidence = f"K = {state.k} is not a multiple of 4"
     if state.violations:
-        evidence = f"{state.violations} of {state.groups} groups have more; {meaning}"
-    else:
-        evidence = f"K = {state.k} is not a multiple of 4" + ("" if mend else f"; {meaning}")
+        evidence = f"{state.violations} of {state.groups} groups have more than two non-zeros; {meaning}"
     return Step(question="valid", answer="no", evidence=evidence, mend=mend)
 
 
@@ -345,19 +354,19 @@ def _written(target: Target, precision: Precision, made: tuple[str, tuple[Carrie
     )
 
 
-def _asked(state: LayerSparsity, decision: LayerDecision | None) -> Step:
+def _asked(state: LayerSparsity, decision: LayerDecision | None, intent: str) -> Step:
     if decision is None:
         return Step(
             question="asked",
             answer="unknown",
             evidence="there is no plan: build a bundle with gpusq-build",
-            mend="" if _dense_by_intent(state) else "gpusq-build MODEL --sparse",
+            mend="" if intent else "gpusq-build MODEL --sparse",
         )
     if decision.sparse:
         return Step(question="asked", answer="yes", evidence=decision.sparse_reason)
     mend = "gpusq-build --sparse, with a recipe whose rule for the layer has sparse = true"
     if not state.valid:
-        mend = "" if _dense_by_intent(state) else f"make the weight 2:4, then {mend}"
+        mend = "" if intent else f"make the weight 2:4, then {mend}"
     return Step(question="asked", answer="no", evidence=decision.sparse_reason, mend=mend)
 
 

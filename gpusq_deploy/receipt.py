@@ -23,6 +23,7 @@ from gpusq_deploy.artifacts.receipt import (
     CostEstimate,
     EngineLayer,
     LayerCost,
+    LayerShare,
     Payoff,
     SkippedTarget,
     Verdict,
@@ -30,7 +31,7 @@ from gpusq_deploy.artifacts.receipt import (
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.engines.kernel_names import KernelTrace
 from gpusq_deploy.engines.layers import LayerClass, classify, generated_product, sparse_tactic
-from gpusq_deploy.wording import some
+from gpusq_deploy.wording import counted, some
 
 _PRECISIONS: dict[str | None, Precision] = {name: name for name in get_args(Precision)}
 # Of several pieces, the one that keeps a layer from being what was asked.
@@ -174,11 +175,10 @@ def cost_warning(cost: CostEstimate, recipe: str) -> str:
     """
     if not cost.worse:
         return ""
-    other = f"--recipe {_FUSED}, which leaves layers float that cost kernels; " if _fusable(cost, recipe) else ""
+    other = f"--recipe {_FUSED} or " if _fusable(cost, recipe) else ""
     return (
-        f"{cost.what} may not pay over the whole graph, which has more kernels to launch and more bytes to move: "
-        f"{cost_text(cost)}. Whether faster products make up for that only the GPU tells: run gpusq-bench there on "
-        f"this bundle and on one without {cost.what}. What may help: {other}a larger batch"
+        f"{cost.what} may not pay over the whole graph: more kernels and more bytes, {cost_text(cost)}. "
+        f"Measure bundles with and without {cost.what} by gpusq-bench; {other}a larger batch may help"
     )
 
 
@@ -188,18 +188,18 @@ def _fusable(cost: CostEstimate, recipe: str) -> bool:
 
 def layer_cost_text(cost: LayerCost) -> str:
     """One layer in INT8 beside itself without, in one line to print."""
-    sides = (cost.built, cost.unquantised)
-    kernels = " and ".join(str(side.kernels) for side in sides)
-    moved = " and ".join(f"{side.bytes_moved / 1e6:.2f}" for side in sides)
-    times = [f"{side.microseconds:.1f}" for side in sides if side.microseconds is not None]
-    bound = f", at least {times[0]} and {times[1]} µs" if len(times) == len(sides) else ""
     verdicts: dict[Payoff, str] = {
         "yes": "INT8 is predicted to pay",
         "no": "INT8 is predicted not to pay",
         "no difference": "no difference is predicted",
         "unknown": "whether INT8 pays isn't predicted",
     }
-    return f"{verdicts[cost.pays]}: {kernels} kernels, {moved} MB{bound}, with INT8 and without"
+    return f"{verdicts[cost.pays]}: {_share_text(cost.built)} with INT8; {_share_text(cost.unquantised)} without"
+
+
+def _share_text(share: LayerShare) -> str:
+    bound = "" if share.microseconds is None else f", at least {share.microseconds:.1f} µs"
+    return f"{counted(share.kernels, 'kernel')}, {share.bytes_moved / 1e6:.2f} MB{bound}"
 
 
 def layer_costs_line(cost: CostEstimate) -> str:
@@ -265,7 +265,7 @@ def _shape_of_the_build(gemms: list[_Classified]) -> str:
         mixed = len({found.precision for _, found in gemms}) > 1
         return f"split into {len(gemms)} GEMMs ({names})" + (", of which the widest type counts" if mixed else "")
     # The builder joins the names of products over one input with a plus sign.
-    merged = ", merged with other products of the same input" if "+" in names else ""
+    merged = ", merged with other GEMMs of the same input" if "+" in names else ""
     return f"built in {names}{merged}"
 
 
@@ -277,8 +277,8 @@ def _mismatch(decision: LayerDecision, precision: Precision | None, gemms: list[
     types = ", ".join(tensor.dtype for tensor in layer.inputs)
     if any(tensor.dtype == CODED[decision.precision] for tensor in (*layer.inputs, *layer.constants)):
         return (
-            f"{asked}: {layer.name} reads {types}, dequantises and multiplies wider; place Q/DQ directly on both "
-            "inputs of the node, with nothing between"
+            f"{asked}: {layer.name} reads {types} and multiplies in {precision}; place Q/DQ directly on both "
+            "inputs of the node"
         )
     return f"{asked}: {layer.name} reads {types}; its Q/DQ pairs are missing or were folded away"
 
@@ -288,20 +288,21 @@ def _not_found(decision: LayerDecision, holding: list[_Classified]) -> str:
         return f"folded into the fused attention {holding[0][0].name}, which has no GEMM of its own"
     if holding:
         names = ", ".join(layer.name for layer, _ in holding)
-        return f"no GEMM of the engine names {decision.node}, only {names}: the product was folded or generated there"
+        return f"no GEMM of the engine names {decision.node}, only {names}, which the GEMM was fused into"
     return (
-        f"no layer of the engine names {decision.node}: it was removed (its result isn't used, or is a constant), "
-        "or the node was renamed after planning; compile again from the checkpoint"
+        f"no layer of the engine names {decision.node}: it was removed (unused, or a constant), "
+        "or renamed after planning; build again from the checkpoint"
     )
 
 
 def _sparse(decision: LayerDecision, plan: Plan, weights_valid: bool, tactics: list[str]) -> tuple[Verdict, str]:
     """The kernels' names come first: the builder is asked once for the whole engine, not by layer."""
     told = [sparse_tactic(tactic) for tactic in tactics]
-    verdict, why = min(told, key=lambda said: _LEAST_SPARSE.index(said[0]), default=("unknown", "as no GEMM was found"))
-    asked = "" if plan.sparse_asked and decision.sparse else f"sparse not asked: {decision.sparse_reason}"
+    verdict, why = min(told, key=lambda said: _LEAST_SPARSE.index(said[0]), default=("unknown", "no GEMM was found"))
+    unasked = f"sparse not asked: {decision.sparse_reason}" if plan.sparse_asked else "2:4 was not asked for"
+    asked = "" if plan.sparse_asked and decision.sparse else unasked
     if verdict != "yes" and not (plan.sparse_asked and weights_valid):
-        return "no", asked or "dense, because the weights aren't 2:4: prune them with gpusq-compress"
+        return "no", asked or "dense: the weight isn't 2:4; prune it with gpusq-compress"
     return verdict, f"{asked}; sparse {verdict}: {why}" if asked else f"sparse {verdict}: {why}"
 
 

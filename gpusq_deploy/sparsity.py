@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy.typing as npt
 
 from gpusq_deploy.artifacts.plan import LayerKind
@@ -27,6 +30,14 @@ from gpusq_deploy.wording import some
 _DAMAGED_SHARE = 0.05
 # A third value below a thousandth of its row's largest was meant to be zero.
 _TINY = 1e-3
+# A weight that was never pruned has hardly any exact zeros.
+_SOME_ZEROS = 0.1
+# Last words of parameters' names that multiply no activation: tables, tokens, masks, norms and statistics.
+_NO_WEIGHT = re.compile(
+    r"pos(?!t)|token|mask|bias|table|embed|quer|latent|prompt|anchor|freq|norm|scale|gamma|beta|zero|index|queue|running|"
+    r"mean|std|var|prototype|centroid|cache|amax|min_val|max_val|eps|buffer"
+)
+_BY_RECORD = "the checkpoint's record"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +55,26 @@ class LayerWeight:
     macs: int = 0
 
 
+def is_matrix(shape: Sequence[int]) -> bool:
+    """Whether a tensor of this shape can be a weight of a product: two axes or more of more than one index."""
+    return sum(size > 1 for size in shape) > 1
+
+
+def unread_tensors(shapes: Mapping[str, Sequence[int]], read: Container[str]) -> tuple[str, ...]:
+    """Tensors of a checkpoint that look like weights and weren't read, the largest first.
+
+    Args:
+        shapes: Of the tensors that may be weights, by name.
+        read: Names of those that were.
+    """
+    found = [
+        name
+        for name, shape in shapes.items()
+        if name not in read and is_matrix(shape) and not _NO_WEIGHT.search(name.rpartition(".")[2])
+    ]
+    return tuple(sorted(found, key=lambda name: -math.prod(shapes[name])))
+
+
 def sparsity_report(
     weights: Iterable[LayerWeight], *, source: str, recipe: Recipe, record: SparsityRecord | None
 ) -> SparsityReport:
@@ -56,7 +87,26 @@ def sparsity_report(
         record: What the checkpoint says was pruned; it beats the recipe.
     """
     checked = tuple(_checked(weight, *_expectation(weight, recipe, record)) for weight in weights)
-    return SparsityReport(source=source, layers=checked)
+    report = SparsityReport(source=source, layers=checked)
+    return report if record is not None else without_lost_masks(report)
+
+
+def without_lost_masks(report: SparsityReport) -> SparsityReport:
+    """The report of a model that nobody pruned: its dense layers are called dense, for no mask was lost.
+
+    Pruned is a model whose record says so, or one with zeros in a tenth of a layer that should be 2:4.
+    """
+    if any(_recorded(layer) or (layer.expected and layer.zero_fraction >= _SOME_ZEROS) for layer in report.layers):
+        return report
+    layers = tuple(
+        msgspec.structs.replace(layer, diagnosis="dense") if layer.diagnosis == "mask lost" else layer
+        for layer in report.layers
+    )
+    return msgspec.structs.replace(report, layers=layers)
+
+
+def _recorded(layer: LayerSparsity) -> bool:
+    return layer.expected and layer.reason.startswith(_BY_RECORD)
 
 
 def require_known_layers(record: SparsityRecord | None, report: SparsityReport) -> None:
@@ -120,7 +170,7 @@ def _expectation(weight: LayerWeight, recipe: Recipe, record: SparsityRecord | N
     if record is not None:
         # A module that is called several times has one entry in the record and several layers in the graph.
         named = weight.layer.partition("/")[0] in record.layers
-        return named, f"the checkpoint's record ({record.method}) {'names it' if named else 'leaves it dense'}"
+        return named, f"{_BY_RECORD} ({record.method}) {'names it' if named else 'leaves it dense'}"
     rule = recipe.rule_for(weight.layer, weight.kind)
     if rule is None:
         return False, f"no rule of recipe {recipe.name} matches it"
@@ -175,7 +225,7 @@ def _diagnosis(weight: LayerWeight, found: GroupCensus, worst: Offender | None, 
         return "damaged"
     if zeros >= 0.4 and _valid_elsewhere(weight):
         return "wrong axis"
-    if zeros >= 0.1:
+    if zeros >= _SOME_ZEROS:
         return "unstructured"
     return "mask lost" if expected else "dense"
 

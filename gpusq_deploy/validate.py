@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.artifacts.base import require_input
 from gpusq_deploy.artifacts.finding import Finding
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityRecord, SparsityReport
 from gpusq_deploy.bundle import MODEL, damaged_files, kind_of, read_bundle
@@ -16,17 +20,30 @@ from gpusq_deploy.explain import LayerExplanation, explain_layers, meaning_of
 from gpusq_deploy.graph.layers import graph_sparsity
 from gpusq_deploy.graph.lint import lint
 from gpusq_deploy.graph.mapped import map_model
+from gpusq_deploy.graph.unread import Unread, unread_weights
 from gpusq_deploy.packed import PACKED, packed_faults, require_dense
 from gpusq_deploy.recipe import load_recipe
-from gpusq_deploy.sparsity import require_known_layers, sparsity_report, violation_text, worst_text
+from gpusq_deploy.sparsity import (
+    require_known_layers,
+    sparsity_report,
+    unread_tensors,
+    violation_text,
+    without_lost_masks,
+    worst_text,
+)
 from gpusq_deploy.targets import Target
+from gpusq_deploy.wording import counted, some
+
+_NAME_IT = "name the architecture with --arch, or the state dict with --state-dict; docs/sparsity.md says what is read"
+# Every group is broken there: which is the first or the worst tells nothing.
+_ALIKE = frozenset({"dense", "mask lost"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Validation:
     """What was looked at, the 2:4 state of its layers, and everything found wrong.
 
-    `remarks` tell what of a checkpoint's file was changed or left out while reading it.
+    `remarks` tell what of a file was changed or left out while reading it, and what there was nothing of.
     """
 
     kind: str
@@ -51,6 +68,7 @@ def validate(
     Raises:
         GpusqError: It can't be read.
     """
+    require_input(path)
     kind = kind_of(path)
     if kind == "bundle":
         return _validate_bundle(path)
@@ -77,11 +95,45 @@ def _validate_bundle(path: Path) -> Validation:
     ]
     asked = bundle.plan.sparse_asked
     expected = tuple(layer.layer for layer in bundle.manifest.sparsity.layers if layer.expected)
-    model = map_model(path / MODEL)
+    model = _opened(path / MODEL)
     record = SparsityRecord(method="as the manifest says", layers=expected)
     report = graph_sparsity(model, source=MODEL, recipe=load_recipe(None), record=record, only_seen=True)
+    report = _with_reasons(report, bundle.manifest.sparsity)
+    report = report if asked else without_lost_masks(report)
     packed = _packed_findings(path, model, report) if (path / PACKED).exists() else ()
-    return _validation("bundle", report, [*damaged, *lint(model), *packed], sparsity_asked=asked)
+    findings = [*damaged, *lint(model), *packed, *_lost_layers(report, expected if asked else ())]
+    unread = tuple(found.text() for found in _unread(model, report))
+    return replace(_validation("bundle", report, findings, sparsity_asked=asked), remarks=unread)
+
+
+def _with_reasons(report: SparsityReport, manifest: SparsityReport) -> SparsityReport:
+    """The report with the manifest's reasons why a layer should be 2:4 or not."""
+    reasons = {layer.layer: layer.reason for layer in manifest.layers}
+    layers = tuple(
+        msgspec.structs.replace(layer, reason=reasons.get(layer.layer, layer.reason)) for layer in report.layers
+    )
+    return msgspec.structs.replace(report, layers=layers)
+
+
+def _lost_layers(report: SparsityReport, expected: tuple[str, ...]) -> Iterator[Finding]:
+    """Layers that should be 2:4 and that the graph doesn't have: nobody checked them."""
+    lost = sorted({*expected} - {layer.layer for layer in report.layers})
+    if lost:
+        what = f"{counted(len(lost), 'layer')} that should be 2:4 can't be found in {MODEL}, so nobody checked them"
+        yield Finding(rule="not-read", place=some(lost), what=what, hint="build the bundle again")
+
+
+def _opened(path: Path) -> ir.Model:
+    """A model to look at, its functions inlined."""
+    model = map_model(path)
+    if model.functions:
+        common.InlinePass()(model)
+        common.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(model)
+    return model
+
+
+def _unread(model: ir.Model, report: SparsityReport) -> tuple[Unread, ...]:
+    return unread_weights(model, [layer.tensor for layer in report.layers])
 
 
 def _packed_findings(path: Path, model: ir.Model, report: SparsityReport) -> Iterator[Finding]:
@@ -90,18 +142,39 @@ def _packed_findings(path: Path, model: ir.Model, report: SparsityReport) -> Ite
 
 
 def _validate_model(path: Path, recipe: Path | None) -> Validation:
-    model = map_model(path)
+    model = _opened(path)
     report = graph_sparsity(model, source=path.name, recipe=load_recipe(recipe), only_seen=True)
-    return _validation("ONNX model", report, lint(model), sparsity_asked=True)
+    unread = _unread(model, report)
+    findings = [*lint(model), *(found.finding() for found in unread if not found.small)]
+    remarks = tuple(found.text() for found in unread if found.small)
+    if not report.layers and not unread:
+        remarks = ("the model has no stored weight of a GEMM or convolution: there was none to check",)
+    return replace(_validation("ONNX model", report, findings, sparsity_asked=True), remarks=remarks)
 
 
 def _validate_checkpoint(path: Path, arch: ArchSpec | None, recipe: Path | None, state_dict: str | None) -> Validation:
     from gpusq_deploy.checkpoint.weights import weights_in_file
 
-    weights, record, remarks = weights_in_file(path, arch, state_dict=state_dict)
-    report = sparsity_report(weights, source=path.name, recipe=load_recipe(recipe), record=record)
-    require_known_layers(record, report)
-    return replace(_validation("checkpoint", report, [], sparsity_asked=True), remarks=remarks)
+    found = weights_in_file(path, arch, state_dict=state_dict)
+    report = sparsity_report(found.layers, source=path.name, recipe=load_recipe(recipe), record=found.sparsity)
+    require_known_layers(found.sparsity, report)
+    findings = list(_unread_findings(path, report, found.shapes))
+    return replace(_validation("checkpoint", report, findings, sparsity_asked=True), remarks=found.remarks)
+
+
+def _unread_findings(path: Path, report: SparsityReport, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Finding]:
+    """What of a checkpoint looks like weights and wasn't checked; or that nothing was."""
+    unread = unread_tensors(shapes, {layer.tensor for layer in report.layers})
+    if unread:
+        total, missed = (sum(math.prod(shapes[name]) for name in names) for names in (shapes, unread))
+        verb = "is" if len(unread) == 1 else "are"
+        what = (
+            f"{counted(len(unread), 'tensor')} that may be {'a weight' if len(unread) == 1 else 'weights'} {verb} not "
+            f"checked: {missed:,} parameters, {missed / total:.1%} of the file's"
+        )
+        yield Finding(rule="not-read", place=some(unread), what=what, hint=_NAME_IT)
+    elif not report.layers:
+        yield Finding(rule="not-read", place=str(path), what="the file has no weight that was checked", hint=_NAME_IT)
 
 
 def _validation(kind: str, report: SparsityReport, findings: Iterable[Finding], *, sparsity_asked: bool) -> Validation:
@@ -112,12 +185,14 @@ def _validation(kind: str, report: SparsityReport, findings: Iterable[Finding], 
 def _sparsity_findings(broken: Iterable[LayerSparsity]) -> Iterator[Finding]:
     for layer in broken:
         meaning, hint = meaning_of(layer.diagnosis)
-        half = f"{layer.zero_fraction:.0%} of it is zero; " if layer.zero_fraction >= 0.4 else ""
-        what = violation_text(layer)
-        told = f"{half}{meaning}" if layer.diagnosis not in {"dense", "unaligned"} else ""
+        parts: list[str] = [meaning]
+        if layer.diagnosis not in _ALIKE:
+            half = f"{layer.zero_fraction:.0%} of the weight is zero" if layer.zero_fraction >= 0.4 else ""
+            told = meaning if layer.diagnosis != "unaligned" else ""
+            parts = [violation_text(layer), worst_text(layer), half, told]
         yield Finding(
             rule="not-2:4",
             place=layer.layer,
-            what="; ".join(part for part in (what, worst_text(layer), told) if part),
+            what="; ".join(part for part in parts if part),
             hint=hint if "gpusq-compress" in hint else f"{hint}; gpusq-compress makes it 2:4",
         )

@@ -89,6 +89,20 @@ def read_value(path: Path, kind: type[_V]) -> _V:
     return value_from_json(data, kind, place=str(path))
 
 
+def require_input(path: Path) -> None:
+    """Refuse, before any work, an input that isn't there or can't be read: one sentence for all commands.
+
+    Raises:
+        GpusqError: Says which.
+    """
+    if not os.path.lexists(path):
+        raise GpusqError("no such file or folder", place=str(path), hint="check the path")
+    if not os.path.exists(path):
+        raise GpusqError("the link leads nowhere", place=str(path), hint="check the path")
+    if not os.access(path, os.R_OK):
+        raise GpusqError("cannot read it: permission denied", place=str(path), hint="check its permissions")
+
+
 def require_folder(out: Path) -> None:
     """Refuse, before any work, an output whose folder isn't there or can't be written.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,12 +31,13 @@ _PLAIN = frozenset({torch.float16, torch.float32, torch.float64, torch.int8})
 class FileWeights(NamedTuple):
     """Weighted layers of a checkpoint, to be read once and one after another, and what its file says beside them.
 
-    `remarks` tell what was changed or left out while reading.
+    `remarks` tell what was changed or left out while reading; `shapes` are those of all tensors that may be weights.
     """
 
     layers: Iterable[LayerWeight]
     sparsity: SparsityRecord | None
     remarks: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
 
 
 def layer_weights(module: torch.nn.Module, state: Mapping[str, torch.Tensor] | None = None) -> Iterator[LayerWeight]:
@@ -80,17 +81,37 @@ def weights_in_file(path: Path, arch: ArchSpec | None, *, state_dict: str | None
     if arch is None and is_exported_program(file):
         require_no_choice(state_dict, place=str(file))
         program = read_exported_program(file)
-        return FileWeights(_guessed(dict(program.state)), None, program.remarks)
+        state = dict(program.state)
+        return FileWeights(_guessed(state), None, program.remarks, _shapes(state))
     content = None if described else read_checkpoint_file(file)
     if content is None or content.get("format") == SELF_DESCRIBING:
         stored = stored_weights(path, arch=arch, state_dict=state_dict, content=content)
         if all(name in stored.state for name, _ in _layers(stored.skeleton)):
-            return FileWeights(_finite(stored, place=str(path)), stored.sparsity, stored.remarks)
+            shapes = _shapes(stored.state, but=_tables(stored.skeleton))
+            return FileWeights(_finite(stored, place=str(path)), stored.sparsity, stored.remarks, shapes)
         # A parametrised weight: only the module can compute it.
         checkpoint = load_checkpoint(path, arch=arch, state_dict=state_dict)
-        return FileWeights(tuple(layer_weights(checkpoint.module)), checkpoint.sparsity, checkpoint.remarks)
+        module, layers = checkpoint.module, tuple(layer_weights(checkpoint.module))
+        shapes = _shapes(module.state_dict(), but=_tables(module))
+        return FileWeights(layers, checkpoint.sparsity, checkpoint.remarks, shapes)
     reading = reading_of(content, place=str(file), key=state_dict)
-    return FileWeights(_guessed(dict(reading.state)), reading.sparsity, reading.remarks)
+    state = dict(reading.state)
+    return FileWeights(_guessed(state), reading.sparsity, reading.remarks, _shapes(state))
+
+
+def _shapes(state: Mapping[str, torch.Tensor], *, but: Container[str] = ()) -> dict[str, tuple[int, ...]]:
+    """Float tensors, and codes that are called weights; what a parametrisation computes from is left out."""
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in state.items()
+        if (tensor.is_floating_point() or "weight" in name) and name not in but and ".parametrizations." not in name
+    }
+
+
+def _tables(module: torch.nn.Module) -> set[str]:
+    """Names of the embedding tables, which multiply nothing."""
+    untyped: Any = module  # named_modules() has a partly open type
+    return {f"{name}.weight" for name, child in untyped.named_modules() if isinstance(child, torch.nn.Embedding)}
 
 
 def _layers(module: torch.nn.Module) -> Iterator[tuple[str, Layer]]:

@@ -31,8 +31,8 @@ def _parse_batches(_context: click.Context, _option: click.Parameter, text: str 
     return batches
 
 
-@click.command(name="gpusq-bench")
-@click.argument("model", metavar="BUNDLE|PLAN|ONNX", type=click.Path(exists=True, path_type=Path))
+@click.command(name="gpusq-bench", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", metavar="BUNDLE|PLAN|ONNX", type=click.Path(path_type=Path))
 @click.option("--runtime", type=click.Choice(_RUNTIMES), default="auto", show_default=True, help="What runs the model.")
 @click.option(
     "--batch",
@@ -47,7 +47,7 @@ def _parse_batches(_context: click.Context, _option: click.Parameter, text: str 
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of onnxruntime. Default: it decides.")
 @click.option(
     "--reference",
-    type=click.Path(exists=True, path_type=Path),
+    type=click.Path(path_type=Path),
     metavar="ONNX",
     help="What a PLAN outside a bundle was built from: its outputs are compared with the CPU's before any timing.",
 )
@@ -75,7 +75,10 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
     gpusq-compare needs the default of five repeats or more, and two files made with the same options.
     """
-    from gpusq_deploy.artifacts.base import json_from_value
+    from gpusq_deploy.artifacts.base import json_from_value, require_input
+
+    for path in (model, *([] if reference is None else [reference])):
+        require_input(path)
     from gpusq_deploy.artifacts.runs import MeasureSettings
     from gpusq_deploy.benchmarks.record import record
     from gpusq_deploy.benchmarks.report import text_from_runs

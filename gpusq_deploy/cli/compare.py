@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import math
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from gpusq_deploy.cli.common import run_command
+from gpusq_deploy.cli.common import run_command, say
+from gpusq_deploy.cli.shares import Percent
+from gpusq_deploy.errors import GpusqError
+
+if TYPE_CHECKING:
+    from gpusq_deploy.artifacts.runs import Runs
 
 # Whether there is such a file is told by who reads it: that is no mistake in the command, and exits with another code.
 _FILE = click.Path(path_type=Path)
+_NO_BUNDLE = "a folder without manifest.json"
+_PLANS = (".plan", ".engine")
+_CHECKPOINTS = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors", ".tar")
 
 
-def _parse_percent(_context: click.Context, _option: click.Parameter, text: str) -> float:
-    """A share from "3%", "3" or "0.5%": the number is always a percentage."""
-    try:
-        percent = float(text.strip().removesuffix("%"))
-    except ValueError:
-        percent = math.nan
-    if not (math.isfinite(percent) and percent >= 0):
-        raise click.BadParameter(f"{text!r} is not a percentage such as 3%, 3 or 0.5%")
-    return percent / 100
-
-
-@click.command(name="gpusq-compare")
+@click.command(name="gpusq-compare", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("base", metavar="BASE", type=_FILE)
 @click.argument("head", metavar="HEAD", type=_FILE)
 @click.option(
@@ -32,24 +30,107 @@ def _parse_percent(_context: click.Context, _option: click.Parameter, text: str)
     metavar="PERCENT",
     default="3%",
     show_default=True,
-    callback=_parse_percent,
-    help="How much slower HEAD may be, in percent.",
+    type=Percent(),
+    help="How much slower HEAD may be: 3%, or 3, which is the same.",
+)
+@click.option(
+    "--steady",
+    is_flag=True,
+    help="BASE and HEAD are one model measured twice: was the machine steady? The change must lie within the budget on "
+    "both sides; exit 3 where it doesn't.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
 @click.pass_context
-def command(context: click.Context, *, base: Path, head: Path, max_regression: float, as_json: bool) -> None:
-    """Compare two files that gpusq-bench --json wrote on one machine.
+def command(
+    context: click.Context, *, base: Path, head: Path, max_regression: float, steady: bool, as_json: bool
+) -> None:
+    """Compare two files that gpusq-bench --json wrote on one machine; or two bundles, without timing.
 
-    Exit codes: 0 holds, 1 regressed, 3 inconclusive, 4 not comparable, 5 a file can't be read.
+    Exit codes: 0 holds, 1 regressed or worse, 3 inconclusive or not steady, 4 not comparable, 5 a file can't be read.
     """
-    from gpusq_deploy.artifacts.base import json_from_value, read_value
-    from gpusq_deploy.artifacts.runs import Runs
+    if all(_kind(path) == "a bundle" for path in (base, head)):
+        _compare_bundles(context, base, head, as_json=as_json)
+    from gpusq_deploy.artifacts.base import json_from_value
     from gpusq_deploy.benchmarks.compare import compare
     from gpusq_deploy.benchmarks.report import text_from_comparison
 
-    comparison = compare(read_value(base, Runs), read_value(head, Runs), max_regression)
+    comparison = compare(*_runs_of(base, head), max_regression, steady=steady)
     click.echo(json_from_value(comparison).decode().rstrip() if as_json else text_from_comparison(comparison))
     context.exit(comparison.exit_code)
+
+
+def _compare_bundles(context: click.Context, base: Path, head: Path, *, as_json: bool) -> NoReturn:
+    from gpusq_deploy.artifacts.base import json_from_value
+    from gpusq_deploy.benchmarks.bundles import compare_bundles
+    from gpusq_deploy.bundle import read_bundle
+
+    for name in ("max_regression", "steady"):
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} is for files of runs: bundles are compared without timing"
+            )
+    comparison = compare_bundles(read_bundle(base), read_bundle(head))
+    click.echo(json_from_value(comparison).decode().rstrip() if as_json else comparison.text())
+    if not as_json:
+        kinds = [(path, "a bundle") for path in (base, head)]
+        say(f"nothing was timed; to compare latency: {_commands(kinds)}")
+    context.exit(comparison.exit_code)
+
+
+def _runs_of(base: Path, head: Path) -> tuple[Runs, Runs]:
+    from gpusq_deploy.artifacts.base import read_value, require_input
+    from gpusq_deploy.artifacts.runs import Runs
+
+    for path in (base, head):
+        require_input(path)
+    kinds = [(path, _kind(path)) for path in (base, head)]
+    for path, kind in kinds:
+        if kind:
+            raise GpusqError(
+                f"{kind} isn't what gpusq-compare takes: files of runs, which gpusq-bench --json writes",
+                place=str(path),
+                hint=_commands(kinds),
+            )
+    return read_value(base, Runs), read_value(head, Runs)
+
+
+def _kind(path: Path) -> str:
+    """What was given in place of a file of runs; empty for a file that may be one."""
+    from gpusq_deploy.bundle import is_bundle
+    from gpusq_deploy.checkpoint.saved_folder import is_saved_folder
+
+    if path.is_dir():
+        saved = "a checkpoint" if is_saved_folder(path) else _NO_BUNDLE
+        return "a bundle" if is_bundle(path) else saved
+    if path.suffix in _PLANS:
+        return "an engine plan"
+    if path.suffix == ".onnx":
+        return "an ONNX model"
+    return "a checkpoint" if path.suffix in _CHECKPOINTS else ""
+
+
+def _commands(kinds: list[tuple[Path, str]]) -> str:
+    """What makes files of runs of these, and compares them."""
+    if any(kind == _NO_BUNDLE for _, kind in kinds):
+        return "give two bundles that gpusq-build made, or two files that gpusq-bench --json wrote"
+    lines: list[str] = []
+    files: list[str] = []
+    for (path, kind), name in zip(kinds, ("base", "head"), strict=True):
+        model = str(path)
+        if kind == "a checkpoint":
+            model = f"{name}.gpusq"
+            lines.append(shlex.join(["gpusq-build", str(path), "--int8", "--calib", "IMAGES", "--out", model]))
+        reference = ["--reference", "MODEL.onnx"] if kind == "an engine plan" and not _in_bundle(path) else []
+        if kind:
+            lines.append(shlex.join(["gpusq-bench", model, *reference, "--json", f"{name}.json"]))
+        files.append(f"{name}.json" if kind else str(path))
+    return " && ".join([*lines, shlex.join(["gpusq-compare", *files])])
+
+
+def _in_bundle(path: Path) -> bool:
+    from gpusq_deploy.bundle import is_ours
+
+    return is_ours(path.resolve().parent.parent)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ _HEADINGS: dict[Question, str] = {"built as": "sparse"}
 
 
 def print_chains(layers: Sequence[LayerExplanation]) -> None:
-    """A table with one row per layer and one column per link; below it, why each layer gets no further."""
+    """A table with one row per layer and one column per link; below it, where layers get no further and why."""
     console = Console()
     target = layers[0].target if layers else "no layer"
     table = Table(title=f"sparse tensor cores of {target}", title_justify="left")
@@ -28,8 +28,8 @@ def print_chains(layers: Sequence[LayerExplanation]) -> None:
     for layer in layers:
         table.add_row(layer.layer, *(step.answer for step in layer.chain))
     console.print(table)
-    for layer in layers:
-        console.print(f"{layer.layer}: {_why(layer)}", soft_wrap=True, markup=False, highlight=False)
+    for line in map(_break_line, breaks(layers)):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def explained_engine(bundle: Bundle, engine: BuiltEngine) -> tuple[LayerExplanation, ...]:
@@ -156,9 +156,3 @@ def _break_line(found: Break) -> str:
 
 def _of_flops(share: float | None) -> str:
     return "" if share is None else f" ({share:.1%} of FLOPs)"
-
-
-def _why(layer: LayerExplanation) -> str:
-    stop = layer.stop or layer.chain[-1]
-    mend = f"; try: {stop.mend}" if stop.mend else ""
-    return f"{stop.question}: {stop.answer}: {stop.evidence}{mend}"

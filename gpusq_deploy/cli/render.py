@@ -140,7 +140,7 @@ def pruning_text(loss: PruningLoss) -> str:
 
 def _figures_text(found: Verification | PruningLoss) -> str:
     if found.constant:
-        return "nothing to see, for the output is constant"
+        return "no figure, for the output is the same for all samples"
     agreement = "" if found.top1_agreement is None else f", top-1 agreement {found.top1_agreement:.1%}"
     middle = "" if found.median_sqnr_db is None else f" (median of samples {found.median_sqnr_db:.1f})"
     return f"SQNR {found.sqnr_db:.1f} dB{middle}, cosine {found.cosine:.5f}{agreement}"

@@ -9,13 +9,19 @@ import click
 
 from gpusq_deploy.cli.common import arch_options, chosen_arch, echo_json, run_command, say
 from gpusq_deploy.cli.repair import print_repair
+from gpusq_deploy.cli.shares import Share
+from gpusq_deploy.wording import by_reason, counted, some
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from gpusq_deploy.artifacts.finding import Finding
     from gpusq_deploy.artifacts.repair import Repair
     from gpusq_deploy.explain import LayerExplanation
     from gpusq_deploy.validate import Validation
+
+# Of one rule and hint, so many findings are told one by one.
+_FEW = 3
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--repair", "out", type=click.Path(path_type=Path), metavar="OUT", help="Write a mended checkpoint.")
 @click.option(
     "--near-miss",
-    type=click.FloatRange(0, 1),
+    type=Share(),
     default=1e-3,
     show_default=True,
     help="With --repair: values up to this share of their row's largest become zero where a group needs it; 0: none.",
@@ -54,6 +60,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
     With --repair, a checkpoint is mended into OUT, the old file is kept, and OUT is checked.
     """
+    from gpusq_deploy.artifacts.base import require_input
+
+    require_input(path)
     from gpusq_deploy.bundle import kind_of
     from gpusq_deploy.targets import find_target
     from gpusq_deploy.validate import explanations, validate
@@ -142,13 +151,38 @@ def _print(path: Path, result: Validation) -> None:
         share = f"{shares[layer.layer]:.1%}" if layer.layer in shares else "unknown"
         table.add_row(layer.layer, f"{layer.n} x {layer.k}", f"{layer.zero_fraction:.1%}", share, state, expected)
     console.print(table)
-    for layer in result.sparsity.layers:
-        if result.sparsity_asked and not layer.expected:
-            line = f"dense by intent: {layer.layer}: {layer.reason}"
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
-    for finding in result.findings:
-        console.print(f"{finding.rule}: {finding.place}: {finding.what}; {finding.hint}", soft_wrap=True, markup=False)
-    console.print(f"{len(result.findings)} finding(s)")
+    for line in (*_dense_lines(result), *_finding_lines(result.findings), counted(len(result.findings), "finding")):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _dense_lines(result: Validation) -> Iterator[str]:
+    """The layers that nobody expects to be 2:4, one line for each reason."""
+    dense = [(layer.layer, layer.reason) for layer in result.sparsity.layers if not layer.expected]
+    for reason, layers in by_reason(dense if result.sparsity_asked else ()).items():
+        yield f"dense by intent: {_named(layers, 'layer')}: {reason}"
+
+
+def _finding_lines(findings: Sequence[Finding]) -> Iterator[str]:
+    """One line for findings that say the same of several places; of many of one rule, a count and the first."""
+    groups: dict[tuple[str, ...], list[Finding]] = {}
+    for finding in findings:
+        apart = (finding.what,) if finding.rule == "not-read" else ()
+        groups.setdefault((finding.rule, finding.hint, *apart), []).append(finding)
+    for alike in groups.values():
+        first, one = alike[0], len({finding.what for finding in alike}) == 1
+        if not one and len(alike) <= _FEW:
+            yield from (_finding_line(finding, finding.place, finding.what) for finding in alike)
+        else:
+            places = _named([finding.place for finding in alike], "layer" if first.rule == "not-2:4" else "place")
+            yield _finding_line(first, places, first.what if one else f"the first (--json lists all): {first.what}")
+
+
+def _finding_line(finding: Finding, place: str, what: str) -> str:
+    return f"{finding.rule}: {place}: {what}; try: {finding.hint}"
+
+
+def _named(names: Sequence[str], noun: str) -> str:
+    return names[0] if len(names) == 1 else f"{counted(len(names), noun)} ({some(names)})"
 
 
 def _print_explained(explained: Sequence[Sequence[LayerExplanation]]) -> None:

@@ -81,7 +81,7 @@ def test_a_head_of_zeros_is_warned_about_and_reaches_no_limit(sparse: Path, phot
     assert "proves nothing" in warning
     assert f"warning: {warning}" in done.err
     shown = " ".join(run_main(inspect, tmp_path / "m.gpusq").out.split())
-    assert "nothing to see, for the output is constant" in shown
+    assert "no figure, for the output is the same for all samples" in shown
     assert f"warning: {warning}" in shown
     for limit in (("--min-sqnr", 20), ("--min-agreement", 0.9)):
         refused = built(source, photos, tmp_path / "no.gpusq", "--force", *limit)

@@ -45,7 +45,7 @@ def unstructured() -> Any:
 
 
 def nearly() -> Any:
-    """A mask that was lost by a hair: what an optimiser's last step leaves where zeros were."""
+    """Near misses: what an optimiser's last step leaves where zeros were."""
     return np.where(pruned() == 0, np.float32(1e-5), pruned())
 
 
@@ -243,7 +243,7 @@ def test_sizes_of_other_types_are_judged_by_int8s_and_else_unknown(precision: Pr
     assert odd.chain[1].mend
     (even,) = explain_layers([state_of(pruned())], ada, decisions=[decision(precision)])
     assert even.chain[1].answer == "yes"
-    assert "N = 64 and K = 64 need no padding in INT8, and its alignments are the strictest" in even.chain[1].evidence
+    assert "N = 64 and K = 64 need no padding in INT8, whose alignment is the strictest" in even.chain[1].evidence
 
 
 def test_a_convs_sizes_are_its_channels() -> None:

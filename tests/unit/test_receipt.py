@@ -130,7 +130,7 @@ def test_a_dequantised_product_is_told_with_its_remedy() -> None:
     trap = gemm("__myl_CastMulCastFc_1", kind="runtime_fusion")
     built = only(built_layers(plan(decision()), [trap]))
     assert (built.asked, built.precision) == ("int8", "fp16")
-    assert "dequantises and multiplies wider; place Q/DQ directly" in built.reason
+    assert "and multiplies in fp16; place Q/DQ directly" in built.reason
 
 
 def test_a_float_product_is_told() -> None:
@@ -159,7 +159,7 @@ def test_merged_products_are_told() -> None:
     both = gemm("m2+m1_myl0_1", nodes=("m2", "m1"))
     built = built_layers(plan(decision("m1"), decision("m2")), [both])
     assert [layer.precision for layer in built] == ["int8", "int8"]
-    assert built[0].reason.startswith("built in m2+m1_myl0_1, merged with other products of the same input; ")
+    assert built[0].reason.startswith("built in m2+m1_myl0_1, merged with other GEMMs of the same input; ")
 
 
 @pytest.mark.parametrize(

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import bundles
+import msgspec
 import numpy as np
 import pytest
 import tiny_models
 import torch
 from commands import run_main
 
+from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.artifacts.base import read_value
+from gpusq_deploy.artifacts.manifest import Manifest
+from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
-from gpusq_deploy.bundle import MODEL, PLAN
+from gpusq_deploy.bundle import MANIFEST, MODEL, PLAN, read_bundle, write_value
 from gpusq_deploy.checkpoint.checkpoint import save_checkpoint
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.cli.validate import main as command
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.explain import explain_layers
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.numerics.sparsity import magnitude_mask
+from gpusq_deploy.targets import find_target
 from gpusq_deploy.validate import validate
 
 SPARSE = ("blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2")
@@ -53,6 +62,115 @@ def test_a_dense_checkpoint_has_one_finding_for_each_layer(tmp_path: Path) -> No
     assert [(finding.rule, finding.place) for finding in result.findings] == [("not-2:4", name) for name in SPARSE]
     assert all("gpusq-compress" in finding.hint for finding in result.findings)
     assert not any("half of it is zero" in finding.what for finding in result.findings)
+
+
+def test_a_model_that_nobody_pruned_lost_no_mask_and_is_told_in_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.pt", tiny_models.vit(depth=3))
+    assert {layer.diagnosis for layer in validate(path).sparsity.layers if layer.expected} == {"dense"}
+    done = run_main(command, path)
+    (line,) = [line for line in done.out.splitlines() if line.startswith("not-2:4: ")]
+    assert "12 layers (blocks.0.attn.qkv, blocks.0.attn.proj, blocks.0.mlp.fc1 and 9 more): under 10 % of" in line
+    assert "mask" not in done.out
+    assert len(run_main(command, path, "--json").json()["findings"]) == 12
+
+
+def test_a_mask_is_lost_where_the_other_layers_kept_theirs(tmp_path: Path) -> None:
+    module = pruned()
+    weight = module.get_submodule("blocks.0.mlp.fc1").get_parameter("weight")
+    with torch.no_grad():
+        weight.normal_()
+    (finding,) = validate(write(tmp_path / "m.pt", module)).findings
+    assert finding.place == "blocks.0.mlp.fc1"
+    assert "its mask was not applied" in finding.what
+
+
+def test_a_dense_bundle_hears_of_no_lost_mask(tmp_path: Path) -> None:
+    path = bundles.write(tmp_path / "bundle", sparse=False)
+    result = validate(path)
+    assert (result.sparsity_asked, result.findings) == (False, ())
+    assert [layer.diagnosis for layer in result.sparsity.layers] == ["dense"]
+    bundle = read_bundle(path)
+    recorded = [msgspec.structs.replace(layer, diagnosis="mask lost") for layer in bundle.manifest.sparsity.layers]
+    for layers in (bundle.manifest.sparsity.layers, recorded):
+        (found,) = explain_layers(layers, find_target("a100"), decisions=bundle.plan.layers)
+        assert (found.diagnosis, found.hint) == ("dense", "")
+        assert found.chain[0].evidence.endswith("dense: 2:4 was not asked for")
+        assert found.chain[0].mend == ""
+
+
+def test_a_bundles_layer_that_its_graph_lacks_is_found(tmp_path: Path) -> None:
+    path = bundles.write(tmp_path / "bundle")
+    manifest = read_value(path / MANIFEST, Manifest)
+    (layer,) = manifest.sparsity.layers
+    gone = msgspec.structs.replace(layer, layer="gone")
+    sparsity = msgspec.structs.replace(manifest.sparsity, layers=(layer, gone))
+    write_value(path, MANIFEST, msgspec.structs.replace(manifest, sparsity=sparsity))
+    assert validate(path).findings == ()
+    write_value(path, PLAN, msgspec.structs.replace(read_value(path / PLAN, Plan), sparse_asked=True))
+    assert [(found.rule, found.place) for found in validate(path).findings if found.rule != "digest"] == [
+        ("not-read", "gone")
+    ]
+
+
+UNREAD = {
+    "experts.w1": (4, 16, 16),
+    "encoder.conv.weight": (8, 8, 3),
+    "volume.weight": (8, 8, 2, 4, 4),
+    "rnn.weight_ih_l0": (16, 16),
+    "visual.proj": (16, 16),
+    "dense.kernel": (16, 16),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_tensors_of_a_checkpoint_that_nobody_read_are_found(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "m.pt"
+    torch.save({**pruned().state_dict(), name: torch.ones(UNREAD[name])}, path)
+    (finding,) = validate(path).findings
+    assert (finding.rule, finding.place) == ("not-read", name)
+    assert f"{torch.ones(UNREAD[name]).numel():,} parameters, " in finding.what
+    assert "--arch" in finding.hint
+    torch.save({name: torch.ones(UNREAD[name])}, path)
+    (finding,) = validate(path).findings
+    assert "100.0% of the file's" in finding.what
+
+
+@pytest.mark.parametrize(
+    "tensor", ["pos_embed", "cls_token", "rel_pos.relative_position_bias_table", "attn.rel_pos_h", "norm.running_mean"]
+)
+def test_tables_and_tokens_of_a_checkpoint_are_no_weights(tmp_path: Path, tensor: str) -> None:
+    path = tmp_path / "m.pt"
+    torch.save({**pruned().state_dict(), tensor: torch.ones(1, 17, 64)}, path)
+    assert validate(path).findings == ()
+
+
+def test_a_checkpoint_without_weights_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    torch.save({"scale": torch.ones(8), "pos_embed": torch.ones(1, 4, 8)}, path)
+    (finding,) = validate(path).findings
+    assert (finding.rule, finding.what) == ("not-read", "the file has no weight that was checked")
+
+
+class _Mixed(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(8, 16)
+        self.rnn = torch.nn.LSTM(16, 16)
+        self.fc = torch.nn.Linear(16, 16)
+
+
+def test_with_an_architecture_its_tables_are_known_and_recurrent_weights_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = _Mixed()
+    torch.nn.init.zeros_(module.fc.weight)
+    path = tmp_path / "m.pt"
+    torch.save(module.state_dict(), path)
+    holder = types.ModuleType("mixed_models")
+    holder.__dict__["mixed"] = _Mixed
+    monkeypatch.setitem(sys.modules, "mixed_models", holder)
+    (finding,) = validate(path, arch=ArchSpec(source="factory", name="mixed_models:mixed", arguments={})).findings
+    assert (finding.rule, finding.place) == ("not-read", "rnn.weight_ih_l0, rnn.weight_hh_l0")
 
 
 def test_one_group_that_was_touched_is_located(tmp_path: Path) -> None:

@@ -13,11 +13,15 @@ import onnx
 import onnx.parser
 import pytest
 from click.testing import CliRunner, Result
+from commands import run_main
 
 from gpusq_deploy.artifacts.base import digest_of_file, read_value, value_from_json
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.runs import Runs
 from gpusq_deploy.cli.bench import command
+from gpusq_deploy.cli.bench import main as bench_main
+from gpusq_deploy.cli.compare import main as compare_main
+from gpusq_deploy.cli.validate import main as validate_main
 from gpusq_deploy.errors import GpusqError
 
 FEW = ("--repeats", "2", "--iterations", "3", "--warmup", "1")
@@ -130,8 +134,19 @@ def test_bad_options_are_usage_errors(model: Path, arguments: tuple[str, ...]) -
     assert _bench(str(model), *arguments).exit_code == 2
 
 
-def test_a_missing_model_is_a_usage_error() -> None:
-    assert _bench("no-such.onnx").exit_code == 2
+@pytest.mark.parametrize("main", [bench_main, compare_main, validate_main])
+@pytest.mark.parametrize("name", ["no-such.onnx", "no-such.plan", "no-such.gpusq", "no-such.pt", "link.pt"])
+def test_a_missing_file_is_one_error_in_all_commands(main: Callable[[], None], name: str, tmp_path: Path) -> None:
+    (tmp_path / "link.pt").symlink_to("nowhere")
+    done = run_main(main, tmp_path / name, *([tmp_path / name] if main is compare_main else []))
+    said = "the link leads nowhere" if name == "link.pt" else "no such file or folder"
+    assert (done.code, done.out) == (5, "")
+    assert done.err == f"error: {said}\n  where: {tmp_path / name}\n  try:   check the path\n"
+
+
+def test_a_missing_reference_is_noticed_before_anything_runs(model: Path, tmp_path: Path) -> None:
+    result = _bench(str(model), "--reference", str(tmp_path / "none.onnx"))
+    assert "no such file or folder" in str(result.exception)
 
 
 @pytest.mark.parametrize("name", ["bench", "compare"])

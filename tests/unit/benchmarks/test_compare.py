@@ -220,3 +220,38 @@ def test_an_impossible_budget_is_our_bug(make_runs: MakeRuns, draw: Draw, budget
 def test_a_comparison_survives_json(make_runs: MakeRuns, draw: Draw) -> None:
     result = compare(make_runs({1: draw(1)}), make_runs({1: draw(2)}), BUDGET)
     assert value_from_json(json_from_value(result), Comparison, place="test") == result
+
+
+def test_nineteen_percent_faster_holds_and_is_not_steady(make_runs: MakeRuns, draw: Draw) -> None:
+    base, again = make_runs({1: draw(1)}), make_runs({1: draw(2, factor=0.81)})
+    assert compare(base, again, BUDGET).verdict == "holds"
+    result = compare(base, again, BUDGET, steady=True)
+    assert (result.verdict, result.exit_code) == ("not steady", 3)
+    assert "not within 3.00% on both sides" in result.batches[0].reason
+
+
+def test_steady_is_the_same_from_both_sides(make_runs: MakeRuns, draw: Draw) -> None:
+    base = make_runs({1: draw(1, between=0.002)})
+    for factor, verdict in ((1.0, "steady"), (0.9, "not steady"), (1.1, "not steady")):
+        again = make_runs({1: draw(2, between=0.002, factor=factor)})
+        for first, second in ((base, again), (again, base)):
+            assert compare(first, second, BUDGET, steady=True).verdict == verdict
+
+
+def test_one_unsteady_batch_or_too_few_samples_are_not_steady(make_runs: MakeRuns, draw: Draw) -> None:
+    base = make_runs({1: draw(1), 8: draw(2)})
+    result = compare(base, make_runs({1: draw(3), 8: draw(4, factor=0.8)}), BUDGET, steady=True)
+    assert [entry.verdict for entry in result.batches] == ["steady", "not steady"]
+    assert result.exit_code == 3
+    few = {"repeats": 4}
+    result = compare(make_runs({1: draw(1, **few)}), make_runs({1: draw(2, **few)}), BUDGET, steady=True)
+    assert (result.verdict, result.batches[0].reason) == ("not steady", "base has 4 repeats; a verdict needs 5")
+
+
+@pytest.mark.parametrize("which", ["one measurement", "two models"])
+def test_steadiness_takes_one_model_measured_twice(which: str, make_runs: MakeRuns, draw: Draw) -> None:
+    base = make_runs({1: draw(1)})
+    again = base if which == "one measurement" else msgspec.structs.replace(base, model_digest="sha256:11")
+    result = compare(base, again, BUDGET, steady=True)
+    assert (result.verdict, result.exit_code, result.batches) == ("not comparable", 4, ())
+    assert result.reasons[0].startswith("a steady machine")

@@ -102,7 +102,7 @@ def test_our_own_checkpoint_needs_neither_config_nor_folder(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_the_two_to_four_check_sees_its_layers(tmp_path: Path) -> None:
     saved(tmp_path)
-    weights, record, _ = weights_in_file(tmp_path, None)
+    weights, record, *_ = weights_in_file(tmp_path, None)
     assert record is None
     assert "vit.layers.0.attention.q_proj" in {weight.layer for weight in weights}
     checked = validate(tmp_path)

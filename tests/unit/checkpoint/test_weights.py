@@ -96,7 +96,7 @@ def test_half_precision_weights_are_seen_as_float32() -> None:
 
 def test_a_state_dict_is_guessed_by_names_and_shapes(tmp_path: Path) -> None:
     path = tiny_models.write_vit(tmp_path / "model.pt")
-    weights, record, _ = weights_in_file(path, None)
+    weights, record, *_ = weights_in_file(path, None)
     assert record is None
     assert [(weight.layer, weight.kind) for weight in weights] == [
         ("patch_embed.proj", "patch_embed"),

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from gpusq_deploy.artifacts.base import json_from_value
 from gpusq_deploy.artifacts.runs import Environment, MeasureSettings, Runs, RuntimeInfo, Series
 from gpusq_deploy.cli.compare import command
+from gpusq_deploy.errors import GpusqError
 
 
 def _write(path: Path, *, factor: float = 1.0, spread: float = 0.002, cpu: str = "Some CPU") -> Path:
@@ -75,6 +76,70 @@ def test_budgets_are_percentages(tmp_path: Path, text: str, share: float) -> Non
 def test_other_budgets_are_usage_errors(tmp_path: Path, text: str) -> None:
     base = _write(tmp_path / "base.json")
     assert _compare(str(base), str(base), "--max-regression", text).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"), [("0.03", True), ("0.5", True), ("0.03%", False), ("3", False), ("0", False)]
+)
+def test_a_budget_that_may_be_meant_as_a_share_is_asked_about(tmp_path: Path, text: str, asked: bool) -> None:
+    base = _write(tmp_path / "base.json")
+    result = _compare(str(base), str(base), "--max-regression", text, "--json")
+    assert json.loads(result.stdout)["max_regression"] == pytest.approx(float(text.removesuffix("%")) / 100)
+    assert bool(result.stderr) == asked
+    if text == "0.03":
+        assert result.stderr == "warning: --max-regression 0.03 means 0.03 %: write 3% if that was meant, or 0.03%\n"
+
+
+@pytest.mark.parametrize(("factor", "code"), [(1.0, 0), (0.8, 3), (1.1, 3)])
+def test_a_steady_machine_is_neither_slower_nor_faster(tmp_path: Path, factor: float, code: int) -> None:
+    base, again = _write(tmp_path / "base.json"), _write(tmp_path / "base-again.json", factor=factor)
+    result = _compare(str(base), str(again), "--steady", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["verdict"]) == (code, "not steady" if code else "steady")
+    shown = _compare(str(base), str(again), "--steady").stdout
+    assert shown.splitlines()[-1] == f"{'not steady' if code else 'steady'} (budget +/-3.00%)"
+    assert shown.isascii()
+
+
+def test_a_folder_that_is_no_bundle_is_told_what_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "a.gpusq").mkdir()
+    error = _compare(str(tmp_path / "a.gpusq"), str(tmp_path / "a.gpusq")).exception
+    assert isinstance(error, GpusqError)
+    assert "a folder without manifest.json isn't what gpusq-compare takes" in error.what
+    assert "two bundles" in str(error.hint)
+
+
+def _thing(folder: Path, kind: str, name: str) -> Path:
+    path = folder / name
+    if kind == "bundle":
+        path.mkdir()
+        (path / "manifest.json").write_text('{"schema": "gpusq.bundle/1"}')
+    else:
+        path.write_bytes(b"something")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said", "commands"),
+    [
+        ("plan", "a.plan", "an engine plan", "gpusq-bench {} --reference MODEL.onnx --json base.json"),
+        ("onnx", "a.onnx", "an ONNX model", "gpusq-bench {} --json base.json"),
+        ("bundle", "a.gpusq", "a bundle", "gpusq-bench {} --json base.json"),
+        ("checkpoint", "a.pt", "a checkpoint", "gpusq-build {} --int8 --calib IMAGES --out base.gpusq"),
+        ("checkpoint", "a.safetensors", "a checkpoint", "gpusq-build {} "),
+    ],
+)
+def test_what_holds_no_runs_is_told_the_commands_that_make_them(
+    tmp_path: Path, kind: str, name: str, said: str, commands: str
+) -> None:
+    runs, other = _write(tmp_path / "runs.json"), _thing(tmp_path, kind, name)
+    for arguments in ((other, runs), (runs, other)):
+        error = _compare(*map(str, arguments)).exception
+        assert isinstance(error, GpusqError)
+        assert error.what.startswith(f"{said} isn't what gpusq-compare takes")
+        place = "base" if arguments[0] == other else "head"
+        assert commands.format(other).replace("base", place) in str(error.hint)
+        compared = [str(runs) if path == runs else f"{place}.json" for path in arguments]
+        assert str(error.hint).endswith(f"&& gpusq-compare {' '.join(compared)}")
 
 
 def test_a_larger_budget_lets_more_pass(tmp_path: Path) -> None:

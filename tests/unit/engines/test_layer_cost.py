@@ -115,6 +115,6 @@ def test_only_what_both_sides_have_is_compared_and_said() -> None:
     sides: list[Mapping[str, LayerShare]] = [{"a": share(3, 2_000_000, 4.0)}, {"a": share(2, 1_000_000, 2.0)}]
     (cost,) = compared(sides[0], sides[1], ["a", "b"])
     assert layer_cost_text(cost) == (
-        "INT8 is predicted not to pay: 3 and 2 kernels, 2.00 and 1.00 MB, at least 4.0 and 2.0 µs, "
-        "with INT8 and without"
+        "INT8 is predicted not to pay: 3 kernels, 2.00 MB, at least 4.0 µs with INT8; "
+        "2 kernels, 1.00 MB, at least 2.0 µs without"
     )
