@@ -1,7 +1,7 @@
 """INT8 outputs of Linear layers: which layers, at what predicted cost, and why not the others.
 
 TensorRT-RTX 1.7's sparse INT8 kernels for SM80 and SM86 write INT8, by their names, and its compiler lets a product
-write INT8 only where a quantiser stands directly behind it and its weight has one scale (benchmarks/gemm_cases.py).
+write INT8 only where a quantiser stands directly behind it and its weight has one scale (benchmarks/gpu/cases.py).
 That costs accuracy twice. Both costs of y = W x, x with mean μ and covariance Σ, are predicted from calibration:
 
     signal   S = Σ_n (w_n Σ w_nᵀ + (w_n μ)²)                 what the layer computes
