@@ -103,7 +103,7 @@ class BindingsDevice(CudaDevice):
     @override
     def pinned(self, size: int) -> NDArray[np.uint8]:
         address = int(self._call("cuMemHostAlloc", size, 0))
-        return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     @override
     def unpin(self, array: NDArray[np.uint8]) -> None:
@@ -149,8 +149,8 @@ def find() -> Callable[[], CudaDevice] | str:
     major = newest // 1000
     if major < int(version.split(".", maxsplit=1)[0]):
         return (
-            f"cuda-bindings {version} is too new for this driver, which knows CUDA {major}.{newest % 1000 // 10} "
-            f"(pip install 'cuda-bindings<{major + 1}')"
+            f"cuda-bindings {version} is too new for this driver, which knows CUDA {major}.{newest % 1000 // 10}: "
+            f"pip install 'cuda-bindings<{major + 1}'"
         )
 
     def opened() -> CudaDevice:

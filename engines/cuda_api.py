@@ -22,6 +22,7 @@ CudaName = Literal["cuda-bindings", "pycuda"]
 CUDA_NAMES: tuple[CudaName, ...] = get_args(CudaName)
 _MODULES: Mapping[CudaName, str] = {"cuda-bindings": "bindings_driver", "pycuda": "pycuda_driver"}
 
+_NEEDS_PACKAGE = "install cuda-bindings of the driver's CUDA version or older, or pycuda"
 _NEEDS_GPU = "run it on a machine with an NVIDIA GPU and its driver"
 
 # Words of CUDA's error names and texts, and what to do.
@@ -129,7 +130,7 @@ def open_cuda(names: Sequence[CudaName] = CUDA_NAMES, *, place: str) -> CudaDevi
         raise GpusqError(f"the plan can't run here: {gpu.reason}", place=place, hint=_NEEDS_GPU)
     found = find_cuda(names)
     if isinstance(found, str):
-        raise GpusqError(f"nothing can call the CUDA driver: {found}", place=place, hint="pip install cuda-bindings")
+        raise GpusqError(f"nothing can call the CUDA driver: {found}", place=place, hint=_NEEDS_PACKAGE)
     try:
         return found()
     except CudaError as error:

@@ -102,8 +102,8 @@ class PycudaDevice(CudaDevice):
 def find() -> Callable[[], CudaDevice] | str:
     """What opens the first GPU, or why this package can't."""
     try:
-        driver: Any = importlib.import_module("pycuda.driver")
         version: str = cast("Any", importlib.import_module("pycuda")).VERSION_TEXT
+        driver: Any = importlib.import_module("pycuda.driver")
     except ImportError as error:
         absent = isinstance(error, ModuleNotFoundError) and error.name == "pycuda"
         return "pycuda is not installed" if absent else f"pycuda can't be imported: {error}"
