@@ -66,6 +66,7 @@ def _software(runs: Runs) -> _Facts:
     return {
         "model": runs.model,
         "runtime version": runs.runtime.version,
+        "package that calls CUDA": runs.runtime.cuda_api,
         "GPU driver": runs.environment.gpu_driver,
         "operating system": runs.environment.os,
         "Python": runs.environment.python,

@@ -125,6 +125,7 @@ def _info(session: Session, reason: str, threads: int | None) -> RuntimeInfo:
         device=session.device,
         threads=threads,
         reason=reason,
+        cuda_api=getattr(session, "cuda_api", None),
     )
 
 

@@ -19,6 +19,7 @@ def text_from_runs(runs: Runs) -> str:
     lines = [
         f"model    {runs.model}  {runs.model_digest}",
         f"runtime  {runs.runtime.name} {runs.runtime.version} on {runs.runtime.device} ({runs.runtime.reason})"
+        + (f", through {runs.runtime.cuda_api}" if runs.runtime.cuda_api else "")
         + (", by CUDA graph" if runs.runtime.cuda_graph else ""),
         f"machine  {_machine(runs.environment)}",
         f"taken    {settings.repeats} sessions x {settings.iterations} inferences after {settings.warmup} warm-ups",

@@ -1,1 +1,1 @@
-"""The engines room: the one place that imports tensorrt, tensorrt_rtx, pycuda and onnxruntime, each of them late."""
+"""The engines room: the one place that imports TensorRT, what calls CUDA, and onnxruntime, each of them late."""

@@ -1,6 +1,7 @@
 """CUDA graphs on a stream that somebody else made, through the driver itself, so that nothing need be installed.
 
-PyCUDA has no graphs. Its streams are the driver's, so the driver's own functions capture what TensorRT enqueues there.
+PyCUDA has no graphs. Every package's streams are the driver's, so the driver's own functions capture what TensorRT
+enqueues there, whichever package made them.
 Unverified: no GPU was at hand; the tests pretend the driver.
 """
 
@@ -10,6 +11,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
+from gpusq_deploy.engines.gpu import status_text
 from gpusq_deploy.errors import GpusqError
 
 _LIBRARY = "libcuda.so.1"
@@ -68,17 +70,17 @@ class CudaGraph:
         self._stream = ctypes.c_void_p(stream)
         self._executable = ctypes.c_void_p()
         graph = ctypes.c_void_p()
-        _require(driver.cuStreamBeginCapture_v2(self._stream, _THREAD_LOCAL), "begin a capture")
+        _require(driver, driver.cuStreamBeginCapture_v2(self._stream, _THREAD_LOCAL), "begin a capture")
         try:
             enqueue()
         finally:
             ended = driver.cuStreamEndCapture(self._stream, ctypes.byref(graph))
-        _require(ended, "end a capture")
+        _require(driver, ended, "end a capture")
         try:
             made = driver.cuGraphInstantiateWithFlags(ctypes.byref(self._executable), graph, ctypes.c_ulonglong(0))
         finally:
             driver.cuGraphDestroy(graph)
-        _require(made, "prepare a captured graph")
+        _require(driver, made, "prepare a captured graph")
 
     def launch(self) -> None:
         """Put the graph into its stream.
@@ -86,7 +88,7 @@ class CudaGraph:
         Raises:
             GpusqError: The driver refused.
         """
-        _require(self._driver.cuGraphLaunch(self._executable, self._stream), "launch a graph")
+        _require(self._driver, self._driver.cuGraphLaunch(self._executable, self._stream), "launch a graph")
 
     def close(self) -> None:
         """Give it back; a second time does nothing."""
@@ -96,9 +98,9 @@ class CudaGraph:
             self._executable = ctypes.c_void_p()
 
 
-def _require(status: int, step: str) -> None:
+def _require(driver: GraphDriver, status: int, step: str) -> None:
     if status != _SUCCESS:
         raise GpusqError(
-            f"the CUDA driver couldn't {step} (CUDA error {status})",
+            f"the CUDA driver couldn't {step} ({status_text(driver, status)})",
             hint="measure without --cuda-graph; a plan with data-dependent shapes can't be captured",
         )

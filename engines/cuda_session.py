@@ -1,4 +1,4 @@
-"""Engine plans of tensorrt and tensorrt-rtx, run through PyCUDA.
+"""Engine plans of tensorrt and tensorrt-rtx, run through the CUDA driver.
 
 Unverified: no GPU was at hand. What needs no device is in `plan_io` and tested there; tests/gpu runs the rest where a
 driver answers.
@@ -6,8 +6,8 @@ driver answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gpusq_deploy.engines.api import Api, BackendName, execution_context, io_names, load_api, runtime_config, sizes_of
 from gpusq_deploy.engines.build_log import BuildLog
-from gpusq_deploy.engines.cuda_api import CudaAllocation, CudaContext, CudaDriver, load_cuda
+from gpusq_deploy.engines.cuda_api import CUDA_NAMES, CudaDevice, CudaName, cuda_failed, open_cuda
 from gpusq_deploy.engines.cuda_graph import CudaGraph, GraphDriver, find_graph_driver
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.plan_file import check_plan_fits, check_plan_header
@@ -40,6 +40,7 @@ def open_plan(
     weights: Path | None = None,
     cuda_graph: bool = False,
     host_code: bool = False,
+    through: Sequence[CudaName] = CUDA_NAMES,
 ) -> Session:
     """Load an engine plan on the first GPU. Unverified: see the module.
 
@@ -51,10 +52,11 @@ def open_plan(
         weights: The ONNX model that a plan without weights takes them from; see `refit`.
         cuda_graph: Whether inferences are launched as a captured CUDA graph.
         host_code: Whether the plan may bring a runtime of its own, which version-compatible ones do.
+        through: The packages to call the driver with; the first that can is taken.
 
     Raises:
-        GpusqError: The file isn't a plan of this backend, version and GPU; the backend, PyCUDA, a GPU or what CUDA
-            graphs need is missing; or the weights don't fit.
+        GpusqError: The file isn't a plan of this backend, version and GPU; the backend, a package
+            that calls the driver, a GPU or what CUDA graphs need is missing; or the weights don't fit.
     """
     try:
         plan = path.read_bytes()
@@ -71,7 +73,7 @@ def open_plan(
         Parts(
             plan=plan,
             api=api,
-            cuda=load_cuda(place=str(path)),
+            cuda=open_cuda(through, place=str(path)),
             backend=backend,
             path=path,
             weights=weights,
@@ -83,7 +85,7 @@ def open_plan(
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a session is made of: the plan and where it lies, TensorRT's module, and a started CUDA driver.
+    """What a session is made of: the plan and where it lies, TensorRT's module, and the GPU, which the session closes.
 
     `weights` is for a plan without any, `graphs` for launching CUDA graphs, `host_code` for a plan that brings
     its own runtime.
@@ -91,7 +93,7 @@ class Parts:
 
     plan: bytes
     api: Api
-    cuda: CudaDriver
+    cuda: CudaDevice
     backend: BackendName
     path: Path
     weights: Path | None = None
@@ -101,12 +103,13 @@ class Parts:
 
 @dataclass(frozen=True, kw_only=True)
 class _Buffers:
-    """One pinned host buffer and one device buffer per tensor, for one set of input shapes."""
+    """One pinned host buffer and one device buffer per tensor, for one set of input shapes; `held` frees them."""
 
     inputs: dict[str, tuple[int, ...]]
     shapes: dict[str, tuple[int, ...]]
     host: dict[str, NDArray[np.uint8]]
-    device: dict[str, CudaAllocation]
+    device: dict[str, int]
+    held: ExitStack
 
 
 class CudaSession:
@@ -122,15 +125,14 @@ class CudaSession:
         self._graph_driver = parts.graphs
         self._graphs: dict[_ShapeKey, CudaGraph] = {}
         self._profile = 0
-        with _cuda_errors(parts.cuda, parts.path):
-            device = parts.cuda.Device(0)
-            self.device: str = device.name()
-            self._context: CudaContext | None = device.retain_primary_context()
+        self._closed = False
+        self.device: str = parts.cuda.name
+        self.cuda_api: str = parts.cuda.api
         try:
             with self._current():
                 self._load(parts)
         except BaseException:
-            self._context.detach()
+            parts.cuda.close()
             raise
 
     def _load(self, parts: Parts) -> None:
@@ -147,8 +149,6 @@ class CudaSession:
         self._settings = runtime_config(parts.api, self._engine, parts.backend)
         context = execution_context(self._engine, self._settings)
         self._execution = self._made(context, "prepare the plan for running")
-        self._stream = parts.cuda.Stream()
-        self._events = (parts.cuda.Event(), parts.cuda.Event())
         inputs, outputs = io_names(self._engine)
         self._inputs = tuple(self._spec(name) for name in inputs)
         self._outputs = tuple(self._spec(name) for name in outputs)
@@ -173,49 +173,43 @@ class CudaSession:
             buffers = self._upload(feeds)
             self._launcher(buffers)()
             for spec in self._outputs:
-                self._cuda.memcpy_dtoh_async(buffers.host[spec.name], buffers.device[spec.name], self._stream)
-            self._stream.synchronize()
+                self._cuda.download(buffers.host[spec.name], buffers.device[spec.name])
+            self._cuda.synchronize()
         return {spec.name: self._host_view(buffers, spec).copy() for spec in self._outputs}
 
     def timer(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], float]:
         """Milliseconds between two CUDA events around one inference, copies not included; see `Session.timer`."""
         with self._current():
             shapes = self._upload(feeds).inputs
-            self._stream.synchronize()
+            self._cuda.synchronize()
 
         def take() -> float:
-            start, end = self._events
             with self._current():
-                launch = self._launcher(self._bind(shapes))
-                start.record(self._stream)
-                launch()
-                end.record(self._stream)
-                end.synchronize()
-                return start.time_till(end)
+                return self._cuda.time(self._launcher(self._bind(shapes)))
 
         return take
 
     def close(self) -> None:
         """Free the buffers and give the device back."""
-        if self._context is None:
+        if self._closed:
             return
         try:
             with self._current():
                 self._free()
                 # In this order: each needs the one after it.
-                del self._execution, self._settings, self._engine, self._runtime, self._stream, self._events
+                del self._execution, self._settings, self._engine, self._runtime
         finally:
+            self._closed = True
             with _cuda_errors(self._cuda, self._path):
-                self._context.detach()
-            self._context = None
+                self._cuda.close()
 
     def _free(self) -> None:
-        """Graphs and buffers. No name may hold a pinned buffer after it: without its context it can't be freed."""
         for graph in self._graphs.values():
             graph.close()
         self._graphs.clear()
-        for allocation in [found for buffers in self._buffers.values() for found in buffers.device.values()]:
-            allocation.free()
+        with ExitStack() as all_of_them:
+            for buffers in self._buffers.values():
+                all_of_them.push(buffers.held)
         self._buffers.clear()
 
     def _upload(self, feeds: Mapping[str, NDArray[Any]]) -> _Buffers:
@@ -223,13 +217,13 @@ class CudaSession:
         buffers = self._bind({spec.name: tuple(feeds[spec.name].shape) for spec in self._inputs})
         for spec in self._inputs:
             self._host_view(buffers, spec)[...] = feeds[spec.name]
-            self._cuda.memcpy_htod_async(buffers.device[spec.name], buffers.host[spec.name], self._stream)
+            self._cuda.upload(buffers.device[spec.name], buffers.host[spec.name])
         return buffers
 
     def _take_profile(self, index: int) -> None:
         if index == self._profile:
             return
-        if not self._execution.set_optimization_profile_async(index, self._stream.handle):
+        if not self._execution.set_optimization_profile_async(index, self._cuda.stream):
             self._made(None, f"change to its optimisation profile {index}")
         self._profile = index
 
@@ -245,21 +239,21 @@ class CudaSession:
     def _capture(self, driver: GraphDriver, buffers: _Buffers) -> CudaGraph:
         # The first launch after a change of shapes allocates, which can't be captured.
         self._launch()
-        self._stream.synchronize()
+        self._cuda.synchronize()
         # tensorrt-rtx can tell; tensorrt can't.
         capturable = getattr(self._execution, "is_stream_capturable", None)
-        if capturable is not None and not capturable(self._stream.handle):
+        if capturable is not None and not capturable(self._cuda.stream):
             raise GpusqError(
                 "this plan's inferences can't be captured as a CUDA graph: it allocates while it runs",
                 place=str(self._path),
                 hint="build it with --engine-option capturable, or leave out --cuda-graph",
             )
-        graph = CudaGraph(driver, self._stream.handle, self._launch)
+        graph = CudaGraph(driver, self._cuda.stream, self._launch)
         # Whoever compares outputs must see the graph's, not those of the launch above.
         for spec in self._outputs:
             buffers.host[spec.name].fill(_NO_RESULT)
-            self._cuda.memcpy_htod_async(buffers.device[spec.name], buffers.host[spec.name], self._stream)
-        self._stream.synchronize()
+            self._cuda.upload(buffers.device[spec.name], buffers.host[spec.name])
+        self._cuda.synchronize()
         return graph
 
     def _bind(self, shapes: dict[str, tuple[int, ...]]) -> _Buffers:
@@ -272,8 +266,8 @@ class CudaSession:
         if key not in self._buffers:
             self._buffers[key] = self._allocate(shapes)
         buffers = self._buffers[key]
-        for name, allocation in buffers.device.items():
-            if not self._execution.set_tensor_address(name, int(allocation)):
+        for name, address in buffers.device.items():
+            if not self._execution.set_tensor_address(name, address):
                 self._made(None, f"take a buffer for {name!r}")
         return buffers
 
@@ -281,12 +275,16 @@ class CudaSession:
         found = {spec.name: sizes_of(self._execution.get_tensor_shape(spec.name)) for spec in self._outputs}
         full = {**shapes, **found}
         sizes = buffer_bytes((*self._inputs, *self._outputs), full, place=str(self._path))
-        return _Buffers(
-            inputs=shapes,
-            shapes=full,
-            host={name: self._cuda.pagelocked_empty(size, np.uint8) for name, size in sizes.items()},
-            device={name: self._cuda.mem_alloc(size) for name, size in sizes.items()},
-        )
+        host: dict[str, NDArray[np.uint8]] = {}
+        device: dict[str, int] = {}
+        # Where memory runs out, what was taken of it is given back, and a smaller batch can be tried.
+        with ExitStack() as held:
+            for name, size in sizes.items():
+                host[name] = self._cuda.pinned(size)
+                held.callback(self._cuda.unpin, host[name])
+                device[name] = self._cuda.memory(size)
+                held.callback(self._cuda.free, device[name])
+            return _Buffers(inputs=shapes, shapes=full, host=host, device=device, held=held.pop_all())
 
     def _host_view(self, buffers: _Buffers, spec: TensorSpec) -> NDArray[Any]:
         shape, dtype = buffers.shapes[spec.name], numpy_dtype(spec.dtype)
@@ -294,7 +292,7 @@ class CudaSession:
         return buffers.host[spec.name][:used].view(dtype).reshape(shape)
 
     def _launch(self) -> None:
-        if not self._execution.execute_async_v3(self._stream.handle):
+        if not self._execution.execute_async_v3(self._cuda.stream):
             self._made(None, "run the plan")
 
     def _spec(self, name: str) -> TensorSpec:
@@ -308,14 +306,14 @@ class CudaSession:
     @contextmanager
     def _current(self) -> Generator[None, None, None]:
         """Make the device's context current, so that sessions and other CUDA users don't disturb one another."""
-        if self._context is None:
+        if self._closed:
             raise ValueError("the session is closed")
         with _cuda_errors(self._cuda, self._path):
-            self._context.push()
+            self._cuda.push()
             try:
                 yield
             finally:
-                self._context.pop()
+                self._cuda.pop()
 
     def _made(self, thing: _T | None, step: str) -> _T:
         if thing is not None:
@@ -329,8 +327,8 @@ class CudaSession:
 
 
 @contextmanager
-def _cuda_errors(driver: CudaDriver, path: Path) -> Generator[None, None, None]:
+def _cuda_errors(device: CudaDevice, path: Path) -> Generator[None, None, None]:
     try:
         yield
-    except driver.Error as error:
-        raise GpusqError(f"CUDA failed: {error}", place=str(path)) from error
+    except device.Error as error:
+        raise cuda_failed(error, place=str(path)) from error

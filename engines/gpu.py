@@ -24,6 +24,17 @@ class NoGpu(NamedTuple):
     reason: str
 
 
+def status_text(driver: object, status: int) -> str:
+    """CUDA's name and text of a status, or its number where the driver, as ctypes loads it, has neither."""
+    said: list[str] = []
+    for function in ("cuGetErrorName", "cuGetErrorString"):
+        ask, text = getattr(driver, function, None), ctypes.c_char_p()
+        if ask is None or ask(status, ctypes.byref(text)) != _SUCCESS or text.value is None:
+            return f"CUDA error {status}"
+        said.append(text.value.decode(errors="replace"))
+    return ": ".join(said)
+
+
 def find_gpu(library: str = _LIBRARY) -> Gpu | NoGpu:
     """Ask the driver for its first GPU."""
     try:
@@ -32,7 +43,7 @@ def find_gpu(library: str = _LIBRARY) -> Gpu | NoGpu:
         return NoGpu(f"no NVIDIA driver is installed ({library} can't be loaded)")
     status = driver.cuInit(0)
     if status != _SUCCESS:
-        return NoGpu(f"the NVIDIA driver refused to start (CUDA error {status})")
+        return NoGpu(f"the NVIDIA driver refused to start ({status_text(driver, status)})")
     count = ctypes.c_int(0)
     status = driver.cuDeviceGetCount(ctypes.byref(count))
     if status != _SUCCESS or count.value < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,6 +9,7 @@ from typing import Literal, get_args
 from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.receipt import SkippedTarget
 from gpusq_deploy.engines.api import TRAITS, BackendName, find_api
+from gpusq_deploy.engines.cuda_api import find_cuda
 from gpusq_deploy.engines.gpu import NoGpu, find_gpu
 from gpusq_deploy.engines.session import Session
 from gpusq_deploy.errors import GpusqError
@@ -66,9 +66,8 @@ def why_not(name: BackendName) -> str | None:
     gpu = find_gpu()
     if isinstance(gpu, NoGpu):
         return gpu.reason
-    if importlib.util.find_spec("pycuda") is None:
-        return "pycuda is not installed"
-    return None
+    cuda = find_cuda()
+    return cuda if isinstance(cuda, str) else None
 
 
 class BackendChoice(Value):

@@ -11,7 +11,8 @@ from gpusq_deploy.artifacts.base import Value
 class RuntimeInfo(Value):
     """What ran the model, and why that and not another. `threads` is None where the runtime decides.
 
-    `cuda_graph` says that inferences were launched as one captured CUDA graph.
+    `cuda_graph` says that inferences were launched as one captured CUDA graph,
+    `cuda_api` which package called the CUDA driver, and its version; None on a CPU, and in older files.
     """
 
     name: str
@@ -20,6 +21,7 @@ class RuntimeInfo(Value):
     threads: int | None = None
     reason: str
     cuda_graph: bool = False
+    cuda_api: str | None = None
 
 
 class Environment(Value):

@@ -73,6 +73,7 @@ ROOMS_OF = {
     "timm": set[str](),
     "tensorrt": {"engines"},
     "tensorrt_rtx": {"engines"},
+    "cuda": {"engines"},
     "pycuda": {"engines"},
     "onnxruntime": {"engines"},
     "click": {"cli", "__main__"},
@@ -80,7 +81,19 @@ ROOMS_OF = {
 }
 
 # Importing one of these costs a second or needs hardware: no --help may.
-HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx", "pycuda", "timm", "PIL")
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "tensorrt",
+    "tensorrt_rtx",
+    "cuda",
+    "pycuda",
+    "timm",
+    "PIL",
+)
 
 COMMANDS = ("build", "calibrate", "validate", "inspect", "bench", "compare", "compress")
 

@@ -19,7 +19,7 @@ from gpusq_deploy.benchmarks.gpu import kit, start, wheels
 from gpusq_deploy.benchmarks.gpu.values import STEPS, GpuReport
 from gpusq_deploy.benchmarks.gpu.wheels import lacking, pinned, unmet_needs
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 KIT = ROOT / "benchmarks" / "gpu"
 MACHINE = KIT / "machine-packages.txt"
 

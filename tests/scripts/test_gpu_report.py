@@ -17,7 +17,7 @@ from gpusq_deploy.benchmarks.gpu.values import BuiltKernel, Finding, GpuReport, 
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.targets import find_target, target_from_toml
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 SPARSE = "sm90_xmma_sparse_gemm_i8f16_i8i32_f32_tn_n_tilesize128x128x128_sptensor64x128x64"
 SM80 = "plan from elsewhere, tensorrt-rtx SM80"
 

@@ -1,9 +1,10 @@
-"""The session's own logic, with a pretended TensorRT and a pretended CUDA driver whose "GPU" doubles its input."""
+"""The session's own logic, with a pretended TensorRT and a pretended device that doubles its input.
+
+The packages that call the driver have their own test: test_cuda_drivers."""
 
 from __future__ import annotations
 
 import types
-import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,6 @@ import pytest
 from numpy.typing import NDArray
 
 from gpusq_deploy.engines.api import Api, BackendName
-from gpusq_deploy.engines.cuda_api import CudaDriver, load_cuda
 from gpusq_deploy.engines.cuda_graph import CudaGraph, GraphDriver, find_graph_driver
 from gpusq_deploy.engines.cuda_session import CudaSession, Parts
 from gpusq_deploy.engines.plan_file import check_plan_header
@@ -28,83 +28,59 @@ class CudaError(Exception):
     pass
 
 
-class Memory:
-    """Device memory: an address, and the bytes behind it."""
-
-    by_address: dict[int, Memory] = {}  # noqa: RUF012 - the whole pretended device
-
-    def __init__(self, size: int) -> None:
-        self.data = np.zeros(size, np.uint8)
-        self.address = 1000 + len(Memory.by_address)
-        self.freed = False
-        Memory.by_address[self.address] = self
-
-    def __int__(self) -> int:
-        return self.address
-
-    def free(self) -> None:
-        assert not self.freed
-        self.freed = True
-
-
 class Driver:
-    """`pycuda.driver`, counting what it is asked."""
+    """A `CudaDevice` that counts what it is asked. Its memory is found by address."""
 
-    Error = CudaError
+    Error: type[Exception] = CudaError
+    api: str = "pretended 1"
+    name: str = "Pretended GPU"
+    stream: int = 7
+    memories: dict[int, NDArray[np.uint8]] = {}  # noqa: RUF012 - the whole pretended device
 
     def __init__(self) -> None:
         self.pushed = 0
-        self.detached = 0
-        self.allocations: list[Memory] = []
+        self.closed = 0
+        self.taken: list[int] = []
         self.given_back: list[str] = []
 
-    def Device(self, _number: int) -> Named:  # noqa: N802 - PyCUDA's name
-        def push() -> None:
-            self.pushed += 1
+    def push(self) -> None:
+        self.pushed += 1
 
-        def pop() -> None:
-            self.pushed -= 1
+    def pop(self) -> None:
+        self.pushed -= 1
 
-        def detach() -> None:
-            self.detached += 1
-            self.given_back.append("context")
-
-        context = Named(push=push, pop=pop, detach=detach)
-        return Named(name=_gpu_name, retain_primary_context=lambda: context)
-
-    def Stream(self) -> Named:  # noqa: N802 - PyCUDA's name
-        return Named(handle=7, synchronize=lambda: None)
-
-    def Event(self) -> Named:  # noqa: N802 - PyCUDA's name
-        return Named(record=_nothing, synchronize=lambda: None, time_till=_quarter)
-
-    def mem_alloc(self, size: int) -> Memory:
+    def synchronize(self) -> None:
         assert self.pushed
-        self.allocations.append(Memory(size))
-        return self.allocations[-1]
 
-    def pagelocked_empty(self, size: int, dtype: type[np.uint8]) -> NDArray[np.uint8]:
-        array = np.zeros(size, dtype)
-        weakref.finalize(array, self.given_back.append, "pinned")
-        return array
+    def time(self, enqueue: Callable[[], None]) -> float:
+        enqueue()
+        return 0.25
 
-    def memcpy_htod_async(self, dest: Memory, src: NDArray[np.uint8], _stream: object) -> None:
-        dest.data[:] = src
+    def memory(self, size: int) -> int:
+        assert self.pushed
+        self.taken.append(1000 + len(Driver.memories))
+        Driver.memories[self.taken[-1]] = np.zeros(size, np.uint8)
+        return self.taken[-1]
 
-    def memcpy_dtoh_async(self, dest: NDArray[np.uint8], src: Memory, _stream: object) -> None:
-        dest[:] = src.data
+    def free(self, address: int) -> None:
+        self.taken.remove(address)
+        self.given_back.append("memory")
 
+    def pinned(self, size: int) -> NDArray[np.uint8]:
+        return np.zeros(size, np.uint8)
 
-def _gpu_name() -> str:
-    return "Pretended GPU"
+    def unpin(self, array: NDArray[np.uint8]) -> None:
+        assert self.pushed
+        self.given_back.append("pinned")
 
+    def upload(self, address: int, source: NDArray[np.uint8]) -> None:
+        Driver.memories[address][:] = source
 
-def _nothing(_stream: object) -> None:
-    return None
+    def download(self, target: NDArray[np.uint8], address: int) -> None:
+        target[:] = Driver.memories[address]
 
-
-def _quarter(_event: object) -> float:
-    return 0.25
+    def close(self) -> None:
+        self.closed += 1
 
 
 class Execution:
@@ -138,7 +114,7 @@ class Execution:
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 7
         self.launches += 1
-        x, y = (Memory.by_address[self.addresses[name]].data for name in ("x", "y"))
+        x, y = (Driver.memories[self.addresses[name]] for name in ("x", "y"))
         y.view(np.float16)[:] = 2 * x.view(np.float16)
         return self.works
 
@@ -222,12 +198,11 @@ def _open(
             return engine
 
     api = cast("Api", Named(__version__="10.3", ILogger=Logger, Runtime=Runtime, **(modules or {})))
-    cuda = cast("CudaDriver", driver)
     return CudaSession(
         Parts(
             plan=b"plan",
             api=api,
-            cuda=cuda,
+            cuda=driver,
             backend=backend,
             path=Path("orin.plan"),
             weights=weights,
@@ -246,6 +221,7 @@ def test_inputs_and_outputs_are_told_apart(opened: Opened) -> None:
     assert session.inputs == (TensorSpec(name="x", shape=(-1, 4), dtype="float16"),)
     assert session.outputs == (TensorSpec(name="y", shape=(-1, 4), dtype="float16"),)
     assert (session.runtime, session.runtime_version, session.device) == ("tensorrt", "10.3", "Pretended GPU")
+    assert session.cuda_api == "pretended 1"
 
 
 def test_a_run_goes_through_the_device(opened: Opened) -> None:
@@ -261,7 +237,7 @@ def test_buffers_are_reused_per_shape(opened: Opened) -> None:
     first = session.run(feeds(2))["y"]
     session.run(feeds(5))
     session.run({"x": np.zeros((2, 4), np.float16)})
-    assert len(driver.allocations) == 4
+    assert len(driver.taken) == 4
     np.testing.assert_array_equal(first, 2 * feeds(2)["x"], "the caller owns what it got")
 
 
@@ -333,24 +309,24 @@ def test_a_runtime_without_a_configuration_is_told() -> None:
     engine.refuses_config = True
     with pytest.raises(GpusqError, match="gives no configuration for running"):
         _open(driver, engine, modules=RTX, backend="tensorrt-rtx")
-    assert (driver.pushed, driver.detached) == (0, 1)
+    assert (driver.pushed, driver.closed) == (0, 1)
 
 
 def test_a_device_that_fails_while_it_is_freed_is_given_back_all_the_same(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, driver, _ = opened
-    session.run(feeds(1))
 
-    def fail(_memory: Memory) -> None:
+    def fail(_address: int) -> None:
         raise CudaError("an illegal memory access")
 
-    monkeypatch.setattr(Memory, "free", fail)
+    monkeypatch.setattr(driver, "free", fail)
+    session.run(feeds(1))
     with pytest.raises(GpusqError, match="CUDA failed: an illegal memory access"):
         session.close()
-    assert (driver.pushed, driver.detached) == (0, 1)
+    assert (driver.pushed, driver.closed) == (0, 1)
     session.close()
-    assert driver.detached == 1
+    assert driver.closed == 1
 
 
 class Refitting:
@@ -400,7 +376,7 @@ def test_weights_that_dont_fit_are_told(refitting: Refitting, match: str) -> Non
     driver = Driver()
     with pytest.raises(GpusqError, match=match):
         _open(driver, Engine(), weights=Path("model.onnx"), modules=refitting.modules())
-    assert (driver.pushed, driver.detached) == (0, 1)
+    assert (driver.pushed, driver.closed) == (0, 1)
 
 
 def test_a_plan_with_its_own_weights_takes_no_others() -> None:
@@ -536,13 +512,22 @@ def test_a_failing_kernel_is_told(opened: Opened) -> None:
     assert driver.pushed == 0
 
 
-def test_cuda_errors_become_ours(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_size: int) -> Memory:
-        raise CudaError("out of memory")
+def test_where_memory_runs_out_what_was_taken_is_given_back(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, driver, _ = opened
+    take = driver.memory
 
-    monkeypatch.setattr(opened[1], "mem_alloc", fail)
-    with pytest.raises(GpusqError, match="CUDA failed: out of memory"):
-        opened[0].run(feeds(1))
+    def fail_once(_size: int) -> int:
+        if driver.taken:
+            raise CudaError("cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY (out of memory)")
+        return take(_size)
+
+    monkeypatch.setattr(driver, "memory", fail_once)
+    with pytest.raises(GpusqError, match="CUDA failed: cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY") as caught:
+        session.run(feeds(4))
+    assert "smaller batch" in str(caught.value.hint)
+    assert driver.given_back == ["pinned", "memory", "pinned"]
+    monkeypatch.undo()
+    np.testing.assert_array_equal(session.run(feeds(1))["y"], 2 * feeds(1)["x"])
 
 
 def test_closing_gives_everything_back(opened: Opened) -> None:
@@ -550,9 +535,9 @@ def test_closing_gives_everything_back(opened: Opened) -> None:
     session.run(feeds(1))
     session.close()
     session.close()
-    assert all(memory.freed for memory in driver.allocations)
-    assert (driver.pushed, driver.detached) == (0, 1)
-    assert driver.given_back == ["pinned", "pinned", "context"], "pinned memory is freed in its context"
+    assert driver.taken == []
+    assert (driver.pushed, driver.closed) == (0, 1)
+    assert driver.given_back == ["memory", "pinned"] * 2
     with pytest.raises(ValueError, match="closed"):
         session.run(feeds(1))
 
@@ -562,7 +547,7 @@ def test_a_plan_that_cant_be_read_gives_tensorrts_words() -> None:
     with pytest.raises(GpusqError, match="couldn't read the plan: built for another GPU") as caught:
         _open(driver, None, said="built for another GPU")
     assert caught.value.place == "orin.plan"
-    assert (driver.pushed, driver.detached) == (0, 1)
+    assert (driver.pushed, driver.closed) == (0, 1)
 
 
 def test_types_by_name() -> None:
@@ -585,19 +570,6 @@ def test_buffer_sizes() -> None:
     assert buffer_bytes(specs[:1], {"a": (0, 3)}, place="p") == {"a": 1}
     with pytest.raises(GpusqError, match="depend on the data"):
         buffer_bytes(specs, {"a": (-1, 3), "s": ()}, place="p")
-
-
-def test_pycuda_is_asked_for() -> None:
-    if _has_pycuda():
-        pytest.skip("pycuda is installed here")
-    with pytest.raises(GpusqError, match="run through PyCUDA"):
-        load_cuda(place="p")
-
-
-def _has_pycuda() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("pycuda") is not None
 
 
 def rtx_plan(size: int) -> bytes:

@@ -111,7 +111,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     code = (
         "import sys, gpusq_deploy.engines.runtimes, gpusq_deploy.engines.builder, gpusq_deploy.engines.cuda_session,"
         "gpusq_deploy.engines.ort, gpusq_deploy.receipt\n"
-        "print(sorted({'torch', 'tensorrt', 'tensorrt_rtx', 'pycuda', 'onnxruntime'} & set(sys.modules)))"
+        "print(sorted({'torch', 'tensorrt', 'tensorrt_rtx', 'cuda', 'pycuda', 'onnxruntime'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout.strip() == "[]"

@@ -35,29 +35,32 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Say which modules are installed, and which GPU answers."""
 
     def say(*names: str, gpu: Gpu | NoGpu) -> None:
-        for name in ("tensorrt", "tensorrt_rtx", "pycuda"):
+        for name in ("tensorrt", "tensorrt_rtx"):
             monkeypatch.setitem(sys.modules, name, fake_module(name, needed_names()) if name in names else None)
         monkeypatch.setattr(runtimes, "find_gpu", lambda: gpu)
+        monkeypatch.setattr(
+            runtimes, "find_cuda", lambda: "pycuda is not installed" if "no cuda" in names else object()
+        )
 
     return say
 
 
 def test_tensorrt_is_first_where_it_can_run(installed: Callable[..., None]) -> None:
-    installed("tensorrt", "tensorrt_rtx", "pycuda", gpu=ORIN)
+    installed("tensorrt", "tensorrt_rtx", gpu=ORIN)
     assert choose_runtime("auto", plans=BOTH) == RuntimeChoice(
         name="tensorrt", reason="tensorrt is installed and a GPU answers"
     )
 
 
 def test_rtx_is_second(installed: Callable[..., None]) -> None:
-    installed("tensorrt_rtx", "pycuda", gpu=Gpu("RTX 4090", "8.9"))
+    installed("tensorrt_rtx", gpu=Gpu("RTX 4090", "8.9"))
     choice = choose_runtime("auto", plans=BOTH)
     assert choice.name == "tensorrt-rtx"
     assert choice.reason.startswith("not tensorrt: the package tensorrt is not installed; ")
 
 
 def test_a_plan_runs_only_where_it_belongs(installed: Callable[..., None]) -> None:
-    installed("tensorrt", "tensorrt_rtx", "pycuda", gpu=ORIN)
+    installed("tensorrt", "tensorrt_rtx", gpu=ORIN)
     choice = choose_runtime("auto", plans=["tensorrt-rtx"])
     assert choice.name == "tensorrt-rtx"
     assert choice.reason.startswith("not tensorrt: there are plans of tensorrt-rtx only; ")
@@ -72,22 +75,21 @@ def test_the_cpu_is_last_and_every_refusal_is_told(installed: Callable[..., None
     )
 
 
-def test_pycuda_is_needed(installed: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    installed("tensorrt", gpu=ORIN)
-    monkeypatch.delitem(sys.modules, "pycuda")
+def test_a_package_that_calls_the_driver_is_needed(installed: Callable[..., None]) -> None:
+    installed("tensorrt", "no cuda", gpu=ORIN)
     with pytest.raises(GpusqError, match="tensorrt can't run the model here: pycuda is not installed"):
         choose_runtime("tensorrt", plans=BOTH)
 
 
 def test_without_a_plan_the_model_runs_on_the_cpu(installed: Callable[..., None]) -> None:
-    installed("tensorrt", "pycuda", gpu=ORIN)
+    installed("tensorrt", gpu=ORIN)
     assert choose_runtime("auto", plans=[]).name == "onnxruntime"
     with pytest.raises(GpusqError, match="no engine plan"):
         choose_runtime("tensorrt", plans=[])
 
 
 def test_what_is_asked_for_is_taken(installed: Callable[..., None]) -> None:
-    installed("tensorrt", "pycuda", gpu=ORIN)
+    installed("tensorrt", gpu=ORIN)
     assert choose_runtime("onnxruntime", plans=BOTH) == RuntimeChoice(name="onnxruntime", reason="asked for")
     assert choose_runtime("tensorrt", plans=BOTH).name == "tensorrt"
     with pytest.raises(GpusqError, match="unknown runtime 'cuda'"):
