@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,6 +27,18 @@ class SmoothedTensor:
 
     place: Smoothable
     smoothing: Smoothing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moved:
+    """What smoothing made of a tensor [..., K]: x' = (x - z) / s, float64 [K] each."""
+
+    factor: npt.NDArray[np.float64]
+    offset: npt.NDArray[np.float64]
+
+    def undone(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """The tensor before it: x' · s + z."""
+        return values.astype(np.float64) * self.factor + self.offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,77 @@ class Smooth:
             _fold(graph, readers[0], tensor.smoothing)
         else:
             _insert(graph, readers, tensor.smoothing)
+
+
+def moved_tensors(model: ir.Model, tensors: Sequence[SmoothedTensor]) -> dict[str, Moved | None]:
+    """The tensors that have one name before and after the smoothing and don't mean the same, by that name.
+
+    1. Behind a LayerNormalization or an attention: the activation itself. Behind a Gelu only new tensors are scaled.
+    2. Of an attention also what the layer answers that writes its values: its value channels, the others are as before.
+    3. Between the two the channels stand in other axes: None.
+
+    Args:
+        model: The graph before the smoothing.
+        tensors: The smoothing.
+    """
+    moved: dict[str, Moved | None] = {}
+    nodes = {node.name: node for node in model.graph}
+    for tensor in tensors:
+        smoothing = tensor.smoothing
+        if tensor.place.producer == "gelu":
+            continue
+        if tensor.place.values is not None:
+            writer = nodes[tensor.place.values.writer]
+            moved |= {name: None for name in _between(writer, _activation(nodes, tensor)) if name not in moved}
+            moved |= _written(writer, tensor.place.values, smoothing, moved)
+        width = len(smoothing.factor)
+        moved[tensor.place.tensor] = _moved(np.arange(width), smoothing, None, width)
+    return moved
+
+
+def _activation(nodes: Mapping[str | None, ir.Node], tensor: SmoothedTensor) -> ir.Value:
+    value = _found(nodes, tensor.place.readers[0]).inputs[0]
+    assert value is not None, "a layer has an input"
+    return value
+
+
+def _written(
+    writer: ir.Node, values: ValueChannels, smoothing: Smoothing, before: Mapping[str, Moved | None]
+) -> dict[str, Moved | None]:
+    """What leaves the layer that writes values, its product and the sum with its bias; it may write two attentions'."""
+    place = bias_place(writer)
+    outputs = [writer.outputs[0]] if place is None or place[0] is writer else [writer.outputs[0], place[0].outputs[0]]
+    found: dict[str, Moved | None] = {}
+    for output in outputs:
+        width = None if output.shape is None else output.shape[-1]
+        assert isinstance(width, int), "value_channels has seen it"
+        own = smoothing if output is outputs[-1] else smoothing._replace(offset=np.zeros_like(smoothing.offset))
+        name = value_name(output)
+        found[name] = _moved(np.array(values.channels), own, before.get(name), width)
+    return found
+
+
+def _moved(channels: npt.NDArray[np.int64], smoothing: Smoothing, before: Moved | None, width: int) -> Moved:
+    factor, offset = (np.ones(width), np.zeros(width)) if before is None else (before.factor, before.offset)
+    factor, offset = factor.copy(), offset.copy()
+    factor[channels], offset[channels] = smoothing.factor, smoothing.offset
+    return Moved(factor=factor, offset=offset)
+
+
+def _between(writer: ir.Node, activation: ir.Value) -> list[str]:
+    """Tensors that lie on a way from the writer's product to the activation, without the two."""
+    behind, front = {writer}, {activation}
+    for node in writer.graph or ():
+        if any(value is not None and value.producer() in behind for value in node.inputs):
+            behind.add(node)
+    waiting = [activation]
+    while waiting:
+        producer = waiting.pop().producer()
+        for value in () if producer is None else producer.inputs:
+            if value is not None and value not in front and value.producer() in behind:
+                front.add(value)
+                waiting.append(value)
+    return [value_name(value) for value in front if value is not activation and value.producer() is not writer]
 
 
 def _found(nodes: Mapping[str | None, ir.Node], layer: GraphLayer) -> ir.Node:
