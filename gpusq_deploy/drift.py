@@ -108,7 +108,7 @@ def compare(
 
     def ran(batch: _Batch) -> None:
         nonlocal done
-        done += batch.count
+        done += batch.samples
         progress(done, 2 * len(source))
 
     with _tapped(pair.reference, tensors) as reference, _tapped(pair.built, tensors) as built:
@@ -147,10 +147,10 @@ def fused_answer(built: Path, batch: npt.NDArray[np.float32]) -> Array:
 
 
 class _Batch(NamedTuple):
-    """What is run at once; of a batch that was filled, the samples behind the first `count` are repetitions."""
+    """What is run at once; of a batch that was filled, the samples behind the first `samples` are repetitions."""
 
     feed: npt.NDArray[np.float32]
-    count: int
+    samples: int
 
 
 @dataclass(kw_only=True, slots=True)
@@ -169,8 +169,8 @@ class _Seen:
         name = next(iter(expected))
         if self.first is None:
             self.first = (batch.feed, got[name])
-        self.images += batch.count
-        ones, others = (self.axes.by_sample(answers, batch.count) for answers in (expected, got))
+        self.images += batch.samples
+        ones, others = (self.axes.by_sample(answers, batch.samples) for answers in (expected, got))
         for each, one in ones.items():
             if is_floating(one):
                 self.sums.setdefault(each, []).append(error_sums(one, others[each]))
@@ -179,7 +179,7 @@ class _Seen:
             if not each.endswith(VALUES_SUFFIX) and self.axes.known[each] is not None:
                 self.spreads[each] = spread_of(one, self.spreads.get(each))
         if name in self.sums and ones[name].ndim == 2 and expected[name].ndim == 2:
-            self.top1.append(top1_agreement(ones[name], others[name]) * batch.count)
+            self.top1.append(top1_agreement(ones[name], others[name]) * batch.samples)
 
     def result(self, sites: Sequence[Site]) -> Compared:
         assert self.first is not None, "a source without a readable sample is refused by its batches"

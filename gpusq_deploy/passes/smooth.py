@@ -96,25 +96,35 @@ def moved_tensors(model: ir.Model, tensors: Sequence[SmoothedTensor]) -> dict[st
 
     1. Behind a LayerNormalization or an attention: the activation itself. Behind a Gelu only new tensors are scaled.
     2. Of an attention also what the layer answers that writes its values: its value channels, the others are as before.
-    3. Between the two the channels stand in other axes: None.
+    3. None, for nobody needs to compare them: what lies between the two, where the channels stand in other axes; and
+       products before their bias, which lack W·z.
 
     Args:
         model: The graph before the smoothing.
         tensors: The smoothing.
     """
-    moved: dict[str, Moved | None] = {}
     nodes = {node.name: node for node in model.graph}
+    layers = [reader.node for tensor in tensors for reader in tensor.place.readers]
+    layers += [tensor.place.values.writer for tensor in tensors if tensor.place.values is not None]
+    products = ((nodes[layer].outputs[0], _written(nodes[layer])) for layer in layers)
+    moved: dict[str, Moved | None] = {value_name(product): None for product, sum_ in products if product is not sum_}
     for tensor in tensors:
-        smoothing = tensor.smoothing
-        if tensor.place.producer == "gelu":
-            continue
+        width = len(tensor.smoothing.factor)
         if tensor.place.values is not None:
-            writer = nodes[tensor.place.values.writer]
-            moved |= {name: None for name in _between(writer, _activation(nodes, tensor)) if name not in moved}
-            moved |= _written(writer, tensor.place.values, smoothing, moved)
-        width = len(smoothing.factor)
-        moved[tensor.place.tensor] = _moved(np.arange(width), smoothing, None, width)
+            written = _written(nodes[tensor.place.values.writer])
+            moved |= {name: None for name in _between(written, _activation(nodes, tensor)) if name not in moved}
+            before = moved.get(value_name(written)) or _unmoved(written)
+            moved[value_name(written)] = _moved(before, tensor.place.values.channels, tensor.smoothing)
+        if tensor.place.producer != "gelu":
+            activation = _activation(nodes, tensor)
+            moved[tensor.place.tensor] = _moved(_unmoved(activation), range(width), tensor.smoothing)
     return moved
+
+
+def _written(layer: ir.Node) -> ir.Value:
+    """What a layer answers, with its bias."""
+    place = bias_place(layer)
+    return (layer if place is None else place[0]).outputs[0]
 
 
 def _activation(nodes: Mapping[str | None, ir.Node], tensor: SmoothedTensor) -> ir.Value:
@@ -123,43 +133,37 @@ def _activation(nodes: Mapping[str | None, ir.Node], tensor: SmoothedTensor) -> 
     return value
 
 
-def _written(
-    writer: ir.Node, values: ValueChannels, smoothing: Smoothing, before: Mapping[str, Moved | None]
-) -> dict[str, Moved | None]:
-    """What leaves the layer that writes values, its product and the sum with its bias; it may write two attentions'."""
-    place = bias_place(writer)
-    outputs = [writer.outputs[0]] if place is None or place[0] is writer else [writer.outputs[0], place[0].outputs[0]]
-    found: dict[str, Moved | None] = {}
-    for output in outputs:
-        width = None if output.shape is None else output.shape[-1]
-        assert isinstance(width, int), "value_channels has seen it"
-        own = smoothing if output is outputs[-1] else smoothing._replace(offset=np.zeros_like(smoothing.offset))
-        name = value_name(output)
-        found[name] = _moved(np.array(values.channels), own, before.get(name), width)
-    return found
+def _unmoved(value: ir.Value) -> Moved:
+    width = None if value.shape is None else value.shape[-1]
+    assert isinstance(width, int), "a layer's input and output have channels"
+    return Moved(factor=np.ones(width), offset=np.zeros(width))
 
 
-def _moved(channels: npt.NDArray[np.int64], smoothing: Smoothing, before: Moved | None, width: int) -> Moved:
-    factor, offset = (np.ones(width), np.zeros(width)) if before is None else (before.factor, before.offset)
-    factor, offset = factor.copy(), offset.copy()
-    factor[channels], offset[channels] = smoothing.factor, smoothing.offset
+def _moved(before: Moved, channels: Sequence[int], smoothing: Smoothing) -> Moved:
+    """Also moved in these channels."""
+    factor, offset = before.factor.copy(), before.offset.copy()
+    factor[list(channels)], offset[list(channels)] = smoothing.factor, smoothing.offset
     return Moved(factor=factor, offset=offset)
 
 
-def _between(writer: ir.Node, activation: ir.Value) -> list[str]:
-    """Tensors that lie on a way from the writer's product to the activation, without the two."""
-    behind, front = {writer}, {activation}
-    for node in writer.graph or ():
-        if any(value is not None and value.producer() in behind for value in node.inputs):
-            behind.add(node)
-    waiting = [activation]
+def _between(written: ir.Value, activation: ir.Value) -> list[str]:
+    """Tensors that lie on a way from one to the other, without the two."""
+    behind = {written}
+    waiting = [written]
+    while waiting:
+        for reader, _ in waiting.pop().uses():
+            if not behind.issuperset(reader.outputs):
+                behind |= {*reader.outputs}
+                waiting.extend(reader.outputs)
+    front, waiting = {activation}, [activation]
     while waiting:
         producer = waiting.pop().producer()
-        for value in () if producer is None else producer.inputs:
-            if value is not None and value not in front and value.producer() in behind:
+        found = () if producer is None else producer.inputs
+        for value in found:
+            if value is not None and value in behind and value not in front:
                 front.add(value)
                 waiting.append(value)
-    return [value_name(value) for value in front if value is not activation and value.producer() is not writer]
+    return [value_name(value) for value in front - {written, activation}]
 
 
 def _found(nodes: Mapping[str | None, ir.Node], layer: GraphLayer) -> ir.Node:

@@ -54,7 +54,9 @@ def checked(
 def test_a_graph_that_agrees_is_said_to_and_one_that_computes_something_else_is_refused(tmp_path: Path) -> None:
     difference, said = checked(tmp_path, Times(2, 0))
     assert difference <= 1e-6
-    assert said[0].endswith("agrees with torch to 0.0e+00 (relative), at batch 1, 2 and 3; the range goes on to 4, not run")
+    assert said[0].endswith(
+        "agrees with torch to 0.0e+00 (relative), at batch 1, 2 and 3; the range goes on to 4, not run"
+    )
     with pytest.raises(GpusqError, match=r"something else than torch: relative difference 0\.333") as caught:
         checked(tmp_path, Times(3, 0))
     assert "--opset" in str(caught.value.hint)
