@@ -17,9 +17,9 @@ from gpusq_deploy.calibration.instrument import VALUES_SUFFIX, instrumented
 from gpusq_deploy.calibration.refine import places_to_smooth
 from gpusq_deploy.compile import CANONICAL
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.blocks import block_sites, layer_sites
 from gpusq_deploy.graph.layers import weight_rows, weighted_layers
 from gpusq_deploy.graph.smoothable import Smoothable, find_smoothable
-from gpusq_deploy.graph.blocks import block_sites, layer_sites
 from gpusq_deploy.graph.values import array_of, value_name
 from gpusq_deploy.numerics.error import sqnr_db
 from gpusq_deploy.numerics.smoothing import Smoothing
