@@ -40,7 +40,7 @@ def test_two_ranks_write_the_same_bytes_as_one_process(
 
 
 def test_when_one_rank_fails_all_end_and_nothing_is_written(dense: Path, photos: Path, tmp_path: Path) -> None:
-    """Three damaged images of eleven, of which 0 and 5 are kept apart: the second rank meets all three, the first waits."""
+    """Of eleven images two are kept apart, and three damaged ones are all met by the second rank; the first waits."""
     data = tmp_path / "data"
     data.mkdir()
     for index, photo in enumerate(sorted(photos.iterdir())[:11]):
