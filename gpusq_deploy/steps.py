@@ -199,6 +199,13 @@ def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporte
     sizes = sizes_to_check(batch)
     session = open_onnx(model, frugal=True)
     try:
+        if session.inputs[0].shape[0] > 0 and not batch.static:
+            raise GpusqError(
+                f"the exported graph takes batch {session.inputs[0].shape[0]} alone, and {batch} was asked for: the "
+                "model branches on its batch size, or has one baked in",
+                place=str(checkpoint.arch),
+                hint="take the branch out of the model, or build with a fixed batch: --batch 8",
+            )
         found = [_checked(checkpoint, session, size, reporter) for size in sizes]
     finally:
         session.close()

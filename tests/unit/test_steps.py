@@ -110,6 +110,13 @@ def test_an_export_is_checked_at_small_batches_of_the_range(
     assert sizes_to_check(BatchRange(minimum=least, optimum=best, maximum=most)) == sizes
 
 
+def test_a_graph_that_the_exporter_fixed_to_one_batch_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    fixed = DOUBLED.replace("float[batch,", "float[2,")
+    with pytest.raises(GpusqError, match="takes batch 2 alone, and 1:2:4 was asked for") as caught:
+        checked(tmp_path, Times(2, 0), text=fixed)
+    assert "--batch" in str(caught.value.hint)
+
+
 def test_a_batch_that_torch_cannot_run_is_named(tmp_path: Path) -> None:
     class Pairs(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
