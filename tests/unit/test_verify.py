@@ -394,7 +394,8 @@ def test_samples_of_an_output_are_found_on_whatever_axis_they_stand(tmp_path: Pa
     alone = 10 * np.log10(np.square(hidden).sum(axis=(1, 2)) / noise)
     pooled = 10 * np.log10(np.square(hidden).sum() / noise.sum())
     (found,) = report.others
-    assert (found.sqnr_db, found.median_sqnr_db) == pytest.approx((float(pooled), statistics.median(map(float, alone))), abs=1e-4)
+    expected = (float(pooled), statistics.median(map(float, alone)))
+    assert (found.sqnr_db, found.median_sqnr_db) == pytest.approx(expected, abs=1e-4)
     assert (report.images, report.constant_others, report.whole) == (count, (), ())
 
 
