@@ -14,6 +14,8 @@ from gpusq_deploy.doubts import constant_text
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.request import BuildRequest
 
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+
 
 def failed_place(out: Path) -> Path:
     """Where the evidence of a refused build goes: beside the bundle that it would have made."""
@@ -24,16 +26,24 @@ def require_checkable(request: BuildRequest, model: ir.Model) -> None:
     """Refuse, before calibration, a demand that can't be checked, or whose evidence would have no place.
 
     Raises:
-        GpusqError: Top-1 agreement of a model without classes, or something else stands where the evidence goes.
+        GpusqError: Top-1 agreement of a model without classes, SQNR of one without floats, or something else stands
+            where the evidence goes.
     """
     if not _asked(request):
         return
     output = model.graph.outputs[0]
-    if request.min_agreement is not None and (output.shape is None or len(output.shape) != 2):
+    classes = output.dtype not in _FLOATS or (output.shape is not None and len(output.shape) == 2)
+    if request.min_agreement is not None and not classes:
         raise GpusqError(
             f"the first output is {output.shape}, not [N, classes]: there is no top-1 to agree on",
             place="--min-agreement",
             hint="use --min-sqnr",
+        )
+    if request.min_sqnr is not None and not any(value.dtype in _FLOATS for value in model.graph.outputs):
+        raise GpusqError(
+            "every output is of integers or booleans, which agree or don't: they have no SQNR",
+            place="--min-sqnr",
+            hint="use --min-agreement: the share of the first output's values that must be equal",
         )
     failed = failed_place(request.out)
     require_place(failed, force=True)
@@ -46,7 +56,7 @@ def require_checkable(request: BuildRequest, model: ir.Model) -> None:
 
 
 def shortfalls(verification: Verification | None, request: BuildRequest) -> tuple[str, ...]:
-    """What was asked and not reached, one sentence each; `--min-sqnr` is asked of every output.
+    """What was asked and not reached, one sentence each; `--min-sqnr` is asked of every output of floats.
 
     A limit is missed too where the first output is constant: nothing can be measured on it.
     """
@@ -58,11 +68,12 @@ def shortfalls(verification: Verification | None, request: BuildRequest) -> tupl
     missed: list[str] = []
     outputs = (("", verification.sqnr_db), *((f" of {other.tensor}", other.sqnr_db) for other in verification.others))
     for which, decibels in outputs:
-        if request.min_sqnr is not None and decibels < request.min_sqnr:
+        if request.min_sqnr is not None and decibels is not None and decibels < request.min_sqnr:
             missed.append(f"SQNR{which} {decibels:.6g} dB is below --min-sqnr {request.min_sqnr:g}")
     agreement = verification.top1_agreement
     if request.min_agreement is not None and agreement is not None and agreement < request.min_agreement:
-        missed.append(f"top-1 agreement {agreement:.6g} is below --min-agreement {request.min_agreement:g}")
+        what = "top-1 agreement {}" if verification.sqnr_db is not None else "the share of equal integers, {},"
+        missed.append(f"{what.format(f'{agreement:.6g}')} is below --min-agreement {request.min_agreement:g}")
     return tuple(missed)
 
 

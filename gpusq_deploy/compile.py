@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ from gpusq_deploy.calibration.sources import preprocessing_of_arrays
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from gpusq_deploy.checkpoint.tensors import drop_weights, release_weights
 from gpusq_deploy.checkpoint.weights import layer_weights
+from gpusq_deploy.drift import Pair
 from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.forms import Speedup, best_form, find_yardstick
 from gpusq_deploy.graph.files import save_model, save_scratch, scratch_folder
@@ -59,6 +61,7 @@ from gpusq_deploy.passes.fold_constants import FoldConstants
 from gpusq_deploy.passes.fold_shapes import FoldShapes
 from gpusq_deploy.passes.keep_wide import keep_wide
 from gpusq_deploy.passes.quantize import Quantize
+from gpusq_deploy.passes.smooth import Moved
 from gpusq_deploy.passes.window_norm import WindowNorm
 from gpusq_deploy.placing import prepare
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize
@@ -110,10 +113,11 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
         difference = check_export(opened.checkpoint, float_file, request.batch, reporter)
         drop_weights(opened.checkpoint.module)  # from here on they are the graph's
 
-        plan, table, kept = _rewrite(packed, opened, request, recipe, folder, reporter)
+        plan, table, kept, moved = _rewrite(packed, opened, request, recipe, folder, reporter)
         give_back()
 
-        verification = verify_built(float_file, built_file, opened.data, plan, reporter, reference=opened.reference)
+        pair = Pair(reference=float_file, built=built_file, moved=moved)
+        verification = verify_built(pair, opened.data, plan, reporter, reference=opened.reference)
         missed = shortfalls(verification, request)
         engines_asked = EngineRequest(
             folder=folder,
@@ -167,11 +171,12 @@ class Opened(NamedTuple):
 
 
 class Rewritten(NamedTuple):
-    """What is left of a graph that was rewritten and saved: nothing of its weights."""
+    """What is left of a graph that was rewritten and saved: nothing of its weights; `moved` is what smoothing did."""
 
     plan: Plan
     table: CalibrationTable | None
     kept: SparsityReport
+    moved: Mapping[str, Moved | None]
 
 
 def _open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> Opened:
@@ -246,4 +251,4 @@ def _rewrite(
     if request.pack:
         pack_weights(built, kept, folder, reporter)
     save_model(built, folder / MODEL)
-    return Rewritten(plan, prepared.table, kept)
+    return Rewritten(plan, prepared.table, kept, {} if prepared.ready is None else prepared.ready.moved)

@@ -13,6 +13,8 @@ _LEAST_DB = 10.0
 # Below a half, most samples get another answer.
 _LEAST_AGREEMENT = 0.5
 _POINTED_AT = 3
+# Below so many samples, tenths of a decibel say nothing: from one sample to the next it differs by several.
+_FEW = 16
 
 
 def receipt_doubts(receipt: Receipt) -> tuple[str, ...]:
@@ -31,7 +33,7 @@ def doubts(found: Verification) -> tuple[str, ...]:
 
 def pruning_doubts(found: PruningLoss) -> tuple[str, ...]:
     """As `doubts`, of the pruned model beside the dense one."""
-    weak = "" if found.constant or found.synthetic else _weak("", found.sqnr_db, found.top1_agreement)
+    weak = "" if found.constant or found.synthetic else _weak(found)
     if not weak:
         return ()
     return (
@@ -51,9 +53,60 @@ def constant_text(found: Verification) -> str:
     )
 
 
+def figures_text(found: Verification | PruningLoss) -> str:
+    """The figures of the first output, no more exact than the number of samples allows; or why there is none."""
+    if found.constant:
+        return "no figure, for the output is the same for all samples"
+    if found.synthetic:
+        return "nothing to see, for random samples prove nothing about real inputs"
+    return ", ".join(filter(None, [_sqnr_text(found), _agreement_text(found)]))
+
+
+def outputs_text(found: Verification) -> str:
+    """The figures of every output."""
+    if found.synthetic:
+        return figures_text(found)
+    floats = (f"{other.tensor} {decibels_text(other.sqnr_db, found.images)}" for other in found.others)
+    integers = (f"{other.tensor} {other.share:.1%} equal" for other in found.agreements)
+    return "; ".join([figures_text(found), *floats, *integers])
+
+
+def decibels_text(decibels: float, images: int) -> str:
+    """`35.2 dB`; of few samples `35 dB`."""
+    return f"{decibels:.{0 if images < _FEW else 1}f} dB"
+
+
 def noisiest_text(found: Verification) -> str:
-    """Where most noise is added; empty where no block adds any."""
-    return ", ".join(f"{block.module} ({block.sqnr_db:.1f} dB behind it)" for block in found.noisiest(_POINTED_AT))
+    """Where most noise is added; empty where no block adds any, or on random samples."""
+    worst = () if found.synthetic else found.noisiest(_POINTED_AT)
+    return ", ".join(f"{block.module} ({decibels_text(block.sqnr_db, found.images)} behind it)" for block in worst)
+
+
+def _sqnr_text(found: Verification | PruningLoss) -> str:
+    if found.sqnr_db is None or found.cosine is None:
+        return ""
+    said = f"SQNR {decibels_text(found.sqnr_db, found.images)}"
+    return f"{said}{_samples_text(found)}, cosine {found.cosine:.5f}"
+
+
+def _samples_text(found: Verification | PruningLoss) -> str:
+    """How far the samples are apart: of few all that is known, of many their median."""
+    if found.images == 1:
+        return " of one sample, which proves little"
+    low, high = found.lowest_sqnr_db, found.highest_sqnr_db
+    if found.images < _FEW and low is not None and high is not None:
+        return f" of {found.images} samples ({low:.0f} to {high:.0f} dB each)"
+    return "" if found.median_sqnr_db is None else f" (median of samples {found.median_sqnr_db:.1f})"
+
+
+def _agreement_text(found: Verification | PruningLoss) -> str:
+    if found.top1_agreement is None:
+        return ""
+    if found.sqnr_db is None:
+        return f"{found.top1_agreement:.1%} of its integers equal"
+    if found.images < _FEW:
+        return f"top-1 agreement on {round(found.top1_agreement * found.images)} of {found.images}"
+    return f"top-1 agreement {found.top1_agreement:.1%}"
 
 
 def _doubts(found: Verification) -> Iterator[str]:
@@ -67,23 +120,23 @@ def _doubts(found: Verification) -> Iterator[str]:
         worst = noisiest_text(found)
         where = f"; most noise is added in {worst}: a recipe can leave layers there float" if worst else ""
         yield (
-            f"the built graph's answers are far from those of the {found.reference} graph: {weak}, on {found.images} "
-            f"samples{where}; --min-sqnr and --min-agreement refuse such a build"
+            f"the built graph's answers are far from those of the {found.reference} graph: {weak}, on "
+            f"{counted(found.images, 'sample')}{where}; --min-sqnr and --min-agreement refuse such a build"
         )
 
 
 def _weak_outputs(found: Verification) -> Iterator[str]:
-    if not found.constant and (weak := _weak("", found.sqnr_db, found.top1_agreement)):
+    if not found.constant and (weak := _weak(found)):
         yield weak
     for other in found.others:
-        if other.tensor not in found.constant_others and (weak := _weak(f" of {other.tensor}", other.sqnr_db, None)):
-            yield weak
+        if other.tensor not in found.constant_others and other.sqnr_db < _LEAST_DB:
+            yield f"SQNR of {other.tensor} {decibels_text(other.sqnr_db, found.images)}"
 
 
-def _weak(which: str, decibels: float, agreement: float | None) -> str:
-    """The figures, where one of them is too low to be taken for the same model; else nothing."""
-    few = agreement is not None and agreement < _LEAST_AGREEMENT
-    if decibels >= _LEAST_DB and not few:
+def _weak(found: Verification | PruningLoss) -> str:
+    """The first output's figures, where one of them is too low to be taken for the same model; else nothing."""
+    few = found.top1_agreement is not None and found.top1_agreement < _LEAST_AGREEMENT
+    if not few and (found.sqnr_db is None or found.sqnr_db >= _LEAST_DB):
         return ""
-    said = f"SQNR{which} {decibels:.1f} dB"
-    return said if agreement is None else f"{said} and top-1 agreement {agreement:.1%}"
+    decibels = "" if found.sqnr_db is None else f"SQNR {decibels_text(found.sqnr_db, found.images)}"
+    return " and ".join(filter(None, [decibels, _agreement_text(found)]))

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from gpusq_deploy.artifacts.receipt import PruningLoss
 from gpusq_deploy.calibration.sources import Batches, DataSource
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.compress.prune_checkpoint import Pruning, prune_checkpoint
-from gpusq_deploy.doubts import pruning_doubts
+from gpusq_deploy.doubts import figures_text, pruning_doubts
 from gpusq_deploy.export.onnx_export import reference_outputs
-from gpusq_deploy.numerics.error import ErrorSums, Spread, error_sums, joined, spread_of, top1_agreement
+from gpusq_deploy.numerics.error import (
+    ErrorSums,
+    Spread,
+    equal_share,
+    error_sums,
+    is_floating,
+    joined,
+    spread_of,
+    top1_agreement,
+)
+from gpusq_deploy.numerics.samples import SampleAxis, by_sample, find_sample_axis
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import BuildRequest, Reporter
-from gpusq_deploy.verify import bounded_db, samples_text, split_source
+from gpusq_deploy.verify import figures_of, samples_text, split_source
 from gpusq_deploy.wording import counted
 
 _BATCH = 4
+
+Array = npt.NDArray[Any]
 
 
 class Pruned(NamedTuple):
@@ -42,16 +58,15 @@ def prune_as_asked(
     pruned = prune_checkpoint(checkpoint, recipe, how, source, reporter.say)
     reporter.say(f"comparing with the dense model on {counted(len(apart), 'sample')}")
     loss = pruning_loss(checkpoint, pruned, apart, held_out=held_out, reporter=reporter)
-    if loss is not None:
-        reporter.say(f"pruned, SQNR {loss.sqnr_db:.1f} dB, cosine {loss.cosine:.5f} to the dense model: {loss.note}")
-        for doubt in pruning_doubts(loss):
-            reporter.say(f"warning: {doubt}")
+    reporter.say(f"pruned, compared with the dense model: {figures_text(loss)}: {loss.note}")
+    for doubt in pruning_doubts(loss):
+        reporter.say(f"warning: {doubt}")
     return Pruned(pruned, loss)
 
 
 def pruning_loss(
     dense: Checkpoint, pruned: Checkpoint, source: DataSource, *, held_out: bool, reporter: Reporter
-) -> PruningLoss | None:
+) -> PruningLoss:
     """Run both models on every sample, and compare their first outputs; two axes are taken for [N, classes].
 
     Args:
@@ -61,34 +76,51 @@ def pruning_loss(
         held_out: Whether pruning has not seen them.
         reporter: Hears how many of the samples are done.
 
-    Returns:
-        None where the first output is one number, not one of each sample: the verification refuses that by its name.
-
     Raises:
         GpusqError: No sample can be read, or an output isn't a tensor.
     """
-    sums: list[ErrorSums] = []
-    same: list[float] = []
-    spread: Spread | None = None
+    seen = _Seen()
     for batch in (batches := Batches(source=source, size=_BATCH)):
         one, other = (reference_outputs(each, batch)[0] for each in (dense, pruned))
-        if one.ndim == 0:
-            return None
-        sums.append(error_sums(one, other))
-        spread = spread_of(one, spread)
-        if one.ndim == 2:
-            same.append(top1_agreement(one, other) * len(one))
+        if not seen.images:
+            rolled = reference_outputs(dense, np.roll(batch, -1, axis=0))[0]
+            seen.where = find_sample_axis(one, rolled, len(batch))
+        seen.add(one, other, len(batch))
         reporter.progress("comparing with the dense model", batches.count, len(source))
-    assert spread is not None, "a source without a readable sample is refused by its batches"
-    whole = joined(sums)
+    figures = figures_of(joined(seen.sums) if seen.sums else None, whole=seen.where is None)
     return PruningLoss(
-        images=spread.samples,
+        images=seen.images,
         held_out=held_out,
-        sqnr_db=bounded_db(whole.sqnr_db()),
-        median_sqnr_db=bounded_db(whole.median_sqnr_db()),
-        cosine=whole.cosine(),
-        top1_agreement=sum(same) / spread.samples if same else None,
-        constant=spread.constant,
+        sqnr_db=figures.sqnr_db,
+        median_sqnr_db=figures.median_sqnr_db,
+        lowest_sqnr_db=figures.lowest_sqnr_db,
+        highest_sqnr_db=figures.highest_sqnr_db,
+        cosine=figures.cosine,
+        top1_agreement=sum(seen.same) / seen.images if seen.same else None,
+        constant=seen.spread is not None and seen.spread.constant,
         synthetic=source.synthetic,
-        note=f"{samples_text(spread.samples, source, held_out=held_out)}; torch, in float32",
+        note=f"{samples_text(seen.images, source, held_out=held_out)}; torch, in float32",
     )
+
+
+@dataclass(kw_only=True, slots=True)
+class _Seen:
+    """What is kept of each batch; `same` are agreements, each times its samples."""
+
+    where: SampleAxis | None = None
+    sums: list[ErrorSums] = field(default_factory=list[ErrorSums])
+    same: list[float] = field(default_factory=list[float])
+    spread: Spread | None = None
+    images: int = 0
+
+    def add(self, dense: Array, pruned: Array, count: int) -> None:
+        one, other = (by_sample(answer, self.where) for answer in (dense, pruned))
+        self.images += count
+        if self.where is not None:
+            self.spread = spread_of(one, self.spread)
+        if not is_floating(one):
+            self.same.append(equal_share(one, other) * count)
+            return
+        self.sums.append(error_sums(one, other))
+        if dense.ndim == one.ndim == 2:
+            self.same.append(top1_agreement(one, other) * count)

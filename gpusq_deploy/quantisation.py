@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -24,7 +24,7 @@ from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
 from gpusq_deploy.outputs import Outputs
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.quantize import STORED_TYPE, RoundedWeight
-from gpusq_deploy.passes.smooth import Smooth, SmoothedTensor
+from gpusq_deploy.passes.smooth import Moved, Smooth, SmoothedTensor, moved_tensors
 from gpusq_deploy.ranges import Data, Subject, calibrated, known_ranges
 from gpusq_deploy.ranks import Ranks
 from gpusq_deploy.recipe import Recipe
@@ -43,6 +43,7 @@ class Ready:
         table: Ranges of the activations that are to be quantised.
         moments: By node, of the inputs of the layers whose weights or biases need them, in that graph.
         stream: For a mixed recipe, what was seen of residual streams; None where ranges were given.
+        moved: Tensors that smoothing changed, by name; see `moved_tensors`.
     """
 
     model: ir.Model
@@ -50,6 +51,7 @@ class Ready:
     table: CalibrationTable
     moments: Mapping[str, ChannelMoments]
     stream: Stream | None = None
+    moved: Mapping[str, Moved | None] = field(default_factory=dict[str, "Moved | None"])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +114,7 @@ def make_ready(model: ir.Model, wanted: Wanted, data: Data, subject: Subject, re
         ),
         moments={layer.node: found[layer.input] for layer in wanted.layers if layer.input in found},
         stream=None if watch is None else watch.stream(found),
+        moved=moved_tensors(model, smoothed),
     )
 
 

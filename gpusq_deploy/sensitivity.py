@@ -25,6 +25,7 @@ from gpusq_deploy.graph.layers import GraphLayer, weight_rows, weighted_layers
 from gpusq_deploy.graph.smoothable import bias_place
 from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, node_name, static_batch
 from gpusq_deploy.numerics.affine import dequantize
+from gpusq_deploy.numerics.error import is_floating
 from gpusq_deploy.passes.quantize import STORED_TYPE, RoundedWeight, rounded_to_nearest
 
 _BATCH = 4
@@ -50,7 +51,9 @@ def noise_of_layers(
     *,
     nodes: Collection[str],
 ) -> dict[str, float]:
-    """Σ(y' - y)² / Σy² of the first output, by node of each of the layers that was quantised alone.
+    """Σ(y' - y)² / Σy² of the first output of floats, by node of each of the layers that was quantised alone.
+
+    Of a model that answers integers alone it is the share of the first output's values that change.
 
     Args:
         model: The float graph that the plan is for; left as it is.
@@ -79,23 +82,33 @@ def noise_of_layers(
             runs = itertools.count(1)
             for batch in batches:
                 reference, answers = _answers(session, batch, switched)
-                signal += float(np.square(reference, dtype=np.float64).sum())
+                signal += _power(reference) if is_floating(reference) else reference.size
                 for node, answer in answers:
-                    noise[node] += float(np.square(answer - reference, dtype=np.float64).sum())
+                    noise[node] += _noise(reference, answer)
                     progress(next(runs), total)
         finally:
             session.close()
     return {node: found / signal if signal else 0.0 for node, found in noise.items()}
 
 
+def _power(values: Array) -> float:
+    return float(np.square(values, dtype=np.float64).sum())
+
+
+def _noise(reference: Array, answer: Array) -> float:
+    """Σ(y' - y)² of floats; of integers and booleans the number of those that changed."""
+    return _power(answer - reference) if is_floating(answer) else float(np.count_nonzero(answer != reference))
+
+
 def _answers(session: Session, batch: Array, switched: Sequence[Switched]) -> tuple[Array, Iterator[tuple[str, Array]]]:
-    """The first output with nothing switched, and with each of the layers switched alone."""
+    """The first output of floats, else the first, with nothing switched, and with each layer switched alone."""
     plain: dict[str, Array] = {session.inputs[0].name: batch}
     for entry in switched:
         plain |= entry.plain
 
     def first(feeds: Mapping[str, Array]) -> Array:
-        return next(iter(session.run(feeds).values()))
+        answers = [*session.run(feeds).values()]
+        return next(filter(is_floating, answers), answers[0])
 
     return first(plain), ((entry.node, first({**plain, **entry.quantised()})) for entry in switched)
 

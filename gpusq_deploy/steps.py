@@ -7,8 +7,11 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts.calibration import CalibrationTable
@@ -24,8 +27,10 @@ from gpusq_deploy.calibration.stored import read_table
 from gpusq_deploy.calibration.tensorrt_cache import is_tensorrt_cache, read_tensorrt_cache
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
-from gpusq_deploy.doubts import doubts, noisiest_text
+from gpusq_deploy.doubts import doubts, noisiest_text, outputs_text
+from gpusq_deploy.drift import Pair
 from gpusq_deploy.engines.ort import open_onnx
+from gpusq_deploy.engines.session import Session
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import example_input, reference_outputs
 from gpusq_deploy.graph.layers import graph_sparsity
@@ -37,7 +42,11 @@ from gpusq_deploy.recipe import OPSETS, Recipe, load_recipe
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.verify import require_repeatable, require_same, split_source, verify
 from gpusq_deploy.wide import Wide, text_of, wide_in
-from gpusq_deploy.wording import counted
+from gpusq_deploy.wording import counted, listed, one_line
+
+# The batch that is traced has two samples.
+_UNTRACED = 3
+_MOST_CHECKED = 8
 
 
 def repair_command(request: BuildRequest) -> str:
@@ -179,28 +188,100 @@ def heard(label: str, passes: Sequence[Pass], reporter: Reporter) -> Callable[[P
 
 
 def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporter: Reporter) -> float:
-    """Run torch and the exported graph on one input; the largest relative difference.
+    """Run torch and the exported graph on the same inputs, at several batch sizes; the largest relative difference.
 
-    The batch differs from the one that was traced, where the range allows it, so that a batch baked in would show.
+    The smallest batch of the range, the best one up to 8, and one between that differs from the one that was traced:
+    so a batch baked in shows, and a branch on its size.
 
     Raises:
-        GpusqError: They disagree; or torch does with itself, run again.
+        GpusqError: They disagree at one of the sizes, which is named; or torch does with itself, run again.
     """
-    feed = array_from_tensor(example_input(checkpoint, min(max(batch.minimum, 3), batch.maximum)))
-    references = reference_outputs(checkpoint, feed)
+    sizes = sizes_to_check(batch)
     session = open_onnx(model, frugal=True)
     try:
-        answers = list(session.run({session.inputs[0].name: feed}).values())
+        if session.inputs[0].shape[0] > 0 and not batch.static:
+            raise GpusqError(
+                f"the exported graph takes batch {session.inputs[0].shape[0]} alone, and {batch} was asked for: the "
+                "model branches on its batch size, or has one baked in",
+                place=str(checkpoint.arch),
+                hint="take the branch out of the model, or build with a fixed batch: --batch 8",
+            )
+        found = [_checked(checkpoint, session, size, reporter) for size in sizes]
     finally:
         session.close()
-    place = str(checkpoint.arch)
-    try:
-        difference = max(require_same(ref, got, place=place) for ref, got in zip(references, answers, strict=True))
-    except GpusqError:
-        require_repeatable(references, reference_outputs(checkpoint, feed), place=place)
-        raise
-    reporter.say(f"the exported graph agrees with torch to {difference:.1e} (relative)")
+    wrong = [(size, error) for size, (_, error) in zip(sizes, found, strict=True) if error is not None]
+    if wrong:
+        raise _unlike(wrong, sizes)
+    difference = max(difference for difference, _ in found)
+    unseen = "" if batch.maximum == sizes[-1] else f"; the range goes on to {batch.maximum}, not run"
+    reporter.say(
+        f"the exported graph agrees with torch to {difference:.1e} (relative), at batch {listed(sizes)}{unseen}"
+    )
     return difference
+
+
+def sizes_to_check(batch: BatchRange) -> tuple[int, ...]:
+    """Batch sizes of a range to compare an export at: none above 8, unless the range has no smaller one."""
+    between = min(max(batch.minimum, _UNTRACED), batch.maximum)
+    return tuple(sorted({batch.minimum, between, max(batch.minimum, min(batch.optimum, _MOST_CHECKED))}))
+
+
+def _checked(
+    checkpoint: Checkpoint, session: Session, size: int, reporter: Reporter
+) -> tuple[float, GpusqError | None]:
+    """The largest difference at one batch size; or what is wrong there.
+
+    Raises:
+        GpusqError: Torch answers the same input in two ways.
+    """
+    place = f"{checkpoint.arch}, batch {size}"
+    feed = array_from_tensor(example_input(checkpoint, size))
+    references = _torch_answers(checkpoint, feed, place)
+    try:
+        answers = list(session.run({session.inputs[0].name: feed}).values())
+        pairs = [(_as_batched(ref, got, reporter), got) for ref, got in zip(references, answers, strict=True)]
+        return max(require_same(ref, got, place=place) for ref, got in pairs), None
+    except GpusqError as error:
+        require_repeatable(references, reference_outputs(checkpoint, feed), place=str(checkpoint.arch))
+        return 0.0, error
+
+
+def _as_batched(reference: npt.NDArray[Any], got: npt.NDArray[Any], reporter: Reporter) -> npt.NDArray[Any]:
+    """Torch's answer to one sample with the axes that the graph gives it, where `squeeze()` dropped some; said."""
+    if reference.shape == got.shape or reference.ndim >= got.ndim or got.shape[0] != 1:
+        return reference
+    if reference.squeeze().shape != got.squeeze().shape:
+        return reference
+    shapes = f"torch answers {list(reference.shape)}, the graph {list(got.shape)}"
+    reporter.say(f"at batch 1 {shapes}: the model drops axes of one element, the engine keeps them")
+    return reference.reshape(got.shape)
+
+
+def _torch_answers(checkpoint: Checkpoint, feed: npt.NDArray[np.float32], place: str) -> tuple[npt.NDArray[Any], ...]:
+    try:
+        return reference_outputs(checkpoint, feed)
+    except GpusqError:
+        raise
+    except Exception as error:  # the model's own code, which can raise anything
+        raise GpusqError(
+            f"torch can't run the model on {counted(len(feed), 'sample')}: {one_line(error)}",
+            place=place,
+            hint="--batch MIN:OPT:MAX names the batch sizes that the model takes",
+        ) from error
+
+
+def _unlike(wrong: Sequence[tuple[int, GpusqError]], sizes: Sequence[int]) -> GpusqError:
+    """The first error; where the graph is right at other sizes, what that tells."""
+    size, first = wrong[0]
+    right = [each for each in sizes if each not in {each for each, _ in wrong}]
+    if not right:
+        return first
+    return GpusqError(
+        f"at batch {size}, {first.what}; at batch {listed(right)} they agree",
+        place=first.place,
+        hint="does the model branch on its batch size? one graph can't follow that: take the branch out, or leave the "
+        "size out with another --batch MIN:OPT:MAX",
+    )
 
 
 def sparsity_kept(built: ir.Model, stored: SparsityReport, recipe: Recipe) -> SparsityReport:
@@ -239,7 +320,7 @@ def pack_weights(built: ir.Model, kept: SparsityReport, folder: Path, reporter: 
 
 
 def verify_built(
-    float_model: Path, built_model: Path, data: Data, plan: Plan, reporter: Reporter, *, reference: Reference
+    pair: Pair, data: Data, plan: Plan, reporter: Reporter, *, reference: Reference
 ) -> Verification | None:
     """Compare the built graph with the float graph; None, and said so, where the CPU can't run it."""
     if plan.remainder == "bf16":
@@ -247,15 +328,13 @@ def verify_built(
         return None
     reporter.say(f"comparing with the {reference} graph on {counted(len(data.verify), 'sample')}")
     result = verify(
-        float_model,
-        built_model,
+        pair,
         data.verify,
         held_out=data.held_out,
         reference=reference,
         progress=lambda done, total: reporter.progress("verifying", done, total),
     )
-    figures = f"SQNR {result.sqnr_db:.1f} dB, cosine {result.cosine:.5f}"
-    reporter.say(f"{figures} to the {reference} graph: {result.note}")
+    reporter.say(f"compared with the {reference} graph: {outputs_text(result)}: {result.note}")
     for doubt in doubts(result):
         reporter.say(f"warning: {doubt}")
     if worst := noisiest_text(result):

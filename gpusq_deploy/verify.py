@@ -5,32 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts.receipt import Drift, Reference, Verification
+from gpusq_deploy.artifacts.receipt import Agreement, Drift, Reference, Verification
 from gpusq_deploy.calibration.sources import DataSource, Selection
 from gpusq_deploy.drift import Compared, Pair, compare, fused_answer, in_both
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.blocks import Site, block_sites, layer_sites
 from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.graph.memory import large_blocks_given_back
-from gpusq_deploy.numerics.error import ErrorSums, sqnr_db
+from gpusq_deploy.graph.values import value_name
+from gpusq_deploy.numerics.error import ErrorSums, equal_share, is_floating, sqnr_db
 from gpusq_deploy.wording import counted
 
 _BLOCKS_LOOKED_INTO = 2
 _LAYER_SAMPLES = 4
 _HELD_OUT_SHARE = 10
 _HELD_OUT_MOST = 32
+# Of few samples more than a tenth is kept apart: one or two prove little.
+_HELD_OUT_LEAST, _LEAST_OF = 4, 4
 # JSON has no infinity; equal outputs are reported as this many decibels, noise on silence as minus as many.
 _EQUAL_DB = 300.0
 
 # Two orders above what float32 exports show: 2.5e-6 for DINOv2 ViT-S/14, 3.9e-7 for a random ViT-L.
 _EXPORT_TOLERANCE = 1e-4
+_UNEQUAL_INTEGERS = 0.01
 
 Array = npt.NDArray[Any]
 
@@ -38,12 +42,13 @@ Array = npt.NDArray[Any]
 def split_source(source: DataSource) -> tuple[DataSource, DataSource, bool]:
     """Samples to calibrate on, and samples to verify on.
 
-    Every tenth sample is kept apart, 32 at most, spread over the whole; with fewer than ten samples the two are the
-    same, and the flag is False.
+    A tenth of them is kept apart, or 4 if that is more but no more than a quarter, 32 at most, spread over the whole.
+    With fewer than ten samples the two are the same, and the flag is False.
     """
-    apart = min(len(source) // _HELD_OUT_SHARE, _HELD_OUT_MOST)
-    if apart == 0 or source.synthetic:
+    if len(source) < _HELD_OUT_SHARE or source.synthetic:
         return source, source, False
+    few = min(_HELD_OUT_LEAST, len(source) // _LEAST_OF)
+    apart = min(max(len(source) // _HELD_OUT_SHARE, few), _HELD_OUT_MOST)
     chosen = {index * len(source) // apart for index in range(apart)}
     rest = [index for index in range(len(source)) if index not in chosen]
     return Selection(source=source, indices=rest), Selection(source=source, indices=sorted(chosen)), True
@@ -51,8 +56,7 @@ def split_source(source: DataSource) -> tuple[DataSource, DataSource, bool]:
 
 @large_blocks_given_back()
 def verify(
-    float_model: Path,
-    built_model: Path,
+    pair: Pair,
     source: DataSource,
     *,
     held_out: bool,
@@ -61,12 +65,11 @@ def verify(
 ) -> Verification:
     """Run both models on every sample; compare their outputs, and what leaves the blocks inside.
 
-    Two axes of the first output are taken for [N, classes]. The blocks that add most noise are looked into: their
-    layers are compared on the first few samples.
+    Two axes of the first output are taken for [N, classes]; integers and booleans agree or don't. The blocks that add
+    most noise are looked into: their layers are compared on the first few samples.
 
     Args:
-        float_model: The float32 graph.
-        built_model: The graph that the engines are built from.
+        pair: The float32 graph, and the one that the engines are built from.
         source: Samples to compare on.
         held_out: Whether calibration has not seen them.
         reference: What the float graph is, for the record.
@@ -75,36 +78,67 @@ def verify(
     Raises:
         GpusqError: One of the two answers with NaN or infinity.
     """
-    pair, model = Pair(reference=float_model, built=built_model), map_model(float_model)
+    model = map_model(pair.reference)
     blocks = block_sites(model)
     common = in_both(pair, blocks)
     seen = compare(pair, source, common, progress)
-    fused, why_not = _fused(built_model, seen)
+    fused, why_not = _fused(pair.built, seen)
+    notes = [_note(seen, source, held_out=held_out), _whole(seen), why_not, _rewritten(blocks, common)]
+    figures = figures_of(seen.output, whole=value_name(model.graph.outputs[0]) in seen.whole)
     found = Verification(
         images=seen.images,
         held_out=held_out,
-        sqnr_db=bounded_db(seen.output.sqnr_db()),
-        median_sqnr_db=bounded_db(seen.output.median_sqnr_db()),
-        cosine=seen.output.cosine(),
+        sqnr_db=figures.sqnr_db,
+        median_sqnr_db=figures.median_sqnr_db,
+        lowest_sqnr_db=figures.lowest_sqnr_db,
+        highest_sqnr_db=figures.highest_sqnr_db,
+        cosine=figures.cosine,
         top1_agreement=seen.agreement,
         fused_sqnr_db=fused,
-        fused_images=0 if fused is None else len(seen.first[0]),
+        fused_images=0 if fused is None else min(seen.images, len(seen.first[0])),
         blocks=_drifts(seen),
         others=tuple(_drift("", name, sums) for name, sums in seen.others.items()),
+        agreements=tuple(Agreement(tensor=name, share=share) for name, share in seen.agreements.items()),
+        whole=seen.whole,
         constant=seen.constant,
         constant_others=seen.constant_others,
         synthetic=source.synthetic,
         reference=reference,
-        note="; ".join(filter(None, [_note(seen, source, held_out=held_out), why_not, _rewritten(blocks, common)])),
+        note="; ".join(filter(None, notes)),
     )
     return _with_layers(found, pair, model, source)
+
+
+class Figures(NamedTuple):
+    """What is said of one output; all None of integers, the samples' own also of an output as a whole."""
+
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    median_sqnr_db: float | None = None
+    lowest_sqnr_db: float | None = None
+    highest_sqnr_db: float | None = None
+
+
+def figures_of(sums: ErrorSums | None, *, whole: bool) -> Figures:
+    """The figures of an output of floats, in decibels that JSON can hold; none of another, whose sums are None."""
+    if sums is None:
+        return Figures()
+    pooled = Figures(bounded_db(sums.sqnr_db()), sums.cosine())
+    if whole:
+        return pooled
+    lowest, highest = (bounded_db(decibels) for decibels in sums.extremes_db())
+    median = bounded_db(sums.median_sqnr_db())
+    return pooled._replace(median_sqnr_db=median, lowest_sqnr_db=lowest, highest_sqnr_db=highest)
 
 
 def require_same(reference: Array, got: Array, *, place: str) -> float:
     """Largest difference of an export from torch, relative to the largest reference value.
 
+    Of integers and booleans it is the share that differs: the larger of two logits, or their order, is a matter of
+    rounding where the two are nearly the same.
+
     Raises:
-        GpusqError: More than 1e-4, or not finite: the export is wrong.
+        GpusqError: More than 1e-4, of integers more than a hundredth, or not finite: the export is wrong.
     """
     if reference.shape != got.shape:
         raise GpusqError(
@@ -112,10 +146,12 @@ def require_same(reference: Array, got: Array, *, place: str) -> float:
             place=place,
             hint="try another --opset or a fixed --batch",
         )
-    difference = _difference(reference, got)
-    if not difference <= _EXPORT_TOLERANCE:
+    floating = is_floating(got)
+    difference = _difference(reference, got) if floating else 1 - equal_share(reference, got)
+    if not difference <= (_EXPORT_TOLERANCE if floating else _UNEQUAL_INTEGERS):
+        what = f"relative difference {difference:.3g}" if floating else f"{difference:.1%} of the integers differ"
         raise GpusqError(
-            f"the exported graph computes something else than torch: relative difference {difference:.3g}",
+            f"the exported graph computes something else than torch: {what}",
             place=place,
             hint="this model can't be exported faithfully with this opset; try another --opset or a fixed --batch",
         )
@@ -149,8 +185,9 @@ def require_repeatable(first: Sequence[Array], second: Sequence[Array], *, place
 
 
 def _difference(reference: Array, got: Array) -> float:
-    """Largest difference, relative to the largest reference value."""
-    return float(np.max(np.abs(reference - got)) / (np.max(np.abs(reference)) or 1.0))
+    """Largest difference, relative to the largest reference value; of integers and booleans, as if they were floats."""
+    reference, got = (each if is_floating(each) else each.astype(np.float64) for each in (reference, got))
+    return float(np.max(np.abs(reference - got), initial=0.0) / (np.max(np.abs(reference), initial=0.0) or 1.0))
 
 
 def _with_layers(found: Verification, pair: Pair, model: ir.Model, source: DataSource) -> Verification:
@@ -186,6 +223,11 @@ def _fused(built_model: Path, seen: Compared) -> tuple[float | None, str]:
         fused = fused_answer(built_model, batch)
     except GpusqError as error:
         return None, f"with its rewrites on it can't run the graph: {error.what}"
+    if not is_floating(plain):
+        share = equal_share(plain, fused)
+        return (
+            (_EQUAL_DB, "") if share == 1 else (None, f"with its rewrites on, {share:.1%} of the values are the same")
+        )
     if not np.isfinite(fused).all():
         return None, "with its rewrites on it computes NaN or infinity"
     return bounded_db(sqnr_db(plain, fused)), ""
@@ -205,6 +247,11 @@ def samples_text(count: int, source: DataSource, *, held_out: bool) -> str:
 def _note(seen: Compared, source: DataSource, *, held_out: bool) -> str:
     said = samples_text(seen.images, source, held_out=held_out)
     return f"{said}; ONNX Runtime on the CPU, its rewrites switched off"
+
+
+def _whole(seen: Compared) -> str:
+    names = ", ".join(seen.whole)
+    return f"compared as a whole, for no axis is of samples: {names}" if names else ""
 
 
 def _rewritten(blocks: Sequence[Site], common: Sequence[Site]) -> str:

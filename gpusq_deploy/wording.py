@@ -12,6 +12,12 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def listed(items: Sequence[object]) -> str:
+    """`1, 3 and 8`."""
+    *first, last = map(str, items)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def with_article(noun: str) -> str:
     """`a list`, `an int`: the noun with its article, by its first letter."""
     return f"an {noun}" if noun.startswith(_VOWELS) else f"a {noun}"

@@ -25,6 +25,7 @@ from gpusq_deploy.calibration.sources import open_source
 from gpusq_deploy.checkpoint.architecture import arch_from_text
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
 from gpusq_deploy.compile import CANONICAL
+from gpusq_deploy.drift import Pair
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
@@ -78,7 +79,7 @@ def main() -> None:
             seconds = time.perf_counter() - start
             plan = make_plan(layers, asked, table=table, sparsity=report)
             save_model(run_passes(model, [Quantize(plan)]), built_file)
-            result = verify(float_file, built_file, unseen, held_out=True)
+            result = verify(Pair(reference=float_file, built=built_file), unseen, held_out=True)
             rows.append({"calibrator": str(calibrator), "sqnr_db": result.sqnr_db, "seconds": seconds})
             print(f"{calibrator!s:20} SQNR {result.sqnr_db:6.2f} dB, calibrated in {seconds:.1f} s", flush=True)
     if options.json:

@@ -26,6 +26,7 @@ from gpusq_deploy.calibration.sources import open_source
 from gpusq_deploy.checkpoint.architecture import arch_from_text
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
 from gpusq_deploy.compile import CANONICAL
+from gpusq_deploy.drift import Pair
 from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.layers import totals
@@ -115,7 +116,7 @@ class Bench:
         plan = make_plan(prepared.layers, asked, table=prepared.table, sparsity=report, placements=prepared.placements)
         rounded = fitted(prepared, plan, case.recipe, self.data, self.quiet)
         save_model(run_passes(prepared.model, [Quantize(plan, rounded), CastRemainder("fp16")]), built_file)
-        result = verify(float_file, built_file, self.unseen, held_out=True)
+        result = verify(Pair(reference=float_file, built=built_file), self.unseen, held_out=True)
         engine = build_engine(built_file, find_target(case.target), BuildSettings(batch=_BATCH))
         counted = totals(engine.layers)
         return {

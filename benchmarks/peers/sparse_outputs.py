@@ -24,6 +24,7 @@ from gpusq_deploy.checkpoint.architecture import arch_from_text
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
 from gpusq_deploy.compile import CANONICAL
 from gpusq_deploy.compress.prune_checkpoint import Pruning, prune_checkpoint
+from gpusq_deploy.drift import Pair
 from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.layers import totals
@@ -103,7 +104,7 @@ def _chosen(plan: Plan) -> dict[str, Any]:
 
 
 def _measured(float_file: Path, built_file: Path, unseen: Any) -> dict[str, Any]:
-    result = verify(float_file, built_file, unseen, held_out=True)
+    result = verify(Pair(reference=float_file, built=built_file), unseen, held_out=True)
     layers = build_engine(built_file, find_target("a100"), BuildSettings(batch=_BATCH, sparse=True)).layers
     return {
         "sqnr_db": result.sqnr_db,

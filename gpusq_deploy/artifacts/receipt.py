@@ -191,27 +191,41 @@ class Drift(Value):
     cosine: float
 
 
+class Agreement(Value):
+    """How an output of integers or booleans agrees: the share of its values that are equal, 0…1."""
+
+    tensor: str
+    share: float
+
+
 class Verification(Value):
     """The Q/DQ graph against the float graph, both run by ONNX Runtime on the CPU.
 
     Attributes:
-        sqnr_db: 10·log10(Σ ref² / Σ (ref - got)²) over every element of the first output, all samples as one.
+        sqnr_db: 10·log10(Σ ref² / Σ (ref - got)²) over every element of the first output, all samples as one; None
+            where it is of integers or booleans.
+        cosine: Of the same elements, as one vector; None as above.
+        top1_agreement: Share of samples whose largest logit is the same class, of a first output [N, classes]; of
+            integers, the share of equal values; else None.
         median_sqnr_db: Median over the samples of each one's own: one or two samples can decide the figure above.
         fused_sqnr_db: The built graph with ONNX Runtime's rewrites on against itself with them off, on `fused_images`
             samples; None where that wasn't measured.
         blocks: What leaves each block, in the graph's order.
         layers: What leaves each layer of the blocks that add most noise, on the first `layer_images` samples.
-        others: The outputs after the first, such as a detector's boxes, by the name of the tensor.
+        others: The outputs of floats after the first, such as a detector's boxes, by the name of the tensor.
         constant: The float graph gives every sample the same first output: equal or not, the figures prove nothing.
         constant_others: The same of the other outputs, by name.
         synthetic: The samples are random numbers, of which nothing follows for real ones.
         reference: Which float graph it was; what pruning cost before is in `PruningLoss`.
+        agreements: The outputs of integers or booleans after the first.
+        whole: Outputs in which no axis is of samples, by name: they are compared as a whole.
+        lowest_sqnr_db, highest_sqnr_db: The least and the most of the samples' own; None where that isn't known.
     """
 
     images: int
     held_out: bool
-    sqnr_db: float
-    cosine: float
+    sqnr_db: float | None
+    cosine: float | None
     top1_agreement: float | None
     note: str
     median_sqnr_db: float | None = None
@@ -225,6 +239,10 @@ class Verification(Value):
     constant_others: tuple[str, ...] = ()
     synthetic: bool = False
     reference: Reference = "float"
+    agreements: tuple[Agreement, ...] = ()
+    whole: tuple[str, ...] = ()
+    lowest_sqnr_db: float | None = None
+    highest_sqnr_db: float | None = None
 
     def noisiest(self, count: int) -> tuple[Drift, ...]:
         """The blocks behind which noise over signal has grown most since the block before; the worst first.
@@ -242,13 +260,15 @@ class PruningLoss(Value):
 
     images: int
     held_out: bool
-    sqnr_db: float
-    median_sqnr_db: float
-    cosine: float
+    sqnr_db: float | None
+    median_sqnr_db: float | None
+    cosine: float | None
     top1_agreement: float | None
     constant: bool
     synthetic: bool
     note: str
+    lowest_sqnr_db: float | None = None
+    highest_sqnr_db: float | None = None
 
 
 class Receipt(Value):

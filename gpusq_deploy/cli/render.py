@@ -14,7 +14,7 @@ from gpusq_deploy.artifacts.receipt import BuiltEngine, CostEstimate, PruningLos
 from gpusq_deploy.bundle import Bundle
 from gpusq_deploy.cli.drift import drift_line, drift_tables
 from gpusq_deploy.cli.explain import print_engine, print_layer
-from gpusq_deploy.doubts import receipt_doubts
+from gpusq_deploy.doubts import figures_text, outputs_text, receipt_doubts
 from gpusq_deploy.packed import PACKED, packed_index, packed_line
 from gpusq_deploy.receipt import cost_text, layer_costs_line
 from gpusq_deploy.wording import counted
@@ -126,24 +126,15 @@ def verification_text(verification: Verification | None) -> str:
     """One sentence."""
     if verification is None:
         return "no (see the notes)"
-    others = "".join(f"; {other.tensor} {other.sqnr_db:.1f} dB" for other in verification.others)
     return (
-        f"with the {verification.reference} graph: {_figures_text(verification)}{others}: "
+        f"with the {verification.reference} graph: {outputs_text(verification)}: "
         f"{verification.note}{_rewrites_text(verification)}"
     )
 
 
 def pruning_text(loss: PruningLoss) -> str:
     """One sentence: the pruned float model beside the dense one."""
-    return f"compared with the dense model: {_figures_text(loss)}: {loss.note}"
-
-
-def _figures_text(found: Verification | PruningLoss) -> str:
-    if found.constant:
-        return "no figure, for the output is the same for all samples"
-    agreement = "" if found.top1_agreement is None else f", top-1 agreement {found.top1_agreement:.1%}"
-    middle = "" if found.median_sqnr_db is None else f" (median of samples {found.median_sqnr_db:.1f})"
-    return f"SQNR {found.sqnr_db:.1f} dB{middle}, cosine {found.cosine:.5f}{agreement}"
+    return f"compared with the dense model: {figures_text(loss)}: {loss.note}"
 
 
 def _compared(bundle: Bundle) -> str:
@@ -224,7 +215,12 @@ def _verification_json(verification: Verification | None) -> dict[str, Any] | No
         "note": verification.note,
         "median_sqnr_db": verification.median_sqnr_db,
         "fused_sqnr_db": verification.fused_sqnr_db,
+        "lowest_sqnr_db": verification.lowest_sqnr_db,
+        "highest_sqnr_db": verification.highest_sqnr_db,
         "others": {other.tensor: other.sqnr_db for other in verification.others},
+        "agreements": {other.tensor: other.share for other in verification.agreements},
+        "whole": list(verification.whole),
+        "synthetic": verification.synthetic,
         "blocks": {block.module: block.sqnr_db for block in verification.blocks},
         "noisiest": [block.module for block in verification.noisiest(3)],
     }

@@ -82,8 +82,8 @@ def example_input(checkpoint: Checkpoint, batch: int) -> torch.Tensor:
     return torch.randn(batch, size.channels, size.height, size.width, generator=generator)
 
 
-def reference_outputs(checkpoint: Checkpoint, batch: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], ...]:
-    """What torch itself answers, in float32: one array per output.
+def reference_outputs(checkpoint: Checkpoint, batch: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], ...]:
+    """What torch itself answers, floats in float32 and integers as they are: one array per output.
 
     Raises:
         GpusqError: An output isn't a tensor.
@@ -93,7 +93,7 @@ def reference_outputs(checkpoint: Checkpoint, batch: npt.NDArray[np.float32]) ->
     tensors: list[Any] = pytree.tree_leaves(answer)
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
         raise GpusqError("the model returns something that isn't a tensor", place=str(checkpoint.arch))
-    return tuple(tensor.float().numpy() for tensor in tensors)
+    return tuple((tensor.float() if tensor.is_floating_point() else tensor).numpy() for tensor in tensors)
 
 
 def _name_outputs(graph: ir.Graph) -> None:

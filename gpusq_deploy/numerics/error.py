@@ -34,10 +34,18 @@ class ErrorSums:
 
     def median_sqnr_db(self) -> float:
         """Median over the samples of each one's own SQNR: one or two samples can decide the pooled figure, not this."""
-        ordered = sorted(_decibels(*pair) for pair in zip(self.signal.tolist(), self.noise.tolist(), strict=True))
+        ordered = self._ordered_db()
         middle = len(ordered) // 2
         # Not statistics.median: the mean of two infinities of one sign is fine, of two signs it is NaN.
         return ordered[middle] if len(ordered) % 2 else _between(ordered[middle - 1], ordered[middle])
+
+    def extremes_db(self) -> tuple[float, float]:
+        """The lowest and the highest of the samples' own SQNR."""
+        ordered = self._ordered_db()
+        return ordered[0], ordered[-1]
+
+    def _ordered_db(self) -> list[float]:
+        return sorted(_decibels(*pair) for pair in zip(self.signal.tolist(), self.noise.tolist(), strict=True))
 
     def cosine(self) -> float:
         """Cosine of all samples seen as one long vector; see `cosine`."""
@@ -115,6 +123,16 @@ def top1_agreement(reference: Array, got: Array) -> float:
     """Share of samples [N, classes] whose largest logit is the same class."""
     same = np.asarray(np.argmax(reference, axis=-1) == np.argmax(got, axis=-1), dtype=np.float64)
     return float(same.mean())
+
+
+def equal_share(reference: Array, got: Array) -> float:
+    """Share of the elements that are equal, 0…1: how integers agree; 1 of two outputs without elements."""
+    return int(np.count_nonzero(np.equal(reference, got))) / reference.size if reference.size else 1.0
+
+
+def is_floating(array: Array) -> bool:
+    """Whether an output is of floats, which have an SQNR; integers and booleans agree or don't."""
+    return not np.issubdtype(array.dtype, np.integer) and array.dtype != np.bool_
 
 
 def _sums(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

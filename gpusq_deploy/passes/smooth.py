@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,6 +27,18 @@ class SmoothedTensor:
 
     place: Smoothable
     smoothing: Smoothing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moved:
+    """What smoothing made of a tensor [..., K]: x' = (x - z) / s, float64 [K] each."""
+
+    factor: npt.NDArray[np.float64]
+    offset: npt.NDArray[np.float64]
+
+    def undone(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """The tensor before it: x' · s + z."""
+        return values.astype(np.float64) * self.factor + self.offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,81 @@ class Smooth:
             _fold(graph, readers[0], tensor.smoothing)
         else:
             _insert(graph, readers, tensor.smoothing)
+
+
+def moved_tensors(model: ir.Model, tensors: Sequence[SmoothedTensor]) -> dict[str, Moved | None]:
+    """The tensors that have one name before and after the smoothing and don't mean the same, by that name.
+
+    1. Behind a LayerNormalization or an attention: the activation itself. Behind a Gelu only new tensors are scaled.
+    2. Of an attention also what the layer answers that writes its values: its value channels, the others are as before.
+    3. None, for nobody needs to compare them: what lies between the two, where the channels stand in other axes; and
+       products before their bias, which lack W·z.
+
+    Args:
+        model: The graph before the smoothing.
+        tensors: The smoothing.
+    """
+    nodes = {node.name: node for node in model.graph}
+    layers = [reader.node for tensor in tensors for reader in tensor.place.readers]
+    layers += [tensor.place.values.writer for tensor in tensors if tensor.place.values is not None]
+    products = ((nodes[layer].outputs[0], _written(nodes[layer])) for layer in layers)
+    moved: dict[str, Moved | None] = {value_name(product): None for product, sum_ in products if product is not sum_}
+    for tensor in tensors:
+        width = len(tensor.smoothing.factor)
+        if tensor.place.values is not None:
+            written = _written(nodes[tensor.place.values.writer])
+            moved |= {name: None for name in _between(written, _activation(nodes, tensor)) if name not in moved}
+            before = moved.get(value_name(written)) or _unmoved(written)
+            moved[value_name(written)] = _moved(before, tensor.place.values.channels, tensor.smoothing)
+        if tensor.place.producer != "gelu":
+            activation = _activation(nodes, tensor)
+            moved[tensor.place.tensor] = _moved(_unmoved(activation), range(width), tensor.smoothing)
+    return moved
+
+
+def _written(layer: ir.Node) -> ir.Value:
+    """What a layer answers, with its bias."""
+    place = bias_place(layer)
+    return (layer if place is None else place[0]).outputs[0]
+
+
+def _activation(nodes: Mapping[str | None, ir.Node], tensor: SmoothedTensor) -> ir.Value:
+    value = _found(nodes, tensor.place.readers[0]).inputs[0]
+    assert value is not None, "a layer has an input"
+    return value
+
+
+def _unmoved(value: ir.Value) -> Moved:
+    width = None if value.shape is None else value.shape[-1]
+    assert isinstance(width, int), "a layer's input and output have channels"
+    return Moved(factor=np.ones(width), offset=np.zeros(width))
+
+
+def _moved(before: Moved, channels: Sequence[int], smoothing: Smoothing) -> Moved:
+    """Also moved in these channels."""
+    factor, offset = before.factor.copy(), before.offset.copy()
+    factor[list(channels)], offset[list(channels)] = smoothing.factor, smoothing.offset
+    return Moved(factor=factor, offset=offset)
+
+
+def _between(written: ir.Value, activation: ir.Value) -> list[str]:
+    """Tensors that lie on a way from one to the other, without the two."""
+    behind = {written}
+    waiting = [written]
+    while waiting:
+        for reader, _ in waiting.pop().uses():
+            if not behind.issuperset(reader.outputs):
+                behind |= {*reader.outputs}
+                waiting.extend(reader.outputs)
+    front, waiting = {activation}, [activation]
+    while waiting:
+        producer = waiting.pop().producer()
+        found = () if producer is None else producer.inputs
+        for value in found:
+            if value is not None and value in behind and value not in front:
+                front.add(value)
+                waiting.append(value)
+    return [value_name(value) for value in front - {written, activation}]
 
 
 def _found(nodes: Mapping[str | None, ir.Node], layer: GraphLayer) -> ir.Node:

@@ -135,6 +135,7 @@ def test_the_graph_answers_as_torch_does(bundle: Path, sparse: Path, photos: Pat
     recorded = read_bundle(bundle).receipt.verification
     assert recorded is not None
     assert recorded.held_out
+    assert recorded.sqnr_db is not None
     assert abs(recorded.sqnr_db - noise) < 6
 
 

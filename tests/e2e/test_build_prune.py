@@ -52,26 +52,29 @@ def test_the_recipe_s_layers_become_sparse_and_the_head_stays_dense(pruning: tup
 def test_the_manifest_tells_how_it_was_pruned(pruning: tuple[Path, Finished]) -> None:
     manifest = json.loads((pruning[0] / "manifest.json").read_text())
     assert manifest["options"]["prune"] == "second-order"
-    # 24 photographs, two of them kept apart to verify on.
-    assert "--prune: 8 layers made 2:4 by second-order, on 22 samples, without training" in manifest["notes"]
+    # 24 photographs, four of them kept apart to verify on.
+    assert "--prune: 8 layers made 2:4 by second-order, on 20 samples, without training" in manifest["notes"]
     states = {state["layer"]: state for state in manifest["sparsity"]["layers"]}
     assert states["blocks.0.attn.qkv"]["expected"]
     assert "gpusq-build --prune second-order" in states["blocks.0.attn.qkv"]["reason"]
 
 
 def test_what_pruning_cost_stands_beside_what_int8_cost(pruning: tuple[Path, Finished]) -> None:
-    """Two samples are kept apart: their dense answers by torch, the pruned float graph's by its own weights."""
+    """Four samples are kept apart: their dense answers by torch, the pruned float graph's by its own weights."""
     path, done = pruning
     result = done.json()
     assert result["verification"]["reference"] == "pruned float"
     loss = result["pruning"]
-    assert (loss["images"], loss["held_out"]) == (2, True)
+    assert (loss["images"], loss["held_out"]) == (4, True)
     # Half of the weights cost more than eight bits of each.
     assert loss["sqnr_db"] < result["verification"]["sqnr_db"]
-    assert "to the dense model: 2 samples" in done.err
-    assert "to the pruned float graph: 2 samples" in done.err
+    assert "pruned, compared with the dense model: SQNR" in done.err
+    assert (
+        f"compared with the pruned float graph: SQNR {result['verification']['sqnr_db']:.0f} dB of 4 samples"
+        in done.err
+    )
     shown = " ".join(run_main(inspect, path).out.split())
-    assert f"pruned: compared with the dense model: SQNR {loss['sqnr_db']:.1f} dB" in shown
+    assert f"pruned: compared with the dense model: SQNR {loss['sqnr_db']:.0f} dB of 4 samples" in shown
     assert "compared: with the pruned float graph: SQNR" in shown
     assert [text for text in result["warnings"] if "pruning alone" in text] or loss["sqnr_db"] >= 10
 

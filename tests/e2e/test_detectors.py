@@ -258,6 +258,7 @@ def test_a_head_is_built_from_the_whole_detectors_checkpoint_and_recorded_featur
     assert bundle.manifest.preprocessing.channels == 32
     verified = bundle.receipt.verification
     assert verified is not None
+    assert verified.sqnr_db is not None
     assert verified.sqnr_db > 50
     kept = {layer.layer: layer.precision_reason for layer in bundle.plan.layers if layer.precision != "int8"}
     assert len(kept) == 5

@@ -89,6 +89,28 @@ def test_agreement_needs_classes_and_is_refused_before_any_work() -> None:
     assert "--min-sqnr" in str(caught.value.hint)
 
 
+INTEGERS = tiny_models.graph("g (float[N,3,4] x) => (int64[N,3] y) { y = ArgMax<axis = 2, keepdims = 0>(x) }")
+BOTH = tiny_models.graph(
+    "g (float[N,3,4] x) => (int64[N,3] y, float[N,3,4] z) { y = ArgMax<axis = 2, keepdims = 0>(x)  z = Relu(x) }"
+)
+
+
+def test_integers_can_be_asked_to_agree_and_have_no_decibels() -> None:
+    require_checkable(request(min_agreement=0.9), INTEGERS)
+    require_checkable(request(min_agreement=0.9, min_sqnr=20), BOTH)
+    with pytest.raises(GpusqError, match="every output is of integers or booleans") as caught:
+        require_checkable(request(min_sqnr=9), INTEGERS)
+    assert "--min-agreement" in str(caught.value.hint)
+
+
+def test_integers_never_enter_the_limit_in_decibels() -> None:
+    found = msgspec.structs.replace(FOUND, sqnr_db=None, cosine=None, top1_agreement=0.8)
+    assert shortfalls(found, request(min_sqnr=60.0, min_agreement=0.8)) == ()
+    assert shortfalls(found, request(min_agreement=0.9)) == (
+        "the share of equal integers, 0.8, is below --min-agreement 0.9",
+    )
+
+
 def test_the_evidence_replaces_earlier_evidence_and_nothing_else(tmp_path: Path) -> None:
     out = tmp_path / "m.gpusq"
     failed = failed_place(out)

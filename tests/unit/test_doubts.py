@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from gpusq_deploy.artifacts.receipt import Drift, PruningLoss, Receipt, Verification
-from gpusq_deploy.doubts import doubts, pruning_doubts, receipt_doubts
+from gpusq_deploy.artifacts.receipt import Agreement, Drift, PruningLoss, Receipt, Verification
+from gpusq_deploy.doubts import doubts, figures_text, noisiest_text, outputs_text, pruning_doubts, receipt_doubts
 
 
 def drift(module: str, decibels: float, *, tensor: str = "t") -> Drift:
@@ -40,6 +40,9 @@ LOST = PruningLoss(
         ({"sqnr_db": -4.8, "top1_agreement": 0.0, "synthetic": True}, False),  # of noise nothing is known
         ({"others": (drift("", 3.0, tensor="boxes"),)}, True),
         ({"others": (drift("", 30.0, tensor="boxes"),)}, False),
+        ({"sqnr_db": None, "cosine": None}, False),
+        ({"sqnr_db": None, "cosine": None, "top1_agreement": 0.4}, True),
+        ({"agreements": (Agreement(tensor="order", share=0.1),)}, False),  # of sorted indices, few keep their places
     ],
 )
 def test_figures_are_warned_about_below_a_level_on_real_samples(changes: dict[str, Any], warned: bool) -> None:
@@ -49,14 +52,14 @@ def test_figures_are_warned_about_below_a_level_on_real_samples(changes: dict[st
 def test_a_warning_has_the_figures_where_the_noise_comes_from_and_the_gate() -> None:
     blocks = (drift("blocks.0", 20.0), drift("blocks.1", 3.0), drift("blocks.2", 3.5))
     hopeless = msgspec.structs.replace(
-        FOUND, sqnr_db=-4.8, top1_agreement=0.0, blocks=blocks, others=(drift("", 1.5, tensor="boxes"),)
+        FOUND, images=32, sqnr_db=-4.8, top1_agreement=0.0, blocks=blocks, others=(drift("", 1.5, tensor="boxes"),)
     )
     (said,) = doubts(hopeless)
     parts = (
         "far from those of the float graph",
         "SQNR -4.8 dB and top-1 agreement 0.0%",
         "SQNR of boxes 1.5 dB",
-        "on 8 samples",
+        "on 32 samples",
         "most noise is added in blocks.1 (3.0 dB behind it), blocks.0 (20.0 dB behind it)",
         "--min-sqnr",
         "--min-agreement",
@@ -92,3 +95,40 @@ def test_a_receipt_has_the_doubts_of_both() -> None:
     whole = Receipt(model_digest="", verification=weak, engines=(), pruning=LOST)
     assert receipt_doubts(whole) == (*pruning_doubts(LOST), *doubts(weak))
     assert receipt_doubts(Receipt(model_digest="", verification=None, engines=())) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"images": 32, "median_sqnr_db": 26.04},
+            "SQNR 25.0 dB (median of samples 26.0), cosine 0.99000, top-1 agreement 87.5%",
+        ),
+        (
+            {"lowest_sqnr_db": 19.6, "highest_sqnr_db": 31.2},
+            "SQNR 25 dB of 8 samples (20 to 31 dB each), cosine 0.99000, top-1 agreement on 7 of 8",
+        ),
+        (
+            {"images": 1, "sqnr_db": 47.31, "top1_agreement": None},
+            "SQNR 47 dB of one sample, which proves little, cosine 0.99000",
+        ),
+        ({"sqnr_db": None, "cosine": None}, "87.5% of its integers equal"),
+        ({"constant": True}, "nothing to see, for the output is constant"),
+        ({"synthetic": True}, "nothing to see, for random samples prove nothing about real inputs"),
+    ],
+)
+def test_figures_are_as_exact_as_the_samples_are_many(changes: dict[str, Any], said: str) -> None:
+    assert figures_text(msgspec.structs.replace(FOUND, **changes)) == said
+
+
+def test_every_output_is_told_in_its_own_measure_and_of_random_samples_nothing() -> None:
+    several = msgspec.structs.replace(
+        FOUND,
+        images=16,
+        others=(drift("", 31.25, tensor="boxes"),),
+        agreements=(Agreement(tensor="mask", share=0.981),),
+    )
+    assert outputs_text(several).endswith("top-1 agreement 87.5%; boxes 31.2 dB; mask 98.1% equal")
+    random = msgspec.structs.replace(several, synthetic=True, blocks=(drift("blocks.0", 3.0),))
+    assert "dB" not in outputs_text(random)
+    assert (noisiest_text(random), doubts(random)) == ("", ())

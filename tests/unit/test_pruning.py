@@ -55,7 +55,6 @@ def test_the_pruned_model_is_compared_with_the_dense_one() -> None:
     done: list[tuple[str, int, int]] = []
     one, other = dense(), halved(dense())
     loss = pruning_loss(one, other, source(), held_out=True, reporter=heard(done))
-    assert loss is not None
     feed = torch.from_numpy(SAMPLES)
     before, after = one.module(feed).double(), other.module(feed).double()
     ratio = before.square().sum(1) / (before - after).square().sum(1)
@@ -75,20 +74,64 @@ def test_of_a_head_of_zeros_nothing_is_seen() -> None:
     one = dense()
     one.module.get_parameter("1.weight").data[:] = 0
     loss = pruning_loss(one, one, source(), held_out=False, reporter=heard([]))
-    assert loss is not None
     assert (loss.constant, loss.sqnr_db) == (True, 300.0)
 
 
 def test_tokens_have_no_winner() -> None:
     tokens = checkpoint(torch.nn.Identity())
     loss = pruning_loss(tokens, tokens, source(), held_out=True, reporter=heard([]))
-    assert loss is not None
     assert loss.top1_agreement is None
 
 
-def test_one_number_is_left_for_the_verification_to_refuse() -> None:
-    class Number(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return images.sum()
+class Number(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.sum()
 
-    assert pruning_loss(checkpoint(Number()), checkpoint(Number()), source(), held_out=True, reporter=heard([])) is None
+
+def test_one_number_is_compared_as_a_whole() -> None:
+    loss = pruning_loss(checkpoint(Number()), checkpoint(Number()), source(), held_out=True, reporter=heard([]))
+    assert (loss.sqnr_db, loss.median_sqnr_db, loss.constant) == (300.0, None, False)
+
+
+class Stacked(torch.nn.Module):
+    """Hidden states [2, N, 12], of which pruning spoils the first element."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rows = images.flatten(1).clone()
+        rows[:, 0] *= self.factor
+        return torch.stack([rows, rows.square()])
+
+
+def test_samples_behind_another_axis_are_taken_apart_along_theirs() -> None:
+    loss = pruning_loss(checkpoint(Stacked(1)), checkpoint(Stacked(0.9)), source(), held_out=True, reporter=heard([]))
+    rows = torch.from_numpy(SAMPLES).flatten(1).double()
+    hidden = torch.stack([rows, rows.square()], 1)
+    noise = torch.stack([0.1 * rows[:, 0], (1 - 0.9**2) * rows[:, 0].square()], 1).square().sum(1)
+    alone = 10 * (hidden.square().sum((1, 2)) / noise).log10()
+    ordered = [float(value) for value in alone]
+    assert loss.median_sqnr_db == pytest.approx(statistics.median(ordered), abs=1e-4)
+    assert (loss.lowest_sqnr_db, loss.highest_sqnr_db) == pytest.approx(
+        (alone.min().item(), alone.max().item()), abs=1e-3
+    )
+    assert (loss.images, loss.top1_agreement) == (10, None)
+
+
+class Largest(torch.nn.Module):
+    def __init__(self, sign: float) -> None:
+        super().__init__()
+        self.sign = torch.tensor([1.0, 1.0, sign])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (images[:, :, 0, 0] * self.sign).argmax(1)
+
+
+def test_classes_are_counted_not_measured() -> None:
+    loss = pruning_loss(checkpoint(Largest(1)), checkpoint(Largest(-1)), source(), held_out=True, reporter=heard([]))
+    values = torch.from_numpy(SAMPLES)[:, :, 0, 0]
+    same = (values.argmax(1) == (values * torch.tensor([1.0, 1.0, -1.0])).argmax(1)).double().mean()
+    assert (loss.sqnr_db, loss.cosine) == (None, None)
+    assert loss.top1_agreement == pytest.approx(float(same))

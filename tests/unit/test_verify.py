@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,11 @@ def model(folder: Path, op: str, constant: float, *, batch: str = "B") -> Path:
     return path
 
 
-@pytest.mark.parametrize("count", [0, 1, 9, 10, 11, 19, 20, 99, 320, 1000])
-def test_every_sample_is_used_once_and_a_tenth_is_kept_apart(count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "kept"),
+    [(0, 0), (1, 0), (9, 0), (10, 2), (12, 3), (16, 4), (19, 4), (49, 4), (50, 5), (99, 9), (320, 32), (1000, 32)],
+)
+def test_every_sample_is_used_once_and_a_tenth_but_of_few_more_is_kept_apart(count: int, kept: int) -> None:
     whole = source(np.arange(count, dtype=np.float32)[:, None, None, None])
     calibrate, apart, held_out = split_source(whole)
     if count < 10:
@@ -50,7 +54,7 @@ def test_every_sample_is_used_once_and_a_tenth_is_kept_apart(count: int) -> None
         return
     seen = [float(part.sample(index).item()) for part in (calibrate, apart) for index in range(len(part))]
     assert sorted(seen) == list(range(count))
-    assert len(apart) == min(count // 10, 32)
+    assert len(apart) == kept
     assert held_out
 
 
@@ -67,7 +71,7 @@ def test_noise_is_not_split() -> None:
 
 def test_a_graph_agrees_with_itself_wholly_and_the_report_survives_json(tmp_path: Path) -> None:
     path = model(tmp_path, "Mul", 2)
-    report = verify(path, path, source(), held_out=True)
+    report = verify(Pair(reference=path, built=path), source(), held_out=True)
     assert (report.sqnr_db, report.top1_agreement, report.images) == (300.0, 1.0, 19)
     assert report.cosine == pytest.approx(1)
     assert "kept apart" in report.note
@@ -76,7 +80,7 @@ def test_a_graph_agrees_with_itself_wholly_and_the_report_survives_json(tmp_path
 
 def test_noise_is_measured_as_it_is(tmp_path: Path) -> None:
     one, other = model(tmp_path, "Mul", 1), model(tmp_path, "Mul", 1.01)
-    report = verify(one, other, source(), held_out=False)
+    report = verify(Pair(reference=one, built=other), source(), held_out=False)
     assert report.sqnr_db == pytest.approx(40, abs=0.01)
     assert "also used to calibrate" in report.note
 
@@ -84,19 +88,21 @@ def test_noise_is_measured_as_it_is(tmp_path: Path) -> None:
 def test_a_fixed_batch_and_a_short_last_one_give_the_same_report(tmp_path: Path) -> None:
     one, other = model(tmp_path, "Mul", 1), model(tmp_path, "Add", 0.125)
     fixed = model(tmp_path, "Add", 0.125, batch="4")
-    assert verify(one, other, source(), held_out=True) == verify(one, fixed, source(), held_out=True)
+    assert verify(Pair(reference=one, built=other), source(), held_out=True) == verify(
+        Pair(reference=one, built=fixed), source(), held_out=True
+    )
 
 
 def test_an_opposite_answer_has_no_agreement(tmp_path: Path) -> None:
     one, other = model(tmp_path, "Mul", 1), model(tmp_path, "Mul", -1)
-    report = verify(one, other, source(), held_out=True)
+    report = verify(Pair(reference=one, built=other), source(), held_out=True)
     assert report.cosine == pytest.approx(-1)
     assert report.top1_agreement == 0
 
 
 def test_noise_on_silence_survives_json(tmp_path: Path) -> None:
     one, other = model(tmp_path, "Mul", 0), model(tmp_path, "Add", 1)
-    report = verify(one, other, source(), held_out=True)
+    report = verify(Pair(reference=one, built=other), source(), held_out=True)
     assert report.sqnr_db == -300.0
     assert value_from_json(json_from_value(report), Verification, place="here") == report
 
@@ -104,7 +110,7 @@ def test_noise_on_silence_survives_json(tmp_path: Path) -> None:
 def test_a_built_graph_that_overflows_is_refused_with_advice(tmp_path: Path) -> None:
     one, other = model(tmp_path, "Mul", 1), model(tmp_path, "Div", 0)
     with pytest.raises(GpusqError, match="built graph computes NaN or infinity") as caught:
-        verify(one, other, source(), held_out=True)
+        verify(Pair(reference=one, built=other), source(), held_out=True)
     assert caught.value.place == other.name
     assert "--bf16" in str(caught.value.hint)
 
@@ -112,7 +118,7 @@ def test_a_built_graph_that_overflows_is_refused_with_advice(tmp_path: Path) -> 
 def test_a_float_graph_that_is_not_finite_is_refused_by_its_own_name(tmp_path: Path) -> None:
     one, other = model(tmp_path, "Div", 0), model(tmp_path, "Mul", 1)
     with pytest.raises(GpusqError, match="the float graph computes NaN or infinity") as caught:
-        verify(one, other, source(), held_out=True)
+        verify(Pair(reference=one, built=other), source(), held_out=True)
     assert caught.value.place == "noise.npy"
 
 
@@ -161,7 +167,7 @@ def two_blocks(folder: Path, first: float, second: float, *, name: str) -> Path:
 def test_the_drift_map_gives_each_blocks_own_figure_and_points_at_the_worse(tmp_path: Path) -> None:
     one = two_blocks(tmp_path, 1, 1, name="float")
     other = two_blocks(tmp_path, 1.001, 1.02, name="built")
-    report = verify(one, other, source(), held_out=True)
+    report = verify(Pair(reference=one, built=other), source(), held_out=True)
     assert [block.module for block in report.blocks] == ["blocks.0", "blocks.1"]
     assert report.blocks[0].sqnr_db == pytest.approx(60, abs=0.01)
     assert report.blocks[1].sqnr_db == pytest.approx(-20 * np.log10(1.001 * 1.02 - 1), abs=0.01)
@@ -177,13 +183,15 @@ def test_the_drift_map_gives_each_blocks_own_figure_and_points_at_the_worse(tmp_
 def test_a_block_that_adds_no_noise_is_not_pointed_at(tmp_path: Path) -> None:
     one = two_blocks(tmp_path, 1, 1, name="float")
     other = two_blocks(tmp_path, 1.001, 1, name="built")
-    assert [block.module for block in verify(one, other, source(), held_out=True).noisiest(3)] == ["blocks.0"]
+    assert [
+        block.module for block in verify(Pair(reference=one, built=other), source(), held_out=True).noisiest(3)
+    ] == ["blocks.0"]
 
 
 def test_a_block_that_the_built_graph_lacks_is_named(tmp_path: Path) -> None:
     one = two_blocks(tmp_path, 1, 1, name="float")
     other = model(tmp_path, "Mul", 2)
-    report = verify(one, other, source(), held_out=True)
+    report = verify(Pair(reference=one, built=other), source(), held_out=True)
     assert [block.module for block in report.blocks] == ["blocks.1"]
     assert "not looked at, because the built graph has no such tensor: blocks.0;" in report.note
     assert report.note.endswith("not looked at, because the built graph has no such tensor: blocks.1.fc1")
@@ -192,7 +200,7 @@ def test_a_block_that_the_built_graph_lacks_is_named(tmp_path: Path) -> None:
 def test_each_sample_counts_once_for_the_median(tmp_path: Path) -> None:
     """Doubling is exact; adding an eighth costs each sample something else."""
     one, other = model(tmp_path, "Mul", 1), model(tmp_path, "Add", 0.125)
-    report = verify(one, other, source(), held_out=True)
+    report = verify(Pair(reference=one, built=other), source(), held_out=True)
     alone = [10 * np.log10((row**2).sum() / (4 * 0.125**2)) for row in SAMPLES.reshape(19, 4).astype(np.float64)]
     assert report.median_sqnr_db == pytest.approx(float(np.median(alone)), abs=1e-4)
 
@@ -222,7 +230,7 @@ def test_what_onnx_runtime_makes_of_a_quantized_product_is_measured(tmp_path: Pa
     )
     path = tmp_path / "quantized.onnx"
     save_model(made, path)
-    report = verify(path, path, source(), held_out=True)
+    report = verify(Pair(reference=path, built=path), source(), held_out=True)
     batch = SAMPLES[:4]
     plain, fused = (
         np.asarray(
@@ -244,7 +252,7 @@ def test_the_two_graphs_are_never_open_at_once_and_chunks_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = model(tmp_path, "Mul", 1), model(tmp_path, "Add", 0.125)
-    whole = verify(one, other, source(), held_out=True)
+    whole = verify(Pair(reference=one, built=other), source(), held_out=True)
     events: list[str] = []
 
     def watched(path: Path, **options: bool) -> Session:
@@ -261,7 +269,7 @@ def test_the_two_graphs_are_never_open_at_once_and_chunks_change_nothing(
 
     monkeypatch.setattr(drift, "_KEPT_BYTES", 0)
     monkeypatch.setattr(drift, "open_onnx", watched)
-    assert verify(one, other, source(), held_out=True) == whole
+    assert verify(Pair(reference=one, built=other), source(), held_out=True) == whole
     assert events[1::2] == ["close"] * (len(events) // 2)
     batches = -(-19 // 4)
     assert events[: 4 * batches : 2] == [f"open {one.name}", f"open {other.name}"] * batches
@@ -280,7 +288,7 @@ def test_further_outputs_are_compared_too(tmp_path: Path) -> None:
     body, zero = "z = Add(y, c)", np.array(0, np.float32)
     one = two_outputs(tmp_path / "a.onnx", "float[B,4] z", body, c=zero)
     other = two_outputs(tmp_path / "b.onnx", "float[B,4] z", body, c=zero + np.float32(0.125))
-    report = verify(one, other, source(), held_out=True)
+    report = verify(Pair(reference=one, built=other), source(), held_out=True)
     assert report.sqnr_db == 300
     (drift_of_z,) = report.others
     assert drift_of_z.tensor == "z"
@@ -292,13 +300,13 @@ def test_a_further_output_that_overflows_is_refused_by_its_name(tmp_path: Path) 
     one = two_outputs(tmp_path / "a.onnx", "float[B,4] z", "z = Add(y, c)", c=np.array(0, np.float32))
     other = two_outputs(tmp_path / "b.onnx", "float[B,4] z", "z = Add(y, c)", c=np.array(np.inf, np.float32))
     with pytest.raises(GpusqError, match="NaN or infinity in z, where the float graph doesn't"):
-        verify(one, other, source(), held_out=True)
+        verify(Pair(reference=one, built=other), source(), held_out=True)
 
 
 def test_a_reference_that_answers_every_sample_alike_is_told(tmp_path: Path) -> None:
     """A head of zeros: the two agree to the last bit, whatever was done to the layers before it."""
     path = model(tmp_path, "Mul", 0)
-    report = verify(path, path, source(), held_out=True)
+    report = verify(Pair(reference=path, built=path), source(), held_out=True)
     assert (report.sqnr_db, report.top1_agreement) == (300.0, 1.0)
     assert (report.constant, report.synthetic) == (True, False)
     (doubt,) = doubts(report)
@@ -310,32 +318,170 @@ def test_samples_that_are_one_and_the_same_are_told_too_and_one_sample_only_wher
     tmp_path: Path,
 ) -> None:
     path, zero = model(tmp_path, "Mul", 2), model(tmp_path, "Mul", 0)
-    assert verify(path, path, source(SAMPLES[[3, 3, 3, 3, 3]]), held_out=True).constant
-    assert not verify(path, path, source(SAMPLES[:1]), held_out=True).constant
-    (doubt,) = doubts(verify(zero, zero, source(SAMPLES[:1]), held_out=True))
+    assert verify(Pair(reference=path, built=path), source(SAMPLES[[3, 3, 3, 3, 3]]), held_out=True).constant
+    assert not verify(Pair(reference=path, built=path), source(SAMPLES[:1]), held_out=True).constant
+    (doubt,) = doubts(verify(Pair(reference=zero, built=zero), source(SAMPLES[:1]), held_out=True))
     assert "answers its one sample with zeros" in doubt
 
 
 def test_a_built_graph_that_is_constant_is_a_bad_one_and_no_reason_to_doubt_the_reference(tmp_path: Path) -> None:
-    assert not verify(model(tmp_path, "Mul", 2), model(tmp_path, "Mul", 0), source(), held_out=True).constant
+    assert not verify(
+        Pair(reference=model(tmp_path, "Mul", 2), built=model(tmp_path, "Mul", 0)), source(), held_out=True
+    ).constant
 
 
 def test_a_further_output_that_is_constant_is_named(tmp_path: Path) -> None:
     body, zero = "z = Mul(y, c)", np.array(0, np.float32)
     path = two_outputs(tmp_path / "a.onnx", "float[B,4] z", body, c=zero)
-    report = verify(path, path, source(), held_out=True)
+    report = verify(Pair(reference=path, built=path), source(), held_out=True)
     assert (report.constant, report.constant_others) == (False, ("z",))
     (doubt,) = doubts(report)
     assert "every sample the same z" in doubt
 
 
-def test_outputs_that_are_not_of_samples_are_left_alone(tmp_path: Path) -> None:
-    path = two_outputs(tmp_path / "a.onnx", "float[] z", "z = Identity(c)", c=np.array(2.5, np.float32))
-    assert verify(path, path, source(), held_out=True).others == ()
+def test_outputs_without_an_axis_of_samples_are_compared_as_a_whole_and_said_to_be(tmp_path: Path) -> None:
+    """A scalar and a table, each off by a tenth in the built graph."""
+    for second, shape in (("float[] z", ()), ("float[4,2] z", (4, 2))):
+        one, other = (
+            two_outputs(tmp_path / f"{name}.onnx", second, "z = Identity(c)", c=np.full(shape, value, np.float32))
+            for name, value in (("a", 2.5), ("b", 2.75))
+        )
+        report = verify(Pair(reference=one, built=other), source(), held_out=True)
+        (whole,) = report.others
+        assert whole.tensor == "z"
+        assert whole.sqnr_db == pytest.approx(20, abs=1e-4)
+        assert (report.whole, report.constant_others) == (("z",), ())
+        assert "compared as a whole, for no axis is of samples: z" in report.note
 
 
-def test_a_first_output_of_one_number_is_refused(tmp_path: Path) -> None:
-    text = "g (float[B,1,1,4] x) => (float z) { z = ReduceMax<keepdims = 0>(x) }"
-    save_model(tiny_models.graph(text), tmp_path / "a.onnx")
-    with pytest.raises(GpusqError, match="the first output, z, is one number"):
-        verify(tmp_path / "a.onnx", tmp_path / "a.onnx", source(), held_out=True)
+def test_a_first_output_of_one_number_is_compared_as_a_whole(tmp_path: Path) -> None:
+    text = "g (float[B,1,1,4] x) => (float z) {{ s = ReduceSum<keepdims = 0>(x)  z = Mul(s, c) }}"
+    for name, factor in (("a", 1.0), ("b", 1.01)):
+        save_model(tiny_models.graph(text.format(), c=np.array(factor, np.float32)), tmp_path / f"{name}.onnx")
+    report = verify(Pair(reference=tmp_path / "a.onnx", built=tmp_path / "b.onnx"), source(), held_out=True)
+    assert report.sqnr_db == pytest.approx(40, abs=0.01)
+    assert (report.images, report.median_sqnr_db, report.lowest_sqnr_db, report.whole) == (19, None, None, ("z",))
+
+
+# Hidden states [2, N, 4]: y and y², the samples along the second axis. Their error grows with the sample's last value.
+STACKED = """g (float[{batch},1,1,4] x) => (float[{batch},4] y, float[2,{batch},4] z) {{
+  y = Reshape(x, shape)
+  s = Mul(y, y)
+  a = Unsqueeze(y, first)
+  b = Unsqueeze(s, first)
+  w = Concat<axis = 0>(a, b)
+  n = Mul(w, c)
+  z = Add(w, n)
+}}"""
+
+
+def stacked(path: Path, error: float, batch: str) -> Path:
+    c = np.array([0, 0, 0, error], np.float32)
+    made = tiny_models.graph(STACKED.format(batch=batch), shape=np.array([-1, 4]), first=np.array([0]), c=c)
+    save_model(made, path)
+    return path
+
+
+@pytest.mark.parametrize("batch", ["B", "2", "4", "8", "1"])
+@pytest.mark.parametrize("count", [1, 3, 8, 19])
+def test_samples_of_an_output_are_found_on_whatever_axis_they_stand(tmp_path: Path, batch: str, count: int) -> None:
+    """With four samples at a time the counts of the first axis fit in no batch; with a batch of two they do."""
+    one, other = stacked(tmp_path / "a.onnx", 0, batch), stacked(tmp_path / "b.onnx", 0.125, batch)
+    report = verify(Pair(reference=one, built=other), source(SAMPLES[:count]), held_out=True)
+    rows = SAMPLES[:count].reshape(count, 4).astype(np.float64)
+    hidden = np.stack([rows, rows**2], axis=1)
+    noise = np.square(hidden[:, :, 3] * 0.125).sum(axis=1)
+    alone = 10 * np.log10(np.square(hidden).sum(axis=(1, 2)) / noise)
+    pooled = 10 * np.log10(np.square(hidden).sum() / noise.sum())
+    (found,) = report.others
+    expected = (float(pooled), statistics.median(map(float, alone)))
+    assert (found.sqnr_db, found.median_sqnr_db) == pytest.approx(expected, abs=1e-4)
+    assert (report.images, report.constant_others, report.whole) == (count, (), ())
+
+
+def test_a_constant_output_is_seen_along_its_own_axis(tmp_path: Path) -> None:
+    """Two layers that differ, for each sample alike: along the first axis they would pass for two answers."""
+    text = """g (float[{batch},1,1,4] x) => (float[{batch},4] y, float[2,{batch},4] z) {{
+      y = Reshape(x, shape)
+      n = Mul(y, zero)
+      a = Unsqueeze(n, first)
+      b = Add(a, table)
+      z = Concat<axis = 0>(a, b)
+    }}"""
+    for batch in ("B", "2"):
+        made = tiny_models.graph(
+            text.format(batch=batch),
+            shape=np.array([-1, 4]),
+            first=np.array([0]),
+            zero=np.array(0, np.float32),
+            table=np.arange(4, dtype=np.float32),
+        )
+        save_model(made, tmp_path / "a.onnx")
+        pair = Pair(reference=tmp_path / "a.onnx", built=tmp_path / "a.onnx")
+        assert verify(pair, source(), held_out=True).constant_others == ("z",)
+
+
+CLASSES = """g (float[B,1,1,4] x) => ({outputs}) {{
+  y = Reshape(x, shape)
+  l = Mul(y, c)
+  k = ArgMax<axis = 1, keepdims = 0>(l)
+  m = Less(l, zero)
+}}"""
+FLIPPED = np.array([1, 1, 1, -1], np.float32)
+
+
+def classes(path: Path, outputs: str, c: Any) -> Path:
+    zero = np.array(0, np.float32)
+    made = tiny_models.graph(CLASSES.format(outputs=outputs), shape=np.array([-1, 4]), c=c, zero=zero)
+    save_model(made, path)
+    return path
+
+
+@pytest.mark.parametrize("outputs", ["int64[B] k, bool[B,4] m", "bool[B,4] m, int64[B] k"])
+def test_integers_and_booleans_agree_or_do_not_and_have_no_decibels(tmp_path: Path, outputs: str) -> None:
+    """The built graph negates the last logit."""
+    one, other = classes(tmp_path / "a.onnx", outputs, FLIPPED**2), classes(tmp_path / "b.onnx", outputs, FLIPPED)
+    report = verify(Pair(reference=one, built=other), source(), held_out=True)
+    rows = SAMPLES.reshape(19, 4)
+    expected = {
+        "k": float((rows.argmax(1) == (rows * FLIPPED).argmax(1)).mean()),
+        "m": float(((rows < 0) == (rows * FLIPPED < 0)).mean()),
+    }
+    first, second = ("k", "m") if outputs.startswith("int64") else ("m", "k")
+    assert (report.sqnr_db, report.cosine, report.median_sqnr_db, report.fused_sqnr_db) == (None, None, None, 300.0)
+    assert report.top1_agreement == pytest.approx(expected[first])
+    (further,) = report.agreements
+    assert further.tensor == second
+    assert further.share == pytest.approx(expected[second])
+    assert report.others == ()
+    assert value_from_json(json_from_value(report), Verification, place="here") == report
+
+
+def test_integers_beside_floats_are_told_apart(tmp_path: Path) -> None:
+    one, other = (
+        classes(tmp_path / f"{name}.onnx", "float[B,4] l, int64[B] k", c)
+        for name, c in (("a", FLIPPED**2), ("b", FLIPPED))
+    )
+    report = verify(Pair(reference=one, built=other), source(), held_out=True)
+    rows = SAMPLES.reshape(19, 4).astype(np.float64)
+    assert report.sqnr_db == pytest.approx(sqnr_db(rows, rows * FLIPPED), abs=1e-4)
+    assert [each.tensor for each in report.agreements] == ["k"]
+    assert report.agreements[0].share == report.top1_agreement
+
+
+def test_a_single_samples_extremes_are_its_own(tmp_path: Path) -> None:
+    one, other = model(tmp_path, "Mul", 1), model(tmp_path, "Add", 0.125)
+    alone = [10 * np.log10((row**2).sum() / (4 * 0.125**2)) for row in SAMPLES.reshape(19, 4).astype(np.float64)]
+    report = verify(Pair(reference=one, built=other), source(), held_out=True)
+    assert (report.lowest_sqnr_db, report.highest_sqnr_db) == pytest.approx((min(alone), max(alone)), abs=1e-4)
+
+
+@pytest.mark.parametrize(("wrong", "refused"), [(0, False), (1, False), (2, True)])
+def test_of_exported_integers_a_hundredth_may_differ(wrong: int, refused: bool) -> None:
+    reference, got = np.arange(150), np.arange(150)
+    got[:wrong] += 1
+    if refused:
+        with pytest.raises(GpusqError, match=r"1\.3% of the integers differ"):
+            require_same(reference, got, place="here")
+    else:
+        assert require_same(reference, got, place="here") == pytest.approx(wrong / 150)

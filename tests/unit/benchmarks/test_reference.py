@@ -151,3 +151,47 @@ def test_a_bf16_model_is_compared_in_float32(tmp_path: Path) -> None:
     with pytest.raises(GpusqError, match="something else than the CPU"):
         reference.check({"x": x}, {"y": -y}, 8)
     reference.close()
+
+
+SEVERAL = """<ir_version: 10, opset_import: ["" : 20]>
+g (float[{batch}, 3] x) => (float[2, {batch}, 3] z, float[3] t, int64[{batch}] k) {{
+    first = Constant <value = int64[1] {{0}}>()
+    t = Constant <value = float[3] {{1, 2, 3}}>()
+    a = Unsqueeze(x, first)
+    n = Neg(a)
+    z = Concat <axis = 0> (a, n)
+    k = ArgMax <axis = 1, keepdims = 0> (x)
+}}"""
+
+
+@pytest.mark.parametrize("batch", ["N", "8"])
+def test_samples_are_taken_along_their_own_axis_and_integers_are_counted(tmp_path: Path, batch: str) -> None:
+    path = tmp_path / "several.onnx"
+    path.write_bytes(onnx.parser.parse_model(SEVERAL.format(batch=batch)).SerializeToString())
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    right = {"z": np.stack([x, -x]), "t": np.array([1, 2, 3], np.float32), "k": x.argmax(1)}
+    reference = CpuReference(path)
+    reference.check({"x": x}, right, 8)
+    assert reference.found == {8: np.inf}
+    assert reference.equal == {8: 1.0}
+    # Integers beside floats are told and refuse nothing.
+    reference.check({"x": x}, {**right, "k": (x.argmax(1) + 1) % 3}, 8)
+    assert "0.0% of the integers equal at batch 8" in reference.note()
+    with pytest.raises(GpusqError, match="output 'z' agrees to -"):
+        reference.check({"x": x}, {**right, "z": np.stack([-x, x])}, 8)
+    with pytest.raises(GpusqError, match=r"output 'z' is \[8, 2, 3\], not \[2, 8, 3\]"):
+        reference.check({"x": x}, {**right, "z": np.stack([x, -x], axis=1)}, 8)
+    reference.close()
+
+
+def test_an_engine_of_integers_alone_is_refused_where_most_differ(tmp_path: Path) -> None:
+    path = tmp_path / "classes.onnx"
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    g (float[N, 3] x) => (int64[N] k) { k = ArgMax <axis = 1, keepdims = 0> (x) }"""
+    path.write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    reference = CpuReference(path)
+    reference.check({"x": x}, {"k": x.argmax(1)}, 4)
+    with pytest.raises(GpusqError, match=r"of output 'k', 0\.0% of the integers are equal"):
+        reference.check({"x": x}, {"k": (x.argmax(1) + 1) % 3}, 4)
+    reference.close()
