@@ -76,10 +76,9 @@ def export_float_model(
 
 
 def example_input(checkpoint: Checkpoint, batch: int) -> torch.Tensor:
-    """Seeded standard normal input, float32 [batch, channels, height, width]."""
-    size = checkpoint.preprocessing
+    """Seeded standard normal input, float32 [batch, channels, height, width], or whatever shape the samples have."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, size.channels, size.height, size.width, generator=generator)
+    return torch.randn(batch, *checkpoint.preprocessing.sample_shape, generator=generator)
 
 
 def reference_outputs(checkpoint: Checkpoint, batch: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], ...]:
