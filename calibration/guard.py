@@ -147,7 +147,8 @@ def sameness_warnings(seen: InputStatistics, different: int) -> tuple[str, ...]:
             "don't hold for photographs"
         )
     if different < min(_FEW, seen.samples):
-        told.append(f"only {different} of {counted(seen.samples, 'calibration sample')} differ: give typical ones")
+        differ = "is distinct" if different == 1 else "are distinct"
+        told.append(f"{different} of {counted(seen.samples, 'calibration sample')} {differ}: the others repeat them")
     return tuple(told)
 
 

@@ -144,11 +144,13 @@ def _preference(key: Any) -> int:
 def _array(value: Any) -> Array | None:
     """A tensor is known by its methods, so that torch need not be imported: it may need a gradient, or lie on a GPU.
 
-    None where it is no array of numbers.
+    None where it is no array of numbers. A dataset isn't asked for all that it has, as numpy would.
     """
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = value.float() if value.is_floating_point() else value
+    elif not (hasattr(value, "__array__") or isinstance(value, (list, tuple, bool, int, float))):
+        return None
     try:
         array: Array = np.asarray(value)
     except ValueError:  # lists of different lengths
@@ -169,7 +171,8 @@ def _picture(pixels: Array) -> Image.Image | None:
 
 def _described(item: Any) -> str:
     if _is_mapping(item):
-        return "a dict of " + some([f"{key}: {_described(item[key])}" for key in item.keys()], 6)
+        keys = list(item.keys())
+        return "a dict of " + some([f"{key}: {_described(item[key])}" for key in keys], 6)
     if isinstance(item, (tuple, list)):
         entries = cast("Sequence[Any]", item)
         kind = "tuple" if isinstance(item, tuple) else "list"

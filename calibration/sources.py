@@ -275,7 +275,7 @@ def preprocessing_of_arrays(text: str | None) -> Preprocessing | None:
         A preprocessing that does nothing, and says by its origin that it is none; None for anything else.
 
     Raises:
-        GpusqError: The file is damaged, or the function fails.
+        GpusqError: The file is damaged, the function fails, or either gives no axis of samples and one of values.
     """
     read = _ARRAY_FILES.get(Path(text or "").suffix.lower())
     if text and read is not None and os.path.isfile(text):
@@ -284,7 +284,14 @@ def preprocessing_of_arrays(text: str | None) -> Preprocessing | None:
         shape = called(text, batch_shape)
     else:
         return None
-    if len(shape) < 2 or 0 in shape:
+    if len(shape) < 2:
+        found = f"an array of shape {list(shape)}" if shape else "items without an axis that counts them for sure"
+        raise GpusqError(
+            f"the model declares no input shape, and the data doesn't tell it: {found}",
+            place=text,
+            hint='give one array [N, ...] of all samples, or the module an attribute gpusq_preprocessing = {"shape": …}',
+        )
+    if 0 in shape:
         return None
     if len(shape) != 4:
         return preprocessing_of_shape(shape[1:], UNDECLARED)

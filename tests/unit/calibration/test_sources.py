@@ -460,7 +460,6 @@ def test_a_file_of_arrays_tells_the_shape_of_an_input_and_nothing_else(tmp_path:
 
 
 def test_what_is_no_file_of_samples_tells_no_shape(tmp_path: Path) -> None:
-    flat = save(tmp_path / "flat.npy", np.zeros(8, np.float32))
     none = save(tmp_path / "none.npy", np.zeros((0, 3, 8, 6), np.float32))
     for text in (
         None,
@@ -468,7 +467,6 @@ def test_what_is_no_file_of_samples_tells_no_shape(tmp_path: Path) -> None:
         "",
         str(tmp_path),
         str(tmp_path / "missing.npy"),
-        flat,
         none,
     ):
         assert preprocessing_of_arrays(text) is None
