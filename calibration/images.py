@@ -96,6 +96,8 @@ def _drawn(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
             return _reduced(image, frame, filtering, mode)
     converted = eight_bits(image).convert(mode)
     if pixels_of(frame.size) > _MOST_RESIZED:
+        if filtering == Image.Resampling.NEAREST:
+            return _picked(converted, frame)
         return _boxed(converted, frame, filtering, gap=None)
     return converted.resize(frame.size, filtering).crop(frame.crop)
 
@@ -121,6 +123,19 @@ def _boxed(image: Image.Image, frame: _Frame, filtering: Image.Resampling, *, ga
     across, down = image.width / frame.size[0], image.height / frame.size[1]
     box = (left * across, top * down, min(right * across, image.width), min(bottom * down, image.height))
     return image.resize((right - left, bottom - top), filtering, box=box, reducing_gap=gap)
+
+
+def _picked(image: Image.Image, frame: _Frame) -> Image.Image:
+    """What a resize to the nearest pixels and a crop make: which those are is asked of Pillow, one axis at a time."""
+    left, top, right, bottom = frame.crop
+    columns = _nearest(image.width, frame.size[0])[left:right]
+    rows = _nearest(image.height, frame.size[1])[top:bottom]
+    return Image.fromarray(np.asarray(image)[rows][:, columns])
+
+
+def _nearest(side: int, resized: int) -> npt.NDArray[np.int32]:
+    places = Image.fromarray(np.arange(side, dtype=np.int32)[None])
+    return np.asarray(places.resize((resized, 1), Image.Resampling.NEAREST))[0]
 
 
 def _frame(size: tuple[int, int], preprocessing: Preprocessing) -> _Frame:

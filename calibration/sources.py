@@ -289,7 +289,7 @@ def preprocessing_of_arrays(text: str | None) -> Preprocessing | None:
         raise GpusqError(
             f"the model declares no input shape, and the data doesn't tell it: {found}",
             place=text,
-            hint='give one array [N, ...] of all samples, or the module an attribute gpusq_preprocessing = {"shape": …}',
+            hint='give one array [N, ...] of all samples, or the module gpusq_preprocessing = {"shape": [...]}',
         )
     if 0 in shape:
         return None

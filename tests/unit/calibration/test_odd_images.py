@@ -52,7 +52,7 @@ def by_pillow(image: Image.Image, wanted: Preprocessing) -> Sample:
 
 @pytest.mark.parametrize("interpolation", FILTERS)
 @pytest.mark.parametrize("fraction", [1.0, 0.875])
-@pytest.mark.parametrize("size", [(900, 33), (31, 777), (641, 640), (40, 2000), (7, 5)], ids=str)
+@pytest.mark.parametrize("size", [(900, 33), (31, 777), (641, 640), (40, 2000)], ids=str)
 def test_a_crop_before_the_resize_shows_the_same_pixels(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -131,13 +131,13 @@ def test_an_image_beyond_the_limit_of_memory_is_refused_by_name(
 
 
 def test_pillows_own_limit_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     smooth(64, 64).save(tmp_path / "image.png")
     assert load_image(tmp_path / "image.png", plain()).shape == (3, 32, 32)
     (tmp_path / "none.png").touch()
     with pytest.raises(GpusqError):
         load_image(tmp_path / "none.png", plain())
-    assert Image.MAX_IMAGE_PIXELS == 100
+    assert Image.MAX_IMAGE_PIXELS == 2000
 
 
 @pytest.mark.parametrize(
