@@ -18,6 +18,9 @@ from gpusq_deploy.wording import some
 # Of several entries that the model could take, the first of these, whatever its case.
 KEYS = ("pixel_values", "image", "images", "img", "input", "inputs", "x", "data")
 
+# What numpy makes arrays of without asking it.
+_PLAIN = frozenset({list, tuple, bool, int, float})
+
 Array = npt.NDArray[Any]
 
 
@@ -149,7 +152,7 @@ def _array(value: Any) -> Array | None:
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = value.float() if value.is_floating_point() else value
-    elif not (hasattr(value, "__array__") or isinstance(value, (list, tuple, bool, int, float))):
+    elif not (hasattr(value, "__array__") or type(value) in _PLAIN):
         return None
     try:
         array: Array = np.asarray(value)

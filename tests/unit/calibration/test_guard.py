@@ -178,6 +178,6 @@ def test_samples_of_any_number_of_axes_have_statistics(shape: tuple[int, ...]) -
 
 @pytest.mark.parametrize("model", [IMAGENET, CLIP])
 def test_a_warning_is_two_lines_at_most(pixels: Batch, model: Any) -> None:
-    for data in (pixels, pixels * 255, normalised(pixels, INCEPTION) * 3, normalised(pixels, IMAGENET) / 3):
+    for data in (pixels, pixels * 255, normalised(pixels * 3, INCEPTION), normalised(pixels / np.float32(3), IMAGENET)):
         for warning in warnings_for(data, model):
             assert len(warning) <= 230

@@ -51,6 +51,7 @@ def keyed(key: str) -> Callable[[], Any]:
     return lambda: [{"mask": np.zeros((8, 8)), key: row, "label": 1} for row in ROWS]
 
 
+SPLITS: Any = {"train": Numbered(), "test": Numbered()}
 TAKEN: dict[str, tuple[Callable[[], Any], str]] = {
     "pixel_values": (keyed("pixel_values"), "pixel_values"),
     "image": (keyed("image"), "image"),
@@ -124,17 +125,15 @@ def test_images_and_8_bit_pixels_are_preprocessed_as_files_are(photo: tuple[Imag
     [
         ([{"image": np.zeros((3, 9, 9)), "label": 1}], r"a dict of image: float64 \[3, 9, 9\], label: int64 \[\]"),
         ([{"text": "a cat"}], "a dict of text: str"),
-        ([{}], "a dict of "),
+        ([dict[str, int]()], "a dict of "),
         ([("a.png", 3)], r"a tuple of str, int64 \[\]"),
-        ([[]], "a list of nothing"),
-        ({"train": [1], "test": "no"}, "the item is str"),
+        ([list[int]()], "a list of nothing"),
+        (SPLITS, "the item is str"),
         ([object()], "the item is object"),
     ],
     ids=["size", "text", "empty", "tuple", "list", "splits", "object"],
 )
 def test_what_is_not_recognised_is_named_with_what_to_yield(items: Any, told: str) -> None:
-    if isinstance(items, dict):
-        items = dict.fromkeys(items, Numbered())
     with pytest.raises(GpusqError, match=told) as caught:
         source_from_iterable(items, SIZE, name="mine")
     assert r"float32 [3, 8, 8]" in caught.value.what

@@ -27,7 +27,7 @@ STEP = 1 / 255
 def plain(**changes: Any) -> Preprocessing:
     """Samples are pixels from 0 to 1."""
     channels = changes.get("channels", 3)
-    fields = {"channels": channels, "height": 32, "width": 32, "origin": "test", **changes}
+    fields: dict[str, Any] = {"channels": channels, "height": 32, "width": 32, "origin": "test", **changes}
     return Preprocessing(mean=(0.0,) * channels, std=(1.0,) * channels, **fields)
 
 
