@@ -135,7 +135,8 @@ def _picked(image: Image.Image, frame: _Frame) -> Image.Image:
 
 def _nearest(side: int, resized: int) -> npt.NDArray[np.int32]:
     places = Image.fromarray(np.arange(side, dtype=np.int32)[None])
-    return np.asarray(places.resize((resized, 1), Image.Resampling.NEAREST))[0]
+    found: npt.NDArray[np.int32] = np.asarray(places.resize((resized, 1), Image.Resampling.NEAREST))[0]
+    return found
 
 
 def _frame(size: tuple[int, int], preprocessing: Preprocessing) -> _Frame:
