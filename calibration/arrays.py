@@ -7,9 +7,9 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ _SMALL_ARRAY = 64 << 20
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 Array = npt.NDArray[Any]
+_Taken = TypeVar("_Taken")
 
 
 def mapped_npy(path: Path) -> Array:
@@ -39,7 +40,7 @@ def mapped_npy(path: Path) -> Array:
         raise GpusqError(
             f"not a .npy file, or damaged: {error}",
             place=str(path),
-            hint="write it with numpy.save: float32 [N, C, H, W]",
+            hint="write it with numpy.save: float32 [N, ...], such as [N, C, H, W]",
         ) from error
     return values
 
@@ -65,7 +66,7 @@ def mapped_npz(path: Path) -> Array:
         raise GpusqError(
             f"not an .npz file, or damaged: {error}",
             place=str(path),
-            hint="write it with numpy.savez: images=float32 [N, C, H, W]",
+            hint="write it with numpy.savez: images=float32 [N, ...], such as [N, C, H, W]",
         ) from error
 
 
@@ -83,16 +84,16 @@ def names_factory(text: str) -> bool:
     return _FACTORY.fullmatch(text) is not None
 
 
-def made_by_factory(text: str, sample: tuple[int, ...]) -> Array:
-    """What the function `package.module:factory`, called without arguments, gives; see `spooled`.
+def called(text: str, take: Callable[[Any], _Taken]) -> _Taken:
+    """What `take` makes of that which the function `package.module:factory`, called without arguments, returns.
 
     Raises:
-        GpusqError: No such function, or it fails.
+        GpusqError: No such function, or it fails, or what it returned does when it is read.
     """
     package, _, name = text.partition(":")
     try:
         factory: Any = getattr(importlib.import_module(package), name)
-        return spooled(factory(), sample, name=text)
+        return take(factory())
     except GpusqError:
         raise
     except Exception as error:  # a user's own code can raise anything
@@ -103,24 +104,23 @@ def made_by_factory(text: str, sample: tuple[int, ...]) -> Array:
         ) from error
 
 
-def spooled(items: Iterable[Any], sample: tuple[int, ...], *, name: str) -> Array:
+def spooled(batches: Iterable[Array], sample: tuple[int, ...], *, name: str) -> Array:
     """Read an iterable once, to a temporary file that is mapped: memory doesn't grow with the number of samples.
 
     Args:
-        items: Arrays or tensors, float, of one sample or a batch of them; of a tuple or list, such as a data loader's
-            (images, labels), the first. Preprocessed already.
-        sample: Shape of one sample: channels, height, width.
+        batches: Of float samples [n, *sample]; see `items.Reader`.
+        sample: Shape of one sample.
         name: Where it comes from, for errors.
 
     Returns:
         float32 [N, *sample].
 
     Raises:
-        GpusqError: An item of another shape or type, no item at all, or more than 10,000 samples.
+        GpusqError: No sample at all, or more than 10,000.
     """
     count = 0
     with tempfile.TemporaryFile() as file:
-        for batch in _batches(items, sample, name):
+        for batch in batches:
             count += len(batch)
             if count > _MOST_SAMPLES:
                 raise GpusqError(
@@ -147,34 +147,6 @@ def _member(path: Path, names: list[str]) -> str:
             hint=f"save one array alone, or call it {' or '.join(NPZ_NAMES)}",
         )
     return meant
-
-
-def _batches(items: Iterable[Any], sample: tuple[int, ...], name: str) -> Iterator[Array]:
-    for index, item in enumerate(items):
-        array = _array(_first(item))
-        if array.dtype.kind != "f" or array.shape[-3:] != sample or array.ndim not in (3, 4):
-            wanted = ", ".join(map(str, sample))
-            raise GpusqError(
-                f"the item is {array.dtype} {list(array.shape)}, the model takes float32 [{wanted}] or [N, {wanted}]",
-                place=f"{name}, item {index}",
-                hint="give preprocessed images as float arrays or tensors",
-            )
-        yield array.reshape(-1, *sample)
-
-
-def _first(item: Any) -> Any:
-    if not isinstance(item, (tuple, list)):
-        return item
-    several = cast("Sequence[Any]", item)
-    return several[0] if several else None
-
-
-def _array(item: Any) -> Array:
-    """A tensor is known by its methods, so that torch need not be imported: it may need a gradient, or lie on a GPU."""
-    if hasattr(item, "detach"):
-        item = item.detach().cpu()
-        item = item.float() if item.is_floating_point() else item
-    return np.asarray(item)
 
 
 def _write(file: IO[bytes], batch: Array) -> None:

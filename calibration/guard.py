@@ -25,6 +25,8 @@ _MOST = 1024
 _OVERSHOOT = 0.1
 # Photographs nearly always hold something black and something white; this share of the full span is unusual.
 _NARROW = 0.6
+# One sample in so many of one colour is told.
+_FLAT_SHARE = 10
 # Fewer samples than this are told: the documented number is a few dozen.
 _FEW = 8
 # Calibrated against recorded range of the patch embedding's input.
@@ -35,7 +37,7 @@ _FAR = 2.0
 class InputStatistics:
     """Of the network's input, per channel: extremes, and sums of values and squares in units of 1/1024 and its square.
 
-    `count` is the number of values per channel.
+    `count` is the number of values per channel; `flat` of the `samples` hold one value per channel alone: one colour.
     """
 
     count: int
@@ -43,6 +45,8 @@ class InputStatistics:
     maximum: tuple[float, ...]
     total: tuple[int, ...]
     squares: tuple[int, ...]
+    samples: int
+    flat: int
 
     def mean(self) -> tuple[float, ...]:
         """Mean of each channel."""
@@ -64,11 +68,13 @@ class InputStatistics:
             maximum=tuple(map(max, self.maximum, other.maximum)),
             total=tuple(a + b for a, b in zip(self.total, other.total, strict=True)),
             squares=tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
+            samples=self.samples + other.samples,
+            flat=self.flat + other.flat,
         )
 
 
 def statistics_of(batch: npt.NDArray[np.float32]) -> InputStatistics:
-    """Statistics of a batch [N, channels, height, width]."""
+    """Statistics of a batch [N, channels, height, width], or any whose second axis is taken for channels."""
     planes = np.moveaxis(batch, 1, 0).reshape(batch.shape[1], -1)
     units = np.rint(np.clip(planes.astype(np.float64), -_MOST, _MOST) * _UNIT).astype(np.int64)
     return InputStatistics(
@@ -77,32 +83,73 @@ def statistics_of(batch: npt.NDArray[np.float32]) -> InputStatistics:
         maximum=tuple(map(float, planes.max(axis=1))),
         total=tuple(map(int, units.sum(axis=1))),
         squares=tuple(map(int, (units**2).sum(axis=1))),
+        samples=len(batch),
+        flat=int(_flat(batch).sum()),
     )
+
+
+def _flat(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """By sample, whether each channel of an image is one value; whether all of it is, where it is no image."""
+    parts = batch.reshape(len(batch), batch.shape[1] if batch.ndim == 4 else 1, -1)
+    found: npt.NDArray[np.bool_] = (parts.min(axis=2) == parts.max(axis=2)).all(axis=1)
+    return found
 
 
 def input_warnings(seen: InputStatistics, declared: Preprocessing) -> tuple[str, ...]:
     """What about the input contradicts the declared mean and deviation, if any; one sentence at most."""
     if not (declared.is_image and declared.is_declared):
         return ()
-    low = [(0 - mean) / std for mean, std in zip(declared.mean, declared.std, strict=True)]
-    high = [(1 - mean) / std for mean, std in zip(declared.mean, declared.std, strict=True)]
-    span = [b - a for a, b in zip(low, high, strict=True)]
-    outside = any(
-        lowest < a - _OVERSHOOT * width or highest > b + _OVERSHOOT * width
-        for lowest, highest, a, b, width in zip(seen.minimum, seen.maximum, low, high, span, strict=True)
-    )
-    used = max((b - a) / width for a, b, width in zip(seen.minimum, seen.maximum, span, strict=True))
-    found = (
-        f"the calibration data spans {_listed(seen.minimum)} to {_listed(seen.maximum)} "
-        f"(mean {_listed(seen.mean())}, deviation {_listed(seen.deviation())}); "
-        f"images normalised as the model declares ({declared.origin}: mean {_listed(declared.mean)}, "
-        f"std {_listed(declared.std)}) span {_listed(low)} to {_listed(high)}"
-    )
-    if outside:
-        return (f"{found}: {_outside_cause(seen)}",)
-    if used < _NARROW:
-        return (f"{found}: {_narrow_cause(seen, used)}",)
+    channels = [
+        _Channel(low=(0 - mean) / std, high=(1 - mean) / std, least=least, most=most)
+        for mean, std, least, most in zip(declared.mean, declared.std, seen.minimum, seen.maximum, strict=True)
+    ]
+    farthest, widest = max(channels, key=lambda c: c.outside), max(channels, key=lambda c: c.used)
+    if farthest.outside > _OVERSHOOT:
+        return (f"{farthest}: {_outside_cause(seen)}",)
+    if widest.used < _NARROW and 2 * seen.flat < seen.samples:
+        return (f"{widest}: {_narrow_cause(seen, widest.used)}",)
     return ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Channel:
+    """The extremes of one channel: as declared from `low` to `high`, found from `least` to `most`."""
+
+    low: float
+    high: float
+    least: float
+    most: float
+
+    @property
+    def outside(self) -> float:
+        """How far it reaches beyond what is declared, as a share of that."""
+        return max(self.low - self.least, self.most - self.high) / (self.high - self.low)
+
+    @property
+    def used(self) -> float:
+        """How much of what is declared it spans."""
+        return (self.most - self.least) / (self.high - self.low)
+
+    def __str__(self) -> str:
+        return (
+            f"the calibration data spans {self.least:.3g} to {self.most:.3g}, images normalised as the model declares "
+            f"{self.low:.3g} to {self.high:.3g}"
+        )
+
+
+def sameness_warnings(seen: InputStatistics, different: int) -> tuple[str, ...]:
+    """Images of one colour, a tenth or more of all; or the same few samples again and again."""
+    told: list[str] = []
+    if seen.flat * _FLAT_SHARE >= seen.samples:
+        are = "is" if seen.flat == 1 else "are"
+        told.append(
+            f"{seen.flat} of {counted(seen.samples, 'calibration sample')} {are} one colour: ranges found on them "
+            "don't hold for photographs"
+        )
+    if different < min(_FEW, seen.samples):
+        differ = "is distinct" if different == 1 else "are distinct"
+        told.append(f"{different} of {counted(seen.samples, 'calibration sample')} {differ}: the others repeat them")
+    return tuple(told)
 
 
 def few_warnings(table: CalibrationTable) -> tuple[str, ...]:
@@ -133,17 +180,11 @@ def range_warnings(
 
 def _outside_cause(seen: InputStatistics) -> str:
     if min(seen.minimum) >= 0 and max(seen.maximum) > 16:
-        return "these look like pixels of 0…255: divide by 255, then subtract the mean and divide by std"
+        return "these look like pixels of 0…255; divide by 255, subtract the mean and divide by std"
     return "it looks normalised with another model's mean and std"
 
 
 def _narrow_cause(seen: InputStatistics, used: float) -> str:
     if min(seen.minimum) >= 0 and max(seen.maximum) <= 1:
-        return "these look like pixels of 0…1 that were never normalised: subtract the mean and divide by std"
-    return f"it uses {used:.0%} of that, so it is normalised with another mean and std, or has little contrast"
-
-
-def _listed(values: Sequence[float]) -> str:
-    """One number where all channels agree, else all."""
-    texts = [f"{value:.3g}" for value in values]
-    return texts[0] if len(set(texts)) == 1 else f"({', '.join(texts)})"
+        return "these look like pixels of 0…1 that were never normalised; subtract the mean and divide by std"
+    return f"that is {used:.0%}; it is normalised with another mean and std, or has little contrast"

@@ -4,59 +4,81 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from gpusq_deploy.artifacts.arch import Preprocessing
+from gpusq_deploy.calibration.decoding import WHOLE, eight_bits, one_large, opened, pixels_of, require_memory
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.wording import one_line
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-# Formats without pixels of 32 bits, whatever mode Pillow reads them into.
-_NEVER_WIDER = frozenset({"PNG", "PPM"})
-# TIFF's number of the tag.
-_BITS_PER_SAMPLE = 258
+# An image that would have more pixels once resized is cropped before: only the crop is resized.
+_MOST_RESIZED = 1 << 24
+# Of a longer image the crop shows next to nothing.
+_LONGEST = 200
+# Large images are averaged down to this many times the size that they are resized to, as Pillow's thumbnails are.
+_GAP = 3
 
 Sample = npt.NDArray[np.float32]
 
 
-def image_files(folder: Path) -> tuple[Path, ...]:
-    """Image files below `folder`, at any depth, sorted by path so that every machine sees one order."""
-    return tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()))
+class _Frame(NamedTuple):
+    """The size that an image is resized to, and the crop from that: left, top, right, bottom."""
+
+    size: tuple[int, int]
+    crop: tuple[int, int, int, int]
 
 
 def load_image(path: Path, preprocessing: Preprocessing) -> Sample:
     """Read, resize the shorter side, crop the centre, scale and normalise; see `Preprocessing`.
 
+    Of several frames or pages the first is read. An orientation in the file's EXIF isn't looked at, as timm and
+    torchvision don't. An image of more than 2^26 pixels is decoded at reduced size, if its format is JPEG, and averaged
+    down before it is resized; one that would be resized to more than 2^24 is cropped before.
+
     Returns:
         float32 [channels, height, width].
 
     Raises:
-        GpusqError: The file can't be read as an image, or doesn't say which of its values is white.
+        GpusqError: The file can't be read as an image, is too large or too long, or doesn't say which of its values is
+            white.
     """
     try:
-        with Image.open(path) as image:
-            converted = _eight_bits(image).convert("L" if preprocessing.channels == 1 else "RGB")
+        with opened(path) as image:
+            return _normalised(_drawn(image, preprocessing), preprocessing)
     except GpusqError as error:
         raise GpusqError(error.what, place=str(path), hint=error.hint) from error
-    except Exception as error:  # Pillow's decoders raise what they like on a damaged file: SyntaxError, struct.error, …
+    except OSError as error:
+        if error.strerror is None:  # Pillow's own
+            raise _unreadable(path, one_line(error)) from error
         raise GpusqError(
-            f"not a readable image: {error}", place=str(path), hint="replace the file, or remove it from the folder"
+            f"cannot read the image: {error.strerror}", place=str(path), hint="check the file and its permissions"
         ) from error
-    return sample_from_image(converted, preprocessing)
+    except Exception as error:  # Pillow's decoders raise what they like on a damaged file: SyntaxError, struct.error, …
+        raise _unreadable(path, one_line(error)) from error
 
 
 def sample_from_image(image: Image.Image, preprocessing: Preprocessing) -> Sample:
-    """As `load_image`, from an image of mode L or RGB that is already open."""
-    cropped = _centre_crop(_resized(image, preprocessing), preprocessing)
+    """As `load_image`, from an image that is already open."""
+    return _normalised(_drawn(image, preprocessing), preprocessing)
+
+
+def _unreadable(path: Path, why: str) -> GpusqError:
+    return GpusqError(
+        f"not a readable image: {why}", place=str(path), hint="replace the file, or remove it from the folder"
+    )
+
+
+def _normalised(cropped: Image.Image, preprocessing: Preprocessing) -> Sample:
     pixels: npt.NDArray[Any] = np.asarray(cropped, dtype=np.float32) / 255
     planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
     mean = np.asarray(preprocessing.mean, dtype=np.float32)[:, None, None]
@@ -64,53 +86,79 @@ def sample_from_image(image: Image.Image, preprocessing: Preprocessing) -> Sampl
     return np.ascontiguousarray((planes - mean) / std, dtype=np.float32)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image in a mode of 8 bits per channel, which Pillow converts to L and RGB faithfully.
+def _drawn(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """The crop, in mode L or RGB."""
+    mode = "L" if preprocessing.channels == 1 else "RGB"
+    frame = _frame(image.size, preprocessing)
+    filtering = _RESAMPLING[preprocessing.interpolation]
+    if pixels_of(image.size) > WHOLE:
+        with one_large:
+            return _reduced(image, frame, filtering, mode)
+    converted = eight_bits(image).convert(mode)
+    if pixels_of(frame.size) > _MOST_RESIZED:
+        if filtering == Image.Resampling.NEAREST:
+            return _picked(converted, frame)
+        return _boxed(converted, frame, filtering, gap=None)
+    return converted.resize(frame.size, filtering).crop(frame.crop)
 
-    1. Grey of 16 bits, or of 12 in a TIFF: v · 255 / (2^bits - 1), rounded. Pillow would cut off at 255: white.
-    2. 32-bit integers and floats: nothing says which value is white. But PNG and PGM have 16 bits at most, which
-       Pillow may read into 32; a PGM's are scaled to 16 then.
-    3. Any other as it is, but for the opacity that a palette may have. It isn't looked at, as timm and torchvision
-       don't.
+
+def _reduced(image: Image.Image, frame: _Frame, filtering: Image.Resampling, mode: str) -> Image.Image:
+    """The crop of a large image, of which as little is decoded and converted as its format allows."""
+    size = image.size
+    image.draft(None, (_GAP * frame.size[0], _GAP * frame.size[1]))
+    require_memory(image, size)
+    flat = eight_bits(image)
+    if flat.mode not in ("L", "RGB"):
+        flat = flat.convert(mode)
+    return _boxed(flat, frame, filtering, gap=_GAP).convert(mode)
+
+
+def _boxed(image: Image.Image, frame: _Frame, filtering: Image.Resampling, *, gap: float | None) -> Image.Image:
+    """What a resize and a crop make, without the pixels that the crop leaves out.
+
+    The filters reach beyond the box, so the pixels are the same but for the rounding of the box to float32; and, with
+    a `gap`, for the averaging of an image down to that many times its new size.
+    """
+    left, top, right, bottom = frame.crop
+    across, down = image.width / frame.size[0], image.height / frame.size[1]
+    box = (left * across, top * down, min(right * across, image.width), min(bottom * down, image.height))
+    return image.resize((right - left, bottom - top), filtering, box=box, reducing_gap=gap)
+
+
+def _picked(image: Image.Image, frame: _Frame) -> Image.Image:
+    """What a resize to the nearest pixels and a crop make: which those are is asked of Pillow, one axis at a time."""
+    left, top, right, bottom = frame.crop
+    columns = _nearest(image.width, frame.size[0])[left:right]
+    rows = _nearest(image.height, frame.size[1])[top:bottom]
+    return Image.fromarray(np.asarray(image)[rows][:, columns])
+
+
+def _nearest(side: int, resized: int) -> npt.NDArray[np.int32]:
+    places = Image.fromarray(np.arange(side, dtype=np.int32)[None])
+    found: npt.NDArray[np.int32] = np.asarray(places.resize((resized, 1), Image.Resampling.NEAREST))[0]
+    return found
+
+
+def _frame(size: tuple[int, int], preprocessing: Preprocessing) -> _Frame:
+    """Rounded as timm and torchvision round: both sides down, in whole numbers.
 
     Raises:
-        GpusqError: The second case.
+        GpusqError: The image is so long that the crop leaves nearly all of it out.
     """
-    if image.mode == "F" or (image.mode == "I" and image.format not in _NEVER_WIDER):
-        raise GpusqError(
-            f"pixels are {'32-bit integers' if image.mode == 'I' else 'floats'}, and nothing says which value is white",
-            hint="save it with 8 or 16 bits per channel, or give preprocessed arrays (.npy)",
-        )
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA")
-    if not image.mode.startswith("I"):
-        return image
-    white = (1 << _bits(image)) - 1
-    values: npt.NDArray[Any] = np.asarray(image).astype(np.float64)
-    return Image.fromarray(np.floor(values * 255 / white + 0.5).astype(np.uint8))
-
-
-def _bits(image: Image.Image) -> int:
-    """Of a grey pixel of more than 8; a TIFF says it, where it isn't 16."""
-    tags: Any = getattr(image, "tag_v2", {})
-    said: npt.NDArray[Any] = np.ravel(tags.get(_BITS_PER_SAMPLE, 16))
-    return int(said[0])
-
-
-def _resized(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Rounded as timm and torchvision round: both sides down, in whole numbers."""
     # 224 / (224 / 232) is 231.99…: the small term makes it 232.
     width, height = (
         math.floor(side / preprocessing.crop_fraction + 1e-6) for side in (preprocessing.width, preprocessing.height)
     )
-    if width * image.height >= height * image.width:
-        size = (width, image.height * width // image.width)
+    if width * size[1] >= height * size[0]:
+        resized = (width, size[1] * width // size[0])
     else:
-        size = (image.width * height // image.height, height)
-    return image.resize(size, _RESAMPLING[preprocessing.interpolation])
-
-
-def _centre_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    left = round((image.width - preprocessing.width) / 2)
-    top = round((image.height - preprocessing.height) / 2)
-    return image.crop((left, top, left + preprocessing.width, top + preprocessing.height))
+        resized = (size[0] * height // size[1], height)
+    beyond = max(resized[0] / width, resized[1] / height)
+    if beyond > _LONGEST:
+        raise GpusqError(
+            f"the image is {size[0]:,} x {size[1]:,} pixels: the centre crop keeps 1/{beyond:,.0f} of it, the least is "
+            f"1/{_LONGEST}",
+            hint="cut it into pieces that look like the model's inputs, or remove it from the folder",
+        )
+    left, top = round((resized[0] - preprocessing.width) / 2), round((resized[1] - preprocessing.height) / 2)
+    return _Frame(size=resized, crop=(left, top, left + preprocessing.width, top + preprocessing.height))

@@ -29,12 +29,12 @@ from gpusq_deploy.artifacts.base import digest_of_bytes
 from gpusq_deploy.artifacts.calibration import AMAX, CalibrationTable, Calibrator, TensorRange
 from gpusq_deploy.calibration.calibrators import range_of
 from gpusq_deploy.calibration.columns import column_weights
-from gpusq_deploy.calibration.guard import input_warnings, statistics_of
+from gpusq_deploy.calibration.guard import input_warnings, sameness_warnings, statistics_of
 from gpusq_deploy.calibration.histogram import Counts, counts_of
 from gpusq_deploy.calibration.images import Sample
 from gpusq_deploy.calibration.instrument import AMAX_SUFFIX, VALUES_SUFFIX, instrumented
 from gpusq_deploy.calibration.moments import ChannelMoments, MomentSums
-from gpusq_deploy.calibration.sources import DataSource, evenly_filled, require_few_skipped, require_some
+from gpusq_deploy.calibration.sources import DataSource, evenly_filled, remarks, require_few_skipped, require_some
 from gpusq_deploy.calibration.tally import Tally, bytes_from_tally, tally_from_bytes
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import scratch_model
@@ -341,6 +341,7 @@ def _range(tally: Tally, tensor: str, calibrator: Calibrator, layers: Sequence[G
 
 
 def _warnings(tally: Tally, source: DataSource, declared: Preprocessing | None) -> tuple[str, ...]:
-    if source.synthetic or declared is None or tally.inputs is None:
+    if source.synthetic or tally.inputs is None:
         return ()
-    return input_warnings(tally.inputs, declared)
+    alike = sameness_warnings(tally.inputs, tally.different)
+    return (*alike, *(input_warnings(tally.inputs, declared) if declared else ()), *remarks(source))

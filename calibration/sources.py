@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,19 +11,22 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gpusq_deploy.artifacts.arch import UNDECLARED, Preprocessing
-from gpusq_deploy.calibration.arrays import made_by_factory, mapped_npy, mapped_npz, names_factory, spooled
-from gpusq_deploy.calibration.images import SUFFIXES, Sample, image_files, load_image
-from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.wording import counted
+from gpusq_deploy.artifacts.arch import UNDECLARED, Preprocessing, preprocessing_of_shape
+from gpusq_deploy.calibration.arrays import called, mapped_npy, mapped_npz, names_factory, spooled
+from gpusq_deploy.calibration.decoding import frames_remark
+from gpusq_deploy.calibration.images import Sample, load_image
+from gpusq_deploy.calibration.items import Reader, batch_shape
+from gpusq_deploy.calibration.listing import SUFFIXES, listed
+from gpusq_deploy.errors import GpusqError, printable
+from gpusq_deploy.wording import counted, some
 
 RANDOM = "random"
 _RANDOM_SAMPLES = 16
 _MAX_UNREADABLE = 0.1
 _ARRAY_FILES = {".npy": mapped_npy, ".npz": mapped_npz}
 _KINDS = (
-    "a folder of images; a .npy or .npz file of float32 [N, C, H, W], or package.module:factory that returns an "
-    "iterable of such arrays, already preprocessed; or 'random'"
+    "a folder of images; a .npy or .npz file of preprocessed float32 [N, C, H, W], or [N, ...] of a model whose input "
+    "is no image; package.module:factory that returns an iterable of samples or batches; or 'random'"
 )
 
 
@@ -43,13 +46,13 @@ class DataSource(Protocol):
     def __len__(self) -> int: ...
 
     def sample(self, index: int) -> Sample:
-        """Sample `index` as float32 [C, H, W]."""
+        """Sample `index` as float32, in the shape of the model's input without N: [C, H, W] of images."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageFolder:
-    """Images below a folder, preprocessed as the model declares.
+    """Images below a folder, preprocessed as the model declares; `lacking` tells of those that can't be decoded here.
 
     Raises:
         GpusqError: The model's input is no image.
@@ -59,12 +62,14 @@ class ImageFolder:
     files: tuple[Path, ...]
     preprocessing: Preprocessing
     synthetic: bool = False
+    lacking: str = ""
 
     def __post_init__(self) -> None:
         if not self.preprocessing.is_image:
-            shape = ", ".join(map(str, _sample_shape(self.preprocessing)))
+            shape = self.preprocessing.sample_shape
+            why = f"no image has {shape[0]} channels" if len(shape) == 3 else "that is no image"
             raise GpusqError(
-                f"the model takes float32 [N, {shape}]: no image has {self.preprocessing.channels} channels",
+                f"the model takes float32 [N, {', '.join(map(str, shape))}]: {why}",
                 place=self.name,
                 hint="give its data as a .npy or .npz file of such arrays",
             )
@@ -79,7 +84,7 @@ class ImageFolder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArrayFile:
-    """Preprocessed samples as one float array [N, C, H, W], mapped rather than loaded."""
+    """Preprocessed samples as one float array [N, ...], mapped rather than loaded."""
 
     name: str
     values: npt.NDArray[Any]
@@ -110,21 +115,22 @@ class RandomNoise:
 
     def sample(self, index: int) -> Sample:
         """Noise that depends on `index` alone."""
-        shape = (self.preprocessing.channels, self.preprocessing.height, self.preprocessing.width)
+        shape = self.preprocessing.sample_shape
         return np.random.default_rng(index).standard_normal(shape, dtype=np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
-    """Some samples of another source, in the given order."""
+    """Some samples of another source, in the given order; `of` names them where the whole source's name won't do."""
 
     source: DataSource
     indices: Sequence[int]
+    of: str = ""
 
     @property
     def name(self) -> str:
-        """The whole source's name."""
-        return self.source.name
+        """Where they come from."""
+        return self.of or self.source.name
 
     @property
     def synthetic(self) -> bool:
@@ -216,84 +222,144 @@ def evenly_filled(batch: npt.NDArray[np.float32], size: int | None) -> Iterator[
         yield filled(sample[None], size), size
 
 
-def open_source(text: str, preprocessing: Preprocessing) -> DataSource:
-    """What `--calib` names.
+def open_source(text: str, preprocessing: Preprocessing, *, most: int | None = None) -> DataSource:
+    """What `--calib` names; at most so many samples of it.
 
     Raises:
         GpusqError: Nothing there, nothing in it, or an array that the model can't take.
     """
+    whole = _opened(text, preprocessing)
+    return whole if most is None else at_most(whole, most)
+
+
+def _opened(text: str, preprocessing: Preprocessing) -> DataSource:
     if text == RANDOM:
         return RandomNoise(preprocessing=preprocessing)
     path = Path(text)
     if not text or not os.path.lexists(path):
         if names_factory(text):
-            return _array_source(text, made_by_factory(text, _sample_shape(preprocessing)), preprocessing)
+            return called(text, lambda items: source_from_iterable(items, preprocessing, name=text))
         raise GpusqError("no such file or folder", place=text, hint=f"--calib takes {_KINDS}")
     if path.is_dir():
-        files = image_files(path)
-        if not files:
-            raise GpusqError("no images in the folder", place=text, hint=f"files with {', '.join(sorted(SUFFIXES))}")
-        return ImageFolder(name=text, files=files, preprocessing=preprocessing)
-    read = _ARRAY_FILES.get(path.suffix)
+        return _folder(text, preprocessing)
+    read = _ARRAY_FILES.get(path.suffix.lower())
     if read is None or not path.is_file():
         raise GpusqError("not a source of calibration data", place=text, hint=f"--calib takes {_KINDS}")
     return _array_source(text, read(path), preprocessing)
 
 
+def _folder(text: str, preprocessing: Preprocessing) -> ImageFolder:
+    found = listed(Path(text))
+    if not found.images:
+        others = sum(found.others.values())
+        kinds = some([suffix or "no suffix" for suffix in sorted(found.others, key=lambda name: -found.others[name])])
+        among = f", but {counted(others, 'other file')} ({kinds})" if others else ""
+        raise GpusqError(
+            found.lacking or f"no images in the folder{among}",
+            place=text,
+            hint="save them as JPEG or PNG, or install that" if found.lacking else f"files with {_suffixes()}",
+        )
+    return ImageFolder(name=printable(text), files=found.images, preprocessing=preprocessing, lacking=found.lacking)
+
+
+def _suffixes() -> str:
+    return ", ".join(sorted(SUFFIXES))
+
+
 def preprocessing_of_arrays(text: str | None) -> Preprocessing | None:
     """What `--calib` tells of the input of a model that declares nothing: the shape of a file's samples.
 
+    A function tells it too, if it returns one array of all samples, or a data loader of batches.
+
     Returns:
-        A preprocessing that does nothing, and says by its origin that it is none; None for what isn't such a file.
+        A preprocessing that does nothing, and says by its origin that it is none; None for anything else.
 
     Raises:
-        GpusqError: The file is damaged.
+        GpusqError: The file is damaged, the function fails, or either gives no axis of samples and one of values.
     """
-    read = _ARRAY_FILES.get(Path(text or "").suffix)
-    if text is None or read is None or not os.path.isfile(text):
+    read = _ARRAY_FILES.get(Path(text or "").suffix.lower())
+    if text and read is not None and os.path.isfile(text):
+        shape = read(Path(text)).shape
+    elif text and names_factory(text) and not os.path.lexists(text):
+        shape = called(text, batch_shape)
+    else:
         return None
-    shape = read(Path(text)).shape
-    if len(shape) != 4 or 0 in shape:
+    if len(shape) < 2:
+        found = f"an array of shape {list(shape)}" if shape else "items without an axis that counts them for sure"
+        raise GpusqError(
+            f"the model declares no input shape, and the data doesn't tell it: {found}",
+            place=text,
+            hint='give one array [N, ...] of all samples, or the module gpusq_preprocessing = {"shape": [...]}',
+        )
+    if 0 in shape:
         return None
+    if len(shape) != 4:
+        return preprocessing_of_shape(shape[1:], UNDECLARED)
     channels, height, width = shape[1:]
     zeros, ones = (0.0,) * channels, (1.0,) * channels
     return Preprocessing(channels=channels, height=height, width=width, mean=zeros, std=ones, origin=UNDECLARED)
 
 
-def source_from_iterable(items: Iterable[Any], preprocessing: Preprocessing, *, name: str = "an iterable") -> ArrayFile:
-    """Samples of any iterable of arrays or tensors, read once; see `arrays.spooled`."""
-    return _array_source(name, spooled(items, _sample_shape(preprocessing), name=name), preprocessing)
+def source_from_iterable(items: Any, preprocessing: Preprocessing, *, name: str = "an iterable") -> ArrayFile:
+    """Samples of an iterable of arrays, tensors, images, or the pairs and dicts of data loaders, read once.
+
+    Raises:
+        GpusqError: An item that holds nothing that the model takes, no item, or too many.
+    """
+    reader = Reader(preprocessing=preprocessing, name=name)
+    values = spooled(reader.batches(items), preprocessing.sample_shape, name=name)
+    return ArrayFile(name=f"{name} ({reader.remark})" if reader.remark else name, values=values)
 
 
-def _sample_shape(preprocessing: Preprocessing) -> tuple[int, int, int]:
-    return preprocessing.channels, preprocessing.height, preprocessing.width
+def at_most(source: DataSource, most: int) -> DataSource:
+    """At most so many samples, spread evenly over the whole; its name says how many of how many."""
+    count = len(source)
+    if most >= count:
+        return source
+    indices = [index * count // most for index in range(most)]
+    return Selection(source=source, indices=indices, of=f"{source.name} ({most} of {counted(count, 'sample')})")
+
+
+def remarks(source: DataSource) -> tuple[str, ...]:
+    """What should be known of the samples: images that can't be decoded here, and those with several frames."""
+    indices: Sequence[int] = range(len(source))
+    while isinstance(source, Selection):
+        chosen = source.indices
+        indices, source = [chosen[index] for index in indices], source.source
+    if not isinstance(source, ImageFolder):
+        return ()
+    files = source.files
+    return tuple(filter(None, (source.lacking, frames_remark(tuple(files[index] for index in indices)))))
 
 
 def _array_source(name: str, values: npt.NDArray[Any], preprocessing: Preprocessing) -> ArrayFile:
-    expected = _sample_shape(preprocessing)
+    expected = preprocessing.sample_shape
     hint = _misfit(values, expected)
     if hint:
         wanted = f"float32 [N, {', '.join(map(str, expected))}]"
         raise GpusqError(
             f"the array is {values.dtype} {list(values.shape)}, the model takes {wanted}", place=name, hint=hint
         )
-    return ArrayFile(name=name, values=values)
+    return ArrayFile(name=printable(name), values=values)
 
 
-def _misfit(values: npt.NDArray[Any], expected: tuple[int, int, int]) -> str:
+def _misfit(values: npt.NDArray[Any], expected: tuple[int, ...]) -> str:
     """What to do about an array that the model can't take, by what is wrong with it; empty where nothing is."""
-    channels, height, width = expected
-    shape, last = values.shape, (height, width, channels)
+    shape, last = values.shape, (*expected[1:], expected[0])
     if shape[1:] == expected and values.dtype.kind == "f" and len(values):
         return ""
+    image, axes = len(expected) == 3, len(expected) + 1
     faults = (
         (0 in shape, "there is no sample in it: was the file written before there were any?"),
         (values.dtype.kind in "iub", "whole numbers are no preprocessed images: save those as float32"),
         (values.dtype.kind != "f", "save the preprocessed images as float32"),
         (shape in (expected, last), "it is one sample without an axis N: give array[None], or better a few dozen"),
-        (len(shape) != 4, "stack the samples along a first axis: numpy.stack(samples)"),
-        (shape[1:] == last, "the channels come last: array.transpose(0, 3, 1, 2)"),
-        (shape[1:2] != (channels,), "the channels are another number: is the data of this model?"),
+        (len(shape) < axes, f"stack the samples along a first axis: numpy.stack(samples), {axes} axes in all"),
+        (len(shape) > axes, f"it has {len(shape)} axes, the input has {axes}: reshape it, first axis the samples"),
+        (image and shape[1:] == last, "the channels come last: array.transpose(0, 3, 1, 2)"),
+        (image and shape[1:2] != expected[:1], "the channels are another number: is the data of this model?"),
     )
-    size = f"prepare the samples at {height} x {width}; or --arch-arg, where the model should be of another size"
+    size = f"prepare the samples at {' x '.join(map(str, expected[1:] if image else expected))}"
+    if image:
+        size += "; or --arch-arg, where the model should be of another size"
     return next((hint for wrong, hint in faults if wrong), size)

@@ -59,6 +59,11 @@ class Tally:
         ordered = b"".join(self.samples[index] for index in sorted(self.samples))
         return f"sha256:{hashlib.sha256(ordered).hexdigest()}"
 
+    @property
+    def different(self) -> int:
+        """How many samples differ from one another."""
+        return len(set(self.samples.values()))
+
     def histogram(self, tensor: str) -> Histogram:
         """The counts of one tensor."""
         return Histogram(counts=self.counts[tensor], amax=self.amax[tensor])
@@ -72,6 +77,8 @@ class _Inputs(Value):
     maximum: tuple[float, ...]
     total: tuple[str, ...]
     squares: tuple[str, ...]
+    samples: int
+    flat: int
 
 
 class _Message(Value):
@@ -102,6 +109,8 @@ def bytes_from_tally(tally: Tally, *, about: str) -> bytes:
             maximum=inputs.maximum,
             total=tuple(map(str, inputs.total)),
             squares=tuple(map(str, inputs.squares)),
+            samples=inputs.samples,
+            flat=inputs.flat,
         ),
     )
     return msgspec.msgpack.encode(message)
@@ -140,4 +149,6 @@ def _statistics(sent: _Inputs) -> InputStatistics:
         maximum=sent.maximum,
         total=tuple(map(int, sent.total)),
         squares=tuple(map(int, sent.squares)),
+        samples=sent.samples,
+        flat=sent.flat,
     )

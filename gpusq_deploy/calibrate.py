@@ -33,7 +33,10 @@ from gpusq_deploy.verify import split_source
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrateRequest:
-    """Everything that gpusq-calibrate was asked. `calibrator` is for rules that name none."""
+    """Everything that gpusq-calibrate was asked. `calibrator` is for rules that name none.
+
+    `calib_samples` is how many of the data's samples are used at most, spread evenly; None: all.
+    """
 
     model: Path
     arch: ArchSpec | None
@@ -45,6 +48,7 @@ class CalibrateRequest:
     out: Path
     force: bool
     state_dict: str | None = None
+    calib_samples: int | None = None
 
 
 def calibrate_checkpoint(request: CalibrateRequest, ranks: Ranks, reporter: Reporter) -> CalibrationTable:
@@ -67,7 +71,7 @@ def calibrate_checkpoint(request: CalibrateRequest, ranks: Ranks, reporter: Repo
     )
     for remark in checkpoint.remarks:
         reporter.say(f"{checkpoint.file}: {remark}")
-    source, _, _ = split_source(open_source(request.calib, checkpoint.preprocessing))
+    source, _, _ = split_source(open_source(request.calib, checkpoint.preprocessing, most=request.calib_samples))
     reporter.say(f"exporting {checkpoint.arch} to ONNX opset {request.opset}")
     model = run_passes(export_float_model(checkpoint, batch=request.batch, opset=request.opset), CANONICAL)
     layers = weighted_layers(model)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """The text in UTF-8, with escapes for what no UTF-8 can hold: file names may be any bytes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class GpusqError(Exception):
     """Something the user can mend: a bad file, an impossible request, a model that can't be compiled.
 
@@ -18,10 +23,10 @@ class GpusqError(Exception):
     exit_code = 5
 
     def __init__(self, what: str, *, place: str | None = None, hint: str | None = None) -> None:
-        super().__init__(what)
-        self.what = what
-        self.place = place
-        self.hint = hint
+        self.what = printable(what)
+        super().__init__(self.what)
+        self.place = None if place is None else printable(place)
+        self.hint = None if hint is None else printable(hint)
 
     def __str__(self) -> str:
         lines = [self.what]

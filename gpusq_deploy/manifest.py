@@ -11,7 +11,7 @@ import onnx_ir as ir
 from gpusq_deploy.artifacts.manifest import Manifest, ModelSource
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
-from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.errors import GpusqError, printable
 from gpusq_deploy.graph.values import value_name
 from gpusq_deploy.recipe import load_recipe
 from gpusq_deploy.request import BuildRequest
@@ -109,8 +109,8 @@ def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:
 
 def _calibrated_on(request: BuildRequest, checkpoint: Checkpoint) -> str:
     if not checkpoint.ranges:
-        return request.calib or "none"
-    rest = f"; of layers that it records none of, {request.calib}" if request.calib else ""
+        return printable(request.calib or "none")
+    rest = f"; of layers that it records none of, {printable(request.calib)}" if request.calib else ""
     return f"recorded in the checkpoint{rest}"
 
 

@@ -27,6 +27,7 @@ class BuildRequest:
 
     `pack` stores 2:4 INT8 weights in packed form too. `ranges` are those of gpusq-calibrate, or a TensorRT calibration
     cache; `calibrator` is for rules that name none. `recalibrate` sets recorded ranges aside.
+    `calib_samples` is how many of the data's samples are used at most, spread evenly; None: all.
     `allow_pickle` runs code that the checkpoint names; `state_dict` chooses among several that it holds.
     `prune` makes the layers that should be sparse 2:4 first, and `permute` orders channels for it.
     `sparse_outputs` wants INT8 outputs for sparse layers where that is predicted to hold.
@@ -59,6 +60,7 @@ class BuildRequest:
     min_agreement: float | None = None
     sparse_outputs: OutputWish | None = None
     rewrites: RewriteChoice = "measured"
+    calib_samples: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

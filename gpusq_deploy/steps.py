@@ -102,7 +102,9 @@ def open_samples(request: BuildRequest, checkpoint: Checkpoint) -> DataSource:
     Raises:
         GpusqError: It can't be opened.
     """
-    return open_source(RANDOM if request.calib is None else request.calib, checkpoint.preprocessing)
+    return open_source(
+        RANDOM if request.calib is None else request.calib, checkpoint.preprocessing, most=request.calib_samples
+    )
 
 
 def find_data(request: BuildRequest, checkpoint: Checkpoint, samples: DataSource, recipe: Recipe) -> Data:

@@ -45,7 +45,8 @@ from gpusq_deploy.artifacts.base import Value, digest_of_bytes, digest_of_file, 
 from gpusq_deploy.artifacts.receipt import Receipt
 from gpusq_deploy.artifacts.runs import Runs
 from gpusq_deploy.benchmarks.statistics import median
-from gpusq_deploy.calibration.images import image_files, load_image
+from gpusq_deploy.calibration.images import load_image
+from gpusq_deploy.calibration.listing import image_files
 from gpusq_deploy.checkpoint.architecture import module_from_arch
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint
 from gpusq_deploy.cli.common import run_command, say

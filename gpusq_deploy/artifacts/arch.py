@@ -40,12 +40,18 @@ def _shown(value: ArchArgument) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
+def preprocessing_of_shape(shape: tuple[int, ...], origin: str) -> Preprocessing:
+    """Of an input [N, *shape] that is no image."""
+    return Preprocessing(channels=1, height=1, width=1, mean=(0.0,), std=(1.0,), origin=origin, shape=shape)
+
+
 class Preprocessing(Value):
     """From an image file to the model's input [N, channels, height, width], float32.
 
     `x = (pixel / 255 - mean) / std` per channel, after a resize of the shorter side to `side / crop_fraction`
     and a centre crop. An input of other than 1 or 3 channels is no image, such as the regions that a detector pooled:
-    its data come as arrays.
+    its data come as arrays. So do those of an input of other than four axes, such as [N, frames, bins]: `shape` is then
+    that of one sample, and the rest says nothing.
     """
 
     channels: int
@@ -56,6 +62,7 @@ class Preprocessing(Value):
     interpolation: Interpolation = "bicubic"
     crop_fraction: float = 1.0
     origin: str
+    shape: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def is_declared(self) -> bool:
@@ -65,9 +72,16 @@ class Preprocessing(Value):
     @property
     def is_image(self) -> bool:
         """Whether an image file can become the input."""
-        return self.channels in (1, 3)
+        return self.shape is msgspec.UNSET and self.channels in (1, 3)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Of one sample: the input's, without its axis N."""
+        return (self.channels, self.height, self.width) if isinstance(self.shape, msgspec.UnsetType) else self.shape
 
     def __post_init__(self) -> None:
+        if min(self.sample_shape, default=0) < 1:
+            raise ValueError(f"not the shape of a sample: {list(self.sample_shape)}")
         if min(self.channels, self.height, self.width) < 1:
             raise ValueError(f"not an input: {self.channels}x{self.height}x{self.width}")
         if len(self.mean) != self.channels or len(self.std) != self.channels:

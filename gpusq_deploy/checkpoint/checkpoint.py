@@ -386,5 +386,5 @@ def _declared(
         known = undeclared()
         if known is None:
             raise
-        shape = f"{known.channels} x {known.height} x {known.width}"
+        shape = " x ".join(map(str, known.sample_shape))
         return known, (f"{error.what}: the input is taken to be {shape}, as the prepared arrays are",)

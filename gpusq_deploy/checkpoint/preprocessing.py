@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import torch
 
-from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
+from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing, preprocessing_of_shape
 from gpusq_deploy.checkpoint.transformers_models import (
     ARRAYS_DO,
     UndeclaredError,
@@ -18,9 +18,11 @@ from gpusq_deploy.checkpoint.transformers_models import (
 )
 from gpusq_deploy.errors import GpusqError
 
+_ATTRIBUTE = "module attribute gpusq_preprocessing"
 _FACTORY_HINT = (
     "give the module an attribute gpusq_preprocessing, a dict with channels, height, width, mean and std "
-    "(and interpolation, crop_fraction), docs/checkpoints.md; " + ARRAYS_DO
+    "(and interpolation, crop_fraction), or of an input that is no image with the shape of a sample alone, "
+    "docs/checkpoints.md; " + ARRAYS_DO
 )
 
 
@@ -52,7 +54,9 @@ def preprocessing_of(
 
 def _from_attribute(spec: ArchSpec, declared: Any) -> Preprocessing:
     try:
-        return msgspec.convert({"origin": "module attribute gpusq_preprocessing", **declared}, type=Preprocessing)
+        if set(declared) == {"shape"}:
+            return preprocessing_of_shape(msgspec.convert(declared["shape"], tuple[int, ...]), _ATTRIBUTE)
+        return msgspec.convert({"origin": _ATTRIBUTE, **declared}, type=Preprocessing)
     except (TypeError, msgspec.ValidationError) as error:
         raise GpusqError(f"gpusq_preprocessing is not valid: {error}", place=str(spec), hint=_FACTORY_HINT) from error
 

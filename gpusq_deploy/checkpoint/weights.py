@@ -128,7 +128,7 @@ def _layers(module: torch.nn.Module) -> Iterator[tuple[str, Layer]]:
 def _finite(stored: StoredWeights, *, place: str) -> Iterator[LayerWeight]:
     """The layers' weights; every tensor is looked at as soon as it is read, and let go."""
     rest, how = dict(stored.state), stored.preprocessing
-    shape = () if how is None else (how.channels, how.height, how.width)
+    shape = () if how is None else how.sample_shape
     macs = count_macs(stored.skeleton, dict(_layers(stored.skeleton)), shape)
     for weight in _released(layer_weights(stored.skeleton, stored.state), stored.state):
         require_finite({weight.tensor: rest.pop(weight.tensor)}, place=place)

@@ -65,6 +65,12 @@ _LEAST_OUTPUT_DB = 33.0
     metavar="DATA",
     help="Folder of images; .npy or .npz of preprocessed float32 [N,C,H,W]; package.module:factory; or 'random'.",
 )
+@click.option(
+    "--calib-samples",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Use at most N samples of --calib, spread evenly over them.",
+)
 @click.option("--calibrator", type=click.Choice(CALIBRATORS), help="For rules that name none. Default: amax.")
 @click.option(
     "--ranges",
@@ -133,6 +139,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     sparse_outputs: str | None,
     recipe: Path | None,
     calib: str | None,
+    calib_samples: int | None,
     calibrator: CalibratorName | None,
     ranges: Path | None,
     recalibrate: bool,
@@ -181,6 +188,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         recipe, types = _recipe(recipe, quantized)
         if recalibrate and (calib is None or ranges is not None):
             raise click.UsageError("--recalibrate needs --calib, and no --ranges")
+        if calib_samples is not None and calib is None:
+            raise click.UsageError("--calib-samples needs --calib")
         if permute and prune is None:
             raise click.UsageError("--permute needs --prune: it orders channels for it")
         _require_prunable(prune, sparse=sparse, calib=calib, ranges=ranges)
@@ -204,6 +213,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             remainder=remainder,
             recipe=recipe,
             calib=calib,
+            calib_samples=calib_samples,
             calibrator=Calibrator(name=calibrator or "amax"),
             ranges=ranges,
             recalibrate=recalibrate,

@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     metavar="DATA",
     help="Folder of images; .npy or .npz of preprocessed float32 [N,C,H,W]; package.module:factory; or 'random'.",
 )
+@click.option(
+    "--calib-samples",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Use at most N samples of --calib, spread evenly over them.",
+)
 @click.option("--calibrator", type=click.Choice(CALIBRATORS), default="amax", help="For rules that name none.")
 @click.option("--batch", default="1:8:32", show_default=True, metavar="MIN:OPT:MAX", help="One number: a fixed batch.")
 @click.option("--opset", type=int, default=20, show_default=True, help="ONNX opset, 19 to 23.")
@@ -48,6 +54,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     state_dict: str | None,
     recipe: Path | None,
     calib: str,
+    calib_samples: int | None,
     calibrator: CalibratorName,
     batch: str,
     opset: int,
@@ -73,6 +80,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         state_dict=state_dict,
         recipe=recipe,
         calib=calib,
+        calib_samples=calib_samples,
         calibrator=Calibrator(name=calibrator),
         batch=parse_batch(batch),
         opset=opset,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from gpusq_deploy.cli.plain_progress import PlainProgress
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
@@ -127,12 +128,15 @@ def parse_batch(text: str) -> BatchRange:
 
 @contextmanager
 def progress_to_stderr() -> Generator[Callable[[str, int, int], None], None, None]:
-    """A function for label, done, total: a live bar on a terminal, nothing elsewhere."""
+    """A function for label, done, total: a live bar on a terminal, elsewhere lines; see `PlainProgress`."""
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    if not console.is_terminal:
+        yield PlainProgress(say).update
+        return
+    with Progress(console=console, transient=True) as bar:
         tasks: dict[str, TaskID] = {}
 
         def update(label: str, done: int, total: int) -> None:

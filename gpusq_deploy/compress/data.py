@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy.typing as npt
 import torch
 
 from gpusq_deploy.artifacts.arch import Preprocessing
-from gpusq_deploy.calibration.images import SUFFIXES, Sample, image_files
+from gpusq_deploy.calibration.images import Sample
+from gpusq_deploy.calibration.listing import SUFFIXES, image_files
 from gpusq_deploy.calibration.sources import Batches, ImageFolder
 from gpusq_deploy.errors import GpusqError
 
@@ -86,7 +88,7 @@ def load_folder(
             hint=f"files with {', '.join(sorted(SUFFIXES))}, one sub-folder per class, or flat without labels",
         )
     source = ImageFolder(name=str(folder), files=tuple(files), preprocessing=preprocessing)
-    size = 4 * preprocessing.channels * preprocessing.height * preprocessing.width * len(files)
+    size = 4 * math.prod(preprocessing.sample_shape) * len(files)
     readable, kept, skipped = _read(source, keep=size < keep_below)
     every = Samples(
         source=ImageFolder(name=source.name, files=tuple(files[i] for i in readable), preprocessing=preprocessing),
@@ -108,7 +110,7 @@ def _files_by_class(folder: Path) -> tuple[tuple[str, ...], list[Path]]:
     if not folder.is_dir():
         problem = "not a folder" if folder.exists() else "no such folder"
         raise GpusqError(problem, place=str(folder), hint="--data takes a folder of images, one sub-folder per class")
-    files = [path for path in image_files(folder) if not _hidden(path.relative_to(folder))]
+    files = list(image_files(folder))
     classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
     if len(classes) < 2:
         return (), files
@@ -120,10 +122,6 @@ def _files_by_class(folder: Path) -> tuple[tuple[str, ...], list[Path]]:
             hint="move them into a class folder, or make the folder flat to train without labels",
         )
     return () if loose else classes, files
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 @dataclass(kw_only=True, slots=True)

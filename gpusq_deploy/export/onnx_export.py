@@ -76,10 +76,9 @@ def export_float_model(
 
 
 def example_input(checkpoint: Checkpoint, batch: int) -> torch.Tensor:
-    """Seeded standard normal input, float32 [batch, channels, height, width]."""
-    size = checkpoint.preprocessing
+    """Seeded standard normal input, float32 [batch, channels, height, width], or whatever shape the samples have."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, size.channels, size.height, size.width, generator=generator)
+    return torch.randn(batch, *checkpoint.preprocessing.sample_shape, generator=generator)
 
 
 def reference_outputs(checkpoint: Checkpoint, batch: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], ...]:
@@ -105,9 +104,9 @@ def _name_outputs(graph: ir.Graph) -> None:
 def _exported(
     checkpoint: Checkpoint, example: torch.Tensor, shapes: tuple[dict[int, torch.export.Dim]] | None, opset: int
 ) -> torch.onnx.ONNXProgram:
-    quiet = logging.getLogger("torch.onnx")
+    quiet = logging.getLogger("torch")  # the tracer logs the traceback of what is raised, and told, anyway
     level = quiet.level
-    quiet.setLevel(logging.ERROR)
+    quiet.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), torch.no_grad(), FourAxes():
             warnings.simplefilter("ignore")  # the exporter's remarks on its own internals
@@ -125,7 +124,7 @@ def _exported(
         if isinstance(root, GpusqError):  # a model of transformers, which says better what it lacks
             raise GpusqError(root.what, place=root.place, hint=root.hint) from error
         raise GpusqError(
-            f"torch can't export the model: {_first_line(root)}",
+            f"torch can't export the model for float32 {list(example.shape)}: {_first_line(root)}",
             place=str(checkpoint.arch),
             hint="try a fixed batch (--batch 8:8:8); a model with data-dependent control flow can't be exported",
         ) from error

@@ -12,7 +12,14 @@ from PIL import Image
 
 from gpusq_deploy.artifacts.arch import UNDECLARED, Preprocessing
 from gpusq_deploy.artifacts.calibration import CalibrationTable, TensorRange
-from gpusq_deploy.calibration.guard import InputStatistics, few_warnings, input_warnings, range_warnings, statistics_of
+from gpusq_deploy.calibration.guard import (
+    InputStatistics,
+    few_warnings,
+    input_warnings,
+    range_warnings,
+    sameness_warnings,
+    statistics_of,
+)
 from gpusq_deploy.graph.layers import GraphLayer
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -141,3 +148,36 @@ def test_data_of_a_model_that_declares_nothing_is_not_judged(pixels: Batch) -> N
     assert warnings_for(pixels * 255, PLAIN)
     undeclared = Preprocessing(channels=3, height=32, width=32, mean=PLAIN[0], std=PLAIN[1], origin=UNDECLARED)
     assert input_warnings(statistics_of(pixels * 255), undeclared) == ()
+
+
+def test_images_of_one_colour_are_told_as_such_and_not_as_badly_normalised(pixels: Batch) -> None:
+    grey = normalised(np.full_like(pixels, 128 / 255), IMAGENET)
+    assert input_warnings(statistics_of(grey), declared(IMAGENET)) == ()
+    (told,) = sameness_warnings(statistics_of(grey), len(grey))
+    assert told.startswith(f"{len(grey)} of {len(grey)} calibration samples are one colour")
+    mixed = np.concatenate([grey[:1], normalised(pixels, IMAGENET)])
+    assert len(sameness_warnings(statistics_of(mixed), len(mixed))) == 1
+    assert sameness_warnings(statistics_of(normalised(pixels, IMAGENET)), len(pixels)) == ()
+
+
+def test_the_same_few_samples_again_and_again_are_told() -> None:
+    batch = np.random.default_rng(0).standard_normal((12, 3, 8, 8), dtype=np.float32)
+    assert sameness_warnings(statistics_of(batch), 12) == ()
+    assert sameness_warnings(statistics_of(batch[:3]), 3) == ()
+    (told,) = sameness_warnings(statistics_of(batch), 1)
+    assert told == "1 of 12 calibration samples is distinct: the others repeat them"
+
+
+@pytest.mark.parametrize("shape", [(64,), (4, 64), (3, 4, 8, 8)])
+def test_samples_of_any_number_of_axes_have_statistics(shape: tuple[int, ...]) -> None:
+    batch = np.random.default_rng(0).standard_normal((9, *shape)).astype(np.float32)
+    batch[3] = 1.5
+    seen = statistics_of(batch)
+    assert (seen.samples, seen.flat, len(seen.minimum)) == (9, 1, shape[0])
+
+
+@pytest.mark.parametrize("model", [IMAGENET, CLIP])
+def test_a_warning_is_two_lines_at_most(pixels: Batch, model: Any) -> None:
+    for data in (pixels, pixels * 255, normalised(pixels * 3, INCEPTION), normalised(pixels / np.float32(3), IMAGENET)):
+        for warning in warnings_for(data, model):
+            assert len(warning) <= 230

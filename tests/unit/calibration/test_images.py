@@ -8,7 +8,7 @@ import math
 import random
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from gpusq_deploy.artifacts.arch import Interpolation, Preprocessing
-from gpusq_deploy.calibration.images import SUFFIXES, Sample, image_files, load_image
+from gpusq_deploy.calibration.images import Sample, load_image
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.errors import GpusqError
 
@@ -293,29 +293,3 @@ def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(GpusqError, match="not a readable image"):
         load_image(path, preprocessing())
-
-
-def test_files_are_found_at_any_depth_in_one_order_whatever_the_disk_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("b/2.png", "b/10.PNG", "a/z.jpeg", "a/deep/er/x.webp", "c.tiff", "notes.txt", "a/.hidden"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    (tmp_path / "folder.png").mkdir()
-    found = image_files(tmp_path)
-    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
-        "a/deep/er/x.webp",
-        "a/z.jpeg",
-        "b/10.PNG",
-        "b/2.png",
-        "c.tiff",
-    ]
-    listed = list(tmp_path.rglob("*"))
-
-    def backwards(_path: Path, _pattern: str) -> Iterator[Path]:
-        return iter(reversed(listed))
-
-    monkeypatch.setattr(Path, "rglob", backwards)
-    assert image_files(tmp_path) == found
-    assert {path.suffix.lower() for path in found} <= SUFFIXES
