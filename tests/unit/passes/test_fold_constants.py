@@ -9,9 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import pytest
+import timm
 import torch
-from tiny_models import graph, run_model
+from tiny_models import DYNAMIC, graph, run_model
 
+from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
+from gpusq_deploy.checkpoint.checkpoint import Checkpoint
+from gpusq_deploy.compile import SIMPLE
+from gpusq_deploy.export.onnx_export import example_input, export_float_model
 from gpusq_deploy.graph.values import array_of
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.clean import Clean
@@ -155,3 +160,39 @@ def test_what_nobody_can_work_out_stays() -> None:
     model = graph("g (float[4] x) => (float[4] y) { c = Neg(table)\n y = Add(x, c) }", table=random(4))
     model.graph[0].op_type = "NoSuchOperator"
     assert FoldConstants().run(model) == 0
+
+
+class Resized(torch.nn.Module):
+    """A position table of its own, resized in every forward, as many repositories write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = torch.nn.Conv2d(3, 64, 8, 8)
+        self.positions = torch.nn.Parameter(torch.randn(1, 64, 14, 14))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """[n, 3, 32, 32] to [n, 64, 4, 4]."""
+        patches: torch.Tensor = self.patches(images)
+        size = patches.shape[2:]
+        return patches + torch.nn.functional.interpolate(self.positions, size, mode="bicubic", antialias=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["own", "timm"])
+def test_an_exported_model_that_resizes_its_positions_has_no_resize(family: str) -> None:
+    torch.manual_seed(0)
+    changes: dict[str, Any] = {"depth": 1, "num_classes": 5, "dynamic_img_size": True}
+    module = Resized() if family == "own" else timm.create_model("vit_tiny_patch16_224", **changes)
+    size = 32 if family == "own" else 96
+    arch = ArchSpec(source="factory", name="a test")
+    shape = Preprocessing(channels=3, height=size, width=size, mean=(0.5,) * 3, std=(0.5,) * 3, origin="test")
+    checkpoint = Checkpoint(file="m", digest="", format="", arch=arch, module=module.eval(), preprocessing=shape)
+    exported = export_float_model(checkpoint, batch=DYNAMIC)
+    assert operators(exported)["Resize"] == 1
+    simple = run_passes(exported, SIMPLE)
+    assert operators(simple)["Resize"] == 0
+    feed = example_input(checkpoint, 3)
+    with torch.no_grad():
+        wanted = module(feed).numpy()
+    got = run_model(simple, {"input": feed.numpy()})["output"]
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
