@@ -43,7 +43,7 @@ from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from gpusq_deploy.checkpoint.tensors import drop_weights, release_weights
 from gpusq_deploy.checkpoint.weights import layer_weights
 from gpusq_deploy.export.onnx_export import export_float_model
-from gpusq_deploy.forms import Speedup, best_form, find_yardstick
+from gpusq_deploy.forms import Speedup, best_form, find_yardstick, require_parsable
 from gpusq_deploy.graph.files import save_model, save_scratch, scratch_folder
 from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
 from gpusq_deploy.graph.mapped import map_model, release_graph
@@ -235,6 +235,7 @@ def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, repor
         lambda form: pack_projections(form, stored, recipe, checkpoint.sparsity),
         find_yardstick(request),
         reporter,
+        require=lambda form: require_parsable(form, request),
     )
     return Exported(simple=simple, packed=packed)
 
