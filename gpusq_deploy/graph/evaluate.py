@@ -46,9 +46,10 @@ def evaluate_by_runtime(
     except Exception:  # ONNX Runtime's exceptions have no common base below it
         return None
     # Sequences, maps and strings are no tensors that a graph could hold.
-    if not all(isinstance(answer, np.ndarray) and answer.dtype != object for answer in answers):
+    arrays = cast("list[Array]", [answer for answer in answers if isinstance(answer, np.ndarray)])
+    if len(arrays) != len(answers) or any(array.dtype == object for array in arrays):
         return None
-    return tuple(np.ascontiguousarray(answer) for answer in answers)
+    return tuple(np.ascontiguousarray(array) for array in arrays)
 
 
 def result_bytes(node: ir.Node, inputs: Sequence[Array | None], opsets: Mapping[str, int]) -> int:

@@ -88,7 +88,7 @@ def _is_foldable(node: ir.Node, known: Mapping[ir.Value, _Array]) -> bool:
 def _evaluate(node: ir.Node, known: Mapping[ir.Value, _Array], opsets: Mapping[str, int]) -> tuple[_Array, ...]:
     """What a node answers; nothing where that is too large, or nobody can tell."""
     inputs = [None if value is None else _constant(value, known) for value in node.inputs]
-    made_from = sum(known[value].nbytes for value in node.inputs if value in known)
+    made_from = sum(known[value].nbytes for value in node.inputs if value is not None and value in known)
     allowed = max(made_from, _LARGEST_RESIZED if node.op_type == "Resize" else _LARGEST_BYTES)
     if result_bytes(node, inputs, opsets) > allowed:
         return ()

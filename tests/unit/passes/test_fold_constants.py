@@ -15,6 +15,7 @@ from tiny_models import DYNAMIC, graph, run_model
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
+from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.compile import SIMPLE
 from gpusq_deploy.export.onnx_export import example_input, export_float_model
 from gpusq_deploy.graph.values import array_of
@@ -72,7 +73,7 @@ def test_a_resized_table_is_what_torch_makes_of_it(name: str, size: tuple[int, i
     assert node.inputs[1] is not None
     resized = torch.nn.functional.interpolate(torch.from_numpy(table), size=size, **asked)
     # Rows and columns are each sums of at most a dozen float32 products; positions are rounded to 24 bits.
-    np.testing.assert_allclose(array_of(node.inputs[1]), resized.numpy(), rtol=0, atol=14 * 12 * EPS)
+    np.testing.assert_allclose(array_of(node.inputs[1]), array_from_tensor(resized), rtol=0, atol=14 * 12 * EPS)
 
 
 EVERY = {
@@ -193,6 +194,6 @@ def test_an_exported_model_that_resizes_its_positions_has_no_resize(family: str)
     assert operators(simple)["Resize"] == 0
     feed = example_input(checkpoint, 3)
     with torch.no_grad():
-        wanted = module(feed).numpy()
-    got = run_model(simple, {"input": feed.numpy()})["output"]
+        wanted = array_from_tensor(module(feed))
+    got = run_model(simple, {"input": array_from_tensor(feed)})["output"]
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
