@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 import msgspec
 
@@ -34,20 +33,13 @@ def read_table(path: Path, *, model: str) -> CalibrationTable:
     return table
 
 
-def table_for_layers(
-    table: CalibrationTable,
-    layers: Sequence[GraphLayer],
-    *,
-    place: str,
-    parts: Mapping[str, Sequence[str]] = MappingProxyType({}),
-) -> CalibrationTable:
+def table_for_layers(table: CalibrationTable, layers: Sequence[GraphLayer], *, place: str) -> CalibrationTable:
     """The table under this graph's tensor names: another opset or batch names tensors otherwise, but not layers.
 
     Args:
         table: Stored ranges.
         layers: The layers that need a range.
         place: Where the table comes from.
-        parts: By packed layer, the layers that it is made of: it reads what each of them reads.
 
     Raises:
         GpusqError: A layer's input has no range.
@@ -56,9 +48,8 @@ def table_for_layers(
     by_tensor = table.by_tensor()
     found: dict[str, TensorRange] = {}
     for layer in layers:
-        for name in (layer.layer, *parts.get(layer.layer, ())):
-            if name in by_layer:
-                found.setdefault(layer.input, msgspec.structs.replace(by_layer[name], tensor=layer.input))
+        if layer.layer in by_layer:
+            found.setdefault(layer.input, msgspec.structs.replace(by_layer[layer.layer], tensor=layer.input))
     for layer in layers:
         if layer.input not in found and layer.input in by_tensor:
             found[layer.input] = by_tensor[layer.input]

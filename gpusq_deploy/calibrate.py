@@ -17,11 +17,9 @@ from gpusq_deploy.calibration.sources import open_source, preprocessing_of_array
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
 from gpusq_deploy.checkpoint.files import require_another_file
 from gpusq_deploy.checkpoint.saved_folder import weights_file
-from gpusq_deploy.compile import CANONICAL
+from gpusq_deploy.compile import export_simple
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.graph.layers import weighted_layers
-from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.plan import layers_to_quantize
 from gpusq_deploy.ranges import calibrated
 from gpusq_deploy.ranks import Ranks
@@ -72,8 +70,7 @@ def calibrate_checkpoint(request: CalibrateRequest, ranks: Ranks, reporter: Repo
     for remark in checkpoint.remarks:
         reporter.say(f"{checkpoint.file}: {remark}")
     source, _, _ = split_source(open_source(request.calib, checkpoint.preprocessing, most=request.calib_samples))
-    reporter.say(f"exporting {checkpoint.arch} to ONNX opset {request.opset}")
-    model = run_passes(export_float_model(checkpoint, batch=request.batch, opset=request.opset), CANONICAL)
+    model = export_simple(checkpoint, request.batch, request.opset, reporter)
     layers = weighted_layers(model)
     require_used_rules(recipe, layers)
     wanted = layers_to_quantize(layers, recipe)

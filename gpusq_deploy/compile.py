@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import onnx_ir as ir
 
 from gpusq_deploy.acceptance import refuse, require_checkable, shortfalls
 from gpusq_deploy.artifacts.base import digest_of_file
 from gpusq_deploy.artifacts.calibration import CalibrationTable
+from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.receipt import PruningLoss, Receipt, Reference
 from gpusq_deploy.artifacts.sparsity import SparsityReport
@@ -36,13 +38,14 @@ from gpusq_deploy.bundle import (
     write_value,
 )
 from gpusq_deploy.calibration.choice import calibrators_for
+from gpusq_deploy.calibration.simple_form import SimpleForm
 from gpusq_deploy.calibration.sources import preprocessing_of_arrays
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from gpusq_deploy.checkpoint.tensors import drop_weights, release_weights
 from gpusq_deploy.checkpoint.weights import layer_weights
 from gpusq_deploy.drift import Pair
 from gpusq_deploy.export.onnx_export import export_float_model
-from gpusq_deploy.forms import Speedup, best_form, find_yardstick
+from gpusq_deploy.forms import Speedup, best_form, find_yardstick, require_parsable
 from gpusq_deploy.graph.files import save_model, save_scratch, scratch_folder
 from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
 from gpusq_deploy.graph.mapped import map_model, release_graph
@@ -105,7 +108,8 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
     recipe = expressible_recipe(request)
 
     opened = _open_inputs(request, recipe, reporter)
-    packed = _export(request, recipe, opened.checkpoint, reporter)
+    exported = _export(request, recipe, opened.checkpoint, reporter)
+    packed = exported.packed
 
     with new_bundle(request.out, force=request.force) as folder, scratch_folder() as scratch:
         float_file, built_file = Path(scratch) / MODEL, folder / MODEL
@@ -113,7 +117,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
         difference = check_export(opened.checkpoint, float_file, request.batch, reporter)
         drop_weights(opened.checkpoint.module)  # from here on they are the graph's
 
-        plan, table, kept, moved = _rewrite(packed, opened, request, recipe, folder, reporter)
+        plan, table, kept, moved = _rewrite(exported, opened, request, recipe, folder, reporter)
         give_back()
 
         pair = Pair(reference=float_file, built=built_file, moved=moved)
@@ -201,16 +205,28 @@ def _open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> O
     return Opened(checkpoint, find_data(request, checkpoint, samples, recipe), loss)
 
 
-def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, reporter: Reporter) -> Packed:
-    """The float graph in its best form, with those projections packed that the recipe and 2:4 allow to be."""
-    reporter.say(f"exporting {checkpoint.arch} to ONNX opset {request.opset}")
+def export_simple(checkpoint: Checkpoint, batch: BatchRange, opset: int, reporter: Reporter) -> ir.Model:
+    """The float graph in its simple form: what every command calibrates, whatever a build makes of it then."""
+    reporter.say(f"exporting {checkpoint.arch} to ONNX opset {opset}")
     exported = export_float_model(
         checkpoint,
-        batch=request.batch,
-        opset=request.opset,
+        batch=batch,
+        opset=opset,
         progress=lambda done, total: reporter.progress("exporting", done, total),
     )
-    simple = run_passes(exported, SIMPLE, after=heard("simplifying", SIMPLE, reporter))
+    return run_passes(exported, SIMPLE, after=heard("simplifying", SIMPLE, reporter))
+
+
+class Exported(NamedTuple):
+    """A float graph in its simple form, which is calibrated, and in the form that is built."""
+
+    simple: ir.Model
+    packed: Packed
+
+
+def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, reporter: Reporter) -> Exported:
+    """The float graph in its best form, with those projections packed that the recipe and 2:4 allow to be."""
+    simple = export_simple(checkpoint, request.batch, request.opset, reporter)
     model = run_passes(simple, FASTER, after=heard("rewriting", FASTER, reporter))
     require_checkable(request, model)
     stored = graph_sparsity(model, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)
@@ -219,18 +235,21 @@ def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, repor
     # Nobody reads weights while forms are compared, and a compiler needs room.
     release_weights(checkpoint.module)
     release_graph(simple.graph)
-    return best_form(
+    packed = best_form(
         Speedup(before=simple, after=model, rewrites=FASTER, stored=stored),
         lambda form: pack_projections(form, stored, recipe, checkpoint.sparsity),
         find_yardstick(request),
         reporter,
+        require=lambda form: require_parsable(form, request),
     )
+    return Exported(simple=simple, packed=packed)
 
 
 def _rewrite(
-    packed: Packed, opened: Opened, request: BuildRequest, recipe: Recipe, folder: Path, reporter: Reporter
+    exported: Exported, opened: Opened, request: BuildRequest, recipe: Recipe, folder: Path, reporter: Reporter
 ) -> Rewritten:
     """Calibrate, decide and rewrite the float graph; what is built goes into the bundle's folder."""
+    packed = exported.packed
     model, data, layers = packed.model, opened.data, weighted_layers(packed.model)
     wanted = layers_to_quantize(layers, recipe) if request.int8 else ()
     how = Wanted(
@@ -239,8 +258,9 @@ def _rewrite(
         calibrators=calibrators_for(wanted, recipe, usual=request.calibrator),
         remainder=request.remainder,
         outputs=Outputs(wish=request.sparse_outputs, sparsity=packed.stored),
+        simple=SimpleForm(model=exported.simple, parts=packed.parts),
     )
-    prepared = prepare(model, layers, how, data, packed.renamed(subject_of(opened.checkpoint)), reporter)
+    prepared = prepare(model, layers, how, data, subject_of(opened.checkpoint), reporter)
     asked = PlanRequest(recipe=recipe, int8=request.int8, sparse=request.sparse, remainder=request.remainder)
     wide = find_wide(prepared.model, prepared.table, data, asked.remainder, reporter)
     plan, rounded = decide(prepared, asked, packed.stored, wide, data, reporter)

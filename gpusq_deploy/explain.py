@@ -58,8 +58,8 @@ _MEANINGS: dict[Diagnosis, tuple[str, str]] = {
 
 _NO_KERNEL = "the builder had no sparse kernel or timed a dense one faster: try another batch size or an INT8 output"
 _IN_A_TRACE = (
-    "trace the engine on its GPU and give the kernel names to gpusq-inspect --kernels: sparse ones are named 'sptensor' "
-    "or '_sparse_gemm'"
+    "trace the engine on its GPU and give the kernel names to gpusq-inspect --kernels: sparse ones are named "
+    "'sptensor' or '_sparse_gemm'"
 )
 # Seen with TensorRT-RTX 1.7, benchmarks/gpu/cases.py: scales per channel or a bias keep the quantiser out.
 _INT8_OUTPUT = (

@@ -16,10 +16,12 @@ from gpusq_deploy.artifacts.receipt import GraphCost
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.engines.api import BackendName, find_api
 from gpusq_deploy.engines.cost import graph_cost, layers_at
+from gpusq_deploy.engines.parsing import unparsed
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import scratch_model
 from gpusq_deploy.graph.light import cut_constants, share_weights
 from gpusq_deploy.graph.memory import give_back
+from gpusq_deploy.graph.values import module_of, node_name
 from gpusq_deploy.packing import Packed
 from gpusq_deploy.passes.attention_scale import AttentionScale, scales_scores
 from gpusq_deploy.passes.base import Pass, run_passes
@@ -27,6 +29,7 @@ from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.pack_projections import PackProjections
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.targets import Target, find_target
+from gpusq_deploy.wording import some
 
 _AHEAD: BackendName = "tensorrt-rtx"
 _STAND_IN = "a100"
@@ -52,12 +55,8 @@ class Yardstick:
         Raises:
             GpusqError: It can't be compiled, or there is no room to write it.
         """
-        light = model.clone()
-        share_weights(light)
-        cut_constants(light)
-        with scratch_model(run_passes(light, [CastRemainder(self.remainder)])) as path:
+        with scratch_model(_lightened(model, self.remainder)) as path:
             cost = graph_cost(layers_at(path, self.target, self.batch, backend=_AHEAD), batch=self.batch)
-        del light
         give_back()
         return cost
 
@@ -109,7 +108,12 @@ def find_yardstick(request: BuildRequest) -> Yardstick | str:
 
 
 def best_form(
-    speedup: Speedup, pack: Callable[[ir.Model], Packed], yardstick: Yardstick | str, reporter: Reporter
+    speedup: Speedup,
+    pack: Callable[[ir.Model], Packed],
+    yardstick: Yardstick | str,
+    reporter: Reporter,
+    *,
+    require: Callable[[ir.Model], None] = lambda _: None,
 ) -> Packed:
     """The float graph with those rewrites that help it, packing among them; why, in its notes.
 
@@ -118,6 +122,7 @@ def best_form(
         pack: Packs the projections of a graph after them, where the recipe and 2:4 allow it.
         yardstick: What forms are compared by; or why they aren't.
         reporter: Who hears what was chosen.
+        require: Looks at the graph where no compiler has taken it; see `require_parsable`.
     """
     simple = speedup.before
     packed = pack(speedup.after)
@@ -129,6 +134,8 @@ def best_form(
         lambda done, total: reporter.progress("comparing forms", done, total),
         needed=_needed(simple, yardstick),
     )
+    if not form.compared:
+        require(packed.model)
     for note in form.notes:
         reporter.say(note)
     notes = (*form.notes, f"compared by {yardstick}") if form.compared else form.notes
@@ -142,6 +149,42 @@ def best_form(
         else Packed(model=model, stored=speedup.stored, declined=packed.declined)
     )
     return replace(found, notes=(*found.notes, *notes))
+
+
+def require_parsable(model: ir.Model, request: BuildRequest) -> None:
+    """Refuse a float graph with operators that the compiler of an asked target can't parse, before any data is seen.
+
+    Only the compiler that builds ahead of time is asked, where it is installed.
+
+    Raises:
+        GpusqError: Names the operators, the first node and its module, and the targets.
+    """
+    asked = [target.name for target in request.targets if _AHEAD in target.ahead_of_time]
+    if not asked or isinstance(find_api(_AHEAD), str):
+        return
+    with scratch_model(_lightened(model, request.remainder)) as path:
+        faults = unparsed(path, _AHEAD)
+    give_back()
+    if not faults:
+        return
+    first = faults[0]
+    names = ", ".join(dict.fromkeys(fault.operator or "a node" for fault in faults))
+    modules = {node_name(node): module_of(node) for node in model.graph}
+    places = some([f"{modules.get(fault.node) or 'the model itself'}, node {fault.node}" for fault in faults], 2)
+    others = "" if len(asked) == len(request.targets) else f"; leave out --target {' --target '.join(asked)}"
+    raise GpusqError(
+        f"{_AHEAD} can't parse {names}, so no engine can be built for {', '.join(asked)}: {first.why}",
+        place=places,
+        hint=f"replace the operator in the model; or build model.onnx without an engine: --target none{others}",
+    )
+
+
+def _lightened(model: ir.Model, remainder: FloatPrecision) -> ir.Model:
+    """What a compiler makes the same of, in little room: most weights are left out."""
+    light = model.clone()
+    share_weights(light)
+    cut_constants(light)
+    return run_passes(light, [CastRemainder(remainder)])
 
 
 def _needed(simple: ir.Model, yardstick: Yardstick | str) -> Mapping[str, str]:

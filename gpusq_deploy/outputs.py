@@ -50,7 +50,7 @@ def output_candidates(
     found: list[GraphLayer] = []
     for layer in layers:
         rule = recipe.rule_for(layer.layer, layer.kind)
-        if rule is None or rule.precision != "int8":
+        if rule is None or rule.precision != "int8" or rule.too_short(layer.kind, layer.k):
             continue
         if rule.output == "int8" or (rule.output is None and wish is not None and layer.layer in sparse):
             found.append(layer)

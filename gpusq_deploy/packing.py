@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 import onnx_ir as ir
@@ -13,7 +13,6 @@ from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityRecord, Spars
 from gpusq_deploy.graph.layers import graph_sparsity
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.pack_projections import PackProjections, Triple, find_projections
-from gpusq_deploy.ranges import Subject
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.wording import by_reason, some
 
@@ -42,20 +41,10 @@ class Packed:
         """The plan with these notes."""
         return msgspec.structs.replace(plan, notes=(*plan.notes, *self.notes, *self.declined))
 
-    def renamed(self, subject: Subject) -> Subject:
-        """A subject with the recorded ranges of this graph's layers: a packed one has the largest of its parts'."""
-        ranges, origins = dict(subject.ranges), dict(subject.origins)
-        for triple in self.chosen:
-            parts = [name for name in triple.modules if name in ranges]
-            if parts:
-                widest = max(parts, key=lambda name: subject.ranges[name])
-                ranges[triple.packed] = subject.ranges[widest]
-                if widest in origins:
-                    origins[triple.packed] = origins[widest]
-                for name in parts:
-                    del ranges[name]
-        made_of = {triple.packed: triple.modules for triple in self.chosen}
-        return replace(subject, ranges=ranges, origins=origins, parts=made_of)
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """By node of a packed product, those that it is made of."""
+        return {triple.node: triple.nodes for triple in self.chosen}
 
 
 def pack_projections(model: ir.Model, stored: SparsityReport, recipe: Recipe, record: SparsityRecord | None) -> Packed:

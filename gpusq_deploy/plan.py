@@ -58,7 +58,9 @@ class PlanRequest:
 def layers_to_quantize(layers: Sequence[GraphLayer], recipe: Recipe) -> tuple[GraphLayer, ...]:
     """Layers that the recipe wants in INT8 or FP8: those whose inputs need a range."""
     rules = ((layer, recipe.rule_for(layer.layer, layer.kind)) for layer in layers)
-    return tuple(layer for layer, rule in rules if rule is not None and rule.ranged)
+    return tuple(
+        layer for layer, rule in rules if rule is not None and rule.ranged and not rule.too_short(layer.kind, layer.k)
+    )
 
 
 def make_plan(
@@ -200,6 +202,8 @@ def _precision(
 
 def _against(layer: GraphLayer, rule: Rule, ranges: Mapping[str, TensorRange]) -> str:
     """Why the layer can't be what its rule says; empty where it can."""
+    if short := rule.too_short(layer.kind, layer.k):
+        return short
     if not rule.ranged:
         if layer.kind != "linear":
             return f"{rule.precision} weights are for Linear layers, and this is a {layer.kind}"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts.calibration import CalibrationTable, Calibrator
+from gpusq_deploy.artifacts.calibration import AMAX, CalibrationTable, Calibrator
 from gpusq_deploy.artifacts.plan import FloatPrecision, Plan
 from gpusq_deploy.calibration.moments import ChannelMoments
-from gpusq_deploy.calibration.observe import Observing
+from gpusq_deploy.calibration.observe import Observed, Observing
 from gpusq_deploy.calibration.refine import (
     decide_smoothing,
     moments_behind,
@@ -20,6 +21,7 @@ from gpusq_deploy.calibration.refine import (
     table_behind,
     with_headroom,
 )
+from gpusq_deploy.calibration.simple_form import Counterparts, SimpleForm
 from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
 from gpusq_deploy.outputs import Outputs
 from gpusq_deploy.passes.base import run_passes
@@ -29,7 +31,7 @@ from gpusq_deploy.ranges import Data, Subject, calibrated, known_ranges
 from gpusq_deploy.ranks import Ranks
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import Reporter
-from gpusq_deploy.streams import Stream, watch_streams
+from gpusq_deploy.streams import Stream, Watch, watch_streams
 from gpusq_deploy.wording import by_reason, some
 
 
@@ -56,13 +58,17 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """What is to be quantised and how; `outputs` None leaves the outputs of layers alone, whatever the recipe says."""
+    """What is to be quantised and how; `outputs` None leaves the outputs of layers alone, whatever the recipe says.
+
+    `simple` is the form of the graph that is calibrated; None: the graph itself.
+    """
 
     layers: tuple[GraphLayer, ...]
     recipe: Recipe
     calibrators: Mapping[str, Calibrator]
     remainder: FloatPrecision
     outputs: Outputs | None = None
+    simple: SimpleForm | None = None
 
 
 def make_ready(model: ir.Model, wanted: Wanted, data: Data, subject: Subject, reporter: Reporter) -> Ready:
@@ -78,43 +84,83 @@ def make_ready(model: ir.Model, wanted: Wanted, data: Data, subject: Subject, re
         subject: May record ranges.
         reporter: Hears what is smoothed, what isn't, and why.
     """
+    simple = wanted.simple or SimpleForm(model=model)
+    before = simple.counterparts(wanted.layers)
+    calibrators = {before.input_of(layer): wanted.calibrators.get(layer.input, AMAX) for layer in wanted.layers}
     if data.given or subject.ranges:
-        table = known_ranges(model, wanted.layers, data, subject, wanted.calibrators, reporter)
+        known = known_ranges(simple.model, before.layers, data, subject, calibrators, reporter)
         if any(rule_of(wanted.recipe, layer).refined for layer in wanted.layers):
             reporter.say("the ranges are given: nothing is smoothed or widened, weights are rounded to nearest")
+        table = before.carried(known, wanted.layers)
         return Ready(model=model, layers=weighted_layers(model), table=table, moments={})
     places, declined = places_to_smooth(model, wanted.layers, wanted.recipe, wanted.calibrators)
-    moments = _channels_to_watch(wanted, [place.tensor for place in places])
-    watch = None if wanted.recipe.mixed is None else watch_streams(model, _mixable(wanted))
+    watch = None if wanted.recipe.mixed is None else watch_streams(simple.model, before.layers_of(_mixable(wanted)))
+    watched = _channels_to_watch(wanted, [place.tensor for place in places])
+    moments = {before.input_of(layer): watched[layer.input] for layer in wanted.layers if layer.input in watched}
     if watch is not None:
         moments |= watch.tensors()
     how = Observing(
-        calibrators=wanted.calibrators,
+        calibrators=calibrators,
         preprocessing=subject.preprocessing,
         workers=Ranks().adders() if moments else Ranks().workers(),
         moments=moments,
     )
-    seen = calibrated(model, wanted.layers, data.calibrate, subject, how, reporter)
-    smoothed = decide_smoothing(model, places, seen.moments, wanted.recipe, stored=STORED_TYPE[wanted.remainder])
+    seen = calibrated(simple.model, before.layers, data.calibrate, subject, how, reporter)
+    smoothed = decide_smoothing(
+        model,
+        places,
+        before.moments(seen.moments, wanted.layers),
+        wanted.recipe,
+        stored=STORED_TYPE[wanted.remainder],
+    )
     _say(smoothed, declined, reporter)
+    return _smooth(model, wanted, smoothed, _Seen(found=seen, before=before, watch=watch))
+
+
+class _Seen(NamedTuple):
+    """What one look at the data found, in the simple form."""
+
+    found: Observed
+    before: Counterparts
+    watch: Watch | None
+
+
+def _smooth(model: ir.Model, wanted: Wanted, smoothed: tuple[SmoothedTensor, ...], seen: _Seen) -> Ready:
+    """The smoothed graph, with what becomes of what was seen."""
     ready = run_passes(model, [Smooth(smoothed)])
     layers = weighted_layers(ready)
-    found = moments_behind(seen.moments, smoothed)
+    found = moments_behind(seen.before.moments(seen.found.moments, wanted.layers), smoothed)
     now = {layer.node: layer for layer in layers}
     inside = {layer.input: now[layer.node].input for layer in wanted.layers}
     return Ready(
         model=ready,
         layers=layers,
         table=with_headroom(
-            table_behind(seen.table, smoothed, found, inside),
+            table_behind(seen.before.carried(seen.found.table, wanted.layers), smoothed, found, inside),
             [now[layer.node] for layer in wanted.layers],
             wanted.recipe,
             smoothed,
             {inside[tensor]: calibrator for tensor, calibrator in wanted.calibrators.items() if tensor in inside},
         ),
         moments={layer.node: found[layer.input] for layer in wanted.layers if layer.input in found},
-        stream=None if watch is None else watch.stream(found),
+        stream=_stream(wanted, seen, found),
         moved=moved_tensors(model, smoothed),
+    )
+
+
+def _stream(wanted: Wanted, seen: _Seen, found: Mapping[str, ChannelMoments]) -> Stream | None:
+    """What a mixed recipe needs: moments behind the smoothing, and shares, which smoothing leaves alone."""
+    if seen.watch is None:
+        return None
+    mixable, shares = _mixable(wanted), seen.watch.shares(seen.found.moments)
+    return Stream(
+        moments={layer.node: found[layer.input] for layer in mixable},
+        shares={
+            layer.node: shares[part.node]
+            for layer in mixable
+            for part in seen.before.by_node[layer.node][:1]
+            if part.node in shares
+        },
     )
 
 

@@ -32,7 +32,6 @@ class Subject:
         digest: Of the checkpoint; empty where there is none.
         preprocessing: What its data should look like; None leaves that unchecked.
         ranges: amax by layer that it records; `origins` says who recorded them, where known.
-        parts: By layer of the graph that is several of the checkpoint's, packed: those.
     """
 
     file: str
@@ -40,7 +39,6 @@ class Subject:
     preprocessing: Preprocessing | None = None
     ranges: Mapping[str, float] = field(default_factory=dict[str, float])
     origins: Mapping[str, str] = field(default_factory=dict[str, str])
-    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +77,7 @@ def known_ranges(
     """
     if data.table is not None:
         reporter.say(f"using {len(data.table.ranges)} ranges found before, on {data.table.source}")
-        return table_for_layers(data.table, layers, place="--ranges", parts=subject.parts)
+        return table_for_layers(data.table, layers, place="--ranges")
     if data.cache is not None:
         reporter.say(f"using the ranges of TensorRT's calibration cache {data.ranges}")
         return table_from_cache(data.cache, model, layers, source=data.ranges)

@@ -35,6 +35,8 @@ QuantizedPrecision = Literal["int8", "fp8", "int4"]
 # The first ONNX opset that has DequantizeLinear for the type.
 OPSETS: dict[QuantizedPrecision, int] = {"int8": 19, "fp8": 19, "int4": 21}
 _BLOCK = 128
+# What one tensor-core instruction on INT8 or FP8 sums: mma.m16n8k32 (NVIDIA, PTX ISA; the sparse one sums 64).
+LEAST_K = 32
 
 Placement = Literal["linear", "linear+qk", "linear+qkv", "full"]
 ROLES_OF: dict[Placement, frozenset[AttentionRole]] = {
@@ -54,6 +56,11 @@ FULL_SQNR_DB = 13.6
 RESIDUAL_SQNR_DB: dict[ResidualInputs, float] = {"skip": 17.4, "both": 14.1}
 
 
+def short_text(k: int, least: int) -> str:
+    """Why so short a Linear stays float and dense."""
+    return f"K = {k} is less than {least}, the K of one tensor-core instruction: nothing would be saved"
+
+
 class Rule(Value):
     """One sentence: layers that `match` (a shell pattern on the module's name) and are of `kind` become `precision`.
 
@@ -67,6 +74,8 @@ class Rule(Value):
     `smooth` moves range from the input's channels to the weight and centres them, where that costs no kernel;
     `headroom` widens the input's range by this share; `rounding` says how weights are rounded; `correct_bias` lets the
     bias take up the mean error that rounding the weights makes. Equations: docs/numerics.md.
+
+    Of fewer than `least_k` inputs, a Linear stays float and dense; 0 sets no limit.
 
     `output` "int8" puts a quantiser behind the product of a Linear, in front of its bias, and gives its weight one
     scale: the one form that lets TensorRT-RTX write INT8. None leaves that to `--sparse-outputs`, "float" refuses it.
@@ -85,9 +94,12 @@ class Rule(Value):
     rounding: Literal["nearest", "second-order"] = "nearest"
     correct_bias: bool = False
     output: Literal["float", "int8"] | None = None
+    least_k: int = 0
     reason: str
 
     def __post_init__(self) -> None:
+        if self.least_k < 0:
+            raise ValueError(f"`least_k` is a number of inputs, unlike {self.least_k}")
         if not 0 <= self.headroom <= 1:
             raise ValueError(f"`headroom` is a share of the range, from 0 to 1, unlike {self.headroom}")
         self._require_precision_for_refinement()
@@ -112,6 +124,10 @@ class Rule(Value):
                 "`smooth`, `headroom`, `rounding` and `correct_bias` are for INT8 layers; `headroom` for FP8 too, "
                 "`rounding` and `correct_bias` for INT4 too"
             )
+
+    def too_short(self, kind: LayerKind, k: int) -> str:
+        """Why a layer of K inputs is too small for the rule; empty where it isn't."""
+        return short_text(k, self.least_k) if kind == "linear" and k < self.least_k else ""
 
     @property
     def ranged(self) -> bool:

@@ -174,7 +174,8 @@ def _expectation(weight: LayerWeight, recipe: Recipe, record: SparsityRecord | N
     rule = recipe.rule_for(weight.layer, weight.kind)
     if rule is None:
         return False, f"no rule of recipe {recipe.name} matches it"
-    return rule.sparse, f"recipe {recipe.name}: {rule.reason}"
+    short = rule.too_short(weight.kind, weight.rows.shape[1])
+    return rule.sparse and not short, short or f"recipe {recipe.name}: {rule.reason}"
 
 
 def _checked(weight: LayerWeight, expected: bool, reason: str) -> LayerSparsity:

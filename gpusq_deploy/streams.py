@@ -58,15 +58,16 @@ class Watch:
 
     def stream(self, seen: Mapping[str, ChannelMoments]) -> Stream:
         """What was seen of those tensors, by tensor."""
+        return Stream(moments={layer.node: seen[layer.input] for layer in self.layers}, shares=self.shares(seen))
+
+    def shares(self, seen: Mapping[str, ChannelMoments]) -> dict[str, float]:
+        """var(branch) / var(total), by node, from what was seen of those tensors."""
 
         def share(residual: Residual) -> float:
             branch, total = (float(seen[tensor].variance.sum()) for tensor in (residual.branch, residual.total))
             return branch / total if total > 0 else 0.0
 
-        return Stream(
-            moments={layer.node: seen[layer.input] for layer in self.layers},
-            shares={node: share(residual) for node, residual in self.branches.items()},
-        )
+        return {node: share(residual) for node, residual in self.branches.items()}
 
 
 def watch_streams(model: ir.Model, layers: Sequence[GraphLayer]) -> Watch:

@@ -14,6 +14,7 @@ import torch
 from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.numerics.sparsity import GROUP, magnitude_mask, rows_from_conv
+from gpusq_deploy.recipe import LEAST_K, short_text
 
 # Whole path segments rather than `*head*`, which would also match `multihead_attn` of torch's decoder layers.
 DEFAULT_DENSE = ("*head", "*heads", "*head.*", "*heads.*", "*head_dist", "*classifier*", "fc")
@@ -53,8 +54,9 @@ def prunable_layers(module: torch.nn.Module, dense: Sequence[str] = (), *, convo
     2. A Conv2d stays dense unless `convolutions`. GPUSQ-ViT is reported to prune the patch embedding along
        channels · patch area; the sparse kernels contract channels alone, of which an image has too few.
     3. The fused input projection of a nn.MultiheadAttention stays dense.
-    4. A contracted axis K (a Conv2d's: channels per group) that isn't a multiple of 4 stays dense.
-    5. Every other Linear or Conv2d is pruned.
+    4. A Linear whose K is below 32 stays dense: one tensor-core instruction sums more.
+    5. A contracted axis K (a Conv2d's: channels per group) that isn't a multiple of 4 stays dense.
+    6. Every other Linear or Conv2d is pruned.
 
     Args:
         module: The model.
@@ -121,6 +123,8 @@ def _dense_reason(weight: _Weight, dense: Sequence[str], *, convolutions: bool) 
         return matched
     if weight.convolution and not convolutions:
         return _CONVOLUTION
+    if not weight.convolution and weight.k < LEAST_K:
+        return short_text(weight.k, LEAST_K)
     if weight.k % GROUP:
         return f"K = {weight.k} is not a multiple of {GROUP}"
     return None

@@ -11,23 +11,32 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from gpusq_deploy.graph.evaluate import evaluate
+from gpusq_deploy.graph.evaluate import evaluate, evaluate_by_runtime, result_bytes
 from gpusq_deploy.graph.values import add_initializer, array_of, is_constant, node_name
 
-# Deterministic, without side effects, and seen in the biases, masks and scales of exported attention.
+# These bring a weight to its product as it is.
 _MOVES = frozenset(
     {"Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose"}
     | {"Unsqueeze", "Where"}
 )
-_COMPUTES = frozenset(
-    {"Abs", "Add", "Clip", "Div", "Floor", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Reciprocal", "Sign", "Sub"}
-    | {"Cos", "Erf", "Exp", "Gelu", "Gemm", "LayerNormalization", "Log", "Pow", "Relu", "Sigmoid", "Sin", "Softmax"}
+# Worked out by numpy, in onnx's reference implementation; all others by ONNX Runtime.
+_BY_NUMPY = _MOVES | frozenset(
+    {"Abs", "Add", "Clip", "Div", "Floor", "Max", "Min", "Mod", "Mul", "Neg", "Reciprocal", "Sign", "Sub"}
+    | {"Cos", "Erf", "Exp", "Gelu", "LayerNormalization", "Log", "Pow", "Relu", "Sigmoid", "Sin", "Softmax"}
     | {"Sqrt", "Tanh"}
     | {"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or"}
-    | {"ConstantOfShape", "CumSum", "GatherND", "Range", "ReduceSum", "Resize", "ScatterND", "Tile"}
+    | {"ConstantOfShape", "CumSum", "GatherND", "Range", "ReduceSum", "ScatterND", "Shape", "Tile"}
 )
 _WEIGHTED = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+_QUANTISERS = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
+_BODIES = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
+_TRAINING = 2
 _LARGEST_BYTES = 16 << 20
+# Of a position table that is resized, which a graph needs at run time in any case.
+_LARGEST_RESIZED = 256 << 20
 
 _Array = npt.NDArray[Any]
 
@@ -36,30 +45,29 @@ _Array = npt.NDArray[Any]
 class FoldConstants:
     """Replace values that depend on constants only by what they are.
 
-    1. Nodes of the kinds listed in this module are worked out by onnx's reference implementation, in graph order. What
-       other nodes read of them becomes a new constant; the nodes go.
+    1. Nodes all of whose inputs are constants are worked out, whatever they compute, in graph order. What other nodes
+       read of them becomes a new constant; the nodes go.
     2. Declined: a constant that a MatMul, Gemm or Conv multiplies data with, and that is only transposed, reshaped or
        cast on the way: a layer's weight stays the tensor of the checkpoint. So does one behind Q/DQ. A product of
        constants is no layer: a detector's first attention among its queries is the same for every image.
-    3. A Resize is worked out where all elements are one number, which they then stay: a detector's mask of an image
-       that fills its batch.
-    4. Declined: results above 16 MiB, what the graph answers, and nodes with a subgraph.
+    3. Declined: results above 16 MiB that are larger than what they are made from, such as one number that is expanded
+       (of a Resize, 256 MiB); numbers drawn at random; what the graph answers; nodes with a subgraph; and operators
+       that ONNX Runtime's CPU provider lacks.
 
     Measured by TensorRT-RTX 1.7's layer list on Swin-T, FP16, batch 8: it recognises 2 of 12 attentions with the
-    position bias behind Reshape, Transpose and Unsqueeze, and 12 with the bias as one constant.
+    position bias behind Reshape, Transpose and Unsqueeze, and 12 with the bias as one constant. It can't parse a Resize
+    with `antialias` at all: with it, timm and torchvision resize position tables.
     """
 
     name: ClassVar[str] = "fold-constants"
 
     def run(self, model: ir.Model) -> int:
         """See the class."""
-        graph, opset = model.graph, model.opset_imports.get("", 20)
+        graph, opsets = model.graph, {"": 20, **model.opset_imports}
         known: dict[ir.Value, _Array] = {}
         for node in graph:
             if _is_foldable(node, known):
-                found = _evaluate(node, known, opset)
-                if found.nbytes <= _LARGEST_BYTES:
-                    known[node.outputs[0]] = found
+                known.update(zip(node.outputs, _evaluate(node, known, opsets), strict=False))
         changes = sum(_replace(graph, value, array, known) for value, array in known.items())
         if changes:
             common.RemoveUnusedNodesPass()(model)
@@ -67,39 +75,40 @@ class FoldConstants:
 
 
 def _is_foldable(node: ir.Node, known: Mapping[ir.Value, _Array]) -> bool:
-    if node.op_type not in _MOVES | _COMPUTES or node.domain not in {"", "ai.onnx"} or len(node.outputs) != 1:
+    if node.op_type in _RANDOM | _QUANTISERS or any(item.type in _BODIES for item in node.attributes.values()):
+        return False
+    if node.op_type == "Dropout" and len(node.inputs) > _TRAINING:
         return False
     given = [value for value in node.inputs if value is not None]
-    if not given or not all(value in known or is_constant(value) for value in given):
+    if not given or not all(output.name for output in node.outputs):
         return False
-    return node.op_type != "Resize" or _is_resize_of_one_number(node, known)
+    return all(value in known or is_constant(value) for value in given)
 
 
-def _is_resize_of_one_number(node: ir.Node, known: Mapping[ir.Value, _Array]) -> bool:
-    image, shape = node.inputs[0], node.outputs[0].shape
-    if image is None or shape is None or not shape.is_static():
-        return False
-    if node.attributes.get_string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
-        return False
-    values = _constant(image, known)
-    return values.size > 0 and bool(np.all(values == values.flat[0]))
-
-
-def _evaluate(node: ir.Node, known: Mapping[ir.Value, _Array], opset: int) -> _Array:
-    """What a node answers. A product is taken in float64, so that it doesn't depend on the number of threads."""
-    if node.op_type == "MatMul":
-        a, b = (_constant(value, known) for value in node.inputs if value is not None)
-        product: _Array = np.matmul(a.astype(np.float64), b.astype(np.float64))
-        return product.astype(a.dtype)
-    if node.op_type == "Gemm":
-        return _gemm(node, [_constant(value, known) for value in node.inputs if value is not None])
-    if node.op_type == "Transpose" and node.inputs[0] is not None:  # a view: most of them turn weights, and stay
-        return np.transpose(_constant(node.inputs[0], known), node.attributes.get_ints("perm", None))
-    if node.op_type == "Resize" and node.inputs[0] is not None and node.outputs[0].shape is not None:
-        image = _constant(node.inputs[0], known)
-        return np.full(node.outputs[0].shape.numpy(), image.flat[0], image.dtype)
+def _evaluate(node: ir.Node, known: Mapping[ir.Value, _Array], opsets: Mapping[str, int]) -> tuple[_Array, ...]:
+    """What a node answers; nothing where that is too large, or nobody can tell."""
     inputs = [None if value is None else _constant(value, known) for value in node.inputs]
-    return evaluate(node, inputs, opset)[0]
+    made_from = sum(known[value].nbytes for value in node.inputs if value is not None and value in known)
+    allowed = max(made_from, _LARGEST_RESIZED if node.op_type == "Resize" else _LARGEST_BYTES)
+    if result_bytes(node, inputs, opsets) > allowed:
+        return ()
+    found = _computed(node, inputs, opsets)
+    return found if sum(array.nbytes for array in found) <= allowed else ()
+
+
+def _computed(node: ir.Node, inputs: Sequence[_Array | None], opsets: Mapping[str, int]) -> tuple[_Array, ...]:
+    """A product is taken in float64, so that it doesn't depend on the number of threads."""
+    given = [array for array in inputs if array is not None]
+    if node.op_type == "MatMul":
+        product: _Array = np.matmul(given[0].astype(np.float64), given[1].astype(np.float64))
+        return (product.astype(given[0].dtype),)
+    if node.op_type == "Gemm":
+        return (_gemm(node, given),)
+    if node.op_type == "Transpose":  # a view: most of them turn weights, and stay
+        return (np.transpose(given[0], node.attributes.get_ints("perm", None)),)
+    if node.op_type in _BY_NUMPY and node.domain in {"", "ai.onnx"}:
+        return evaluate(node, inputs, opsets[""])
+    return evaluate_by_runtime(node, inputs, opsets) or ()
 
 
 def _gemm(node: ir.Node, given: Sequence[_Array]) -> _Array:
@@ -125,7 +134,8 @@ def _replace(graph: ir.Graph, value: ir.Value, array: _Array, known: Mapping[ir.
     readers = [(reader, index) for reader, index in value.uses() if reader.outputs[0] not in known]
     if not readers:
         return 0
-    constant = add_initializer(graph, f"{node_name(node)}_folded", np.ascontiguousarray(array))
+    last = "" if len(node.outputs) == 1 else f"_{node.outputs.index(value)}"
+    constant = add_initializer(graph, f"{node_name(node)}_folded{last}", np.ascontiguousarray(array))
     for reader, index in readers:
         reader.replace_input_with(index, constant)
     return 1

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+import torch
 from commands import Finished, run_main
 
 from gpusq_deploy.artifacts.manifest import BatchRange
@@ -68,3 +72,53 @@ def test_every_long_step_shows_progress_to_its_end(dense: Path, photos: Path, tm
         done = [count for count, _ in heard[label]]
         assert done == sorted(done), label
         assert heard[label][-1][0] == heard[label][-1][1], label
+
+
+def test_an_operator_that_cannot_be_parsed_is_told_before_any_image_is_seen(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the compiler can't parse, with its module; without the path of a scratch file. Nothing is left behind."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this platform", exc_type=ImportError)
+    package: Any = types.ModuleType("shrinking_models")
+    package.make = Shrinking
+    monkeypatch.setitem(sys.modules, "shrinking_models", package)
+    torch.manual_seed(0)
+    torch.save(Shrinking().state_dict(), tmp_path / "m.pt")
+    out = tmp_path / "m.gpusq"
+    done = run_main(
+        build, tmp_path / "m.pt", "--arch", "shrinking_models:make", "--int8", "--calib", photos, "--out", out
+    )
+    assert done.code == 5
+    assert "tensorrt-rtx can't parse Resize" in done.err
+    assert "neck.shrink" in done.err
+    assert "calibrating" not in done.err
+    assert "model.onnx:" not in done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.pt"]
+
+
+class Shrink(torch.nn.Module):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """[n, c, h, w] to [n, c, 4, 4]."""
+        return torch.nn.functional.interpolate(values, size=(4, 4), mode="bicubic", antialias=True)
+
+
+class Shrinking(torch.nn.Module):
+    gpusq_preprocessing: ClassVar[dict[str, Any]] = {
+        "channels": 3,
+        "height": 32,
+        "width": 32,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = torch.nn.Conv2d(3, 64, 4, 4)
+        self.neck = torch.nn.ModuleDict({"shrink": Shrink()})
+        self.head = torch.nn.Linear(64, 64)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """[n, 3, 32, 32] to [n, 64]."""
+        shrunk: torch.Tensor = self.neck["shrink"](self.patches(images))
+        answer: torch.Tensor = self.head(shrunk.mean((2, 3)))
+        return answer

@@ -59,6 +59,7 @@ def test_attentions_and_outputs_of_packed_projections_are_int8(photos: Path, tmp
 
 
 def test_stored_ranges_reach_a_packed_product_in_whatever_form(photos: Path, tmp_path: Path) -> None:
+    """Equal to the bit, for both commands run the simple form, in which nothing is packed; see test_calibrate.py."""
     saved, ranges = tmp_path / "saved", tmp_path / "ranges.json"
     module: Any = tiny_families.checkpoint("transformers-swin").module
     module.save_pretrained(saved)

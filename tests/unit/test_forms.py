@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -11,15 +13,19 @@ import onnx_ir as ir
 import pytest
 import tiny_models
 
+from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.receipt import GraphCost
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.compile import FASTER, SIMPLE
+from gpusq_deploy.engines.parsing import reason_in
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.forms import Form, Speedup, Yardstick, best_form, choose_form
+from gpusq_deploy.forms import Form, Speedup, Yardstick, best_form, choose_form, require_parsable
+from gpusq_deploy.graph.values import NAME_SCOPES
 from gpusq_deploy.packing import Packed
 from gpusq_deploy.passes.attention_scale import AttentionScale, scales_scores
 from gpusq_deploy.passes.base import run_passes
-from gpusq_deploy.request import Reporter
+from gpusq_deploy.passes.clean import Clean
+from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.targets import find_target
 
 MARK = "done"
@@ -184,18 +190,86 @@ def test_a_best_form_says_that_it_was_compared_only_where_it_was() -> None:
     reporter = Reporter(say=said.append, progress=lambda _label, _done, _total: None)
     simple = run_passes(tiny_models.exported_vit().model, SIMPLE)
     stored = SparsityReport(source="", layers=())
+    required: list[ir.Model] = []
 
     def form(yardstick: Yardstick | str) -> Packed:
         speedup = Speedup(before=simple, after=run_passes(simple, FASTER), rewrites=FASTER, stored=stored)
-        return best_form(speedup, lambda model: Packed(model=model, stored=stored), yardstick, reporter)
+
+        def pack(model: ir.Model) -> Packed:
+            return Packed(model=model, stored=stored)
+
+        return best_form(speedup, pack, yardstick, reporter, require=required.append)
 
     compared = form(Yardstick(target=find_target("a100"), batch=2, remainder="fp16"))
     assert compared.notes[-1] == "compared by tensorrt-rtx for a100, fp16, batch 2, nothing timed"
     assert "is not applied" in compared.notes[0]
     assert changed_by(compared.model) == 1
+    assert not required, "the compiler has taken it"
     not_compared = form("not here")
     assert len(not_compared.notes) == 1
     assert changed_by(not_compared.model) == 0
+    assert required == [not_compared.model]
+
+
+UNPARSABLE = """g (float[batch, 4, 8, 8] input) => (float[batch, 4, 4, 4] y) {
+  a = Relu(input)
+  [down] y = Resize<mode = "cubic", antialias = 1>(a, , , sizes)
+}"""
+
+
+def unparsable() -> ir.Model:
+    model = tiny_models.graph(UNPARSABLE, sizes=np.array([2, 4, 4, 4]))
+    model.graph[1].metadata_props[NAME_SCOPES] = repr(["", "neck", "neck.down", "resize"])
+    return run_passes(model, [Clean()])
+
+
+def request_for(*targets: str) -> BuildRequest:
+    return BuildRequest(
+        model=Path("m.pt"),
+        arch=None,
+        int8=True,
+        sparse=False,
+        remainder="fp16",
+        recipe=None,
+        calib=None,
+        targets=[find_target(name) for name in targets],
+        batch=BatchRange(minimum=1, optimum=2, maximum=4),
+        opset=20,
+        out=Path("m.gpusq"),
+        force=False,
+    )
+
+
+def test_an_operator_that_no_asked_compiler_parses_is_refused_with_its_place() -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this platform", exc_type=ImportError)
+    with pytest.raises(GpusqError) as caught:
+        require_parsable(unparsable(), request_for("a100", "orin"))
+    error = caught.value
+    what = (
+        "tensorrt-rtx can't parse Resize, so no engine can be built for a100: Antialiasing is not supported currently"
+    )
+    assert (error.what, error.place) == (what, "neck.down, node down")
+    assert "--target none" in str(error.hint)
+    assert "leave out --target a100" in str(error.hint)
+    assert tempfile.gettempdir() not in str(error)
+
+
+def test_a_target_that_is_built_elsewhere_is_not_asked_and_what_parses_passes() -> None:
+    require_parsable(unparsable(), request_for("orin"))
+    require_parsable(unparsable(), request_for())
+    require_parsable(tiny_models.graph(SCALED, c=np.array(0.25, np.float32)), request_for("a100"))
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ('(antialias == 0) && "Antialiasing is not supported."', "Antialiasing is not supported"),
+        ("false", "it doesn't know the operator"),
+        ("Assertion failed: x", "Assertion failed: x"),
+    ],
+)
+def test_a_parsers_reason_is_told_without_its_condition(said: str, reason: str) -> None:
+    assert reason_in(said) == reason
 
 
 def changed_by(model: ir.Model) -> int:

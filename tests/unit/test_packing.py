@@ -17,7 +17,6 @@ from gpusq_deploy.numerics.sparsity import magnitude_mask
 from gpusq_deploy.packing import Packed, pack_projections
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.clean import Clean
-from gpusq_deploy.ranges import Subject
 from gpusq_deploy.recipe import Recipe, Rule
 
 NAMES = {"qq": "attn.q_proj", "kk": "attn.k_proj", "vv": "attn.v_proj"}
@@ -85,15 +84,6 @@ def test_where_only_some_are_two_to_four_they_stay_apart(sparse: str) -> None:
     assert found.declined == (f"not taken in one product: {PACKED}: some of them are 2:4 and some are not",)
     valid = {name for name, (_, valid) in states(found.stored).items() if valid}
     assert valid == {f"attn.{name}_proj" for name in sparse}
-
-
-def test_recorded_ranges_go_to_the_packed_layer_which_has_the_largest() -> None:
-    ranges = {"attn.q_proj": 2.0, "attn.k_proj": 3.0, "attn.v_proj": 2.5, "head": 1.0}
-    subject = Subject(file="m", digest="", preprocessing=None, ranges=ranges, origins=dict.fromkeys(ranges, "someone"))
-    found = packed(attention()).renamed(subject)
-    assert dict(found.ranges) == {"head": 1.0, PACKED: 3.0}
-    assert found.origins[PACKED] == "someone"
-    assert dict(subject.ranges) == ranges
 
 
 def test_the_parts_of_a_packed_layer_are_known_by_its_name() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import ml_dtypes
@@ -20,7 +21,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer
 from gpusq_deploy.placements import Placements
 from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
-from gpusq_deploy.recipe import Recipe, Rule
+from gpusq_deploy.recipe import LEAST_K, SHIPPED, Recipe, Rule, load_recipe
 from gpusq_deploy.targets import GemmNeed, check_request, find_target
 from gpusq_deploy.wide import Wide
 
@@ -340,3 +341,20 @@ def test_layers_left_float_by_measurement_say_so_whatever_the_rule_made_of_them(
     (fc,) = make_plan([FC], request, table=table, sparsity=states((FC,)), placements=placements).layers
     assert (fc.precision, fc.activation, fc.weight) == ("fp16", None, None)
     assert fc.precision_reason == f"recipe {recipe.name}, mixed: it costs much"
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_a_linear_too_short_for_a_tensor_core_stays_float_and_needs_no_range(precision: str) -> None:
+    of = low_bit(precision=precision, least_k=32)
+    short, long, conv = replace(FC, k=31), replace(HEAD, k=32, n=1), layer("conv", kind="conv")
+    assert layers_to_quantize([short, long, conv], of) == (long, conv)
+    found = decided(of, short, long, conv, into_head=1.0, into_conv=1.0)
+    assert [each.precision for each in found] == ["fp16", precision, precision]
+    assert found[0].precision_reason.startswith("K = 31 is less than 32")
+
+
+def test_every_shipped_recipe_of_tensor_core_types_has_the_instructions_k() -> None:
+    for name in SHIPPED:
+        rule = load_recipe(Path(name)).rule_for("blocks.0.mlp.fc1", "linear")
+        assert rule is not None
+        assert rule.least_k == (LEAST_K if rule.ranged else 0), name

@@ -154,7 +154,7 @@ def test_int8_codes_are_checked_like_weights() -> None:
 def test_the_default_recipe_leaves_patch_embeddings_and_heads_dense() -> None:
     states = report(
         weight("patch_embed.proj", np.ones((8, 3)), "patch_embed"),
-        weight("blocks.0.fc", sparse_rows()),
+        weight("blocks.0.fc", sparse_rows(k=32)),
         weight("head", np.ones((4, 4))),
         weight("stem", np.ones((4, 4)), "conv"),
         recipe=load_recipe(None),
@@ -166,3 +166,12 @@ def test_nan_weights_are_counted_as_values() -> None:
     (state,) = report(weight("fc", np.full((1, 4), np.nan, np.float32))).layers
     assert isinstance(state, LayerSparsity)
     assert state.violations == 1
+
+
+def test_a_linear_too_short_for_a_tensor_core_is_not_asked_to_be_sparse() -> None:
+    """The heads of talking-heads attention mix by 4 x 4; a record that names such a layer is believed."""
+    recipe, talk = load_recipe(None), weight("blocks.0.attn.proj_l", sparse_rows(4, 4))
+    (state,) = report(talk, recipe=recipe).layers
+    assert (state.expected, state.reason.startswith("K = 4 is less than 32")) == (False, True)
+    record = SparsityRecord(method="test", layers=("blocks.0.attn.proj_l",))
+    assert report(talk, recipe=recipe, record=record).layers[0].expected

@@ -61,13 +61,6 @@ def test_a_layer_without_a_stored_range_is_named() -> None:
     assert "--recipe" in str(caught.value.hint)
 
 
-def test_packed_projections_have_the_range_of_any_of_their_parts() -> None:
-    layers, parts = (layer("q.proj+k.proj", "y"), layer("fc", "h")), {"q.proj+k.proj": ("k.proj", "q.proj")}
-    stored = table(**{"q.proj": ("x", 2.0), "fc": ("h", 3.0)})
-    found = table_for_layers(stored, layers, place="f", parts=parts)
-    assert {entry.tensor: entry.amax for entry in found.ranges} == {"y": 2.0, "h": 3.0}
-
-
 def test_ranges_of_another_checkpoint_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "ranges.json"
     path.write_bytes(json_from_value(table(q=("x", 2.0))))

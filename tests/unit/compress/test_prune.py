@@ -28,9 +28,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 4, stride=4)
         self.body = nn.Conv2d(8, 8, 3)
-        self.multihead_attn = nn.Linear(8, 8)
-        self.attention = nn.MultiheadAttention(8, 1)
-        self.mlp = nn.ModuleDict({"fc": nn.Linear(8, 8), "odd": nn.Linear(6, 8)})
+        self.multihead_attn = nn.Linear(32, 8)
+        self.attention = nn.MultiheadAttention(32, 1)
+        self.mlp = nn.ModuleDict({"fc": nn.Linear(32, 8), "odd": nn.Linear(34, 8), "talk": nn.Linear(4, 4)})
         self.fc = nn.Linear(8, 4)
         self.head = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
 
@@ -48,8 +48,9 @@ def test_a_vit_is_pruned_but_for_its_head_and_patch_embedding() -> None:
 
 def test_each_dense_layer_says_why() -> None:
     found = reasons(Decoder())
-    assert set(found) == {"stem", "body", "attention.in_proj", "mlp.odd", "fc", "head.0", "head.1"}
-    assert found["mlp.odd"] == "K = 6 is not a multiple of 4"
+    assert set(found) == {"stem", "body", "attention.in_proj", "mlp.odd", "mlp.talk", "fc", "head.0", "head.1"}
+    assert found["mlp.odd"] == "K = 34 is not a multiple of 4"
+    assert found["mlp.talk"].startswith("K = 4 is less than 32")
     assert "convolution" in found["stem"]
     assert "output layer" in found["fc"]
     assert "output layer" in found["head.0"]

@@ -42,6 +42,7 @@ def operators(model: ir.Model) -> Counter[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("static", [False, True])
 def test_the_answers_are_bit_identical(*, static: bool) -> None:
+    """Each operator gets the same numbers in the same shape; the scale is multiplied before or after a transpose."""
     model = exported_vit(static=static).model
     formed = run_passes(model, FORM)
     batch = images(4)
@@ -108,6 +109,7 @@ def test_a_key_with_one_transpose_is_matched() -> None:
     formed = run_passes(model, FORM)
     assert [node.op_type for node in formed.graph] == ["Mul", "Mul", "Transpose", "MatMul"]
     feeds = random_inputs(model)
+    # The product gets the same numbers: the root of a half times a half is that half.
     assert np.array_equal(run_model(formed, feeds)["scores"], run_model(model, feeds)["scores"])
 
 

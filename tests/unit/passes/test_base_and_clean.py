@@ -136,6 +136,7 @@ def test_cleaning_again_changes_nothing() -> None:
 def test_a_clean_graph_computes_the_same() -> None:
     exported = tiny_models.exported_vit()
     feeds = {"input": tiny_models.images(3)}
+    # Equal to the bit: both have the same operators on the same numbers in the same shapes, on one thread.
     np.testing.assert_array_equal(
         tiny_models.run_model(exported.raw, feeds)["output"], tiny_models.run_model(exported.model, feeds)["output"]
     )

@@ -132,19 +132,6 @@ def test_zeros_that_widen_stay() -> None:
     assert operators(run_passes(model, [Clean(), DropNoOps()]))["Add"] == 1
 
 
-def test_a_mask_of_ones_is_resized_and_an_image_is_not() -> None:
-    text = """g (float[1, 1, 2, 2] x) => (float[1, 1, 2, 2] y) {
-      small = Resize<mode = "nearest">(mask, , , sizes)
-      y = Add(x, small)
-    }"""
-    for mask, folded in ((np.ones((1, 1, 8, 8), np.float32), True), (random(1, 1, 8, 8), False)):
-        model = graph(text, mask=mask, sizes=np.array([1, 1, 2, 2]))
-        found = run_passes(model, [Clean(), FoldConstants()])
-        assert (operators(found)["Resize"] == 0) is folded
-        feeds = {"x": random(1, 1, 2, 2)}
-        assert np.array_equal(run_model(found, feeds)["y"], run_model(model, feeds)["y"])
-
-
 def test_a_product_of_constants_is_worked_out_and_a_weight_stays() -> None:
     text = """g (float[batch, 4] x) => (float[batch, 4] y) {
       turned = Transpose<perm = [1, 0]>(w)

@@ -161,6 +161,7 @@ def test_a_shared_weight_stays_where_only_one_layer_is_quantized() -> None:
     after = run_passes(model, [Quantize(plan)])
     np.testing.assert_array_equal(array_of(after.graph.initializers["w"]), values)
     feeds = {"x": weight(8, 4, seed=1)}
+    # The same product of the same numbers.
     np.testing.assert_array_equal(tiny_models.run_model(after, feeds)["z"], tiny_models.run_model(model, feeds)["z"])
 
 

@@ -227,6 +227,7 @@ def test_nodes_that_do_nothing_are_dropped(pads: list[int], dropped: int) -> Non
     formed = run_passes(model, [Clean(), DropNoOps()])
     assert len(model.graph) - len(formed.graph) == dropped
     x = {"x": np.random.default_rng(4).standard_normal((3, 4), dtype=np.float32)}
+    # Nothing is computed but a maximum with zero.
     assert np.array_equal(run_model(formed, x)["y"], run_model(model, x)["y"])
 
 
@@ -235,6 +236,8 @@ def test_an_answer_keeps_its_node() -> None:
     assert DropNoOps().run(model) == 0
 
 
+# Of sums of six float32 numbers below 8: a token's sums may depend on where in memory it stands.
+ROUNDING = 6 * 8 * float(np.finfo(np.float32).eps)
 WINDOWS = """
 windows (float[batch, 4, 6] x) => (float[groups, 2, 5] y) {
   normal = LayerNormalization<axis = -1>(x, gain, offset)
@@ -271,7 +274,7 @@ def test_a_norm_moves_behind_a_shift_and_a_partition() -> None:
     formed = run_passes(model, [WindowNorm()])
     assert [node.op_type for node in formed.graph][-2:] == ["LayerNormalization", "MatMul"]
     x = {"x": np.random.default_rng(6).standard_normal((3, 4, 6), dtype=np.float32)}
-    assert np.array_equal(run_model(formed, x)["y"], run_model(model, x)["y"])
+    np.testing.assert_allclose(run_model(formed, x)["y"], run_model(model, x)["y"], rtol=0, atol=ROUNDING)
     assert WindowNorm().run(formed) == 0
 
 
@@ -290,7 +293,7 @@ def test_a_norm_whose_axis_is_counted_from_the_front_moves_to_fewer_axes() -> No
     formed = run_passes(model, [WindowNorm()])
     assert [node.op_type for node in formed.graph][-2:] == ["LayerNormalization", "MatMul"]
     x = {"x": np.random.default_rng(6).standard_normal((3, 2, 2, 6), dtype=np.float32)}
-    assert np.array_equal(run_model(formed, x)["y"], run_model(model, x)["y"])
+    np.testing.assert_allclose(run_model(formed, x)["y"], run_model(model, x)["y"], rtol=0, atol=ROUNDING)
 
 
 TWICE = WINDOWS.replace("5] y)", "5] y, float[a, b, 6] other)")
