@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable
-from importlib import metadata
 
 import onnx_ir as ir
 
@@ -13,24 +12,9 @@ from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.values import value_name
+from gpusq_deploy.installed import ENGINES, LIBRARIES, PACKAGE, installed_versions
 from gpusq_deploy.recipe import load_recipe
 from gpusq_deploy.request import BuildRequest
-
-_RECORDED = (
-    "gpusq-deploy",
-    "numpy",
-    "onnx",
-    "onnx-ir",
-    "onnxruntime",
-    "onnxscript",
-    "tensorrt",
-    "tensorrt-rtx",
-    "timm",
-    "torch",
-    "torchvision",
-    "transformers",
-)
-
 
 def make_manifest(
     request: BuildRequest,
@@ -53,7 +37,7 @@ def make_manifest(
     """
     return Manifest(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        versions=installed_versions(),
+        versions=installed_versions((PACKAGE, *LIBRARIES, *ENGINES)),
         source=ModelSource(
             file=checkpoint.file, digest=checkpoint.digest, format=checkpoint.format, arch=checkpoint.arch
         ),
@@ -73,12 +57,6 @@ def make_manifest(
             *checkpoint.remarks,
         ),
     )
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of what can change a bundle, by distribution name; what isn't installed is left out."""
-    here = {found.name.lower().replace("_", "-"): found.version for found in metadata.distributions()}
-    return {name: here[name] for name in _RECORDED if name in here}
 
 
 def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gpusq_deploy.cli.command import Command
 from gpusq_deploy.cli.common import BATCH_DIGITS, progress_to_stderr, run_command, say
 from gpusq_deploy.errors import GpusqError
 
@@ -31,7 +32,7 @@ def _parse_batches(_context: click.Context, _option: click.Parameter, text: str 
     return batches
 
 
-@click.command(name="gpusq-bench")
+@click.command(cls=Command, name="gpusq-bench")
 @click.argument("model", metavar="BUNDLE|PLAN|ONNX", type=click.Path(exists=True, path_type=Path))
 @click.option("--runtime", type=click.Choice(_RUNTIMES), default="auto", show_default=True, help="What runs the model.")
 @click.option(

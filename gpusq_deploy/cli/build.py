@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from gpusq_deploy.artifacts.sparsity import PruneMethod
+from gpusq_deploy.cli.command import Command
 from gpusq_deploy.cli.common import (
     CALIBRATORS,
     arch_options,
@@ -36,7 +37,7 @@ _DEFAULT_TARGET = "a100"
 _LEAST_OUTPUT_DB = 33.0
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @click.argument("model", type=click.Path(path_type=Path))
 @arch_options
 @click.option("--int8", is_flag=True, help="INT8 weights and inputs for the layers that the recipe names.")

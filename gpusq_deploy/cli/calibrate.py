@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gpusq_deploy.cli.command import Command
 from gpusq_deploy.cli.common import (
     CALIBRATORS,
     arch_options,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from gpusq_deploy.artifacts.calibration import CalibrationTable, CalibratorName
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @click.argument("model", type=click.Path(path_type=Path))
 @arch_options
 @click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE|NAME", help="TOML rules, or a shipped recipe.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.cli.command import PipeClosedError
+from gpusq_deploy.cli.ending import PIPE_CLOSED, abandon_streams, end
+from gpusq_deploy.cli.session import filter_advice, session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,43 +26,43 @@ if TYPE_CHECKING:
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-INTERRUPTED = 130
-# What docs/jetson.md leaves out on a device: its modules, and the packages that have them.
-NOT_ON_DEVICES = {"torch": "torch", "onnxscript": "onnxscript", "PIL": "pillow", "safetensors": "safetensors"}
 # No batch size has more digits: builders count in 32 bits.
 BATCH_DIGITS = 9
 CALIBRATORS: tuple[CalibratorName, ...] = ("amax", "percentile", "entropy", "mse", "output-error")
 
 
 def run_command(command: click.Command) -> NoReturn:
-    """Run a command and exit: 0 or the command's own code, 2 usage, 5 `GpusqError`, 130 interrupted.
+    """Run a command and exit: 0 or the command's own code, or one of those in `ending`.
 
-    A device may do without the packages that read checkpoints, and is told when one is missed. Any other exception is
-    our bug: it keeps its traceback.
+    Where whoever reads the output is gone, as in `gpusq-inspect B | head`, it ends in silence.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    session.begin()
     try:
-        code = command.main(standalone_mode=False)
-    except GpusqError as error:
-        _fail(error)
-    except ModuleNotFoundError as error:
-        package = NOT_ON_DEVICES.get((error.name or "").partition(".")[0])
-        if package is None:
-            raise
-        what = f"{package} isn't installed here, and this command reads a checkpoint or images with it"
-        _fail(GpusqError(what, hint=f"pip install {package}; the engines of a bundle are built without it"))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted: nothing was changed", err=True)
-        sys.exit(INTERRUPTED)
-    sys.exit(code if isinstance(code, int) else 0)
+        code = _attempt(command)
+        sys.stdout.flush()
+    except (BrokenPipeError, PipeClosedError):
+        abandon_streams()
+        code = PIPE_CLOSED
+    sys.exit(code)
+
+
+def _attempt(command: click.Command) -> int:
+    try:
+        with warnings.catch_warnings():
+            filter_advice("ignore")
+            code = command.main(standalone_mode=False)
+    except (BrokenPipeError, PipeClosedError):
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        return end(error)
+    return code if isinstance(code, int) else 0
 
 
 def say(text: str) -> None:
-    """Progress and remarks: to stderr, never to stdout."""
-    click.echo(text, err=True)
+    """Progress and remarks: to stderr, never to stdout; nothing with --quiet."""
+    if not session.quiet:
+        click.echo(text, err=True)
 
 
 def echo_json(content: dict[str, Any]) -> None:
@@ -141,11 +144,6 @@ def progress_to_stderr() -> Generator[Callable[[str, int, int], None], None, Non
             bar.update(tasks[label], completed=done, total=total)
 
         yield update
-
-
-def _fail(error: GpusqError) -> NoReturn:
-    click.echo(f"error: {error}", err=True)
-    sys.exit(error.exit_code)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from gpusq_deploy.cli.command import Command
 from gpusq_deploy.cli.common import run_command
 
 # Whether there is such a file is told by who reads it: that is no mistake in the command, and exits with another code.
@@ -24,7 +25,7 @@ def _parse_percent(_context: click.Context, _option: click.Parameter, text: str)
     return percent / 100
 
 
-@click.command(name="gpusq-compare")
+@click.command(cls=Command, name="gpusq-compare")
 @click.argument("base", metavar="BASE", type=_FILE)
 @click.argument("head", metavar="HEAD", type=_FILE)
 @click.option(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from gpusq_deploy.artifacts.sparsity import PruneMethod
+from gpusq_deploy.cli.command import Command
 from gpusq_deploy.cli.common import arch_options, chosen_arch, echo_json, run_command, say
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from gpusq_deploy.compress.pipeline import Compression
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @click.argument("model", type=click.Path(path_type=Path))
 @arch_options
 @click.option(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gpusq_deploy.cli.command import Command
 from gpusq_deploy.cli.common import arch_options, chosen_arch, echo_json, run_command, say
 from gpusq_deploy.cli.repair import print_repair
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from gpusq_deploy.validate import Validation
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @click.pass_context
 @click.argument("path", metavar="MODEL|BUNDLE", type=click.Path(path_type=Path))
 @arch_options

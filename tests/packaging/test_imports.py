@@ -17,6 +17,7 @@ ORDER = [
     "__init__",
     "errors",
     "wording",
+    "installed",
     "numerics",
     "artifacts",
     "recipe",
