@@ -71,7 +71,7 @@ def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:
         "ranges": str(request.ranges or "none"),
         "recalibrate": str(request.recalibrate).lower(),
         "allow_pickle": str(request.allow_pickle).lower(),
-        "calibrator": str(request.calibrator),
+        "calibrator": str(request.usual_calibrator),
         "pack": str(request.pack).lower(),
         "prune": request.prune or "none",
         "permute": str(request.permute).lower(),
@@ -81,7 +81,7 @@ def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:
         "rewrites": request.rewrites,
         "min_sqnr": "none" if request.min_sqnr is None else f"{request.min_sqnr:g}",
         "min_agreement": "none" if request.min_agreement is None else f"{request.min_agreement:g}",
-        "targets": ",".join(target.name for target in request.targets),
+        "targets": ",".join(target.name for target in request.targets) or "none",
     }
 
 

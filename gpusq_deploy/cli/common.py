@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import warnings
@@ -16,6 +17,7 @@ import click
 from gpusq_deploy.cli.command import PipeClosedError
 from gpusq_deploy.cli.ending import PIPE_CLOSED, abandon_streams, end
 from gpusq_deploy.cli.session import filter_advice, session
+from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from gpusq_deploy.artifacts.arch import ArchSpec
     from gpusq_deploy.artifacts.calibration import CalibratorName
     from gpusq_deploy.artifacts.manifest import BatchRange
+    from gpusq_deploy.request import Reporter
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -63,6 +66,28 @@ def say(text: str) -> None:
     """Progress and remarks: to stderr, never to stdout; nothing with --quiet."""
     if not session.quiet:
         click.echo(text, err=True)
+
+
+@contextmanager
+def reporting() -> Generator[Reporter, None, None]:
+    """Who hears how the work goes: stderr, or nobody with --quiet."""
+    from gpusq_deploy.request import Reporter
+
+    if session.quiet:
+        yield Reporter(say=say, progress=_no_progress)
+        return
+    with progress_to_stderr() as progress:
+        yield Reporter(say=say, progress=progress)
+
+
+def require_model(path: Path) -> None:
+    """Refuse a path where nothing is, before anything is loaded that could read it.
+
+    Raises:
+        GpusqError: There is no such file.
+    """
+    if not os.path.lexists(path):  # False for names that can't be
+        raise GpusqError("no such file", place=str(path), hint="check the path")
 
 
 def echo_json(content: dict[str, Any]) -> None:
@@ -144,6 +169,10 @@ def progress_to_stderr() -> Generator[Callable[[str, int, int], None], None, Non
             bar.update(tasks[label], completed=done, total=total)
 
         yield update
+
+
+def _no_progress(_label: str, _done: int, _total: int) -> None:
+    """Of --quiet."""
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -62,6 +62,7 @@ ORDER = [
     "sensitivity",
     "mixing",
     "compile",
+    "preview",
     "calibrate",
     "cli",
     "__main__",
@@ -83,7 +84,7 @@ ROOMS_OF = {
 # Importing one of these costs a second or needs hardware: no --help may.
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx", "pycuda", "timm", "PIL")
 
-COMMANDS = ("build", "calibrate", "validate", "inspect", "bench", "compare", "compress")
+COMMANDS = ("build", "calibrate", "validate", "inspect", "bench", "compare", "compress", "doctor")
 
 
 def room_of(path: Path) -> str:
