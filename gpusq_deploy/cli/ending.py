@@ -118,7 +118,7 @@ def _of_a_bug(error: BaseException) -> Ending:
 def _with_traceback(ending: Ending, error: BaseException) -> Ending:
     """The traceback goes to stderr where that was asked for, and of a bug else into a file, which the hint names."""
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    file = None if session.verbose else _report_file(text)
+    file = None if session.verbose or session.debug else _report_file(text)
     if file is None:
         click.echo(text, err=True, nl=False)
     if ending.code != BUG:

@@ -15,17 +15,19 @@ class Session:
     Attributes:
         json: Whether stdout is to be one JSON object, also where the command fails.
         quiet: Whether progress and remarks are left out.
-        verbose: Whether libraries' warnings and tracebacks are shown.
+        verbose: Whether libraries' warnings are shown, and the traceback of every error.
+        debug: Whether the traceback of a bug is shown, and no file written: GPUSQ_DEBUG=1.
     """
 
     json: bool = False
     quiet: bool = False
     verbose: bool = False
+    debug: bool = False
 
     def begin(self) -> None:
         """Forget what an earlier command of this process was asked."""
-        self.json = self.quiet = False
-        self.verbose = os.environ.get("GPUSQ_DEBUG", "") not in {"", "0"}
+        self.json = self.quiet = self.verbose = False
+        self.debug = os.environ.get("GPUSQ_DEBUG", "") not in {"", "0"}
 
 
 session = Session()
