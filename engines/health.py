@@ -1,4 +1,4 @@
-"""What of engines works on this machine: real calls, each in a process of its own, for native code may crash or hang."""
+"""What of engines works on this machine: real calls, each in its own process, for native code may crash or hang."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from gpusq_deploy.graph.files import save_model, scratch_folder
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.keep_wide import keep_wide, known_tensors
-from gpusq_deploy.receipt import built_layers, cost_warning, layer_cost_text, layer_costs_line
+from gpusq_deploy.receipt import built_layers, cost_verdict, layer_cost_text
 from gpusq_deploy.recipe import OPSETS, Recipe, load_recipe
 from gpusq_deploy.request import NO_OPTIONS, BuildRequest, Reporter
 from gpusq_deploy.targets import GemmNeed, Target, check_request, load_targets, padding_notes
@@ -220,10 +220,7 @@ def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_
         why = error.what if isinstance(error, GpusqError) else str(error)
         request.reporter.say(f"warning: the comparison failed: {why}")
         return _not_compared(what, why)
-    if warning := cost_warning(found, request.plan.recipe):
-        request.reporter.say(f"warning: {warning}")
-    if found.layers:
-        request.reporter.say(layer_costs_line(found))
+    request.reporter.say(cost_verdict(found, request.plan.recipe))
     return found
 
 

@@ -16,6 +16,7 @@ from gpusq_deploy.installed import ENGINES, LIBRARIES, PACKAGE, installed_versio
 from gpusq_deploy.recipe import load_recipe
 from gpusq_deploy.request import BuildRequest
 
+
 def make_manifest(
     request: BuildRequest,
     checkpoint: Checkpoint,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterator
 
 from gpusq_deploy.checkpoint.libraries import library
 from gpusq_deploy.errors import GpusqError
@@ -28,10 +27,11 @@ def known_architectures(pattern: str = "") -> tuple[tuple[str, ...], tuple[str, 
     names: list[str] = []
     absent: list[str] = []
     for source in _LISTING:
-        try:
-            names += _names(source)
-        except GpusqError as error:
-            absent.append(f"{source}: {error.what}; {error.hint}")
+        listed = _names(source)
+        if isinstance(listed, str):
+            absent.append(listed)
+        else:
+            names += listed
     absent.append("transformers:CLASS and package.module:factory aren't listed: any vision class or factory will do")
     wanted = pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
     found = tuple(name for name in names if _matches(name, wanted))
@@ -42,9 +42,13 @@ def known_architectures(pattern: str = "") -> tuple[tuple[str, ...], tuple[str, 
     return found, tuple(absent)
 
 
-def _names(source: str) -> Iterator[str]:
+def _names(source: str) -> list[str] | str:
+    """What a library has, or why that isn't known."""
     module, hint = _LISTING[source]
-    yield from (f"{source}:{name}" for name in library(module, hint=hint).list_models())
+    try:
+        return [f"{source}:{name}" for name in library(module, hint=hint).list_models()]
+    except GpusqError as error:
+        return f"{source}: {error.what}; {error.hint}"
 
 
 def _matches(name: str, pattern: str) -> bool:

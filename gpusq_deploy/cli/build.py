@@ -9,7 +9,7 @@ import click
 
 from gpusq_deploy.artifacts.sparsity import PruneMethod
 from gpusq_deploy.cli.asked import DEFAULT_TARGET, Given, build_request, chosen_targets, refuse_other_options
-from gpusq_deploy.cli.command import Command
+from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import (
     CALIBRATORS,
     arch_options,
@@ -25,53 +25,95 @@ from gpusq_deploy.cli.listing import LISTS, print_list
 if TYPE_CHECKING:
     from gpusq_deploy.bundle import Bundle
 
-@click.command(cls=Command)
+
+# Options: those that most people need, then by what they are about.
+_GROUPS = (
+    ("Most used", ("--int8", "--sparse", "--calib", "--target", "--out")),
+    (
+        "What to build",
+        (
+            *(
+                "--arch",
+                "--arch-arg",
+                "--state-dict",
+                "--allow-pickle",
+                "--fp8",
+                "--int4",
+                "--fp16",
+                "--bf16",
+                "--fp32",
+            ),
+            *("--recipe", "--batch", "--opset"),
+        ),
+    ),
+    ("Accuracy", ("--calibrator", "--ranges", "--recalibrate", "--min-sqnr", "--min-agreement")),
+    ("Sparsity", ("--prune", "--permute", "--sparse-outputs", "--pack", "--unpack")),
+    ("Engine", ("--engine-option", "--rewrites")),
+    ("Output", ("--force", "--dry-run", "--list", *LOUDNESS)),
+)
+
+
+@click.command(cls=Command, groups=_GROUPS)
 @click.argument("model", type=click.Path(path_type=Path))
 @arch_options
-@click.option("--int8", is_flag=True, help="INT8 weights and inputs for the layers that the recipe names.")
-@click.option("--fp8", is_flag=True, help="The same in FP8 (E4M3), for Ada, Hopper and Blackwell.")
-@click.option("--int4", is_flag=True, help="INT4 weights in blocks; inputs and products stay FP16.")
+@click.option("--int8", is_flag=True, help="Quantise the layers that the recipe names to INT8, weights and inputs.")
+@click.option("--fp8", is_flag=True, help="Quantise these layers to FP8 (E4M3) instead, for Ada, Hopper and Blackwell.")
+@click.option("--int4", is_flag=True, help="Quantise weights alone, to INT4 in blocks; their GEMMs stay float.")
 @click.option("--sparse", is_flag=True, help="Require 2:4 weights and allow sparse kernels.")
-@click.option("--fp16", is_flag=True, help="Everything else in FP16 (default).")
-@click.option("--bf16", is_flag=True, help="Everything else in BF16.")
-@click.option("--fp32", is_flag=True, help="Everything else in FP32.")
-@click.option("--pack", is_flag=True, help="Store 2:4 INT8 weights packed too: 0.625 of dense INT8.")
-@click.option("--unpack", is_flag=True, help="Of a bundle: make the dense weights again from the packed ones.")
+@click.option("--fp16", is_flag=True, help="Keep everything else in FP16 (default).")
+@click.option("--bf16", is_flag=True, help="Keep everything else in BF16.")
+@click.option("--fp32", is_flag=True, help="Keep everything else in FP32.")
+@click.option("--pack", is_flag=True, help="Store 2:4 INT8 weights packed too, at 0.625 of their size.")
+@click.option("--unpack", is_flag=True, help="Make the dense weights of a bundle again from the packed ones.")
 @click.option(
     "--prune",
     type=click.Choice(get_args(PruneMethod)),
-    help="Make the layers that the recipe names 2:4 first, untrained; the last two learn from --calib.",
+    help="Prune the layers that the recipe names to 2:4 first, untrained; the last two methods use --calib.",
 )
-@click.option("--permute", is_flag=True, help="With --prune: first order channels so that 2:4 keeps more.")
+@click.option("--permute", is_flag=True, help="With --prune, order channels first so that 2:4 keeps more.")
 @click.option(
     "--sparse-outputs",
     metavar="int8[:DB]",
-    help="Let sparse INT8 layers write INT8 where that is predicted to keep DB of their signal. Default: float; 33.",
+    help="Let sparse INT8 layers write INT8 where that is predicted to keep DB of SQNR; 33 if none is given.",
 )
-@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE|NAME", help="TOML rules, or a shipped recipe.")
+@click.option(
+    "--recipe", type=click.Path(path_type=Path), metavar="FILE|NAME", help="Use this TOML file or shipped recipe."
+)
 @click.option(
     "--calib",
     metavar="DATA",
-    help="Folder of images; .npy or .npz of preprocessed float32 [N,C,H,W]; package.module:factory; or 'random'.",
+    help="Calibrate on a folder of images; on .npy or .npz of preprocessed float32 [N,C,H,W]; on "
+    "package.module:factory; or on 'random'.",
 )
-@click.option("--calibrator", type=click.Choice(CALIBRATORS), help="For rules that name none. Default: amax.")
+@click.option(
+    "--calibrator", type=click.Choice(CALIBRATORS), help="Choose ranges so where a rule names no way (default: amax)."
+)
 @click.option(
     "--ranges",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="What gpusq-calibrate wrote, or a TensorRT calibration cache.",
+    help="Take the ranges of gpusq-calibrate or of a TensorRT calibration cache.",
 )
-@click.option("--recalibrate", is_flag=True, help="Set the ranges that the checkpoint records aside, for --calib.")
-@click.option("--allow-pickle", is_flag=True, help="Run code that MODEL names. Only for a file that you made yourself.")
-@click.option("--target", "targets", multiple=True, metavar="NAME", help="GPU to build for; repeatable. Default: a100; none: the ONNX model alone.")
+@click.option("--recalibrate", is_flag=True, help="Calibrate anew where the checkpoint records ranges.")
+@click.option("--allow-pickle", is_flag=True, help="Run code that MODEL names; only for a file that you made yourself.")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    help="Build for this GPU (default: a100), or 'none' for the ONNX model alone; repeatable.",
+)
 @click.option(
     "--min-sqnr",
     type=float,
     metavar="DB",
-    help="Fail, and keep evidence, below this SQNR of all outputs to the float graph (with --prune, the pruned one).",
+    help="Fail, and keep the evidence, if an output's SQNR to the float graph is lower.",
 )
 @click.option(
-    "--min-agreement", type=float, metavar="FRACTION", help="Fail, and keep the evidence, below this top-1 agreement."
+    "--min-agreement",
+    type=float,
+    metavar="FRACTION",
+    help="Fail, and keep the evidence, if top-1 agreement is lower (0 to 1).",
 )
 @click.option(
     "--batch",
@@ -80,39 +122,39 @@ if TYPE_CHECKING:
     default=("1:8:32",),
     show_default=True,
     metavar="MIN:OPT:MAX",
-    help="One number: a fixed batch. Repeatable: one optimisation profile for each.",
+    help="Allow these batch sizes, or one; give it again for each further optimisation profile.",
 )
 @click.option(
     "--engine-option",
     "engine_options",
     multiple=True,
     metavar="NAME[=VALUE]",
-    help="How the engine builder works: workspace, level, strip, timing-cache and more, docs/engines.md; repeatable.",
+    help="Set an option of the engine builder, such as workspace, level or strip (docs/engines.md); repeatable.",
 )
 @click.option(
     "--rewrites",
     type=click.Choice(["measured", "all"]),
     default="measured",
     show_default=True,
-    help="Of the graph rewrites for speed, those that give this model fewer kernels, compiled here to see; or all.",
+    help="Keep the graph rewrites that reduce this model's kernel count, or all of them.",
 )
-@click.option("--opset", type=int, default=None, help="ONNX opset, 19 to 23. Default: 20; 21 with --bf16.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Default: MODEL's name with .gpusq, here.")
-@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@click.option("--opset", type=int, default=None, help="Use this ONNX opset, 19 to 23 (default: 20; 21 with --bf16).")
 @click.option(
-    "--dry-run", is_flag=True, help="Load and export MODEL, print what would be built, and write nothing."
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Write the bundle here (default: MODEL's name.gpusq)."
 )
+@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@click.option("--dry-run", is_flag=True, help="Load and export MODEL, print what would be built, and write nothing.")
 @click.option(
     "--list",
     metavar="|".join(LISTS),
     is_eager=True,
     expose_value=False,
     callback=print_list,
-    help="Print the targets, recipes or architectures that are known; architectures:PATTERN prints some.",
+    help="List what is known, and exit; architectures:PATTERN lists those that match.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @click.pass_context
-def command(context: click.Context, **options: Any) -> None:
+def command(context: click.Context, /, **options: Any) -> None:
     """Compile MODEL, a checkpoint, into a bundle: ONNX with Q/DQ, engines, and the proof of what was built.
 
     MODEL may also be a bundle: then only the engines of the given targets are built, from its model.

@@ -11,9 +11,11 @@ import click
 
 from gpusq_deploy.cli.session import filter_advice, session
 
-# A heading of the help and the options under it, by their first names, in the order of the page.
+# A heading of the help and the options under it, by their long names, in the order of the page.
 Groups = Sequence[tuple[str, Sequence[str]]]
-_ABOUT = ("--json", "--quiet", "--verbose", "--version", "--help")
+# What a command prints: for the last of its groups.
+LOUDNESS = ("--json", "--quiet", "--verbose")
+_ABOUT = (*LOUDNESS, "--version", "--help")
 _WIDTH = 100
 
 
@@ -48,11 +50,10 @@ class Command(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The options under their headings."""
         records = {
-            param.opts[0]: record
+            max(param.opts, key=len): record
             for param in self.get_params(ctx)
             if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None
         }
-        records |= {"--help": records.pop("-h")} if "-h" in records else {}
         placed = {name for _, names in self.groups for name in names}
         rest = [name for name in records if name not in placed and name not in _ABOUT]
         last = ("Other" if self.groups else "Options", [*rest, *(name for name in _ABOUT if name not in placed)])

@@ -69,12 +69,12 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def reporting() -> Generator[Reporter, None, None]:
-    """Who hears how the work goes: stderr, or nobody with --quiet."""
+def reporting(*, silent: bool = False) -> Generator[Reporter, None, None]:
+    """Who hears how the work goes: stderr, or nobody with --quiet and where another process speaks for all."""
     from gpusq_deploy.request import Reporter
 
-    if session.quiet:
-        yield Reporter(say=say, progress=_no_progress)
+    if session.quiet or silent:
+        yield Reporter(say=_nothing_said, progress=_no_progress)
         return
     with progress_to_stderr() as progress:
         yield Reporter(say=say, progress=progress)
@@ -99,13 +99,15 @@ def arch_options(command: _Function) -> _Function:
     """`--arch` and `--arch-arg`, for commands that load a checkpoint, see `chosen_arch`; and `--state-dict`."""
     for option in (
         click.option(
-            "--state-dict", metavar="NAME", help="Which state dict of MODEL, where it holds several, such as model_ema."
+            "--state-dict", metavar="NAME", help="Take this state dict, such as model_ema, where MODEL holds several."
         ),
         click.option(
-            "--arch-arg", "arch_args", multiple=True, metavar="K=V", help="Argument of the architecture; repeatable."
+            "--arch-arg", "arch_args", multiple=True, metavar="K=V", help="Pass this to the architecture; repeatable."
         ),
         click.option(
-            "--arch", metavar="SPEC", help="timm:NAME, torchvision:NAME, transformers:CLASS or package.module:factory."
+            "--arch",
+            metavar="SPEC",
+            help="Build this architecture: timm:NAME, torchvision:NAME, transformers:CLASS or package.module:factory.",
         ),
     ):
         command = option(command)
@@ -171,8 +173,12 @@ def progress_to_stderr() -> Generator[Callable[[str, int, int], None], None, Non
         yield update
 
 
+def _nothing_said(_text: str) -> None:
+    """See `reporting`."""
+
+
 def _no_progress(_label: str, _done: int, _total: int) -> None:
-    """Of --quiet."""
+    """See `reporting`."""
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -25,7 +25,7 @@ def _parse_percent(_context: click.Context, _option: click.Parameter, text: str)
     return percent / 100
 
 
-@click.command(cls=Command, name="gpusq-compare")
+@click.command(cls=Command)
 @click.argument("base", metavar="BASE", type=_FILE)
 @click.argument("head", metavar="HEAD", type=_FILE)
 @click.option(

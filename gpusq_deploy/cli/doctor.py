@@ -65,9 +65,7 @@ def command(context: click.Context, *, as_json: bool) -> None:
 
     health, versions = examine(), all_versions()
     if as_json:
-        parts = {
-            name: [ability.as_json() for ability in getattr(health, name)] for name in ("build", "run", "measure")
-        }
+        parts = {name: [ability.as_json() for ability in getattr(health, name)] for name in ("build", "run", "measure")}
         echo_json({"versions": versions, **parts})
     else:
         _print(health, versions)

@@ -146,4 +146,3 @@ def _last_of_ours(trace: TracebackType | None) -> str | None:
         return None
     last = frames[-1]
     return f"{Path(last.filename).relative_to(_PACKAGE)}, line {last.lineno}, in {last.name}"
-

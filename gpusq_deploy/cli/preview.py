@@ -79,9 +79,7 @@ def print_backends(targets: Sequence[Target], *, bundle: str, as_json: bool) -> 
     if as_json:
         echo_json({"dry_run": True, "bundle": bundle, "engines": backends_json(targets, backends)})
     else:
-        print_pairs(
-            result_console(), f"{bundle} (dry run: nothing was written)", [*_backend_rows(targets, backends)]
-        )
+        print_pairs(result_console(), f"{bundle} (dry run: nothing was written)", [*_backend_rows(targets, backends)])
 
 
 def backends_json(targets: Sequence[Target], backends: Sequence[_Backend]) -> list[dict[str, Any]]:

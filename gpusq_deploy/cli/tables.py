@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Literal
 
 import click
 from rich.cells import cell_len
@@ -46,7 +47,7 @@ def print_rows(
     for index, heading in enumerate(headings):
         longest = max(cell_len(row[index]) for row in (headings, *rows))
         least = longest if index else min(longest, _LEAST_NAME)
-        justify = "right" if heading in right else "left"
+        justify: Literal["left", "right"] = "right" if heading in right else "left"
         table.add_column(heading, no_wrap=index > 0, overflow="fold", min_width=least, justify=justify)
         needed += least + _FRAME
     for row in rows:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpusq_deploy.cli.command import Command
+from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import arch_options, chosen_arch, echo_json, run_command, say
 from gpusq_deploy.cli.repair import print_repair
 
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from gpusq_deploy.validate import Validation
 
 
-@click.command(cls=Command)
+_GROUPS = (
+    ("What to check", ("--arch", "--arch-arg", "--state-dict", "--recipe", "--target")),
+    ("Repair", ("--repair", "--near-miss", "--permute", "--force")),
+    ("Output", LOUDNESS),
+)
+
+
+@click.command(cls=Command, groups=_GROUPS)
 @click.pass_context
 @click.argument("path", metavar="MODEL|BUNDLE", type=click.Path(path_type=Path))
 @arch_options
@@ -126,23 +133,19 @@ def _echo_json(
 
 
 def _print(path: Path, result: Validation) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+    from gpusq_deploy.cli.tables import print_rows, result_console
     from gpusq_deploy.explain import flops_shares
 
-    console = Console()
-    table = Table(title=f"{path} ({result.kind})", title_justify="left")
+    console = result_console()
+    rows: list[tuple[str, ...]] = []
     shares = flops_shares(result.sparsity.layers)
-    for heading in ("layer", "N x K", "zeros", "FLOPs", "2:4", "expected"):
-        table.add_column(heading, no_wrap=heading != "layer", min_width=16 if heading == "layer" else None)
     for layer in result.sparsity.layers:
         broken = f", {layer.violations}/{layer.groups}" if layer.violations else ""
         state = f"{layer.diagnosis}{broken}"
         expected = ("yes" if layer.expected else "no") if result.sparsity_asked else "not asked"
         share = f"{shares[layer.layer]:.1%}" if layer.layer in shares else "unknown"
-        table.add_row(layer.layer, f"{layer.n} x {layer.k}", f"{layer.zero_fraction:.1%}", share, state, expected)
-    console.print(table)
+        rows.append((layer.layer, f"{layer.n} x {layer.k}", f"{layer.zero_fraction:.1%}", share, state, expected))
+    print_rows(console, f"{path} ({result.kind})", ("layer", "N x K", "zeros", "FLOPs", "2:4", "expected"), rows)
     for layer in result.sparsity.layers:
         if result.sparsity_asked and not layer.expected:
             line = f"dense by intent: {layer.layer}: {layer.reason}"
