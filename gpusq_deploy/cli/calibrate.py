@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _GROUPS = (
     ("Most used", ("--calib", "--out")),
     ("What to calibrate", ("--arch", "--arch-arg", "--state-dict", "--recipe", "--batch", "--opset")),
-    ("How", ("--calib-samples", "--calibrator")),
+    ("Accuracy", ("--calibrator",)),
     ("Output", ("--force", *LOUDNESS)),
 )
 

@@ -82,7 +82,9 @@ def print_plan(console: Console, bundle: Bundle, name: str | None) -> None:
             )
             for entry in decisions
         ]
-        print_rows(console, f"{bundle.path}, as planned", ("layer", "N x K", "type", "2:4", "why"), cells)
+        print_rows(
+            console, f"{bundle.path}, as planned", ("layer", "N x K", "type", "2:4", "why"), cells, prose=("why",)
+        )
         return
     for decision in decisions:
         if f"{decision.layer}.".startswith(f"{name}."):

@@ -56,7 +56,13 @@ def print_preview(found: Preview) -> None:
         (layer.layer, f"{layer.n} x {layer.k}", layer.precision, "yes" if layer.sparse else "no", layer.reason)
         for layer in found.layers
     ]
-    print_rows(console, f"{request.out} (dry run: nothing was written)", ("layer", "N x K", "type", "2:4", "why"), rows)
+    print_rows(
+        console,
+        f"{request.out} (dry run: nothing was written)",
+        ("layer", "N x K", "type", "2:4", "why"),
+        rows,
+        prose=("why",),
+    )
     counts = Counter(layer.precision for layer in found.layers)
     said = ", ".join(f"{count} {precision}" for precision, count in counts.most_common())
     sparse = sum(layer.sparse for layer in found.layers)

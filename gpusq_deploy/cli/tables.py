@@ -13,8 +13,8 @@ from rich.text import Text
 
 # A file has no width: no line of ours is as long.
 _ENDLESS = 100_000
-# On a narrow terminal names are folded to no less than this.
-_LEAST_NAME = 16
+# On a narrow terminal names and sentences are folded to no less than this.
+_LEAST = 16
 # What rich draws around a cell: two spaces and a line, and one more line for the table.
 _FRAME = 3
 
@@ -32,8 +32,11 @@ def print_rows(
     rows: Sequence[Sequence[str]],
     *,
     right: Collection[str] = (),
+    prose: Collection[str] = (),
 ) -> None:
     """A table whose first column are names: these fold where there is little room, and nothing is ever cut.
+
+    A terminal that is too narrow even so gets whole lines, and breaks them by itself.
 
     Args:
         console: Where to.
@@ -41,15 +44,19 @@ def print_rows(
         headings: One for each column.
         rows: Cells, as plain text.
         right: Headings of the columns that are flush right.
+        prose: Headings of the columns that hold sentences, which may be wrapped.
     """
+    longest = [max(cell_len(row[index]) for row in (headings, *rows)) for index in range(len(headings))]
+    foldable = [index == 0 or heading in prose for index, heading in enumerate(headings)]
+    least = [min(size, _LEAST) if folds else size for size, folds in zip(longest, foldable, strict=True)]
+    needed = _width(least)
+    if needed > console.width:
+        least, needed = longest, _width(longest)
     table = Table(title=Text(title), title_justify="left")
-    needed = 1
     for index, heading in enumerate(headings):
-        longest = max(cell_len(row[index]) for row in (headings, *rows))
-        least = longest if index else min(longest, _LEAST_NAME)
         justify: Literal["left", "right"] = "right" if heading in right else "left"
-        table.add_column(heading, no_wrap=index > 0, overflow="fold", min_width=least, justify=justify)
-        needed += least + _FRAME
+        wrap = foldable[index]
+        table.add_column(heading, no_wrap=not wrap, overflow="fold", min_width=least[index], justify=justify)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     before, console.width = console.width, max(console.width, needed)
@@ -73,6 +80,10 @@ def print_pairs(console: Console, title: str, rows: Sequence[tuple[str, str]], *
         style = "bold" if label in bold else ""
         table.add_row(Text(label, style=style), Text(text, style=style))
     _print(console, table)
+
+
+def _width(columns: Sequence[int]) -> int:
+    return sum(size + _FRAME for size in columns) + 1
 
 
 def _print(console: Console, content: RenderableType) -> None:

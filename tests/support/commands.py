@@ -26,13 +26,13 @@ class Finished:
         return json.loads(self.out)
 
 
-def run_main(main: Callable[[], object], *arguments: object) -> Finished:
-    """Call an entry point with arguments. A bug is exit code 70, with its traceback on stderr."""
+def run_main(main: Callable[[], object], *arguments: object, debug: bool = True) -> Finished:
+    """Call an entry point with arguments. A bug is exit code 70; `debug` puts its traceback on stderr."""
     out, err = io.StringIO(), io.StringIO()
     code: object = 0
     argv = ["gpusq", *(str(argument) for argument in arguments)]
-    debug = mock.patch.dict(os.environ, {"GPUSQ_DEBUG": "1"})
-    with debug, mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
+    told = mock.patch.dict(os.environ, {"GPUSQ_DEBUG": "1" if debug else ""})
+    with told, mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
         try:
             main()
         except SystemExit as end:
