@@ -33,7 +33,7 @@ from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.keep_wide import keep_wide, known_tensors
 from gpusq_deploy.receipt import built_layers, cost_verdict, layer_cost_text
-from gpusq_deploy.recipe import OPSETS, Recipe, load_recipe
+from gpusq_deploy.recipe import OPSETS, QuantizedPrecision, Recipe, load_recipe
 from gpusq_deploy.request import NO_OPTIONS, BuildRequest, Reporter
 from gpusq_deploy.targets import GemmNeed, Target, check_request, load_targets, padding_notes
 from gpusq_deploy.wide import text_of
@@ -110,7 +110,7 @@ def expressible_recipe(request: BuildRequest) -> Recipe:
     recipe = load_recipe(request.recipe)
     request.require_recipe(recipe)
     # INT4 weights are unpacked, and multiply in the remainder's type.
-    made = recipe.precisions if request.int8 else frozenset()
+    made: frozenset[QuantizedPrecision] = recipe.precisions if request.int8 else frozenset()
     types: frozenset[Precision] = frozenset({request.remainder, *(made - {"int4"})})
     require_reachable(
         Asked(options=request.engine, types=types, sparse=request.sparse, opset=request.opset), request.targets

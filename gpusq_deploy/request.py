@@ -15,7 +15,7 @@ from gpusq_deploy.artifacts.plan import FloatPrecision
 from gpusq_deploy.artifacts.sparsity import PruneMethod
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.placements import OutputWish
-from gpusq_deploy.recipe import Recipe
+from gpusq_deploy.recipe import QuantizedPrecision, Recipe
 from gpusq_deploy.targets import Target
 
 NO_OPTIONS = EngineOptions()
@@ -88,7 +88,7 @@ class BuildRequest:
         Raises:
             RequestError: Ranges without a layer that has any, or INT8's options without an INT8 layer.
         """
-        made = recipe.precisions if self.int8 else frozenset()
+        made: frozenset[QuantizedPrecision] = recipe.precisions if self.int8 else frozenset()
         if (self.calibrator or self.ranges) and not made & {"int8", "fp8"}:
             raise RequestError("--calibrator and --ranges need --int8 or --fp8: other layers have no ranges")
         if self.pack and "int8" not in made:

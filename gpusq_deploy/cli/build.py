@@ -198,6 +198,7 @@ def _preview(given: Given) -> None:
 
 def _extend(given: Given) -> int:
     """Further engines of a bundle, and its dense weights; the exit code."""
+    from gpusq_deploy.bundle import read_bundle
     from gpusq_deploy.cli.preview import print_backends
     from gpusq_deploy.extend import extend_bundle, unpack_bundle
 
@@ -212,12 +213,13 @@ def _extend(given: Given) -> int:
         print_backends(targets, bundle=given.model.name, as_json=given.as_json)
         return 0
     with reporting() as reporter:
-        if given.unpack:
-            bundle = unpack_bundle(given.model, reporter)
-        if not targets:
-            _show(bundle, as_json=given.as_json)
-            return 0
-        extended = extend_bundle(given.model, targets, reporter, engine_options=given.engine_options)
+        unpacked = unpack_bundle(given.model, reporter) if given.unpack else None
+        extended = (
+            extend_bundle(given.model, targets, reporter, engine_options=given.engine_options) if targets else None
+        )
+    if extended is None:
+        _show(unpacked or read_bundle(given.model), as_json=given.as_json)
+        return 0
     if extended.built:
         _show(extended.bundle, as_json=given.as_json)
         return 0

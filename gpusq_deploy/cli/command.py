@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -159,7 +159,7 @@ def _is_flag(param: click.Parameter) -> bool:
 
 
 @contextmanager
-def _pipe_watched() -> Iterator[None]:
+def _pipe_watched() -> Generator[None, None, None]:
     try:
         yield
     except BrokenPipeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -41,13 +42,21 @@ def test_it_says_what_this_machine_can() -> None:
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine where nothing works, and each check says why."""
+
+    def absent(backend: str) -> Check:
+        return Check(name=backend, works=False, said=f"{backend} is not installed")
+
+    def crashed() -> Check:
+        return Check(name="it", works=False, said="crashed with signal 11")
+
+    def no_api(backend: str) -> str:
+        return f"the package {backend} is not installed"
+
     for name in ("check_builder", "check_plans"):
-        monkeypatch.setattr(
-            health, name, lambda backend: Check(name=backend, works=False, said=f"{backend} is not installed")
-        )
+        monkeypatch.setattr(health, name, absent)
     for name in ("check_gpu", "check_onnxruntime", "check_nvidia_smi"):
-        monkeypatch.setattr(health, name, lambda: Check(name="it", works=False, said="crashed with signal 11"))
-    monkeypatch.setattr("gpusq_deploy.engines.runtimes.find_api", lambda name: f"the package {name} is not installed")
+        monkeypatch.setattr(health, name, crashed)
+    monkeypatch.setattr("gpusq_deploy.engines.runtimes.find_api", no_api)
 
 
 @pytest.mark.usefixtures("bare")
@@ -58,8 +67,12 @@ def test_what_is_missing_comes_with_its_command(monkeypatch: pytest.MonkeyPatch)
     assert fixes["tensorrt"] == "pip install 'gpusq-deploy[tensorrt]'"
     assert fixes["an engine for orin"] == "on the device: gpusq-build BUNDLE --target orin"
     assert "tensorrt-rtx" in fixes["an engine for a100"]
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
+    find = importlib.util.find_spec
+
+    def without_torch(name: str) -> ModuleSpec | None:
+        return None if name == "torch" else find(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without_torch)
     done = run_main(doctor, "--json")
     assert done.code == 6
     assert done.json()["build"][0]["fix"] == "pip install torch"
