@@ -38,6 +38,7 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Look whether the result is to be JSON before anything can fail."""
+        session.quiet = session.verbose = False
         session.json = _json_on_stdout(self, args)
         with _pipe_watched():
             return super().parse_args(ctx, args)
