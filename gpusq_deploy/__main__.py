@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
+from gpusq_deploy.cli.command import Grouped
 from gpusq_deploy.cli.common import run_command
 
-COMMANDS = ("build", "calibrate", "validate", "inspect", "bench", "compare", "compress")
+COMMANDS = ("build", "calibrate", "validate", "inspect", "bench", "compare", "compress", "doctor")
 
 
-class _Commands(click.Group):
+class _Commands(Grouped):
     """Imports a command's module when it is asked for, and no sooner."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -26,7 +27,7 @@ class _Commands(click.Group):
         return found
 
 
-@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=_Commands)
 def group() -> None:
     """Deployment compiler for compressed vision transformers."""
 

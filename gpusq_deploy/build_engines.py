@@ -32,9 +32,9 @@ from gpusq_deploy.graph.files import save_model, scratch_folder
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.keep_wide import keep_wide, known_tensors
-from gpusq_deploy.receipt import built_layers, cost_warning, layer_cost_text, layer_costs_line
-from gpusq_deploy.recipe import Recipe
-from gpusq_deploy.request import NO_OPTIONS, Reporter
+from gpusq_deploy.receipt import built_layers, cost_verdict, layer_cost_text
+from gpusq_deploy.recipe import OPSETS, QuantizedPrecision, Recipe, load_recipe
+from gpusq_deploy.request import NO_OPTIONS, BuildRequest, Reporter
 from gpusq_deploy.targets import GemmNeed, Target, check_request, load_targets, padding_notes
 from gpusq_deploy.wide import text_of
 
@@ -98,6 +98,34 @@ def require_reachable(asked: Asked, targets: Sequence[Target]) -> None:
         if any(asked.types - set(target.dtypes) for target in targets):
             hint += _able(asked.types)
         raise GpusqError("; ".join(problems), place="the options and --target", hint=hint)
+
+
+def expressible_recipe(request: BuildRequest) -> Recipe:
+    """The recipe, if the targets, their builders and the opset can do what is asked: that is told before any work.
+
+    Raises:
+        GpusqError: See `load_recipe`, `BuildRequest.require_recipe`, `require_reachable` and `require_types`; or the
+            opset is too low for the recipe.
+    """
+    recipe = load_recipe(request.recipe)
+    request.require_recipe(recipe)
+    # INT4 weights are unpacked, and multiply in the remainder's type.
+    made: frozenset[QuantizedPrecision] = recipe.precisions if request.int8 else frozenset()
+    types: frozenset[Precision] = frozenset({request.remainder, *(made - {"int4"})})
+    require_reachable(
+        Asked(options=request.engine, types=types, sparse=request.sparse, opset=request.opset), request.targets
+    )
+    if request.int8:
+        require_types(recipe, request.targets)
+    needed = max((OPSETS[precision] for precision in made), default=0)
+    if request.opset < needed:
+        raise GpusqError(
+            f"recipe {recipe.name} makes layers {', '.join(sorted(made))}, which ONNX has from opset {needed} on, not "
+            f"in {request.opset}",
+            place="--opset",
+            hint=f"--opset {needed}, or leave it out",
+        )
+    return recipe
 
 
 def _out_of_reach(asked: Asked, target: Target) -> Iterator[str]:
@@ -192,10 +220,7 @@ def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_
         why = error.what if isinstance(error, GpusqError) else str(error)
         request.reporter.say(f"warning: the comparison failed: {why}")
         return _not_compared(what, why)
-    if warning := cost_warning(found, request.plan.recipe):
-        request.reporter.say(f"warning: {warning}")
-    if found.layers:
-        request.reporter.say(layer_costs_line(found))
+    request.reporter.say(cost_verdict(found, request.plan.recipe))
     return found
 
 

@@ -21,6 +21,7 @@ from gpusq_deploy.build_engines import (
     EngineRequest,
     build_engines,
     estimate_cost,
+    expressible_recipe,
     require_possible,
     with_estimates,
 )
@@ -76,7 +77,6 @@ from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.sparsity import require_known_layers, require_sparse, sparsity_report
 from gpusq_deploy.steps import (
     check_export,
-    expressible_recipe,
     find_data,
     find_wide,
     heard,
@@ -104,8 +104,8 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
         GpusqError: Anything that the user can mend; nothing is left behind, but for the evidence of a verification
             that doesn't reach what was asked of it.
     """
-    require_place(request.out, force=request.force)
     recipe = expressible_recipe(request)
+    require_place(request.out, force=request.force)
 
     opened = _open_inputs(request, recipe, reporter)
     exported = _export(request, recipe, opened.checkpoint, reporter)
@@ -255,7 +255,7 @@ def _rewrite(
     how = Wanted(
         layers=wanted,
         recipe=recipe,
-        calibrators=calibrators_for(wanted, recipe, usual=request.calibrator),
+        calibrators=calibrators_for(wanted, recipe, usual=request.usual_calibrator),
         remainder=request.remainder,
         outputs=Outputs(wish=request.sparse_outputs, sparsity=packed.stored),
         simple=SimpleForm(model=exported.simple, parts=packed.parts),

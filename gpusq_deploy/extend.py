@@ -6,9 +6,11 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
+from gpusq_deploy.artifacts.receipt import BuiltEngine, SkippedTarget
 from gpusq_deploy.build_engines import (
     EngineRequest,
     asked_by,
@@ -36,6 +38,14 @@ from gpusq_deploy.targets import Target
 from gpusq_deploy.wording import counted
 
 
+class Extended(NamedTuple):
+    """A bundle after it was asked for further engines: what was built of them, and what wasn't, with the reason."""
+
+    bundle: Bundle
+    built: tuple[BuiltEngine, ...]
+    skipped: tuple[SkippedTarget, ...]
+
+
 def unpack_bundle(path: Path, reporter: Reporter) -> Bundle:
     """Make a bundle's dense weights again from the packed ones, and check every file.
 
@@ -52,7 +62,7 @@ def unpack_bundle(path: Path, reporter: Reporter) -> Bundle:
 
 def extend_bundle(
     path: Path, targets: Sequence[Target], reporter: Reporter, *, engine_options: Sequence[str] = ()
-) -> Bundle:
+) -> Extended:
     """Build further engines from a bundle that exists; the same model, a new receipt, replaced whole.
 
     Args:
@@ -98,4 +108,4 @@ def extend_bundle(
         )
         write_value(folder, RECEIPT, with_engines(bundle.receipt, engines, skipped, reporter))
         write_value(folder, MANIFEST, msgspec.structs.replace(manifest, files=files_in(folder)))
-    return read_bundle(path if is_bundle(path) else place)
+    return Extended(read_bundle(path if is_bundle(path) else place), engines, skipped)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable
-from importlib import metadata
 
 import onnx_ir as ir
 
@@ -13,23 +12,9 @@ from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.errors import GpusqError, printable
 from gpusq_deploy.graph.values import value_name
+from gpusq_deploy.installed import ENGINES, LIBRARIES, PACKAGE, installed_versions
 from gpusq_deploy.recipe import load_recipe
 from gpusq_deploy.request import BuildRequest
-
-_RECORDED = (
-    "gpusq-deploy",
-    "numpy",
-    "onnx",
-    "onnx-ir",
-    "onnxruntime",
-    "onnxscript",
-    "tensorrt",
-    "tensorrt-rtx",
-    "timm",
-    "torch",
-    "torchvision",
-    "transformers",
-)
 
 
 def make_manifest(
@@ -53,7 +38,7 @@ def make_manifest(
     """
     return Manifest(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        versions=installed_versions(),
+        versions=installed_versions((PACKAGE, *LIBRARIES, *ENGINES)),
         source=ModelSource(
             file=checkpoint.file, digest=checkpoint.digest, format=checkpoint.format, arch=checkpoint.arch
         ),
@@ -75,12 +60,6 @@ def make_manifest(
     )
 
 
-def installed_versions() -> dict[str, str]:
-    """Versions of what can change a bundle, by distribution name; what isn't installed is left out."""
-    here = {found.name.lower().replace("_", "-"): found.version for found in metadata.distributions()}
-    return {name: here[name] for name in _RECORDED if name in here}
-
-
 def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:
     precisions = load_recipe(request.recipe).precisions
     return {
@@ -93,7 +72,7 @@ def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:
         "ranges": str(request.ranges or "none"),
         "recalibrate": str(request.recalibrate).lower(),
         "allow_pickle": str(request.allow_pickle).lower(),
-        "calibrator": str(request.calibrator),
+        "calibrator": str(request.usual_calibrator),
         "pack": str(request.pack).lower(),
         "prune": request.prune or "none",
         "permute": str(request.permute).lower(),
@@ -103,7 +82,7 @@ def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:
         "rewrites": request.rewrites,
         "min_sqnr": "none" if request.min_sqnr is None else f"{request.min_sqnr:g}",
         "min_agreement": "none" if request.min_agreement is None else f"{request.min_agreement:g}",
-        "targets": ",".join(target.name for target in request.targets),
+        "targets": ",".join(target.name for target in request.targets) or "none",
     }
 
 

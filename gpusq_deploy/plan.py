@@ -34,7 +34,7 @@ _STORED: dict[FloatPrecision, npt.DTypeLike] = {"fp32": np.float32, "fp16": np.f
 # Of activations, by the precisions that quantise them.
 _SCALES = {"int8": scale_from_amax, "fp8": fp8_scale}
 # Why layers of these run dense whatever their weights are.
-_DENSE: dict[Precision, str] = {
+DENSE: dict[Precision, str] = {
     "int4": "INT4 weights are unpacked on the way to a dense product; zeros stay zeros",
     "fp32": "dense: sparse tensor cores multiply no FP32; zeros stay zeros",
 }
@@ -159,7 +159,7 @@ def _kept_float32(decision: LayerDecision, layer: GraphLayer, wide: Wide) -> Lay
     known = decision.activation
     if known is None or any(tensor.tensor == layer.weight for tensor in wide.tensors):
         reason = f"{decision.precision_reason}; FP32: FP16 can't hold what it reads or makes"
-        sparse_reason = _DENSE["fp32"] if decision.sparse else decision.sparse_reason
+        sparse_reason = DENSE["fp32"] if decision.sparse else decision.sparse_reason
         return msgspec.structs.replace(
             decision,
             precision="fp32",
@@ -237,8 +237,8 @@ def _weight(layer: GraphLayer, recipe: Recipe, precision: Precision, *, one_scal
 def _sparsity(request: PlanRequest, state: LayerSparsity | None, precision: Precision) -> tuple[bool, str]:
     if not request.sparse:
         return False, "sparsity was not asked for"
-    if precision in _DENSE:
-        return False, _DENSE[precision]
+    if precision in DENSE:
+        return False, DENSE[precision]
     if state is None:
         return False, "dense: its weight is not a Linear's or a Conv2d's own, so the 2:4 check didn't see it"
     if not state.expected:

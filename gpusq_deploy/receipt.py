@@ -166,20 +166,28 @@ def cost_text(cost: CostEstimate) -> str:
     )
 
 
-def cost_warning(cost: CostEstimate, recipe: str) -> str:
-    """What to say where the quantised graph as a whole has more kernels and moves more; empty where it doesn't.
+def cost_verdict(cost: CostEstimate, recipe: str) -> str:
+    """Whether quantising is predicted to pay, in one sentence: by layer where that is known, and over the whole graph.
 
     Args:
         cost: The two graphs.
         recipe: Name of the recipe that made one of them, so that it isn't advised again.
     """
-    if not cost.worse:
-        return ""
-    other = f"--recipe {_FUSED} or " if _fusable(cost, recipe) else ""
-    return (
-        f"{cost.what} may not pay over the whole graph: more kernels and more bytes, {cost_text(cost)}. "
-        f"Measure bundles with and without {cost.what} by gpusq-bench; {other}a larger batch may help"
+    built, other = cost.built, cost.unquantised
+    if built is None or other is None:
+        return cost.note
+    faster = sum(layer.pays == "yes" for layer in cost.layers)
+    mostly = 2 * faster > len(cost.layers)
+    by_layer = f"faster in {faster} of {len(cost.layers)} layers, " if cost.layers else ""
+    graph = (
+        f"{by_layer}{built.kernels} kernels instead of {other.kernels} and {built.bytes_moved / 1e6:.1f} MB moved "
+        f"instead of {other.bytes_moved / 1e6:.1f}"
     )
+    if built.kernels <= other.kernels and built.bytes_moved <= other.bytes_moved and (mostly or not cost.layers):
+        return f"{cost.what} is predicted to pay: {graph}"
+    verdict = f"{cost.what} may not pay" if cost.worse and not mostly else f"whether {cost.what} pays is open"
+    advice = f"; --recipe {_FUSED} or a larger batch may help" if _fusable(cost, recipe) else ""
+    return f"{verdict}: {graph}; gpusq-bench on the GPU decides{advice if cost.worse else ''}"
 
 
 def _fusable(cost: CostEstimate, recipe: str) -> bool:

@@ -141,7 +141,7 @@ def require_sparse(report: SparsityReport, *, command: str) -> None:
     raise GpusqError(
         f"{len(broken)} of {expected} layers that should be 2:4 are not: {names}",
         place=f"{report.source}, {first.layer}: {violation_text(first)}",
-        hint=f"make it 2:4 with: {command}",
+        hint=f"add --prune second-order with --calib to prune it in the build, or make it 2:4 with: {command}",
     )
 
 

@@ -19,7 +19,6 @@ from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import FloatPrecision, Plan
 from gpusq_deploy.artifacts.receipt import Reference, Verification
 from gpusq_deploy.artifacts.sparsity import SparsityReport
-from gpusq_deploy.build_engines import require_types
 from gpusq_deploy.bundle import MODEL
 from gpusq_deploy.calibration.magnitudes import few, largest_magnitudes
 from gpusq_deploy.calibration.sources import RANDOM, DataSource, open_source
@@ -38,7 +37,7 @@ from gpusq_deploy.graph.other_weights import other_weights
 from gpusq_deploy.packed import move_packed_weights, packed_line, write_packed
 from gpusq_deploy.passes.base import Pass
 from gpusq_deploy.ranges import Data, Subject
-from gpusq_deploy.recipe import OPSETS, Recipe, load_recipe
+from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.verify import require_repeatable, require_same, split_source, verify
 from gpusq_deploy.wide import Wide, text_of, wide_in
@@ -59,27 +58,6 @@ def repair_command(request: BuildRequest) -> str:
             words += ["--arch-arg", f"{name}={value}"]
     words += ["--data", "FOLDER", "--out", f"{request.model.stem}-24.pt"]
     return shlex.join(words)
-
-
-def expressible_recipe(request: BuildRequest) -> Recipe:
-    """The recipe, if the targets and the opset have its types: that is told before any work.
-
-    Raises:
-        GpusqError: See `load_recipe` and `require_types`; or the opset is too low for the recipe.
-    """
-    recipe = load_recipe(request.recipe)
-    if not request.int8:
-        return recipe
-    require_types(recipe, request.targets)
-    needed = max((OPSETS[precision] for precision in recipe.precisions), default=0)
-    if request.opset < needed:
-        raise GpusqError(
-            f"recipe {recipe.name} makes layers {', '.join(sorted(recipe.precisions))}, which ONNX has from opset "
-            f"{needed} on, not in {request.opset}",
-            place="--opset",
-            hint=f"--opset {needed}, or leave it out",
-        )
-    return recipe
 
 
 def say_remarks(checkpoint: Checkpoint, request: BuildRequest, reporter: Reporter) -> Checkpoint:

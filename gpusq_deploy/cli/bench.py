@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpusq_deploy.cli.common import BATCH_DIGITS, progress_to_stderr, run_command, say
+from gpusq_deploy.cli.command import LOUDNESS, Command
+from gpusq_deploy.cli.common import BATCH_DIGITS, reporting, run_command, say
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
@@ -31,25 +32,46 @@ def _parse_batches(_context: click.Context, _option: click.Parameter, text: str 
     return batches
 
 
-@click.command(name="gpusq-bench", context_settings={"help_option_names": ["-h", "--help"]})
+_GROUPS = (
+    ("What to run", ("--runtime", "--batch", "--reference", "--cuda-graph", "--threads")),
+    ("How often", ("--repeats", "--iterations", "--warmup")),
+    ("Output", LOUDNESS),
+)
+
+
+@click.command(name="gpusq-bench", cls=Command, groups=_GROUPS)
 @click.argument("model", metavar="BUNDLE|PLAN|ONNX", type=click.Path(path_type=Path))
-@click.option("--runtime", type=click.Choice(_RUNTIMES), default="auto", show_default=True, help="What runs the model.")
+@click.option(
+    "--runtime", type=click.Choice(_RUNTIMES), default="auto", show_default=True, help="Run the model by this."
+)
 @click.option(
     "--batch",
     "batches",
     metavar="1,8,32",
     callback=_parse_batches,
-    help="Batch sizes. Default: the bundle's minimum and optimum, or 1.",
+    help="Measure these batch sizes (default: the bundle's minimum and optimum, or 1).",
 )
-@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Fresh sessions.")
-@click.option("--iterations", type=click.IntRange(min=1), default=100, show_default=True, help="Samples per session.")
-@click.option("--warmup", type=click.IntRange(min=0), default=10, show_default=True, help="Inferences before them.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of onnxruntime. Default: it decides.")
+@click.option(
+    "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Open so many fresh sessions."
+)
+@click.option(
+    "--iterations",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Take so many samples in each session.",
+)
+@click.option(
+    "--warmup", type=click.IntRange(min=0), default=10, show_default=True, help="Run so many inferences before them."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Let onnxruntime use so many threads (default: it decides)."
+)
 @click.option(
     "--reference",
     type=click.Path(path_type=Path),
     metavar="ONNX",
-    help="What a PLAN outside a bundle was built from: its outputs are compared with the CPU's before any timing.",
+    help="Compare the outputs of a PLAN outside a bundle with this model's on the CPU before timing.",
 )
 @click.option("--cuda-graph", is_flag=True, help="Launch each inference of a plan as one captured CUDA graph.")
 @click.option(
@@ -58,7 +80,7 @@ def _parse_batches(_context: click.Context, _option: click.Parameter, text: str 
     is_flag=False,
     flag_value=_STDOUT,
     metavar="[FILE]",
-    help="All raw samples as JSON: to FILE beside the table, or without FILE to stdout instead of it.",
+    help="Write all samples as JSON to FILE, or without FILE to stdout instead of the table.",
 )
 def command(  # noqa: PLR0913 - click hands one argument to each option
     *,
@@ -94,9 +116,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         subject = subject._replace(reference=reference)
     say(f"runtime: {subject.choice.name} ({subject.choice.reason})")
     settings = MeasureSettings(warmup=counts["warmup"], iterations=counts["iterations"], repeats=counts["repeats"])
-    with progress_to_stderr() as progress:
+    with reporting() as reporter:
         chosen = batches or subject.default_batches
-        runs = record(subject, chosen, settings, threads=threads, cuda_graph=cuda_graph, progress=progress)
+        runs = record(subject, chosen, settings, threads=threads, cuda_graph=cuda_graph, progress=reporter.progress)
     click.echo(json_from_value(runs).decode().rstrip() if json_to == _STDOUT else text_from_runs(runs))
     if target is not None:
         _save(runs, target)

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import (
     CALIBRATORS,
     arch_options,
     chosen_arch,
     echo_json,
     parse_batch,
-    progress_to_stderr,
+    reporting,
+    require_model,
     run_command,
-    say,
 )
 from gpusq_deploy.wording import counted
 
@@ -24,15 +25,42 @@ if TYPE_CHECKING:
     from gpusq_deploy.artifacts.calibration import CalibrationTable, CalibratorName
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+_GROUPS = (
+    ("Most used", ("--calib", "--out")),
+    ("What to calibrate", ("--arch", "--arch-arg", "--state-dict", "--recipe", "--batch", "--opset")),
+    ("Accuracy", ("--calibrator", "--calib-samples")),
+    ("Output", ("--force", *LOUDNESS)),
+)
+
+
+@click.command(cls=Command, groups=_GROUPS)
 @click.argument("model", type=click.Path(path_type=Path))
 @arch_options
-@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE|NAME", help="TOML rules, or a shipped recipe.")
+@click.option(
+    "--recipe", type=click.Path(path_type=Path), metavar="FILE|NAME", help="Use this TOML file or shipped recipe."
+)
 @click.option(
     "--calib",
     required=True,
     metavar="DATA",
-    help="Folder of images; .npy or .npz of preprocessed float32 [N,C,H,W]; package.module:factory; or 'random'.",
+    help="Calibrate on a folder of images; on .npy or .npz of preprocessed float32 [N,C,H,W]; on "
+    "package.module:factory; or on 'random'.",
+)
+@click.option(
+    "--calibrator",
+    type=click.Choice(CALIBRATORS),
+    default="amax",
+    help="Choose ranges so where a rule names no way (default: amax).",
+)
+@click.option(
+    "--batch", default="1:8:32", show_default=True, metavar="MIN:OPT:MAX", help="Allow these batch sizes, or one."
+)
+@click.option("--opset", type=int, default=20, show_default=True, help="Use this ONNX opset, 19 to 23.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the ranges here (default: MODEL's name.ranges.json).",
 )
 @click.option(
     "--calib-samples",
@@ -40,12 +68,8 @@ if TYPE_CHECKING:
     metavar="N",
     help="Use at most N samples of --calib, spread evenly over them.",
 )
-@click.option("--calibrator", type=click.Choice(CALIBRATORS), default="amax", help="For rules that name none.")
-@click.option("--batch", default="1:8:32", show_default=True, metavar="MIN:OPT:MAX", help="One number: a fixed batch.")
-@click.option("--opset", type=int, default=20, show_default=True, help="ONNX opset, 19 to 23.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Default: MODEL's name with .ranges.json.")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the text.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def command(  # noqa: PLR0913 - click hands one argument to each option
     *,
     model: Path,
@@ -68,10 +92,10 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
     torchrun --nproc-per-node 2 -m gpusq_deploy calibrate MODEL --calib DATA --out FILE
     """
+    require_model(model)
     from gpusq_deploy.artifacts.calibration import Calibrator
     from gpusq_deploy.calibrate import CalibrateRequest, calibrate_checkpoint
     from gpusq_deploy.ranks import ranks_from_environment
-    from gpusq_deploy.request import Reporter
 
     ranks = ranks_from_environment(os.environ)
     request = CalibrateRequest(
@@ -87,8 +111,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         out=out or Path(f"{model.stem}.ranges.json"),
         force=force,
     )
-    with progress_to_stderr() as progress:
-        reporter = Reporter(say=say, progress=progress) if ranks.first else Reporter(say=_quiet, progress=_no_progress)
+    with reporting(silent=not ranks.first) as reporter:
         table = calibrate_checkpoint(request, ranks, reporter)
     if ranks.first:
         _show(request.out, table, as_json=as_json)
@@ -113,14 +136,6 @@ def _show(out: Path, table: CalibrationTable, *, as_json: bool) -> None:
     click.echo(
         f"{out}: {counted(len(table.ranges), 'range')} ({table.observer}) over {counted(table.images, 'sample')}{noise}"
     )
-
-
-def _quiet(_text: str) -> None:
-    """The first rank speaks for all."""
-
-
-def _no_progress(_label: str, _done: int, _total: int) -> None:
-    """See `_quiet`."""
 
 
 def main() -> None:

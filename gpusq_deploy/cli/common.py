@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,7 +14,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from gpusq_deploy.cli.command import PipeClosedError
+from gpusq_deploy.cli.ending import PIPE_CLOSED, abandon_streams, end
 from gpusq_deploy.cli.plain_progress import PlainProgress
+from gpusq_deploy.cli.session import filter_advice, session
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
@@ -21,46 +26,69 @@ if TYPE_CHECKING:
     from gpusq_deploy.artifacts.arch import ArchSpec
     from gpusq_deploy.artifacts.calibration import CalibratorName
     from gpusq_deploy.artifacts.manifest import BatchRange
+    from gpusq_deploy.request import Reporter
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-INTERRUPTED = 130
-# What docs/jetson.md leaves out on a device: its modules, and the packages that have them.
-NOT_ON_DEVICES = {"torch": "torch", "onnxscript": "onnxscript", "PIL": "pillow", "safetensors": "safetensors"}
 # No batch size has more digits: builders count in 32 bits.
 BATCH_DIGITS = 9
 CALIBRATORS: tuple[CalibratorName, ...] = ("amax", "percentile", "entropy", "mse", "output-error")
 
 
 def run_command(command: click.Command) -> NoReturn:
-    """Run a command and exit: 0 or the command's own code, 2 usage, 5 `GpusqError`, 130 interrupted.
+    """Run a command and exit: 0 or the command's own code, or one of those in `ending`.
 
-    A device may do without the packages that read checkpoints, and is told when one is missed. Any other exception is
-    our bug: it keeps its traceback.
+    Where whoever reads the output is gone, as in `gpusq-inspect B | head`, it ends in silence.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    session.begin()
     try:
-        code = command.main(standalone_mode=False)
-    except GpusqError as error:
-        _fail(error)
-    except ModuleNotFoundError as error:
-        package = NOT_ON_DEVICES.get((error.name or "").partition(".")[0])
-        if package is None:
-            raise
-        what = f"{package} isn't installed here, and this command reads a checkpoint or images with it"
-        _fail(GpusqError(what, hint=f"pip install {package}; the engines of a bundle are built without it"))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted: nothing was changed", err=True)
-        sys.exit(INTERRUPTED)
-    sys.exit(code if isinstance(code, int) else 0)
+        code = _attempt(command)
+        sys.stdout.flush()
+    except (BrokenPipeError, PipeClosedError):
+        abandon_streams()
+        code = PIPE_CLOSED
+    sys.exit(code)
+
+
+def _attempt(command: click.Command) -> int:
+    try:
+        with warnings.catch_warnings():
+            filter_advice("ignore")
+            code = command.main(standalone_mode=False)
+    except (BrokenPipeError, PipeClosedError):
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        return end(error)
+    return code if isinstance(code, int) else 0
 
 
 def say(text: str) -> None:
-    """Progress and remarks: to stderr, never to stdout."""
-    click.echo(text, err=True)
+    """Progress and remarks: to stderr, never to stdout; nothing with --quiet."""
+    if not session.quiet:
+        click.echo(text, err=True)
+
+
+@contextmanager
+def reporting(*, silent: bool = False) -> Generator[Reporter, None, None]:
+    """Who hears how the work goes: stderr, or nobody with --quiet and where another process speaks for all."""
+    from gpusq_deploy.request import Reporter
+
+    if session.quiet or silent:
+        yield Reporter(say=_nothing_said, progress=_no_progress)
+        return
+    with progress_to_stderr() as progress:
+        yield Reporter(say=say, progress=progress)
+
+
+def require_model(path: Path) -> None:
+    """Refuse a path where nothing is, before anything is loaded that could read it.
+
+    Raises:
+        GpusqError: There is no such file.
+    """
+    if not os.path.lexists(path):  # False for names that can't be
+        raise GpusqError("no such file", place=str(path), hint="check the path")
 
 
 def echo_json(content: dict[str, Any]) -> None:
@@ -72,13 +100,15 @@ def arch_options(command: _Function) -> _Function:
     """`--arch` and `--arch-arg`, for commands that load a checkpoint, see `chosen_arch`; and `--state-dict`."""
     for option in (
         click.option(
-            "--state-dict", metavar="NAME", help="Which state dict of MODEL, where it holds several, such as model_ema."
+            "--state-dict", metavar="NAME", help="Take this state dict, such as model_ema, where MODEL holds several."
         ),
         click.option(
-            "--arch-arg", "arch_args", multiple=True, metavar="K=V", help="Argument of the architecture; repeatable."
+            "--arch-arg", "arch_args", multiple=True, metavar="K=V", help="Pass this to the architecture; repeatable."
         ),
         click.option(
-            "--arch", metavar="SPEC", help="timm:NAME, torchvision:NAME, transformers:CLASS or package.module:factory."
+            "--arch",
+            metavar="SPEC",
+            help="Build this architecture: timm:NAME, torchvision:NAME, transformers:CLASS or package.module:factory.",
         ),
     ):
         command = option(command)
@@ -147,9 +177,12 @@ def progress_to_stderr() -> Generator[Callable[[str, int, int], None], None, Non
         yield update
 
 
-def _fail(error: GpusqError) -> NoReturn:
-    click.echo(f"error: {error}", err=True)
-    sys.exit(error.exit_code)
+def _nothing_said(_text: str) -> None:
+    """See `reporting`."""
+
+
+def _no_progress(_label: str, _done: int, _total: int) -> None:
+    """See `reporting`."""
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:

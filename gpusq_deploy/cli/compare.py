@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from gpusq_deploy.cli.command import Command
 from gpusq_deploy.cli.common import run_command, say
 from gpusq_deploy.cli.shares import Percent
 from gpusq_deploy.errors import GpusqError
@@ -22,7 +23,7 @@ _PLANS = (".plan", ".engine")
 _CHECKPOINTS = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors", ".tar")
 
 
-@click.command(name="gpusq-compare", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(name="gpusq-compare", cls=Command)
 @click.argument("base", metavar="BASE", type=_FILE)
 @click.argument("head", metavar="HEAD", type=_FILE)
 @click.option(

@@ -8,14 +8,26 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from gpusq_deploy.artifacts.sparsity import PruneMethod
-from gpusq_deploy.cli.common import arch_options, chosen_arch, echo_json, run_command, say
+from gpusq_deploy.cli.command import LOUDNESS, Command
+from gpusq_deploy.cli.common import arch_options, chosen_arch, echo_json, require_model, run_command, say
 
 if TYPE_CHECKING:
     from gpusq_deploy.compress.distill import EpochResult
     from gpusq_deploy.compress.pipeline import Compression
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+_GROUPS = (
+    ("Most used", ("--data", "--method", "--epochs", "--out")),
+    (
+        "What to prune",
+        ("--arch", "--arch-arg", "--state-dict", "--dense", "--convolutions", "--prune-images", "--permute"),
+    ),
+    ("Training", ("--lr", "--batch-size", "--held-out", "--seed")),
+    ("Output", ("--force", *LOUDNESS)),
+)
+
+
+@click.command(cls=Command, groups=_GROUPS)
 @click.argument("model", type=click.Path(path_type=Path))
 @arch_options
 @click.option(
@@ -23,41 +35,62 @@ if TYPE_CHECKING:
     required=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Images, one sub-folder per class in the order of the model's classes; or flat, without labels.",
+    help="Train on these images: one sub-folder per class in the order of the model's classes, or flat.",
 )
 @click.option(
     "--method",
     type=click.Choice(get_args(PruneMethod)),
     default="magnitude",
     show_default=True,
-    help="How weights are chosen before training; the last two learn from the images. See docs/pruning.md.",
+    help="Choose weights so before training; the last two methods use the images (docs/pruning.md).",
 )
 @click.option(
-    "--prune-images", type=click.IntRange(min=1), default=128, show_default=True, help="At most this many serve it."
+    "--prune-images",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Prune with at most this many images.",
 )
 @click.option(
-    "--epochs", type=click.IntRange(min=0), default=10, show_default=True, help="0 prunes and trains nothing."
+    "--epochs",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Train for so many epochs; 0 prunes alone.",
 )
 @click.option(
-    "--lr", type=click.FloatRange(min=0, min_open=True), default=5e-4, show_default=True, help="Peak learning rate."
+    "--lr",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5e-4,
+    show_default=True,
+    help="Use this peak learning rate.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images per step.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Use so many images per step."
+)
 @click.option(
     "--held-out",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.2,
     show_default=True,
-    help="Share of the images kept out of training, to score on.",
+    help="Keep this share of the images out of training, to score on.",
 )
 @click.option(
-    "--permute", is_flag=True, help="First order channels so that 2:4 keeps more; the function stays the same."
+    "--permute", is_flag=True, help="Order channels first so that 2:4 keeps more; the function stays the same."
 )
-@click.option("--dense", multiple=True, metavar="PATTERN", help="Leave these layers dense too; repeatable.")
+@click.option("--dense", multiple=True, metavar="PATTERN", help="Leave the layers dense whose names match; repeatable.")
 @click.option("--convolutions", is_flag=True, help="Prune Conv2d layers too, along their channels.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides split and order.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Default: MODEL's name with -24.pt, here.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed the split and the order of images."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the checkpoint here (default: MODEL's name-24.pt).",
+)
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the text.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def command(  # noqa: PLR0913 - click hands one argument to each option
     *,
     model: Path,
@@ -84,6 +117,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     The result is a self-describing checkpoint for gpusq-build --sparse. Its weights are 2:4 and still floating-point:
     quantisation-aware training is not part of this command yet, INT8 ranges come from gpusq-build --calib.
     """
+    require_model(model)
     from gpusq_deploy.compress.distill import DistillOptions
     from gpusq_deploy.compress.pipeline import CompressReporter, CompressRequest, compress_checkpoint
 

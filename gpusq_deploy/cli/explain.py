@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
+from gpusq_deploy.artifacts.plan import LayerDecision
 from gpusq_deploy.artifacts.receipt import BuiltEngine, Carrier, CostEstimate
 from gpusq_deploy.bundle import Bundle
+from gpusq_deploy.cli.tables import print_pairs, print_rows, result_console
 from gpusq_deploy.explain import Break, LayerExplanation, Question, breaks, explain_layers, tallies
 from gpusq_deploy.receipt import CODED
 from gpusq_deploy.targets import find_target
@@ -20,14 +21,10 @@ _HEADINGS: dict[Question, str] = {"built as": "sparse"}
 
 def print_chains(layers: Sequence[LayerExplanation]) -> None:
     """A table with one row per layer and one column per link; below it, where layers get no further and why."""
-    console = Console()
+    console = result_console()
     target = layers[0].target if layers else "no layer"
-    table = Table(title=f"sparse tensor cores of {target}", title_justify="left")
-    for heading in ("layer", "valid", "eligible", "asked", "built as"):
-        table.add_column(heading, no_wrap=heading != "layer")
-    for layer in layers:
-        table.add_row(layer.layer, *(step.answer for step in layer.chain))
-    console.print(table)
+    rows = [(layer.layer, *(step.answer for step in layer.chain)) for layer in layers]
+    print_rows(console, f"sparse tensor cores of {target}", ("layer", "valid", "eligible", "asked", "built as"), rows)
     for line in map(_break_line, breaks(layers)):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
@@ -45,7 +42,7 @@ def explained_engine(bundle: Bundle, engine: BuiltEngine) -> tuple[LayerExplanat
 def print_engine(console: Console, bundle: Bundle, engine: BuiltEngine) -> None:
     """An engine layer by layer, how far the FLOPs get, and every break of a chain with what would mend it."""
     explained = explained_engine(bundle, engine)
-    console.print(_engine_table(engine, explained))
+    _print_engine_table(console, engine, explained)
     for line in (*_precision_lines(bundle, engine), _totals_line(explained), *map(_break_line, breaks(explained))):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
@@ -58,20 +55,55 @@ def print_layer(console: Console, bundle: Bundle, engine: BuiltEngine, name: str
         if not f"{layer.layer}.".startswith(f"{name}."):
             continue
         decision = decisions[layer.layer]
-        table = Table(title=f"{layer.layer} on {engine.target}", title_justify="left", show_header=False, box=None)
-        table.add_row("GEMM", f"N = {decision.n}, K = {decision.k}, {2 * decision.macs} FLOPs a sample")
-        table.add_row("asked", f"{layer.asked}: {decision.precision_reason}")
-        table.add_row("built as", f"{layer.precision or 'not found'}: {layer.reason}")
-        for question, answer in _layer_rows(explained.get(layer.layer)):
-            table.add_row(question, answer)
-        if decision.activation is not None:
-            origin = f"amax {decision.activation.amax:.5g}, scale {decision.activation.scale:.5g}"
-            table.add_row("input", f"{decision.activation.tensor}: {origin}, {decision.activation.origin}")
+        rows = [
+            *_decision_rows(decision),
+            ("built as", f"{layer.precision or 'not found'}: {layer.reason}"),
+            *_layer_rows(explained.get(layer.layer)),
+            *_input_rows(decision),
+        ]
         estimate = _estimate_text(decision.estimate, bundle.receipt.cost, engine)
         for title, said in (("INT8 output", decision.output_reason), ("INT8 or not", estimate)):
             if said is not None:
-                table.add_row(title, said)
-        console.print(table)
+                rows.append((title, said))
+        print_pairs(console, f"{layer.layer} on {engine.target}", rows)
+
+
+def print_plan(console: Console, bundle: Bundle, name: str | None) -> None:
+    """What is planned for each layer, of a bundle without an engine; or everything about some layers."""
+    decisions = bundle.plan.layers
+    if name is None:
+        cells = [
+            (
+                entry.layer,
+                f"{entry.n} x {entry.k}",
+                entry.precision,
+                "yes" if entry.sparse else "no",
+                entry.sparse_reason,
+            )
+            for entry in decisions
+        ]
+        print_rows(
+            console, f"{bundle.path}, as planned", ("layer", "N x K", "type", "2:4", "why"), cells, prose=("why",)
+        )
+        return
+    for decision in decisions:
+        if f"{decision.layer}.".startswith(f"{name}."):
+            rows = [*_decision_rows(decision), ("2:4", decision.sparse_reason), *_input_rows(decision)]
+            print_pairs(console, f"{decision.layer}, as planned", rows)
+
+
+def _decision_rows(decision: LayerDecision) -> list[tuple[str, str]]:
+    return [
+        ("GEMM", f"N = {decision.n}, K = {decision.k}, {2 * decision.macs} FLOPs a sample"),
+        ("asked", f"{decision.precision}: {decision.precision_reason}"),
+    ]
+
+
+def _input_rows(decision: LayerDecision) -> list[tuple[str, str]]:
+    known = decision.activation
+    if known is None:
+        return []
+    return [("input", f"{known.tensor}: amax {known.amax:.5g}, scale {known.scale:.5g}, {known.origin}")]
 
 
 def _estimate_text(estimate: str | None, cost: CostEstimate | None, engine: BuiltEngine) -> str | None:
@@ -100,22 +132,23 @@ def _carrier_text(carrier: Carrier) -> str:
     )
 
 
-def _engine_table(engine: BuiltEngine, explained: Sequence[LayerExplanation]) -> Table:
-    table = Table(title=f"engine {engine.target}", title_justify="left")
-    for heading in ("layer", "FLOPs", "type", "valid", "eligible", "asked", "sparse"):
-        table.add_column(heading, no_wrap=heading != "layer", min_width=18 if heading == "layer" else None)
+def _print_engine_table(console: Console, engine: BuiltEngine, explained: Sequence[LayerExplanation]) -> None:
     chains = {found.layer: found for found in explained}
+    rows: list[tuple[str, ...]] = []
     for layer in engine.layers:
         found = chains.get(layer.layer)
         share = None if found is None else found.flops_share
         built = layer.precision or "not found"
-        table.add_row(
-            layer.layer,
-            "unknown" if share is None else f"{share:.1%}",
-            built if built == layer.asked else f"{layer.asked} > {built}",
-            *(("unknown",) * 4 if found is None else (step.answer for step in found.chain)),
+        rows.append(
+            (
+                layer.layer,
+                "unknown" if share is None else f"{share:.1%}",
+                built if built == layer.asked else f"{layer.asked} > {built}",
+                *(("unknown",) * 4 if found is None else (step.answer for step in found.chain)),
+            )
         )
-    return table
+    headings = ("layer", "FLOPs", "type", "valid", "eligible", "asked", "sparse")
+    print_rows(console, f"engine {engine.target}", headings, rows)
 
 
 def _precision_lines(bundle: Bundle, engine: BuiltEngine) -> list[str]:

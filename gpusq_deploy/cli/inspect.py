@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from gpusq_deploy.cli.command import Command
 from gpusq_deploy.cli.common import echo_json, run_command
 from gpusq_deploy.errors import GpusqError
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from gpusq_deploy.bundle import Bundle
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--layer", metavar="X", help="Only this layer, or the layers below this module, with every reason.")
 @click.option(

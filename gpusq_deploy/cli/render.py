@@ -5,15 +5,17 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+import click
 from rich.console import Console
-from rich.table import Table
 
 from gpusq_deploy.artifacts.base import builtins_from_value
 from gpusq_deploy.artifacts.packed import PackedIndex
 from gpusq_deploy.artifacts.receipt import BuiltEngine, CostEstimate, PruningLoss, Verification
 from gpusq_deploy.bundle import Bundle
-from gpusq_deploy.cli.drift import drift_line, drift_tables
-from gpusq_deploy.cli.explain import print_engine, print_layer
+from gpusq_deploy.cli.drift import drift_line, print_drift
+from gpusq_deploy.cli.explain import print_engine, print_layer, print_plan
+from gpusq_deploy.cli.headline import headline, no_engine_text
+from gpusq_deploy.cli.tables import print_pairs, result_console
 from gpusq_deploy.doubts import figures_text, outputs_text, receipt_doubts
 from gpusq_deploy.packed import PACKED, packed_index, packed_line
 from gpusq_deploy.receipt import cost_text, layer_costs_line
@@ -55,45 +57,50 @@ def bundle_json(bundle: Bundle) -> dict[str, Any]:
 
 
 def print_bundle(bundle: Bundle) -> None:
-    """The result of a build, on stdout."""
-    console = Console()
-    manifest, plan = bundle.manifest, bundle.plan
-    table = Table(title=f"{bundle.path}", title_justify="left", show_header=False, box=None)
-    table.add_row("model", f"{manifest.source.file}, {manifest.source.arch}")
-    table.add_row("layers", _layer_counts(bundle))
-    table.add_row("remainder", plan.remainder)
-    table.add_row("batch", str(manifest.batch))
+    """The result of a build, on stdout: three lines that most want to know, then the rest."""
+    console = result_console()
+    print_pairs(console, str(bundle.path), headline(bundle))
+    click.echo()
+    print_pairs(console, "", _rows(bundle), bold={"warning", "calibration"})
+    click.echo(f"why each layer is what it is: {shlex.join(['gpusq-inspect', str(bundle.path)])}")
+
+
+def _rows(bundle: Bundle) -> list[tuple[str, str]]:
+    manifest, plan, receipt = bundle.manifest, bundle.plan, bundle.receipt
     packed = _packed(bundle)
-    if packed is not None:
-        table.add_row("packed", packed_line(packed))
-    if manifest.synthetic_calibration:
-        table.add_row("[bold]calibration[/]", "[bold]random data: ranges mean nothing, don't deploy this[/]")
-    if bundle.receipt.pruning is not None:
-        table.add_row("pruned", pruning_text(bundle.receipt.pruning))
-    table.add_row(_compared(bundle), verification_text(bundle.receipt.verification))
-    for warning in receipt_doubts(bundle.receipt):
-        table.add_row("[bold]warning[/]", warning)
-    for engine in bundle.receipt.engines:
-        table.add_row(f"engine {engine.target}", _engine_text(engine, bundle))
-    if bundle.receipt.cost is not None:
-        table.add_row(f"{bundle.receipt.cost.what} cost", cost_text(bundle.receipt.cost))
-    for entry in bundle.receipt.skipped:
-        table.add_row(f"no engine {entry.target}", f"{entry.reason}\non the device: {entry.command}")
-    for note in plan.notes:
-        table.add_row("note", note)
-    console.print(table)
-    console.print(f"why each layer is what it is: {shlex.join(['gpusq-inspect', str(bundle.path)])}", soft_wrap=True)
+    noise = "random data: ranges mean nothing, don't deploy this"
+    return [
+        ("model", f"{manifest.source.file}, {manifest.source.arch}"),
+        ("layers", _layer_counts(bundle)),
+        ("remainder", plan.remainder),
+        ("batch", str(manifest.batch)),
+        *([("packed", packed_line(packed))] if packed is not None else []),
+        *([("calibration", noise)] if manifest.synthetic_calibration else []),
+        *([("pruned", pruning_text(receipt.pruning))] if receipt.pruning is not None else []),
+        (_compared(bundle), verification_text(receipt.verification)),
+        *(("warning", warning) for warning in receipt_doubts(receipt)),
+        *((f"engine {engine.target}", _engine_text(engine, bundle)) for engine in receipt.engines),
+        *([(f"{receipt.cost.what} cost", cost_text(receipt.cost))] if receipt.cost is not None else []),
+        *(
+            (f"no engine {entry.target}", f"{entry.reason}\non the device: {entry.command}")
+            for entry in receipt.skipped
+        ),
+        *(("note", note) for note in plan.notes),
+    ]
 
 
 def print_receipt(bundle: Bundle, *, layer: str | None) -> None:
     """The receipt layer by layer, or everything about one layer."""
-    console = Console()
+    console = result_console()
     for engine in bundle.receipt.engines:
         if layer is None:
             print_engine(console, bundle, engine)
-            console.print(f"{_engine_text(engine, bundle)}\nread from: {engine.source}")
+            console.print(f"{_engine_text(engine, bundle)}\nread from: {engine.source}", markup=False)
         else:
             print_layer(console, bundle, engine, layer)
+    if not bundle.receipt.engines:
+        print_plan(console, bundle, layer)
+        console.print(f"engine: {no_engine_text(bundle)}", soft_wrap=True, markup=False, highlight=False)
     for entry in bundle.receipt.skipped:
         console.print(f"no engine for {entry.target}: {entry.reason}; on the device: {entry.command}")
     if bundle.receipt.cost is not None:
@@ -105,8 +112,8 @@ def print_receipt(bundle: Bundle, *, layer: str | None) -> None:
 
 def _print_verification(console: Console, bundle: Bundle, layer: str | None) -> None:
     verification = bundle.receipt.verification
-    for table in drift_tables(verification) if verification is not None and layer is None else ():
-        console.print(table)
+    if verification is not None and layer is None:
+        print_drift(console, verification)
     for placed in bundle.plan.placed if layer is not None else ():
         if f"{placed.module}.".startswith(f"{layer}."):
             activation = f"amax {placed.activation.amax:.5g}, scale {placed.activation.scale:.5g}"

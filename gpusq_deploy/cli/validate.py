@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import arch_options, chosen_arch, echo_json, run_command, say
 from gpusq_deploy.cli.repair import print_repair
 from gpusq_deploy.cli.shares import Share
@@ -24,7 +25,14 @@ if TYPE_CHECKING:
 _FEW = 3
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+_GROUPS = (
+    ("What to check", ("--arch", "--arch-arg", "--state-dict", "--recipe", "--target")),
+    ("Repair", ("--repair", "--near-miss", "--permute", "--force")),
+    ("Output", LOUDNESS),
+)
+
+
+@click.command(cls=Command, groups=_GROUPS)
 @click.pass_context
 @click.argument("path", metavar="MODEL|BUNDLE", type=click.Path(path_type=Path))
 @arch_options
@@ -134,23 +142,19 @@ def _echo_json(
 
 
 def _print(path: Path, result: Validation) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+    from gpusq_deploy.cli.tables import print_rows, result_console
     from gpusq_deploy.explain import flops_shares
 
-    console = Console()
-    table = Table(title=f"{path} ({result.kind})", title_justify="left")
+    console = result_console()
+    rows: list[tuple[str, ...]] = []
     shares = flops_shares(result.sparsity.layers)
-    for heading in ("layer", "N x K", "zeros", "FLOPs", "2:4", "expected"):
-        table.add_column(heading, no_wrap=heading != "layer", min_width=16 if heading == "layer" else None)
     for layer in result.sparsity.layers:
         broken = f", {layer.violations}/{layer.groups}" if layer.violations else ""
         state = f"{layer.diagnosis}{broken}"
         expected = ("yes" if layer.expected else "no") if result.sparsity_asked else "not asked"
         share = f"{shares[layer.layer]:.1%}" if layer.layer in shares else "unknown"
-        table.add_row(layer.layer, f"{layer.n} x {layer.k}", f"{layer.zero_fraction:.1%}", share, state, expected)
-    console.print(table)
+        rows.append((layer.layer, f"{layer.n} x {layer.k}", f"{layer.zero_fraction:.1%}", share, state, expected))
+    print_rows(console, f"{path} ({result.kind})", ("layer", "N x K", "zeros", "FLOPs", "2:4", "expected"), rows)
     for line in (*_dense_lines(result), *_finding_lines(result.findings), counted(len(result.findings), "finding")):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 

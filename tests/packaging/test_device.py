@@ -12,7 +12,7 @@ from pathlib import Path
 import bundles
 import pytest
 
-from gpusq_deploy.cli.common import NOT_ON_DEVICES
+from gpusq_deploy.cli.ending import NOT_ON_DEVICES
 
 ROOT = Path(__file__).resolve().parents[2]
 JETSON = ROOT / "docs" / "jetson.md"
@@ -48,8 +48,9 @@ def test_a_bundle_is_built_inspected_measured_and_compared_without_torch(tmp_pat
     for words in commands:
         done = run_on_device(tmp_path, *words)
         assert "Traceback" not in done.stderr, (words, done.stderr)
-        # Two runs of three samples tell nothing apart, and gpusq-compare says so.
-        assert done.returncode == 0 or (words[0] == "compare" and "inconclusive" in done.stdout), (words, done.stderr)
+        # Two runs of three samples tell nothing apart, and gpusq-compare says so; for orin nothing is built here.
+        fine = {"compare": 3, "build": 6 if target == "orin" else 0}.get(words[0], 0)
+        assert done.returncode in {0, fine}, (words, done.stderr)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ ORDER = [
     "__init__",
     "errors",
     "wording",
+    "installed",
     "numerics",
     "artifacts",
     "recipe",
@@ -61,6 +62,7 @@ ORDER = [
     "sensitivity",
     "mixing",
     "compile",
+    "preview",
     "calibrate",
     "cli",
     "__main__",
@@ -96,7 +98,7 @@ HEAVY = (
     "PIL",
 )
 
-COMMANDS = ("build", "calibrate", "validate", "inspect", "bench", "compare", "compress")
+COMMANDS = ("build", "calibrate", "validate", "inspect", "bench", "compare", "compress", "doctor")
 
 
 def room_of(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -25,12 +26,13 @@ class Finished:
         return json.loads(self.out)
 
 
-def run_main(main: Callable[[], object], *arguments: object) -> Finished:
-    """Call an entry point with arguments. Anything but SystemExit is a bug and escapes."""
+def run_main(main: Callable[[], object], *arguments: object, debug: bool = True) -> Finished:
+    """Call an entry point with arguments. A bug is exit code 70; `debug` puts its traceback on stderr."""
     out, err = io.StringIO(), io.StringIO()
     code: object = 0
     argv = ["gpusq", *(str(argument) for argument in arguments)]
-    with mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
+    told = mock.patch.dict(os.environ, {"GPUSQ_DEBUG": "1" if debug else ""})
+    with told, mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
         try:
             main()
         except SystemExit as end:

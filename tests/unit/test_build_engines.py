@@ -14,7 +14,7 @@ import pytest
 import tiny_models
 
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
-from gpusq_deploy.artifacts.receipt import CostEstimate, GraphCost, LayerCost, LayerShare
+from gpusq_deploy.artifacts.receipt import CostEstimate, GraphCost, LayerCost, LayerShare, Payoff
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.build_engines import (
     Asked,
@@ -30,7 +30,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
-from gpusq_deploy.receipt import cost_text, cost_warning, layer_costs_line
+from gpusq_deploy.receipt import cost_text, cost_verdict, layer_costs_line
 from gpusq_deploy.recipe import FP8_RECIPE, INT4_RECIPE, load_recipe
 from gpusq_deploy.request import Reporter
 from gpusq_deploy.targets import find_target
@@ -86,12 +86,14 @@ def test_a_small_layer_loses_by_int8_and_that_is_said(tmp_path: Path, batch: int
     assert (found.built.flops, found.unquantised.flops) == ({"int8": 131072}, {"fp16": 131072})
     assert found.built.batch == found.unquantised.batch == 64
     assert found.worse
-    (warning,) = [line for line in said if line.startswith("warning: INT8 may not pay over the whole graph")]
-    assert "predicted" in warning
+    (verdict,) = [line for line in said if " pay" in line]
+    assert verdict.startswith(
+        f"INT8 may not pay: faster in 0 of 1 layers, {found.built.kernels} kernels instead of "
+        f"{found.unquantised.kernels}"
+    )
     # The engine is of a dynamic batch, and its kernels may be others.
-    assert f"built for batch 64 alone, {found.built.kernels} kernels" in warning
-    (by_layer,) = [line for line in said if "layer by layer" in line]
-    assert "by kernels and bytes, of 1 layers: no 1: fc" in by_layer
+    assert cost_text(found).startswith(f"built for batch 64 alone, {found.built.kernels} kernels")
+    assert "by kernels and bytes, of 1 layers: no 1: fc" in layer_costs_line(found)
 
 
 @needs_rtx
@@ -104,7 +106,7 @@ def test_a_large_weight_gains_bytes_and_isnt_warned_about(tmp_path: Path) -> Non
     # The weight saves a megabyte, and wider activations between the kernels cost a little of it.
     assert found.unquantised.bytes_moved - found.built.bytes_moved > 1024 * 1024 * 0.8
     assert not found.worse
-    assert not [line for line in said if "warning" in line]
+    assert not [line for line in said if "may not pay" in line]
 
 
 @needs_rtx
@@ -193,17 +195,40 @@ COSTS = CostEstimate(
 )
 
 
-def test_the_warning_says_what_to_try_and_advises_no_recipe_that_was_taken_or_isnt_for_it() -> None:
-    said = cost_warning(COSTS, "static_wi8_ai8")
+def test_the_verdict_says_what_to_try_and_advises_no_recipe_that_was_taken_or_isnt_for_it() -> None:
+    said = cost_verdict(COSTS, "static_wi8_ai8")
+    assert said.startswith("INT8 may not pay: 11 kernels instead of 10")
     assert "--recipe fused_wi8_ai8" in said
     assert "gpusq-bench" in said
-    assert "a larger batch" in said
+    assert len(said) <= 240
     assert load_recipe(Path("fused_wi8_ai8")).name == "fused_wi8_ai8"
     for cost, recipe in ((COSTS, "fused_wi8_ai8"), (msgspec.structs.replace(COSTS, what="FP8"), "static_wf8_af8")):
-        other = cost_warning(cost, recipe)
-        assert "--recipe" not in other
-        assert "a larger batch" in other
-    assert cost_warning(msgspec.structs.replace(COSTS, built=COSTS.unquantised), "static_wi8_ai8") == ""
+        assert "--recipe" not in cost_verdict(cost, recipe)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "moved", "pays", "verdict"),
+    [
+        (9, 99, ("yes", "yes", "no"), "INT8 is predicted to pay: faster in 2 of 3 layers"),
+        (9, 99, (), "INT8 is predicted to pay: 9 kernels instead of 10"),
+        (9, 99, ("no", "no", "yes"), "whether INT8 pays is open: faster in 1 of 3 layers"),
+        (11, 99, ("yes",), "whether INT8 pays is open: faster in 1 of 1 layers"),
+        (11, 101, ("yes", "yes"), "whether INT8 pays is open: faster in 2 of 2 layers"),
+        (11, 101, ("no", "yes"), "INT8 may not pay: faster in 1 of 2 layers"),
+    ],
+)
+def test_there_is_one_verdict_of_layers_and_graph(
+    kernels: int, moved: int, pays: tuple[Payoff, ...], verdict: str
+) -> None:
+    share = LayerShare(kernels=1, bytes_moved=1, flops={}, microseconds=1.0)
+    cost = msgspec.structs.replace(
+        COSTS,
+        built=GraphCost(batch=8, kernels=kernels, bytes_moved=moved, flops={}),
+        layers=tuple(
+            LayerCost(layer=str(index), built=share, unquantised=share, pays=each) for index, each in enumerate(pays)
+        ),
+    )
+    assert cost_verdict(cost, "static_wi8_ai8").startswith(verdict)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def test_the_command_for_the_device_can_be_pasted(bundle: Path) -> None:
     done = run_main(build, bundle, "--target", "orin", "--json")
-    assert done.code == 0, done.err
+    assert done.code == 6, done.err
     (skipped,) = done.json()["skipped"]
     assert skipped["command"] == "gpusq-build 'my model.gpusq' --target orin"
     assert f"on the device run: {skipped['command']}\n" in done.err
@@ -41,7 +41,7 @@ def test_the_command_for_the_device_can_be_pasted(bundle: Path) -> None:
 def test_a_bundle_can_be_extended_from_within(bundle: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     monkeypatch.chdir(bundle)
     done = run_main(build, place, "--target", "orin", "--json")
-    assert done.code == 0, done.err
+    assert done.code == 6, done.err
     assert done.json()["skipped"][0]["command"] == "gpusq-build 'my model.gpusq' --target orin"
     assert Path(done.json()["bundle"]).name == bundle.name
     require_whole(read_bundle(bundle))
@@ -57,7 +57,7 @@ def test_an_engine_stays_where_none_can_be_built_in_its_place(bundle: Path, monk
 
     monkeypatch.setattr("gpusq_deploy.build_engines.choose_backend", refuse)
     done = run_main(build, bundle, "--target", "a100", "--target", "orin", "--json")
-    assert done.code == 0, done.err
+    assert done.code == 6, done.err
     assert "the engine for a100 that the bundle has is kept as it is" in done.err
     after = read_bundle(bundle)
     assert after.receipt.engines == before.receipt.engines
@@ -71,7 +71,7 @@ def test_an_engine_stays_where_none_can_be_built_in_its_place(bundle: Path, monk
 def test_options_for_a_skipped_engine_are_in_the_command(bundle: Path) -> None:
     options = ("--engine-option", "strip", "--engine-option", "workspace=64", "--engine-option", "timing-cache=c")
     done = run_main(build, bundle, "--target", "orin", *options, "--json")
-    assert done.code == 0, done.err
+    assert done.code == 6, done.err
     words = shlex.split(done.json()["skipped"][0]["command"])
     start = ["gpusq-build", "my model.gpusq", "--target", "orin"]
     assert (words[:4], sorted(words[5::2])) == (start, ["strip", "workspace=64"])
@@ -107,4 +107,36 @@ def test_what_is_out_of_reach_is_refused_before_any_work_for_all_targets_at_once
     for part in ("a100: version-compatible", "rtx40: version-compatible", "rtx40: hardware=ampere-plus"):
         assert part in done.err
     assert "building the engine" not in done.err
+    assert bundles.listing(bundle) == before
+
+
+def test_no_engine_built_is_no_success_and_says_what_to_do(bundle: Path) -> None:
+    done = run_main(build, bundle, "--target", "orin", "--target", "h100")
+    assert done.code == 6
+    assert "error: no engine was built: orin: " in done.err
+    assert "; h100: " in done.err
+    assert "gpusq-build 'my model.gpusq' --target orin" in done.err
+    told = run_main(build, bundle, "--target", "orin", "--json").json()
+    assert (told["exit_code"], told["error"]["place"]) == (6, str(bundle))
+    require_whole(read_bundle(bundle))
+
+
+@needs_rtx
+def test_one_engine_of_two_is_a_success_that_says_which_is_missing(bundle: Path) -> None:
+    done = run_main(build, bundle, "--target", "a100", "--target", "orin", "--target", "a100")
+    assert done.code == 0, done.err
+    receipt = read_bundle(bundle).receipt
+    assert ([entry.target for entry in receipt.engines], [entry.target for entry in receipt.skipped]) == (
+        ["a100"],
+        ["orin"],
+    )
+    assert "no engine orin" in done.out
+
+
+def test_a_bundle_has_its_onnx_model_already(bundle: Path) -> None:
+    before = bundles.listing(bundle)
+    done = run_main(build, bundle, "--target", "none")
+    assert done.code == 2
+    assert "name a GPU" in done.err
+    assert run_main(build, bundle, "--target", "orin", "--dry-run").code == 0
     assert bundles.listing(bundle) == before
