@@ -61,6 +61,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
     torchrun --nproc-per-node 2 -m gpusq_deploy calibrate MODEL --calib DATA --out FILE
     """
+    from gpusq_deploy.checkpoint.saved_folder import require_there
+
+    require_there(model)
     from gpusq_deploy.artifacts.calibration import Calibrator
     from gpusq_deploy.calibrate import CalibrateRequest, calibrate_checkpoint
     from gpusq_deploy.ranks import ranks_from_environment

@@ -84,6 +84,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     The result is a self-describing checkpoint for gpusq-build --sparse. Its weights are 2:4 and still floating-point:
     quantisation-aware training is not part of this command yet, INT8 ranges come from gpusq-build --calib.
     """
+    from gpusq_deploy.checkpoint.saved_folder import require_there
+
+    require_there(model)
     from gpusq_deploy.compress.distill import DistillOptions
     from gpusq_deploy.compress.pipeline import CompressReporter, CompressRequest, compress_checkpoint
 
