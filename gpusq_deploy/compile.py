@@ -39,6 +39,7 @@ from gpusq_deploy.calibration.sources import preprocessing_of_arrays
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from gpusq_deploy.checkpoint.tensors import drop_weights, release_weights
 from gpusq_deploy.checkpoint.weights import layer_weights
+from gpusq_deploy.export.names import Names
 from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.forms import Speedup, best_form, find_yardstick
 from gpusq_deploy.graph.files import save_model, save_scratch, scratch_folder
@@ -203,6 +204,7 @@ def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, repor
         checkpoint,
         batch=request.batch,
         opset=request.opset,
+        names=Names(input=request.input_name, outputs=request.output_names),
         progress=lambda done, total: reporter.progress("exporting", done, total),
     )
     simple = run_passes(exported, SIMPLE, after=heard("simplifying", SIMPLE, reporter))

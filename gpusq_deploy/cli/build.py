@@ -108,6 +108,8 @@ _LEAST_OUTPUT_DB = 33.0
     help="Of the graph rewrites for speed, those that give this model fewer kernels, compiled here to see; or all.",
 )
 @click.option("--opset", type=int, default=None, help="ONNX opset, 19 to 23. Default: 20; 21 with --bf16.")
+@click.option("--input-name", metavar="NAME", help="Of the graph's input. Default: the model's forward's.")
+@click.option("--output-names", metavar="A,B", help="Of the graph's outputs, in order. Default: the model's own keys.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Default: MODEL's name with .gpusq, here.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the table.")
@@ -144,6 +146,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     engine_options: tuple[str, ...],
     rewrites: RewriteChoice,
     opset: int | None,
+    input_name: str | None,
+    output_names: str | None,
     out: Path | None,
     force: bool,
     as_json: bool,
@@ -212,6 +216,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             batch=batch,
             engine=options,
             opset=newest,
+            input_name=input_name,
+            output_names=tuple(output_names.split(",")) if output_names is not None else (),
             out=out or Path(f"{model.stem}.gpusq"),
             force=force,
             pack=pack,
