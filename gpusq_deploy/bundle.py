@@ -19,7 +19,7 @@ from gpusq_deploy.artifacts.calibration import CalibrationTable
 from gpusq_deploy.artifacts.manifest import BundleFile, Manifest
 from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.receipt import Receipt
-from gpusq_deploy.checkpoint.saved_folder import CONFIG, is_saved_folder
+from gpusq_deploy.checkpoint.saved_folder import CONFIG, is_saved_folder, require_there
 from gpusq_deploy.errors import GpusqError
 
 MANIFEST = "manifest.json"
@@ -51,8 +51,9 @@ def kind_of(path: Path) -> Literal["bundle", "checkpoint", "ONNX model"]:
     """What a path is, for every command: a folder with a manifest, a folder or file of weights, or `*.onnx`.
 
     Raises:
-        GpusqError: A folder of something else.
+        GpusqError: Nothing is there, or a folder of something else.
     """
+    require_there(path)
     if not os.path.isdir(path):  # False for names that can't be, which open() refuses
         return "ONNX model" if path.suffix == ".onnx" else "checkpoint"
     if is_bundle(path):

@@ -45,6 +45,7 @@ from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from gpusq_deploy.checkpoint.tensors import drop_weights, release_weights
 from gpusq_deploy.checkpoint.weights import layer_weights
 from gpusq_deploy.drift import Pair
+from gpusq_deploy.export.names import MODELS_OWN, Names
 from gpusq_deploy.export.onnx_export import export_float_model
 from gpusq_deploy.forms import Speedup, best_form, find_yardstick, require_parsable
 from gpusq_deploy.graph.files import save_model, save_scratch, scratch_folder
@@ -205,13 +206,16 @@ def _open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> O
     return Opened(checkpoint, find_data(request, checkpoint, samples, recipe), loss)
 
 
-def export_simple(checkpoint: Checkpoint, batch: BatchRange, opset: int, reporter: Reporter) -> ir.Model:
+def export_simple(
+    checkpoint: Checkpoint, batch: BatchRange, opset: int, reporter: Reporter, names: Names = MODELS_OWN
+) -> ir.Model:
     """The float graph in its simple form: what every command calibrates, whatever a build makes of it then."""
     reporter.say(f"exporting {checkpoint.arch} to ONNX opset {opset}")
     exported = export_float_model(
         checkpoint,
         batch=batch,
         opset=opset,
+        names=names,
         progress=lambda done, total: reporter.progress("exporting", done, total),
     )
     return run_passes(exported, SIMPLE, after=heard("simplifying", SIMPLE, reporter))
@@ -226,7 +230,8 @@ class Exported(NamedTuple):
 
 def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, reporter: Reporter) -> Exported:
     """The float graph in its best form, with those projections packed that the recipe and 2:4 allow to be."""
-    simple = export_simple(checkpoint, request.batch, request.opset, reporter)
+    names = Names(input=request.input_name, outputs=request.output_names)
+    simple = export_simple(checkpoint, request.batch, request.opset, reporter, names)
     model = run_passes(simple, FASTER, after=heard("rewriting", FASTER, reporter))
     require_checkable(request, model)
     stored = graph_sparsity(model, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)

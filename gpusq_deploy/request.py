@@ -41,6 +41,7 @@ class BuildRequest:
     `prune` makes the layers that should be sparse 2:4 first, and `permute` orders channels for it.
     `sparse_outputs` wants INT8 outputs for sparse layers where that is predicted to hold.
     `rewrites` says which of the rewrites for speed are applied: those that were seen to help, or all.
+    `input_name` and `output_names` are those of the graph; None and empty: the model's own.
     `min_sqnr` (dB) and `min_agreement` (a share) are what the verification must reach.
     No `targets` means no engine: the bundle holds the ONNX model alone.
 
@@ -73,6 +74,8 @@ class BuildRequest:
     min_agreement: float | None = None
     sparse_outputs: OutputWish | None = None
     rewrites: RewriteChoice = "measured"
+    input_name: str | None = None
+    output_names: tuple[str, ...] = ()
     calib_samples: int | None = None
 
     def __post_init__(self) -> None:

@@ -14,7 +14,8 @@ import msgspec
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchArgument, ArchSpec
-from gpusq_deploy.checkpoint.libraries import library, told
+from gpusq_deploy.checkpoint.libraries import current_folder, library, told
+from gpusq_deploy.checkpoint.likely import likely_names
 from gpusq_deploy.checkpoint.saved_folder import config_argument
 from gpusq_deploy.checkpoint.transformers_models import module_from_transformers, refusals
 from gpusq_deploy.errors import GpusqError
@@ -31,7 +32,7 @@ def arch_from_text(text: str, arguments: Iterable[str] = ()) -> ArchSpec:
     """
     source, colon, name = text.partition(":")
     if not colon or not source or not name:
-        raise GpusqError(f"not an architecture: {text!r}", place="--arch", hint=_GRAMMAR)
+        raise GpusqError(f"not an architecture: {text!r}", place="--arch", hint=likely_names(text) or _GRAMMAR)
     given = dict(_argument(item) for item in arguments)
     if source == "timm":
         return ArchSpec(source="timm", name=name, arguments=given)
@@ -138,13 +139,14 @@ def _from_factory(spec: ArchSpec) -> torch.nn.Module:
     if package.startswith("."):
         raise GpusqError(f"cannot import {package}: a relative name has no package here", place="--arch", hint=_GRAMMAR)
     near = difflib.get_close_matches(package, ("timm", "torchvision", "transformers"), n=1, cutoff=0.7)
-    hint = f"did you mean {near[0]}:{name}?" if near else "install the package, or set PYTHONPATH"
-    with _own_failures(spec, f"importing {package}"):
+    meant = [f"{near[0]}:{name}"] if near else [f"{package[:-3]}:{name}"] if package.endswith(".py") else []
+    hint = f"did you mean {meant[0]}?" if meant else "go to the folder that has it, install it, or set PYTHONPATH"
+    with _own_failures(spec, f"importing {package}"), current_folder():
         factory = getattr(library(package, place=str(spec), hint=hint), name, None)
     if not callable(factory):
         raise GpusqError(f"{package} has no callable {name!r}", place="--arch", hint=_GRAMMAR)
     _require_arguments(spec, factory)
-    with _own_failures(spec, "the factory"):
+    with _own_failures(spec, "the factory"), current_folder():
         module = factory(**spec.arguments)
     if not isinstance(module, torch.nn.Module):
         raise GpusqError(

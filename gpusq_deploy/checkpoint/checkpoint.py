@@ -30,14 +30,13 @@ from gpusq_deploy.checkpoint.files import (
     write_torch,
 )
 from gpusq_deploy.checkpoint.fit import require_finite, require_fit, require_plain
+from gpusq_deploy.checkpoint.inputs import require_one_input
+from gpusq_deploy.checkpoint.naming import named_for
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.checkpoint.remarks import assumed, eight_bit_floats
 from gpusq_deploy.checkpoint.saved_folder import CONFIG, saved_folder, weights_file
-from gpusq_deploy.checkpoint.transformers_models import UndeclaredError
-from gpusq_deploy.checkpoint.transformers_weights import Renamed, weights_by_module_names
+from gpusq_deploy.checkpoint.transformers_input import UndeclaredError, as_stored
 from gpusq_deploy.errors import GpusqError
-
-_LIGHTNING = "model."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,12 +99,17 @@ def load_checkpoint(
         return _content(file, allow_pickle=allow_pickle)
 
     read = _read(path, arch, content_of, state_dict)
-    place, reading = str(read.file), read.reading
-    module = _module_with_weights(read.arch, reading.state, place=place)
+    place = str(read.file)
+    module, reading = _module_with_weights(read, place=place)
     preprocessing, remarks = read.preprocessing, reading.remarks
     if preprocessing is None:
         preprocessing, lacking = _declared(read, module, undeclared)
-        remarks = (*remarks, *eight_bit_floats(reading.state), *lacking, *assumed(read.arch, preprocessing))
+        remarks = (
+            *remarks,
+            *eight_bit_floats(reading.state),
+            *lacking,
+            *assumed(read.arch, preprocessing, read.preprocessor),
+        )
     return Checkpoint(
         file=read.file.name,
         digest=digest_of_file(read.file),
@@ -127,7 +131,7 @@ class _Read:
     Attributes:
         file: The file with the weights.
         arch: What they are of.
-        reading: The weights under the module's names, and what is recorded of them.
+        reading: The weights under the file's names, and what is recorded of them.
         preprocessing: Of a file that describes itself; None: it is the architecture's, or as `preprocessor` says.
         preprocessor: What preprocessor_config.json holds.
         described: The content of a file that describes itself.
@@ -163,8 +167,8 @@ def _read(
         reading = reading_of(content, place=place, key=state_dict)
         reading = replace(reading, remarks=(*remarks, *reading.remarks))
     arch, preprocessor = named or _named(path, arch)
-    arch = _known(arch, file)
-    reading = _by_module_names(arch, reading, place=place)
+    require_plain(reading.state, place=place)
+    arch = as_stored(_known(arch, file), reading.state)
     return _Read(file=file, arch=arch, reading=reading, preprocessor=preprocessor)
 
 
@@ -229,12 +233,12 @@ def stored_weights(
 
     read = _read(path, arch, content_of, state_dict)
     skeleton, preprocessing = skeleton_from_arch(read.arch), read.preprocessing
-    require_fit(skeleton.state_dict(), read.reading.state, read.arch, place=str(read.file))
+    reading = _reading_for(read, skeleton)
+    require_fit(skeleton.state_dict(), reading.state, read.arch, place=str(read.file))
     if preprocessing is None:
         # Weights can be looked at without it.
         with suppress(GpusqError):
             preprocessing = preprocessing_of(read.arch, skeleton, read.preprocessor)
-    reading = read.reading
     return StoredWeights(
         skeleton=skeleton,
         state=reading.state,
@@ -242,36 +246,6 @@ def stored_weights(
         preprocessing=preprocessing,
         remarks=reading.remarks,
     )
-
-
-def _by_module_names(arch: ArchSpec, reading: Reading, *, place: str) -> Reading:
-    """Weights, and what is recorded of their layers, under the names that the module has for them."""
-    require_plain(reading.state, place=place)
-    if arch.source == "transformers":
-        renamed = weights_by_module_names(arch, reading.state)
-    else:
-        renamed = _without_lightning(arch, reading.state)
-    layers = {old.removesuffix(".weight"): new.removesuffix(".weight") for old, new in renamed.names.items()}
-    record = reading.sparsity
-    if record is not None:
-        record = msgspec.structs.replace(record, layers=tuple(layers.get(layer, layer) for layer in record.layers))
-    return replace(
-        reading,
-        state=renamed.state,
-        ranges={layers.get(layer, layer): amax for layer, amax in reading.ranges.items()},
-        origins={layers.get(layer, layer): origin for layer, origin in reading.origins.items()},
-        sparsity=record,
-        remarks=(*reading.remarks, *renamed.remarks),
-    )
-
-
-def _without_lightning(arch: ArchSpec, state: Mapping[str, torch.Tensor]) -> Renamed:
-    """LightningModules keep the model as `model.`; so do wrappers that are the architecture, whose names stay."""
-    inner = {name: name.removeprefix(_LIGHTNING) for name in state}
-    wrapped = all(name.startswith(_LIGHTNING) for name in state)
-    if not wrapped or not skeleton_from_arch(arch).state_dict().keys() & set(inner.values()):
-        return Renamed(state, {}, ())
-    return Renamed({inner[name]: tensor for name, tensor in state.items()}, inner, ())
 
 
 def _known(arch: ArchSpec | None, path: Path) -> ArchSpec:
@@ -363,17 +337,31 @@ def _ranges(content: Mapping[str, Any], place: str) -> dict[str, float]:
     return ranges
 
 
-def _module_with_weights(arch: ArchSpec, state: Mapping[str, torch.Tensor], *, place: str) -> torch.nn.Module:
-    module = module_from_arch(arch)
+def _reading_for(read: _Read, module: torch.nn.Module) -> Reading:
+    """What was read, under the module's names; a file that describes itself has them."""
+    if read.described is not None:
+        return read.reading
+    return named_for(read.arch, read.reading, module.state_dict(), place=str(read.file))
+
+
+def _module_with_weights(read: _Read, *, place: str) -> tuple[torch.nn.Module, Reading]:
+    if read.arch.source == "transformers":  # the library may build the model to rename weights: never two at a time
+        require_one_input(read.arch, skeleton := skeleton_from_arch(read.arch))
+        reading = _reading_for(read, skeleton)
+        module = module_from_arch(read.arch)
+    else:
+        require_one_input(read.arch, module := module_from_arch(read.arch))
+        reading = _reading_for(read, module)
+    state = reading.state
     # Shapes first: a few stored bytes can claim to be any number of weights, and what follows looks at each.
     expected = module.state_dict()
-    require_fit(expected, state, arch, place=place)
+    require_fit(expected, state, read.arch, place=place)
     # What the file holds in the module's own types stays mapped; the initial weights go before anybody reads it.
     fitting = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
     del expected
     module.load_state_dict(fitting, assign=True)
     require_finite(state, place=place)
-    return module.requires_grad_(requires_grad=False)
+    return module.requires_grad_(requires_grad=False), reading
 
 
 def _declared(

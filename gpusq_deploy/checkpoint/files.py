@@ -17,11 +17,14 @@ import torch
 
 from gpusq_deploy.checkpoint.adapters.archive import require_intact, require_no_script, require_stored
 from gpusq_deploy.checkpoint.adapters.semi_structured import SAFE_CLASSES
+from gpusq_deploy.checkpoint.saved_folder import require_there
+from gpusq_deploy.checkpoint.wrappers import plain_name
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.wording import with_article
 
 SELF_DESCRIBING = "gpusq.checkpoint/1"
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "state_dict_ema")
+# `module` is DeepSpeed's.
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "model_ema", "state_dict_ema")
 _PREFIXES = ("module.", "_orig_mod.")
 # Beside `module.`: how many models torch's AveragedModel took the mean of.
 _COUNT = "n_averaged"
@@ -91,9 +94,10 @@ def state_dict_in(
     Args:
         content: The file's content.
         place: The file, for errors.
-        key: Which of its state dicts, with dots between the keys that lead to it, such as `model.state_dict`; None for
-            the first that there is of `state_dict`, `model`, `model_state_dict` and those that hold averages, and again
-            within that one; or the content itself.
+        key: Which of its state dicts, with dots between the keys that lead to it, such as `model.state_dict`, and
+            behind those what names begin with, such as `teacher`; None for the first that there is of `state_dict`,
+            `model`, `model_state_dict`, `module` and those that hold averages, and again within that one; or the
+            content itself.
 
     Returns:
         Tensors by name without `module.` and `_orig_mod.` prefixes, and the layout found in words.
@@ -131,6 +135,12 @@ def _under(content: Mapping[str, Any], key: str, place: str) -> Mapping[str, Any
     found = dict(_state_dicts(content, _NAMED_DEPTH))
     if key in found:
         return found[key]
+    for where, state in ((_unwrapped(content)), *found.items()):
+        prefix = plain_name(key.removeprefix(f"{where}.")) + "."
+        named = [(plain_name(name), name) for name in state if _is_named_tensor(name, state[name])]
+        inner = {name[len(prefix) :]: state[old] for name, old in named if name.startswith(prefix)}
+        if inner:
+            return inner
     alone = "the file is one state dict itself: leave out --state-dict" if _is_state_dict(content) else _SAVE_AGAIN
     raise GpusqError(f"the file has no state dict under {key!r}", place=place, hint=_choice_hint(content) or alone)
 
@@ -196,8 +206,7 @@ def _without_prefixes(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torc
 
 
 def _require_file(path: Path) -> None:
-    if not os.path.lexists(path):
-        raise GpusqError("no such file", place=str(path), hint="check the path of the checkpoint")
+    require_there(path)
     if not path.is_file():
         raise GpusqError("not a file", place=str(path), hint="give the checkpoint file itself")
     try:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.checkpoint.fit_hints import fit_hint
 from gpusq_deploy.errors import GpusqError
 
 
@@ -76,6 +77,7 @@ def require_fit(
         f"the weights don't fit {arch}: " + "; ".join(part for part in parts if part),
         place=place,
         hint=_prefix_hint(missing, surplus)
+        or fit_hint(expected, state, arch)
         or "check --arch and --arch-arg (img_size=, num_classes=, global_pool= are the usual ones)",
     )
 

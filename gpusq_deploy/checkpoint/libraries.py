@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from gpusq_deploy.errors import GpusqError
@@ -25,6 +27,22 @@ def library(name: str, *, hint: str, place: str = "--arch") -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise GpusqError(f"cannot import {name}: {error}", place=place, hint=hint) from error
+
+
+@contextmanager
+def current_folder() -> Generator[None]:
+    """Python looks for modules in the current folder first, as it does for a script that lies there.
+
+    Only while a user's own code is found and called: what it imports later comes from where it was.
+    """
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the user's code may have taken it out
+            sys.path.remove(folder)
 
 
 @contextmanager

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing, preprocessing_of_shape
-from gpusq_deploy.checkpoint.transformers_models import (
+from gpusq_deploy.checkpoint.transformers_input import (
     ARRAYS_DO,
     UndeclaredError,
     per_channel,
@@ -54,11 +54,19 @@ def preprocessing_of(
 
 def _from_attribute(spec: ArchSpec, declared: Any) -> Preprocessing:
     try:
-        if set(declared) == {"shape"}:
-            return preprocessing_of_shape(msgspec.convert(declared["shape"], tuple[int, ...]), _ATTRIBUTE)
-        return msgspec.convert({"origin": _ATTRIBUTE, **declared}, type=Preprocessing)
-    except (TypeError, msgspec.ValidationError) as error:
+        plain = {name: _plain(value) for name, value in declared.items()}
+        if set(plain) == {"shape"}:
+            return preprocessing_of_shape(msgspec.convert(plain["shape"], tuple[int, ...]), _ATTRIBUTE)
+        return msgspec.convert({"origin": _ATTRIBUTE, **plain}, type=Preprocessing)
+    except (AttributeError, TypeError, msgspec.ValidationError) as error:
         raise GpusqError(f"gpusq_preprocessing is not valid: {error}", place=str(spec), hint=_FACTORY_HINT) from error
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and torch as Python's; whatever else as it is."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [_plain(item) for item in cast("list[Any]", value)] if isinstance(value, (list, tuple)) else value
 
 
 def _from_timm(module: torch.nn.Module) -> Preprocessing:
@@ -71,7 +79,7 @@ def _from_timm(module: torch.nn.Module) -> Preprocessing:
         mean=per_channel(data["mean"], channels),
         std=per_channel(data["std"], channels),
         interpolation=data["interpolation"],
-        crop_fraction=data["crop_pct"],
+        crop_fraction=float(data["crop_pct"]),
         origin="timm pretrained_cfg",
     )
 

@@ -15,6 +15,7 @@ from gpusq_deploy.wording import with_article
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
+_PROCESSOR = "processor_config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -34,6 +35,16 @@ class SavedFolder:
     weights: Path
     arch: ArchSpec
     preprocessor: Mapping[str, Any] | None
+
+
+def require_there(path: Path) -> None:
+    """Refuse a path where nothing is, before anything is loaded to read it.
+
+    Raises:
+        GpusqError: Nothing is there.
+    """
+    if not os.path.lexists(path):
+        raise GpusqError("no such file", place=str(path), hint="check the path of the checkpoint")
 
 
 def is_saved_folder(path: Path) -> bool:
@@ -81,12 +92,16 @@ def weights_file(path: Path) -> Path:
 
 def _saved(folder: Path, *, weights: Path | None) -> SavedFolder:
     arch = _arch(_json(folder / CONFIG), folder / CONFIG)
-    preprocessor = folder / PREPROCESSOR
-    return SavedFolder(
-        weights=weights or weights_file(folder),
-        arch=arch,
-        preprocessor=_json(preprocessor) if preprocessor.is_file() else None,
-    )
+    return SavedFolder(weights=weights or weights_file(folder), arch=arch, preprocessor=_preprocessor(folder))
+
+
+def _preprocessor(folder: Path) -> Mapping[str, Any] | None:
+    """The image processor's settings: a file of their own, or within those of a processor of images and text."""
+    own, shared = folder / PREPROCESSOR, folder / _PROCESSOR
+    if own.is_file():
+        return _json(own)
+    within: Any = _json(shared).get("image_processor") if shared.is_file() else None
+    return cast("dict[str, Any]", within) if isinstance(within, dict) else None
 
 
 def config_argument(text: str) -> str:

@@ -3,7 +3,8 @@
 What a model answers:
 
 1. With logits: `logits`, and the `pred_boxes` and `pred_masks` of a detector behind them.
-2. Else `last_hidden_state` alone; else `feature_maps`, of a backbone; else `predicted_depth`.
+2. Else `image_embeds`, of a vision tower with its projection; else `last_hidden_state`, and of a vision tower the
+   `pooler_output` that embeds the image; else `feature_maps`, of a backbone; else `predicted_depth`.
 
 Attention runs as written out (`eager`): products and a softmax, which every other part here reads.
 """
@@ -12,44 +13,32 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
 
-from gpusq_deploy.artifacts.arch import ArchSpec, Interpolation, Preprocessing
+from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
 from gpusq_deploy.checkpoint.libraries import library, told
-from gpusq_deploy.checkpoint.saved_folder import PREPROCESSOR, parsed_config
+from gpusq_deploy.checkpoint.saved_folder import parsed_config
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.wording import one_line
 
-_HINT = "pip install 'gpusq-deploy[transformers]'"
-_ANSWERS = (("logits", "pred_boxes", "pred_masks"), ("last_hidden_state",), ("feature_maps",), ("predicted_depth",))
+INSTALL = "pip install 'gpusq-deploy[transformers]'"
+_ANSWERS = (
+    ("logits", "pred_boxes", "pred_masks"),
+    ("image_embeds",),
+    ("last_hidden_state", "pooler_output"),
+    ("feature_maps",),
+    ("predicted_depth",),
+)
 # Arguments that are ours, not the config's.
 _OURS = frozenset({"config", "input_size"})
-_KEYS = (
-    *("image_mean", "image_std", "resample", "size", "crop_size", "do_center_crop", "do_normalize"),
-    *("crop_pct", "do_rescale", "rescale_factor", "rescale_offset", "do_flip_channel_order"),
-)
-# ConvNeXt's processor crops by `crop_pct` below this size, and squeezes from there on.
-_CROPPED_BELOW = 384
-# Parts of a config that is of several models.
-_NESTED = ("vision_config", "backbone_config")
-# How the origin of a preprocessing begins that no preprocessor_config.json said.
-DEFAULTS = "defaults of transformers'"
-# PIL's numbers, which preprocessor_config.json holds.
-_RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-
-
-# What helps where no preprocessing is known.
-ARRAYS_DO = "or give samples that are prepared already: --calib FILE.npy"
-
-
-class UndeclaredError(GpusqError):
-    """Nothing says how images become the model's input; arrays that are prepared already need no such thing."""
+# Methods of the classes made here: all that the library's class answers, and what the graph has of it, by name.
+WHOLE = "gpusq_whole_answer"
+NAMED = "gpusq_named_answers"
 
 
 def module_from_transformers(spec: ArchSpec) -> torch.nn.Module:
@@ -79,78 +68,6 @@ def said_by(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if not text or isinstance(error, LookupError) else text
 
 
-def preprocessing_of_transformers(
-    spec: ArchSpec, module: torch.nn.Module, preprocessor: Mapping[str, Any] | None
-) -> Preprocessing:
-    """The preprocessing of preprocessor_config.json; without one, the defaults of the model's image processor.
-
-    The size is the first that there is of
-
-    1. `input_size=[H, W]`;
-    2. the config's `image_size`, or its `vision_config`'s, for a model may refuse any other;
-    3. the crop or the size of preprocessor_config.json;
-    4. the `image_size` of the config's `backbone_config`, which may only say what the backbone was trained at;
-    5. the crop or the size of the class's defaults.
-
-    Raises:
-        UndeclaredError: None is known, or no size.
-        GpusqError: A preprocessing of another kind.
-    """
-    config: Any = module.config
-    origin = PREPROCESSOR
-    if preprocessor is None:
-        preprocessor, origin = _defaults(spec, str(config.model_type))
-    try:
-        _require_modelled(preprocessor)
-        channels = int(_said(config, "num_channels", *_NESTED) or 3)
-        height, width = _size(spec, config, preprocessor, stated=origin == PREPROCESSOR)
-        return Preprocessing(
-            channels=channels,
-            height=height,
-            width=width,
-            mean=_normalised_by(preprocessor, "image_mean", 0.0, channels),
-            std=_normalised_by(preprocessor, "image_std", 1.0, channels),
-            interpolation=_interpolation(preprocessor),
-            crop_fraction=_crop_fraction(preprocessor),
-            origin=origin,
-        )
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise GpusqError(
-            f"its preprocessing isn't one of images to tensors: {_fault(error)}",
-            place=f"{spec}, {origin}",
-            hint=_mending(spec, stated=origin == PREPROCESSOR),
-        ) from error
-
-
-def _fault(error: Exception) -> str:
-    return f"it lacks {error.args[0]}" if isinstance(error, KeyError) else said_by(error)
-
-
-def _mending(spec: ArchSpec, *, stated: bool) -> str:
-    """What to do about a preprocessing that can't be used, by where it comes from."""
-    mended = f"mend the {PREPROCESSOR} beside the weights" if stated else f"put its {PREPROCESSOR} beside the weights"
-    return f"check --arch-arg input_size; or {mended}" if "input_size" in spec.arguments else mended
-
-
-def _interpolation(preprocessor: Mapping[str, Any]) -> Interpolation:
-    number: Any = preprocessor.get("resample")
-    found = _RESAMPLE.get(2 if number is None else int(number))
-    if found is None:
-        raise ValueError(f"resample {number}: images are resized by PIL's {', '.join(map(str, _RESAMPLE))} alone")
-    return found
-
-
-def _require_modelled(preprocessor: Mapping[str, Any]) -> None:
-    """Pixels are divided by 255, in the order red, green, blue: see `Preprocessing`."""
-    factor: Any = preprocessor.get("rescale_factor")
-    if preprocessor.get("do_rescale") is False or preprocessor.get("rescale_offset"):
-        raise ValueError("do_rescale and rescale_offset: pixels are divided by 255, and nothing else")
-    if factor is not None and not math.isclose(float(factor), 1 / 255, rel_tol=1e-3):
-        raise ValueError(f"rescale_factor {factor}: pixels are divided by 255")
-    if preprocessor.get("do_flip_channel_order"):
-        raise ValueError("do_flip_channel_order: channels stay red, green, blue")
-
-
 def answers_left_out(spec: ArchSpec, size: Preprocessing) -> list[str]:
     """Tensors that the class answers and the module here doesn't; empty where it can't be run without values."""
     with offline(), torch.no_grad():
@@ -158,11 +75,10 @@ def answers_left_out(spec: ArchSpec, size: Preprocessing) -> list[str]:
             with torch.device("meta"):
                 module = class_of_images(spec)(config_of(spec)).eval()
                 shape = (1, size.channels, size.height, size.width)
-                parent: Any = type(module).__mro__[1]  # the library's own, whose answer has names
-                answer: Any = parent.forward(module, pixel_values=torch.empty(shape))
+                answer: Any = getattr(module, WHOLE)(torch.empty(shape))
         except Exception:  # a model may look at its values in any way, and then this says nothing
             return []
-    taken = next((names for names in _ANSWERS if answer.get(names[0]) is not None), ())
+    taken = _taken(answer, spec)
     return [str(name) for name, value in answer.items() if isinstance(value, torch.Tensor) and name not in taken]
 
 
@@ -183,7 +99,7 @@ def offline() -> Generator[None]:
 
 
 def _import(name: str) -> Any:
-    return library(name, hint=_HINT)
+    return library(name, hint=INSTALL)
 
 
 def class_of_images(spec: ArchSpec) -> Any:
@@ -206,28 +122,94 @@ def class_of_images(spec: ArchSpec) -> Any:
             "its forward takes no pixel_values: it isn't a model of images", place=str(spec), hint="name another class"
         )
 
+    resizes = "interpolate_pos_encoding" in inspect.signature(parent.forward).parameters
+
+    def whole_answer(self: Any, pixel_values: torch.Tensor) -> Any:
+        other = resizes and tuple(pixel_values.shape[-2:]) != size_of_config(self.config)
+        return parent.forward(self, pixel_values=pixel_values, **({"interpolate_pos_encoding": True} if other else {}))
+
+    def named_answers(self: Any, pixel_values: torch.Tensor) -> dict[str, Any]:
+        return _taken(whole_answer(self, pixel_values), spec)
+
     def forward(self: torch.nn.Module, pixel_values: torch.Tensor) -> Any:
-        return _tensors(parent.forward(self, pixel_values=pixel_values), spec)
+        return _tensors(named_answers(self, pixel_values))
 
-    return type(spec.name, (parent,), {"forward": forward, "__module__": parent.__module__})
+    methods = {WHOLE: whole_answer, NAMED: named_answers, "forward": forward}
+    return type(spec.name, (parent,), {**methods, "__module__": parent.__module__})
 
 
-def _tensors(answer: Any, spec: ArchSpec) -> Any:
-    """The tensors that the model answers; one alone is not in a tuple."""
+def size_of_config(config: Any) -> tuple[int, int] | None:
+    """Height and width that a config, or its `vision_config`, says a model is of; None where it says none."""
+    for part in (config, getattr(config, "vision_config", None)):
+        size: Any = getattr(part, "image_size", None)
+        if isinstance(size, int):
+            return size, size
+        sides = cast("list[Any]", size) if isinstance(size, (list, tuple)) else []
+        if len(sides) == 2:
+            return int(sides[0]), int(sides[1])
+    return None
+
+
+def _tensors(answers: Mapping[str, Any]) -> Any:
+    """The tensors of named answers; one alone is not in a tuple."""
+    first: Any = next(iter(answers.values()))
+    if isinstance(first, (tuple, list)):
+        return tuple(cast("tuple[torch.Tensor, ...]", first))
+    return first if len(answers) == 1 else tuple(answers.values())
+
+
+def _is_read(name: str, spec: ArchSpec) -> bool:
+    """A pooled output of others than vision towers is often untrained."""
+    kind: Any = getattr(_import("transformers"), spec.name).config_class
+    return name != "pooler_output" or kind.base_config_key == "vision_config"
+
+
+def _taken(answer: Any, spec: ArchSpec) -> dict[str, Any]:
+    """What the graph has of what the model answers."""
     for names in _ANSWERS:
-        if answer.get(names[0]) is None:
-            continue
-        first: Any = answer[names[0]]
-        if isinstance(first, (tuple, list)):
-            return tuple(cast("tuple[torch.Tensor, ...]", first))
-        found = tuple(answer[name] for name in names if answer.get(name) is not None)
-        return found[0] if len(found) == 1 else found
+        if answer.get(names[0]) is not None:
+            return {name: answer[name] for name in names if answer.get(name) is not None and _is_read(name, spec)}
     known = ", ".join(names[0] for names in _ANSWERS)
     raise GpusqError(
         f"the model answers {', '.join(answer)}: none of {known}",
         place=str(spec),
         hint="wrap it in a factory that returns tensors: package.module:factory",
     )
+
+
+def is_part_of_config(spec: ArchSpec) -> bool:
+    """Whether the class is of a part of what its config is of, as CLIP's vision tower is of CLIP."""
+    kind: Any = getattr(_import("transformers"), spec.name, None) if spec.source == "transformers" else None
+    if kind is None or "config" not in spec.arguments:
+        return False
+    given = parsed_config(str(spec.arguments["config"]), place=f"{spec}, config")
+    return _own_part(given, kind.config_class) is not given
+
+
+def whole_of(spec: ArchSpec) -> ArchSpec | None:
+    """The class that the config names, of which the spec's is a part; None where it names none."""
+    given = parsed_config(str(spec.arguments["config"]), place=f"{spec}, config")
+    named: Any = (given.get("architectures") or [None])[0]
+    if not isinstance(getattr(_import("transformers"), str(named), None), type):
+        return None
+    return ArchSpec(source="transformers", name=str(named), arguments={"config": spec.arguments["config"]})
+
+
+def _own_part(given: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """The part of a config of several models that is of a class's kind; the config itself where there is no such part.
+
+    Published ones don't always say a part's type; transformers goes by the part's place then.
+    """
+    stated = str(given.get("model_type", kind.model_type))
+    if stated == kind.model_type:
+        return given
+    for name, part in given.items():
+        usual = kind.model_type if name == kind.base_config_key and kind.model_type.startswith(stated) else None
+        if name.endswith("_config") and isinstance(part, dict):
+            found = cast("dict[str, Any]", part)
+            if found.get("model_type", usual) == kind.model_type:
+                return found
+    return given
 
 
 def config_of(spec: ArchSpec) -> Any:
@@ -240,6 +222,7 @@ def config_of(spec: ArchSpec) -> Any:
     given: dict[str, Any] = {}
     if "config" in spec.arguments:
         given = parsed_config(str(spec.arguments["config"]), place=f"{spec}, config")
+    whole, given = given, _own_part(given, kind)
     stated = given.get("model_type", kind.model_type)
     if stated != kind.model_type:
         raise GpusqError(
@@ -247,7 +230,7 @@ def config_of(spec: ArchSpec) -> Any:
             place=str(spec),
             hint="check --arch and the config's model_type",
         )
-    if given.get("quantization_config"):
+    if whole.get("quantization_config") or given.get("quantization_config"):
         raise GpusqError(
             "the config says that the weights are quantised, in a form that isn't read here",
             place=f"{spec}, config",
@@ -261,97 +244,9 @@ def config_of(spec: ArchSpec) -> Any:
             near = difflib.get_close_matches(name, list(config.to_dict()), n=3, cutoff=0.5)
             hint = f"did you mean {', '.join(near)}?" if near else f"see {kind.__name__}"
             raise GpusqError(f"the config has no {name!r}", place="--arch-arg", hint=hint)
-        setattr(config, name, value)
+        pair = isinstance(value, int) and isinstance(getattr(config, name), (list, tuple)) and name == "image_size"
+        setattr(config, name, [value, value] if pair else value)
     if hasattr(config, "use_pretrained_backbone"):
         config.use_pretrained_backbone = False
     config._attn_implementation = "eager"  # the config's only way to say it; nested ones follow
     return config
-
-
-def _defaults(spec: ArchSpec, kind: str) -> tuple[Mapping[str, Any], str]:
-    """The image processor of a kind of model; of a part or a variant, such as `clip_vision_model`, its family's."""
-    known: Any = _import("transformers.models.auto.image_processing_auto").IMAGE_PROCESSOR_MAPPING_NAMES
-    families = [name for name in known if kind == name or kind.startswith((f"{name}_", f"{name}-"))]
-    named: Any = known[max(families, key=len)] if families else None
-    names = (
-        [named]
-        if isinstance(named, str)
-        else list(cast("Any", named or {}).values() if isinstance(named, dict) else named or ())
-    )
-    transformers = _import("transformers")
-    for name in names:
-        processor: Any = getattr(transformers, str(name), None)
-        if processor is not None and getattr(processor, "image_mean", None) is not None:
-            return {key: getattr(processor, key, None) for key in _KEYS}, f"{DEFAULTS} {name}"
-    raise UndeclaredError(
-        f"no preprocessing is known for a {kind}",
-        place=str(spec),
-        hint=f"put its {PREPROCESSOR} beside the weights; {ARRAYS_DO}",
-    )
-
-
-def _size(spec: ArchSpec, config: Any, preprocessor: Mapping[str, Any], *, stated: bool) -> tuple[int, int]:
-    """See `preprocessing_of_transformers`; `stated`: the preprocessor is the model's own, not its class's defaults."""
-    crop: Any = preprocessor.get("crop_size") if preprocessor.get("do_center_crop") else None
-    prepared: tuple[Any, ...] = (crop, preprocessor.get("size"))
-    backbone = _said(config, "image_size", "backbone_config")
-    rest = (*prepared, backbone) if stated else (backbone, *prepared)
-    for size in (spec.arguments.get("input_size"), _said(config, "image_size", "vision_config"), *rest):
-        found = _two(size)
-        if found is not None:
-            return found
-    raise UndeclaredError(
-        "neither the config nor the preprocessor says one image size",
-        place=str(spec),
-        hint=f"add --arch-arg input_size=[480,640]; {ARRAYS_DO}",
-    )
-
-
-def _said(config: Any, name: str, *within: str) -> Any:
-    """An entry of a config, or of the first of its named parts that has it; None where none has."""
-    for part in (config, *(getattr(config, part, None) for part in within)):
-        value: Any = getattr(part, name, None)
-        if value is not None:
-            return value
-    return None
-
-
-def _two(size: Any) -> tuple[int, int] | None:
-    """Height and width of a number, a pair, or a mapping of both."""
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, (list, tuple)):
-        sides = [int(side) for side in cast("list[Any]", size)]
-        return (sides[0], sides[1]) if len(sides) == 2 else None
-    named = _mapping(size)
-    return (int(named["height"]), int(named["width"])) if {"height", "width"} <= named.keys() else None
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
-
-
-def _crop_fraction(preprocessor: Mapping[str, Any]) -> float:
-    """The share of the shorter side that the centre crop keeps; 1 where nothing is cropped."""
-    size, crop = preprocessor.get("size"), _two(preprocessor.get("crop_size"))
-    named: Any = _mapping(size).get("shortest_edge") if isinstance(size, Mapping) else size
-    if preprocessor.get("crop_pct") and isinstance(named, int) and named < _CROPPED_BELOW:
-        return float(preprocessor["crop_pct"])
-    if not preprocessor.get("do_center_crop") or crop is None:
-        return 1.0
-    shorter = named if isinstance(named, int) else min(_two(size) or crop)
-    return min(1.0, min(crop) / shorter)
-
-
-def _normalised_by(preprocessor: Mapping[str, Any], name: str, plain: float, channels: int) -> tuple[float, ...]:
-    if preprocessor.get("do_normalize") is False:
-        return (plain,) * channels
-    return per_channel(preprocessor[name], channels)
-
-
-def per_channel(declared: Sequence[float], channels: int) -> tuple[float, ...]:
-    """One number per channel, or their mean for every channel of a model that has another number of them."""
-    values = [float(value) for value in declared]
-    if not values:
-        raise ValueError("a mean or std without a number")
-    return tuple(values if len(values) == channels else [sum(values) / len(values)] * channels)

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.checkpoint.fit_hints import fit_hint
 from gpusq_deploy.checkpoint.transformers_models import class_of_images, config_of, offline, refusals
+from gpusq_deploy.checkpoint.wrappers import Renamed
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.wording import counted, some
-
-
-class Renamed(NamedTuple):
-    """A state dict under the module's own names.
-
-    Attributes:
-        state: What fits, by the module's names, in the types of the file; the rest as it is.
-        names: Tensors' names in `state` by the file's, where those differ.
-        remarks: What was left out.
-    """
-
-    state: Mapping[str, torch.Tensor]
-    names: Mapping[str, str]
-    remarks: tuple[str, ...]
 
 
 def weights_by_module_names(spec: ArchSpec, state: Mapping[str, torch.Tensor]) -> Renamed:
@@ -59,7 +47,7 @@ def weights_by_module_names(spec: ArchSpec, state: Mapping[str, torch.Tensor]) -
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
         )
-    _require_shapes(spec, found["mismatched_keys"])
+    _require_shapes(spec, found["mismatched_keys"], fit_hint(_shapes(found, 2), _shapes(found, 1), spec))
     missing = set(found["missing_keys"])
     fitting = {name: tensor for name, tensor in loaded.state_dict().items() if name not in missing}
     return _accounted(spec, state, _sources(given, fitting), fitting, _ignored_by(loaded))
@@ -133,11 +121,16 @@ def _require_floats(spec: ArchSpec, strangers: list[str]) -> None:
         )
 
 
-def _require_shapes(spec: ArchSpec, mismatched: Any) -> None:
+def _shapes(found: Any, which: int) -> dict[str, torch.Tensor]:
+    """Tensors without values, of the shapes that the file (1) or the module (2) has where they differ."""
+    return {entry[0]: torch.empty(tuple(entry[which]), device="meta") for entry in found["mismatched_keys"]}
+
+
+def _require_shapes(spec: ArchSpec, mismatched: Any, hint: str) -> None:
     if mismatched:
         listed = "; ".join(f"{name} is {list(got)}, expected {list(asked)}" for name, got, asked in sorted(mismatched))
         raise GpusqError(
             f"the weights don't fit {spec}: {len(mismatched)} of another shape: {listed[:600]}",
             place=str(spec),
-            hint="check the config (image_size, num_labels, hidden_size are the usual ones)",
+            hint=hint or "check the config (image_size, num_labels, hidden_size are the usual ones)",
         )

@@ -63,6 +63,8 @@ class Given:
     engine_options: tuple[str, ...]
     rewrites: RewriteChoice
     opset: int | None
+    input_name: str | None
+    output_names: str | None
     out: Path | None
     force: bool
     dry_run: bool
@@ -103,6 +105,8 @@ def build_request(given: Given) -> BuildRequest:
         batch=batch,
         engine=options_from_text(given.engine_options, profiles=profiles),
         opset=given.opset or _opset(remainder, types),
+        input_name=given.input_name,
+        output_names=() if given.output_names is None else tuple(given.output_names.split(",")),
         out=given.out or Path(f"{given.model.stem}.gpusq"),
         force=given.force,
         pack=given.pack,

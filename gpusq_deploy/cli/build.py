@@ -44,7 +44,7 @@ _GROUPS = (
                 "--bf16",
                 "--fp32",
             ),
-            *("--recipe", "--batch", "--opset"),
+            *("--recipe", "--batch", "--opset", "--input-name", "--output-names"),
         ),
     ),
     ("Accuracy", ("--calibrator", "--calib-samples", "--ranges", "--recalibrate", "--min-sqnr", "--min-agreement")),
@@ -149,6 +149,8 @@ _GROUPS = (
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Write the bundle here (default: MODEL's name.gpusq)."
 )
+@click.option("--input-name", metavar="NAME", help="Name the graph's input (default: as the model's forward does).")
+@click.option("--output-names", metavar="A,B", help="Name the graph's outputs, in order (default: the model's keys).")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--dry-run", is_flag=True, help="Load and export MODEL, print what would be built, and write nothing.")
 @click.option(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,21 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import torch
-from torch.utils import _pytree as pytree
 
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
+from gpusq_deploy.checkpoint.inputs import WRAP, optional_inputs
+from gpusq_deploy.checkpoint.tensors import array_from_tensor
+from gpusq_deploy.checkpoint.transformers_models import NAMED
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.attention_axes import FourAxes
 from gpusq_deploy.export.functional import name_functional_layers
+from gpusq_deploy.export.names import MODELS_OWN, Names, answers_in, input_name, output_names, rename_border
 from gpusq_deploy.export.parts import split_constants
 from gpusq_deploy.graph.files import scratch_disk, scratch_folder
 from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.graph.memory import give_back
 
-INPUT_NAME = "input"
 DEFAULT_OPSET = 20
 # 19: FP16 scales in QuantizeLinear. Above 23 neither the exporter nor TensorRT's parsers are known to agree.
 OPSETS = range(19, 24)
@@ -37,12 +41,14 @@ def export_float_model(
     *,
     batch: BatchRange,
     opset: int = DEFAULT_OPSET,
+    names: Names = MODELS_OWN,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> ir.Model:
-    """Export to float32 ONNX: one input, `input` [N, channels, height, width]; `output`, or `output_0`, `output_1`, ….
+    """Export to float32 ONNX: one input [N, channels, height, width], and an output for each tensor of the answer.
 
     Args:
         checkpoint: The model.
+        names: Of the input and the outputs; see `input_name` and `output_names`.
         batch: N is the graph's symbolic dimension `batch`, or a constant where the range allows one size only.
         opset: ONNX opset, 19…23.
         progress: Hears how many of the steps are done: traced and translated, written, mapped.
@@ -58,7 +64,9 @@ def export_float_model(
     example = example_input(checkpoint, batch.optimum if batch.static else _TRACE_BATCH)
     shapes = None if batch.static else ({0: torch.export.Dim("batch")},)
     progress(0, _STEPS)
-    program = _exported(checkpoint, example, shapes, opset)
+    called = input_name(checkpoint.module, names)
+    with answering_flat(checkpoint) as keys:
+        program = _exported(checkpoint, example, shapes, opset, called)
     progress(1, _STEPS)
     with scratch_folder() as folder:
         path = Path(folder) / "model.onnx"
@@ -69,7 +77,9 @@ def export_float_model(
         progress(2, _STEPS)
         model = map_model(path)  # what is mapped outlives its name
     progress(_STEPS, _STEPS)
-    _name_outputs(model.graph)
+    if len(keys) != len(model.graph.outputs):  # the exporter ran the model in a way that isn't seen
+        keys = [""] * len(model.graph.outputs)
+    rename_border(model.graph, output_names(keys, names, taken=called))
     split_constants(model)
     name_functional_layers(model.graph, checkpoint.module)
     return model
@@ -89,20 +99,44 @@ def reference_outputs(checkpoint: Checkpoint, batch: npt.NDArray[np.float32]) ->
     """
     with torch.no_grad():
         answer: Any = checkpoint.module(torch.from_numpy(batch))
-    tensors: list[Any] = pytree.tree_leaves(answer)
-    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
-        raise GpusqError("the model returns something that isn't a tensor", place=str(checkpoint.arch))
-    return tuple((tensor.float() if tensor.is_floating_point() else tensor).numpy() for tensor in tensors)
+    tensors = [found.tensor for found in answers_in(answer, place=str(checkpoint.arch))]
+    return tuple(array_from_tensor(tensor.float() if tensor.is_floating_point() else tensor) for tensor in tensors)
 
 
-def _name_outputs(graph: ir.Graph) -> None:
-    names = ["output"] if len(graph.outputs) == 1 else [f"output_{index}" for index in range(len(graph.outputs))]
-    for value, name in zip(graph.outputs, names, strict=True):
-        value.name = name
+@contextmanager
+def answering_flat(checkpoint: Checkpoint) -> Generator[list[str]]:
+    """While it is active, the module answers a tensor or a tuple of tensors, whatever container its own are in.
+
+    Yields:
+        Keys of the tensors, once the module has run; see `Answer`.
+    """
+    module: Any = checkpoint.module
+    answer = getattr(module, NAMED, module.forward)
+    keys: list[str] = []
+
+    @functools.wraps(module.forward)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        found = answers_in(answer(*args, **kwargs), place=str(checkpoint.arch))
+        keys[:] = [one.key for one in found]
+        return found[0].tensor if len(found) == 1 else tuple(one.tensor for one in found)
+
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield keys
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 def _exported(
-    checkpoint: Checkpoint, example: torch.Tensor, shapes: tuple[dict[int, torch.export.Dim]] | None, opset: int
+    checkpoint: Checkpoint,
+    example: torch.Tensor,
+    shapes: tuple[dict[int, torch.export.Dim]] | None,
+    opset: int,
+    called: str,
 ) -> torch.onnx.ONNXProgram:
     quiet = logging.getLogger("torch")  # the tracer logs the traceback of what is raised, and told, anyway
     level = quiet.level
@@ -113,7 +147,7 @@ def _exported(
             program = torch.onnx.export(
                 checkpoint.module,
                 (example,),
-                input_names=[INPUT_NAME],
+                input_names=[called],
                 dynamic_shapes=shapes,
                 opset_version=opset,
                 dynamo=True,
@@ -126,13 +160,21 @@ def _exported(
         raise GpusqError(
             f"torch can't export the model for float32 {list(example.shape)}: {_first_line(root)}",
             place=str(checkpoint.arch),
-            hint="try a fixed batch (--batch 8:8:8); a model with data-dependent control flow can't be exported",
+            hint=_export_hint(checkpoint.module, root),
         ) from error
     finally:
         quiet.setLevel(level)
     if program is None:
         raise GpusqError("torch's exporter returned no program", place=str(checkpoint.arch))
     return program
+
+
+def _export_hint(module: torch.nn.Module, error: BaseException) -> str:
+    """What to do; of a forward that speaks of its further inputs, or of None, how those are given."""
+    others = optional_inputs(module)
+    if others and any(word in str(error) for word in (*others, "NoneType")):
+        return f"its forward also takes {', '.join(others)}: {WRAP}"
+    return "try a fixed batch (--batch 8:8:8); a model with data-dependent control flow can't be exported"
 
 
 def _root(error: BaseException) -> BaseException:

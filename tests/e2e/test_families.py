@@ -70,7 +70,7 @@ def test_a_family_answers_as_torch_and_is_built_in_int8(name: str, tmp_path: Pat
 
 def difference(path: Path, images: npt.NDArray[np.float32], wanted: tuple[npt.NDArray[np.float32], ...]) -> float:
     session = open_onnx(path)
-    answers = list(session.run({"input": images}).values())
+    answers = list(session.run({session.inputs[0].name: images}).values())
     session.close()
     return worst(list(zip(wanted, answers, strict=True)))
 

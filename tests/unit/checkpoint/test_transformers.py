@@ -369,7 +369,7 @@ def test_every_command_knows_a_saved_folder(tmp_path: Path) -> None:
     explained = run_main(check, folder, "--target", "a100", "--json")
     assert (explained.code, bool(explained.json()["explained"])) == (1, True), explained.err
     # Arguments go with the class that the config names.
-    assert "[1, 17, 32], expected [1, 5, 32]" in run_main(build, folder, "--arch-arg", "image_size=16", *out).err
+    assert "built for 16 x 16, as asked" in run_main(build, folder, "--arch-arg", "image_size=16", *out).err
     for path, what in ((folder, "a file is repaired, not a folder"), (folder / "model.safetensors", "other names")):
         repaired = run_main(check, path, "--repair", tmp_path / "mended.safetensors")
         assert (repaired.code, what in repaired.err) == (5, True), repaired.err

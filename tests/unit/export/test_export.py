@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -25,8 +26,8 @@ from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.export.names import INPUT_NAME, Names
 from gpusq_deploy.export.onnx_export import (
-    INPUT_NAME,
     OPSETS,
     example_input,
     export_float_model,
@@ -144,6 +145,31 @@ def inner(module: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     return [torch.relu(y), y]
 
 
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+@dataclass
+class Described:
+    mask: torch.Tensor
+    add: torch.Tensor
+
+
+def nested(module: torch.nn.Module, x: torch.Tensor) -> dict[str, Any]:
+    """With a key that the input has too, one that isn't a name, and what a model leaves out."""
+    return {"logits": convolved(module, x), "none": None, "boxes": [x + 1, 2 * x], "input": x - 1}
+
+
+def described(module: torch.nn.Module, x: torch.Tensor) -> Described:
+    """A dataclass that nobody registered; `add` is what the exporter calls a sum."""
+    return Described(mask=convolved(module, x + 1), add=torch.relu(x))
+
+
+def paired(module: torch.nn.Module, x: torch.Tensor) -> Pair:
+    return Pair(x, convolved(module, x))
+
+
 def chained(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     return convolved(module, convolved(module, x)[:, :3])
 
@@ -161,11 +187,14 @@ def talkative(_: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, str]:
         (two, ["output_0", "output_1"]),
         (twice_the_same, ["output_0", "output_1"]),
         (with_its_input, ["output_0", "output_1", "output_2"]),
-        (dictionary, ["output_0", "output_1"]),
+        (dictionary, ["b", "a"]),
+        (nested, ["logits", "boxes_0", "boxes_1", "input_2"]),
+        (described, ["mask", "add"]),
+        (paired, ["first", "second"]),
         (inner, ["output_0", "output_1"]),
     ],
 )
-def test_outputs_are_numbered_and_each_is_torchs(forward: Forward, names: list[str]) -> None:
+def test_outputs_are_named_or_numbered_and_each_is_torchs(forward: Forward, names: list[str]) -> None:
     source = checkpoint(forward)
     model = run_passes(export_float_model(source, batch=tiny_models.DYNAMIC), [Clean()])
     assert [str(value.name) for value in model.graph.outputs] == names
@@ -173,6 +202,54 @@ def test_outputs_are_numbered_and_each_is_torchs(forward: Forward, names: list[s
     agrees_with_torch(source, model, 3)
     half = run_passes(model, [CastRemainder("fp16")])
     assert list(tiny_models.run_model(half, {"input": array_from_tensor(example_input(source, 3))})) == names
+
+
+@pytest.mark.slow
+def test_the_user_names_what_the_graph_takes_and_answers() -> None:
+    source = checkpoint(two)
+    model = export_float_model(source, batch=tiny_models.DYNAMIC, names=Names(input="image", outputs=("a", "b.c")))
+    assert [str(value.name) for value in (*model.graph.inputs, *model.graph.outputs)] == ["image", "a", "b.c"]
+    feed = array_from_tensor(example_input(source, 3))
+    got = tiny_models.run_model(model, {"image": feed})
+    np.testing.assert_allclose(got["b.c"], np.maximum(feed, 0))
+    assert "forward" not in vars(source.module)
+    for names, what in ((Names(outputs=("a",)), "2 outputs, and 1 name"), (Names(input="a b"), "not a name: 'a b'")):
+        with pytest.raises(GpusqError, match=what):
+            export_float_model(source, batch=tiny_models.DYNAMIC, names=names)
+
+
+class Masked(Small):
+    """A forward with more than an image."""
+
+    def forward(self, images: torch.Tensor, mask: torch.Tensor | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] - as users write
+        if mask is None:
+            raise ValueError("mask is needed")
+        return self.conv(images * mask)
+
+
+class Scaled(Small):
+    """A forward that can do without more."""
+
+    def forward(self, images: torch.Tensor, scale: float = 2.0) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] - as users write
+        return self.conv(images * scale)
+
+
+def checkpoint_of(kind: type[Small]) -> Checkpoint:
+    return replace(checkpoint(convolved), module=kind(convolved).eval().requires_grad_(requires_grad=False))
+
+
+@pytest.mark.slow
+def test_further_inputs_may_have_defaults_and_the_input_has_the_forwards_name() -> None:
+    source = checkpoint_of(Scaled)
+    model = export_float_model(source, batch=tiny_models.DYNAMIC)
+    assert [str(value.name) for value in model.graph.inputs] == ["images"]
+    feed = array_from_tensor(example_input(source, 3))
+    np.testing.assert_allclose(
+        tiny_models.run_model(model, {"images": feed})["output"], reference_outputs(source, feed)[0], atol=1e-5
+    )
+    with pytest.raises(GpusqError, match="mask is needed") as caught:
+        export_float_model(checkpoint_of(Masked), batch=tiny_models.DYNAMIC)
+    assert str(caught.value.hint).startswith("its forward also takes mask: name a factory")
 
 
 def windowed(_: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
