@@ -14,12 +14,19 @@ from typing import Literal, cast
 
 import msgspec
 
-from gpusq_deploy.artifacts.base import Value, digest_of_file, json_from_value, read_value, require_folder
+from gpusq_deploy.artifacts.base import (
+    Value,
+    digest_of_file,
+    json_from_value,
+    read_value,
+    require_folder,
+    require_input,
+)
 from gpusq_deploy.artifacts.calibration import CalibrationTable
 from gpusq_deploy.artifacts.manifest import BundleFile, Manifest
 from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.receipt import Receipt
-from gpusq_deploy.checkpoint.saved_folder import CONFIG, is_saved_folder, require_there
+from gpusq_deploy.checkpoint.saved_folder import CONFIG, is_saved_folder
 from gpusq_deploy.errors import GpusqError
 
 MANIFEST = "manifest.json"
@@ -53,7 +60,7 @@ def kind_of(path: Path) -> Literal["bundle", "checkpoint", "ONNX model"]:
     Raises:
         GpusqError: Nothing is there, or a folder of something else.
     """
-    require_there(path)
+    require_input(path)
     if not os.path.isdir(path):  # False for names that can't be, which open() refuses
         return "ONNX model" if path.suffix == ".onnx" else "checkpoint"
     if is_bundle(path):

@@ -15,9 +15,9 @@ import safetensors
 import safetensors.torch
 import torch
 
+from gpusq_deploy.artifacts.base import require_input
 from gpusq_deploy.checkpoint.adapters.archive import require_intact, require_no_script, require_stored
 from gpusq_deploy.checkpoint.adapters.semi_structured import SAFE_CLASSES
-from gpusq_deploy.checkpoint.saved_folder import require_there
 from gpusq_deploy.checkpoint.wrappers import plain_name
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.wording import with_article
@@ -206,7 +206,7 @@ def _without_prefixes(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torc
 
 
 def _require_file(path: Path) -> None:
-    require_there(path)
+    require_input(path)
     if not path.is_file():
         raise GpusqError("not a file", place=str(path), hint="give the checkpoint file itself")
     try:

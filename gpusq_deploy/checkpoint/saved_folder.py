@@ -37,16 +37,6 @@ class SavedFolder:
     preprocessor: Mapping[str, Any] | None
 
 
-def require_there(path: Path) -> None:
-    """Refuse a path where nothing is, before anything is loaded to read it.
-
-    Raises:
-        GpusqError: Nothing is there.
-    """
-    if not os.path.lexists(path):
-        raise GpusqError("no such file", place=str(path), hint="check the path of the checkpoint")
-
-
 def is_saved_folder(path: Path) -> bool:
     """True for a folder with a config.json or with weights, as save_pretrained names them."""
     return os.path.isdir(path) and any((path / name).is_file() for name in (CONFIG, *_WEIGHTS, *_SHARDS))

@@ -15,7 +15,6 @@ from gpusq_deploy.cli.common import (
     arch_options,
     echo_json,
     reporting,
-    require_model,
     run_command,
     say,
 )
@@ -168,10 +167,11 @@ def command(context: click.Context, /, **options: Any) -> None:
 
     MODEL may also be a bundle: then only the engines of the given targets are built, from its model.
     """
+    from gpusq_deploy.artifacts.base import require_input
     from gpusq_deploy.bundle import kind_of
 
     given = Given(**options)
-    require_model(given.model)
+    require_input(given.model)
     if kind_of(given.model) == "bundle":
         refuse_other_options(context, given.model)
         context.exit(_extend(given))

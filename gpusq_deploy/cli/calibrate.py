@@ -16,7 +16,6 @@ from gpusq_deploy.cli.common import (
     echo_json,
     parse_batch,
     reporting,
-    require_model,
     run_command,
 )
 from gpusq_deploy.wording import counted
@@ -92,7 +91,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
     torchrun --nproc-per-node 2 -m gpusq_deploy calibrate MODEL --calib DATA --out FILE
     """
-    require_model(model)
+    from gpusq_deploy.artifacts.base import require_input
+
+    require_input(model)
     from gpusq_deploy.artifacts.calibration import Calibrator
     from gpusq_deploy.calibrate import CalibrateRequest, calibrate_checkpoint
     from gpusq_deploy.ranks import ranks_from_environment

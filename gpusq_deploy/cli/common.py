@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import warnings
@@ -18,7 +17,6 @@ from gpusq_deploy.cli.command import PipeClosedError
 from gpusq_deploy.cli.ending import PIPE_CLOSED, abandon_streams, end
 from gpusq_deploy.cli.plain_progress import PlainProgress
 from gpusq_deploy.cli.session import filter_advice, session
-from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,16 +77,6 @@ def reporting(*, silent: bool = False) -> Generator[Reporter, None, None]:
         return
     with progress_to_stderr() as progress:
         yield Reporter(say=say, progress=progress)
-
-
-def require_model(path: Path) -> None:
-    """Refuse a path where nothing is, before anything is loaded that could read it.
-
-    Raises:
-        GpusqError: There is no such file.
-    """
-    if not os.path.lexists(path):  # False for names that can't be
-        raise GpusqError("no such file", place=str(path), hint="check the path")
 
 
 def echo_json(content: dict[str, Any]) -> None:

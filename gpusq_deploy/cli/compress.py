@@ -9,7 +9,7 @@ import click
 
 from gpusq_deploy.artifacts.sparsity import PruneMethod
 from gpusq_deploy.cli.command import LOUDNESS, Command
-from gpusq_deploy.cli.common import arch_options, chosen_arch, echo_json, require_model, run_command, say
+from gpusq_deploy.cli.common import arch_options, chosen_arch, echo_json, run_command, say
 
 if TYPE_CHECKING:
     from gpusq_deploy.compress.distill import EpochResult
@@ -117,7 +117,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     The result is a self-describing checkpoint for gpusq-build --sparse. Its weights are 2:4 and still floating-point:
     quantisation-aware training is not part of this command yet, INT8 ranges come from gpusq-build --calib.
     """
-    require_model(model)
+    from gpusq_deploy.artifacts.base import require_input
+
+    require_input(model)
     from gpusq_deploy.compress.distill import DistillOptions
     from gpusq_deploy.compress.pipeline import CompressReporter, CompressRequest, compress_checkpoint
 

@@ -18,7 +18,7 @@ import torch
 pytestmark = [pytest.mark.slow, pytest.mark.main_job]
 
 COMMANDS = Path(sys.prefix) / "bin"
-ARCH_ARGS = {"img_size": 64, "depth": 2, "num_classes": 64}
+ARCH_ARGS: dict[str, Any] = {"img_size": 64, "depth": 2, "num_classes": 64}
 ARCH = ("--arch", "timm:vit_tiny_patch16_224", *(f"--arch-arg={name}={value}" for name, value in ARCH_ARGS.items()))
 
 
