@@ -1,9 +1,10 @@
 """What changed from one bundle to another, without timing: read from their manifests, plans and receipts. Pure.
 
-worse    a layer is no longer INT8, FP8 or INT4, or no longer 2:4; an engine has more kernels, fewer such GEMMs, or
-         fewer fused attentions, or lost a layer's sparse kernel; SQNR is lower by more than 1 dB
+worse    a layer is no longer INT8, FP8 or INT4, or no longer 2:4; an engine has more kernels or fewer fused
+         attentions, or lost a layer's sparse kernel; SQNR is lower by more than 1 dB, agreement by more than 1 %
 better   the opposite
-other    everything else: digests, sizes, options, preprocessing; what only one of the two has
+other    everything else: GEMM counts (merged ones are fewer), digests, sizes, options, preprocessing; what only one
+         of the two has
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ BundleVerdict = Literal["same", "changed", "worse", "not comparable"]
 _EXIT_CODES: dict[BundleVerdict, int] = {"same": 0, "changed": 0, "worse": 1, "not comparable": 4}
 # What verifications of one model on other samples differ by.
 _SQNR_DB = 1.0
+# A share of the samples; their spread over a hundred of them is as large.
+_AGREEMENT = 0.01
 
 
 class Change(Value):
@@ -93,6 +96,7 @@ def _changes(base: Bundle, head: Bundle) -> Iterator[Change]:
     yield from _by_layer("", "asked", coded[0], coded[1], good=set(CODED))
     yield from _by_layer("", "asked", sparse[0], sparse[1], good={"2:4"})
     yield from _sqnr(base, head)
+    yield from _agreement(base, head)
     engines = [{engine.target: engine for engine in bundle.receipt.engines} for bundle in (base, head)]
     for target in sorted(engines[0].keys() & engines[1].keys()):
         yield from _of_engine(engines[0][target], engines[1][target])
@@ -134,6 +138,16 @@ def _by_layer(
         before, _, after = change.partition(">")
         judgement = _judged(int(after in good) - int(before in good)) if "absent" not in {before, after} else "other"
         yield Change(judgement=judgement, engine=engine, what=what, base=before, head=after, layers=tuple(layers))
+
+
+def _agreement(base: Bundle, head: Bundle) -> Iterator[Change]:
+    found = [bundle.receipt.verification for bundle in (base, head)]
+    known = [None if one is None or one.constant or one.synthetic else one.top1_agreement for one in found]
+    if known[0] is not None and known[1] is not None and known[0] != known[1]:
+        lost = known[1] - known[0]
+        judgement = _judged(lost) if abs(lost) > _AGREEMENT else "other"
+        said = [f"{share:.1%}" for share in (known[0], known[1])]
+        yield Change(judgement=judgement, engine="", what="agreement", base=said[0], head=said[1])
 
 
 def _sqnr(base: Bundle, head: Bundle) -> Iterator[Change]:

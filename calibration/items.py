@@ -49,8 +49,11 @@ class Reader:
         if _is_mapping(item):
             return self._entry(item)
         if isinstance(item, (tuple, list)):
-            found = ((None, self._fitting(value)) for value in cast("Sequence[Any]", item))
-            return next((batch for _, batch in found if batch is not None), None) if item else None
+            found = [self._fitting(value) for value in cast("Sequence[Any]", item)]
+            fitting = [batch for batch in found if batch is not None]
+            if isinstance(item, list) and fitting and len(fitting) == len(found):  # a batch that nobody stacked
+                return np.concatenate(fitting)
+            return fitting[0] if fitting else None
         return self._fitting(item)
 
     def _entry(self, item: Mapping[Any, Any]) -> Array | None:

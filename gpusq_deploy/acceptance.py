@@ -71,7 +71,11 @@ def shortfalls(verification: Verification | None, request: BuildRequest) -> tupl
         if request.min_sqnr is not None and decibels is not None and decibels < request.min_sqnr:
             missed.append(f"SQNR{which} {decibels:.6g} dB is below --min-sqnr {request.min_sqnr:g}")
     agreement = verification.top1_agreement
-    if request.min_agreement is not None and agreement is not None and agreement < request.min_agreement:
+    if request.min_sqnr is not None and all(decibels is None for _, decibels in outputs):
+        missed.append("no output has an SQNR: --min-sqnr can't be judged")
+    if request.min_agreement is not None and agreement is None:
+        missed.append("the first output has no top-1 per sample: --min-agreement can't be judged")
+    elif request.min_agreement is not None and agreement is not None and agreement < request.min_agreement:
         what = "top-1 agreement {}" if verification.sqnr_db is not None else "the share of equal integers, {},"
         missed.append(f"{what.format(f'{agreement:.6g}')} is below --min-agreement {request.min_agreement:g}")
     return tuple(missed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+from gpusq_deploy.acceptance import require_checkable
 from gpusq_deploy.artifacts.plan import Precision
 from gpusq_deploy.artifacts.receipt import SkippedTarget
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
@@ -13,9 +14,9 @@ from gpusq_deploy.bundle import require_place
 from gpusq_deploy.calibration.sources import preprocessing_of_arrays
 from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
 from gpusq_deploy.checkpoint.weights import layer_weights
-from gpusq_deploy.compile import CANONICAL
+from gpusq_deploy.compile import FASTER, export_simple
 from gpusq_deploy.engines.runtimes import BackendChoice, choose_backend
-from gpusq_deploy.export.onnx_export import export_float_model
+from gpusq_deploy.export.names import Names
 from gpusq_deploy.graph.layers import GraphLayer, graph_sparsity, weighted_layers
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.plan import DENSE
@@ -87,8 +88,9 @@ def preview(request: BuildRequest, reporter: Reporter) -> Preview:
     if request.sparse and request.prune is None:
         require_sparse(report, command=repair_command(request))
     data = find_data(request, checkpoint, open_samples(request, checkpoint), recipe)
-    reporter.say(f"exporting {checkpoint.arch} to ONNX opset {request.opset}")
-    model = run_passes(export_float_model(checkpoint, batch=request.batch, opset=request.opset), CANONICAL)
+    names = Names(input=request.input_name, outputs=request.output_names)
+    model = run_passes(export_simple(checkpoint, request.batch, request.opset, reporter, names), FASTER)
+    require_checkable(request, model)
     layers = weighted_layers(model)
     if request.int8 or request.sparse:
         require_used_rules(recipe, layers)

@@ -13,6 +13,7 @@ from gpusq_deploy.calibration.sources import Batches, DataSource
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.compress.prune_checkpoint import Pruning, prune_checkpoint
 from gpusq_deploy.doubts import figures_text, pruning_doubts
+from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import reference_outputs
 from gpusq_deploy.numerics.error import (
     ErrorSums,
@@ -77,11 +78,17 @@ def pruning_loss(
         reporter: Hears how many of the samples are done.
 
     Raises:
-        GpusqError: No sample can be read, or an output isn't a tensor.
+        GpusqError: No sample can be read, an output isn't a tensor, or holds NaN or infinity.
     """
     seen = _Seen()
     for batch in (batches := Batches(source=source, size=_BATCH)):
         one, other = (reference_outputs(each, batch)[0] for each in (dense, pruned))
+        if not all(np.isfinite(answer).all() for answer in (one, other)):
+            raise GpusqError(
+                "the dense or the pruned model answers with NaN or infinity: what pruning costs can't be measured",
+                place=str(dense.arch),
+                hint="check the checkpoint's weights, and that the samples are normalised as the model expects",
+            )
         if not seen.images:
             rolled = reference_outputs(dense, np.roll(batch, -1, axis=0))[0]
             seen.where = find_sample_axis(one, rolled, len(batch))

@@ -25,7 +25,6 @@ from gpusq_deploy.artifacts.receipt import (
     LayerCost,
     LayerShare,
     Payoff,
-    SkippedTarget,
     Verdict,
 )
 from gpusq_deploy.artifacts.sparsity import SparsityReport
@@ -221,11 +220,6 @@ def layer_costs_line(cost: CostEstimate) -> str:
     by = "the least time that bytes and FLOPs take, launches not counted" if timed else "kernels and bytes"
     said = f"INT8 predicted to pay layer by layer, by {by}, of {len(cost.layers)} layers: {', '.join(parts)}"
     return said + (f": {some(losing, 4)}" if losing else "")
-
-
-def skipped_line(skipped: SkippedTarget) -> str:
-    """A target without an engine, in one line to print."""
-    return f"{skipped.target}: not built here ({skipped.reason}); on the device: {skipped.command}"
 
 
 def _built(

@@ -24,6 +24,7 @@ from gpusq_deploy.calibration.magnitudes import few, largest_magnitudes
 from gpusq_deploy.calibration.sources import RANDOM, DataSource, open_source
 from gpusq_deploy.calibration.stored import read_table
 from gpusq_deploy.calibration.tensorrt_cache import is_tensorrt_cache, read_tensorrt_cache
+from gpusq_deploy.checkpoint.architecture import text_from_arch
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.doubts import doubts, noisiest_text, outputs_text
@@ -50,14 +51,12 @@ _MOST_CHECKED = 8
 
 def repair_command(request: BuildRequest) -> str:
     """The command that makes a dense checkpoint 2:4."""
-    words = ["gpusq-compress", str(request.model)]
+    words = [shlex.join(["gpusq-compress", str(request.model)])]
     if request.arch is not None:
-        prefix = "" if request.arch.source == "factory" else f"{request.arch.source}:"
-        words += ["--arch", f"{prefix}{request.arch.name}"]
-        for name, value in request.arch.arguments.items():
-            words += ["--arch-arg", f"{name}={value}"]
-    words += ["--data", "FOLDER", "--out", f"{request.model.stem}-24.pt"]
-    return shlex.join(words)
+        words.append(text_from_arch(request.arch))
+    if request.state_dict is not None:
+        words.append(shlex.join(["--state-dict", request.state_dict]))
+    return " ".join([*words, shlex.join(["--data", "FOLDER", "--out", f"{request.model.stem}-24.pt"])])
 
 
 def say_remarks(checkpoint: Checkpoint, request: BuildRequest, reporter: Reporter) -> Checkpoint:

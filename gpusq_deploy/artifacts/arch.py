@@ -80,10 +80,10 @@ class Preprocessing(Value):
         return (self.channels, self.height, self.width) if isinstance(self.shape, msgspec.UnsetType) else self.shape
 
     def __post_init__(self) -> None:
-        if min(self.sample_shape, default=0) < 1:
-            raise ValueError(f"not the shape of a sample: {list(self.sample_shape)}")
         if min(self.channels, self.height, self.width) < 1:
             raise ValueError(f"not an input: {self.channels}x{self.height}x{self.width}")
+        if min(self.sample_shape, default=0) < 1:
+            raise ValueError(f"not the shape of a sample: {list(self.sample_shape)}")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(f"mean and std need {self.channels} entries each")
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)):

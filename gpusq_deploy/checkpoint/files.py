@@ -138,7 +138,14 @@ def _under(content: Mapping[str, Any], key: str, place: str) -> Mapping[str, Any
     for where, state in ((_unwrapped(content)), *found.items()):
         prefix = plain_name(key.removeprefix(f"{where}.")) + "."
         named = [(plain_name(name), name) for name in state if _is_named_tensor(name, state[name])]
-        inner = {name[len(prefix) :]: state[old] for name, old in named if name.startswith(prefix)}
+        inside = [(name[len(prefix) :], old) for name, old in named if name.startswith(prefix)]
+        inner = {name: state[old] for name, old in inside}
+        if len(inner) < len(inside):
+            raise GpusqError(
+                f"{key!r} names two state dicts: several of its tensors have one name once wrappers' names are dropped",
+                place=place,
+                hint="save the one that is meant: torch.save(model.state_dict(), ...)",
+            )
         if inner:
             return inner
     alone = "the file is one state dict itself: leave out --state-dict" if _is_state_dict(content) else _SAVE_AGAIN

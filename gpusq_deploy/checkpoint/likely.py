@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-from typing import Any
+
+from gpusq_deploy.checkpoint.libraries import library
+from gpusq_deploy.errors import GpusqError
 
 
 def likely_names(text: str) -> str:
@@ -27,10 +28,10 @@ def _known() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for source, package in (("timm", "timm"), ("torchvision", "torchvision.models"), ("transformers", "transformers")):
         try:
-            library: Any = importlib.import_module(package)
-        except ImportError:
+            module = library(package, hint="")
+        except GpusqError:
             continue
-        names = library.list_models() if source != "transformers" else dir(library)
+        names = module.list_models() if source != "transformers" else dir(module)
         classes = [name for name in names if source != "transformers" or name.endswith("Model") or "For" in name]
         found[source] = [name for name in classes if name != "AutoModel" and not name.startswith("AutoModelFor")]
     return found

@@ -154,12 +154,13 @@ def _size(
     spec: ArchSpec, module: torch.nn.Module, channels: int, preprocessor: Mapping[str, Any], *, stated: bool
 ) -> Size:
     """See `preprocessing_of_transformers`; `stated`: the preprocessor is the model's own, not its class's defaults."""
+    asked = [_asked_size(spec, name) for name in ("input_size", "image_size") if name in spec.arguments]
     config: Any = module.config
     own, prepared = size_of_config(config), _prepared(preprocessor)
     backbone = _two(_said(config, "image_size", "backbone_config"))
     published = prepared if stated and own is not None and _runs(module, channels, prepared, own) else None
     rest = (prepared, backbone) if stated else (backbone, prepared)
-    for size in (_two(spec.arguments.get("input_size")), _two(spec.arguments.get("image_size")), published, own, *rest):
+    for size in (*asked, published, own, *rest):
         if size is not None:
             return size
     raise UndeclaredError(
@@ -167,6 +168,17 @@ def _size(
         place=str(spec),
         hint=f"add --arch-arg input_size=[480,640]; {ARRAYS_DO}",
     )
+
+
+def _asked_size(spec: ArchSpec, name: str) -> Size:
+    size = _two(spec.arguments[name])
+    if size is None:
+        raise GpusqError(
+            f"{name}={spec.arguments[name]} is not a size",
+            place="--arch-arg",
+            hint=f"{name}=[HEIGHT,WIDTH], or one number for both",
+        )
+    return size
 
 
 def _prepared(preprocessor: Mapping[str, Any]) -> Size | None:

@@ -104,7 +104,7 @@ def build_request(given: Given) -> BuildRequest:
         targets=chosen_targets(given),
         batch=batch,
         engine=options_from_text(given.engine_options, profiles=profiles),
-        opset=given.opset or _opset(remainder, types),
+        opset=_opset(remainder, types) if given.opset is None else given.opset,
         input_name=given.input_name,
         output_names=() if given.output_names is None else tuple(given.output_names.split(",")),
         out=given.out or Path(f"{given.model.stem}.gpusq"),

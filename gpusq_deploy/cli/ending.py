@@ -83,7 +83,7 @@ def _ending(error: BaseException) -> Ending:
         hint = None if context is None else f"{context.command_path} --help"
         return Ending(code=USAGE, what=one_line(ValueError(error.format_message())), hint=hint)
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        return Ending(code=INTERRUPTED, what="interrupted: nothing was changed")
+        return Ending(code=INTERRUPTED, what="interrupted: no output is half written")
     return _of_the_machine(error) or _of_a_bug(error)
 
 

@@ -35,6 +35,8 @@ def accuracy_text(bundle: Bundle) -> str:
     found = bundle.receipt.verification
     if found is None:
         return "unknown: not compared with the float graph (see the notes)"
+    if found.synthetic or found.constant:
+        return f"unknown: {figures_text(found)}"
     apart = "kept apart from calibration" if found.held_out else "which calibration saw too"
     seen = apart if bundle.calibration is not None else ""
     on = f"on {counted(found.images, 'sample')}{f', {seen}' if seen else ''}"

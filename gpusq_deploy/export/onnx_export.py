@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -172,7 +173,7 @@ def _exported(
 def _export_hint(module: torch.nn.Module, error: BaseException) -> str:
     """What to do; of a forward that speaks of its further inputs, or of None, how those are given."""
     others = optional_inputs(module)
-    if others and any(word in str(error) for word in (*others, "NoneType")):
+    if others and re.search(rf"\b({'|'.join(map(re.escape, (*others, 'NoneType')))})\b", str(error)):
         return f"its forward also takes {', '.join(others)}: {WRAP}"
     return "try a fixed batch (--batch 8:8:8); a model with data-dependent control flow can't be exported"
 

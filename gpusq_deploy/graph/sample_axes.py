@@ -31,7 +31,8 @@ class SampleAxes:
     ) -> SampleAxes:
         """The open ones closed by the answers to a batch, and to the same batch turned by one sample."""
         closed = {name: find_sample_axis(plain[name], rolled[name], batch, axes) for name, axes in self.open.items()}
-        return SampleAxes(known={**self.known, **closed}, open={})
+        # In the order of the answers, which is the graph's: the first is the one that is judged.
+        return SampleAxes(known={name: {**self.known, **closed}[name] for name in plain}, open={})
 
     def by_sample(self, answers: Mapping[str, npt.NDArray[Any]], count: int) -> dict[str, npt.NDArray[Any]]:
         """Each output as [N, ...], of the first `count` samples; [1, ...] of one without an axis of samples."""

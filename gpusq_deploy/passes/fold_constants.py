@@ -97,18 +97,28 @@ def _evaluate(node: ir.Node, known: Mapping[ir.Value, _Array], opsets: Mapping[s
 
 
 def _computed(node: ir.Node, inputs: Sequence[_Array | None], opsets: Mapping[str, int]) -> tuple[_Array, ...]:
-    """A product is taken in float64, so that it doesn't depend on the number of threads."""
+    """Nothing for what can't be computed, such as an index out of range: whoever loads the graph says so."""
     given = [array for array in inputs if array is not None]
-    if node.op_type == "MatMul":
-        product: _Array = np.matmul(given[0].astype(np.float64), given[1].astype(np.float64))
-        return (product.astype(given[0].dtype),)
-    if node.op_type == "Gemm":
-        return (_gemm(node, given),)
-    if node.op_type == "Transpose":  # a view: most of them turn weights, and stay
-        return (np.transpose(given[0], node.attributes.get_ints("perm", None)),)
-    if node.op_type in _BY_NUMPY and node.domain in {"", "ai.onnx"}:
-        return evaluate(node, inputs, opsets[""])
+    try:
+        if node.domain not in {"", "ai.onnx"}:
+            return evaluate_by_runtime(node, inputs, opsets) or ()
+        if node.op_type == "Transpose":  # a view: most of them turn weights, and stay
+            return (np.transpose(given[0], node.attributes.get_ints("perm", None)),)
+        if node.op_type in {"MatMul", "Gemm"} and all(array.dtype.kind not in "iub" for array in given):
+            return (_product(node, given),)
+        if node.op_type in _BY_NUMPY:
+            return evaluate(node, inputs, opsets[""])
+    except (ArithmeticError, LookupError, TypeError, ValueError):
+        return ()
     return evaluate_by_runtime(node, inputs, opsets) or ()
+
+
+def _product(node: ir.Node, given: Sequence[_Array]) -> _Array:
+    """In float64, so that it doesn't depend on the number of threads."""
+    if node.op_type == "Gemm":
+        return _gemm(node, given)
+    product: _Array = np.matmul(given[0].astype(np.float64), given[1].astype(np.float64))
+    return product.astype(given[0].dtype)
 
 
 def _gemm(node: ir.Node, given: Sequence[_Array]) -> _Array:

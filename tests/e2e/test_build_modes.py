@@ -58,7 +58,7 @@ def test_a_build_begins_with_size_accuracy_and_engine(without: tuple[Path, Finis
         assert found.receipt.verification is not None
         size = sum(file.stat().st_size for file in path.iterdir() if file.suffix != ".json" and file.is_file())
         assert f"model.onnx {size / 1e3:.0f} kB" in lines[1]
-        assert f"SQNR {found.receipt.verification.sqnr_db:.1f} dB" in lines[2]
+        assert f"SQNR {found.receipt.verification.sqnr_db:.0f} dB" in lines[2]
         for engine in found.receipt.engines:
             count = sum(layer.precision == "int8" for layer in engine.layers)
             assert f"{engine.target}: of {len(engine.layers)} layers {count} INT8" in lines[3]

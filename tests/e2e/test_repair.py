@@ -206,6 +206,7 @@ def test_permuting_needs_an_architecture(broken: Path, tmp_path: Path) -> None:
 
 
 def test_a_graph_is_not_repaired(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
     done = run_main(validate, tmp_path / "model.onnx", "--repair", tmp_path / "out.onnx")
     assert done.code == 5
     assert "only checkpoints" in done.err

@@ -22,12 +22,12 @@ from gpusq_deploy.sparsity import sparsity_report
 RANGES = planning.table({"x": 2.0})
 
 
-def model(*, sparse: bool = True) -> planning.Quantized:
+def model(*, sparse: bool = True, k: int = 8) -> planning.Quantized:
     """One INT8 layer, 2:4 or not."""
-    weights = np.random.default_rng(0).uniform(1, 2, (8, 4)).astype(np.float32)
+    weights = np.random.default_rng(0).uniform(1, 2, (k, 4)).astype(np.float32)
     if sparse:
         weights[[0, 1, 6, 7]] = 0
-    text = "g (float[B,8] x) => (float[B,4] y) { [fc] y = MatMul(x, w) }"
+    text = f"g (float[B,{k}] x) => (float[B,4] y) {{ [fc] y = MatMul(x, w) }}"
     return planning.quantized(tiny_models.graph(text, w=weights), RANGES)
 
 

@@ -81,6 +81,13 @@ def test_a_constant_output_reaches_no_limit(asked: dict[str, Any], options: str)
     assert shortfalls(msgspec.structs.replace(perfect, constant=False), request(**asked)) == ()
 
 
+@pytest.mark.parametrize("limit", [{"min_sqnr": 20.0}, {"min_agreement": 0.9}])
+def test_a_limit_on_what_was_not_measured_is_missed(limit: dict[str, float]) -> None:
+    unmeasured = msgspec.structs.replace(FOUND, sqnr_db=None, top1_agreement=None)
+    (missed,) = shortfalls(unmeasured, request(**limit))
+    assert "can't be judged" in missed
+
+
 def test_agreement_needs_classes_and_is_refused_before_any_work() -> None:
     require_checkable(request(min_agreement=0.9), CLASSES)
     require_checkable(request(min_sqnr=9), TOKENS)

@@ -113,7 +113,7 @@ def test_a_receipt_has_the_doubts_of_both() -> None:
             "SQNR 47 dB of one sample, which proves little, cosine 0.99000",
         ),
         ({"sqnr_db": None, "cosine": None}, "87.5% of its integers equal"),
-        ({"constant": True}, "nothing to see, for the output is constant"),
+        ({"constant": True}, "no figure, for the output is the same for all samples"),
         ({"synthetic": True}, "nothing to see, for random samples prove nothing about real inputs"),
     ],
 )

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from gpusq_deploy.artifacts.plan import LayerDecision, Plan, Precision
-from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, EngineTensor, SkippedTarget
+from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, EngineTensor
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
 from gpusq_deploy.engines.kernel_names import KernelTrace
 from gpusq_deploy.engines.layer_text import layers_from_log
 from gpusq_deploy.engines.layers import totals
-from gpusq_deploy.receipt import built_layers, picked_sparse, skipped_line, summary, with_profile
+from gpusq_deploy.receipt import built_layers, picked_sparse, summary, with_profile
 
 DATA = Path(__file__).parent / "engines" / "data"
 SPARSE = "sm80_xmma_sparse_gemm_i8i8_i8i32_f32_tn_n_sptensor16x8x64"
@@ -282,8 +282,3 @@ def test_a_profile_says_no_of_no_generated_product_and_leaves_what_was_known() -
     assert only(known.layers).sparse_executed == "unknown"
     kept = profiled(plan(decision(), decision("n")), [gemm(tactic=SPARSE), gemm("n", nodes=("n",))], {SPARSE: 1}, 1)
     assert [layer.sparse_executed for layer in kept.layers] == ["yes", "unknown"]
-
-
-def test_a_skipped_target_is_one_line() -> None:
-    skipped = SkippedTarget(target="orin", reason="no driver", command="gpusq-build out --target orin")
-    assert skipped_line(skipped) == "orin: not built here (no driver); on the device: gpusq-build out --target orin"

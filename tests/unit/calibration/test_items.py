@@ -218,3 +218,8 @@ def test_at_most_so_many_samples_are_spread_evenly(tmp_path: Path, most: int, in
     source = open_source(text, preprocessing_of_shape((1,), "test"), most=most)
     assert rows_of(source)[:, 0].tolist() == list(indices)
     assert source.name == (text if most >= 10 else f"{text} ({most} of 10 samples)")
+
+
+def test_a_batch_that_nobody_stacked_is_all_taken() -> None:
+    unstacked = DataLoader(TENSORS, batch_size=2, collate_fn=list)  # pyright: ignore[reportArgumentType] - a tensor is a dataset
+    np.testing.assert_array_equal(rows_of(source_from_iterable(unstacked, SIZE)), ROWS)

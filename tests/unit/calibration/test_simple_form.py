@@ -75,7 +75,7 @@ def test_every_layer_reads_the_numbers_of_its_counterpart(family: str) -> None:
     packed = pack_projections(model, graph_sparsity(model, source="m", recipe=recipe), recipe, None)
     layers = weighted_layers(packed.model)
     before = SimpleForm(model=simple, parts=packed.parts).counterparts(layers)
-    feeds: dict[str, tiny_models.Array] = {"input": example_input(checkpoint, 2).numpy()}
+    feeds: dict[str, tiny_models.Array] = {str(simple.graph.inputs[0].name): example_input(checkpoint, 2).numpy()}
     old = values_of(simple, feeds, {layer.input for layer in before.layers})
     new = values_of(packed.model, feeds, {layer.input for layer in layers})
     for layer in layers:

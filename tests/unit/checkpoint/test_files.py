@@ -68,7 +68,7 @@ def test_a_folder_is_refused(tmp_path: Path, refused: Refused, suffix: str) -> N
 
 @pytest.mark.parametrize("name", ["none.pt", "none.safetensors", "x" * 300, "a\0b"])
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path, refused: Refused, name: str) -> None:
-    assert refused(tmp_path / name).what == "no such file"
+    assert refused(tmp_path / name).what == "no such file or folder"
 
 
 def test_a_dangling_link_is_refused(tmp_path: Path, refused: Refused) -> None:

@@ -452,6 +452,8 @@ def test_the_size_of_a_composite_model_is_that_of_its_parts() -> None:
     assert size_of(Parts(backbone_config=backbone), stated) == (70, 84)
     assert size_of(Parts(backbone_config=backbone, image_size=98), stated) == (98, 98)
     assert size_of(Parts(vision_config=vision), None, input_size=[32, 48]) == (32, 48)
+    with pytest.raises(GpusqError, match="is not a size"):  # timm's form, channels first
+        size_of(Parts(vision_config=vision), None, input_size=[3, 32, 48])
 
 
 @pytest.mark.slow

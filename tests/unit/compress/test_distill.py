@@ -35,6 +35,12 @@ OPTIONS = DistillOptions(epochs=12, learning_rate=3e-3, batch_size=32, seed=0)
 PIXELS = Preprocessing(channels=1, height=4, width=4, mean=(0.0,), std=(1.0,), origin="test")
 
 
+@pytest.fixture(autouse=True)
+def small_layers_are_pruned_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy's K is 16, which no tensor core would gain by."""
+    monkeypatch.setattr("gpusq_deploy.compress.prune.LEAST_K", 0)
+
+
 class Blocks(nn.Module):
     """An MLP in blocks that end in a head, on [N, 1, 4, 4]."""
 

@@ -66,7 +66,7 @@ def test_parts_of_an_attentions_projections_have_its_parameters_names(others: in
     assert found == {name: 3 if name == "attention.in_proj" else 1 for name in names}
     model = run_passes(export_float_model(checkpoint_of(module), batch=BATCH), CANONICAL)
     image = torch.randn(2, 1, 1, 8, generator=torch.Generator().manual_seed(1))
-    answer = tiny_models.run_model(model, {"input": array_from_tensor(image)})["output"]
+    answer = tiny_models.run_model(model, {str(model.graph.inputs[0].name): array_from_tensor(image)})["output"]
     np.testing.assert_allclose(answer, array_from_tensor(module(image)), rtol=1e-5, atol=1e-6)
 
 

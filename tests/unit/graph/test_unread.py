@@ -145,8 +145,8 @@ def test_weights_of_the_bodies_of_if_are_found(tmp_path: Path, held: str) -> Non
 
 
 def test_functions_are_inlined_and_their_weights_read(tmp_path: Path) -> None:
-    text = body("y = local.linear(x, w)") + '\n<domain: "local", opset_import: ["" : 20]>\n'
-    found = checked(tmp_path, text + "linear (a, b) => (c) { c = MatMul(a, b) }", w=np.ones((8, 8), np.float32))
+    text = body("y = local.linear(x, w)", inputs="float[N,32] x") + '\n<domain: "local", opset_import: ["" : 20]>\n'
+    found = checked(tmp_path, text + "linear (a, b) => (c) { c = MatMul(a, b) }", w=np.ones((32, 8), np.float32))
     assert unread(found) == []
     assert len(found.sparsity.layers) == 1
     assert [finding.rule for finding in found.findings] == ["not-2:4"]

@@ -195,5 +195,5 @@ def test_an_exported_model_that_resizes_its_positions_has_no_resize(family: str)
     feed = example_input(checkpoint, 3)
     with torch.no_grad():
         wanted = array_from_tensor(module(feed))
-    got = run_model(simple, {"input": array_from_tensor(feed)})["output"]
+    got = run_model(simple, {str(simple.graph.inputs[0].name): array_from_tensor(feed)})["output"]
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
