@@ -13,7 +13,7 @@ import tiny_models
 
 from gpusq_deploy.acceptance import failed_place, require_checkable, shortfalls
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.artifacts.receipt import Verification
+from gpusq_deploy.artifacts.receipt import Drift, Verification
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.request import BuildRequest
 
@@ -111,7 +111,8 @@ def test_integers_can_be_asked_to_agree_and_have_no_decibels() -> None:
 
 
 def test_integers_never_enter_the_limit_in_decibels() -> None:
-    found = msgspec.structs.replace(FOUND, sqnr_db=None, cosine=None, top1_agreement=0.8)
+    boxes = Drift(module="", tensor="boxes", sqnr_db=70.0, median_sqnr_db=70.0, cosine=1.0)
+    found = msgspec.structs.replace(FOUND, sqnr_db=None, cosine=None, top1_agreement=0.8, others=(boxes,))
     assert shortfalls(found, request(min_sqnr=60.0, min_agreement=0.8)) == ()
     assert shortfalls(found, request(min_agreement=0.9)) == (
         "the share of equal integers, 0.8, is below --min-agreement 0.9",
