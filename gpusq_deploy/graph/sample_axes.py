@@ -29,9 +29,10 @@ class SampleAxes:
     def found(
         self, plain: Mapping[str, npt.NDArray[Any]], rolled: Mapping[str, npt.NDArray[Any]], batch: int
     ) -> SampleAxes:
-        """The open ones closed by the answers to a batch, and to the same batch turned by one sample."""
+        """The open ones closed by the answers to a batch, and to the same batch turned by one sample; in order."""
         closed = {name: find_sample_axis(plain[name], rolled[name], batch, axes) for name, axes in self.open.items()}
-        return SampleAxes(known={**self.known, **closed}, open={})
+        every = {**self.known, **closed}
+        return SampleAxes(known={name: every[name] for name in plain}, open={})
 
     def by_sample(self, answers: Mapping[str, npt.NDArray[Any]], count: int) -> dict[str, npt.NDArray[Any]]:
         """Each output as [N, ...], of the first `count` samples; [1, ...] of one without an axis of samples."""
