@@ -28,8 +28,8 @@ def main_of(command: str) -> Any:
 
 
 def failing(error: BaseException, *options: str, debug: bool = False) -> Finished:
-    with mock.patch(READ, side_effect=error):
-        return run_main(compare, "a.json", "b.json", *options, debug=debug)
+    with mock.patch(READ, side_effect=error):  # any file that is there
+        return run_main(compare, __file__, __file__, *options, debug=debug)
 
 
 def test_a_bug_is_no_verdict_and_its_report_is_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
