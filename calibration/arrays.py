@@ -14,6 +14,7 @@ from typing import IO, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from gpusq_deploy.checkpoint.libraries import current_folder
 from gpusq_deploy.errors import GpusqError
 
 # Of several arrays in an .npz, these are looked for, in this order.
@@ -87,20 +88,24 @@ def names_factory(text: str) -> bool:
 def called(text: str, take: Callable[[Any], _Taken]) -> _Taken:
     """What `take` makes of that which the function `package.module:factory`, called without arguments, returns.
 
+    The module may lie in the current folder, as one of `--arch` may.
+
     Raises:
         GpusqError: No such function, or it fails, or what it returned does when it is read.
     """
     package, _, name = text.partition(":")
     try:
-        factory: Any = getattr(importlib.import_module(package), name)
-        return take(factory())
+        with current_folder():
+            factory: Any = getattr(importlib.import_module(package), name)
+            return take(factory())
     except GpusqError:
         raise
     except Exception as error:  # a user's own code can raise anything
         raise GpusqError(
             f"the factory of calibration data fails: {type(error).__name__}: {error}",
             place=text,
-            hint="it must be a function without arguments, in a module on PYTHONPATH, that returns an iterable",
+            hint="it must be a function without arguments, in a module of the current folder or on PYTHONPATH, "
+            "that returns an iterable",
         ) from error
 
 

@@ -78,8 +78,9 @@ def read_bundle(path: Path) -> Bundle:
     """Read a bundle's descriptions; the model and the engines stay on disk.
 
     Raises:
-        GpusqError: Not a bundle, or one of its files is missing or damaged.
+        GpusqError: Nothing is there, it isn't a bundle, or one of its files is missing or damaged.
     """
+    require_input(path)
     if not is_bundle(path):
         raise GpusqError("not a bundle: it has no manifest.json", place=str(path), hint="make one with gpusq-build")
     calibration = path / CALIBRATION

@@ -131,11 +131,17 @@ def figures_of(sums: ErrorSums | None, *, whole: bool) -> Figures:
     return pooled._replace(median_sqnr_db=median, lowest_sqnr_db=lowest, highest_sqnr_db=highest)
 
 
-def require_same(reference: Array, got: Array, *, place: str) -> float:
+def require_same(reference: Array, got: Array, *, place: str, scale: float = 0.0) -> float:
     """Largest difference of an export from torch, relative to the largest reference value.
 
     Of integers and booleans it is the share that differs: the larger of two logits, or their order, is a matter of
     rounding where the two are nearly the same.
+
+    Args:
+        reference: Torch's answer.
+        got: The graph's.
+        place: The architecture, for the error.
+        scale: What floats' difference is relative to where the largest reference value is smaller.
 
     Raises:
         GpusqError: More than 1e-4, of integers more than a hundredth, or not finite: the export is wrong.
@@ -147,7 +153,7 @@ def require_same(reference: Array, got: Array, *, place: str) -> float:
             hint="try another --opset or a fixed --batch",
         )
     floating = is_floating(got)
-    difference = _difference(reference, got) if floating else 1 - equal_share(reference, got)
+    difference = _difference(reference, got, scale) if floating else 1 - equal_share(reference, got)
     if not difference <= (_EXPORT_TOLERANCE if floating else _UNEQUAL_INTEGERS):
         what = f"relative difference {difference:.3g}" if floating else f"{difference:.1%} of the integers differ"
         raise GpusqError(
@@ -184,10 +190,10 @@ def require_repeatable(first: Sequence[Array], second: Sequence[Array], *, place
     )
 
 
-def _difference(reference: Array, got: Array) -> float:
+def _difference(reference: Array, got: Array, scale: float = 0.0) -> float:
     """Largest difference, relative to the largest reference value; of integers and booleans, as if they were floats."""
     reference, got = (each if is_floating(each) else each.astype(np.float64) for each in (reference, got))
-    return float(np.max(np.abs(reference - got), initial=0.0) / (np.max(np.abs(reference), initial=0.0) or 1.0))
+    return float(np.max(np.abs(reference - got), initial=0.0) / (np.max(np.abs(reference), initial=scale) or 1.0))
 
 
 def _with_layers(found: Verification, pair: Pair, model: ir.Model, source: DataSource) -> Verification:

@@ -29,7 +29,7 @@ class SampleAxes:
     def found(
         self, plain: Mapping[str, npt.NDArray[Any]], rolled: Mapping[str, npt.NDArray[Any]], batch: int
     ) -> SampleAxes:
-        """The open ones closed by the answers to a batch, and to the same batch turned by one sample."""
+        """The open ones closed by the answers to a batch, and to the same batch turned by one sample; in order."""
         closed = {name: find_sample_axis(plain[name], rolled[name], batch, axes) for name, axes in self.open.items()}
         # In the order of the answers, which is the graph's: the first is the one that is judged.
         return SampleAxes(known={name: {**self.known, **closed}[name] for name in plain}, open={})

@@ -301,11 +301,13 @@ def test_two_damaged_files_are_both_named(out: Path) -> None:
 
 def test_a_folder_without_a_manifest_is_no_bundle(out: Path) -> None:
     out.mkdir()
-    for path in (out, out / "none", out.parent):
+    for path in (out, out.parent):
         assert not is_bundle(path)
         with pytest.raises(GpusqError, match="not a bundle") as caught:
             read_bundle(path)
         assert "gpusq-build" in str(caught.value.hint)
+    with pytest.raises(GpusqError, match="no such file or folder"):
+        read_bundle(out / "none")
 
 
 def change_json(path: Path, **changes: Any) -> None:

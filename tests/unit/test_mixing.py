@@ -58,6 +58,28 @@ def test_each_layers_noise_is_that_of_a_graph_with_it_alone_in_int8(*, static: b
         assert noise[node] == pytest.approx(expected, rel=2e-2)
 
 
+@pytest.mark.slow
+def test_noise_is_taken_from_the_first_floats_and_of_integers_alone_it_is_the_share_that_changes() -> None:
+    plain = run_passes(tiny_models.exported_vit().model, CANONICAL)
+    plan = planning.plan_for(plain, planning.measured(plain))
+    nodes = [layer.node for layer in weighted_layers(plain) if layer.layer.endswith("fc1")]
+    source = ArrayFile(name="noise", values=tiny_models.images(6, seed=5))
+
+    def noise(outputs: int) -> dict[str, float]:
+        """With the classes in front of the logits, and at most so many outputs."""
+        model = plain.clone()
+        (logits,) = model.graph.outputs
+        largest = ir.node("ArgMax", [logits], {"axis": 1, "keepdims": 0}, name="largest")
+        largest.outputs[0].name, largest.outputs[0].type = "classes", ir.TensorType(ir.DataType.INT64)
+        model.graph.append(largest)
+        model.graph.outputs[:] = [largest.outputs[0], logits][:outputs]
+        return noise_of_layers(model, plan, {}, source, lambda _done, _total: None, nodes=nodes)
+
+    alone = noise_of_layers(plain, plan, {}, source, lambda _done, _total: None, nodes=nodes)
+    assert noise(2) == pytest.approx(alone, rel=1e-4)
+    assert all(share * 6 == pytest.approx(round(share * 6)) for share in noise(1).values())
+
+
 def test_contenders_make_most_noise_for_their_flops_up_to_three_times_the_budget() -> None:
     layers = layers_with({"a": 100, "b": 10, "c": 10, "d": 10, "unknown": 0})
     noise = {"a": 0.9, "b": 0.2, "c": 0.3, "d": 0.01, "unknown": 1.0}

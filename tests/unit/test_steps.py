@@ -146,3 +146,38 @@ def test_integers_of_an_export_are_held_against_torchs_own(tmp_path: Path) -> No
     assert checked(tmp_path, Largest(), text=text % "ArgMax")[0] == 0
     with pytest.raises(GpusqError, match="of the integers differ"):
         checked(tmp_path, Largest(), text=text % "ArgMin")
+
+
+class Rest(torch.nn.Module):
+    """The mean of each sample's normalised values, which is zero but for rounding; times a factor."""
+
+    def __init__(self, factor: float = 1) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.factor * torch.nn.functional.layer_norm(100 * images, images.shape[1:]).mean((1, 2, 3))
+
+
+# The same sums in another order.
+REST = """rest (float[batch, 3, 4, 4] input) => (float[batch] output)
+<float[48] ones = {ONES}, float hundred = {100.0}, int64[2] flat = {0, -1}, int64[1] last = {1}> {
+  scaled = Mul(input, hundred)
+  rows = Reshape(scaled, flat)
+  norm = LayerNormalization<axis = 1>(rows, ones)
+  output = ReduceMean<keepdims = 0>(norm, last)
+}""".replace("ONES", ", ".join(["1.0"] * 48))
+
+
+def test_an_answer_that_is_rounding_alone_is_as_exact_as_what_it_is_the_rest_of(tmp_path: Path) -> None:
+    difference, said = checked(tmp_path, Rest(), text=REST)
+    assert difference < 1e-4
+    assert "agrees with torch" in said[0]
+
+
+def test_a_small_answer_is_still_held_against_itself(tmp_path: Path) -> None:
+    """Small because of its factor, and not as a rest of larger numbers."""
+    text = DOUBLED.replace("{ output = Add(input, input)", "<float f = {2e-9}> { output = Mul(input, f)")
+    assert checked(tmp_path, Times(2e-9, 0), text=text)[0] < 1e-6
+    with pytest.raises(GpusqError, match="something else than torch"):
+        checked(tmp_path, Times(2.001e-9, 0), text=text)

@@ -485,3 +485,21 @@ def test_of_exported_integers_a_hundredth_may_differ(wrong: int, refused: bool) 
             require_same(reference, got, place="here")
     else:
         assert require_same(reference, got, place="here") == pytest.approx(wrong / 150)
+
+
+def test_the_first_output_stays_the_first_where_its_shape_does_not_tell_the_axis_of_samples(tmp_path: Path) -> None:
+    """Tokens [2N, 2] in front of logits [N, 4]: only the tokens are wrong in the built graph."""
+    text = """g (float[B,1,1,4] x) => (float[M,2] tokens, float[B,4] logits) {{
+      y = Reshape(x, shape)
+      t = Reshape(x, two)
+      tokens = Mul(t, c)
+      logits = Mul(y, one)
+    }}"""
+    for name, factor in (("a", 1.0), ("b", 1.1)):
+        constants = {"c": np.array(factor, np.float32), "one": np.array(1, np.float32)}
+        made = tiny_models.graph(text.format(), shape=np.array([-1, 4]), two=np.array([-1, 2]), **constants)
+        save_model(made, tmp_path / f"{name}.onnx")
+    report = verify(Pair(reference=tmp_path / "a.onnx", built=tmp_path / "b.onnx"), source(), held_out=True)
+    assert report.sqnr_db == pytest.approx(20, abs=1e-3)
+    assert [(other.tensor, other.sqnr_db) for other in report.others] == [("logits", 300.0)]
+    assert report.top1_agreement is None

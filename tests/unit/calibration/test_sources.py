@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -432,6 +433,15 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_factory_is_called_by_name() -> None:
     source = open_source("user_data.sets:rows", SIZE)
     assert (source.name, len(source)) == ("user_data.sets:rows", 4)
+
+
+def test_a_factory_may_lie_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows_beside.py").write_text(FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in {"", str(tmp_path)}])
+    before = list(sys.path)
+    assert len(open_source("rows_beside:rows", SIZE)) == 4
+    assert sys.path == before
 
 
 @pytest.mark.usefixtures("factories")

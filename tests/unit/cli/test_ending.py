@@ -20,7 +20,7 @@ from gpusq_deploy.cli.bench import main as bench
 from gpusq_deploy.cli.compare import main as compare
 from gpusq_deploy.cli.inspect import main as inspect
 
-READ = "gpusq_deploy.artifacts.base.require_input"
+READ = "gpusq_deploy.artifacts.base.read_value"
 
 
 def main_of(command: str) -> Any:
@@ -28,8 +28,8 @@ def main_of(command: str) -> Any:
 
 
 def failing(error: BaseException, *options: str, debug: bool = False) -> Finished:
-    with mock.patch(READ, side_effect=error):
-        return run_main(compare, "a.json", "b.json", *options, debug=debug)
+    with mock.patch(READ, side_effect=error):  # any file that is there
+        return run_main(compare, __file__, __file__, *options, debug=debug)
 
 
 def test_a_bug_is_no_verdict_and_its_report_is_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
