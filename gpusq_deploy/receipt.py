@@ -180,12 +180,12 @@ def cost_verdict(cost: CostEstimate, recipe: str) -> str:
     mostly = 2 * faster > len(cost.layers)
     by_layer = f"faster in {faster} of {len(cost.layers)} layers, " if cost.layers else ""
     graph = (
-        f"{by_layer}{built.kernels} kernels instead of {other.kernels} and {built.bytes_moved / 1e6:.1f} MB moved "
+        f"{by_layer}{built.kernels} kernels instead of {other.kernels}, {built.bytes_moved / 1e6:.1f} MB moved "
         f"instead of {other.bytes_moved / 1e6:.1f}"
     )
     if built.kernels <= other.kernels and built.bytes_moved <= other.bytes_moved and (mostly or not cost.layers):
         return f"{cost.what} is predicted to pay: {graph}"
-    verdict = f"{cost.what} may not pay" if cost.worse and not mostly else f"whether {cost.what} pays is open"
+    verdict = f"{cost.what} may not pay" if cost.worse and not mostly else f"unclear whether {cost.what} pays"
     advice = f"; --recipe {_FUSED} or a larger batch may help" if _fusable(cost, recipe) else ""
     return f"{verdict}: {graph}; gpusq-bench on the GPU decides{advice if cost.worse else ''}"
 

@@ -74,7 +74,7 @@ def test_a_graph_agrees_with_itself_wholly_and_the_report_survives_json(tmp_path
     report = verify(Pair(reference=path, built=path), source(), held_out=True)
     assert (report.sqnr_db, report.top1_agreement, report.images) == (300.0, 1.0, 19)
     assert report.cosine == pytest.approx(1)
-    assert "kept apart" in report.note
+    assert "held out of" in report.note
     assert value_from_json(json_from_value(report), Verification, place="here") == report
 
 
@@ -193,8 +193,8 @@ def test_a_block_that_the_built_graph_lacks_is_named(tmp_path: Path) -> None:
     other = model(tmp_path, "Mul", 2)
     report = verify(Pair(reference=one, built=other), source(), held_out=True)
     assert [block.module for block in report.blocks] == ["blocks.1"]
-    assert "not looked at, because the built graph has no such tensor: blocks.0;" in report.note
-    assert report.note.endswith("not looked at, because the built graph has no such tensor: blocks.1.fc1")
+    assert "not compared, because the built graph has no such tensor: blocks.0;" in report.note
+    assert report.note.endswith("not compared, because the built graph has no such tensor: blocks.1.fc1")
 
 
 def test_each_sample_counts_once_for_the_median(tmp_path: Path) -> None:
