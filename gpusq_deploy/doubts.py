@@ -12,7 +12,7 @@ from gpusq_deploy.wording import counted
 _LEAST_DB = 10.0
 # Below a half, most samples get another answer.
 _LEAST_AGREEMENT = 0.5
-_POINTED_AT = 3
+_POINTED_AT = 2
 # Below so many samples, tenths of a decibel say nothing: from one sample to the next it differs by several.
 _FEW = 16
 
@@ -133,7 +133,7 @@ def _doubts(found: Verification) -> Iterator[str]:
     weak = "" if found.synthetic else ", ".join(_weak_outputs(found))
     if weak:
         worst = noisiest_text(found)
-        where = f"; most noise comes from {worst}: a recipe can keep layers there float" if worst else ""
+        where = f"; most noise: {worst}; a recipe can keep it float" if worst else ""
         yield (
             f"the built model is far from the {found.reference} model: {weak}, on "
             f"{counted(found.images, 'sample')}{where}"
@@ -145,7 +145,7 @@ def _weak_outputs(found: Verification) -> Iterator[str]:
         yield weak
     for other in found.others:
         if other.tensor not in found.constant_others and other.sqnr_db < _LEAST_DB:
-            yield f"SQNR of {other.tensor} {decibels_text(other.sqnr_db, found.images)}"
+            yield f"{other.tensor} {decibels_text(other.sqnr_db, found.images)}"
 
 
 def _weak(found: Verification | PruningLoss) -> str:

@@ -56,7 +56,7 @@ _MEANINGS: dict[Diagnosis, tuple[str, str]] = {
 }
 
 
-_NO_KERNEL = "try another batch size or an INT8 output: the builder had no sparse kernel, or a dense one was faster"
+_NO_KERNEL = "try another batch size or an INT8 output: the builder had no sparse kernel, or timed a dense one faster"
 _IN_A_TRACE = (
     "trace the engine on its GPU and give the kernel names to gpusq-inspect --kernels: sparse ones are named "
     "'sptensor' or '_sparse_gemm'"

@@ -155,14 +155,14 @@ def _asked_and_built(layers: Sequence[BuiltLayer]) -> str:
 
 
 def cost_text(cost: CostEstimate) -> str:
-    """The quantised graph beside the one without Q/DQ, in one line to print."""
+    """The quantised graph beside the one without Q/DQ; in a second line how that is known."""
     built, other = cost.built, cost.unquantised
     if built is None or other is None:
         return cost.note
     shares = ", ".join(f"{count / 1e9:.2f} GFLOP {name}" for name, count in built.flops.items())
     return (
         f"built for batch {built.batch} alone, {built.kernels} kernels and {built.bytes_moved / 1e6:.1f} MB moved "
-        f"({shares}), without {cost.what} {other.kernels} and {other.bytes_moved / 1e6:.1f} MB: {cost.note}"
+        f"({shares}), without {cost.what} {other.kernels} and {other.bytes_moved / 1e6:.1f} MB\n  {cost.note}"
     )
 
 

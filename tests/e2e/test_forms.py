@@ -67,7 +67,7 @@ def test_every_long_step_shows_progress_to_its_end(dense: Path, photos: Path, tm
         say=lambda _: None, progress=lambda label, done, total: heard.setdefault(label, []).append((done, total))
     )
     compile_checkpoint(request, reporter)
-    steps = ["exporting", "simplifying", "rewriting", "comparing forms", "writing", "calibrating", "verifying"]
+    steps = ["exporting", "simplifying", "rewriting", "comparing graph rewrites", "writing", "calibrating", "verifying"]
     assert list(heard)[: len(steps)] == steps
     for label in steps:
         done = [count for count, _ in heard[label]]

@@ -66,14 +66,14 @@ def test_a_warning_has_the_figures_and_where_the_noise_comes_from() -> None:
     parts = (
         "the built model is far from the float model",
         "SQNR -4.8 dB, top-1 0.0%",
-        "SQNR of boxes 1.5 dB",
+        "boxes 1.5 dB",
         "on 32 samples",
-        "most noise comes from blocks.1 (3.0 dB), blocks.0 (20.0 dB): a recipe can keep layers there float",
+        "most noise: blocks.1 (3.0 dB), blocks.0 (20.0 dB); a recipe can keep it float",
     )
     assert [part for part in parts if part not in said] == []
     (pruned,) = doubts(msgspec.structs.replace(hopeless, reference="pruned float"))
     assert "far from the pruned float model" in pruned
-    assert max(len(said), len(pruned)) <= 200
+    assert max(len(said), len(pruned)) <= 191  # a warning is two lines of 100
 
 
 def test_a_constant_output_is_not_judged_by_its_figures() -> None:
