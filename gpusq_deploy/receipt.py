@@ -130,7 +130,7 @@ def _seen(able: Sequence[BuiltLayer], trace: KernelTrace) -> tuple[Verdict | Non
         return ("yes" if sparse >= len(carriers) * trace.inferences else None), ", ".join(said)
     generated = sorted(name for name in carriers | {*trace.launches} if generated_product(name))
     if generated:
-        return None, ", ".join((*said, f"but the names of generated kernels such as {generated[0]} don't tell"))
+        return None, ", ".join((*said, f"but names of generated kernels, such as {generated[0]}, don't show it"))
     return "no", ", ".join(said)
 
 

@@ -171,7 +171,7 @@ def _images(source: DataSource, say: Callable[[str], None]) -> torch.Tensor:
 def _remarks(checkpoint: Checkpoint, report: OneshotReport) -> tuple[str, ...]:
     lines = [f"{layer.layer}: {layer.note}" for layer in report.layers if layer.note is not None]
     if checkpoint.ranges:
-        lines.append(f"the {len(checkpoint.ranges)} activation ranges of the dense model don't hold any more")
+        lines.append(f"the {len(checkpoint.ranges)} activation ranges of the dense model no longer hold")
     return tuple(lines)
 
 
