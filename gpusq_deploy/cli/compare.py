@@ -37,7 +37,7 @@ _CHECKPOINTS = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors", ".tar")
 @click.option(
     "--steady",
     is_flag=True,
-    help="Check that the machine was steady while one model was measured twice: exit 3 if either is slower than allowed.",
+    help="Check that the machine was steady, with one model measured twice: exit 3 if the two differ by more.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @click.pass_context
