@@ -69,7 +69,7 @@ def test_a_planted_outlier_stays_float32(
     for tensor in bundle.plan.wide:
         assert [note for note in bundle.plan.notes if tensor.tensor in note]
         assert [note for note in engine.notes if tensor.tensor in note]
-    assert "kept in FP32, since FP16 can't hold it: add_" in done.err
+    assert "kept in FP32, since FP16 can't hold them: add_" in done.err
     assert engine.totals.attention_fused == DEPTH
     assert "fp32" not in engine.totals.gemms
     assert run_main(validate, out).code == 0
