@@ -157,8 +157,8 @@ def few_warnings(table: CalibrationTable) -> tuple[str, ...]:
     if table.synthetic or table.images >= _FEW:
         return ()
     return (
-        f"ranges were found on {counted(table.images, 'sample')}: what other inputs reach beyond them is clipped; "
-        "give a few dozen typical ones",
+        f"calibrated on only {counted(table.images, 'sample')}: larger values of other inputs are clipped; "
+        "give a few dozen typical images",
     )
 
 

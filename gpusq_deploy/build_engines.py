@@ -32,7 +32,7 @@ from gpusq_deploy.graph.files import save_model, scratch_folder
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.keep_wide import keep_wide, known_tensors
-from gpusq_deploy.receipt import built_layers, cost_verdict, layer_cost_text
+from gpusq_deploy.receipt import built_layers, layer_cost_text
 from gpusq_deploy.recipe import OPSETS, QuantizedPrecision, Recipe, load_recipe
 from gpusq_deploy.request import NO_OPTIONS, BuildRequest, Reporter
 from gpusq_deploy.targets import GemmNeed, Target, check_request, load_targets, padding_notes
@@ -158,12 +158,11 @@ def build_engines(request: EngineRequest) -> tuple[tuple[BuiltEngine, ...], tupl
     for target in request.targets:
         choice = choose_backend(target, bundle=request.name, options=unsaid)
         if isinstance(choice, SkippedTarget):
-            request.reporter.say(
-                f"no engine for {target.name} here: {choice.reason}; on the device run: {choice.command}"
-            )
+            request.reporter.say(f"no engine for {target.name} here; on the device run: {choice.command}")
             skipped.append(choice)
         else:
-            request.reporter.say(f"building the engine for {target.name}: {choice.reason}")
+            how = "ahead of time, no GPU" if choice.name in target.ahead_of_time else "on its own GPU"
+            request.reporter.say(f"building {target.name} with {choice.name} ({how})")
             built.append(_built(request, target, choice.name))
     return tuple(built), tuple(skipped)
 
@@ -181,7 +180,7 @@ def with_engines(
     missing = [entry for entry in skipped if entry.target not in held]
     for entry in skipped:
         if entry.target in held:
-            reporter.say(f"the engine for {entry.target} that the bundle has is kept as it is")
+            reporter.say(f"kept the {entry.target} engine that the bundle has")
     told = {*fresh, *(entry.target for entry in missing)}
     return msgspec.structs.replace(
         receipt,
@@ -213,14 +212,13 @@ def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_
         # Further engines may come later, and this must stay true.
         return _not_compared(what, "when the bundle was made, no engine was built ahead of time")
     target, batch = ahead[first.target], request.batch.optimum
-    request.reporter.say(f"comparing with the graph without {what}, for {target.name} at batch {batch}")
+    request.reporter.say(f"building the same model without {what} to compare kernels ({target.name}, batch {batch})")
     try:
         found = _comparison(request, first, float_model, target, what)
     except (GpusqError, OSError) as error:
         why = error.what if isinstance(error, GpusqError) else str(error)
         request.reporter.say(f"warning: the comparison failed: {why}")
         return _not_compared(what, why)
-    request.reporter.say(cost_verdict(found, request.plan.recipe))
     return found
 
 
@@ -286,7 +284,7 @@ def _built(request: EngineRequest, target: Target, backend: BackendName) -> Buil
     build = build_engine(request.folder / MODEL, target, settings, options)
     if cache is not None and build.timing_cache is not None:
         write_cache(cache, build.timing_cache)
-        request.reporter.say(f"kept {len(build.timing_cache)} bytes of kernel timings in {cache}")
+        request.reporter.say(f"wrote the timing cache {cache} ({len(build.timing_cache)} bytes)")
     file = f"{ENGINES}/{target.name}.plan"
     path = request.folder / file
     path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What speaks against a comparison, in sentences: for stderr, the table, JSON and the receipt's readers alike."""
+"""The figures of a comparison, and warnings about it: for stderr, the table and JSON alike."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from gpusq_deploy.wording import counted
 _LEAST_DB = 10.0
 # Below a half, most samples get another answer.
 _LEAST_AGREEMENT = 0.5
-_POINTED_AT = 3
+_POINTED_AT = 2
 # Below so many samples, tenths of a decibel say nothing: from one sample to the next it differs by several.
 _FEW = 16
 
 
 def receipt_doubts(receipt: Receipt) -> tuple[str, ...]:
-    """All that speaks against a bundle's figures, pruning first."""
+    """Warnings about a bundle's figures, pruning first."""
     pruning = () if receipt.pruning is None else pruning_doubts(receipt.pruning)
     return (*pruning, *(() if receipt.verification is None else doubts(receipt.verification)))
 
@@ -37,8 +37,8 @@ def pruning_doubts(found: PruningLoss) -> tuple[str, ...]:
     if not weak:
         return ()
     return (
-        f"pruning alone changes the answers of the dense model too much: {weak}, on {counted(found.images, 'sample')}; "
-        "second-order keeps most of the three methods of --prune, and gpusq-compress trains the pruned model",
+        f"pruning alone costs too much accuracy: {weak}, on {counted(found.images, 'sample')}; "
+        "try --prune second-order, or train the pruned model with gpusq-compress",
     )
 
 
@@ -46,20 +46,36 @@ def constant_text(found: Verification) -> str:
     """Why figures of a constant output prove nothing; empty where the first output isn't one."""
     if not found.constant:
         return ""
-    alike = "answers its one sample with zeros" if found.images == 1 else f"answers all {found.images} samples alike"
+    alike = "zeros for its one sample" if found.images == 1 else f"the same output for all {found.images} samples"
     return (
-        f"the {found.reference} graph {alike}, so the comparison proves nothing: the head may be zero-initialised or "
-        "untrained, or the samples one and the same"
+        f"the comparison proves nothing: the {found.reference} model gives {alike}; "
+        "check that its head is trained and that the samples differ"
     )
 
 
 def figures_text(found: Verification | PruningLoss) -> str:
     """The figures of the first output, no more exact than the number of samples allows; or why there is none."""
     if found.constant:
-        return "no figure, for the output is the same for all samples"
+        return "no figures: the output is the same for all samples"
     if found.synthetic:
-        return "nothing to see, for random samples prove nothing about real inputs"
+        return "not measured: random samples prove nothing about real inputs"
     return ", ".join(filter(None, [_sqnr_text(found), _agreement_text(found)]))
+
+
+def compared_text(found: Verification | PruningLoss, *, calibrated: bool = True) -> str:
+    """The figures of every output, against which model, and on how many samples.
+
+    Args:
+        found: The comparison.
+        calibrated: Whether anything was calibrated, so that a sample can be held out of that.
+    """
+    figures, reference = (
+        (figures_text(found), "dense") if isinstance(found, PruningLoss) else (outputs_text(found), found.reference)
+    )
+    if found.synthetic:
+        return figures
+    seen = "" if not calibrated else "held-out " if found.held_out else "calibration "
+    return f"{figures}, against the {reference} model, on {counted(found.images, f'{seen}sample')}"
 
 
 def outputs_text(found: Verification) -> str:
@@ -77,36 +93,35 @@ def decibels_text(decibels: float, images: int) -> str:
 
 
 def noisiest_text(found: Verification) -> str:
-    """Where most noise is added; empty where no block adds any, or on random samples."""
+    """The blocks that add most noise, with the SQNR behind each; empty where none adds any, or on random samples."""
     worst = () if found.synthetic else found.noisiest(_POINTED_AT)
-    return ", ".join(f"{block.module} ({decibels_text(block.sqnr_db, found.images)} behind it)" for block in worst)
+    return ", ".join(f"{block.module} ({decibels_text(block.sqnr_db, found.images)})" for block in worst)
 
 
 def _sqnr_text(found: Verification | PruningLoss) -> str:
-    if found.sqnr_db is None or found.cosine is None:
+    if found.sqnr_db is None:
         return ""
-    said = f"SQNR {decibels_text(found.sqnr_db, found.images)}"
-    return f"{said}{_samples_text(found)}, cosine {found.cosine:.5f}"
+    return f"SQNR {decibels_text(found.sqnr_db, found.images)}{_samples_text(found)}"
 
 
 def _samples_text(found: Verification | PruningLoss) -> str:
-    """How far the samples are apart: of few all that is known, of many their median."""
+    """How far the samples are apart: of few the lowest and the highest, of many the median."""
     if found.images == 1:
-        return " of one sample, which proves little"
+        return " (one sample proves little)"
     low, high = found.lowest_sqnr_db, found.highest_sqnr_db
     if found.images < _FEW and low is not None and high is not None:
-        return f" of {found.images} samples ({low:.0f} to {high:.0f} dB each)"
-    return "" if found.median_sqnr_db is None else f" (median of samples {found.median_sqnr_db:.1f})"
+        return f" ({low:.0f} to {high:.0f})"
+    return "" if found.median_sqnr_db is None else f" (median {found.median_sqnr_db:.1f})"
 
 
 def _agreement_text(found: Verification | PruningLoss) -> str:
     if found.top1_agreement is None:
         return ""
     if found.sqnr_db is None:
-        return f"{found.top1_agreement:.1%} of its integers equal"
+        return f"{found.top1_agreement:.1%} of the integers equal"
     if found.images < _FEW:
-        return f"top-1 agreement on {round(found.top1_agreement * found.images)} of {found.images}"
-    return f"top-1 agreement {found.top1_agreement:.1%}"
+        return f"top-1 {round(found.top1_agreement * found.images)} of {found.images}"
+    return f"top-1 {found.top1_agreement:.1%}"
 
 
 def _doubts(found: Verification) -> Iterator[str]:
@@ -114,14 +129,14 @@ def _doubts(found: Verification) -> Iterator[str]:
         yield constant_text(found)
     if found.constant_others:
         names = ", ".join(found.constant_others)
-        yield f"the {found.reference} graph gives every sample the same {names}: what is said of it proves nothing"
+        yield f"the {found.reference} model gives every sample the same {names}: figures of it prove nothing"
     weak = "" if found.synthetic else ", ".join(_weak_outputs(found))
     if weak:
         worst = noisiest_text(found)
-        where = f"; most noise is added in {worst}: a recipe can leave layers there float" if worst else ""
+        where = f"; most noise: {worst}; a recipe can keep it float" if worst else ""
         yield (
-            f"the built graph's answers are far from those of the {found.reference} graph: {weak}, on "
-            f"{counted(found.images, 'sample')}{where}; --min-sqnr and --min-agreement refuse such a build"
+            f"the built model is far from the {found.reference} model: {weak}, on "
+            f"{counted(found.images, 'sample')}{where}"
         )
 
 
@@ -130,7 +145,7 @@ def _weak_outputs(found: Verification) -> Iterator[str]:
         yield weak
     for other in found.others:
         if other.tensor not in found.constant_others and other.sqnr_db < _LEAST_DB:
-            yield f"SQNR of {other.tensor} {decibels_text(other.sqnr_db, found.images)}"
+            yield f"{other.tensor} {decibels_text(other.sqnr_db, found.images)}"
 
 
 def _weak(found: Verification | PruningLoss) -> str:
@@ -139,4 +154,4 @@ def _weak(found: Verification | PruningLoss) -> str:
     if not few and (found.sqnr_db is None or found.sqnr_db >= _LEAST_DB):
         return ""
     decibels = "" if found.sqnr_db is None else f"SQNR {decibels_text(found.sqnr_db, found.images)}"
-    return " and ".join(filter(None, [decibels, _agreement_text(found)]))
+    return ", ".join(filter(None, [decibels, _agreement_text(found)]))

@@ -289,7 +289,7 @@ def _require_comparable(
             raise GpusqError(
                 f"the built graph computes NaN or infinity in {name}, where the float graph doesn't",
                 place=pair.built.name,
-                hint="an activation outgrows the remainder's type: build with --bf16 or --fp32",
+                hint="build with --bf16 or --fp32: an activation overflows the float type",
             )
 
 

@@ -1,7 +1,7 @@
 """Why a layer does or doesn't run on sparse tensor cores: valid -> eligible -> asked -> built as, each with evidence.
 
 Where there is no evidence, the answer is `unknown`, and it says what would settle it. Where the chain breaks, the link
-says what would mend it.
+says how to fix it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _MEANINGS: dict[Diagnosis, tuple[str, str]] = {
         "gpusq-validate MODEL --repair OUT, or apply the mask after the last optimiser step",
     ),
     "damaged": (
-        "at most 5 % of the groups break 2:4: some weights were written after masking",
-        "apply the mask again, and look for what wrote to these rows",
+        "at most 5 % of the groups break 2:4: some weights were changed after masking",
+        "apply the mask again, and find what changed these rows",
     ),
     "wrong axis": (
         "wrong axis: the weight is 2:4 along another axis than the contracted one",
@@ -56,15 +56,15 @@ _MEANINGS: dict[Diagnosis, tuple[str, str]] = {
 }
 
 
-_NO_KERNEL = "the builder had no sparse kernel or timed a dense one faster: try another batch size or an INT8 output"
+_NO_KERNEL = "try another batch size or an INT8 output: the builder had no sparse kernel, or timed a dense one faster"
 _IN_A_TRACE = (
     "trace the engine on its GPU and give the kernel names to gpusq-inspect --kernels: sparse ones are named "
     "'sptensor' or '_sparse_gemm'"
 )
 # Seen with TensorRT-RTX 1.7, benchmarks/gpu/cases.py: scales per channel or a bias keep the quantiser out.
 _INT8_OUTPUT = (
-    "a GEMM is known to write INT8 only with one weight scale, no bias and a quantiser directly behind it; "
-    "that costs accuracy: verify it"
+    "gpusq-build --sparse-outputs int8 lets the GEMM write INT8 (one weight scale, a quantiser directly behind it); "
+    "it costs accuracy"
 )
 
 _NO_STRICTER = " in INT8, whose alignment is the strictest"
@@ -337,9 +337,9 @@ def _padded(target: Target, need: GemmNeed) -> str:
     if not notes:
         return ""
     if need.precision != "int8":
-        known = f"what sizes a sparse {need.precision} kernel takes unpadded isn't known for {target.name}"
+        known = f"the sizes that a sparse {need.precision} kernel takes unpadded aren't known for {target.name}"
         return f"{known}; in INT8 these would be padded: {notes[0].removesuffix(' will be padded')}"
-    return f"{notes[0]}; whether a sparse kernel is worth it then, only the builder can tell"
+    return f"{notes[0]}; only the builder can tell whether a sparse kernel still pays"
 
 
 def _written(target: Target, precision: Precision, made: tuple[str, tuple[Carrier, ...]]) -> str:
@@ -350,8 +350,8 @@ def _written(target: Target, precision: Precision, made: tuple[str, tuple[Carrie
     if precision != "int8" or not known or not got:
         return ""
     return (
-        f"its GEMM writes {', '.join(got)}, and every sparse INT8 kernel that {backend} is known to have for "
-        f"{target.name} writes {' or '.join(known)}"
+        f"its GEMM writes {', '.join(got)}; the sparse INT8 kernels that {backend} is known to have for "
+        f"{target.name} write {' or '.join(known)}"
     )
 
 

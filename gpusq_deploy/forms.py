@@ -1,4 +1,4 @@
-"""Which of the rewrites that are there for speed a model keeps: it is compiled with and without each.
+"""Which graph rewrites for speed a model keeps: it is compiled with and without each.
 
 What is compiled is the float graph in the remainder's type, before anything is calibrated or quantised.
 """
@@ -29,7 +29,7 @@ from gpusq_deploy.passes.cast_remainder import CastRemainder
 from gpusq_deploy.passes.pack_projections import PackProjections
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.targets import Target, find_target
-from gpusq_deploy.wording import some
+from gpusq_deploy.wording import counted, some
 
 _AHEAD: BackendName = "tensorrt-rtx"
 _STAND_IN = "a100"
@@ -131,14 +131,14 @@ def best_form(
         simple,
         (*speedup.rewrites, *packing),
         yardstick if isinstance(yardstick, str) else yardstick.measure,
-        lambda done, total: reporter.progress("comparing forms", done, total),
+        lambda done, total: reporter.progress("comparing graph rewrites", done, total),
         needed=_needed(simple, yardstick),
     )
     if not form.compared:
         require(packed.model)
     for note in form.notes:
         reporter.say(note)
-    notes = (*form.notes, f"compared by {yardstick}") if form.compared else form.notes
+    notes = (*form.notes, f"graph rewrites compared by {yardstick}") if form.compared else form.notes
     if not form.left_out:
         return replace(packed, notes=(*packed.notes, *notes))
     model = run_passes(simple, [step for step in form.kept if step not in packing])
@@ -191,7 +191,7 @@ def _needed(simple: ir.Model, yardstick: Yardstick | str) -> Mapping[str, str]:
     """Rewrites that are applied for another reason than speed, and that reason."""
     if isinstance(yardstick, str) or yardstick.remainder != "fp16" or not scales_scores(simple):
         return {}
-    return {AttentionScale.name: "it takes a factor from scores, which FP16 may not hold without it"}
+    return {AttentionScale.name: "without it attention scores may overflow FP16"}
 
 
 def choose_form(
@@ -219,11 +219,7 @@ def choose_form(
         return Form(kept=())
     if isinstance(measure, str):
         return Form(kept=tuple(active), notes=_unmeasured(active, measure))
-    notes = [
-        f"{step.name} ({found[step.name]} places) is applied: {needed[step.name]}"
-        for step in active
-        if step.name in needed
-    ]
+    notes = [f"{_named(step, found)} applied: {needed[step.name]}" for step in active if step.name in needed]
     tried = [step for step in active if step.name not in needed]
     if not tried:
         return Form(kept=tuple(active), notes=tuple(notes))
@@ -238,7 +234,7 @@ def choose_form(
         others = [other for other in kept if other is not step]
         form, changes = _formed(model, others)
         without = _measured(form, measure)
-        notes.append(f"{step.name} ({found[step.name]} places) {_verdict(best, without)}{_lost(changes)}")
+        notes.append(f"{_named(step, found)} {_verdict(best, without)}{_lost(changes)}")
         if not isinstance(without, str) and not _helps(best, without):
             kept, best = others, without
     progress(len(tried) + 1, len(tried) + 1)
@@ -253,6 +249,10 @@ def _formed(model: ir.Model, steps: Sequence[Pass]) -> tuple[ir.Model, Mapping[s
     return form, changes
 
 
+def _named(step: Pass, found: Mapping[str, int]) -> str:
+    return f"graph rewrite {step.name} ({counted(found[step.name], 'place')})"
+
+
 def _measured(form: ir.Model, measure: Callable[[ir.Model], GraphCost]) -> GraphCost | str:
     """The cost of a form; or why it can't be compiled."""
     try:
@@ -263,15 +263,15 @@ def _measured(form: ir.Model, measure: Callable[[ir.Model], GraphCost]) -> Graph
 
 def _verdict(best: GraphCost, without: GraphCost | str) -> str:
     if isinstance(without, str):
-        return f"is applied; without it the model can't be compiled: {without}"
-    verdict = "is applied" if _helps(best, without) else "is not applied, since it doesn't help"
+        return f"applied; without it the model can't be compiled: {without}"
+    verdict = "applied" if _helps(best, without) else "left out"
     return f"{verdict}: {_difference(best, without)}"
 
 
 def _lost(changes: Mapping[str, int]) -> str:
     """Which of the other rewrites find nothing to do in the form without one."""
     lost = [name for name, count in changes.items() if not count]
-    return f"; without it there is no place for {' and '.join(lost)}" if lost else ""
+    return f"; without it {' and '.join(lost)} has nothing to rewrite" if lost else ""
 
 
 def _helps(built: GraphCost, without: GraphCost) -> bool:
@@ -282,11 +282,11 @@ def _helps(built: GraphCost, without: GraphCost) -> bool:
 
 def _difference(built: GraphCost, without: GraphCost) -> str:
     return (
-        f"{built.kernels} kernels with it and {without.kernels} without, "
+        f"{built.kernels} kernels with it, {without.kernels} without; "
         f"{built.bytes_moved / 1e6:.1f} and {without.bytes_moved / 1e6:.1f} MB moved"
     )
 
 
 def _unmeasured(active: Sequence[Pass], why: str) -> tuple[str, ...]:
     names = ", ".join(step.name for step in active)
-    return (f"{names}: applied without comparing the model's kernels with and without: {why}",)
+    return (f"graph rewrites applied, kernel counts not compared ({why}): {names}",)

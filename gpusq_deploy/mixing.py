@@ -33,6 +33,7 @@ from gpusq_deploy.request import Reporter
 from gpusq_deploy.sensitivity import noise_of_layers
 from gpusq_deploy.streams import stream_noise, watch_streams
 from gpusq_deploy.wide import Wide
+from gpusq_deploy.wording import counted
 
 _SAMPLES = 16
 # Of the budget, what the layers come to that are run alone: the others are far from being left out.
@@ -74,7 +75,7 @@ def decide(
     noise = _measured(prepared, plan, rounded, candidates, data, reporter)
     if mixed.measure == "output":
         running = contenders(candidates, noise, budget) | first
-        reporter.say(f"measuring what each of {len(running)} layers alone in INT8 does to the output")
+        reporter.say(f"measuring the output error of {counted(len(running), 'layer')}, each alone in INT8")
         noise = noise_of_layers(
             prepared.model,
             plan,
@@ -84,7 +85,8 @@ def decide(
             nodes=running,
         )
     floats = left_float([layer for layer in candidates if layer.node in noise], noise, budget, first, mixed)
-    reporter.say(f"{len(floats)} layers stay {asked.remainder}, up to {mixed.flops:.0%} of the Linear layers' FLOPs")
+    most = f"at most {mixed.flops:.0%} of the Linear layers' FLOPs"
+    reporter.say(f"keeping {counted(len(floats), 'layer')} in {asked.remainder.upper()} ({most})")
     plan = planned(replace(prepared.placements, floats=floats))
     return Decided(plan=plan, rounded={node: weight for node, weight in rounded.items() if node not in floats})
 

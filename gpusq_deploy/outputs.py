@@ -133,13 +133,13 @@ def _choice(
     if largest > 0 and seen is not None and seen.covariance is not None:
         decibels = predicted_db(weight_rows(model, layer).astype(np.float32), seen, largest)
     cost = "its cost isn't predicted" if decibels is None else f"predicted {decibels:.1f} dB of its own signal"
-    refusal = "its product is zero on all calibration data" if largest == 0 else ""
+    refusal = "its output is zero on all calibration data" if largest == 0 else ""
     if site is None:
-        refusal = "a quantiser can't stand between its product and its bias"
+        refusal = "a quantiser can't stand between its GEMM and its bias"
     if rule.output == "int8":
         reason = f"recipe {recipe.name}: output = int8, {cost}"
     else:
-        assert wish is not None, "without the command's wish only the recipe's layers are candidates"
+        assert wish is not None, "without --sparse-outputs only the recipe's layers are candidates"
         refusal = refusal or _why_not(layer, decibels, wish)
         reason = f"--sparse-outputs: {cost}, at least {wish.least_db:g}; K = {layer.k}, N = {layer.n}"
     return OutputChoice(

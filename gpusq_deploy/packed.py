@@ -28,6 +28,7 @@ from gpusq_deploy.graph.mapped import release
 from gpusq_deploy.graph.values import array_of
 from gpusq_deploy.numerics.packed import PackedMatrix, pack, unpack
 from gpusq_deploy.numerics.sparsity import rows_from_conv
+from gpusq_deploy.wording import counted
 
 PACKED = "weights.24"
 DENSE = "weights.dense"
@@ -134,7 +135,7 @@ def require_dense(folder: Path) -> None:
     """
     if lacks_dense(folder):
         raise GpusqError(
-            f"its weights are there in packed form only: {DENSE} was left out",
+            f"its weights are stored packed only: {DENSE} is missing",
             place=str(folder),
             hint=f"gpusq-build {folder} --unpack makes it again, bit for bit",
         )
@@ -155,7 +156,7 @@ def packed_faults(model: ir.Model, report: SparsityReport, folder: Path) -> Iter
             if found is None:
                 yield f"{PACKED} holds {name}, which is no 2:4 INT8 weight of the model"
             elif not np.array_equal(codes, found.stored):
-                yield f"{PACKED} holds other codes of {name} (layer {found.layer.layer}) than the model"
+                yield f"{PACKED} holds other INT8 weights of {name} (layer {found.layer.layer}) than the model"
             if found is not None:
                 release(model.graph.initializers[name])
     except GpusqError as error:
@@ -201,8 +202,8 @@ def read_packed(path: Path) -> Iterator[tuple[str, Codes]]:
 def packed_line(index: PackedIndex) -> str:
     """Sizes and ratios, in one line to print."""
     return (
-        f"{len(index.tensors)} weights packed 2:4: {index.packed_bytes} bytes, {index.of_int8:.3f} of dense INT8 "
-        f"({index.int8_bytes}), {index.times_smaller:.2f}x smaller than float32 ({index.float32_bytes})"
+        f"{counted(len(index.tensors), 'weight')} packed 2:4 in {index.packed_bytes} bytes: "
+        f"{index.of_int8:.3f} of dense INT8, {index.times_smaller:.2f}x smaller than FP32"
     )
 
 

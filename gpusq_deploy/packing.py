@@ -1,4 +1,4 @@
-"""Which projections to query, key and value become one product, decided from the recipe and the 2:4 state of each."""
+"""Which Q/K/V projections are merged into one GEMM, decided from the recipe and the 2:4 state of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpusq_deploy.graph.layers import graph_sparsity
 from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.passes.pack_projections import PackProjections, Triple, find_projections
 from gpusq_deploy.recipe import Recipe
-from gpusq_deploy.wording import by_reason, some
+from gpusq_deploy.wording import by_reason, counted, some
 
 _PARTS = 3
 
@@ -24,7 +24,7 @@ class Packed:
     """A float graph with packed projections.
 
     Attributes:
-        model: The graph; the layer of a packed product is called `attention.q_proj+k_proj+v_proj`.
+        model: The graph; the layer of a merged GEMM is called `attention.q_proj+k_proj+v_proj`.
         stored: The 2:4 state of its layers.
         chosen: What was packed.
         notes: That, for the plan.
@@ -43,7 +43,7 @@ class Packed:
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """By node of a packed product, those that it is made of."""
+        """By node of a merged GEMM, those that it is made of."""
         return {triple.node: triple.nodes for triple in self.chosen}
 
 
@@ -66,7 +66,7 @@ def pack_projections(model: ir.Model, stored: SparsityReport, recipe: Recipe, re
     packed = run_passes(model, [PackProjections(chosen)])
     report = graph_sparsity(packed, source=stored.source, recipe=recipe, record=_with_packed(record, chosen))
     count = len(chosen)
-    notes = (f"{_PARTS * count} projections to query, key and value are taken in {count} products",)
+    notes = (f"merged {_PARTS * count} Q/K/V projections into {counted(count, 'GEMM')}",)
     return Packed(model=packed, stored=report, chosen=chosen, notes=notes, declined=declined)
 
 
@@ -90,4 +90,4 @@ def _with_packed(record: SparsityRecord | None, chosen: Sequence[Triple]) -> Spa
 
 def _declined(reasons: Mapping[Triple, str]) -> tuple[str, ...]:
     given = by_reason((triple.packed, reason) for triple, reason in reasons.items() if reason)
-    return tuple(f"not taken in one product: {some(names, 1)}: {reason}" for reason, names in given.items())
+    return tuple(f"Q/K/V projections not merged in {some(names, 1)}: {reason}" for reason, names in given.items())

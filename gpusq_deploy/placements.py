@@ -86,7 +86,7 @@ def attentions_to_quantize(model: ir.Model, recipe: Recipe) -> tuple[Attention, 
         raise GpusqError(
             f"placement {asked.placement} decides no attention: match = {asked.match!r}",
             place=f"recipe {recipe.name}",
-            hint=f"the model has {names}" if names else "the model has no attention of two products and a softmax",
+            hint=f"the model has {names}" if names else "the model has no attention of two GEMMs and a softmax",
         )
     return chosen
 

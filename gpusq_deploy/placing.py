@@ -1,4 +1,4 @@
-"""A float graph ready for its plan, with ranges also for what the recipe quantises beyond the inputs of layers."""
+"""Collect the ranges that planning needs: layer inputs, attention operands, residual adds and layer outputs."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from gpusq_deploy.ranges import Data, Subject, calibrated
 from gpusq_deploy.ranks import Ranks
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import Reporter
+from gpusq_deploy.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +87,7 @@ def fitted(prepared: Prepared, plan: Plan, recipe: Recipe, data: Data, reporter:
     if not layers:
         return weights
     if not data.real:
-        reporter.say("there is no --calib: INT4 weights are rounded to nearest")
+        reporter.say("no --calib: INT4 weights are rounded to nearest")
         return weights
     how = Observing(
         preprocessing=prepared.subject.preprocessing,
@@ -114,8 +115,8 @@ def place(ready: Ready, recipe: Recipe, data: Data, subject: Subject, reporter: 
             place=f"recipe {recipe.name}",
             hint="add --calib FOLDER",
         )
-    where = f"{len(attentions)} attentions and {len(residuals)} residual adds"
-    reporter.say(f"{len(sites)} activations of {where} are INT8 too: looking at the data again")
+    where = f"{counted(len(attentions), 'attention')} and {counted(len(residuals), 'residual add')}"
+    reporter.say(f"calibrating {counted(len(sites), 'activation')} of {where} (second pass over the calibration data)")
     known = ready.table.by_tensor()
     unknown = {site.tensor: site for site in sites if site.tensor not in known}
     found = _ranges(ready.model, [*unknown.values()], data, subject, reporter)
@@ -143,7 +144,8 @@ def place_outputs(
         )
     found: tuple[TensorRange, ...] = ()
     if sites:
-        reporter.say(f"{len(sites)} layers may write INT8: looking at the data again")
+        layers = counted(len(sites), "layer")
+        reporter.say(f"calibrating the outputs of {layers} that may write INT8 (second pass over the calibration data)")
         found = _ranges(ready.model, sites, data, subject, reporter).ranges
     headroom = {layer.layer: rule_of(recipe, layer).headroom for layer in candidates}
     ranges = [
@@ -153,7 +155,7 @@ def place_outputs(
     amax = {entry.tensor: entry.amax for entry in ranges}
     chosen = choose_outputs(ready.model, candidates, recipe, outputs.wish, (amax, ready.moments))
     kept = {choice.tensor for choice in chosen if choice.chosen}
-    reporter.say(f"{len(kept)} of them will: each with one weight scale and its product's range")
+    reporter.say(f"{len(kept)} of {counted(len(candidates), 'layer')} write INT8 outputs")
     table = msgspec.structs.replace(
         ready.table, ranges=(*ready.table.ranges, *(entry for entry in ranges if entry.tensor in kept))
     )

@@ -28,15 +28,15 @@ from gpusq_deploy.numerics.low_bit import fp8_scale
 from gpusq_deploy.placements import OutputChoice, PlacedSite, Placements, fusion_notes
 from gpusq_deploy.recipe import Recipe, Rule, require_used_rules
 from gpusq_deploy.wide import Wide, text_of
-from gpusq_deploy.wording import counted
+from gpusq_deploy.wording import counted, some
 
 _STORED: dict[FloatPrecision, npt.DTypeLike] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 # Of activations, by the precisions that quantise them.
 _SCALES = {"int8": scale_from_amax, "fp8": fp8_scale}
 # Why layers of these run dense whatever their weights are.
 DENSE: dict[Precision, str] = {
-    "int4": "INT4 weights are unpacked on the way to a dense product; zeros stay zeros",
-    "fp32": "dense: sparse tensor cores multiply no FP32; zeros stay zeros",
+    "int4": "dense: INT4 weights are unpacked for a dense float GEMM; zeros stay zeros",
+    "fp32": "dense: sparse tensor cores have no FP32; zeros stay zeros",
 }
 _LARGEST: dict[FloatPrecision, float] = {
     "fp32": float(np.finfo(np.float32).max),
@@ -252,8 +252,7 @@ def _placed(site: PlacedSite, ranges: Mapping[str, TensorRange], remainder: Floa
     known = ranges.get(site.tensor)
     if known is None or known.amax == 0:
         what = "no range for" if known is None else "zero on all calibration data:"
-        of = "product" if site.role == "output" else site.role
-        raise GpusqError(f"{what} its {of}", place=f"{site.module}, tensor {site.tensor}")
+        raise GpusqError(f"{what} its {site.role}", place=f"{site.module}, tensor {site.tensor}")
     activation = _activation(known, remainder)
     return PlacedQuantization(
         module=site.module, node=site.node, role=site.role, activation=activation, reason=site.reason
@@ -276,11 +275,11 @@ def _require_representable(ranges: Iterable[TensorRange], remainder: FloatPrecis
 
 
 def _shares(decisions: Sequence[LayerDecision], total: int) -> Iterator[str]:
-    """What part is planned in each precision of codes; in INT8 where there is none."""
+    """The share of each quantised precision; of INT8 where there is none."""
     coded = {decision.precision for decision in decisions if decision.weight is not None} or {"int8"}
     for precision in sorted(coded):
         share = sum(decision.macs for decision in decisions if decision.precision == precision) / total
-        yield f"{100 * share:.1f} % of the weighted layers' multiply-accumulates are planned in {precision.upper()}"
+        yield f"{precision.upper()}: {100 * share:.1f} % of the weighted layers' FLOPs"
 
 
 def _notes(decisions: Sequence[LayerDecision], request: PlanRequest, placements: Placements) -> tuple[str, ...]:
@@ -290,11 +289,11 @@ def _notes(decisions: Sequence[LayerDecision], request: PlanRequest, placements:
         notes.extend(_shares(decisions, total))
     unknown = [decision.layer for decision in decisions if decision.macs == 0]
     if unknown:
-        notes.append(f"output shape unknown, so not in that share: {', '.join(unknown)}")
+        notes.append(f"output shape unknown, so without FLOPs: {some(unknown)}")
     asked = [decision for decision in decisions if decision.output_reason is not None]
     if asked:
         chosen = sum(decision.weight is not None and decision.weight.one_scale for decision in asked)
-        notes.append(f"INT8 outputs, with one weight scale each, in {chosen} of {len(asked)} layers that were asked")
+        notes.append(f"INT8 outputs, with one weight scale each, in {chosen} of {counted(len(asked), 'layer')}")
     if placements.sites:
         residual = [site for site in placements.sites if site.role in {"residual", "branch"}]
         roles = ", ".join(dict.fromkeys(site.role for site in placements.sites if site not in residual))
@@ -303,10 +302,10 @@ def _notes(decisions: Sequence[LayerDecision], request: PlanRequest, placements:
         if residual:
             adds = len({site.node for site in residual})
             notes.append(f"INT8 in {adds} residual adds: {', '.join(dict.fromkeys(site.role for site in residual))}")
-        kept = "LayerNorm and GELU" if residual else "LayerNorm, GELU and residual adds"
-        notes.append(f"{kept} are not quantised, nor what else attentions compute")
+        kept = "LayerNorm, GELU" if residual else "LayerNorm, GELU, residual adds"
+        notes.append(f"not quantised: {kept}, other tensors of attentions")
         int8 = {decision.node for decision in decisions if decision.precision == "int8"}
         notes.extend(fusion_notes(placements.attentions, request.recipe, int8_nodes=int8))
     elif request.int8:
-        notes.append("softmax outputs, attention products, LayerNorm, GELU and residual adds are not quantised")
+        notes.append("not quantised: softmax outputs, attention GEMMs, LayerNorm, GELU, residual adds")
     return tuple(notes)

@@ -12,7 +12,7 @@ from gpusq_deploy.artifacts.receipt import PruningLoss
 from gpusq_deploy.calibration.sources import Batches, DataSource
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.compress.prune_checkpoint import Pruning, prune_checkpoint
-from gpusq_deploy.doubts import figures_text, pruning_doubts
+from gpusq_deploy.doubts import compared_text, pruning_doubts
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import reference_outputs
 from gpusq_deploy.numerics.error import (
@@ -29,7 +29,6 @@ from gpusq_deploy.numerics.samples import SampleAxis, by_sample, find_sample_axi
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.verify import figures_of, samples_text, split_source
-from gpusq_deploy.wording import counted
 
 _BATCH = 4
 
@@ -57,9 +56,8 @@ def prune_as_asked(
     how = Pruning(method=request.prune, permute=request.permute)
     source = None if request.prune == "magnitude" else rest
     pruned = prune_checkpoint(checkpoint, recipe, how, source, reporter.say)
-    reporter.say(f"comparing with the dense model on {counted(len(apart), 'sample')}")
     loss = pruning_loss(checkpoint, pruned, apart, held_out=held_out, reporter=reporter)
-    reporter.say(f"pruned, compared with the dense model: {figures_text(loss)}: {loss.note}")
+    reporter.say(f"pruned: {compared_text(loss)}")
     for doubt in pruning_doubts(loss):
         reporter.say(f"warning: {doubt}")
     return Pruned(pruned, loss)

@@ -32,7 +32,7 @@ from gpusq_deploy.ranks import Ranks
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import Reporter
 from gpusq_deploy.streams import Stream, Watch, watch_streams
-from gpusq_deploy.wording import by_reason, some
+from gpusq_deploy.wording import by_reason, counted, some
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +90,7 @@ def make_ready(model: ir.Model, wanted: Wanted, data: Data, subject: Subject, re
     if data.given or subject.ranges:
         known = known_ranges(simple.model, before.layers, data, subject, calibrators, reporter)
         if any(rule_of(wanted.recipe, layer).refined for layer in wanted.layers):
-            reporter.say("the ranges are given: nothing is smoothed or widened, weights are rounded to nearest")
+            reporter.say("ranges were given: activations are not smoothed, weights are rounded to nearest")
         table = before.carried(known, wanted.layers)
         return Ready(model=model, layers=weighted_layers(model), table=table, moments={})
     places, declined = places_to_smooth(model, wanted.layers, wanted.recipe, wanted.calibrators)
@@ -186,6 +186,6 @@ def _channels_to_watch(wanted: Wanted, smoothed: Sequence[str]) -> dict[str, boo
 
 def _say(smoothed: Sequence[SmoothedTensor], declined: Sequence[tuple[str, str]], reporter: Reporter) -> None:
     if smoothed:
-        reporter.say(f"smoothed {len(smoothed)} activations behind LayerNormalizations and Gelus")
+        reporter.say(f"smoothed {counted(len(smoothed), 'activation')}")
     for reason, layers in by_reason(declined).items():
         reporter.say(f"not smoothed: the input of {some(layers, 1)}: {reason}")

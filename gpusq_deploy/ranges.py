@@ -76,14 +76,14 @@ def known_ranges(
     Where the checkpoint records those of some layers only, calibration data fills in the others, if there is any.
     """
     if data.table is not None:
-        reporter.say(f"using {len(data.table.ranges)} ranges found before, on {data.table.source}")
+        reporter.say(f"using {counted(len(data.table.ranges), 'stored range')}, calibrated on {data.table.source}")
         return table_for_layers(data.table, layers, place="--ranges")
     if data.cache is not None:
-        reporter.say(f"using the ranges of TensorRT's calibration cache {data.ranges}")
+        reporter.say(f"using the ranges of the TensorRT calibration cache {data.ranges}")
         return table_from_cache(data.cache, model, layers, source=data.ranges)
-    reporter.say(f"using the {len(subject.ranges)} ranges that the checkpoint records")
+    reporter.say(f"using {counted(len(subject.ranges), 'range')} that the checkpoint records")
     if any(calibrator != AMAX for calibrator in calibrators.values()):
-        reporter.say("warning: the checkpoint records its ranges, so no calibrator is used")
+        reporter.say("warning: --calibrator has no effect: the checkpoint records its ranges (see --recalibrate)")
     covered = {layer.input for layer in layers if layer.layer in subject.ranges}
     rest = [layer for layer in layers if layer.input not in covered] if data.real else []
     recorded = table_from_recorded(

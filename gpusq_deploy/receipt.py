@@ -129,7 +129,7 @@ def _seen(able: Sequence[BuiltLayer], trace: KernelTrace) -> tuple[Verdict | Non
         return ("yes" if sparse >= len(carriers) * trace.inferences else None), ", ".join(said)
     generated = sorted(name for name in carriers | {*trace.launches} if generated_product(name))
     if generated:
-        return None, ", ".join((*said, f"but the names of generated kernels such as {generated[0]} don't tell"))
+        return None, ", ".join((*said, f"but names of generated kernels, such as {generated[0]}, don't show it"))
     return "no", ", ".join(said)
 
 
@@ -154,14 +154,14 @@ def _asked_and_built(layers: Sequence[BuiltLayer]) -> str:
 
 
 def cost_text(cost: CostEstimate) -> str:
-    """The quantised graph beside the one without Q/DQ, in one line to print."""
+    """The quantised graph beside the one without Q/DQ; in a second line how that is known."""
     built, other = cost.built, cost.unquantised
     if built is None or other is None:
         return cost.note
     shares = ", ".join(f"{count / 1e9:.2f} GFLOP {name}" for name, count in built.flops.items())
     return (
         f"built for batch {built.batch} alone, {built.kernels} kernels and {built.bytes_moved / 1e6:.1f} MB moved "
-        f"({shares}), without {cost.what} {other.kernels} and {other.bytes_moved / 1e6:.1f} MB: {cost.note}"
+        f"({shares}), without {cost.what} {other.kernels} and {other.bytes_moved / 1e6:.1f} MB\n  {cost.note}"
     )
 
 
@@ -179,12 +179,12 @@ def cost_verdict(cost: CostEstimate, recipe: str) -> str:
     mostly = 2 * faster > len(cost.layers)
     by_layer = f"faster in {faster} of {len(cost.layers)} layers, " if cost.layers else ""
     graph = (
-        f"{by_layer}{built.kernels} kernels instead of {other.kernels} and {built.bytes_moved / 1e6:.1f} MB moved "
+        f"{by_layer}{built.kernels} kernels instead of {other.kernels}, {built.bytes_moved / 1e6:.1f} MB moved "
         f"instead of {other.bytes_moved / 1e6:.1f}"
     )
     if built.kernels <= other.kernels and built.bytes_moved <= other.bytes_moved and (mostly or not cost.layers):
         return f"{cost.what} is predicted to pay: {graph}"
-    verdict = f"{cost.what} may not pay" if cost.worse and not mostly else f"whether {cost.what} pays is open"
+    verdict = f"{cost.what} may not pay" if cost.worse and not mostly else f"unclear whether {cost.what} pays"
     advice = f"; --recipe {_FUSED} or a larger batch may help" if _fusable(cost, recipe) else ""
     return f"{verdict}: {graph}; gpusq-bench on the GPU decides{advice if cost.worse else ''}"
 

@@ -193,9 +193,9 @@ class ResidualRule(Value):
     def __post_init__(self) -> None:
         if not self.accept_loss:
             raise ValueError(
-                "`[residual]` puts the residual stream into INT8: on DINOv2 ViT-S/14 that leaves "
+                "`[residual]` quantises residual adds to INT8: on DINOv2 ViT-S/14 that leaves "
                 f"{RESIDUAL_SQNR_DB[self.inputs]:g} dB, where residual adds in FP16 keep {LINEAR_SQNR_DB:g}; "
-                "`accept_loss = true` takes it"
+                "`accept_loss = true` accepts that"
             )
 
     def decides(self, module: str) -> bool:
@@ -306,5 +306,5 @@ def require_used_rules(recipe: Recipe, layers: Iterable[_Layer]) -> None:
         raise GpusqError(
             f"{len(idle)} rule(s) of the recipe decide no layer: {listed}",
             place=f"recipe {recipe.name}",
-            hint="mend the pattern or the order (the first match decides), or set required = false",
+            hint="correct the pattern or the order (the first match decides), or set required = false",
         )

@@ -28,7 +28,7 @@ from gpusq_deploy.calibration.tensorrt_cache import is_tensorrt_cache, read_tens
 from gpusq_deploy.checkpoint.architecture import text_from_arch
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.checkpoint.tensors import array_from_tensor
-from gpusq_deploy.doubts import doubts, noisiest_text, outputs_text
+from gpusq_deploy.doubts import compared_text, doubts
 from gpusq_deploy.drift import Pair
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.engines.session import Session
@@ -44,7 +44,7 @@ from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.verify import require_repeatable, require_same, split_source, verify
 from gpusq_deploy.wide import Wide, text_of, wide_in
-from gpusq_deploy.wording import counted, listed, one_line
+from gpusq_deploy.wording import counted, listed, one_line, some
 
 # The batch that is traced has two samples.
 _UNTRACED = 3
@@ -148,15 +148,16 @@ def find_wide(
             if amax > seen.get(tensor, (0.0, ""))[0]:
                 seen[tensor] = (amax, origin)
     wide = wide_in(model, seen, looked=data.real)
-    for kept in wide.tensors:
-        reporter.say(f"kept in FP32, since FP16 can't hold it: {text_of(kept)}")
+    if wide.tensors:
+        kept = some([text_of(tensor) for tensor in wide.tensors], 1)
+        reporter.say(f"kept in FP32, since FP16 can't hold {'it' if len(wide.tensors) == 1 else 'them'}: {kept}")
     return wide
 
 
 def note_others(plan: Plan, model: ir.Model) -> Plan:
     """The plan with a note on each weight that no rule reaches, so that nothing stays float or dense unsaid."""
     notes = (
-        f"{layer} stays {plan.remainder} and dense: a {operator}, and only MatMul, Gemm and Conv become INT8 or 2:4"
+        f"{layer} stays {plan.remainder.upper()} and dense: its {operator} is not a MatMul, Gemm or Conv"
         for layer, operator in other_weights(model).items()
     )
     return msgspec.structs.replace(plan, notes=(*plan.notes, *notes))
@@ -198,10 +199,8 @@ def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporte
     if wrong:
         raise _unlike(wrong, sizes)
     difference = max(difference for difference, _ in found)
-    unseen = "" if batch.maximum == sizes[-1] else f"; the range goes on to {batch.maximum}, not run"
-    reporter.say(
-        f"the exported graph agrees with torch to {difference:.1e} (relative), at batch {listed(sizes)}{unseen}"
-    )
+    unseen = "" if batch.maximum == sizes[-1] else f"; larger batches, up to {batch.maximum}, were not run"
+    reporter.say(f"exported graph agrees with torch to {difference:.1e} (relative) at batch {listed(sizes)}{unseen}")
     return difference
 
 
@@ -268,7 +267,7 @@ def _as_batched(reference: npt.NDArray[Any], got: npt.NDArray[Any], reporter: Re
     if reference.squeeze().shape != got.squeeze().shape:
         return reference
     shapes = f"torch answers {list(reference.shape)}, the graph {list(got.shape)}"
-    reporter.say(f"at batch 1 {shapes}: the model drops axes of one element, the engine keeps them")
+    reporter.say(f"at batch 1 {shapes}: the engine keeps axes of one element")
     return reference.reshape(got.shape)
 
 
@@ -339,9 +338,8 @@ def verify_built(
 ) -> Verification | None:
     """Compare the built graph with the float graph; None, and said so, where the CPU can't run it."""
     if plan.remainder == "bf16":
-        reporter.say("not compared with the float graph: ONNX Runtime's CPU provider has no BF16 kernels")
+        reporter.say("not compared with the float model: ONNX Runtime's CPU provider has no BF16 kernels")
         return None
-    reporter.say(f"comparing with the {reference} graph on {counted(len(data.verify), 'sample')}")
     result = verify(
         pair,
         data.verify,
@@ -349,9 +347,8 @@ def verify_built(
         reference=reference,
         progress=lambda done, total: reporter.progress("verifying", done, total),
     )
-    reporter.say(f"compared with the {reference} graph: {outputs_text(result)}: {result.note}")
+    calibrated = any(layer.activation is not None for layer in plan.layers)
+    reporter.say(f"compared: {compared_text(result, calibrated=calibrated)}")
     for doubt in doubts(result):
         reporter.say(f"warning: {doubt}")
-    if worst := noisiest_text(result):
-        reporter.say(f"most noise is added in {worst}")
     return result

@@ -228,14 +228,14 @@ def _fused(built_model: Path, seen: Compared) -> tuple[float | None, str]:
     try:
         fused = fused_answer(built_model, batch)
     except GpusqError as error:
-        return None, f"with its rewrites on it can't run the graph: {error.what}"
+        return None, f"with its optimisations on it can't run the graph: {error.what}"
     if not is_floating(plain):
         share = equal_share(plain, fused)
         return (
-            (_EQUAL_DB, "") if share == 1 else (None, f"with its rewrites on, {share:.1%} of the values are the same")
+            (_EQUAL_DB, "") if share == 1 else (None, f"with its optimisations on, {share:.1%} of the values are equal")
         )
     if not np.isfinite(fused).all():
-        return None, "with its rewrites on it computes NaN or infinity"
+        return None, "with its optimisations on it computes NaN or infinity"
     return bounded_db(sqnr_db(plain, fused)), ""
 
 
@@ -246,13 +246,13 @@ def bounded_db(decibels: float) -> float:
 
 def samples_text(count: int, source: DataSource, *, held_out: bool) -> str:
     """Which samples a comparison was made on, for its note."""
-    kind = "synthetic" if source.synthetic else "kept apart from calibration" if held_out else "also used to calibrate"
+    kind = "synthetic" if source.synthetic else "held out of calibration" if held_out else "also used to calibrate"
     return f"{counted(count, 'sample')} of {source.name}, {kind}"
 
 
 def _note(seen: Compared, source: DataSource, *, held_out: bool) -> str:
     said = samples_text(seen.images, source, held_out=held_out)
-    return f"{said}; ONNX Runtime on the CPU, its rewrites switched off"
+    return f"{said}; ONNX Runtime on the CPU, its optimisations off"
 
 
 def _whole(seen: Compared) -> str:
@@ -262,4 +262,4 @@ def _whole(seen: Compared) -> str:
 
 def _rewritten(blocks: Sequence[Site], common: Sequence[Site]) -> str:
     missing = ", ".join(site.module for site in blocks if site not in common)
-    return f"not looked at, because the built graph has no such tensor: {missing}" if missing else ""
+    return f"not compared, because the built graph has no such tensor: {missing}" if missing else ""

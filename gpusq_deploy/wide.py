@@ -14,7 +14,7 @@ from gpusq_deploy.passes.keep_wide import island_nodes
 
 # Data that calibration hasn't seen may reach further.
 MARGIN = 2.0
-NOT_LOOKED_AT = "whether FP16 holds what lies between the layers was not looked at: there is no --calib"
+NOT_LOOKED_AT = "FP16 overflow between the layers was not checked: there is no --calib"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

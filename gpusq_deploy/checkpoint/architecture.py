@@ -180,7 +180,7 @@ def _own_failures(spec: ArchSpec, what: str) -> AbstractContextManager[None]:
     return told(
         lambda error: f"{what} fails: {type(error).__name__}: {one_line(error)}",
         place=str(spec),
-        hint="mend that code, or check --arch and --arch-arg; call it in Python to see its traceback",
+        hint="correct that code, or check --arch and --arch-arg; call it in Python to see its traceback",
     )
 
 

@@ -96,7 +96,9 @@ def _fault(error: Exception) -> str:
 
 def _mending(spec: ArchSpec, *, stated: bool) -> str:
     """What to do about a preprocessing that can't be used, by where it comes from."""
-    mended = f"mend the {PREPROCESSOR} beside the weights" if stated else f"put its {PREPROCESSOR} beside the weights"
+    mended = (
+        f"correct the {PREPROCESSOR} beside the weights" if stated else f"put its {PREPROCESSOR} beside the weights"
+    )
     return f"check --arch-arg input_size; or {mended}" if "input_size" in spec.arguments else mended
 
 

@@ -232,7 +232,7 @@ def config_of(spec: ArchSpec) -> Any:
         )
     if whole.get("quantization_config") or given.get("quantization_config"):
         raise GpusqError(
-            "the config says that the weights are quantised, in a form that isn't read here",
+            "the config says that the weights are quantised, in a format that isn't supported",
             place=f"{spec}, config",
             hint="save it dequantised: model.dequantize().save_pretrained(folder)",
         )

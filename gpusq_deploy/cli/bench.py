@@ -42,7 +42,11 @@ _GROUPS = (
 @click.command(name="gpusq-bench", cls=Command, groups=_GROUPS)
 @click.argument("model", metavar="BUNDLE|PLAN|ONNX", type=click.Path(path_type=Path))
 @click.option(
-    "--runtime", type=click.Choice(_RUNTIMES), default="auto", show_default=True, help="Run the model by this."
+    "--runtime",
+    type=click.Choice(_RUNTIMES),
+    default="auto",
+    show_default=True,
+    help="Run the model with this runtime.",
 )
 @click.option(
     "--batch",
@@ -52,28 +56,32 @@ _GROUPS = (
     help="Measure these batch sizes (default: the bundle's minimum and optimum, or 1).",
 )
 @click.option(
-    "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Open so many fresh sessions."
+    "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Open this many fresh sessions."
 )
 @click.option(
     "--iterations",
     type=click.IntRange(min=1),
     default=100,
     show_default=True,
-    help="Take so many samples in each session.",
+    help="Time this many inferences per session.",
 )
 @click.option(
-    "--warmup", type=click.IntRange(min=0), default=10, show_default=True, help="Run so many inferences before them."
+    "--warmup",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Run this many inferences before timing.",
 )
 @click.option(
-    "--threads", type=click.IntRange(min=1), help="Let onnxruntime use so many threads (default: it decides)."
+    "--threads", type=click.IntRange(min=1), help="Use this many onnxruntime threads (default: its own choice)."
 )
 @click.option(
     "--reference",
     type=click.Path(path_type=Path),
     metavar="ONNX",
-    help="Compare the outputs of a PLAN outside a bundle with this model's on the CPU before timing.",
+    help="Before timing, compare the outputs of a PLAN outside a bundle with this model's on the CPU.",
 )
-@click.option("--cuda-graph", is_flag=True, help="Launch each inference of a plan as one captured CUDA graph.")
+@click.option("--cuda-graph", is_flag=True, help="Launch each inference of an engine as one captured CUDA graph.")
 @click.option(
     "--json",
     "json_to",
@@ -93,9 +101,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     cuda_graph: bool,
     **counts: int,
 ) -> None:
-    """Measure the latency of a bundle, an engine plan or an ONNX model.
+    """Measure the latency of a bundle, an engine (PLAN) or an ONNX model.
 
-    gpusq-compare needs the default of five repeats or more, and two files made with the same options.
+    gpusq-compare takes two files made with the same options and at least five repeats.
     """
     from gpusq_deploy.artifacts.base import json_from_value, require_input
 
@@ -112,7 +120,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     subject = find_subject(model, runtime)
     if reference is not None:
         if subject.choice.name == "onnxruntime":
-            raise click.UsageError("--reference is for an engine plan: ONNX Runtime is the reference itself")
+            raise click.UsageError("--reference is for an engine: ONNX Runtime is the reference itself")
         subject = subject._replace(reference=reference)
     say(f"runtime: {subject.choice.name} ({subject.choice.reason})")
     settings = MeasureSettings(warmup=counts["warmup"], iterations=counts["iterations"], repeats=counts["repeats"])

@@ -57,24 +57,24 @@ _GROUPS = (
 @click.argument("model", type=click.Path(path_type=Path))
 @arch_options
 @click.option("--int8", is_flag=True, help="Quantise the layers that the recipe names to INT8, weights and inputs.")
-@click.option("--fp8", is_flag=True, help="Quantise these layers to FP8 (E4M3) instead, for Ada, Hopper and Blackwell.")
-@click.option("--int4", is_flag=True, help="Quantise weights alone, to INT4 in blocks; their GEMMs stay float.")
+@click.option("--fp8", is_flag=True, help="Quantise those layers to FP8 (E4M3) instead, for Ada, Hopper and Blackwell.")
+@click.option("--int4", is_flag=True, help="Quantise only the weights, to INT4 in blocks; the GEMMs stay float.")
 @click.option("--sparse", is_flag=True, help="Require 2:4 weights and allow sparse kernels.")
 @click.option("--fp16", is_flag=True, help="Keep everything else in FP16 (default).")
 @click.option("--bf16", is_flag=True, help="Keep everything else in BF16.")
 @click.option("--fp32", is_flag=True, help="Keep everything else in FP32.")
-@click.option("--pack", is_flag=True, help="Store 2:4 INT8 weights packed too, at 0.625 of their size.")
-@click.option("--unpack", is_flag=True, help="Make the dense weights of a bundle again from the packed ones.")
+@click.option("--pack", is_flag=True, help="Also store 2:4 INT8 weights packed, at 0.625 of their size.")
+@click.option("--unpack", is_flag=True, help="Restore the dense weights of a bundle from the packed ones.")
 @click.option(
     "--prune",
     type=click.Choice(get_args(PruneMethod)),
-    help="Prune the layers that the recipe names to 2:4 first, untrained; the last two methods use --calib.",
+    help="Prune the recipe's layers to 2:4 first, without training; activation and second-order use --calib.",
 )
-@click.option("--permute", is_flag=True, help="With --prune, order channels first so that 2:4 keeps more.")
+@click.option("--permute", is_flag=True, help="With --prune, permute channels first so that 2:4 keeps more magnitude.")
 @click.option(
     "--sparse-outputs",
     metavar="int8[:DB]",
-    help="Let sparse INT8 layers write INT8 where that is predicted to keep DB of SQNR; 33 if none is given.",
+    help="Let sparse INT8 layers write INT8 where their predicted SQNR is at least DB (default: 33).",
 )
 @click.option(
     "--recipe", type=click.Path(path_type=Path), metavar="FILE|NAME", help="Use this TOML file or shipped recipe."
@@ -86,7 +86,9 @@ _GROUPS = (
     "package.module:factory; or on 'random'.",
 )
 @click.option(
-    "--calibrator", type=click.Choice(CALIBRATORS), help="Choose ranges so where a rule names no way (default: amax)."
+    "--calibrator",
+    type=click.Choice(CALIBRATORS),
+    help="Use this calibrator where the recipe names none (default: amax).",
 )
 @click.option(
     "--calib-samples",
@@ -98,9 +100,9 @@ _GROUPS = (
     "--ranges",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Take the ranges of gpusq-calibrate or of a TensorRT calibration cache.",
+    help="Use the ranges of gpusq-calibrate or of a TensorRT calibration cache.",
 )
-@click.option("--recalibrate", is_flag=True, help="Calibrate anew where the checkpoint records ranges.")
+@click.option("--recalibrate", is_flag=True, help="Calibrate again, and ignore the ranges that the checkpoint records.")
 @click.option("--allow-pickle", is_flag=True, help="Run code that MODEL names; only for a file that you made yourself.")
 @click.option(
     "--target",
@@ -113,7 +115,7 @@ _GROUPS = (
     "--min-sqnr",
     type=float,
     metavar="DB",
-    help="Fail, and keep the evidence, if an output's SQNR to the float graph is lower.",
+    help="Fail, and keep the evidence, if an output's SQNR to the float model is lower.",
 )
 @click.option(
     "--min-agreement",
@@ -128,7 +130,7 @@ _GROUPS = (
     default=("1:8:32",),
     show_default=True,
     metavar="MIN:OPT:MAX",
-    help="Allow these batch sizes, or one; give it again for each further optimisation profile.",
+    help="Build for batches of MIN to MAX, tuned for OPT, or for one size; repeat it for each further profile.",
 )
 @click.option(
     "--engine-option",
@@ -158,14 +160,14 @@ _GROUPS = (
     is_eager=True,
     expose_value=False,
     callback=print_list,
-    help="List what is known, and exit; architectures:PATTERN lists those that match.",
+    help="List the known targets, recipes or architectures (architectures:PATTERN: those that match), and exit.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @click.pass_context
 def command(context: click.Context, /, **options: Any) -> None:
     """Compile MODEL, a checkpoint, into a bundle: ONNX with Q/DQ, engines, and the proof of what was built.
 
-    MODEL may also be a bundle: then only the engines of the given targets are built, from its model.
+    Where MODEL is a bundle, only the engines of the given targets are built, from its model.
     """
     from gpusq_deploy.artifacts.base import require_input
     from gpusq_deploy.bundle import kind_of

@@ -49,10 +49,14 @@ _GROUPS = (
     "--calibrator",
     type=click.Choice(CALIBRATORS),
     default="amax",
-    help="Choose ranges so where a rule names no way (default: amax).",
+    help="Use this calibrator where the recipe names none (default: amax).",
 )
 @click.option(
-    "--batch", default="1:8:32", show_default=True, metavar="MIN:OPT:MAX", help="Allow these batch sizes, or one."
+    "--batch",
+    default="1:8:32",
+    show_default=True,
+    metavar="MIN:OPT:MAX",
+    help="Export for batches of MIN to MAX, or for one size.",
 )
 @click.option("--opset", type=int, default=20, show_default=True, help="Use this ONNX opset, 19 to 23.")
 @click.option(

@@ -32,15 +32,14 @@ _CHECKPOINTS = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors", ".tar")
     default="3%",
     show_default=True,
     type=Percent(),
-    help="How much slower HEAD may be: 3%, or 3, which is the same.",
+    help="Allow HEAD to be this much slower: 3%, or 3, which is the same.",
 )
 @click.option(
     "--steady",
     is_flag=True,
-    help="BASE and HEAD are one model measured twice: was the machine steady? The change must lie within the budget on "
-    "both sides; exit 3 where it doesn't.",
+    help="Check that the machine was steady, with one model measured twice: exit 3 if the two differ by more.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @click.pass_context
 def command(
     context: click.Context, *, base: Path, head: Path, max_regression: float, steady: bool, as_json: bool

@@ -42,21 +42,21 @@ _GROUPS = (
     type=click.Choice(get_args(PruneMethod)),
     default="magnitude",
     show_default=True,
-    help="Choose weights so before training; the last two methods use the images (docs/pruning.md).",
+    help="Prune by this method before training; activation and second-order use the images (docs/pruning.md).",
 )
 @click.option(
     "--prune-images",
     type=click.IntRange(min=1),
     default=128,
     show_default=True,
-    help="Prune with at most this many images.",
+    help="Use at most this many images for pruning.",
 )
 @click.option(
     "--epochs",
     type=click.IntRange(min=0),
     default=10,
     show_default=True,
-    help="Train for so many epochs; 0 prunes alone.",
+    help="Train for this many epochs; 0 only prunes.",
 )
 @click.option(
     "--lr",
@@ -66,17 +66,23 @@ _GROUPS = (
     help="Use this peak learning rate.",
 )
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Use so many images per step."
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Use this many images per training step.",
 )
 @click.option(
     "--held-out",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.2,
     show_default=True,
-    help="Keep this share of the images out of training, to score on.",
+    help="Hold this share of the images out of training, to measure accuracy on.",
 )
 @click.option(
-    "--permute", is_flag=True, help="Order channels first so that 2:4 keeps more; the function stays the same."
+    "--permute",
+    is_flag=True,
+    help="Permute channels first so that 2:4 keeps more magnitude; the model computes the same.",
 )
 @click.option("--dense", multiple=True, metavar="PATTERN", help="Leave the layers dense whose names match; repeatable.")
 @click.option("--convolutions", is_flag=True, help="Prune Conv2d layers too, along their channels.")

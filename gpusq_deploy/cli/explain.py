@@ -13,7 +13,7 @@ from gpusq_deploy.cli.tables import print_pairs, print_rows, result_console
 from gpusq_deploy.explain import Break, LayerExplanation, Question, breaks, explain_layers, tallies
 from gpusq_deploy.receipt import CODED
 from gpusq_deploy.targets import find_target
-from gpusq_deploy.wording import some
+from gpusq_deploy.wording import counted, some
 
 # The table of an engine says shorter what its last link asks.
 _HEADINGS: dict[Question, str] = {"built as": "sparse"}
@@ -40,10 +40,10 @@ def explained_engine(bundle: Bundle, engine: BuiltEngine) -> tuple[LayerExplanat
 
 
 def print_engine(console: Console, bundle: Bundle, engine: BuiltEngine) -> None:
-    """An engine layer by layer, how far the FLOPs get, and every break of a chain with what would mend it."""
+    """An engine layer by layer, the share of the FLOPs, and every break of a chain with its fix."""
     explained = explained_engine(bundle, engine)
     _print_engine_table(console, engine, explained)
-    for line in (*_precision_lines(bundle, engine), _totals_line(explained), *map(_break_line, breaks(explained))):
+    for line in (*_precision_lines(bundle, engine), *_totals_lines(explained), *map(_break_line, breaks(explained))):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -119,7 +119,7 @@ def _layer_rows(layer: LayerExplanation | None) -> list[tuple[str, str]]:
         return []
     rows = [("engine layer", _carrier_text(carrier)) for carrier in layer.carriers]
     for step in layer.chain:
-        mend = f"; try: {step.mend}" if step.mend else ""
+        mend = f"\ntry: {step.mend}" if step.mend else ""
         rows.append((f"2:4 {step.question}", f"{step.answer}: {step.evidence}{mend}"))
     return rows
 
@@ -152,7 +152,7 @@ def _print_engine_table(console: Console, engine: BuiltEngine, explained: Sequen
 
 
 def _precision_lines(bundle: Bundle, engine: BuiltEngine) -> list[str]:
-    """Each precision of codes by FLOPs (INT8 where there is none), and every layer that isn't what was asked."""
+    """Each quantised precision by FLOPs (INT8 where there is none), and every layer that isn't what was asked."""
     macs = {decision.layer: decision.macs for decision in bundle.plan.layers}
     total = sum(macs.values())
     lines: list[str] = []
@@ -163,28 +163,27 @@ def _precision_lines(bundle: Bundle, engine: BuiltEngine) -> list[str]:
             f"{word} {len(layers)}{_of_flops(sum(macs[layer.layer] for layer in layers) / total if total else None)}"
             for word, layers in (("asked", asked), ("built", kept))
         ]
-        lines.append(f"{name.upper()}, of {len(engine.layers)} layers: {', '.join(counts)}")
+        lines.append(f"{name.upper()}, of {counted(len(engine.layers), 'layer')}: {', '.join(counts)}")
     wrong = [f"{layer.layer}: {layer.reason}" for layer in engine.layers if layer.precision != layer.asked]
     return [*lines, *wrong]
 
 
-def _totals_line(explained: Sequence[LayerExplanation]) -> str:
+def _totals_lines(explained: Sequence[LayerExplanation]) -> list[str]:
     """The table's four columns added up: each answer that a layer has, and yes even where none has it."""
     parts: dict[str, list[str]] = {}
     for tally in tallies(explained):
         if tally.layers or tally.answer == "yes":
             said = f"{tally.answer} {tally.layers}{_of_flops(tally.flops_share if tally.layers else None)}"
             parts.setdefault(_HEADINGS.get(tally.question, tally.question), []).append(said)
-    columns = [f"{heading}: {', '.join(said)}" for heading, said in parts.items()]
-    return f"2:4, of {len(explained)} layers: {'; '.join(columns)}"
+    columns = [f"  {heading}: {', '.join(said)}" for heading, said in parts.items()]
+    return [f"2:4, of {counted(len(explained), 'layer')}:", *columns]
 
 
 def _break_line(found: Break) -> str:
-    mend = f"; try: {found.mend}" if found.mend else ""
-    one = len(found.layers) == 1
-    stopped = ("is" if one else "are") + " open" if found.answer == "unknown" else "stops" if one else "stop"
-    where = f"{len(found.layers)} {stopped} at '{_HEADINGS.get(found.question, found.question)}'"
-    return f"  {where}{_of_flops(found.flops_share)}: {some(found.layers)}: {found.answer}: {found.evidence}{mend}"
+    mend = f"\n    try: {found.mend}" if found.mend else ""
+    where = f"'{_HEADINGS.get(found.question, found.question)}' is {found.answer} for"
+    layers = f"{counted(len(found.layers), 'layer')}{_of_flops(found.flops_share)}: {some(found.layers)}"
+    return f"{where} {layers}\n    {found.evidence}{mend}"
 
 
 def _of_flops(share: float | None) -> str:

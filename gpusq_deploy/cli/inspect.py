@@ -17,22 +17,26 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--layer", metavar="X", help="Only this layer, or the layers below this module, with every reason.")
+@click.option("--layer", metavar="X", help="Show only this layer, or the layers below this module, with every reason.")
 @click.option(
     "--expect",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Hold the receipt against a TOML file of expectations (docs/receipts.md) and exit with 1 where one fails.",
+    help="Check the receipt against a TOML file of expectations (docs/receipts.md); exit 1 where one fails.",
 )
 @click.option(
     "--kernels",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Kernel names that a profiler saw on the GPU (docs/receipts.md): they say whether sparse kernels ran.",
+    help="Read kernel names that a profiler recorded on the GPU, to see whether sparse kernels ran (docs/receipts.md).",
 )
-@click.option("--inferences", type=click.IntRange(min=1), default=1, help="How many inferences --kernels traced.")
-@click.option("--target", metavar="NAME", help="Whose engine --kernels traced, where the bundle has several.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout: the receipt and the plan.")
+@click.option("--inferences", type=click.IntRange(min=1), default=1, help="Say how many inferences --kernels traced.")
+@click.option(
+    "--target", metavar="NAME", help="Say which target's engine --kernels traced, where the bundle has several."
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object instead of the text: the receipt and the plan."
+)
 def command(  # noqa: PLR0913 - click hands one argument to each option
     *,
     bundle: Path,
@@ -48,7 +52,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     from gpusq_deploy.cli.render import print_receipt
 
     if expect is not None and layer is not None:
-        raise click.UsageError("--expect holds the whole receipt against a file: leave out --layer")
+        raise click.UsageError("--expect checks the whole receipt: leave out --layer")
     if kernels is None and (inferences > 1 or target is not None):
         raise click.UsageError("--inferences and --target say what --kernels traced")
     found = read_bundle(bundle)

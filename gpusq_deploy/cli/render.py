@@ -16,13 +16,15 @@ from gpusq_deploy.cli.drift import drift_line, print_drift
 from gpusq_deploy.cli.explain import print_engine, print_layer, print_plan
 from gpusq_deploy.cli.headline import headline, no_engine_text
 from gpusq_deploy.cli.tables import print_pairs, result_console
-from gpusq_deploy.doubts import figures_text, outputs_text, receipt_doubts
+from gpusq_deploy.doubts import compared_text, figures_text, outputs_text, receipt_doubts
 from gpusq_deploy.packed import PACKED, packed_index, packed_line
-from gpusq_deploy.receipt import cost_text, layer_costs_line
+from gpusq_deploy.receipt import cost_text, cost_verdict, layer_costs_line
 from gpusq_deploy.wording import counted
 
 # Equal outputs are recorded as this many decibels.
 _EQUAL_DB = 300.0
+# Notes on how the plan was made, which gpusq-inspect shows; the others say what isn't as was asked.
+_DETAILS = ("graph rewrite", "merged ", "Q/K/V projections", "not quantised:", "INT8:", "FP8:", "INT4:")
 
 
 def bundle_json(bundle: Bundle) -> dict[str, Any]:
@@ -62,30 +64,29 @@ def print_bundle(bundle: Bundle) -> None:
     print_pairs(console, str(bundle.path), headline(bundle))
     click.echo()
     print_pairs(console, "", _rows(bundle), bold={"warning", "calibration"})
-    click.echo(f"why each layer is what it is: {shlex.join(['gpusq-inspect', str(bundle.path)])}")
+    click.echo(f"\nreasons and details, layer by layer: {shlex.join(['gpusq-inspect', str(bundle.path)])}")
 
 
 def _rows(bundle: Bundle) -> list[tuple[str, str]]:
     manifest, plan, receipt = bundle.manifest, bundle.plan, bundle.receipt
-    packed = _packed(bundle)
+    packed, limits = _packed(bundle), _limits(bundle)
     noise = "random data: ranges mean nothing, don't deploy this"
     return [
         ("model", f"{manifest.source.file}, {manifest.source.arch}"),
         ("layers", _layer_counts(bundle)),
-        ("remainder", plan.remainder),
         ("batch", str(manifest.batch)),
         *([("packed", packed_line(packed))] if packed is not None else []),
         *([("calibration", noise)] if manifest.synthetic_calibration else []),
-        *([("pruned", pruning_text(receipt.pruning))] if receipt.pruning is not None else []),
-        (_compared(bundle), verification_text(receipt.verification)),
+        *([("pruned", compared_text(receipt.pruning))] if receipt.pruning is not None else []),
+        *([("verified", f"{limits} reached")] if limits and _compared(bundle) == "verified" else []),
         *(("warning", warning) for warning in receipt_doubts(receipt)),
         *((f"engine {engine.target}", _engine_text(engine, bundle)) for engine in receipt.engines),
-        *([(f"{receipt.cost.what} cost", cost_text(receipt.cost))] if receipt.cost is not None else []),
+        *([("speed", cost_verdict(receipt.cost, plan.recipe))] if receipt.cost is not None else []),
         *(
             (f"no engine {entry.target}", f"{entry.reason}\non the device: {entry.command}")
             for entry in receipt.skipped
         ),
-        *(("note", note) for note in plan.notes),
+        *(("note", note) for note in plan.notes if not note.startswith(_DETAILS)),
     ]
 
 
@@ -102,7 +103,7 @@ def print_receipt(bundle: Bundle, *, layer: str | None) -> None:
         print_plan(console, bundle, layer)
         console.print(f"engine: {no_engine_text(bundle)}", soft_wrap=True, markup=False, highlight=False)
     for entry in bundle.receipt.skipped:
-        console.print(f"no engine for {entry.target}: {entry.reason}; on the device: {entry.command}")
+        console.print(f"no engine for {entry.target}: {entry.reason}\n  on the device: {entry.command}", soft_wrap=True)
     if bundle.receipt.cost is not None:
         console.print(f"{bundle.receipt.cost.what} cost: {cost_text(bundle.receipt.cost)}", soft_wrap=True)
         if (line := layer_costs_line(bundle.receipt.cost)) and layer is None:
@@ -121,43 +122,51 @@ def _print_verification(console: Console, bundle: Bundle, layer: str | None) -> 
     if verification is not None and layer is not None and (line := drift_line(verification, layer)) is not None:
         console.print(f"behind {layer}: {line}")
     if bundle.receipt.pruning is not None:
-        console.print(f"pruned: {pruning_text(bundle.receipt.pruning)}")
-    console.print(f"{_compared(bundle)}: {verification_text(verification)}")
+        console.print(f"pruned: {pruning_text(bundle.receipt.pruning)}", soft_wrap=True)
+    console.print(f"{_compared(bundle)}: {verification_text(verification)}", soft_wrap=True)
+    for note in bundle.plan.notes if layer is None else ():
+        console.print(f"note: {note}", markup=False, highlight=False)
     for warning in receipt_doubts(bundle.receipt):
         console.print(f"[bold]warning[/]: {warning}")
     for shortfall in bundle.receipt.shortfalls:
         console.print(f"[bold]refused[/]: {shortfall}")
 
 
-def verification_text(verification: Verification | None) -> str:
-    """One sentence."""
-    if verification is None:
-        return "no (see the notes)"
-    return (
-        f"with the {verification.reference} graph: {outputs_text(verification)}: "
-        f"{verification.note}{_rewrites_text(verification)}"
-    )
-
-
 def pruning_text(loss: PruningLoss) -> str:
-    """One sentence: the pruned float model beside the dense one."""
-    return f"compared with the dense model: {figures_text(loss)}: {loss.note}"
+    """The pruned float model beside the dense one; in a second line on what."""
+    return f"{figures_text(loss)}, against the dense model\n  {loss.note}"
+
+
+def verification_text(verification: Verification | None) -> str:
+    """The built model beside the float one; in a second line on what."""
+    if verification is None:
+        return "no: ONNX Runtime's CPU provider has no BF16 kernels"
+    measured = not (verification.constant or verification.synthetic or verification.cosine is None)
+    cosine = f", cosine {verification.cosine:.5f}" if measured else ""
+    return (
+        f"{outputs_text(verification)}{cosine}, against the {verification.reference} model\n"
+        f"  {verification.note}{_rewrites_text(verification)}"
+    )
 
 
 def _compared(bundle: Bundle) -> str:
     """What a comparison is called: "verified" only against limits that were asked and reached; else nobody judged."""
-    limits = [bundle.manifest.options.get(name, "none") for name in ("min_sqnr", "min_agreement")]
-    unasked = all(limit == "none" for limit in limits)
     unproven = bundle.receipt.verification is None or bool(bundle.receipt.shortfalls)
-    return "compared" if unasked or unproven else "verified"
+    return "compared" if unproven or not _limits(bundle) else "verified"
+
+
+def _limits(bundle: Bundle) -> str:
+    """What was asked of the accuracy, by its options; empty where nothing was."""
+    asked = {name: bundle.manifest.options.get(name, "none") for name in ("min_sqnr", "min_agreement")}
+    return " and ".join(f"--{name.replace('_', '-')} {limit}" for name, limit in asked.items() if limit != "none")
 
 
 def _rewrites_text(verification: Verification) -> str:
     fused = verification.fused_sqnr_db
     if fused is None:
         return ""
-    answer = "the answer is the same" if fused >= _EQUAL_DB else f"SQNR to that answer {fused:.1f} dB"
-    return f"; with its rewrites on, {answer} ({counted(verification.fused_images, 'sample')})"
+    answer = "the same answer" if fused >= _EQUAL_DB else f"SQNR {fused:.1f} dB to that answer"
+    return f"; with optimisations on, {answer} ({counted(verification.fused_images, 'sample')})"
 
 
 def _packed(bundle: Bundle) -> PackedIndex | None:
@@ -187,10 +196,8 @@ def _layer_counts(bundle: Bundle) -> str:
     coded = [layer.precision for layer in layers if layer.weight is not None]
     sparse = sum(layer.sparse for layer in layers)
     counts = ", ".join(f"{coded.count(name)} {name.upper()}" for name in sorted({*coded}) or ["int8"])
-    return (
-        f"{len(layers)} weighted: {counts}, {len(layers) - len(coded)} {bundle.plan.remainder}; "
-        f"{sparse} with 2:4 weights"
-    )
+    rest = bundle.plan.remainder.upper()
+    return f"{counts} of {counted(len(layers), 'weighted layer')}, {sparse} with 2:4 weights; everything else {rest}"
 
 
 def _engine_text(engine: BuiltEngine, bundle: Bundle) -> str:
@@ -200,7 +207,7 @@ def _engine_text(engine: BuiltEngine, bundle: Bundle) -> str:
         f"{engine.gpus} (SM {engine.compute_capability}): {engine.plan_bytes / 1e6:.1f} MB "
         f"by {engine.backend} {engine.backend_version}, {engine.totals.kernels} kernels for batch "
         f"{bundle.manifest.batch}, GEMMs {gemms}, "
-        f"{engine.totals.attention_fused} fused attentions{run}"
+        f"{counted(engine.totals.attention_fused, 'fused attention')}{run}"
     )
 
 

@@ -22,7 +22,7 @@ def _lines(repair: Repair) -> Iterator[str]:
     yield from (_permuted_line(permuted) for permuted in repair.permuted)
     for layer in repair.near_misses:
         yield (
-            f"near misses of {layer.layer}: {layer.zeroed} values set to zero, {layer.groups} groups mended; the "
+            f"near misses of {layer.layer}: {layer.zeroed} values set to zero, {layer.groups} groups repaired; the "
             f"largest {layer.largest:.3g} ({layer.largest_ratio:.2g} of its row's largest), in all {layer.total:.3g}, "
             f"the weight's norm changed by {layer.relative_norm:.2g}"
         )

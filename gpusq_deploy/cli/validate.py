@@ -36,19 +36,21 @@ _GROUPS = (
 @click.pass_context
 @click.argument("path", metavar="MODEL|BUNDLE", type=click.Path(path_type=Path))
 @arch_options
-@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE|NAME", help="Which layers should be 2:4.")
+@click.option(
+    "--recipe", type=click.Path(path_type=Path), metavar="FILE|NAME", help="Expect 2:4 where this recipe says."
+)
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="Explain each layer for this GPU; repeatable.")
-@click.option("--repair", "out", type=click.Path(path_type=Path), metavar="OUT", help="Write a mended checkpoint.")
+@click.option("--repair", "out", type=click.Path(path_type=Path), metavar="OUT", help="Write a repaired checkpoint.")
 @click.option(
     "--near-miss",
     type=Share(),
     default=1e-3,
     show_default=True,
-    help="With --repair: values up to this share of their row's largest become zero where a group needs it; 0: none.",
+    help="With --repair: zero values up to this share of their row's largest where 2:4 needs it; 0: none.",
 )
-@click.option("--permute", is_flag=True, help="With --repair: permute channels; the model stays the same function.")
+@click.option("--permute", is_flag=True, help="With --repair: permute channels; the model computes the same.")
 @click.option("--force", is_flag=True, help="With --repair: replace a file that is there.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def command(  # noqa: PLR0913 - click hands one argument to each option
     context: click.Context,
     path: Path,
@@ -64,9 +66,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     force: bool,
     as_json: bool,
 ) -> None:
-    """Check a checkpoint, an .onnx file or a bundle. Exit 0: nothing found, 1: something found.
+    """Check a checkpoint, an .onnx file or a bundle. Exit 0: no findings, 1: findings.
 
-    With --repair, a checkpoint is mended into OUT, the old file is kept, and OUT is checked.
+    With --repair, the repaired checkpoint is written to OUT and checked; MODEL is kept.
     """
     from gpusq_deploy.artifacts.base import require_input
 
@@ -81,7 +83,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     repair = None
     if out is not None:
         if state_dict is not None:
-            raise click.UsageError("--repair mends the state dict that is taken by itself: save the other one alone")
+            raise click.UsageError("--repair takes no --state-dict: save that state dict to a file of its own")
         from gpusq_deploy.compress.repair import RepairRequest, repair_checkpoint
 
         request = RepairRequest(

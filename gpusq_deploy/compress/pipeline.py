@@ -195,7 +195,7 @@ def _nonzero(module: torch.nn.Module, layers: tuple[str, ...]) -> Masks:
 def _pruning_notes(report: OneshotReport | None, reporter: CompressReporter) -> Iterator[str]:
     if report is None:
         return
-    lines = [f"pruned by {report.options.method} on {report.images} images, {report.blocks} blocks one after another"]
+    lines = [f"pruned by {report.options.method} on {report.images} images, block by block ({report.blocks})"]
     lines += [f"{layer.layer}: {layer.note}" for layer in report.layers if layer.note is not None]
     for line in lines:
         reporter.say(line)
@@ -251,17 +251,16 @@ def _notes(checkpoint: Checkpoint, data: TrainingData, dense: Scores, *, feature
     if features:
         yield "the model returns no logits: scored by the cosine of its output vectors with the dense model's"
     elif not data.classes:
-        yield "no class folders: the dense model's own predictions stand in for labels"
+        yield "no class folders: the dense model's predictions serve as labels"
     elif dense.accuracy is not None and dense.accuracy < _CHANCE / len(data.classes):
         yield (
-            f"the dense model is right on only {dense.accuracy:.1%} of the held-out images, which is chance: if the "
-            "class folders, sorted by name, aren't in the order of the model's classes, these labels spoil it; a flat "
-            "folder needs none"
+            f"the dense model is right on only {dense.accuracy:.1%} of the held-out images, no more than chance: are "
+            "the class folders, sorted by name, in the order of the model's classes? a flat folder needs no labels"
         )
     if trains and not later_blocks(checkpoint.module):
         yield "the model has no container `blocks`: distilling without the feature term"
     if checkpoint.ranges:
-        yield f"the {len(checkpoint.ranges)} activation ranges of the dense model don't hold any more and are left out"
+        yield f"the {len(checkpoint.ranges)} activation ranges of the dense model no longer hold and are left out"
 
 
 def _require_place(request: CompressRequest) -> None:
@@ -296,7 +295,7 @@ def _require_classes(teacher: torch.nn.Module, data: TrainingData, request: Comp
     outputs = count_classes(teacher, data.held_out)
     if len(data.classes) > outputs:
         raise GpusqError(
-            f"the folder has {len(data.classes)} classes, the model tells only {outputs} apart",
+            f"the folder has {len(data.classes)} classes, the model has only {outputs}",
             place=str(request.data),
             hint="one sub-folder per class of the model; a flat folder trains without labels",
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -74,7 +74,7 @@ def prune_checkpoint(
     chosen, trivial = _layers(checkpoint, report)
     images = None if source is None else _images(source, say)
     samples = "" if images is None else f" on {counted(len(images), 'sample')}"
-    say(f"pruning {counted(len(chosen), 'layer')} to 2:4 by {how.method}{samples}")
+    say(f"pruning {counted(len(chosen), 'layer')} to 2:4 by {how.method}{samples}, without training")
     dense = checkpoint.module
     arranging: tuple[str, ...] = ()
     if how.permute:
@@ -86,16 +86,14 @@ def prune_checkpoint(
     for remark in remarks:
         say(remark)
     named = (*chosen, *(layer.layer for layer in kept))
-    others = by_reason((layer.layer, _why_dense(layer)) for layer in report.layers if layer.layer not in named)
-    for reason, layers in others.items():
-        say(f"{some(layers)} {'stays' if len(layers) == 1 else 'stay'} dense: {reason}")
+    _say_dense([layer for layer in report.layers if layer.layer not in named], recipe, say)
     return replace(
         checkpoint,
         module=pruned.module,
         sparsity=SparsityRecord(method=f"gpusq-build --prune {how.method}", layers=named),
         ranges={},
         origins={},
-        remarks=(*checkpoint.remarks, *remarks),
+        remarks=(*checkpoint.remarks, _made_text(pruned.report), *remarks),
     )
 
 
@@ -171,19 +169,27 @@ def _images(source: DataSource, say: Callable[[str], None]) -> torch.Tensor:
 
 
 def _remarks(checkpoint: Checkpoint, report: OneshotReport) -> tuple[str, ...]:
-    how = f"on {counted(report.images, 'sample')}, " if report.images else ""
-    lines = [
-        f"--prune: {counted(len(report.layers), 'layer')} made 2:4 by {report.options.method}, {how}without training"
-    ]
-    lines += [f"{layer.layer}: {layer.note}" for layer in report.layers if layer.note is not None]
+    lines = [f"{layer.layer}: {layer.note}" for layer in report.layers if layer.note is not None]
     if checkpoint.ranges:
-        lines.append(f"the {len(checkpoint.ranges)} activation ranges of the dense model don't hold any more")
+        lines.append(f"the {len(checkpoint.ranges)} activation ranges of the dense model no longer hold")
     return tuple(lines)
 
 
+def _made_text(report: OneshotReport) -> str:
+    how = f"on {counted(report.images, 'sample')}, " if report.images else ""
+    return f"--prune: {counted(len(report.layers), 'layer')} made 2:4 by {report.options.method}, {how}without training"
+
+
+def _say_dense(layers: Sequence[LayerSparsity], recipe: Recipe, say: Callable[[str], None]) -> None:
+    """Which layers stay dense: those that the recipe leaves so, whose reasons gpusq-inspect gives, and the others."""
+    left = [layer.layer for layer in layers if not layer.expected]
+    if left:
+        say(f"kept dense by recipe {recipe.name}: {some(left)}")
+    for reason, names in by_reason((layer.layer, _why_dense(layer)) for layer in layers if layer.expected).items():
+        say(f"{some(names)} {'stays' if len(names) == 1 else 'stay'} dense: {reason}")
+
+
 def _why_dense(layer: LayerSparsity) -> str:
-    if not layer.expected:
-        return layer.reason
     if layer.k % 4:
         return f"K = {layer.k} is not a multiple of 4"
     if layer.valid:

@@ -93,9 +93,9 @@ def stream_channels(model: Parts) -> Channels | Declined:
     """The channels of the model's residual stream, or why they aren't free."""
     stream = next((stream for stream in _STREAMS if fnmatch.filter(model.parameters, stream.mark)), None)
     if stream is None:
-        return left_alone("residual stream", "", "no rule knows this architecture's stream")
+        return left_alone("residual stream", "", "no rule knows this architecture's residual stream")
     if not fnmatch.filter(model.parameters, stream.head):
-        return left_alone("residual stream", "", "no head reads it: the model's output is the stream, in its order")
+        return left_alone("residual stream", "", "no head reads it: the model's output is the residual stream itself")
     axes: list[ChannelAxis] = []
     for name in model.parameters:
         match = next((dim for pattern, dim in stream.axes if fnmatch.fnmatchcase(name, pattern)), -1)

@@ -48,7 +48,7 @@ def _half_quantized(model: ir.Model) -> Iterator[Finding]:
         if stored is not None and stored.dtype == ir.DataType.INT4:
             if activation:
                 what = "its input is quantised and its INT4 weight multiplies in float: it pays for the Q/DQ"
-                hint = "leave the input of INT4 weights in the remainder's type"
+                hint = "leave the input of INT4 weights in float"
                 yield Finding(rule="half-quantized", place=place, what=what, hint=hint)
         elif activation != weight:
             which, other = ("input", "weight") if activation else ("weight", "input")
@@ -64,7 +64,7 @@ def _softmax_quantized(model: ir.Model) -> Iterator[Finding]:
                 rule="softmax-quantized",
                 place=f"node {node_name(node)}",
                 what="the softmax output is quantised: on DINOv2 ViT-S/14 that costs half of the SQNR's decibels",
-                hint="remove the pair; leave attention probabilities in the remainder's type",
+                hint="remove the pair; leave softmax outputs in float",
             )
 
 
@@ -75,7 +75,7 @@ def _residual_quantized(model: ir.Model) -> Iterator[Finding]:
                 rule="residual-quantized",
                 place=f"{residual.module}, node {residual.node}",
                 what="the residual stream is quantised: on DINOv2 ViT-S/14 that costs ten decibels of SQNR",
-                hint="remove the pair; leave residual adds in the remainder's type",
+                hint="remove the pair; leave residual adds in float",
             )
 
 
@@ -89,7 +89,7 @@ def _mixed_remainder(model: ir.Model) -> Iterator[Finding]:
             yield Finding(
                 rule="mixed-remainder",
                 place=f"node {node_name(node)}",
-                what="a float32 product between FP16 ones",
+                what="an FP32 GEMM between FP16 ones",
                 hint="cast its inputs; a strongly typed build runs it in float32",
             )
 

@@ -69,7 +69,7 @@ def _scale_faults(node: ir.Node) -> Iterator[GpusqError]:
     zero = node.inputs[2] if len(node.inputs) > 2 else None
     if zero is not None and (not is_constant(zero) or zero.dtype not in _OPSETS or _any(zero)):
         what = "the zero point is not INT8 zero, nor FP8's or INT4's"
-        yield GpusqError(what, place=place, hint="TensorRT takes symmetric codes only")
+        yield GpusqError(what, place=place, hint="TensorRT takes symmetric quantisation only: zero point 0")
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     axis = node.attributes.get_int("axis", 1)
     block = node.attributes.get_int("block_size", 0)
@@ -118,7 +118,7 @@ def _pairing_faults(node: ir.Node) -> Iterator[GpusqError]:
         yield GpusqError("nothing reads this QuantizeLinear", place=place)
     for reader in readers:
         if reader.op_type != "DequantizeLinear":
-            yield GpusqError(f"its codes go to {reader.op_type}, not to a DequantizeLinear", place=place)
+            yield GpusqError(f"its output goes to {reader.op_type}, not to a DequantizeLinear", place=place)
         elif len(reader.inputs) < 2 or not _same(reader.inputs[1], node.inputs[1] if len(node.inputs) > 1 else None):
             yield GpusqError("its DequantizeLinear has another scale", place=place)
 

@@ -266,9 +266,10 @@ def test_the_totals_of_inspect_are_those_of_its_table(bundle: Path) -> None:
     headings = ("valid", "eligible", "asked", "sparse")
     columns = {heading: [row[3 + place] for row in rows[:10]] for place, heading in enumerate(headings)}
     assert "unknown" in columns["eligible"]
-    (line,) = (line for line in shown.splitlines() if line.startswith("2:4, of 10 layers: "))
-    for column in line.removeprefix("2:4, of 10 layers: ").split("; "):
-        heading, _, said = column.partition(": ")
+    lines = shown.splitlines()
+    first = lines.index("2:4, of 10 layers:") + 1
+    for column in lines[first : first + 4]:
+        heading, _, said = column.strip().partition(": ")
         counts = {answer: int(count) for answer, count in re.findall(r"(yes|no|unknown) (\d+)", said)}
         assert counts["yes"] == columns[heading].count("yes")
         assert sum(counts.values()) == 10

@@ -45,7 +45,7 @@ def test_the_recipe_s_layers_become_sparse_and_the_head_stays_dense(pruning: tup
     assert done.code == 0, done.err
     assert done.json()["sparse_layers"] == 8
     assert sorted(groups_kept(path / "model.onnx").values()) == [2] * 8 + [4]
-    assert "head stays dense: recipe static_wi8_ai8: classifier heads" in done.err
+    assert "kept dense by recipe static_wi8_ai8: patch_embed.proj, head" in done.err
     assert run_main(validate, path).code == 0
 
 
@@ -68,14 +68,14 @@ def test_what_pruning_cost_stands_beside_what_int8_cost(pruning: tuple[Path, Fin
     assert (loss["images"], loss["held_out"]) == (4, True)
     # Half of the weights cost more than eight bits of each.
     assert loss["sqnr_db"] < result["verification"]["sqnr_db"]
-    assert "pruned, compared with the dense model: SQNR" in done.err
-    assert (
-        f"compared with the pruned float graph: SQNR {result['verification']['sqnr_db']:.0f} dB of 4 samples"
-        in done.err
-    )
-    shown = " ".join(run_main(inspect, path).out.split())
-    assert f"pruned: compared with the dense model: SQNR {loss['sqnr_db']:.0f} dB of 4 samples" in shown
-    assert "compared: with the pruned float graph: SQNR" in shown
+    assert f"pruned: SQNR {loss['sqnr_db']:.0f} dB (" in done.err
+    assert "against the dense model, on 4 held-out samples" in done.err
+    assert f"compared: SQNR {result['verification']['sqnr_db']:.0f} dB (" in done.err
+    assert "against the pruned float model, on 4 held-out samples" in done.err
+    shown = run_main(inspect, path).out
+    assert f"pruned: SQNR {loss['sqnr_db']:.0f} dB (" in shown
+    assert f"compared: SQNR {result['verification']['sqnr_db']:.0f} dB (" in shown
+    assert shown.count(", held out of calibration") == 2
     assert [text for text in result["warnings"] if "pruning alone" in text] or loss["sqnr_db"] >= 10
 
 
@@ -135,5 +135,5 @@ def test_ranges_of_the_dense_model_are_not_used_for_the_pruned_one(dense: Path, 
     options = ("--int8", "--sparse", "--prune", "magnitude")
     done = run_main(build, source, *options, "--out", tmp_path / "no.gpusq")
     assert done.code == 5
-    assert "the 1 activation ranges of the dense model don't hold any more" in done.err
+    assert "the 1 activation ranges of the dense model no longer hold" in done.err
     assert "INT8 and FP8 need activation ranges" in done.err

@@ -192,8 +192,6 @@ def test_a_single_image_is_warned_of(dense: Path, photos: Path, tmp_path: Path) 
     (tmp_path / "one" / "a.png").write_bytes(sorted(photos.iterdir())[0].read_bytes())
     done = run_main(calibrate, dense, "--calib", tmp_path / "one", "--out", tmp_path / "m.json", "--json")
     assert done.code == 0, done.err
-    warning = (
-        "ranges were found on 1 sample: what other inputs reach beyond them is clipped; give a few dozen typical ones"
-    )
+    warning = "calibrated on only 1 sample: larger values of other inputs are clipped; give a few dozen typical images"
     assert f"warning: {warning}" in done.err
     assert warning in done.json()["warnings"]

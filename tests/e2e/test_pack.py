@@ -97,7 +97,7 @@ def test_another_code_is_found_though_every_digest_was_made_to_fit(packed: Path)
     done = run_main(validate, packed, "--json")
     assert done.code == 1
     assert [finding["rule"] for finding in done.json()["findings"]] == ["packed"]
-    assert "other codes" in done.json()["findings"][0]["what"]
+    assert "other INT8 weights" in done.json()["findings"][0]["what"]
 
 
 def test_a_damaged_packed_file_is_found_and_not_unpacked(packed: Path) -> None:

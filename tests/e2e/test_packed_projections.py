@@ -49,7 +49,7 @@ def test_attentions_and_outputs_of_packed_projections_are_int8(photos: Path, tmp
         assert packed.weight is not None
         assert packed.weight.one_scale, packed.output_reason
     assert {placed.role for placed in bundle.plan.placed} >= {"query", "key", "softmax", "value", "output"}
-    assert "6 projections to query, key and value are taken in 2 products" in bundle.plan.notes
+    assert "merged 6 Q/K/V projections into 2 GEMMs" in bundle.plan.notes
     # The drift map sees them, in the float graph and in the built one.
     assert bundle.receipt.verification is not None
     assert any("q_proj+k_proj+v_proj" in layer.module for layer in bundle.receipt.verification.layers)

@@ -106,7 +106,7 @@ def test_near_misses_alone_keep_everything_else_of_a_plain_file(broken: Path, tm
     torch.save({"model": state, "epoch": 7, "history": [1.5, {"lr": 0.1}]}, path)
     done = run_main(validate, path, "--repair", out)
     assert done.code == 1  # the shuffled layers are still broken
-    assert "60 groups mended" in done.out
+    assert "60 groups repaired" in done.out
     assert f"{path} is as it was" in done.out
     content = torch.load(out, weights_only=True)
     assert (content["epoch"], content["history"]) == (7, [1.5, {"lr": 0.1}])

@@ -69,7 +69,7 @@ def test_a_planted_outlier_stays_float32(
     for tensor in bundle.plan.wide:
         assert [note for note in bundle.plan.notes if tensor.tensor in note]
         assert [note for note in engine.notes if tensor.tensor in note]
-    assert "kept in FP32, since FP16 can't hold it: add_" in done.err
+    assert "kept in FP32, since FP16 can't hold them: add_" in done.err
     assert engine.totals.attention_fused == DEPTH
     assert "fp32" not in engine.totals.gemms
     assert run_main(validate, out).code == 0
@@ -87,7 +87,7 @@ def test_a_sparse_layer_whose_product_fp16_cant_hold_runs_dense_and_the_others_d
     kept = {layer.layer: layer for layer in read_bundle(out).plan.layers if layer.precision == "fp32"}
     assert "blocks.0.mlp.fc2" in kept
     assert not any(layer.sparse for layer in kept.values())
-    assert "multiply no FP32" in kept["blocks.0.mlp.fc2"].sparse_reason
+    assert "have no FP32" in kept["blocks.0.mlp.fc2"].sparse_reason
     assert any(layer.sparse for layer in read_bundle(out).plan.layers)
     assert run_main(validate, out).code == 0
 
@@ -98,4 +98,4 @@ def test_without_data_the_plan_says_that_nobody_looked(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     plan = read_bundle(tmp_path / "out").plan
     assert plan.wide == ()
-    assert [note for note in plan.notes if "was not looked at" in note]
+    assert [note for note in plan.notes if "was not checked" in note]

@@ -238,7 +238,7 @@ def test_sizes_of_other_types_are_judged_by_int8s_and_else_unknown(precision: Pr
     ada = find_target("rtx40")
     (odd,) = explain_layers([state_of(pruned(10, 36))], ada, decisions=[decision(precision)])
     assert odd.chain[1].answer == "unknown"
-    assert f"what sizes a sparse {precision} kernel takes unpadded isn't known for rtx40" in odd.chain[1].evidence
+    assert f"the sizes that a sparse {precision} kernel takes unpadded aren't known for rtx40" in odd.chain[1].evidence
     assert "K=36 N=10" in odd.chain[1].evidence
     assert odd.chain[1].mend
     (even,) = explain_layers([state_of(pruned())], ada, decisions=[decision(precision)])

@@ -104,9 +104,8 @@ def test_what_does_not_help_is_left_out(costs: Mapping[frozenset[str], GraphCost
 def test_each_choice_says_both_figures() -> None:
     _, notes = chosen({BOTH: cost(10), TWO: cost(14, 2_500_000), NONE: cost(10, 2_500_000), ONE: cost(10)})
     assert notes == (
-        "first (3 places) is applied: 10 kernels with it and 14 without, 0.0 and 2.5 MB moved",
-        "second (3 places) is not applied, since it doesn't help: 10 kernels with it and 10 without, "
-        "0.0 and 0.0 MB moved",
+        "graph rewrite first (3 places) applied: 10 kernels with it, 14 without; 0.0 and 2.5 MB moved",
+        "graph rewrite second (3 places) left out: 10 kernels with it, 10 without; 0.0 and 0.0 MB moved",
     )
 
 
@@ -115,7 +114,7 @@ def test_without_a_compiler_all_are_kept_and_that_is_said() -> None:
     form = choose_form(model, (First(), Idle()), "no compiler here", lambda _done, _total: None)
     assert form.kept == (First(),)
     (note,) = form.notes
-    assert note.endswith("first: applied without comparing the model's kernels with and without: no compiler here")
+    assert note == "graph rewrites applied, kernel counts not compared (no compiler here): first"
 
 
 def test_a_form_that_cannot_be_compiled_is_not_chosen() -> None:
@@ -126,7 +125,9 @@ def test_a_form_that_cannot_be_compiled_is_not_chosen() -> None:
 
     form = choose_form(tiny_models.exported_vit().model, (First(),), measure, lambda _done, _total: None)
     assert form.kept == (First(),)
-    assert form.notes == ("first (3 places) is applied; without it the model can't be compiled: no kernel for it",)
+    assert form.notes == (
+        "graph rewrite first (3 places) applied; without it the model can't be compiled: no kernel for it",
+    )
 
 
 def test_where_nothing_compiles_all_are_kept() -> None:
@@ -153,7 +154,7 @@ def test_what_another_rewrite_makes_room_for_is_named() -> None:
     model = tiny_models.exported_vit().model
     form = choose_form(model, (First(), Needy()), measure_by(costs), lambda _done, _total: None)
     assert form.kept == (First(), Needy())
-    assert form.notes[0].endswith("; without it there is no place for second")
+    assert form.notes[0].endswith("; without it second has nothing to rewrite")
     assert "no place" not in form.notes[1]
 
 
@@ -167,7 +168,7 @@ def test_what_is_needed_stays_whatever_it_costs() -> None:
         needed={"first": "numbers stay small"},
     )
     assert form.kept == (First(),)
-    assert form.notes[0] == "first (3 places) is applied: numbers stay small"
+    assert form.notes[0] == "graph rewrite first (3 places) applied: numbers stay small"
 
 
 SCALED = """g (float[batch,2,4,8] q, float[batch,2,4,8] k) => (float[batch,2,4,4] y) {
@@ -201,8 +202,8 @@ def test_a_best_form_says_that_it_was_compared_only_where_it_was() -> None:
         return best_form(speedup, pack, yardstick, reporter, require=required.append)
 
     compared = form(Yardstick(target=find_target("a100"), batch=2, remainder="fp16"))
-    assert compared.notes[-1] == "compared by tensorrt-rtx for a100, fp16, batch 2, nothing timed"
-    assert "is not applied" in compared.notes[0]
+    assert compared.notes[-1] == "graph rewrites compared by tensorrt-rtx for a100, fp16, batch 2, nothing timed"
+    assert "left out" in compared.notes[0]
     assert changed_by(compared.model) == 1
     assert not required, "the compiler has taken it"
     not_compared = form("not here")

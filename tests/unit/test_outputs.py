@@ -116,7 +116,7 @@ def test_the_recipe_decides_whatever_it_costs() -> None:
         (layer(k=64), 20.0, ..., "below 256 channels"),
         (layer(n=64), 20.0, ..., "below 256 channels"),
         (layer(), 20.0, None, "no second moments"),
-        (layer(plain=False), 20.0, ..., "between its product and its bias"),
+        (layer(plain=False), 20.0, ..., "between its GEMM and its bias"),
     ],
 )
 def test_the_command_gets_them_where_they_pay_and_hold(model: ir.Model, least: float, product: Any, said: str) -> None:
@@ -159,7 +159,7 @@ def test_the_graph_rounds_the_product_in_front_of_the_bias_with_one_weight_scale
     plan = decided(model, amax=200.0)
     assert plan.layers[0].output_reason == "a test"
     assert [(placed.role, placed.node) for placed in plan.placed] == [("output", "product")]
-    assert "INT8 outputs, with one weight scale each, in 1 of 1 layers that were asked" in plan.notes
+    assert "INT8 outputs, with one weight scale each, in 1 of 1 layer" in plan.notes
     built = run_passes(model, [Quantize(plan)])
     scale = built.graph.initializers["product_weight_scale"].const_value
     assert scale is not None

@@ -55,7 +55,7 @@ def test_three_that_are_decided_alike_become_one_layer_and_the_answers_stay() ->
     model = attention()
     found = packed(model)
     assert [layer.layer for layer in weighted_layers(found.model)] == [PACKED]
-    assert found.notes == ("3 projections to query, key and value are taken in 1 products",)
+    assert found.notes == ("merged 3 Q/K/V projections into 1 GEMM",)
     feeds = {"x": np.random.default_rng(1).standard_normal((3, 5, 8)).astype(np.float32)}
     np.testing.assert_allclose(
         tiny_models.run_model(found.model, feeds)["y"], tiny_models.run_model(model, feeds)["y"], atol=1e-5
@@ -68,7 +68,7 @@ def test_a_rule_for_one_of_them_keeps_them_apart_and_says_so(match: str) -> None
     model = attention()
     found = packed(model, recipe)
     assert found.model is model
-    assert found.declined == (f"not taken in one product: {PACKED}: recipe mine decides them by different rules",)
+    assert found.declined == (f"Q/K/V projections not merged in {PACKED}: recipe mine decides them by different rules",)
 
 
 def test_two_to_four_of_all_three_is_two_to_four_of_the_whole() -> None:
@@ -81,7 +81,7 @@ def test_two_to_four_of_all_three_is_two_to_four_of_the_whole() -> None:
 def test_where_only_some_are_two_to_four_they_stay_apart(sparse: str) -> None:
     found = packed(attention(sparse=sparse))
     assert not found.chosen
-    assert found.declined == (f"not taken in one product: {PACKED}: some of them are 2:4 and some are not",)
+    assert found.declined == (f"Q/K/V projections not merged in {PACKED}: some of them are 2:4 and some are not",)
     valid = {name for name, (_, valid) in states(found.stored).items() if valid}
     assert valid == {f"attn.{name}_proj" for name in sparse}
 

@@ -161,5 +161,5 @@ def test_the_plans_notes_name_what_is_int8_in_attentions() -> None:
     notes = plan(attention(), recipe("linear+qk")).notes
     assert "INT8 in 1 attentions: query, key" in notes
     assert any("won't fuse" in note for note in notes)
-    assert not any("attention products" in note for note in plan(attention(), recipe("linear+qk")).notes)
-    assert any("attention products" in note for note in plan(attention(), planning.EVERYTHING).notes)
+    assert not any("attention GEMMs" in note for note in plan(attention(), recipe("linear+qk")).notes)
+    assert any("attention GEMMs" in note for note in plan(attention(), planning.EVERYTHING).notes)

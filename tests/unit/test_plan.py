@@ -225,8 +225,8 @@ def test_sparse_layers_may_stay_float() -> None:
 def test_the_notes_give_the_share_of_int8_and_name_what_is_unknown() -> None:
     layers = (layer("head", macs=300), layer("float1", macs=100), layer("fc9", macs=0))
     notes = plan(*layers).notes
-    assert notes[0].startswith("75.0 % of")
-    assert notes[1] == "output shape unknown, so not in that share: fc9"
+    assert notes[0] == "INT8: 75.0 % of the weighted layers' FLOPs"
+    assert notes[1] == "output shape unknown, so without FLOPs: fc9"
     assert "softmax" in notes[2]
 
 
@@ -292,7 +292,7 @@ def test_int4_needs_no_range_and_says_what_it_can_t_take() -> None:
     assert "16 inputs are no multiple of a block of 32" in odd.precision_reason
     assert "for Linear layers" in other.precision_reason
     assert not fits.sparse
-    assert "dense product" in fits.sparse_reason
+    assert "dense float GEMM" in fits.sparse_reason
 
 
 def test_the_notes_have_each_precision_s_share() -> None:
@@ -301,8 +301,7 @@ def test_the_notes_have_each_precision_s_share() -> None:
     request = PlanRequest(recipe=mixed, int8=True, sparse=False, remainder="fp16")
     table = planning.table({"into_fc1": 1.0, "into_head": 1.0})
     notes = make_plan([FC, HEAD], request, table=table, sparsity=states((FC, HEAD))).notes
-    assert [note[:6] for note in notes[:2]] == ["50.0 %", "50.0 %"]
-    assert [note.rsplit(" ", 1)[1] for note in notes[:2]] == ["FP8", "INT8"]
+    assert [note[:12] for note in notes[:2]] == ["FP8: 50.0 % ", "INT8: 50.0 %"]
 
 
 def test_what_fp16_can_t_hold_leaves_fp8_with_a_float32_scale_and_int4_in_fp32() -> None:
@@ -324,7 +323,7 @@ def test_sparse_layers_that_stay_fp32_run_dense_and_say_so() -> None:
     wide, report = Wide(nodes=frozenset({FC.node})), states((FC,), expected=True)
     (_, kept) = make_plan([HEAD, FC], request, table=None, sparsity=report, wide=wide).layers
     assert (kept.precision, kept.sparse) == ("fp32", False)
-    assert "multiply no FP32" in kept.sparse_reason
+    assert "have no FP32" in kept.sparse_reason
     # A remainder of FP32 beside INT8: an input that is zero on all data, and layers that the recipe leaves float.
     silent = plan(HEAD, FC, sparse=True, remainder="fp32", ranges={"into_head": 1.0, "into_fc1": 0.0})
     (_, fc) = silent.layers

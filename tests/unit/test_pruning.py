@@ -66,7 +66,7 @@ def test_the_pruned_model_is_compared_with_the_dense_one() -> None:
         float(torch.nn.functional.cosine_similarity(before.flatten(), after.flatten(), dim=0))
     )
     assert (loss.images, loss.held_out, loss.constant, loss.synthetic) == (10, True, False, False)
-    assert loss.note == "10 samples of noise.npy, kept apart from calibration; torch, in float32"
+    assert loss.note == "10 samples of noise.npy, held out of calibration; torch, in float32"
     assert [count for _, count, _ in done] == [4, 8, 10]
 
 

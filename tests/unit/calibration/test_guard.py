@@ -134,7 +134,7 @@ def test_without_a_recorded_range_there_is_nothing_to_compare() -> None:
 
 @pytest.mark.parametrize(
     ("images", "synthetic", "told"),
-    [(1, False, "on 1 sample:"), (7, False, "on 7 samples:"), (8, False, ""), (1, True, "")],
+    [(1, False, "on only 1 sample:"), (7, False, "on only 7 samples:"), (8, False, ""), (1, True, "")],
 )
 def test_a_handful_of_real_samples_is_told(images: int, synthetic: bool, told: str) -> None:
     found = few_warnings(

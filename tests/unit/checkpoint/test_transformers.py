@@ -460,11 +460,11 @@ def test_the_size_of_a_composite_model_is_that_of_its_parts() -> None:
 @pytest.mark.parametrize(
     ("preprocessor", "arguments", "what", "hint"),
     [
-        ({"image_std": None}, {}, "it lacks image_std", "mend the preprocessor_config.json"),
-        ({"image_mean": []}, {}, "a mean or std without a number", "mend the preprocessor_config.json"),
-        ({"resample": 4}, {}, "resample 4: images are resized by PIL's 0, 1, 2, 3 alone", "mend the"),
+        ({"image_std": None}, {}, "it lacks image_std", "correct the preprocessor_config.json"),
+        ({"image_mean": []}, {}, "a mean or std without a number", "correct the preprocessor_config.json"),
+        ({"resample": 4}, {}, "resample 4: images are resized by PIL's 0, 1, 2, 3 alone", "correct the"),
         (None, {"input_size": [0, 3]}, "not an input: 3x0x3", "check --arch-arg input_size; or put its"),
-        ({}, {"input_size": [0, 3]}, "not an input: 3x0x3", "check --arch-arg input_size; or mend the"),
+        ({}, {"input_size": [0, 3]}, "not an input: 3x0x3", "check --arch-arg input_size; or correct the"),
     ],
 )
 def test_a_preprocessing_that_cannot_be_used_is_told_in_words(

@@ -48,6 +48,7 @@ def test_every_option_is_one_sentence(name: str) -> None:
         said = option.help or ""
         assert said[:1].isupper(), option.opts
         assert said.endswith("."), option.opts
+        assert len(said) <= 130, option.opts
 
 
 @pytest.mark.parametrize("name", COMMANDS)

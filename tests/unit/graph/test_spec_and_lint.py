@@ -115,7 +115,7 @@ def test_a_scale_that_is_computed_or_missing_is_found() -> None:
 @pytest.mark.parametrize(
     ("reader", "what"),
     [
-        ("[d] xd = Cast<to = 1>(xq)", "its codes go to Cast"),
+        ("[d] xd = Cast<to = 1>(xq)", "its output goes to Cast"),
         ("[d] xd = DequantizeLinear(xq, s2, z)", "another scale"),
         ("[d] xd = DequantizeLinear(other, s, z)", "nothing reads"),
     ],
