@@ -90,7 +90,7 @@ def sentences_after(target: Target, report: GpuReport) -> tuple[str, ...]:
 
 def _run(report: GpuReport, _unknown: str) -> str | None:
     """Whether engines ran and were right; None where nothing ran."""
-    right = [one for one in report.of("models") if one.samples_ms]
+    right = [one for one in report.of("models") if one.right]
     if not right:
         return None
     least = min(decibels for one in right if (decibels := one.number("sqnr_db")) is not None)
@@ -115,7 +115,7 @@ def _other_capability(report: GpuReport, unknown: str) -> str | None:
     answer: Finding | None = next((one for one in reversed(report.of("possible")) if one.name == name), None)
     if answer is None:
         return None
-    runs = "runs" if answer.samples_ms else f"doesn't run: {' '.join(answer.why_not.split())[:200]}"
+    runs = "runs" if answer.right else f"doesn't run: {' '.join(answer.why_not.split())[:200]}"
     return f"{_seen(report)}: a {name.removeprefix('plan from elsewhere, ')} plan, built without the GPU, {runs}."
 
 

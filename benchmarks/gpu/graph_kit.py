@@ -72,8 +72,8 @@ def make_graphs(models: Sequence[str], out: Path) -> tuple[Variant, ...]:
             if not (out / f"{model}-{graph}.json").exists():
                 _make_graph(model, graph, words, out)
     found: list[Variant] = []
-    for precision in PRECISIONS:
-        for model in models:
+    for model in models:
+        for precision in PRECISIONS:
             graph = f"{model}-{precision.graph}"
             predicted = out / f"{graph}.predicted.json"
             if predicted.exists():

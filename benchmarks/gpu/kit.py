@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(".gpu"))
     parser.add_argument("--python", default="3.12", help="the machine's")
     parser.add_argument("--machine", type=Path, default=HERE / "machine-packages.txt", help="distributions it has")
-    parser.add_argument("--mib", type=int, default=60, help="the most that a part may have")
+    parser.add_argument("--mib", type=int, default=58, help="the most that a part may have")
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
     asked = parser.parse_args()
     try:
