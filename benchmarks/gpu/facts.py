@@ -2,8 +2,9 @@
 
     python -m gpusq_deploy.benchmarks.gpu.facts gpu.json
 
-Keeps the file as benchmarks/results/gpu/DATE-GPU.json, writes its tables into docs/gpu.md, and the sentences of
-`sentences_after` into the file of each target of that compute capability. Read the difference before you commit it.
+Keeps the file as benchmarks/results/gpu/DATE-GPU.json, the kernels of each engine that ran beside it, as
+`gpusq-inspect BUNDLE --kernels` takes them, writes its tables into docs/gpu.md, and the sentences of `sentences_after`
+into the file of each target of that compute capability. Read the difference before you commit it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def main() -> None:
 
 
 def keep(report: GpuReport, root: Path) -> list[Path]:
-    """Write all three in a repository; the files that were written.
+    """Write all of them in a repository; the files that were written.
 
     Raises:
         GpusqError: No GPU was there, so it holds no fact.
@@ -54,12 +55,26 @@ def keep(report: GpuReport, root: Path) -> list[Path]:
     docs = root / "docs" / "gpu.md"
     write_whole(docs, with_tables(docs.read_text(), report).encode())
     written = [raw, docs]
+    for file, text in kernel_files(report).items():
+        written.append(raw.with_suffix("") / file)
+        written[-1].parent.mkdir(exist_ok=True)
+        write_whole(written[-1], text.encode())
     for target in load_targets():
         if target.compute_capability == report.compute_capability:
             file = root / "engines" / "targets" / f"{target.name}.toml"
             write_whole(file, with_unknowns(file.read_text(), sentences_after(target, report)).encode())
             written.append(file)
     return written
+
+
+def kernel_files(report: GpuReport) -> dict[str, str]:
+    """The names of one inference's kernels, one a line, of each model at the first batch that ran; by file name."""
+    files: dict[str, str] = {}
+    for one in report.of("models"):
+        if one.right and one.kernels:
+            name = re.sub(r"[^A-Za-z0-9]+", "-", f"{one.name} {one.facts.get('way', '')}".replace(":", ""))
+            files.setdefault(f"{name}.txt", "\n".join(one.kernels) + "\n")
+    return files
 
 
 def with_tables(text: str, report: GpuReport) -> str:

@@ -30,17 +30,20 @@ _MOST_WAITING = 40.0
 
 def items(ground: Ground) -> tuple[str, ...]:
     """Every model and precision that the kit holds, what tells most first."""
-    return tuple(variant.name for variant in variants_of(ground.kit)) or (_NONE,)
+    kit = variants_of(ground.kit)
+    return (*(variant.name for variant in kit.variants), *kit.left_out) or (_NONE,)
 
 
 def run(item: str, ground: Ground) -> Iterator[Finding]:
     """Its batches, by every way that works."""
     finding, ways = Finding(step="models", name=item), ground.ways
-    reason = ("the kit was made without models" if item == _NONE else "") or no_gpu() or ways.why_not
+    kit = variants_of(ground.kit)
+    lacking = "the kit was made without models" if item == _NONE else kit.left_out.get(item, "")
+    reason = lacking or no_gpu() or ways.why_not
     if reason:
         yield refused(finding, reason)
         return
-    variants = variants_of(ground.kit)
+    variants = kit.variants
     index = [variant.name for variant in variants].index(item)
     # Twice its share of what is left, so that one model that is slow to load doesn't take all of it.
     share = 2 * (ground.deadline - time.monotonic()) / (len(variants) - index)

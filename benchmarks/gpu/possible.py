@@ -138,7 +138,8 @@ def _built_here(finding: Finding, way: Way, ground: Ground) -> Iterator[Finding]
     done = msgspec.structs.replace(finding, facts=facts, built=built_kernels(built.layers))
     yield msgspec.structs.replace(done, name=f"{finding.name}: the build")
     yield from _tried(msgspec.structs.replace(finding, facts=facts), plan, way, ground)
-    if not no_gpu():
+    # Once the best way is known, the others are asked for their outputs alone.
+    if not no_gpu() and not ground.ways.ways:
         yield from _launched(finding, plan, way, ground)
         api, log = load_api(way.backend), BuildLog()
         text = inspect_plan(plan.read_bytes(), api, log.as_logger(api), _made, stripped=None, host_code=False)

@@ -37,6 +37,7 @@ def main() -> None:
     try:
         if asked.add is not None:
             add(asked.add, asked.kit)
+            _warm()
         if asked.run is not None:
             install(asked.kit)
             sys.exit(run(asked.kit, asked.run, ["--budget", str(asked.budget), *more], pretend=asked.pretend))
@@ -64,7 +65,6 @@ def add(source: Path, kit: Path) -> None:
             if _digest(kit / f"{name}.new") != digest:
                 raise ValueError(f"{source / name} is damaged: copy it again")
             (kit / f"{name}.new").rename(kit / name)
-    _warm()
     missing = _missing(kit)
     print(f"{kit}: " + (f"still missing {', '.join(missing)}" if missing else "every part is here"))
 

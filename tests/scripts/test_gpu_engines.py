@@ -115,7 +115,7 @@ def test_a_product_is_built_compared_and_timed(ground: Ground, monkeypatch: pyte
 
 
 def test_wrong_outputs_show_and_their_time_counts_for_nothing(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    for source, step in ((CASE, products), (variants_of(ground.kit)[0], models)):
+    for source, step in ((CASE, products), (variants_of(ground.kit).variants[0], models)):
         make(source, ground)
         device(monkeypatch, ground.work / f"{source.file}.onnx", times=0.5)
         for found in step.run(source.name, ground):
@@ -125,7 +125,7 @@ def test_wrong_outputs_show_and_their_time_counts_for_nothing(ground: Ground, mo
 
 def test_a_model_is_drawn_built_and_measured_at_every_batch(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     (name,) = models.items(ground)
-    (variant,) = variants_of(ground.kit)
+    (variant,) = variants_of(ground.kit).variants
     make(variant, ground)
     opened = device(monkeypatch, ground.work / f"{variant.file}.onnx", captured=False)
     found = {one.number("batch"): one for one in models.run(name, ground)}
@@ -141,7 +141,7 @@ def test_what_couldnt_be_made_is_said_where_it_was_to_run(ground: Ground, monkey
     def fail(*_words: Any) -> None:
         raise GpusqError("no memory")
 
-    (variant,) = variants_of(ground.kit)
+    (variant,) = variants_of(ground.kit).variants
     with monkeypatch.context() as broken:
         broken.setattr(prepare, "build_engine", fail)
         make(variant, ground)
@@ -180,6 +180,7 @@ def test_the_first_step_builds_runs_and_compares(ground: Ground, monkeypatch: py
     (ground.kit / "m.onnx").rename(model)
     save_reference(model, small / "reference.npz")
     opened = device(monkeypatch, model)
+    (ground.work / "ways.json").unlink()
     monkeypatch.setattr(possible, "inspect_plan", lambda *_words, **_how: "layers")  # pyright: ignore[reportUnknownLambdaType] - of no use here
     built, ran, graph, names, inspected = possible.run("build here, tensorrt-rtx SM80", ground)
     assert built.built
@@ -188,6 +189,9 @@ def test_the_first_step_builds_runs_and_compares(ground: Ground, monkeypatch: py
     assert inspected.facts == {"said": "layers"}
     assert opened == ["tensorrt-rtx stream", "tensorrt-rtx graph"]
     assert possible.ways_among([built, ran, graph, names]).ways == (WAY,)
+    (ground.work / "ways.json").write_bytes(json_from_value(Ways(ways=(WAY,))))
+    after = [one.name for one in possible.run("build here, tensorrt-rtx SM80", ground)]
+    assert after == [built.name, ran.name], "once there is a best way, the others are run alone"
     # What a dead process left behind: the way is right, and nothing else is tried again.
     assert possible.ways_among([built, ran]).ways == (Way(backend="tensorrt-rtx", capability="SM80"),)
 
