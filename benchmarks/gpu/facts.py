@@ -55,8 +55,8 @@ def keep(report: GpuReport, root: Path) -> list[Path]:
     docs = root / "docs" / "gpu.md"
     write_whole(docs, with_tables(docs.read_text(), report).encode())
     written = [raw, docs]
-    for file, text in kernel_files(report).items():
-        written.append(raw.with_suffix("") / file)
+    for name, text in kernel_files(report).items():
+        written.append(raw.with_suffix("") / name)
         written[-1].parent.mkdir(exist_ok=True)
         write_whole(written[-1], text.encode())
     for target in load_targets():
