@@ -20,7 +20,7 @@ from gpusq_deploy.engines.build_log import BuildLog
 from gpusq_deploy.engines.cuda_api import CUDA_NAMES, CudaDevice, CudaName, cuda_failed, open_cuda
 from gpusq_deploy.engines.cuda_graph import CudaGraph, GraphDriver, find_graph_driver
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
-from gpusq_deploy.engines.plan_file import check_plan_fits, check_plan_header
+from gpusq_deploy.engines.plan_file import check_plan_header, plan_misfits
 from gpusq_deploy.engines.plan_io import ShapeRange, buffer_bytes, dtype_from_trt, fitting_profile, numpy_dtype
 from gpusq_deploy.engines.refit import refit_engine
 from gpusq_deploy.engines.session import Session, TensorSpec, check_feeds
@@ -55,7 +55,7 @@ def open_plan(
         through: The packages to call the driver with; the first that can is taken.
 
     Raises:
-        GpusqError: The file isn't a plan of this backend, version and GPU; the backend, a package
+        GpusqError: The file isn't a plan of this backend, or the runtime refuses it here; the backend, a package
             that calls the driver, a GPU or what CUDA graphs need is missing; or the weights don't fit.
     """
     try:
@@ -65,7 +65,6 @@ def open_plan(
     check_plan_header(plan, backend, place=str(path))
     api, gpu = load_api(backend), find_gpu()
     capability = gpu.compute_capability if isinstance(gpu, Gpu) else None
-    check_plan_fits(plan, version=api.__version__, capability=capability, place=str(path))
     graphs = find_graph_driver() if cuda_graph else None
     if isinstance(graphs, str):
         raise GpusqError(f"CUDA graphs can't be used here: {graphs}", place=str(path), hint="leave out --cuda-graph")
@@ -79,6 +78,7 @@ def open_plan(
             weights=weights,
             graphs=graphs,
             host_code=host_code,
+            misfits=plan_misfits(plan, version=api.__version__, capability=capability),
         )
     )
 
@@ -88,7 +88,7 @@ class Parts:
     """What a session is made of: the plan and where it lies, TensorRT's module, and the GPU, which the session closes.
 
     `weights` is for a plan without any, `graphs` for launching CUDA graphs, `host_code` for a plan that brings
-    its own runtime.
+    its own runtime; `misfits` say why the plan may not run here, for where the runtime refuses it.
     """
 
     plan: bytes
@@ -99,6 +99,7 @@ class Parts:
     weights: Path | None = None
     graphs: GraphDriver | None = None
     host_code: bool = False
+    misfits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,7 @@ class CudaSession:
         self.runtime_version: str = parts.api.__version__
         self._path = parts.path
         self._cuda = parts.cuda
+        self._misfits = parts.misfits
         self._log = BuildLog()
         self._buffers: dict[_ShapeKey, _Buffers] = {}
         self._graph_driver = parts.graphs
@@ -318,7 +320,7 @@ class CudaSession:
     def _made(self, thing: _T | None, step: str) -> _T:
         if thing is not None:
             return thing
-        said = "; ".join(self._log.errors()) or "it gave no reason"
+        said = "; ".join([*self._log.errors(), *self._misfits]) or "it gave no reason"
         raise GpusqError(
             f"{self.runtime} {self.runtime_version} couldn't {step}: {said}",
             place=str(self._path),

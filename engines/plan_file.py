@@ -61,20 +61,18 @@ def check_plan_header(plan: bytes, backend: BackendName, *, place: str) -> None:
         raise GpusqError(f"the plan is damaged: it holds {len(plan)} of {declared} bytes", place=place, hint=hint)
 
 
-def check_plan_fits(plan: bytes, *, version: str, capability: str | None, place: str) -> None:
-    """Refuse a TensorRT-RTX plan of another minor version or for other GPUs; other plans are left to the runtime.
+def plan_misfits(plan: bytes, *, version: str, capability: str | None) -> tuple[str, ...]:
+    """Why a TensorRT-RTX plan may not run here: another minor version, other GPUs; nothing is known of other plans.
+
+    Whether it runs all the same is the runtime's to say: it knows GPUs that the header has no bit for, such as SM 9.0.
 
     Args:
         plan: A whole plan, which `check_plan_header` has passed.
         version: The installed backend's version.
         capability: The GPU's compute capability, such as "8.6"; None where it isn't known.
-        place: The file, for the error.
-
-    Raises:
-        GpusqError: It was built by another version or for other GPUs; both are told at once.
     """
     if not plan.startswith(_RTX_MAGIC):
-        return
+        return ()
     problems: list[str] = []
     built = plan_version(plan)
     if not same_minor(built, version):
@@ -82,12 +80,7 @@ def check_plan_fits(plan: bytes, *, version: str, capability: str | None, place:
     gpus = plan_capabilities(plan)
     if capability is not None and gpus and capability not in gpus:
         problems.append(f"it was built for compute capability {', '.join(gpus)}, and this GPU has {capability}")
-    if problems:
-        raise GpusqError(
-            f"the plan can't run here: {'; '.join(problems)}",
-            place=place,
-            hint="build the bundle's engine again here: gpusq-build BUNDLE --target NAME",
-        )
+    return tuple(problems)
 
 
 def same_minor(one: str, other: str) -> bool:

@@ -2,8 +2,9 @@
 
     python -m gpusq_deploy.benchmarks.gpu.facts gpu.json
 
-Keeps the file as benchmarks/results/gpu/DATE-GPU.json, writes its tables into docs/gpu.md, and the sentences of
-`sentences_after` into the file of each target of that compute capability. Read the difference before you commit it.
+Keeps the file as benchmarks/results/gpu/DATE-GPU.json, the kernels of each engine that ran beside it, as
+`gpusq-inspect BUNDLE --kernels` takes them, writes its tables into docs/gpu.md, and the sentences of `sentences_after`
+into the file of each target of that compute capability. Read the difference before you commit it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def main() -> None:
 
 
 def keep(report: GpuReport, root: Path) -> list[Path]:
-    """Write all three in a repository; the files that were written.
+    """Write all of them in a repository; the files that were written.
 
     Raises:
         GpusqError: No GPU was there, so it holds no fact.
@@ -54,12 +55,26 @@ def keep(report: GpuReport, root: Path) -> list[Path]:
     docs = root / "docs" / "gpu.md"
     write_whole(docs, with_tables(docs.read_text(), report).encode())
     written = [raw, docs]
+    for name, text in kernel_files(report).items():
+        written.append(raw.with_suffix("") / name)
+        written[-1].parent.mkdir(exist_ok=True)
+        write_whole(written[-1], text.encode())
     for target in load_targets():
         if target.compute_capability == report.compute_capability:
             file = root / "engines" / "targets" / f"{target.name}.toml"
             write_whole(file, with_unknowns(file.read_text(), sentences_after(target, report)).encode())
             written.append(file)
     return written
+
+
+def kernel_files(report: GpuReport) -> dict[str, str]:
+    """The names of one inference's kernels, one a line, of each model at the first batch that ran; by file name."""
+    files: dict[str, str] = {}
+    for one in report.of("models"):
+        if one.right and one.kernels:
+            name = re.sub(r"[^A-Za-z0-9]+", "-", f"{one.name} {one.facts.get('way', '')}".replace(":", ""))
+            files.setdefault(f"{name}.txt", "\n".join(one.kernels) + "\n")
+    return files
 
 
 def with_tables(text: str, report: GpuReport) -> str:
@@ -90,7 +105,7 @@ def sentences_after(target: Target, report: GpuReport) -> tuple[str, ...]:
 
 def _run(report: GpuReport, _unknown: str) -> str | None:
     """Whether engines ran and were right; None where nothing ran."""
-    right = [one for one in report.of("models") if one.samples_ms]
+    right = [one for one in report.of("models") if one.right]
     if not right:
         return None
     least = min(decibels for one in right if (decibels := one.number("sqnr_db")) is not None)
@@ -115,7 +130,7 @@ def _other_capability(report: GpuReport, unknown: str) -> str | None:
     answer: Finding | None = next((one for one in reversed(report.of("possible")) if one.name == name), None)
     if answer is None:
         return None
-    runs = "runs" if answer.samples_ms else f"doesn't run: {' '.join(answer.why_not.split())[:200]}"
+    runs = "runs" if answer.right else f"doesn't run: {' '.join(answer.why_not.split())[:200]}"
     return f"{_seen(report)}: a {name.removeprefix('plan from elsewhere, ')} plan, built without the GPU, {runs}."
 
 

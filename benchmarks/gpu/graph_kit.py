@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,32 +64,43 @@ _BATCHES = (1, 8, 32, 128)
 _SMALL = ("img_size=32", "patch_size=8", "embed_dim=64", "depth=1", "num_heads=1", "num_classes=64")
 
 
-def make_graphs(models: Sequence[str], out: Path) -> tuple[Variant, ...]:
-    """Every graph that isn't there yet, and the index of all; a graph that can't be built is said and left out."""
+def make_graphs(models: Sequence[str], out: Path) -> Variants:
+    """Every graph that isn't there yet, and the index of all; one that can't be built is left out, with its reason."""
     out.mkdir(parents=True, exist_ok=True)
-    for model in models:
-        for graph, words in GRAPHS.items():
-            if not (out / f"{model}-{graph}.json").exists():
-                _make_graph(model, graph, words, out)
+    problems = {
+        f"{model}-{graph}": _make_graph(model, graph, words, out)
+        for model in models
+        for graph, words in GRAPHS.items()
+        if not (out / f"{model}-{graph}.predicted.json").exists()
+    }
+    index = index_of(models, out, problems)
+    write_whole(out / "index.json", json_from_value(index))
+    return index
+
+
+def index_of(models: Sequence[str], out: Path, problems: Mapping[str, str]) -> Variants:
+    """What lies in a folder of graphs, and what doesn't: `problems` are by graph."""
     found: list[Variant] = []
-    for precision in PRECISIONS:
-        for model in models:
+    left_out: dict[str, str] = {}
+    for model in models:
+        for precision in PRECISIONS:
             graph = f"{model}-{precision.graph}"
             predicted = out / f"{graph}.predicted.json"
-            if predicted.exists():
-                base = read_value(predicted, Variant)
-                name = f"{model} {precision.name}"
-                found.append(
-                    Variant(
-                        name=name,
-                        graph=graph,
-                        dense=precision.dense,
-                        predicted_us={} if "2:4" in name else base.predicted_us,
-                        kernels=base.kernels,
-                    )
+            name = f"{model} {precision.name}"
+            if not predicted.exists():
+                left_out[name] = f"the kit lacks its graph: {problems.get(graph) or 'it was not built'}"
+                continue
+            base = read_value(predicted, Variant)
+            found.append(
+                Variant(
+                    name=name,
+                    graph=graph,
+                    dense=precision.dense,
+                    predicted_us={} if "2:4" in name else base.predicted_us,
+                    kernels=base.kernels,
                 )
-    write_whole(out / "index.json", json_from_value(Variants(variants=tuple(found))))
-    return tuple(found)
+            )
+    return Variants(variants=tuple(found), left_out=left_out)
 
 
 def make_small(out: Path) -> None:
@@ -121,7 +132,8 @@ def predicted_us(model: Path, batch: int, peaks: Peaks) -> tuple[float, int]:
     return total, len(layers)
 
 
-def _make_graph(model: str, graph: str, words: Sequence[str], out: Path) -> None:
+def _make_graph(model: str, graph: str, words: Sequence[str], out: Path) -> str:
+    """Why it couldn't be made; empty where it was."""
     print(f"{model} {graph}", file=sys.stderr, flush=True)
     peaks = find_target("h100").peaks
     assert peaks is not None, "h100.toml has them"
@@ -131,7 +143,7 @@ def _make_graph(model: str, graph: str, words: Sequence[str], out: Path) -> None
             figures = {str(batch): predicted_us(made, batch, peaks) for batch in _BATCHES}
         except GpusqError as error:
             print(f"  left out: {why(error)}", file=sys.stderr)
-            return
+            return why(error)
         leave_out(made, out / f"{model}-{graph}.onnx")
     base = Variant(
         name=f"{model} {graph}",
@@ -140,6 +152,7 @@ def _make_graph(model: str, graph: str, words: Sequence[str], out: Path) -> None
         kernels={batch: figure[1] for batch, figure in figures.items()},
     )
     write_whole(out / f"{model}-{graph}.predicted.json", json_from_value(base))
+    return ""
 
 
 def _built(architecture: str, words: Sequence[str], folder: Path) -> Path:

@@ -81,15 +81,16 @@ class Graph(Value):
 
 
 class Variants(Value):
-    """Everything that a kit holds, what tells most first."""
+    """Everything that a kit holds, what tells most first; and what it was to hold, with why it doesn't."""
 
-    variants: tuple[Variant, ...]
+    variants: tuple[Variant, ...] = ()
+    left_out: dict[str, str] = msgspec.field(default_factory=dict[str, str])
 
 
-def variants_of(kit: Path) -> tuple[Variant, ...]:
+def variants_of(kit: Path) -> Variants:
     """The models and precisions of a kit; none where it was made without."""
     index = kit / "graphs" / "index.json"
-    return read_value(index, Variants).variants if index.exists() else ()
+    return read_value(index, Variants) if index.exists() else Variants()
 
 
 def leave_out(model: Path, graph: Path) -> None:

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(".gpu"))
     parser.add_argument("--python", default="3.12", help="the machine's")
     parser.add_argument("--machine", type=Path, default=HERE / "machine-packages.txt", help="distributions it has")
-    parser.add_argument("--mib", type=int, default=60, help="the most that a part may have")
+    parser.add_argument("--mib", type=int, default=58, help="the most that a part may have")
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
     asked = parser.parse_args()
     try:
@@ -58,13 +58,15 @@ def make_kit(out: Path, python: str, machine: Path, models: list[str], mib: int)
         shutil.rmtree(payload / name, ignore_errors=True)
     wheels = collect_wheels(ROOT, python, machine, payload / "wheels")
     make_small(payload / "small")
-    variants = make_graphs(models, payload / "graphs")
+    kit = make_graphs(models, payload / "graphs")
     copy_suite(payload)
     parts = cut(payload, out, mib)
     for name in _BESIDE:
         shutil.copy2(HERE / name, out / name)
-    (out / "README.md").write_text(readme(list(parts), python, len(variants)))
-    print(f"{out}: {len(parts)} parts, {len(wheels)} wheels, {len(variants)} models in their precisions")
+    (out / "README.md").write_text(readme(list(parts), python, len(kit.variants)))
+    print(f"{out}: {len(parts)} parts, {len(wheels)} wheels, {len(kit.variants)} models in their precisions")
+    for name, reason in kit.left_out.items():
+        print(f"  without {name}: {reason}")
 
 
 def cut(payload: Path, out: Path, mib: int) -> dict[str, str]:
@@ -89,7 +91,10 @@ def cut(payload: Path, out: Path, mib: int) -> dict[str, str]:
 def readme(parts: list[str], python: str, variants: int) -> str:
     """The exact calls, for whoever stands at the GPU's machine."""
     sends = "\n".join(
-        f"    run.sh start.py manifest.json {part}".ljust(50) + "then:  sh run.sh --add ." for part in parts
+        f"    run.sh start.py manifest.json {part}".ljust(50)
+        + "then:  sh run.sh --add ."
+        + (" && sh /tmp/gpusq-kit/run.sh --run OUT" if part == parts[-1] else "")
+        for part in parts
     )
     return f"""# GPU kit
 
@@ -99,8 +104,8 @@ Send the parts in as many goes as you like; each go brings these files into one 
 
 {sends}
 
-Then, within ten minutes: `sh /tmp/gpusq-kit/run.sh --run OUT` (installs in seconds, measures for seven minutes at most;
-`--budget SECONDS` gives it less, `--steps possible models` only some). OUT gets eight files of a few MB at most:
+The last call takes nine minutes at most: it installs within one and measures for seven (`--budget SECONDS` gives it
+less, `--steps possible models` only some). OUT gets eight files of a few MB at most:
 gpu.json (everything, raw), report.md, log.txt, and a .jsonl for each step, which is written while it runs.
 
 Without a GPU, or with --pretend, the same ends with a report that says for each step why it didn't run.

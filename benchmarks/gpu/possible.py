@@ -1,7 +1,9 @@
 """Step 1: does this GPU run TensorRT-RTX at all, and whose plans? Asked, not assumed: every answer is a finding.
 
-Plans that were built elsewhere for each capability are judged by the runtime, loaded, run and compared; then plans are
-built here. What gives right results becomes the way that the other steps build.
+Plans are built here, run and compared, then launched as a CUDA graph, then looked at by a profiler and by TensorRT's
+inspector: each of these may kill the process, so what is known is on disk before the next. Plans that were built
+elsewhere for each capability are judged by the runtime, loaded, run and compared. What gives right results becomes the
+way that the other steps build.
 """
 
 from __future__ import annotations
@@ -11,27 +13,44 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from gpusq_deploy.artifacts.base import write_whole
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.benchmarks.gpu.references import repeated
-from gpusq_deploy.benchmarks.gpu.runs import Engine, Ground, built_kernels, no_gpu, refused, target_here
+from gpusq_deploy.benchmarks.gpu.runs import (
+    Engine,
+    Ground,
+    built_kernels,
+    no_gpu,
+    refused,
+    target_here,
+    with_kernels,
+)
 from gpusq_deploy.benchmarks.gpu.values import Fact, Finding, Way, Ways
 from gpusq_deploy.engines.api import find_api, load_api
 from gpusq_deploy.engines.build_log import BuildLog
 from gpusq_deploy.engines.builder import BuildOptions, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
+from gpusq_deploy.engines.cuda_api import find_cuda
+from gpusq_deploy.engines.cuda_graph import find_graph_driver
+from gpusq_deploy.engines.inspection import inspect_plan
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.installed import ENGINES, LIBRARIES, installed_versions
 
 BATCH = BatchRange(minimum=1, optimum=8, maximum=128)
 # tensorrt-rtx's names; "" leaves it to the builder.
-CAPABILITIES = ("", "SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
+CAPABILITIES = ("", "SM80", "SM89", "SM120")
 # The GPU's own kernels first, then what the builder takes by itself, then the nearest older architecture.
-_BEST = ("CURRENT", "", "SM80", "SM89", "SM86", "SM75", "SM120", "SM121")
+_BEST = ("CURRENT", *CAPABILITIES)
 _HERE = ("CURRENT", "", "SM80")
 _MACHINE = "the machine"
+_GRAPH, _NAMES, _INSPECTED = ": CUDA graph", ": kernel names", ": inspector"
+_SPARSE_LIBRARY = "nvidia-cusparselt-cu13"
+_MOST_TEXT = 8000
+_T = TypeVar("_T")
 _QUERY = "name,driver_version,compute_cap,clocks.sm,clocks.mem,clocks.max.sm,power.draw,temperature.gpu"
 
 
@@ -73,17 +92,27 @@ def way_named(name: str) -> Way:
 
 def ways_among(findings: Sequence[Finding]) -> Ways:
     """The best way of each builder: one whose outputs were right; else why there is none."""
-    right = [way_named(one.name.partition(", ")[2]) for one in findings if one.samples_ms]
-    order = [Way(backend="tensorrt-rtx", capability=name) for name in _BEST]
-    rtx = next((way for way in order if way in right), None)
-    full = next((way for way in right if way.backend == "tensorrt"), None)
-    ways = tuple(way for way in (rtx, full) if way is not None)
+    named = {one.name for one in findings if one.kernels}
+    right = {one.name for one in findings if one.right}
+    found = [
+        msgspec.structs.replace(
+            way_named(name.partition(", ")[2]), graph=f"{name}{_GRAPH}" in right, names=f"{name}{_NAMES}" in named
+        )
+        for name in sorted(right)
+        if not name.endswith((_GRAPH, _NAMES))
+    ]
+    rtx = [way for way in found if way.backend == "tensorrt-rtx"]
+    best = sorted(rtx, key=lambda way: _BEST.index(way.capability or ""))[:1]
+    ways = (*best, *(way for way in found if way.backend == "tensorrt"))
     reasons = dict.fromkeys(one.why_not for one in findings if one.why_not)
     return Ways(ways=ways, why_not="" if ways else "no plan runs here: " + (next(iter(reasons), "nothing was asked")))
 
 
 def _machine() -> dict[str, Fact]:
-    facts: dict[str, Fact] = {}
+    facts: dict[str, Fact] = {**installed_versions((*LIBRARIES, *ENGINES, _SPARSE_LIBRARY))}
+    cuda, graphs = find_cuda(), find_graph_driver()
+    facts["CUDA calls"] = cuda if isinstance(cuda, str) else "can be made"
+    facts["CUDA graphs"] = graphs if isinstance(graphs, str) else "the driver has them"
     for backend in ("tensorrt-rtx", "tensorrt"):
         api = find_api(backend)
         facts[backend] = api if isinstance(api, str) else api.__version__
@@ -109,6 +138,29 @@ def _built_here(finding: Finding, way: Way, ground: Ground) -> Iterator[Finding]
     done = msgspec.structs.replace(finding, facts=facts, built=built_kernels(built.layers))
     yield msgspec.structs.replace(done, name=f"{finding.name}: the build")
     yield from _tried(msgspec.structs.replace(finding, facts=facts), plan, way, ground)
+    # Once the best way is known, the others are asked for their outputs alone.
+    if not no_gpu() and not ground.ways.ways:
+        yield from _launched(finding, plan, way, ground)
+        api, log = load_api(way.backend), BuildLog()
+        text = inspect_plan(plan.read_bytes(), api, log.as_logger(api), _made, stripped=None, host_code=False)
+        yield msgspec.structs.replace(finding, name=f"{finding.name}{_INSPECTED}", facts={"said": text[:_MOST_TEXT]})
+
+
+def _launched(finding: Finding, plan: Path, way: Way, ground: Ground) -> Iterator[Finding]:
+    """The same as a CUDA graph, and the names of its kernels, twice: a profiler that dies does so the second time."""
+    feeds = repeated(ground.kit / "small" / "reference.npz", 8)
+    with contextlib.closing(Engine(plan, msgspec.structs.replace(way, graph=True))) as engine:
+        done = engine.checked(*feeds, msgspec.structs.replace(finding, name=f"{finding.name}{_GRAPH}"))
+        yield refused(done, f"not as a graph: {engine.uncaptured}") if engine.uncaptured else done
+        take = engine.timer(feeds[0])
+        with_kernels(finding, take)
+        yield with_kernels(msgspec.structs.replace(finding, name=f"{finding.name}{_NAMES}"), take)
+
+
+def _made(thing: _T | None, step: str) -> _T:
+    if thing is None:
+        raise GpusqError(f"the runtime couldn't {step}")
+    return thing
 
 
 def _judged(finding: Finding, plan: Path) -> Iterator[Finding]:
@@ -137,4 +189,4 @@ def _tried(finding: Finding, plan: Path, way: Way, ground: Ground) -> Iterator[F
 
 
 def _text(lines: Sequence[str]) -> str:
-    return "\n".join(lines)[-4000:]
+    return "\n".join(lines)[-_MOST_TEXT:]

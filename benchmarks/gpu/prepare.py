@@ -68,7 +68,7 @@ def main() -> None:
 
 def prepare(ground: Ground, processes: int) -> None:
     """Everything, each thing in a process of its own: TensorRT has one log for a process, and may end it."""
-    waiting: list[Variant | GemmCase] = [*variants_of(ground.kit), *all_cases()]
+    waiting: list[Variant | GemmCase] = [*variants_of(ground.kit).variants, *all_cases()]
     running: dict[BaseProcess, Variant | GemmCase] = {}
     # Nothing here has started a thread or a CUDA context: forking saves each process its imports.
     fork = multiprocessing.get_context("fork")

@@ -52,7 +52,7 @@ def _by_one_way(case: GemmCase, way: Way, ground: Ground) -> Finding:
 
 
 def measured(case: GemmCase, plan: Path, way: Way, finding: Finding) -> Finding:
-    """Run a case, hold its first and last row against integer arithmetic, and time it if that is right.
+    """Run a case, hold its first and last row against integer arithmetic, and time it; what is wrong says so.
 
     Raises:
         GpusqError: It failed.
@@ -66,5 +66,5 @@ def measured(case: GemmCase, plan: Path, way: Way, finding: Finding) -> Finding:
         finding = with_facts(finding, error=error, launch=engine.launch)
         most = MOST_ERROR["fp16" if case.output == "fp16" else "int8"]
         if not error <= most:
-            return refused(finding, f"not timed, for it is wrong: error {error:.3g}, at most {most:g}")
+            finding = refused(finding, f"its outputs are wrong: error {error:.3g}, at most {most:g}")
         return engine.timed(feeds, finding)

@@ -45,6 +45,7 @@ def prediction_errors(report: GpuReport) -> dict[str, float]:
     pairs = {
         f"{one.name} b{one.facts.get('batch')}": (one.median_ms, one.number("predicted_us"))
         for one in report.of("models")
+        if one.right
     }
     return {name: 1e3 * took / predicted for name, (took, predicted) in pairs.items() if took and predicted}
 
@@ -71,7 +72,7 @@ def _said(one: Finding) -> str:
 
 def _models(report: GpuReport) -> Iterator[str]:
     headings = ("model", "way", "batch", "launch", "median ms", "images/s", "predicted ms", "SQNR dB", "sparse kernels")
-    return table(headings, [_model_row(one) for one in report.of("models") if one.samples_ms])
+    return table(headings, [_model_row(one) for one in report.of("models") if one.right])
 
 
 def _model_row(one: Finding) -> Row:
@@ -104,7 +105,7 @@ def _sparse_names(report: GpuReport) -> Iterator[str]:
 
 def _products(report: GpuReport) -> Iterator[str]:
     headings = ("product", "way", "writes", "median ms", "kernels µs", "TFLOP/s", "error", "sparse", "kernels")
-    return table(headings, [_product_row(one) for one in report.of("products") if one.samples_ms])
+    return table(headings, [_product_row(one) for one in report.of("products") if one.right])
 
 
 def _product_row(one: Finding) -> Row:
@@ -134,7 +135,7 @@ def _torch(report: GpuReport) -> Iterator[str]:
             ", ".join(dict.fromkeys(one.kernels)) or "not seen",
         )
         for one in report.of("torch")
-        if one.samples_ms
+        if one.right
     ]
     return table(headings, rows)
 

@@ -8,14 +8,13 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import msgspec
 from numpy.typing import NDArray
 
 from gpusq_deploy.artifacts.base import read_value
 from gpusq_deploy.artifacts.receipt import EngineLayer
-from gpusq_deploy.benchmarks.gpu.kernels import Kernels, kernels_of, torch_problem
+from gpusq_deploy.benchmarks.gpu.kernels import kernels_of, torch_problem
 from gpusq_deploy.benchmarks.gpu.values import BuiltKernel, Fact, Finding, Way, Ways
 from gpusq_deploy.benchmarks.reference import LEAST_DB
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
@@ -63,9 +62,9 @@ class Ground(NamedTuple):
 
 
 class Engine:
-    """A plan on the GPU, launched as a CUDA graph where it can be captured, else by its stream; `launch` says which.
+    """A plan on the GPU, launched as a CUDA graph where its way can and it can be captured, else by its stream.
 
-    The plan's header isn't looked at: whether a plan of another architecture runs is what the suite asks.
+    `launch` says which, and `uncaptured` why it isn't a graph though it was to be one.
     """
 
     def __init__(self, plan: Path, way: Way) -> None:
@@ -75,7 +74,7 @@ class Engine:
             GpusqError: It can't be opened.
         """
         self._plan, self._way = plan, way
-        self.launch = "graph"
+        self.launch, self.uncaptured = "graph" if way.graph else "stream", ""
         self._session = self._open()
 
     @property
@@ -84,7 +83,7 @@ class Engine:
         return self._session.inputs[0]
 
     def checked(self, x: Array, wanted: Array, finding: Finding) -> Finding:
-        """Run, compare with what ONNX Runtime answered, and time only what is right.
+        """Run, compare with what ONNX Runtime answered, and time it; what is wrong says so beside its samples.
 
         Raises:
             GpusqError: It failed.
@@ -94,8 +93,7 @@ class Engine:
         decibels = float(sqnr_db(wanted, got))
         finding = with_facts(finding, sqnr_db=decibels, launch=self.launch)
         if not decibels >= LEAST_DB:
-            wrong = f"not timed, for it is wrong: {decibels:.1f} dB to ONNX Runtime's outputs"
-            return msgspec.structs.replace(finding, why_not=wrong)
+            finding = refused(finding, f"its outputs are wrong: {decibels:.1f} dB to ONNX Runtime's")
         return self.timed(feeds, finding)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -103,8 +101,9 @@ class Engine:
         try:
             return self._session.run(feeds)
         except GpusqError as error:
-            if self.launch != "graph" or "captured" not in error.what:
+            if self.launch != "graph" or is_sticky(error.what):
                 raise
+            self.uncaptured = error.what
         self.close()
         self.launch = "stream"
         self._session = self._open()
@@ -116,10 +115,14 @@ class Engine:
         for _ in range(WARMUP):
             take()
         samples = tuple(take() for _ in range(ITERATIONS))
-        seen = _kernels(take)
-        if isinstance(seen, str):
-            seen, finding = Kernels((), ()), with_facts(finding, kernels=f"not seen: {seen}")
-        return msgspec.structs.replace(finding, samples_ms=samples, kernels=seen.names, kernels_us=seen.microseconds)
+        finding = msgspec.structs.replace(finding, samples_ms=samples)
+        if self.uncaptured:
+            finding = with_facts(finding, uncaptured=self.uncaptured)
+        return with_kernels(finding, take) if self._way.names else finding
+
+    def timer(self, x: Array) -> Callable[[], float]:
+        """What runs one inference and answers its milliseconds."""
+        return self._session.timer({self.input.name: x})
 
     def close(self) -> None:
         """Give the device back. After a CUDA error nothing can be freed; what it spoilt has been told."""
@@ -127,9 +130,7 @@ class Engine:
             self._session.close()
 
     def _open(self) -> Session:
-        # The session's own look at the header, which it refuses other architectures by.
-        with patch("gpusq_deploy.engines.cuda_session.check_plan_fits"):
-            return open_session(self._plan, self._way.backend, cuda_graph=self.launch == "graph")
+        return open_session(self._plan, self._way.backend, cuda_graph=self.launch == "graph")
 
 
 def with_facts(finding: Finding, **facts: Fact) -> Finding:
@@ -142,12 +143,16 @@ def refused(finding: Finding, reason: str) -> Finding:
     return msgspec.structs.replace(finding, why_not=reason)
 
 
-def _kernels(take: Callable[[], object]) -> Kernels | str:
+def with_kernels(finding: Finding, run: Callable[[], object]) -> Finding:
+    """The finding with the kernels that one call launches; where no profiler can look, with its reason."""
     try:
-        return torch_problem() or kernels_of(take)
+        seen = torch_problem() or kernels_of(run)
     # The profiler's own: samples are kept without it.
     except Exception as error:
-        return f"{type(error).__name__}: {one_line(error)}"
+        seen = f"{type(error).__name__}: {one_line(error)}"
+    if isinstance(seen, str):
+        return with_facts(finding, kernels=f"not seen: {seen}")
+    return msgspec.structs.replace(finding, kernels=seen.names, kernels_us=seen.microseconds)
 
 
 def built_kernels(layers: tuple[EngineLayer, ...]) -> tuple[BuiltKernel, ...]:

@@ -29,14 +29,18 @@ from gpusq_deploy.benchmarks.gpu.runs import ITERATIONS, TIME_IS_UP, WARMUP, Gro
 from gpusq_deploy.benchmarks.gpu.values import STEPS, Finding, GpuReport, StepName, Ways
 from gpusq_deploy.benchmarks.gpu.worker import BY_NAME, GO_ON, add_line, read_lines
 from gpusq_deploy.benchmarks.gpu.yardstick import LAUNCHES
+from gpusq_deploy.engines.api import find_api
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
 
 BUDGET = 420.0
 # Seconds of the whole; what a step leaves over goes to those behind it.
-SHARES: dict[StepName, float] = {"possible": 60, "models": 120, "products": 120, "torch": 60, "tests": 60}
+SHARES: dict[StepName, float] = {"possible": 75, "models": 120, "products": 110, "torch": 60, "tests": 55}
 # A worker that is late ends by itself; after so much longer it is ended.
 _GRACE = 10.0
 _HERE = "gpusq_deploy.benchmarks.gpu"
+# torch's own remedy where CUDA graphs are profiled more than once in a process, which crashes otherwise: see
+# torch/profiler/profiler.py.
+_PROFILER = {"TEARDOWN_CUPTI": "0", "DISABLE_CUPTI_LAZY_REINIT": "1"}
 
 
 def main() -> None:
@@ -63,8 +67,7 @@ def run_suite(kit: Path, out: Path, budget: float = BUDGET, steps: Sequence[Step
             share = SHARES[name] / sum(SHARES[step] for step in steps[index:])
             run_step(name, Ground(kit, Path(folder), begun + (end - begun) * share), out / _file(name))
             if name == "possible":
-                ways = ways_among(read_lines(out / _file(name))[1])
-                write_whole(Path(folder) / "ways.json", json_from_value(ways))
+                ways = _tell_ways(out / _file(name), Path(folder))
             seconds[name] = round(time.monotonic() - begun, 1)
             report = _report(out, ways, seconds)
             write_whole(out / "gpu.json", json_from_value(report))
@@ -80,6 +83,8 @@ def run_step(name: StepName, ground: Ground, out: Path) -> None:
         before = read_lines(out)[0]
         code = _worker(name, ground, out)
         begun = read_lines(out)[0]
+        if name == "possible" and _is_best(ways_among(read_lines(out)[1])):
+            _tell_ways(out, ground.work)
         if code not in {0, GO_ON}:
             last = begun[-1] if len(begun) > len(before) else name
             add_line(out, None, Finding(step=name, name=last, why_not=_death(code)))
@@ -93,6 +98,18 @@ def run_step(name: StepName, ground: Ground, out: Path) -> None:
     for item in BY_NAME[name].items(ground):
         if item not in begun:
             add_line(out, item, Finding(step=name, name=item, why_not=rest))
+
+
+def _tell_ways(out: Path, work: Path) -> Ways:
+    """What the first step has found, for those that build plans and for the steps behind it."""
+    ways = ways_among(read_lines(out)[1])
+    write_whole(work / "ways.json", json_from_value(ways))
+    return ways
+
+
+def _is_best(ways: Ways) -> bool:
+    """Whether no answer that is still to come can change which plans are built, so that building can begin."""
+    return any(way.capability == "CURRENT" for way in ways.ways) and isinstance(find_api("tensorrt"), str)
 
 
 def _worker(name: StepName, ground: Ground, out: Path) -> int:
@@ -110,7 +127,7 @@ def _worker(name: StepName, ground: Ground, out: Path) -> int:
 @contextlib.contextmanager
 def _process(command: Sequence[str]) -> Generator[subprocess.Popen[bytes], None, None]:
     """A process with a group of its own, which is ended whole afterwards, children and all."""
-    process = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
+    process = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True, env=os.environ | _PROFILER)
     try:
         yield process
     finally:

@@ -50,6 +50,11 @@ class Finding(Value):
     why_not: str = ""
 
     @property
+    def right(self) -> bool:
+        """Whether it ran, and its outputs were right."""
+        return bool(self.samples_ms) and not self.why_not
+
+    @property
     def median_ms(self) -> float | None:
         """Median of the samples."""
         return statistics.median(self.samples_ms) if self.samples_ms else None
@@ -73,11 +78,15 @@ class Finding(Value):
 class Way(Value):
     """How plans are built that run on this GPU: whose builder, and for which capability in tensorrt-rtx's words.
 
-    `capability` is empty where none is named, and None where the builder takes the GPU that it is on.
+    `capability` is empty where none is named, and None where the builder takes the GPU that it is on. `graph` and
+    `names` tell whether CUDA graphs and a profiler's names of their kernels were seen to work, so that later steps try
+    neither where it killed a process.
     """
 
     backend: Literal["tensorrt", "tensorrt-rtx"]
     capability: str | None = None
+    graph: bool = False
+    names: bool = False
 
     @property
     def name(self) -> str:

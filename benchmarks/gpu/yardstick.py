@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import msgspec
 
 from gpusq_deploy.benchmarks.gpu.cases import TOKENS, all_cases
-from gpusq_deploy.benchmarks.gpu.kernels import kernels_of, torch_problem
-from gpusq_deploy.benchmarks.gpu.runs import ITERATIONS, WARMUP, Ground, refused, with_facts
+from gpusq_deploy.benchmarks.gpu.kernels import torch_problem
+from gpusq_deploy.benchmarks.gpu.runs import ITERATIONS, WARMUP, Ground, refused, with_facts, with_kernels
 from gpusq_deploy.benchmarks.gpu.values import Finding
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ _ROWS = 16
 # So that sums of codes fit FP16: a power of two, which loses nothing.
 _FP16_SCALE = 128
 # Of the largest value in FP16, into which FP8 products are written too; integers are exact.
-_MOST_ERROR = {"fp16": 0.01, "fp8 ": 0.02, "int8": 0.0}
+# The fast accumulation of Hopper's FP8 keeps about 14 bits.
+_MOST_ERROR = {"fp16": 0.01, "fp8 ": 0.05, "int8": 0.0}
 
 
 def items(_ground: Ground) -> tuple[str, ...]:
@@ -67,7 +68,7 @@ def measure_product(k: int, n: int, batch: int, product: Product, finding: Findi
     finding = with_facts(finding, error=error, flops=2 * rows * n * k)
     most = _MOST_ERROR[product[:4]]
     if not error <= most:
-        return refused(finding, f"not timed, for it is wrong: error {error:.3g}, at most {most:g}")
+        finding = refused(finding, f"its outputs are wrong: error {error:.3g}, at most {most:g}")
     for _ in range(WARMUP):
         once()
     # Its constructor has no types.
@@ -81,8 +82,7 @@ def measure_product(k: int, n: int, batch: int, product: Product, finding: Findi
         end.record()
         end.synchronize()
         samples.append(start.elapsed_time(end) / LAUNCHES)
-    ran = kernels_of(once)
-    return msgspec.structs.replace(finding, samples_ms=tuple(samples), kernels=ran.names, kernels_us=ran.microseconds)
+    return with_kernels(msgspec.structs.replace(finding, samples_ms=tuple(samples)), once)
 
 
 def operands(k: int, n: int, rows: int, product: Product, device: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,12 +130,16 @@ def prepared(k: int, n: int, rows: int, product: Product, device: str) -> Callab
 
 
 def _searched(packed: torch.Tensor, columns: torch.Tensor, out: torch.dtype | None) -> dict[str, int]:
-    """CuSPARSELt's fastest kernel for a product, as what `_cslt_sparse_mm` calls its parts."""
+    """CuSPARSELt's fastest kernel for a product, as what `_cslt_sparse_mm` calls its parts; of some, one alone."""
     import torch
 
     # Not exported, so no attribute; torch's public name for it is deprecated and keeps a part to itself.
     internals: Any = getattr(torch, "_C")  # noqa: B009 - as above
-    found: tuple[int, ...] = internals._cusparselt.mm_search(packed, columns, None, None, out, False)
+    search = getattr(getattr(internals, "_cusparselt", None), "mm_search", None)
+    if search is None:
+        ops: Any = torch.ops.aten
+        return {"alg_id": ops._cslt_sparse_mm_search(packed, columns, out_dtype=out)}
+    found: tuple[int, ...] = search(packed, columns, None, None, out, False)
     return dict(zip(("alg_id", "split_k", "split_k_mode"), found[:3], strict=True))
 
 

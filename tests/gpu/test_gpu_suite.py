@@ -24,7 +24,7 @@ def test_a_product_agrees_with_integer_arithmetic(tmp_path: Path, case: GemmCase
     refusal = why_not("tensorrt-rtx")
     if refusal is not None:
         pytest.skip(f"tensorrt-rtx can't run plans here: {refusal}")
-    way = Way(backend="tensorrt-rtx", capability="CURRENT")
+    way = Way(backend="tensorrt-rtx", capability="CURRENT", graph=True, names=True)
     (tmp_path / "ways.json").write_bytes(json_from_value(Ways(ways=(way,))))
     make(case, Ground(tmp_path, tmp_path, float("inf")))
     found = measured(case, plan_and_record(tmp_path, case.file, way)[0], way, Finding(step="products", name=case.name))

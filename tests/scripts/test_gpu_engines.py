@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(
     reason="tensorrt_rtx has wheels for Linux on x86-64 only, and isn't installed here",
 )
 
-WAY = Way(backend="tensorrt-rtx", capability="SM80")
+WAY = Way(backend="tensorrt-rtx", capability="SM80", graph=True, names=True)
 SPARSE = "sm80_xmma_sparse_gemm_i8i8_i8i32_f32_tn_n_sptensor16x8x64"
 CASE = next(case for case in all_cases() if case.name == "ViT-S proj b1 2:4 int8-plain")
 MODEL = """<ir_version: 10, opset_import: ["" : 20]>
@@ -64,6 +64,10 @@ class Device:
 
     def close(self) -> None:
         self.session.close()
+
+
+def inspector(*_words: object, **_how: object) -> str:
+    return "layers"
 
 
 def two_kernels(_run: object) -> Kernels:
@@ -114,18 +118,18 @@ def test_a_product_is_built_compared_and_timed(ground: Ground, monkeypatch: pyte
     assert opened == ["tensorrt-rtx graph"]
 
 
-def test_wrong_outputs_show_and_are_not_timed(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    for source, step in ((CASE, products), (variants_of(ground.kit)[0], models)):
+def test_wrong_outputs_show_and_their_time_counts_for_nothing(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    for source, step in ((CASE, products), (variants_of(ground.kit).variants[0], models)):
         make(source, ground)
         device(monkeypatch, ground.work / f"{source.file}.onnx", times=0.5)
         for found in step.run(source.name, ground):
-            assert found.samples_ms == ()
-            assert "not timed, for it is wrong" in found.why_not
+            assert not found.right
+            assert "its outputs are wrong" in found.why_not
 
 
 def test_a_model_is_drawn_built_and_measured_at_every_batch(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     (name,) = models.items(ground)
-    (variant,) = variants_of(ground.kit)
+    (variant,) = variants_of(ground.kit).variants
     make(variant, ground)
     opened = device(monkeypatch, ground.work / f"{variant.file}.onnx", captured=False)
     found = {one.number("batch"): one for one in models.run(name, ground)}
@@ -141,7 +145,7 @@ def test_what_couldnt_be_made_is_said_where_it_was_to_run(ground: Ground, monkey
     def fail(*_words: Any) -> None:
         raise GpusqError("no memory")
 
-    (variant,) = variants_of(ground.kit)
+    (variant,) = variants_of(ground.kit).variants
     with monkeypatch.context() as broken:
         broken.setattr(prepare, "build_engine", fail)
         make(variant, ground)
@@ -179,11 +183,21 @@ def test_the_first_step_builds_runs_and_compares(ground: Ground, monkeypatch: py
     model = small / "model.onnx"
     (ground.kit / "m.onnx").rename(model)
     save_reference(model, small / "reference.npz")
-    device(monkeypatch, model)
-    built, ran = possible.run("build here, tensorrt-rtx SM80", ground)
+    opened = device(monkeypatch, model)
+    (ground.work / "ways.json").unlink()
+    monkeypatch.setattr(possible, "inspect_plan", inspector)
+    built, ran, graph, names, inspected = possible.run("build here, tensorrt-rtx SM80", ground)
     assert built.built
-    assert len(ran.samples_ms) == ITERATIONS
-    assert possible.ways_among([built, ran]).ways == (WAY,)
+    assert [len(one.samples_ms) for one in (ran, graph)] == [ITERATIONS] * 2
+    assert (ran.kernels, names.kernels) == ((), (SPARSE, "epilogue"))
+    assert inspected.facts == {"said": "layers"}
+    assert opened == ["tensorrt-rtx stream", "tensorrt-rtx graph"]
+    assert possible.ways_among([built, ran, graph, names]).ways == (WAY,)
+    (ground.work / "ways.json").write_bytes(json_from_value(Ways(ways=(WAY,))))
+    after = [one.name for one in possible.run("build here, tensorrt-rtx SM80", ground)]
+    assert after == [built.name, ran.name], "once there is a best way, the others are run alone"
+    # What a dead process left behind: the way is right, and nothing else is tried again.
+    assert possible.ways_among([built, ran]).ways == (Way(backend="tensorrt-rtx", capability="SM80"),)
 
 
 def test_a_reference_is_repeated_up_to_the_batch(ground: Ground) -> None:

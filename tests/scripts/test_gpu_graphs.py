@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from gpusq_deploy.artifacts.base import json_from_value, read_value
+from gpusq_deploy.benchmarks.gpu import models
+from gpusq_deploy.benchmarks.gpu.graph_kit import PRECISIONS, index_of
 from gpusq_deploy.benchmarks.gpu.graphs import (
     Graph,
     Left,
@@ -23,6 +26,7 @@ from gpusq_deploy.benchmarks.gpu.graphs import (
     sparse_axis,
     variants_of,
 )
+from gpusq_deploy.benchmarks.gpu.runs import Ground
 from gpusq_deploy.graph.files import load_model
 from gpusq_deploy.graph.values import array_of
 
@@ -68,7 +72,7 @@ def test_weights_are_left_out_and_what_a_constant_holds_is_kept(kit: Path) -> No
 
 
 def test_a_filled_graph_runs_and_has_weights_of_the_same_kind(kit: Path) -> None:
-    for variant in variants_of(kit):
+    for variant in variants_of(kit).variants:
         fill(kit, variant, kit / "filled.onnx")
         tensors = load_model(kit / "filled.onnx").graph.initializers
         codes, constant = array_of(tensors["w"]), array_of(tensors["big"])
@@ -80,7 +84,7 @@ def test_a_filled_graph_runs_and_has_weights_of_the_same_kind(kit: Path) -> None
         (y,) = session.run(None, {"x": np.ones((64, K), np.float32)})
         assert np.isfinite(np.asarray(y)).all()
     first = (kit / "filled.onnx").read_bytes()
-    fill(kit, variants_of(kit)[-1], kit / "filled.onnx")
+    fill(kit, variants_of(kit).variants[-1], kit / "filled.onnx")
     assert (kit / "filled.onnx").read_bytes() == first, "equal kits give equal models"
 
 
@@ -94,4 +98,20 @@ def test_drawn_weights_have_their_size_and_their_zeros(axis: int | None) -> None
 
 
 def test_a_kit_without_models_has_none(tmp_path: Path) -> None:
-    assert variants_of(tmp_path) == ()
+    assert variants_of(tmp_path) == Variants()
+
+
+def test_what_a_kit_was_to_hold_and_doesnt_is_said_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "graphs").mkdir()
+    built = Variant(name="ViT-S 24-FP16", graph="ViT-S-24-FP16", predicted_us={"8": 9.0})
+    (tmp_path / "graphs" / "ViT-S-24-FP16.predicted.json").write_bytes(json_from_value(built))
+    index = index_of(["ViT-S"], tmp_path / "graphs", {"ViT-S-fused-INT8": "no such recipe"})
+    assert [one.name for one in index.variants] == ["ViT-S FP16", "ViT-S 2:4 FP16"]
+    assert index.variants[0].predicted_us == {"8": 9.0}
+    assert index.left_out["ViT-S fused INT8"] == "the kit lacks its graph: no such recipe"
+    assert len(index.variants) + len(index.left_out) == len(PRECISIONS)
+    (tmp_path / "graphs" / "index.json").write_bytes(json_from_value(index))
+    ground = Ground(tmp_path, tmp_path, time.monotonic() + 9)
+    assert set(models.items(ground)) == {f"ViT-S {precision.name}" for precision in PRECISIONS}
+    (found,) = models.run("ViT-S fused INT8", ground)
+    assert found.why_not == "the kit lacks its graph: no such recipe"

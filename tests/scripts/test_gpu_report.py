@@ -11,9 +11,10 @@ import pytest
 from gpusq_deploy.artifacts.base import read_value
 from gpusq_deploy.artifacts.runs import Environment
 from gpusq_deploy.benchmarks.gpu import facts
-from gpusq_deploy.benchmarks.gpu.facts import keep, sentences_after, with_tables
+from gpusq_deploy.benchmarks.gpu.facts import keep, kernel_files, sentences_after, with_tables
 from gpusq_deploy.benchmarks.gpu.report import markdown_from_report, prediction_errors
 from gpusq_deploy.benchmarks.gpu.values import BuiltKernel, Finding, GpuReport, Way, Ways
+from gpusq_deploy.engines.kernel_names import read_kernel_names
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.targets import find_target, target_from_toml
 
@@ -75,6 +76,22 @@ def test_the_tables_have_what_was_measured() -> None:
     assert "Nothing: everything ran." in text
 
 
+def test_what_is_wrong_counts_for_nothing_though_it_was_timed() -> None:
+    wrong = Finding(
+        step="models",
+        name="ViT-S FP16",
+        facts={"batch": 1, "predicted_us": 1.0},
+        samples_ms=(0.5,),
+        kernels=(SPARSE,),
+        why_not="its outputs are wrong: 3.0 dB to ONNX Runtime's",
+    )
+    text = markdown_from_report(made_up(wrong))
+    assert "| ViT-S FP16 |" not in text
+    assert "its outputs are wrong: 3.0 dB to ONNX Runtime's: ViT-S FP16" in text
+    assert prediction_errors(made_up(wrong)) == prediction_errors(made_up())
+    assert kernel_files(made_up(wrong)) == kernel_files(made_up())
+
+
 def test_what_didnt_run_is_told_by_its_reason() -> None:
     many = [Finding(step="torch", name=f"p{index}", why_not="the time was up") for index in range(5)]
     text = markdown_from_report(made_up(*many))
@@ -109,11 +126,18 @@ def test_a_report_is_kept_raw_in_the_docs_and_in_its_target_alone(tmp_path: Path
         shutil.copytree(ROOT / folder, tmp_path / folder)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
     written = [path.relative_to(tmp_path).as_posix() for path in keep(made_up(), tmp_path)]
-    assert written == ["benchmarks/results/gpu/2026-12-01-H200.json", "docs/gpu.md", "engines/targets/h100.toml"]
+    raw, names, target_file = (
+        "benchmarks/results/gpu/2026-12-01-H200",
+        "ViT-S-INT8-tensorrt-rtx-CURRENT.txt",
+        "h100.toml",
+    )
+    assert written == [f"{raw}.json", "docs/gpu.md", f"{raw}/{names}", f"engines/targets/{target_file}"]
     assert read_value(tmp_path / written[0], GpuReport) == made_up()
+    trace = read_kernel_names(tmp_path / written[2], inferences=1)
+    assert trace.launches == {"dense_gemm": 1, SPARSE: 1}, "as gpusq-inspect --kernels reads it"
     after = {path for path in before if path.read_bytes() != before[path]}
-    assert after == {tmp_path / name for name in written[1:]}
-    target = target_from_toml((tmp_path / written[2]).read_text(), place="h100.toml")
+    assert after == {tmp_path / written[1], tmp_path / written[3]}
+    target = target_from_toml((tmp_path / written[3]).read_text(), place="h100.toml")
     assert target.unknowns == sentences_after(find_target("h100"), made_up())
     assert msgspec.structs.replace(target, unknowns=()) == msgspec.structs.replace(find_target("h100"), unknowns=())
     again = (tmp_path / "docs/gpu.md").read_text()

@@ -183,6 +183,7 @@ def _open(
     modules: Mapping[str, object] | None = None,
     backend: BackendName = "tensorrt",
     host_code: bool = False,
+    misfits: tuple[str, ...] = (),
 ) -> CudaSession:
     class Runtime:
         def __init__(self, logger: Logger) -> None:
@@ -208,6 +209,7 @@ def _open(
             weights=weights,
             graphs=graphs,
             host_code=host_code,
+            misfits=misfits,
         )
     )
 
@@ -230,6 +232,14 @@ def test_a_run_goes_through_the_device(opened: Opened) -> None:
         found = session.run(feeds(batch))["y"]
         np.testing.assert_array_equal(found, 2 * feeds(batch)["x"])
     assert driver.pushed == 0
+
+
+def test_a_plan_for_another_gpu_is_the_runtimes_to_refuse() -> None:
+    misfits = ("it was built for compute capability 8.0, and this GPU has 9.0",)
+    session = _open(Driver(), Engine(), misfits=misfits)
+    np.testing.assert_array_equal(session.run(feeds(1))["y"], 2 * feeds(1)["x"])
+    with pytest.raises(GpusqError, match=r"couldn't read the plan: no kernel image; it was built for .* 8\.0"):
+        _open(Driver(), None, "no kernel image", misfits=misfits)
 
 
 def test_buffers_are_reused_per_shape(opened: Opened) -> None:
