@@ -82,7 +82,7 @@ def test_a_constant_output_reaches_no_limit(asked: dict[str, Any], options: str)
 
 
 @pytest.mark.parametrize("limit", [{"min_sqnr": 20.0}, {"min_agreement": 0.9}])
-def test_a_limit_on_what_was_not_measured_is_missed(limit: dict[str, float]) -> None:
+def test_a_limit_on_what_was_not_measured_is_missed(limit: dict[str, Any]) -> None:
     unmeasured = msgspec.structs.replace(FOUND, sqnr_db=None, top1_agreement=None)
     (missed,) = shortfalls(unmeasured, request(**limit))
     assert "can't be judged" in missed
