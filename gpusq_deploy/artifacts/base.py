@@ -45,7 +45,7 @@ def builtins_from_value(value: object) -> Any:
     return msgspec.to_builtins(value, enc_hook=plain_from_scalar)
 
 
-def plain_from_scalar(scalar: object) -> object:
+def plain_from_scalar(scalar: Any) -> Any:
     """The Python number of a numpy scalar: numpy's functions return either, and which one differs by version.
 
     Raises:
