@@ -149,7 +149,8 @@ def find_wide(
                 seen[tensor] = (amax, origin)
     wide = wide_in(model, seen, looked=data.real)
     if wide.tensors:
-        kept = some([text_of(tensor) for tensor in wide.tensors], 1)
+        # Activations first: where a model overflows says more than which of its constants do.
+        kept = some([text_of(tensor) for tensor in sorted(wide.tensors, key=lambda tensor: tensor.constant)], 1)
         reporter.say(f"kept in FP32, since FP16 can't hold {'it' if len(wide.tensors) == 1 else 'them'}: {kept}")
     return wide
 

@@ -69,7 +69,9 @@ def test_a_planted_outlier_stays_float32(
     for tensor in bundle.plan.wide:
         assert [note for note in bundle.plan.notes if tensor.tensor in note]
         assert [note for note in engine.notes if tensor.tensor in note]
-    assert "kept in FP32, since FP16 can't hold them: add_" in done.err
+    (line,) = (line for line in done.err.splitlines() if line.startswith("kept in FP32, since FP16 can't hold them: "))
+    assert any(f": {tensor.tensor} of {tensor.module} reaches 1e+06" in line for tensor in bundle.plan.wide)
+    assert line.endswith(f" and {len(bundle.plan.wide) - 1} more")
     assert engine.totals.attention_fused == DEPTH
     assert "fp32" not in engine.totals.gemms
     assert run_main(validate, out).code == 0
