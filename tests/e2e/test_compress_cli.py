@@ -116,7 +116,7 @@ def test_a_flat_folder_trains_without_labels(dense: Path, folder: Path, tmp_path
     assert result.classes == 0
     assert result.held_out.measure == "agreement"
     assert result.held_out.dense == 1.0
-    assert "stand in for labels" in done.err
+    assert "predictions serve as labels" in done.err
     assert "chance" not in done.err
 
 
@@ -249,7 +249,7 @@ def test_one_shot_pruning_by_the_images(dense: Path, folder: Path, tmp_path: Pat
     assert done.code == 0, done.err
     result = msgspec.json.decode(done.out, type=Compression)
     assert result.method == method
-    assert any("on 19 images, 2 blocks" in note for note in result.notes)
+    assert any("on 19 images, block by block (2)" in note for note in result.notes)
     saved = load_checkpoint(out)
     assert saved.sparsity is not None
     assert saved.sparsity.method == method
