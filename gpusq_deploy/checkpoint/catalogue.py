@@ -7,6 +7,7 @@ import fnmatch
 
 from gpusq_deploy.checkpoint.libraries import library
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.wording import one_line
 
 # The library, the module that lists its models, and who installs it.
 _LISTING = {
@@ -49,6 +50,8 @@ def _names(source: str) -> list[str] | str:
         return [f"{source}:{name}" for name in library(module, hint=hint).list_models()]
     except GpusqError as error:
         return f"{source}: {error.what}; {error.hint}"
+    except Exception as error:  # a torchvision made for another torch raises RuntimeError
+        return f"{source}: importing it fails: {one_line(error)}; install versions that fit each other"
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.wording import one_line
 
 
 def library(name: str, *, hint: str, place: str = "--arch") -> Any:
@@ -26,8 +25,8 @@ def library(name: str, *, hint: str, place: str = "--arch") -> Any:
     """
     try:
         return importlib.import_module(name)
-    except Exception as error:  # a torchvision made for another torch raises RuntimeError
-        raise GpusqError(f"cannot import {name}: {one_line(error)}", place=place, hint=hint) from error
+    except ImportError as error:
+        raise GpusqError(f"cannot import {name}: {error}", place=place, hint=hint) from error
 
 
 @contextmanager

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import difflib
-
-from gpusq_deploy.checkpoint.libraries import library
-from gpusq_deploy.errors import GpusqError
+import importlib
+from typing import Any
 
 
 def likely_names(text: str) -> str:
@@ -28,8 +27,8 @@ def _known() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for source, package in (("timm", "timm"), ("torchvision", "torchvision.models"), ("transformers", "transformers")):
         try:
-            module = library(package, hint="")
-        except GpusqError:
+            module: Any = importlib.import_module(package)
+        except Exception:  # absent, or broken, as a torchvision made for another torch is: then it suggests nothing
             continue
         names = module.list_models() if source != "transformers" else dir(module)
         classes = [name for name in names if source != "transformers" or name.endswith("Model") or "For" in name]

@@ -61,7 +61,7 @@ def test_a_build_begins_with_size_accuracy_and_engine(without: tuple[Path, Finis
         assert f"SQNR {found.receipt.verification.sqnr_db:.0f} dB" in lines[2]
         for engine in found.receipt.engines:
             count = sum(layer.precision == "int8" for layer in engine.layers)
-            assert f"{engine.target}: of {len(engine.layers)} layers {count} INT8" in lines[3]
+            assert f"{engine.target}: {count} of {len(engine.layers)} layers INT8" in lines[3]
 
 
 def test_a_dry_run_says_what_the_build_then_does(sparse: Path, photos: Path, tmp_path: Path, bundle: Path) -> None:

@@ -263,7 +263,9 @@ def test_a_head_is_built_from_the_whole_detectors_checkpoint_and_recorded_featur
     kept = {layer.layer: layer.precision_reason for layer in bundle.plan.layers if layer.precision != "int8"}
     assert len(kept) == 5
     assert all("convolutions" in reason for reason in kept.values())
-    assert any("mask_predictor.conv5_mask stays fp16 and dense: a ConvTranspose" in note for note in bundle.plan.notes)
+    assert any(
+        "mask_predictor.conv5_mask stays FP16 and dense: its ConvTranspose" in note for note in bundle.plan.notes
+    )
 
 
 def test_a_head_takes_no_images_and_no_features_of_another(features: Path) -> None:

@@ -243,7 +243,7 @@ def profiled(asked: Plan, layers: list[EngineLayer], launches: dict[str, int], i
         ({SPARSE: 150, f"{SPARSE}_2": 50}, "yes", f"the launches of {SPARSE}, {SPARSE}_2 don't divide by 100"),
         ({SPARSE: 99, DENSE: 99}, "unknown", f"the launches of {SPARSE}, {DENSE} don't divide by 100 inferences"),
         ({SPARSE: 1, DENSE: 199}, "unknown", "1 launches of sparse kernels"),
-        ({"__myl_FcAdd_0xabc": 100, DENSE: 100}, "unknown", "generated kernels such as __myl_FcAdd_0xabc"),
+        ({"__myl_FcAdd_0xabc": 100, DENSE: 100}, "unknown", "names of generated kernels, such as __myl_FcAdd_0xabc"),
         ({"__myl_MulAdd_0xabc": 100, DENSE: 200}, "no", "0 launches"),
     ],
 )
