@@ -64,7 +64,10 @@ def test_a_crop_before_the_resize_shows_the_same_pixels(
     image, wanted = smooth(*size), plain(interpolation=interpolation, crop_fraction=fraction)
     image.save(tmp_path / "long.png")
     got = load_image(tmp_path / "long.png", wanted)
-    np.testing.assert_allclose(got, by_pillow(image, wanted), rtol=0, atol=1.001 * STEP)
+    # A resize is two passes, and each rounds to 8 bits.
+    difference = np.abs(got - by_pillow(image, wanted))
+    assert difference.max() <= 2.001 * STEP
+    assert difference.mean() <= STEP / 4
 
 
 @pytest.mark.parametrize("interpolation", FILTERS[1:])
