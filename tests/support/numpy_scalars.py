@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,9 +14,11 @@ def scalars_in(content: Any) -> Any:
         fields = {name: scalars_in(getattr(content, name)) for name in content.__struct_fields__}
         return msgspec.structs.replace(content, **fields)
     if isinstance(content, dict):
-        return {key: scalars_in(entry) for key, entry in cast("dict[str, Any]", content).items()}
+        named: dict[str, Any] = content
+        return {key: scalars_in(entry) for key, entry in named.items()}
     if isinstance(content, tuple):
-        return tuple(scalars_in(entry) for entry in cast("tuple[Any, ...]", content))
+        entries: tuple[Any, ...] = content
+        return tuple(scalars_in(entry) for entry in entries)
     if isinstance(content, bool):
         return np.bool_(content)
     if isinstance(content, int) and -(2**63) <= content < 2**63:
