@@ -13,12 +13,10 @@ def scalars_in(content: Any) -> Any:
     if isinstance(content, msgspec.Struct):
         fields = {name: scalars_in(getattr(content, name)) for name in content.__struct_fields__}
         return msgspec.structs.replace(content, **fields)
-    if isinstance(content, dict):
-        named: dict[str, Any] = content
-        return {key: scalars_in(entry) for key, entry in named.items()}
-    if isinstance(content, tuple):
-        entries: tuple[Any, ...] = content
-        return tuple(scalars_in(entry) for entry in entries)
+    if issubclass(type(content), dict):
+        return {key: scalars_in(entry) for key, entry in content.items()}
+    if issubclass(type(content), tuple):
+        return tuple(scalars_in(entry) for entry in content)
     if isinstance(content, bool):
         return np.bool_(content)
     if isinstance(content, int) and -(2**63) <= content < 2**63:
