@@ -184,8 +184,8 @@ class Rewritten(NamedTuple):
     moved: Mapping[str, Moved | None]
 
 
-def _open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> Opened:
-    """The checkpoint, pruned if that was asked for and 2:4 where that was, and the data to calibrate and verify on."""
+def read_checkpoint(request: BuildRequest, reporter: Reporter) -> Checkpoint:
+    """The checkpoint as it is stored; what was changed or left out while reading is said."""
     reporter.say(f"loading {request.model}")
     checkpoint = load_checkpoint(
         request.model,
@@ -194,15 +194,29 @@ def _open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> O
         state_dict=request.state_dict,
         undeclared=functools.partial(preprocessing_of_arrays, request.calib),
     )
-    checkpoint = say_remarks(checkpoint, request, reporter)
-    samples = open_samples(request, checkpoint)
-    checkpoint, loss = prune_as_asked(checkpoint, request, recipe, samples, reporter)
+    return say_remarks(checkpoint, request, reporter)
+
+
+def require_stored(checkpoint: Checkpoint, request: BuildRequest, recipe: Recipe, *, sparse: bool) -> None:
+    """Refuse a record of layers that the checkpoint hasn't got and, with `sparse`, weights that aren't 2:4.
+
+    Raises:
+        GpusqError: Names the layers.
+    """
     report = sparsity_report(
         layer_weights(checkpoint.module), source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity
     )
     require_known_layers(checkpoint.sparsity, report)
-    if request.sparse:
+    if sparse:
         require_sparse(report, command=repair_command(request))
+
+
+def _open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> Opened:
+    """The checkpoint, pruned if that was asked for and 2:4 where that was, and the data to calibrate and verify on."""
+    checkpoint = read_checkpoint(request, reporter)
+    samples = open_samples(request, checkpoint)
+    checkpoint, loss = prune_as_asked(checkpoint, request, recipe, samples, reporter)
+    require_stored(checkpoint, request, recipe, sparse=request.sparse)
     return Opened(checkpoint, find_data(request, checkpoint, samples, recipe), loss)
 
 
@@ -221,6 +235,19 @@ def export_simple(
     return run_passes(exported, SIMPLE, after=heard("simplifying", SIMPLE, reporter))
 
 
+def float_graphs(request: BuildRequest, checkpoint: Checkpoint, reporter: Reporter) -> tuple[ir.Model, ir.Model]:
+    """The float graph in its simple form, and with all rewrites for speed.
+
+    Raises:
+        GpusqError: The exporter refuses the model, or its outputs can't be held against the limits that were asked.
+    """
+    names = Names(input=request.input_name, outputs=request.output_names)
+    simple = export_simple(checkpoint, request.batch, request.opset, reporter, names)
+    model = run_passes(simple, FASTER, after=heard("rewriting", FASTER, reporter))
+    require_checkable(request, model)
+    return simple, model
+
+
 class Exported(NamedTuple):
     """A float graph in its simple form, which is calibrated, and in the form that is built."""
 
@@ -230,10 +257,7 @@ class Exported(NamedTuple):
 
 def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, reporter: Reporter) -> Exported:
     """The float graph in its best form, with those projections packed that the recipe and 2:4 allow to be."""
-    names = Names(input=request.input_name, outputs=request.output_names)
-    simple = export_simple(checkpoint, request.batch, request.opset, reporter, names)
-    model = run_passes(simple, FASTER, after=heard("rewriting", FASTER, reporter))
-    require_checkable(request, model)
+    simple, model = float_graphs(request, checkpoint, reporter)
     stored = graph_sparsity(model, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)
     if request.sparse:
         require_sparse(stored, command=repair_command(request))

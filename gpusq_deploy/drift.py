@@ -106,15 +106,15 @@ def compare(
     """
     tensors, done = [site.tensor for site in sites], 0
 
-    def ran(batch: _Batch) -> None:
+    def ran(batch: Fed) -> None:
         nonlocal done
         done += batch.samples
         progress(done, 2 * len(source))
 
     with _tapped(pair.reference, tensors) as reference, _tapped(pair.built, tensors) as built:
-        seen = _Seen(axes=sample_axes(map_model(reference).graph))
+        seen = Seen(axes=sample_axes(map_model(reference).graph))
         fixed = _fixed_batch(reference, built)
-        batches = (_Batch(filled(each, fixed), len(each)) for each in Batches(source=source, size=fixed or _BATCH))
+        batches = (Fed(filled(each, fixed), len(each)) for each in Batches(source=source, size=fixed or _BATCH))
         while answered := _answered(reference, batches, ran, seen):
             with _opened(built) as session:
                 for batch, expected in answered:
@@ -146,16 +146,19 @@ def fused_answer(built: Path, batch: npt.NDArray[np.float32]) -> Array:
         session.close()
 
 
-class _Batch(NamedTuple):
-    """What is run at once; of a batch that was filled, the samples behind the first `samples` are repetitions."""
+class Fed(NamedTuple):
+    """What two models are given at once; of a batch that was filled, samples behind the first `samples` are repeated."""
 
     feed: npt.NDArray[np.float32]
     samples: int
 
 
 @dataclass(kw_only=True, slots=True)
-class _Seen:
-    """What is kept of each batch, by output name in the order of the graph; `spreads` of those that aren't taps."""
+class Seen:
+    """What is kept of two models' answers to each batch, by output in the order of the graph.
+
+    `spreads` are of outputs that aren't taps.
+    """
 
     axes: SampleAxes
     sums: dict[str, list[ErrorSums]] = field(default_factory=dict[str, list[ErrorSums]])
@@ -165,7 +168,8 @@ class _Seen:
     images: int = 0
     first: tuple[npt.NDArray[np.float32], Array] | None = None
 
-    def add(self, batch: _Batch, expected: Mapping[str, Array], got: Mapping[str, Array]) -> None:
+    def add(self, batch: Fed, expected: Mapping[str, Array], got: Mapping[str, Array]) -> None:
+        """Compare the answers to a batch; the first output is the one that is judged."""
         name = next(iter(expected))
         if self.first is None:
             self.first = (batch.feed, got[name])
@@ -181,7 +185,8 @@ class _Seen:
         if name in self.sums and ones[name].ndim == 2 and expected[name].ndim == 2:
             self.top1.append(top1_agreement(ones[name], others[name]) * batch.samples)
 
-    def result(self, sites: Sequence[Site]) -> Compared:
+    def result(self, sites: Sequence[Site] = ()) -> Compared:
+        """All batches as one."""
         assert self.first is not None, "a source without a readable sample is refused by its batches"
         taps = {f"{site.tensor}{VALUES_SUFFIX}" for site in sites}
         own = [name for name in self.axes.known if name not in taps]
@@ -209,10 +214,10 @@ def _mean(parts: Sequence[tuple[float, int]]) -> float:
 
 
 def _answered(
-    reference: Path, batches: Iterator[_Batch], ran: Callable[[_Batch], None], seen: _Seen
-) -> list[tuple[_Batch, dict[str, Array]]]:
+    reference: Path, batches: Iterator[Fed], ran: Callable[[Fed], None], seen: Seen
+) -> list[tuple[Fed, dict[str, Array]]]:
     """The float graph's answers to the next batches, as many as may be kept: the two graphs are never open at once."""
-    found: list[tuple[_Batch, dict[str, Array]]] = []
+    found: list[tuple[Fed, dict[str, Array]]] = []
     kept, first = 0, next(batches, None)
     if first is None:
         return found

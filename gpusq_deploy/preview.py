@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
-from gpusq_deploy.acceptance import require_checkable
 from gpusq_deploy.artifacts.plan import Precision
 from gpusq_deploy.artifacts.receipt import SkippedTarget
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
 from gpusq_deploy.build_engines import expressible_recipe
 from gpusq_deploy.bundle import require_place
-from gpusq_deploy.calibration.sources import preprocessing_of_arrays
-from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
-from gpusq_deploy.checkpoint.weights import layer_weights
-from gpusq_deploy.compile import FASTER, export_simple
+from gpusq_deploy.compile import float_graphs, read_checkpoint, require_stored
 from gpusq_deploy.engines.runtimes import BackendChoice, choose_backend
-from gpusq_deploy.export.names import Names
 from gpusq_deploy.graph.layers import GraphLayer, graph_sparsity, weighted_layers
-from gpusq_deploy.passes.base import run_passes
 from gpusq_deploy.plan import DENSE
 from gpusq_deploy.ranges import Data
 from gpusq_deploy.recipe import Recipe, require_used_rules
 from gpusq_deploy.request import BuildRequest, Reporter
-from gpusq_deploy.sparsity import require_known_layers, require_sparse, sparsity_report
-from gpusq_deploy.steps import find_data, open_samples, repair_command, say_remarks
+from gpusq_deploy.steps import find_data, open_samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,25 +64,10 @@ def preview(request: BuildRequest, reporter: Reporter) -> Preview:
     """
     recipe = expressible_recipe(request)
     require_place(request.out, force=request.force)
-    reporter.say(f"loading {request.model}")
-    checkpoint = load_checkpoint(
-        request.model,
-        arch=request.arch,
-        allow_pickle=request.allow_pickle,
-        state_dict=request.state_dict,
-        undeclared=functools.partial(preprocessing_of_arrays, request.calib),
-    )
-    checkpoint = say_remarks(checkpoint, request, reporter)
-    report = sparsity_report(
-        layer_weights(checkpoint.module), source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity
-    )
-    require_known_layers(checkpoint.sparsity, report)
-    if request.sparse and request.prune is None:
-        require_sparse(report, command=repair_command(request))
+    checkpoint = read_checkpoint(request, reporter)
+    require_stored(checkpoint, request, recipe, sparse=request.sparse and request.prune is None)
     data = find_data(request, checkpoint, open_samples(request, checkpoint), recipe)
-    names = Names(input=request.input_name, outputs=request.output_names)
-    model = run_passes(export_simple(checkpoint, request.batch, request.opset, reporter, names), FASTER)
-    require_checkable(request, model)
+    _, model = float_graphs(request, checkpoint, reporter)
     layers = weighted_layers(model)
     if request.int8 or request.sparse:
         require_used_rules(recipe, layers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,26 +12,17 @@ from gpusq_deploy.calibration.sources import Batches, DataSource
 from gpusq_deploy.checkpoint.checkpoint import Checkpoint
 from gpusq_deploy.compress.prune_checkpoint import Pruning, prune_checkpoint
 from gpusq_deploy.doubts import compared_text, pruning_doubts
+from gpusq_deploy.drift import Fed, Seen
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.export.onnx_export import reference_outputs
-from gpusq_deploy.numerics.error import (
-    ErrorSums,
-    Spread,
-    equal_share,
-    error_sums,
-    is_floating,
-    joined,
-    spread_of,
-    top1_agreement,
-)
-from gpusq_deploy.numerics.samples import SampleAxis, by_sample, find_sample_axis
+from gpusq_deploy.graph.sample_axes import SampleAxes
 from gpusq_deploy.recipe import Recipe
 from gpusq_deploy.request import BuildRequest, Reporter
 from gpusq_deploy.verify import figures_of, samples_text, split_source
 
 _BATCH = 4
-
-Array = npt.NDArray[Any]
+# The first is compared, whatever the model calls it.
+_OUTPUT = "output"
 
 
 class Pruned(NamedTuple):
@@ -78,54 +68,35 @@ def pruning_loss(
     Raises:
         GpusqError: No sample can be read, an output isn't a tensor, or holds NaN or infinity.
     """
-    seen = _Seen()
+    seen = Seen(axes=SampleAxes(known={}, open={_OUTPUT: None}))
     for batch in (batches := Batches(source=source, size=_BATCH)):
-        one, other = (reference_outputs(each, batch)[0] for each in (dense, pruned))
-        if not all(np.isfinite(answer).all() for answer in (one, other)):
+        expected, got = (_first(each, batch) for each in (dense, pruned))
+        if not all(np.isfinite(answer[_OUTPUT]).all() for answer in (expected, got)):
             raise GpusqError(
                 "the dense or the pruned model answers with NaN or infinity: what pruning costs can't be measured",
                 place=str(dense.arch),
                 hint="check the checkpoint's weights, and that the samples are normalised as the model expects",
             )
-        if not seen.images:
-            rolled = reference_outputs(dense, np.roll(batch, -1, axis=0))[0]
-            seen.where = find_sample_axis(one, rolled, len(batch))
-        seen.add(one, other, len(batch))
+        if seen.axes.open:
+            seen.axes = seen.axes.found(expected, _first(dense, np.roll(batch, -1, axis=0)), len(batch))
+        seen.add(Fed(batch, len(batch)), expected, got)
         reporter.progress("comparing with the dense model", batches.count, len(source))
-    figures = figures_of(joined(seen.sums) if seen.sums else None, whole=seen.where is None)
+    found = seen.result()
+    figures = figures_of(found.output, whole=bool(found.whole))
     return PruningLoss(
-        images=seen.images,
+        images=found.images,
         held_out=held_out,
         sqnr_db=figures.sqnr_db,
         median_sqnr_db=figures.median_sqnr_db,
         lowest_sqnr_db=figures.lowest_sqnr_db,
         highest_sqnr_db=figures.highest_sqnr_db,
         cosine=figures.cosine,
-        top1_agreement=sum(seen.same) / seen.images if seen.same else None,
-        constant=seen.spread is not None and seen.spread.constant,
+        top1_agreement=found.agreement,
+        constant=found.constant,
         synthetic=source.synthetic,
-        note=f"{samples_text(seen.images, source, held_out=held_out)}; torch, in float32",
+        note=f"{samples_text(found.images, source, held_out=held_out)}; torch, in float32",
     )
 
 
-@dataclass(kw_only=True, slots=True)
-class _Seen:
-    """What is kept of each batch; `same` are agreements, each times its samples."""
-
-    where: SampleAxis | None = None
-    sums: list[ErrorSums] = field(default_factory=list[ErrorSums])
-    same: list[float] = field(default_factory=list[float])
-    spread: Spread | None = None
-    images: int = 0
-
-    def add(self, dense: Array, pruned: Array, count: int) -> None:
-        one, other = (by_sample(answer, self.where) for answer in (dense, pruned))
-        self.images += count
-        if self.where is not None:
-            self.spread = spread_of(one, self.spread)
-        if not is_floating(one):
-            self.same.append(equal_share(one, other) * count)
-            return
-        self.sums.append(error_sums(one, other))
-        if dense.ndim == one.ndim == 2:
-            self.same.append(top1_agreement(one, other) * count)
+def _first(model: Checkpoint, batch: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
+    return {_OUTPUT: reference_outputs(model, batch)[0]}

@@ -20,6 +20,9 @@ from gpusq_deploy.targets import Target
 
 NO_OPTIONS = EngineOptions()
 RewriteChoice = Literal["measured", "all"]
+# What is told of a request and of its recipe alike.
+_PACK = "--pack needs --int8 --sparse: it stores 2:4 INT8 weights"
+_OUTPUTS = "--sparse-outputs needs --int8, --sparse and --calib: it places quantisers by data"
 
 
 class RequestError(GpusqError):
@@ -97,9 +100,9 @@ class BuildRequest:
         if (self.calibrator or self.ranges) and not made & {"int8", "fp8"}:
             raise RequestError("--calibrator and --ranges need --int8 or --fp8: other layers have no ranges")
         if self.pack and "int8" not in made:
-            raise RequestError("--pack needs --int8 --sparse: it stores 2:4 INT8 weights")
+            raise RequestError(_PACK)
         if self.sparse_outputs is not None and "int8" not in made:
-            raise RequestError("--sparse-outputs needs --int8, --sparse and --calib: it places quantisers by data")
+            raise RequestError(_OUTPUTS)
 
 
 def _range_problems(asked: BuildRequest) -> Iterator[str]:
@@ -127,9 +130,9 @@ def _sparsity_problems(asked: BuildRequest) -> Iterator[str]:
     if asked.prune not in {None, "magnitude"} and asked.calib in {None, "random"}:
         yield f"--prune {asked.prune} learns from data: give real samples with --calib"
     if asked.sparse_outputs is not None and (not (asked.int8 and asked.sparse) or asked.calib is None):
-        yield "--sparse-outputs needs --int8, --sparse and --calib: it places quantisers by data"
+        yield _OUTPUTS
     if asked.pack and not (asked.int8 and asked.sparse):
-        yield "--pack needs --int8 --sparse: it stores 2:4 INT8 weights"
+        yield _PACK
 
 
 def _limit_problems(asked: BuildRequest) -> Iterator[str]:

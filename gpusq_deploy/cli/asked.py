@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gpusq_deploy.cli.command import on_command_line
 from gpusq_deploy.cli.common import chosen_arch, parse_batch, say
 from gpusq_deploy.errors import GpusqError
 
@@ -147,11 +148,9 @@ def refuse_other_options(context: click.Context, path: Path) -> None:
         GpusqError: Names each such option.
     """
     allowed = {"model", "targets", "engine_options", "unpack", "dry_run", "as_json"}
-    source = click.core.ParameterSource.COMMANDLINE
-    given = [name for name in context.params if context.get_parameter_source(name) == source and name not in allowed]
+    given = on_command_line(context, [name for name in context.params if name not in allowed])
     if given:
-        spelt = {param.name: param.opts[0] for param in context.command.params}
-        names = ", ".join(spelt[name] for name in given)
+        names = ", ".join(given)
         raise GpusqError(
             f"a bundle is built already: only --target, --engine-option and --unpack apply to it, not {names}",
             place=str(path),

@@ -13,6 +13,7 @@ from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import (
     CALIBRATORS,
     arch_options,
+    calib_samples_option,
     echo_json,
     reporting,
     run_command,
@@ -90,12 +91,7 @@ _GROUPS = (
     type=click.Choice(CALIBRATORS),
     help="Use this calibrator where the recipe names none (default: amax).",
 )
-@click.option(
-    "--calib-samples",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Use at most N samples of --calib, spread evenly over them.",
-)
+@calib_samples_option
 @click.option(
     "--ranges",
     type=click.Path(path_type=Path),

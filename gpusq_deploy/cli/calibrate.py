@@ -12,6 +12,7 @@ from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import (
     CALIBRATORS,
     arch_options,
+    calib_samples_option,
     chosen_arch,
     echo_json,
     parse_batch,
@@ -65,12 +66,7 @@ _GROUPS = (
     metavar="FILE",
     help="Write the ranges here (default: MODEL's name.ranges.json).",
 )
-@click.option(
-    "--calib-samples",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Use at most N samples of --calib, spread evenly over them.",
-)
+@calib_samples_option
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def command(  # noqa: PLR0913 - click hands one argument to each option

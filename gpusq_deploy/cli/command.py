@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -131,6 +131,13 @@ def _set_verbose(_context: click.Context, _option: click.Parameter, asked: bool)
 def _print_versions(context: click.Context, _option: click.Parameter, asked: bool) -> None:
     if asked and not context.resilient_parsing:
         print_versions(context)
+
+
+def on_command_line(context: click.Context, names: Iterable[str]) -> list[str]:
+    """Of parameters, by their Python names: the options of those that were given, as they are spelt."""
+    spelt = {param.name: max(param.opts, key=len) for param in context.command.params}
+    typed = click.core.ParameterSource.COMMANDLINE
+    return [spelt[name] for name in names if context.get_parameter_source(name) == typed]
 
 
 def print_versions(context: click.Context) -> NoReturn:

@@ -103,6 +103,14 @@ def arch_options(command: _Function) -> _Function:
     return command
 
 
+calib_samples_option = click.option(
+    "--calib-samples",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Use at most N samples of --calib, spread evenly over them.",
+)
+
+
 def chosen_arch(model: Path, arch: str | None, arch_args: tuple[str, ...]) -> ArchSpec | None:
     """What the two options name; None where the checkpoint is to describe itself.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from gpusq_deploy.cli.command import Command
+from gpusq_deploy.cli.command import Command, on_command_line
 from gpusq_deploy.cli.common import run_command, say
 from gpusq_deploy.cli.shares import Percent
 from gpusq_deploy.errors import GpusqError
@@ -64,11 +64,8 @@ def _compare_bundles(context: click.Context, base: Path, head: Path, *, as_json:
     from gpusq_deploy.benchmarks.bundles import compare_bundles
     from gpusq_deploy.bundle import read_bundle
 
-    for name in ("max_regression", "steady"):
-        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(
-                f"--{name.replace('_', '-')} is for files of runs: bundles are compared without timing"
-            )
+    for option in on_command_line(context, ("max_regression", "steady")):
+        raise click.UsageError(f"{option} is for files of runs: bundles are compared without timing")
     comparison = compare_bundles(read_bundle(base), read_bundle(head))
     click.echo(json_from_value(comparison).decode().rstrip() if as_json else comparison.text())
     if not as_json:

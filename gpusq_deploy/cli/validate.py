@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpusq_deploy.cli.command import LOUDNESS, Command
+from gpusq_deploy.cli.command import LOUDNESS, Command, on_command_line
 from gpusq_deploy.cli.common import arch_options, chosen_arch, echo_json, run_command, say
 from gpusq_deploy.cli.repair import print_repair
 from gpusq_deploy.cli.shares import Share
@@ -110,18 +110,13 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 def _refuse_unread_options(context: click.Context, kind: str) -> None:
     """A bundle says all of it itself, a model's layers are its own: options for checkpoints would change nothing."""
     unread = {"checkpoint": (), "ONNX model": ("arch", "arch_args", "state_dict")}
-    source = click.core.ParameterSource.COMMANDLINE
-    spelt = {param.name: param.opts[0] for param in context.command.params}
-    for name in unread.get(kind, ("arch", "arch_args", "state_dict", "recipe")):
-        if context.get_parameter_source(name) == source:
-            raise click.UsageError(f"{spelt[name]} changes nothing here: {kind}")
+    for option in on_command_line(context, unread.get(kind, ("arch", "arch_args", "state_dict", "recipe"))):
+        raise click.UsageError(f"{option} changes nothing here: {kind}")
 
 
 def _refuse_repair_options(context: click.Context) -> None:
-    source = click.core.ParameterSource.COMMANDLINE
-    for name in ("near_miss", "permute", "force"):
-        if context.get_parameter_source(name) == source:
-            raise click.UsageError(f"--{name.replace('_', '-')} needs --repair")
+    for option in on_command_line(context, ("near_miss", "permute", "force")):
+        raise click.UsageError(f"{option} needs --repair")
 
 
 def _echo_json(
