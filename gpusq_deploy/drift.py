@@ -147,7 +147,7 @@ def fused_answer(built: Path, batch: npt.NDArray[np.float32]) -> Array:
 
 
 class Fed(NamedTuple):
-    """What two models are given at once; of a batch that was filled, samples behind the first `samples` are repeated."""
+    """What is run at once; of a batch that was filled, the samples behind the first `samples` are repetitions."""
 
     feed: npt.NDArray[np.float32]
     samples: int
