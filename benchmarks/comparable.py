@@ -5,7 +5,7 @@ And only where the outputs are known to be right: no latency of wrong numbers co
 
 from __future__ import annotations
 
-from gpusq_deploy.artifacts.runs import Runs
+from gpusq_deploy.artifacts import Runs
 
 _Facts = dict[str, object]
 

@@ -7,8 +7,8 @@ import platform
 import re
 from pathlib import Path
 
-from gpusq_deploy.artifacts.runs import Environment
-from gpusq_deploy.engines.gpu import NoGpu, find_gpu
+from gpusq_deploy.artifacts import Environment
+from gpusq_deploy.engines import NoGpu, find_gpu
 
 _ROOT = Path("/")
 

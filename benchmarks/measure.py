@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.artifacts.runs import MeasureSettings, Series
-from gpusq_deploy.engines.session import Session, TensorSpec
+from gpusq_deploy.artifacts import BatchRange, MeasureSettings, Series
+from gpusq_deploy.engines import Session, TensorSpec
 from gpusq_deploy.errors import GpusqError
 
 Feeds = Mapping[str, NDArray[Any]]

@@ -9,14 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_deploy.engines.ort import open_onnx
-from gpusq_deploy.engines.session import Session
+from gpusq_deploy.engines import Session, open_onnx
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph.files import scratch_model
-from gpusq_deploy.graph.mapped import map_model
-from gpusq_deploy.graph.sample_axes import sample_axes
-from gpusq_deploy.graph.widened import widened
-from gpusq_deploy.numerics.error import equal_share, is_floating, sqnr_db
+from gpusq_deploy.graph import map_model, sample_axes, scratch_model, widened
+from gpusq_deploy.numerics import equal_share, is_floating, sqnr_db
 
 # Rounding differs by a step here and there, and FP16 sums are taken in another order: about 40 dB. A hundredth of the
 # signal is no rounding any more.

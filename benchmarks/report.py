@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpusq_deploy.artifacts.runs import Environment, Runs
-from gpusq_deploy.benchmarks.compare import BatchComparison, Comparison
+from gpusq_deploy.artifacts import Environment, Runs
+from gpusq_deploy.benchmarks.regression import BatchComparison, Comparison
 from gpusq_deploy.benchmarks.summary import BatchSummary, summarise
 
 _RUN_HEADINGS = ("batch", "samples", "median ms", "p90 ms", "p99 ms", "per second", "cv")

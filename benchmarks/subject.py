@@ -8,17 +8,23 @@ from typing import NamedTuple, get_args
 
 import msgspec
 
-from gpusq_deploy.artifacts.base import read_value
-from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions, Manifest
-from gpusq_deploy.artifacts.receipt import BuiltEngine, Receipt
-from gpusq_deploy.bundle import MANIFEST, MODEL, RECEIPT, damaged_files, is_bundle, is_ours
-from gpusq_deploy.engines.api import BackendName
-from gpusq_deploy.engines.gpu import Gpu, find_gpu
-from gpusq_deploy.engines.refit import require_same_sparsity
-from gpusq_deploy.engines.runtimes import RuntimeChoice, choose_runtime
+from gpusq_deploy.artifacts import (
+    MANIFEST,
+    MODEL,
+    RECEIPT,
+    BatchRange,
+    BuiltEngine,
+    EngineOptions,
+    Manifest,
+    Receipt,
+    read_value,
+)
+from gpusq_deploy.bundle import damaged_files, is_ours
+from gpusq_deploy.engines import BackendName, Gpu, RuntimeChoice, choose_runtime, find_gpu
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph.files import EXTERNAL_DATA
-from gpusq_deploy.packed import DENSE, require_dense
+from gpusq_deploy.frontend import is_bundle
+from gpusq_deploy.graph import EXTERNAL_DATA
+from gpusq_deploy.sparsity import DENSE, require_dense, require_same_sparsity
 
 _PLAN_SUFFIXES = (".plan", ".engine")
 # The first compute capability that `hardware=ampere-plus` means.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpusq_deploy.artifacts.base import Value
-from gpusq_deploy.artifacts.runs import Runs
+from gpusq_deploy.artifacts import Runs, Value
 from gpusq_deploy.benchmarks.statistics import (
     Samples,
     coefficient_of_variation,

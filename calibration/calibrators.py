@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpusq_deploy.artifacts.calibration import Calibrator, CalibratorName
+from gpusq_deploy.artifacts import Calibrator, CalibratorName
 from gpusq_deploy.calibration.histogram import Histogram, Numbers
-from gpusq_deploy.numerics.affine import INT8_MAX
+from gpusq_deploy.numerics import INT8_MAX
 
 # The search of `mse`: 32 ranges to the octave, eight octaves down from the largest magnitude.
 _PER_OCTAVE = 32

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import onnx_ir as ir
 
-from gpusq_deploy.graph.values import value_name
+from gpusq_deploy.graph import value_name
 
 AMAX_SUFFIX = "__amax"
 VALUES_SUFFIX = "__values"

@@ -24,24 +24,20 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts.arch import Preprocessing
-from gpusq_deploy.artifacts.base import digest_of_bytes
-from gpusq_deploy.artifacts.calibration import AMAX, CalibrationTable, Calibrator, TensorRange
+from gpusq_deploy.artifacts import AMAX, CalibrationTable, Calibrator, Preprocessing, TensorRange, digest_of_bytes
 from gpusq_deploy.calibration.calibrators import range_of
-from gpusq_deploy.calibration.columns import column_weights
-from gpusq_deploy.calibration.guard import input_warnings, sameness_warnings, statistics_of
+from gpusq_deploy.calibration.data import DataSource, evenly_filled, remarks, require_few_skipped, require_some
 from gpusq_deploy.calibration.histogram import Counts, counts_of
-from gpusq_deploy.calibration.images import Sample
+from gpusq_deploy.calibration.image_data import Sample
+from gpusq_deploy.calibration.input_checks import input_warnings, sameness_warnings, statistics_of
 from gpusq_deploy.calibration.instrument import AMAX_SUFFIX, VALUES_SUFFIX, instrumented
 from gpusq_deploy.calibration.moments import ChannelMoments, MomentSums
-from gpusq_deploy.calibration.sources import DataSource, evenly_filled, remarks, require_few_skipped, require_some
-from gpusq_deploy.calibration.tally import Tally, bytes_from_tally, tally_from_bytes
+from gpusq_deploy.calibration.observer_state import Tally, bytes_from_tally, tally_from_bytes
+from gpusq_deploy.calibration.output_error_weights import column_weights
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph.files import scratch_model
-from gpusq_deploy.graph.layers import GraphLayer
-from gpusq_deploy.graph.values import static_batch, value_name
-from gpusq_deploy.numerics.threads import single_threaded_blas
-from gpusq_deploy.wording import counted
+from gpusq_deploy.graph import GraphLayer, scratch_model, static_batch, value_name
+from gpusq_deploy.numerics import single_threaded_blas
+from gpusq_deploy.text import counted
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import msgspec
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts.calibration import CalibrationTable, TensorRange
+from gpusq_deploy.artifacts import CalibrationTable, TensorRange
 from gpusq_deploy.calibration.moments import ChannelMoments
-from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
+from gpusq_deploy.graph import GraphLayer, weighted_layers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

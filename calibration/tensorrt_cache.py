@@ -28,10 +28,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts.calibration import CalibrationTable, TensorRange
+from gpusq_deploy.artifacts import CalibrationTable, TensorRange
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph.layers import GraphLayer
-from gpusq_deploy.graph.values import module_of, value_name
+from gpusq_deploy.graph import GraphLayer, module_of, value_name
 
 _HEADER = re.compile(r"TRT-\d+-\w*Calibration\w*")
 _PATH = re.compile(r"(?P<scope>/(?:.*/)?)(?P<operator>[A-Za-z]+)(?:_(?P<index>\d+))?_output_0")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args
 
-from gpusq_deploy.artifacts.base import Value
+from gpusq_deploy.artifacts import Value
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:

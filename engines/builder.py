@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from gpusq_deploy.artifacts.receipt import EngineLayer
+from gpusq_deploy.artifacts import EngineLayer
 from gpusq_deploy.engines.api import (
     TRAITS,
     Api,
@@ -23,10 +23,10 @@ from gpusq_deploy.engines.api import (
 from gpusq_deploy.engines.build_log import BuildLog, Progress, ProgressCallback, run_stoppable
 from gpusq_deploy.engines.configure import BuildSettings, add_profiles, aim, apply_settings, require_options
 from gpusq_deploy.engines.inspection import inspect_plan
-from gpusq_deploy.engines.layer_text import first_profile, layers_from_inspector, layers_from_log
+from gpusq_deploy.engines.layer_list_parser import first_profile, layers_from_inspector, layers_from_log
+from gpusq_deploy.engines.targets import Target
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph.provenance import nodes_named_in
-from gpusq_deploy.targets import Target
+from gpusq_deploy.graph import nodes_named_in
 
 if TYPE_CHECKING:
     import tensorrt as trt

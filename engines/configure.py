@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
-from gpusq_deploy.artifacts.base import Value
-from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
+from gpusq_deploy.artifacts import BatchRange, EngineOptions, Value
 from gpusq_deploy.engines.api import Api, BackendName, RtxApi, RtxBuilderConfig, rtx_compute_capability
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.releases import option_problems, release_here, wanted_flags
+from gpusq_deploy.engines.targets import Target
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.targets import Target
 
 if TYPE_CHECKING:
     import tensorrt as trt

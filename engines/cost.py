@@ -20,14 +20,13 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.artifacts.receipt import EngineLayer, EngineTensor, GraphCost
+from gpusq_deploy.artifacts import BatchRange, EngineLayer, EngineTensor, GraphCost
 from gpusq_deploy.engines.api import BackendName
 from gpusq_deploy.engines.builder import BuildOptions, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
-from gpusq_deploy.engines.layers import classify, weights_of
+from gpusq_deploy.engines.layer_classes import classify, weights_of
+from gpusq_deploy.engines.targets import Target
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.targets import Target
 
 # Bits of one element, by the builder's names of types.
 _BITS = {

@@ -19,9 +19,9 @@ from gpusq_deploy.engines.api import Api, BackendName, execution_context, io_nam
 from gpusq_deploy.engines.build_log import BuildLog
 from gpusq_deploy.engines.cuda_api import CUDA_NAMES, CudaDevice, CudaName, cuda_failed, open_cuda
 from gpusq_deploy.engines.cuda_graph import CudaGraph, GraphDriver, find_graph_driver
+from gpusq_deploy.engines.engine_file import check_plan_header, plan_misfits
+from gpusq_deploy.engines.engine_io import ShapeRange, buffer_bytes, dtype_from_trt, fitting_profile, numpy_dtype
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
-from gpusq_deploy.engines.plan_file import check_plan_header, plan_misfits
-from gpusq_deploy.engines.plan_io import ShapeRange, buffer_bytes, dtype_from_trt, fitting_profile, numpy_dtype
 from gpusq_deploy.engines.refit import refit_engine
 from gpusq_deploy.engines.session import Session, TensorSpec, check_feeds
 from gpusq_deploy.errors import GpusqError

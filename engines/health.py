@@ -6,9 +6,9 @@ import shutil
 import subprocess
 import sys
 
-from gpusq_deploy.artifacts.base import Value
+from gpusq_deploy.artifacts import Value
 from gpusq_deploy.engines.api import TRAITS, BackendName
-from gpusq_deploy.wording import one_line
+from gpusq_deploy.text import one_line
 
 _SECONDS = 60
 
@@ -37,7 +37,7 @@ print(f"{found.name}, compute capability {found.compute_capability}, a driver fo
 """
 _RUNTIME = """
 import sys
-from gpusq_deploy.engines.runtimes import why_not
+from gpusq_deploy.engines.backend_choice import why_not
 reason = why_not(sys.argv[1])
 print(reason or "installed, and a GPU answers")
 raise SystemExit(3 if reason else 0)

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from gpusq_deploy.artifacts.receipt import EngineLayer, LayerCost, LayerShare, Payoff
+from gpusq_deploy.artifacts import EngineLayer, LayerCost, LayerShare, Payoff
 from gpusq_deploy.engines.cost import bytes_of, flops_of
-from gpusq_deploy.engines.layers import classify
-from gpusq_deploy.targets import Peaks
+from gpusq_deploy.engines.layer_classes import classify
+from gpusq_deploy.engines.targets import Peaks
 
 # A difference below this share is none: the prediction can't see what decides it.
 _LEAST_DIFFERENCE = 0.02

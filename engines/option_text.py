@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
+from gpusq_deploy.artifacts import BatchRange, EngineOptions
 from gpusq_deploy.errors import GpusqError
 
 # Each option's name, its field, and how its value reads.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gpusq_deploy.engines.session import Session, TensorSpec, check_feeds
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.wording import one_line
+from gpusq_deploy.text import one_line
 
 if TYPE_CHECKING:
     import onnxruntime

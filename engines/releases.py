@@ -15,11 +15,10 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from gpusq_deploy.artifacts.base import Value
-from gpusq_deploy.artifacts.manifest import EngineOptions
+from gpusq_deploy.artifacts import EngineOptions, Value
 from gpusq_deploy.engines.api import TRAITS, Api, BackendName
+from gpusq_deploy.engines.targets import Target
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.targets import Target
 
 
 class Release(Value):

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from gpusq_deploy.artifacts.base import Value
+from gpusq_deploy.artifacts import Value
 from gpusq_deploy.errors import GpusqError
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from gpusq_deploy.artifacts.base import digest_of_bytes, json_from_value, write_whole
+from gpusq_deploy.artifacts import digest_of_bytes, json_from_value, write_whole
 from gpusq_deploy.engines.api import BackendName
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.errors import GpusqError

@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from gpusq_deploy.cli.command import Grouped
-from gpusq_deploy.cli.common import run_command
+from gpusq_deploy.cli import Grouped, run_command
 
 COMMANDS = ("build", "calibrate", "validate", "inspect", "bench", "compare", "compress", "doctor")
 

@@ -45,13 +45,13 @@ from gpusq_deploy.artifacts.base import Value, digest_of_bytes, digest_of_file, 
 from gpusq_deploy.artifacts.receipt import Receipt
 from gpusq_deploy.artifacts.runs import Runs
 from gpusq_deploy.benchmarks.statistics import median
-from gpusq_deploy.calibration.images import load_image
-from gpusq_deploy.calibration.listing import image_files
-from gpusq_deploy.checkpoint.architecture import module_from_arch
-from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint
+from gpusq_deploy.calibration.image_data import load_image
+from gpusq_deploy.calibration.image_listing import image_files
 from gpusq_deploy.cli.common import run_command, say
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend.checkpoint.architecture import module_from_arch
+from gpusq_deploy.frontend.checkpoint.load import load_checkpoint, save_checkpoint
 
 # Every GEMM dimension is a multiple of 64: 64 tokens of 8x8 pixels, heads of 64, and 64 classes, of which 10 are used.
 ARCH = ArchSpec(

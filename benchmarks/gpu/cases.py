@@ -24,7 +24,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from gpusq_deploy.artifacts.base import Value
-from gpusq_deploy.numerics.sparsity import magnitude_mask
+from gpusq_deploy.numerics.two_four import magnitude_mask
 
 ModelName = Literal["ViT-S", "ViT-B", "ViT-L"]
 LayerName = Literal["qkv", "proj", "fc1", "fc2"]

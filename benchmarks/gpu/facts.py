@@ -19,9 +19,9 @@ from pathlib import Path
 from gpusq_deploy.artifacts.base import json_from_value, read_value, write_whole
 from gpusq_deploy.benchmarks.gpu.report import markdown_from_report
 from gpusq_deploy.benchmarks.gpu.values import Finding, GpuReport
+from gpusq_deploy.engines.targets import Target, load_targets
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.targets import Target, load_targets
-from gpusq_deploy.wording import counted
+from gpusq_deploy.text import counted
 
 ROOT = Path(__file__).resolve().parents[2]
 _BEGIN, _END = "<!-- gpu: made by benchmarks/gpu/facts.py -->", "<!-- gpu: end -->"

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpusq_deploy.artifacts.base import json_from_value, read_value, write_whole
+from gpusq_deploy.artifacts.bundle_layout import MODEL
 from gpusq_deploy.benchmarks.gpu.graphs import Variant, Variants, leave_out
 from gpusq_deploy.benchmarks.gpu.possible import BATCH, CAPABILITIES
 from gpusq_deploy.benchmarks.gpu.references import save_reference
 from gpusq_deploy.benchmarks.gpu.runs import why
-from gpusq_deploy.bundle import MODEL
 from gpusq_deploy.engines.builder import BuildOptions, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.cost import bytes_of, flops_of, layers_at
-from gpusq_deploy.engines.layers import classify
+from gpusq_deploy.engines.layer_classes import classify
+from gpusq_deploy.engines.targets import Peaks, find_target
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.targets import Peaks, find_target
 
 MODELS = {
     "ViT-B": "vit_base_patch16_224",

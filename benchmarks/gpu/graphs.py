@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gpusq_deploy.artifacts.base import Value, json_from_value, read_value
 from gpusq_deploy.graph.files import load_model, save_model
 from gpusq_deploy.graph.values import array_of
-from gpusq_deploy.numerics.sparsity import magnitude_mask
+from gpusq_deploy.numerics.two_four import magnitude_mask
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "DequantizeLinear"})
 _LEAST_BYTES = 16384

@@ -37,8 +37,8 @@ from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.cuda_api import find_cuda
 from gpusq_deploy.engines.cuda_graph import find_graph_driver
 from gpusq_deploy.engines.inspection import inspect_plan
+from gpusq_deploy.engines.installed import ENGINES, LIBRARIES, installed_versions
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.installed import ENGINES, LIBRARIES, installed_versions
 
 BATCH = BatchRange(minimum=1, optimum=8, maximum=128)
 # tensorrt-rtx's names; "" leaves it to the builder.

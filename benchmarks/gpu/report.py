@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from gpusq_deploy.benchmarks.gpu.values import Finding, GpuReport
-from gpusq_deploy.engines.layers import STUB, sparse_tactic
-from gpusq_deploy.wording import by_reason, some
+from gpusq_deploy.engines.layer_classes import STUB, sparse_tactic
+from gpusq_deploy.text import by_reason, some
 
 Row = tuple[str, ...]
 

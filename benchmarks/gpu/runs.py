@@ -17,13 +17,13 @@ from gpusq_deploy.artifacts.receipt import EngineLayer
 from gpusq_deploy.benchmarks.gpu.kernels import kernels_of, torch_problem
 from gpusq_deploy.benchmarks.gpu.values import BuiltKernel, Fact, Finding, Way, Ways
 from gpusq_deploy.benchmarks.reference import LEAST_DB
+from gpusq_deploy.engines.backend_choice import open_session
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
-from gpusq_deploy.engines.runtimes import open_session
 from gpusq_deploy.engines.session import Session, TensorSpec
+from gpusq_deploy.engines.targets import Target, load_targets
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.numerics.error import sqnr_db
-from gpusq_deploy.targets import Target, load_targets
-from gpusq_deploy.wording import one_line
+from gpusq_deploy.text import one_line
 
 WARMUP, ITERATIONS = 10, 50
 TIME_IS_UP = "the time was up"

@@ -9,7 +9,7 @@ import msgspec
 
 from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.runs import Environment
-from gpusq_deploy.engines.layers import sparse_tactic
+from gpusq_deploy.engines.layer_classes import sparse_tactic
 
 StepName = Literal["possible", "models", "products", "torch", "tests"]
 STEPS: tuple[StepName, ...] = get_args(StepName)

@@ -19,23 +19,24 @@ from typing import Any
 
 from gpusq_deploy.artifacts.calibration import Calibrator
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.calibration.choice import calibrators_for
+from gpusq_deploy.artifacts.recipe import load_recipe
+from gpusq_deploy.calibration.calibrator_choice import calibrators_for
+from gpusq_deploy.calibration.data import open_source
+from gpusq_deploy.calibration.distributed import Ranks
 from gpusq_deploy.calibration.observe import Observing, collect_ranges
-from gpusq_deploy.calibration.sources import open_source
-from gpusq_deploy.checkpoint.architecture import arch_from_text
-from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
-from gpusq_deploy.compile import CANONICAL
-from gpusq_deploy.drift import Pair
+from gpusq_deploy.compile.compare_graphs import Pair
+from gpusq_deploy.compile.pipeline import CANONICAL
+from gpusq_deploy.compile.verify import verify
 from gpusq_deploy.engines.ort import open_onnx
-from gpusq_deploy.export.onnx_export import export_float_model
+from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text
+from gpusq_deploy.frontend.checkpoint.load import load_checkpoint
+from gpusq_deploy.frontend.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
-from gpusq_deploy.passes.base import run_passes
-from gpusq_deploy.passes.quantize import Quantize
-from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
-from gpusq_deploy.ranks import Ranks
-from gpusq_deploy.recipe import load_recipe
-from gpusq_deploy.verify import verify
+from gpusq_deploy.graph.layers import weighted_layers
+from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.quantize import Quantize
+from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
+from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 _CALIBRATORS = (
     Calibrator(),

@@ -44,36 +44,37 @@ import torch
 
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.receipt import EngineLayer
-from gpusq_deploy.calibration.choice import calibrators_for
-from gpusq_deploy.calibration.sources import DataSource, Selection, open_source
-from gpusq_deploy.checkpoint.architecture import arch_from_text, module_from_arch
-from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from gpusq_deploy.compile import CANONICAL
+from gpusq_deploy.artifacts.recipe import Recipe, load_recipe
+from gpusq_deploy.calibration.calibrator_choice import calibrators_for
+from gpusq_deploy.calibration.data import DataSource, Selection, open_source
+from gpusq_deploy.calibration.ranges import Data
+from gpusq_deploy.compile.pipeline import CANONICAL
+from gpusq_deploy.compile.qkv_merge import pack_projections
+from gpusq_deploy.compile.steps import subject_of
 from gpusq_deploy.engines.builder import EngineBuild, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.cost import graph_cost
-from gpusq_deploy.engines.layers import classify, totals
+from gpusq_deploy.engines.layer_classes import classify, totals
 from gpusq_deploy.engines.ort import open_onnx
+from gpusq_deploy.engines.targets import find_target
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.export.onnx_export import export_float_model
+from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text, module_from_arch
+from gpusq_deploy.frontend.checkpoint.load import Checkpoint, load_checkpoint
+from gpusq_deploy.frontend.export.onnx_export import export_float_model
 from gpusq_deploy.graph.blocks import blocks_of_nodes
 from gpusq_deploy.graph.files import load_model, save_model
-from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
-from gpusq_deploy.mixing import decide
+from gpusq_deploy.graph.layers import weighted_layers
+from gpusq_deploy.graph.passes.base import Pass, run_passes
+from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.numerics.error import sqnr_db
-from gpusq_deploy.packing import pack_projections
-from gpusq_deploy.passes.base import Pass, run_passes
-from gpusq_deploy.passes.cast_remainder import CastRemainder
-from gpusq_deploy.passes.quantize import Quantize
-from gpusq_deploy.placing import prepare
-from gpusq_deploy.plan import PlanRequest, layers_to_quantize
-from gpusq_deploy.quantisation import Wanted
-from gpusq_deploy.ranges import Data
-from gpusq_deploy.recipe import Recipe, load_recipe
-from gpusq_deploy.request import Reporter
-from gpusq_deploy.steps import subject_of
-from gpusq_deploy.targets import find_target
-from gpusq_deploy.wide import Wide
+from gpusq_deploy.progress import Reporter
+from gpusq_deploy.quantize.fp16_overflow import Wide
+from gpusq_deploy.quantize.mixed_precision import decide
+from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize
+from gpusq_deploy.quantize.prepare import prepare
+from gpusq_deploy.quantize.smooth_and_range import Wanted
+from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 _BATCH = BatchRange(minimum=8, optimum=8, maximum=8)
 _TARGET = "a100"

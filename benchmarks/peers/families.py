@@ -37,13 +37,14 @@ from gpusq_deploy.benchmarks.demo.digits import (
     training_step,
     write_data,
 )
-from gpusq_deploy.bundle import read_bundle
-from gpusq_deploy.checkpoint.architecture import module_from_arch
-from gpusq_deploy.checkpoint.checkpoint import save_checkpoint
-from gpusq_deploy.compile import compile_checkpoint
+from gpusq_deploy.bundle.files import read_bundle
+from gpusq_deploy.compile.pipeline import compile_checkpoint
+from gpusq_deploy.compile.request import BuildRequest
+from gpusq_deploy.engines.targets import find_target
+from gpusq_deploy.frontend.checkpoint.architecture import module_from_arch
+from gpusq_deploy.frontend.checkpoint.load import save_checkpoint
 from gpusq_deploy.numerics.error import sqnr_db
-from gpusq_deploy.request import BuildRequest, Reporter
-from gpusq_deploy.targets import find_target
+from gpusq_deploy.progress import Reporter
 
 EPOCHS = 20
 SMALL = {"img_size": 64, "in_chans": 1, "num_classes": 10}

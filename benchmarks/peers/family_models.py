@@ -51,7 +51,7 @@ def _hf(
 def _part(name: str, part: str, batch: int) -> Family:
     """Of a Mask R-CNN on a Swin-T; see docs/detectors.md."""
     arguments: dict[str, ArchArgument] = {"height": 800, "width": 1056}
-    spec = ArchSpec(source="factory", name=f"gpusq_deploy.detectors.parts:{part}", arguments=arguments)
+    spec = ArchSpec(source="factory", name=f"gpusq_deploy.contrib.detectors.parts:{part}", arguments=arguments)
     return Family(name=f"torchvision Mask R-CNN, Swin-T, {name}", spec=spec, batch=batch)
 
 

@@ -25,31 +25,32 @@ import torch
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import Plan
 from gpusq_deploy.artifacts.receipt import EngineTotals
+from gpusq_deploy.artifacts.recipe import Recipe, load_recipe
 from gpusq_deploy.benchmarks.peers.family_models import FAMILIES, Family, fill_zeros
+from gpusq_deploy.bundle.receipt import built_layers
+from gpusq_deploy.calibration.data import ArrayFile
 from gpusq_deploy.calibration.observe import collect_ranges
-from gpusq_deploy.calibration.sources import ArrayFile
-from gpusq_deploy.checkpoint.architecture import module_from_arch
-from gpusq_deploy.checkpoint.checkpoint import Checkpoint
-from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
-from gpusq_deploy.checkpoint.tensors import array_from_tensor
-from gpusq_deploy.compile import CANONICAL
+from gpusq_deploy.compile.pipeline import CANONICAL
+from gpusq_deploy.compile.qkv_merge import Packed, pack_projections
 from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.configure import BuildSettings
-from gpusq_deploy.engines.layers import totals
+from gpusq_deploy.engines.layer_classes import totals
 from gpusq_deploy.engines.ort import open_onnx
+from gpusq_deploy.engines.targets import find_target
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.export.onnx_export import example_input, export_float_model, reference_outputs
+from gpusq_deploy.frontend.checkpoint.architecture import module_from_arch
+from gpusq_deploy.frontend.checkpoint.load import Checkpoint
+from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
+from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
+from gpusq_deploy.frontend.export.onnx_export import example_input, export_float_model, reference_outputs
 from gpusq_deploy.graph.attention import find_attentions
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
-from gpusq_deploy.packing import Packed, pack_projections
-from gpusq_deploy.passes.base import run_passes
-from gpusq_deploy.passes.cast_remainder import CastRemainder
-from gpusq_deploy.passes.quantize import Quantize
-from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
-from gpusq_deploy.receipt import built_layers
-from gpusq_deploy.recipe import Recipe, load_recipe
-from gpusq_deploy.targets import find_target
+from gpusq_deploy.graph.layers import weighted_layers
+from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.quantize import Quantize
+from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
+from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 _BEGIN, _END = "<!-- families: made by benchmarks/peers/family_table.py -->", "<!-- families: end -->"
 

@@ -35,23 +35,24 @@ import numpy.typing as npt
 
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.artifacts.recipe import Recipe, load_recipe
 from gpusq_deploy.benchmarks.peers.photographs import crops, photographs
-from gpusq_deploy.calibration.choice import calibrators_for
-from gpusq_deploy.calibration.sources import ArrayFile
+from gpusq_deploy.calibration.calibrator_choice import calibrators_for
+from gpusq_deploy.calibration.data import ArrayFile
+from gpusq_deploy.calibration.ranges import Data, Subject
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.graph.files import load_model, save_model
-from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
-from gpusq_deploy.mixing import decide
+from gpusq_deploy.graph.layers import weighted_layers
+from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.numerics.error import error_sums
-from gpusq_deploy.passes.base import run_passes
-from gpusq_deploy.passes.quantize import Quantize
-from gpusq_deploy.placing import prepare
-from gpusq_deploy.plan import PlanRequest, layers_to_quantize
-from gpusq_deploy.quantisation import Wanted
-from gpusq_deploy.ranges import Data, Subject
-from gpusq_deploy.recipe import Recipe, load_recipe
-from gpusq_deploy.request import Reporter
-from gpusq_deploy.wide import Wide
+from gpusq_deploy.progress import Reporter
+from gpusq_deploy.quantize.fp16_overflow import Wide
+from gpusq_deploy.quantize.mixed_precision import decide
+from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize
+from gpusq_deploy.quantize.prepare import prepare
+from gpusq_deploy.quantize.smooth_and_range import Wanted
+from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 _LEFT_OUT = ("color.png", "logo.png", "motorcycle_right.png", "phantom.png")
 _CALIBRATE, _UNSEEN, _BATCH = 16, 64, 4
@@ -175,10 +176,10 @@ def _rows(options: argparse.Namespace, folder: Path, preprocessing: Preprocessin
 
 def export(options: argparse.Namespace, folder: Path) -> Preprocessing:
     """The float graph, in the form that all of ours start from; torch stays in this process."""
-    from gpusq_deploy.checkpoint.architecture import arch_from_text
-    from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
-    from gpusq_deploy.compile import CANONICAL
-    from gpusq_deploy.export.onnx_export import export_float_model
+    from gpusq_deploy.compile.pipeline import CANONICAL
+    from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text
+    from gpusq_deploy.frontend.checkpoint.load import load_checkpoint
+    from gpusq_deploy.frontend.export.onnx_export import export_float_model
 
     arch = None if options.arch is None else arch_from_text(options.arch, options.arch_arg)
     checkpoint = load_checkpoint(Path(options.model), arch=arch)

@@ -24,19 +24,19 @@ import torch
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.benchmarks.peers.family_models import fill_zeros
-from gpusq_deploy.checkpoint.checkpoint import Checkpoint
-from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
-from gpusq_deploy.checkpoint.tensors import array_from_tensor
-from gpusq_deploy.compile import CANONICAL
-from gpusq_deploy.detectors.between import DETECTIONS, MASKS, PROPOSALS, write_between
-from gpusq_deploy.detectors.mask_rcnn import MaskRcnn
-from gpusq_deploy.detectors.parts import BoxPart, DensePart, MaskPart, Part
-from gpusq_deploy.detectors.swin import mask_rcnn_swin
+from gpusq_deploy.compile.pipeline import CANONICAL
+from gpusq_deploy.contrib.detectors.between import DETECTIONS, MASKS, PROPOSALS, write_between
+from gpusq_deploy.contrib.detectors.mask_rcnn import MaskRcnn
+from gpusq_deploy.contrib.detectors.parts import BoxPart, DensePart, MaskPart, Part
+from gpusq_deploy.contrib.detectors.swin import mask_rcnn_swin
 from gpusq_deploy.engines.ort import cpu_name, open_onnx
 from gpusq_deploy.engines.session import Session, TensorSpec
-from gpusq_deploy.export.onnx_export import export_float_model
+from gpusq_deploy.frontend.checkpoint.load import Checkpoint
+from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
+from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
+from gpusq_deploy.frontend.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.passes.base import run_passes
+from gpusq_deploy.graph.passes.base import run_passes
 
 SIZE = (800, 1056)
 PARTS: dict[str, tuple[type[Part], int]] = {"dense": (DensePart, 1), "box": (BoxPart, 1000), "mask": (MaskPart, 100)}
@@ -102,7 +102,7 @@ def export(detector: Any, name: str, path: Path) -> None:
     """One part as a float graph."""
     build, batch = PARTS[name]
     part = build(detector, SIZE).eval()
-    spec = ArchSpec(source="factory", name=f"gpusq_deploy.detectors.parts:{name}")
+    spec = ArchSpec(source="factory", name=f"gpusq_deploy.contrib.detectors.parts:{name}")
     checkpoint = Checkpoint(
         file=name, digest="", format="", arch=spec, module=part, preprocessing=preprocessing_of(spec, part)
     )

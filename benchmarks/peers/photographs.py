@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from gpusq_deploy.artifacts.arch import Preprocessing
-from gpusq_deploy.calibration.images import sample_from_image
+from gpusq_deploy.calibration.image_data import sample_from_image
 
 _SMALLEST = 300
 

@@ -21,26 +21,7 @@ from typing import Any, get_args
 import msgspec
 
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.calibration.choice import calibrators_for
-from gpusq_deploy.calibration.sources import open_source
-from gpusq_deploy.checkpoint.architecture import arch_from_text
-from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
-from gpusq_deploy.compile import CANONICAL
-from gpusq_deploy.drift import Pair
-from gpusq_deploy.engines.builder import build_engine
-from gpusq_deploy.engines.configure import BuildSettings
-from gpusq_deploy.engines.layers import totals
-from gpusq_deploy.export.onnx_export import export_float_model
-from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
-from gpusq_deploy.passes.base import run_passes
-from gpusq_deploy.passes.cast_remainder import CastRemainder
-from gpusq_deploy.passes.quantize import Quantize
-from gpusq_deploy.placing import Prepared, fitted, place, prepare
-from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
-from gpusq_deploy.quantisation import Wanted
-from gpusq_deploy.ranges import Data
-from gpusq_deploy.recipe import (
+from gpusq_deploy.artifacts.recipe import (
     FP8_RECIPE,
     INT4_RECIPE,
     AttentionRule,
@@ -51,10 +32,30 @@ from gpusq_deploy.recipe import (
     Rule,
     load_recipe,
 )
-from gpusq_deploy.request import Reporter
-from gpusq_deploy.steps import subject_of
-from gpusq_deploy.targets import find_target
-from gpusq_deploy.verify import verify
+from gpusq_deploy.calibration.calibrator_choice import calibrators_for
+from gpusq_deploy.calibration.data import open_source
+from gpusq_deploy.calibration.ranges import Data
+from gpusq_deploy.compile.compare_graphs import Pair
+from gpusq_deploy.compile.pipeline import CANONICAL
+from gpusq_deploy.compile.steps import subject_of
+from gpusq_deploy.compile.verify import verify
+from gpusq_deploy.engines.builder import build_engine
+from gpusq_deploy.engines.configure import BuildSettings
+from gpusq_deploy.engines.layer_classes import totals
+from gpusq_deploy.engines.targets import find_target
+from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text
+from gpusq_deploy.frontend.checkpoint.load import load_checkpoint
+from gpusq_deploy.frontend.export.onnx_export import export_float_model
+from gpusq_deploy.graph.files import save_model
+from gpusq_deploy.graph.layers import weighted_layers
+from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.quantize import Quantize
+from gpusq_deploy.progress import Reporter
+from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
+from gpusq_deploy.quantize.prepare import Prepared, fitted, place, prepare
+from gpusq_deploy.quantize.smooth_and_range import Wanted
+from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 _BATCH = BatchRange(minimum=1, optimum=8, maximum=32)
 

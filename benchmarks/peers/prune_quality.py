@@ -34,11 +34,11 @@ import torch
 
 from gpusq_deploy.benchmarks.environment import read_environment
 from gpusq_deploy.benchmarks.peers.photographs import crops, photographs
-from gpusq_deploy.checkpoint.architecture import arch_from_text, module_from_arch
-from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from gpusq_deploy.compress.arrange import arrange
-from gpusq_deploy.compress.oneshot import PLAIN_SPARSEGPT, OneshotOptions
-from gpusq_deploy.compress.sequential import prune_oneshot
+from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text, module_from_arch
+from gpusq_deploy.frontend.checkpoint.load import Checkpoint, load_checkpoint
+from gpusq_deploy.sparsity.permutation.arrange import arrange
+from gpusq_deploy.sparsity.pruning.one_layer import PLAIN_SPARSEGPT, OneshotOptions
+from gpusq_deploy.sparsity.pruning.whole_model import prune_oneshot
 
 _LEFT_OUT = ("color.png", "phantom.png", "motorcycle_right.png")
 _CROPS = 64

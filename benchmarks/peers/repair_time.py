@@ -23,13 +23,13 @@ import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.benchmarks.environment import read_environment
-from gpusq_deploy.checkpoint.architecture import arch_from_text
-from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
-from gpusq_deploy.compress.channels import find_channels, permute_channels
-from gpusq_deploy.compress.oneshot import OneshotOptions
-from gpusq_deploy.compress.repair import RepairRequest, repair_checkpoint
-from gpusq_deploy.compress.sequential import prune_oneshot
-from gpusq_deploy.validate import validate
+from gpusq_deploy.bundle.validation import validate
+from gpusq_deploy.compile.repair import RepairRequest, repair_checkpoint
+from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text
+from gpusq_deploy.frontend.checkpoint.load import load_checkpoint
+from gpusq_deploy.sparsity.permutation.free_channels import find_channels, permute_channels
+from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
+from gpusq_deploy.sparsity.pruning.whole_model import prune_oneshot
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ import onnx_ir as ir
 
 from gpusq_deploy.benchmarks.environment import read_environment
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.numerics.census import census
+from gpusq_deploy.numerics.two_four_census import census
 
 # A child starts out with its parent's peak memory (Linux keeps it across exec), so the parent has to be a small one.
 _LAUNCHER = """
@@ -50,10 +50,10 @@ _CHECKPOINT = """
 import sys
 from pathlib import Path
 import torch
-from gpusq_deploy.checkpoint.architecture import arch_from_text, module_from_arch
-from gpusq_deploy.checkpoint.checkpoint import save_checkpoint
-from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
-from gpusq_deploy.compress.prune import apply_masks, magnitude_masks, prunable_layers
+from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text, module_from_arch
+from gpusq_deploy.frontend.checkpoint.load import save_checkpoint
+from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
+from gpusq_deploy.sparsity.pruning.magnitude import apply_masks, magnitude_masks, prunable_layers
 arch = arch_from_text("timm:vit_small_patch16_224", ["embed_dim=1024", "num_heads=16", f"depth={sys.argv[2]}"])
 module = module_from_arch(arch)
 apply_masks(module, magnitude_masks(module, prunable_layers(module).pruned))

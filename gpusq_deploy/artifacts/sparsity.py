@@ -6,12 +6,12 @@ from typing import Literal
 
 from gpusq_deploy.artifacts.base import Value
 
-# What a weight looks like. The meaning of each, and what to do about it: gpusq_deploy.explain and docs/sparsity.md.
+# What a weight looks like. What to do about each: bundle/report/sparse_chain.py and docs/sparsity.md.
 Diagnosis = Literal[
     "valid", "unaligned", "near misses", "damaged", "wrong axis", "mask lost", "unstructured", "dense", "unknown"
 ]
 
-# How weights are chosen, without training. The meaning of each: gpusq_deploy.compress.oneshot and docs/pruning.md.
+# How weights are chosen, without training. The meaning of each: sparsity/pruning/one_layer.py and docs/pruning.md.
 PruneMethod = Literal["magnitude", "activation", "second-order"]
 
 

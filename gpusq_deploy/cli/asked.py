@@ -14,14 +14,10 @@ from gpusq_deploy.cli.common import chosen_arch, parse_batch, say
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
-    from gpusq_deploy.artifacts.calibration import CalibratorName
-    from gpusq_deploy.artifacts.manifest import BatchRange
-    from gpusq_deploy.artifacts.plan import FloatPrecision
-    from gpusq_deploy.artifacts.sparsity import PruneMethod
-    from gpusq_deploy.placements import OutputWish
-    from gpusq_deploy.recipe import QuantizedPrecision
-    from gpusq_deploy.request import BuildRequest, RewriteChoice
-    from gpusq_deploy.targets import Target
+    from gpusq_deploy.artifacts import BatchRange, CalibratorName, FloatPrecision, PruneMethod, QuantizedPrecision
+    from gpusq_deploy.compile import BuildRequest, RewriteChoice
+    from gpusq_deploy.engines import Target
+    from gpusq_deploy.quantize import OutputWish
 
 DEFAULT_TARGET = "a100"
 # Of a build that ends with the ONNX model.
@@ -79,10 +75,9 @@ def build_request(given: Given) -> BuildRequest:
         click.UsageError: Words that mean nothing, or two that exclude each other.
         GpusqError: See `BuildRequest` and `expressible_recipe`.
     """
-    from gpusq_deploy.artifacts.calibration import Calibrator
-    from gpusq_deploy.build_engines import expressible_recipe
-    from gpusq_deploy.engines.option_text import options_from_text
-    from gpusq_deploy.request import BuildRequest
+    from gpusq_deploy.artifacts import Calibrator
+    from gpusq_deploy.compile import BuildRequest, expressible_recipe
+    from gpusq_deploy.engines import options_from_text
 
     quantized = _quantized(given)
     recipe, types = _recipe(given.recipe, quantized)
@@ -131,7 +126,7 @@ def chosen_targets(given: Given) -> tuple[Target, ...]:
     Raises:
         GpusqError: An unknown name.
     """
-    from gpusq_deploy.targets import find_target
+    from gpusq_deploy.engines import find_target
 
     if NO_TARGET in given.targets:
         if len(given.targets) > 1 or given.engine_options:
@@ -178,7 +173,7 @@ def _recipe(
     Raises:
         GpusqError: The recipe can't be read, or makes nothing of that precision.
     """
-    from gpusq_deploy.recipe import FP8_RECIPE, INT4_RECIPE, load_recipe
+    from gpusq_deploy.artifacts import FP8_RECIPE, INT4_RECIPE, load_recipe
 
     if quantized is None:
         return recipe, frozenset()
@@ -192,13 +187,13 @@ def _recipe(
 
 
 def _opset(remainder: FloatPrecision, types: frozenset[QuantizedPrecision]) -> int:
-    from gpusq_deploy.recipe import OPSETS
+    from gpusq_deploy.artifacts import OPSETS
 
     return max([21 if remainder == "bf16" else 20, *(OPSETS[name] for name in types)])
 
 
 def _output_wish(text: str | None) -> OutputWish | None:
-    from gpusq_deploy.placements import OutputWish
+    from gpusq_deploy.quantize import OutputWish
 
     if text is None:
         return None
@@ -214,7 +209,7 @@ def _output_wish(text: str | None) -> OutputWish | None:
 
 def _batches(texts: tuple[str, ...]) -> tuple[BatchRange, tuple[BatchRange, ...]]:
     """The range that holds all batches, tuned for the first, and one profile for each of several."""
-    from gpusq_deploy.artifacts.manifest import BatchRange
+    from gpusq_deploy.artifacts import BatchRange
 
     found = tuple(parse_batch(text) for text in texts)
     if len(set(found)) != len(found):

@@ -14,7 +14,7 @@ from gpusq_deploy.cli.common import BATCH_DIGITS, reporting, run_command, say
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
-    from gpusq_deploy.artifacts.runs import Runs
+    from gpusq_deploy.artifacts import Runs
 
 _RUNTIMES = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
 _STDOUT = "-"
@@ -105,14 +105,12 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
     gpusq-compare takes two files made with the same options and at least five repeats.
     """
-    from gpusq_deploy.artifacts.base import json_from_value, require_input
+    from gpusq_deploy.artifacts import json_from_value, require_input
 
     for path in (model, *([] if reference is None else [reference])):
         require_input(path)
-    from gpusq_deploy.artifacts.runs import MeasureSettings
-    from gpusq_deploy.benchmarks.record import record
-    from gpusq_deploy.benchmarks.report import text_from_runs
-    from gpusq_deploy.benchmarks.subject import find_subject
+    from gpusq_deploy.artifacts import MeasureSettings
+    from gpusq_deploy.benchmarks import find_subject, record, text_from_runs
 
     target = None if json_to in (None, _STDOUT) else Path(str(json_to))
     if target is not None:
@@ -139,8 +137,7 @@ def main() -> None:
 
 def _check_target(target: Path) -> None:
     # `--json model.onnx` is one forgotten word away from destroying the model, so only our own files are replaced.
-    from gpusq_deploy.artifacts.base import read_value, require_folder
-    from gpusq_deploy.artifacts.runs import Runs
+    from gpusq_deploy.artifacts import Runs, read_value, require_folder
 
     require_folder(target)
     if not target.exists():
@@ -156,7 +153,7 @@ def _check_target(target: Path) -> None:
 
 
 def _save(runs: Runs, target: Path) -> None:
-    from gpusq_deploy.artifacts.base import json_from_value
+    from gpusq_deploy.artifacts import json_from_value
 
     try:
         _replace(target, json_from_value(runs))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from gpusq_deploy.artifacts.sparsity import PruneMethod
+from gpusq_deploy.artifacts import PruneMethod
 from gpusq_deploy.cli.asked import DEFAULT_TARGET, Given, build_request, chosen_targets, refuse_other_options
 from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import (
@@ -165,8 +165,8 @@ def command(context: click.Context, /, **options: Any) -> None:
 
     Where MODEL is a bundle, only the engines of the given targets are built, from its model.
     """
-    from gpusq_deploy.artifacts.base import require_input
-    from gpusq_deploy.bundle import kind_of
+    from gpusq_deploy.artifacts import require_input
+    from gpusq_deploy.frontend import kind_of
 
     given = Given(**options)
     require_input(given.model)
@@ -193,7 +193,7 @@ def _build(given: Given) -> None:
 def _preview(given: Given) -> None:
     request = build_request(given)
     from gpusq_deploy.cli.preview import preview_json, print_preview
-    from gpusq_deploy.preview import preview
+    from gpusq_deploy.compile import preview
 
     with reporting() as reporter:
         found = preview(request, reporter)
@@ -207,7 +207,7 @@ def _extend(given: Given) -> int:
     """Further engines of a bundle, and its dense weights; the exit code."""
     from gpusq_deploy.bundle import read_bundle
     from gpusq_deploy.cli.preview import print_backends
-    from gpusq_deploy.extend import extend_bundle, unpack_bundle
+    from gpusq_deploy.compile import extend_bundle, unpack_bundle
 
     if given.engine_options and not given.targets:
         raise click.UsageError("--engine-option changes how an engine is built: name a --target")
@@ -242,7 +242,7 @@ def _extend(given: Given) -> int:
 
 
 def _show(bundle: Bundle, *, as_json: bool, ending: Ending | None = None) -> None:
-    from gpusq_deploy.cli.render import bundle_json, print_bundle
+    from gpusq_deploy.bundle import bundle_json, print_bundle
 
     if as_json:
         echo_json({**bundle_json(bundle), **({} if ending is None else ending.error_json())})

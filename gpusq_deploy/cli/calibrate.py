@@ -19,10 +19,10 @@ from gpusq_deploy.cli.common import (
     reporting,
     run_command,
 )
-from gpusq_deploy.wording import counted
+from gpusq_deploy.text import counted
 
 if TYPE_CHECKING:
-    from gpusq_deploy.artifacts.calibration import CalibrationTable, CalibratorName
+    from gpusq_deploy.artifacts import CalibrationTable, CalibratorName
 
 
 _GROUPS = (
@@ -91,12 +91,12 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
     torchrun --nproc-per-node 2 -m gpusq_deploy calibrate MODEL --calib DATA --out FILE
     """
-    from gpusq_deploy.artifacts.base import require_input
+    from gpusq_deploy.artifacts import require_input
 
     require_input(model)
-    from gpusq_deploy.artifacts.calibration import Calibrator
-    from gpusq_deploy.calibrate import CalibrateRequest, calibrate_checkpoint
-    from gpusq_deploy.ranks import ranks_from_environment
+    from gpusq_deploy.artifacts import Calibrator
+    from gpusq_deploy.calibration import ranks_from_environment
+    from gpusq_deploy.compile import CalibrateRequest, calibrate_checkpoint
 
     ranks = ranks_from_environment(os.environ)
     request = CalibrateRequest(

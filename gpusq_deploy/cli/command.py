@@ -142,7 +142,7 @@ def on_command_line(context: click.Context, names: Iterable[str]) -> list[str]:
 
 def print_versions(context: click.Context) -> NoReturn:
     """Print what is installed, and end the command."""
-    from gpusq_deploy.installed import all_versions
+    from gpusq_deploy.engines import all_versions
 
     versions = all_versions()
     if session.json:

@@ -21,10 +21,8 @@ from gpusq_deploy.cli.session import filter_advice, session
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gpusq_deploy.artifacts.arch import ArchSpec
-    from gpusq_deploy.artifacts.calibration import CalibratorName
-    from gpusq_deploy.artifacts.manifest import BatchRange
-    from gpusq_deploy.request import Reporter
+    from gpusq_deploy.artifacts import ArchSpec, BatchRange, CalibratorName
+    from gpusq_deploy.progress import Reporter
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -70,7 +68,7 @@ def say(text: str) -> None:
 @contextmanager
 def reporting(*, silent: bool = False) -> Generator[Reporter, None, None]:
     """Who hears how the work goes: stderr, or nobody with --quiet and where another process speaks for all."""
-    from gpusq_deploy.request import Reporter
+    from gpusq_deploy.progress import Reporter
 
     if session.quiet or silent:
         yield Reporter(say=_nothing_said, progress=_no_progress)
@@ -122,8 +120,7 @@ def chosen_arch(model: Path, arch: str | None, arch_args: tuple[str, ...]) -> Ar
     """
     if arch is None and not arch_args:
         return None
-    from gpusq_deploy.checkpoint.architecture import arch_from_text
-    from gpusq_deploy.checkpoint.saved_folder import saved_folder
+    from gpusq_deploy.frontend import arch_from_text, saved_folder
 
     if arch is None:
         saved = saved_folder(model)
@@ -140,7 +137,7 @@ def parse_batch(text: str) -> BatchRange:
     Raises:
         click.BadParameter: Neither, or out of order.
     """
-    from gpusq_deploy.artifacts.manifest import BatchRange
+    from gpusq_deploy.artifacts import BatchRange
 
     parts = text.split(":")
     if len(parts) not in (1, 3) or not all(part.isdecimal() and len(part) <= BATCH_DIGITS for part in parts):

@@ -14,7 +14,7 @@ from gpusq_deploy.cli.shares import Percent
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
-    from gpusq_deploy.artifacts.runs import Runs
+    from gpusq_deploy.artifacts import Runs
 
 # Whether there is such a file is told by who reads it: that is no mistake in the command, and exits with another code.
 _FILE = click.Path(path_type=Path)
@@ -50,9 +50,8 @@ def command(
     """
     if all(_kind(path) == "a bundle" for path in (base, head)):
         _compare_bundles(context, base, head, as_json=as_json)
-    from gpusq_deploy.artifacts.base import json_from_value
-    from gpusq_deploy.benchmarks.compare import compare
-    from gpusq_deploy.benchmarks.report import text_from_comparison
+    from gpusq_deploy.artifacts import json_from_value
+    from gpusq_deploy.benchmarks import compare, text_from_comparison
 
     comparison = compare(*_runs_of(base, head), max_regression, steady=steady)
     click.echo(json_from_value(comparison).decode().rstrip() if as_json else text_from_comparison(comparison))
@@ -60,8 +59,8 @@ def command(
 
 
 def _compare_bundles(context: click.Context, base: Path, head: Path, *, as_json: bool) -> NoReturn:
-    from gpusq_deploy.artifacts.base import json_from_value
-    from gpusq_deploy.benchmarks.bundles import compare_bundles
+    from gpusq_deploy.artifacts import json_from_value
+    from gpusq_deploy.benchmarks import compare_bundles
     from gpusq_deploy.bundle import read_bundle
 
     for option in on_command_line(context, ("max_regression", "steady")):
@@ -75,8 +74,7 @@ def _compare_bundles(context: click.Context, base: Path, head: Path, *, as_json:
 
 
 def _runs_of(base: Path, head: Path) -> tuple[Runs, Runs]:
-    from gpusq_deploy.artifacts.base import read_value, require_input
-    from gpusq_deploy.artifacts.runs import Runs
+    from gpusq_deploy.artifacts import Runs, read_value, require_input
 
     for path in (base, head):
         require_input(path)
@@ -93,8 +91,7 @@ def _runs_of(base: Path, head: Path) -> tuple[Runs, Runs]:
 
 def _kind(path: Path) -> str:
     """What was given in place of a file of runs; empty for a file that may be one."""
-    from gpusq_deploy.bundle import is_bundle
-    from gpusq_deploy.checkpoint.saved_folder import is_saved_folder
+    from gpusq_deploy.frontend import is_bundle, is_saved_folder
 
     if path.is_dir():
         saved = "a checkpoint" if is_saved_folder(path) else _NO_BUNDLE

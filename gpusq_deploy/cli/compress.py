@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from gpusq_deploy.artifacts.sparsity import PruneMethod
+from gpusq_deploy.artifacts import PruneMethod
 from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import arch_options, chosen_arch, echo_json, run_command, say
 
 if TYPE_CHECKING:
-    from gpusq_deploy.compress.distill import EpochResult
-    from gpusq_deploy.compress.pipeline import Compression
+    from gpusq_deploy.sparsity import Compression, EpochResult
 
 
 _GROUPS = (
@@ -123,11 +122,10 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     The result is a self-describing checkpoint for gpusq-build --sparse. Its weights are 2:4 and still floating-point:
     quantisation-aware training is not part of this command yet, INT8 ranges come from gpusq-build --calib.
     """
-    from gpusq_deploy.artifacts.base import require_input
+    from gpusq_deploy.artifacts import require_input
 
     require_input(model)
-    from gpusq_deploy.compress.distill import DistillOptions
-    from gpusq_deploy.compress.pipeline import CompressReporter, CompressRequest, compress_checkpoint
+    from gpusq_deploy.sparsity import CompressReporter, CompressRequest, DistillOptions, compress_checkpoint
 
     request = CompressRequest(
         model=model,
@@ -146,7 +144,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     )
     result = compress_checkpoint(request, CompressReporter(say=say, epoch=_say_epoch))
     if as_json:
-        from gpusq_deploy.artifacts.base import builtins_from_value
+        from gpusq_deploy.artifacts import builtins_from_value
 
         echo_json(builtins_from_value(result))
     else:

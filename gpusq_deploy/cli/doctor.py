@@ -15,11 +15,10 @@ import click
 from gpusq_deploy.cli.command import Command
 from gpusq_deploy.cli.common import echo_json, run_command
 from gpusq_deploy.cli.ending import NO_ENGINE, NOT_ON_DEVICES
-from gpusq_deploy.wording import some
+from gpusq_deploy.text import some
 
 if TYPE_CHECKING:
-    from gpusq_deploy.engines.health import Check
-    from gpusq_deploy.targets import Target
+    from gpusq_deploy.engines import Check, Target
 
 _LIBRARIES = {"timm": "timm", "torchvision": "torchvision", "transformers": "transformers"}
 _NOT_INSTALLED = re.compile(r"(?:^|\s)([A-Za-z][\w-]*) is not installed")
@@ -61,7 +60,7 @@ def command(context: click.Context, *, as_json: bool) -> None:
 
     Exit 0, or 6 where nothing at all can be built.
     """
-    from gpusq_deploy.installed import all_versions
+    from gpusq_deploy.engines import all_versions
 
     health, versions = examine(), all_versions()
     if as_json:
@@ -74,13 +73,19 @@ def command(context: click.Context, *, as_json: bool) -> None:
 
 def examine() -> Health:
     """Try everything: some seconds, for libraries are loaded, each in a process of its own."""
-    from gpusq_deploy.engines import health
-    from gpusq_deploy.engines.api import TRAITS
-    from gpusq_deploy.targets import load_targets
+    from gpusq_deploy.engines import (
+        TRAITS,
+        check_builder,
+        check_gpu,
+        check_nvidia_smi,
+        check_onnxruntime,
+        check_plans,
+        load_targets,
+    )
 
-    builders = {name: health.check_builder(name) for name in TRAITS}
-    gpu, ort = health.check_gpu(), health.check_onnxruntime()
-    plans = [health.check_plans(name) for name in TRAITS]
+    builders = {name: check_builder(name) for name in TRAITS}
+    gpu, ort = check_gpu(), check_onnxruntime()
+    plans = [check_plans(name) for name in TRAITS]
     cpu = Ability(what="latency on the CPU", works=ort.works, why=_version_of(ort), fix=_fix(ort))
     return Health(
         build=(_checkpoints(), *_architectures(), *(_engine(target, builders) for target in load_targets())),
@@ -89,7 +94,7 @@ def examine() -> Health:
             Ability(what="a GPU", works=gpu.works, why=gpu.said, fix=None if gpu.works else _DRIVER),
             *(Ability(what=check.name, works=check.works, why=check.said, fix=_fix(check)) for check in plans),
         ),
-        measure=(cpu, _gpu_latency(plans), _clocks(health.check_nvidia_smi())),
+        measure=(cpu, _gpu_latency(plans), _clocks(check_nvidia_smi())),
     )
 
 
@@ -126,8 +131,8 @@ def _architectures() -> Iterator[Ability]:
 
 def _engine(target: Target, builders: dict[Any, Check]) -> Ability:
     """Whether a target's engine can be built here, by a builder that was seen to work."""
-    from gpusq_deploy.artifacts.receipt import SkippedTarget
-    from gpusq_deploy.engines.runtimes import choose_backend
+    from gpusq_deploy.artifacts import SkippedTarget
+    from gpusq_deploy.engines import choose_backend
 
     what = f"an engine for {target.name}"
     broken = [name for name in target.ahead_of_time if not builders[name].works]
@@ -182,7 +187,7 @@ def _installed(module: str) -> bool:
 
 
 def _print(health: Health, versions: dict[str, str]) -> None:
-    from gpusq_deploy.cli.tables import print_pairs, result_console
+    from gpusq_deploy.bundle import print_pairs, result_console
 
     console = result_console()
     rows: list[tuple[str, str]] = []

@@ -19,7 +19,7 @@ import click
 import gpusq_deploy
 from gpusq_deploy.cli.session import session
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.wording import one_line
+from gpusq_deploy.text import one_line
 
 USAGE = 2
 FAILED = GpusqError.exit_code
@@ -128,7 +128,7 @@ def _with_traceback(ending: Ending, error: BaseException) -> Ending:
 
 
 def _report_file(text: str) -> str | None:
-    from gpusq_deploy.installed import all_versions
+    from gpusq_deploy.engines import all_versions
 
     lines = [*(f"{name} {version}" for name, version in all_versions().items()), "", " ".join(sys.argv), "", text]
     try:

@@ -48,8 +48,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     as_json: bool,
 ) -> None:
     """Print the receipt of BUNDLE: what was asked of each layer, what the engine builder made of it, and why."""
-    from gpusq_deploy.bundle import read_bundle
-    from gpusq_deploy.cli.render import print_receipt
+    from gpusq_deploy.bundle import print_receipt, read_bundle
 
     if expect is not None and layer is not None:
         raise click.UsageError("--expect checks the whole receipt: leave out --layer")
@@ -74,9 +73,8 @@ def _profiled(bundle: Bundle, kernels: Path, inferences: int, target: str | None
 
     import msgspec
 
-    from gpusq_deploy.engines.kernel_names import read_kernel_names
-    from gpusq_deploy.receipt import with_profile
-    from gpusq_deploy.targets import find_target
+    from gpusq_deploy.bundle import with_profile
+    from gpusq_deploy.engines import find_target, read_kernel_names
 
     engines = bundle.receipt.engines
     name = None if target is None else find_target(target).name
@@ -95,12 +93,12 @@ def _profiled(bundle: Bundle, kernels: Path, inferences: int, target: str | None
 
 
 def _check(bundle: Bundle, expect: Path, *, as_json: bool) -> NoReturn:
-    from gpusq_deploy.expect import check_receipt, failed, load_expectations
+    from gpusq_deploy.bundle import check_receipt, failed, load_expectations
 
     checks = check_receipt(load_expectations(expect), bundle.receipt, bundle.plan)
     broken = failed(checks)
     if as_json:
-        from gpusq_deploy.artifacts.base import builtins_from_value
+        from gpusq_deploy.artifacts import builtins_from_value
 
         echo_json({"bundle": str(bundle.path), "held": not broken, "checks": builtins_from_value(checks)})
     else:
@@ -115,7 +113,7 @@ def _check(bundle: Bundle, expect: Path, *, as_json: bool) -> NoReturn:
 def _require_layer(bundle: Bundle, name: str) -> None:
     import difflib
 
-    from gpusq_deploy.artifacts.plan import parts_of
+    from gpusq_deploy.artifacts import parts_of
 
     names = [decision.layer for decision in bundle.plan.layers]
     if any(known == name or known.startswith(f"{name}.") for known in names):
@@ -130,8 +128,8 @@ def _require_layer(bundle: Bundle, name: str) -> None:
 
 
 def _json(bundle: Bundle, layer: str | None) -> dict[str, Any]:
-    from gpusq_deploy.artifacts.base import builtins_from_value
-    from gpusq_deploy.cli.explain import explained_engine
+    from gpusq_deploy.artifacts import builtins_from_value
+    from gpusq_deploy.bundle import explained_engine
 
     receipt: dict[str, Any] = builtins_from_value(bundle.receipt)
     plan: dict[str, Any] = builtins_from_value(bundle.plan)

@@ -10,7 +10,7 @@ from gpusq_deploy.cli.common import echo_json, say
 from gpusq_deploy.cli.session import session
 
 if TYPE_CHECKING:
-    from gpusq_deploy.targets import Target
+    from gpusq_deploy.engines import Target
 
 LISTS = ("targets", "recipes", "architectures")
 
@@ -36,7 +36,7 @@ def print_list(context: click.Context, _option: click.Parameter, asked: str | No
 
 
 def _targets() -> list[dict[str, Any]]:
-    from gpusq_deploy.targets import load_targets
+    from gpusq_deploy.engines import load_targets
 
     return [
         {
@@ -60,7 +60,7 @@ def _where(target: Target) -> str:
 def _recipes() -> list[dict[str, Any]]:
     from pathlib import Path
 
-    from gpusq_deploy.recipe import DEFAULT_RECIPE, SHIPPED, load_recipe
+    from gpusq_deploy.artifacts import DEFAULT_RECIPE, SHIPPED, load_recipe
 
     recipes = {name: load_recipe(Path(name)) for name in SHIPPED}
     return [
@@ -75,7 +75,7 @@ def _recipes() -> list[dict[str, Any]]:
 
 
 def _architectures(pattern: str) -> list[dict[str, Any]]:
-    from gpusq_deploy.checkpoint.catalogue import known_architectures
+    from gpusq_deploy.frontend import known_architectures
 
     names, absent = known_architectures(pattern)
     for sentence in absent:

@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gpusq_deploy.artifacts.receipt import SkippedTarget
+from gpusq_deploy.artifacts import SkippedTarget
+from gpusq_deploy.bundle import print_pairs, print_rows, result_console
 from gpusq_deploy.cli.common import echo_json
-from gpusq_deploy.cli.tables import print_pairs, print_rows, result_console
-from gpusq_deploy.engines.runtimes import BackendChoice, choose_backend
-from gpusq_deploy.wording import counted
+from gpusq_deploy.engines import BackendChoice, choose_backend
+from gpusq_deploy.text import counted
 
 if TYPE_CHECKING:
-    from gpusq_deploy.preview import Preview
-    from gpusq_deploy.targets import Target
+    from gpusq_deploy.compile import Preview
+    from gpusq_deploy.engines import Target
 
 _Backend = BackendChoice | SkippedTarget
 

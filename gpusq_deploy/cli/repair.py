@@ -9,7 +9,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gpusq_deploy.artifacts.repair import Permuted, Repair
+    from gpusq_deploy.artifacts import Permuted, Repair
 
 
 def print_repair(repair: Repair) -> None:

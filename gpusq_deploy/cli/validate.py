@@ -11,15 +11,13 @@ from gpusq_deploy.cli.command import LOUDNESS, Command, on_command_line
 from gpusq_deploy.cli.common import arch_options, chosen_arch, echo_json, run_command, say
 from gpusq_deploy.cli.repair import print_repair
 from gpusq_deploy.cli.shares import Share
-from gpusq_deploy.wording import by_reason, counted, some
+from gpusq_deploy.text import by_reason, counted, some
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from gpusq_deploy.artifacts.finding import Finding
-    from gpusq_deploy.artifacts.repair import Repair
-    from gpusq_deploy.explain import LayerExplanation
-    from gpusq_deploy.validate import Validation
+    from gpusq_deploy.artifacts import Finding, Repair
+    from gpusq_deploy.bundle import LayerExplanation, Validation
 
 # Of one rule and hint, so many findings are told one by one.
 _FEW = 3
@@ -70,12 +68,12 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
     With --repair, the repaired checkpoint is written to OUT and checked; MODEL is kept.
     """
-    from gpusq_deploy.artifacts.base import require_input
+    from gpusq_deploy.artifacts import require_input
 
     require_input(path)
-    from gpusq_deploy.bundle import kind_of
-    from gpusq_deploy.targets import find_target
-    from gpusq_deploy.validate import explanations, validate
+    from gpusq_deploy.bundle import explanations, validate
+    from gpusq_deploy.engines import find_target
+    from gpusq_deploy.frontend import kind_of
 
     _refuse_unread_options(context, kind_of(path))
     gpus = [find_target(name) for name in targets]
@@ -84,7 +82,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     if out is not None:
         if state_dict is not None:
             raise click.UsageError("--repair takes no --state-dict: save that state dict to a file of its own")
-        from gpusq_deploy.compress.repair import RepairRequest, repair_checkpoint
+        from gpusq_deploy.compile import RepairRequest, repair_checkpoint
 
         request = RepairRequest(
             model=path, arch=spec, recipe=recipe, near_miss=near_miss, permute=permute, out=out, force=force
@@ -122,7 +120,7 @@ def _refuse_repair_options(context: click.Context) -> None:
 def _echo_json(
     path: Path, result: Validation, explained: Sequence[Sequence[LayerExplanation]], repair: Repair | None
 ) -> None:
-    from gpusq_deploy.artifacts.base import builtins_from_value
+    from gpusq_deploy.artifacts import builtins_from_value
 
     echo_json(
         {
@@ -139,8 +137,7 @@ def _echo_json(
 
 
 def _print(path: Path, result: Validation) -> None:
-    from gpusq_deploy.cli.tables import print_rows, result_console
-    from gpusq_deploy.explain import flops_shares
+    from gpusq_deploy.bundle import flops_shares, print_rows, result_console
 
     console = result_console()
     rows: list[tuple[str, ...]] = []
@@ -187,7 +184,7 @@ def _named(names: Sequence[str], noun: str) -> str:
 
 
 def _print_explained(explained: Sequence[Sequence[LayerExplanation]]) -> None:
-    from gpusq_deploy.cli.explain import print_chains
+    from gpusq_deploy.bundle import print_chains
 
     for layers in explained:
         print_chains(layers)

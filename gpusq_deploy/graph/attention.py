@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts.plan import AttentionRole
+from gpusq_deploy.artifacts import AttentionRole
 from gpusq_deploy.graph.shapes import PROBES, dimensions
 from gpusq_deploy.graph.values import is_constant, module_of, node_name, value_name
 

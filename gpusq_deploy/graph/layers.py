@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts.plan import LayerKind
-from gpusq_deploy.artifacts.sparsity import SparsityRecord, SparsityReport
+from gpusq_deploy.artifacts import LayerKind
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph.mapped import release
 from gpusq_deploy.graph.values import (
     array_of,
     is_constant,
@@ -26,9 +23,7 @@ from gpusq_deploy.graph.values import (
     static_batch,
     value_name,
 )
-from gpusq_deploy.numerics.sparsity import rows_from_conv
-from gpusq_deploy.recipe import Recipe
-from gpusq_deploy.sparsity import LayerWeight, sparsity_report
+from gpusq_deploy.numerics import rows_from_conv
 
 _EXPORT_AGAIN = "is the file damaged? export the model again"
 # Output channels, input channels, and one of the kernel or more.
@@ -101,29 +96,6 @@ def weight_rows(model: ir.Model, layer: GraphLayer) -> npt.NDArray[Any]:
     if weight.ndim > 2:
         return rows_from_conv(weight)
     return weight if layer.channel_axis == 0 else weight.T
-
-
-def graph_weights(model: ir.Model, layers: Iterable[GraphLayer]) -> Iterator[LayerWeight]:
-    """The layers' stored weights as the 2:4 check sees them, one at a time: a mapped one is let go for the next."""
-    for layer in layers:
-        rows = weight_rows(model, layer)
-        yield LayerWeight(
-            layer=layer.layer,
-            tensor=layer.weight,
-            kind=layer.kind,
-            rows=rows,
-            positions=len(rows) // max(layer.n, 1),
-            macs=layer.macs,
-        )
-        release(model.graph.initializers[layer.weight])
-
-
-def graph_sparsity(
-    model: ir.Model, *, source: str, recipe: Recipe, record: SparsityRecord | None = None, only_seen: bool = False
-) -> SparsityReport:
-    """The 2:4 state of all weights of a graph; see `sparsity_report` and `weighted_layers`."""
-    layers = weighted_layers(model, only_seen=only_seen)
-    return sparsity_report(graph_weights(model, layers), source=source, recipe=recipe, record=record)
 
 
 def origin(value: ir.Value | None) -> tuple[ir.Value | None, bool]:

@@ -24,7 +24,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph import wire
+from gpusq_deploy.graph import protobuf_wire
 
 # What is smaller is cheaper to read than to map.
 _SMALLEST = 4096
@@ -35,7 +35,7 @@ _COPY_AGAIN = "copy or download the file again, and compare its size or digest w
 
 _WITHOUT_SIZE = frozenset({ir.DataType.STRING, ir.DataType.UNDEFINED})
 
-_Rewrite = Callable[[wire.Field], bytes]
+_Rewrite = Callable[[protobuf_wire.Field], bytes]
 
 
 class MappedTensor(ir.Tensor[npt.NDArray[Any]]):
@@ -63,7 +63,7 @@ def map_model(path: Path) -> ir.Model:
         raise GpusqError("no such file", place=str(path), hint="give an ONNX model")
     try:
         with path.open("rb") as stream:
-            proto = onnx.ModelProto.FromString(_without_weights(wire.Reader(stream)))
+            proto = onnx.ModelProto.FromString(_without_weights(protobuf_wire.Reader(stream)))
         _check_nodes(proto)
         model: ir.Model = ir.from_proto(proto)
     except GpusqError as error:
@@ -185,27 +185,27 @@ def _beside(model: Path, location: str, place: str) -> Path:
     return path
 
 
-def _without_weights(file: wire.Reader) -> bytes:
-    def attribute(field: wire.Field) -> bytes:
-        return wire.rewritten(file, field, {5: tensor})
+def _without_weights(file: protobuf_wire.Reader) -> bytes:
+    def attribute(field: protobuf_wire.Field) -> bytes:
+        return protobuf_wire.rewritten(file, field, {5: tensor})
 
-    def node(field: wire.Field) -> bytes:
-        return wire.rewritten(file, field, {5: attribute})
+    def node(field: protobuf_wire.Field) -> bytes:
+        return protobuf_wire.rewritten(file, field, {5: attribute})
 
-    def tensor(field: wire.Field) -> bytes:
+    def tensor(field: protobuf_wire.Field) -> bytes:
         return _without_data(file, field)
 
-    def graph(field: wire.Field) -> bytes:
-        return wire.rewritten(file, field, {1: node, 5: tensor})
+    def graph(field: protobuf_wire.Field) -> bytes:
+        return protobuf_wire.rewritten(file, field, {1: node, 5: tensor})
 
-    whole = wire.Field(number=0, kind=wire.BYTES, start=0, value=0, end=file.size)
-    return wire.rewritten(file, whole, {7: graph}, smallest=_SMALLEST)
+    whole = protobuf_wire.Field(number=0, kind=protobuf_wire.BYTES, start=0, value=0, end=file.size)
+    return protobuf_wire.rewritten(file, whole, {7: graph}, smallest=_SMALLEST)
 
 
-def _without_data(file: wire.Reader, field: wire.Field) -> bytes:
+def _without_data(file: protobuf_wire.Reader, field: protobuf_wire.Field) -> bytes:
     """A TensorProto whose raw data is replaced by its place in the file."""
     parts: list[bytes] = []
-    for inner in wire.fields(file, field.value, field.end):
+    for inner in protobuf_wire.fields(file, field.value, field.end):
         if inner.number == _RAW_DATA and inner.end - inner.value >= _SMALLEST:
             parts += _place_of(inner)
         else:
@@ -213,9 +213,9 @@ def _without_data(file: wire.Reader, field: wire.Field) -> bytes:
     return b"".join(parts)
 
 
-def _place_of(data: wire.Field) -> Iterator[bytes]:
+def _place_of(data: protobuf_wire.Field) -> Iterator[bytes]:
     entries = {"location": _HERE, "offset": str(data.value), "length": str(data.end - data.value)}
     for key, text in entries.items():
-        entry = wire.text_field(1, key) + wire.text_field(2, text)
-        yield wire.bytes_field(_EXTERNAL_DATA, entry)
-    yield wire.number_field(_DATA_LOCATION, 1)
+        entry = protobuf_wire.text_field(1, key) + protobuf_wire.text_field(2, text)
+        yield protobuf_wire.bytes_field(_EXTERNAL_DATA, entry)
+    yield protobuf_wire.number_field(_DATA_LOCATION, 1)

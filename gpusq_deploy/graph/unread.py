@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts.finding import Finding
+from gpusq_deploy.artifacts import Finding
 from gpusq_deploy.graph.values import node_name, value_name
-from gpusq_deploy.sparsity import is_matrix
-from gpusq_deploy.wording import counted, some
+from gpusq_deploy.numerics import is_matrix
+from gpusq_deploy.text import counted, some
 
 _ONNX = frozenset({"", "ai.onnx"})
 # All of ONNX's own operators that multiply or carry weights. The bodies of If, Loop and Scan are walked.

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from gpusq_deploy.graph.evaluate import evaluate
+from gpusq_deploy.graph.evaluation import evaluate
 from gpusq_deploy.graph.shapes import dimensions, shape_value
 from gpusq_deploy.graph.values import array_of, is_constant, node_name
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from photographs import CALIBRATION, write_photographs
 
-from gpusq_deploy.checkpoint.architecture import arch_from_text, module_from_arch
-from gpusq_deploy.checkpoint.checkpoint import save_checkpoint
-from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.cli.build import main as build
-from gpusq_deploy.numerics.sparsity import magnitude_mask
+from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text, module_from_arch
+from gpusq_deploy.frontend.checkpoint.load import save_checkpoint
+from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
+from gpusq_deploy.numerics.two_four import magnitude_mask
 
 from commands import Finished, run_main  # isort: skip
 

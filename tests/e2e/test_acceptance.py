@@ -8,10 +8,10 @@ import pytest
 import torch
 from commands import Finished, run_main
 
-from gpusq_deploy.bundle import damaged_files, read_bundle
-from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint
+from gpusq_deploy.bundle.files import damaged_files, read_bundle
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.inspect import main as inspect
+from gpusq_deploy.frontend.checkpoint.load import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.slow
 

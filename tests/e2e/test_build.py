@@ -22,12 +22,12 @@ from commands import Finished, run_main
 from numpy_scalars import scalars_in
 
 from gpusq_deploy.artifacts.base import json_from_value
-from gpusq_deploy.bundle import read_bundle
-from gpusq_deploy.calibration.sources import Batches, open_source
-from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
+from gpusq_deploy.bundle.files import read_bundle
+from gpusq_deploy.calibration.data import Batches, open_source
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.inspect import main as inspect
 from gpusq_deploy.cli.validate import main as validate
+from gpusq_deploy.frontend.checkpoint.load import load_checkpoint
 
 pytestmark = pytest.mark.slow
 

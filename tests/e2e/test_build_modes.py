@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from commands import Finished, run_main
 
-from gpusq_deploy.bundle import read_bundle
+from gpusq_deploy.bundle.files import read_bundle
 from gpusq_deploy.cli.bench import main as bench
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.inspect import main as inspect

@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.inspect import main as inspect
 from gpusq_deploy.cli.validate import main as validate
+from gpusq_deploy.frontend.checkpoint.load import load_checkpoint, save_checkpoint
 from gpusq_deploy.graph.values import array_of
 
 from commands import Finished, run_main  # isort: skip

@@ -15,7 +15,7 @@ from commands import run_main
 
 from gpusq_deploy.artifacts.base import read_value
 from gpusq_deploy.artifacts.calibration import CalibrationTable
-from gpusq_deploy.bundle import read_bundle
+from gpusq_deploy.bundle.files import read_bundle
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.calibrate import main as calibrate
 

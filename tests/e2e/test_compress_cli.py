@@ -16,11 +16,11 @@ import torch
 from commands import Finished, run_main
 from PIL import Image
 
-from gpusq_deploy.checkpoint.architecture import arch_from_text, module_from_arch
-from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint
-from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.cli.compress import main as compress
-from gpusq_deploy.compress.pipeline import Compression
+from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text, module_from_arch
+from gpusq_deploy.frontend.checkpoint.load import load_checkpoint, save_checkpoint
+from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
+from gpusq_deploy.sparsity.compress import Compression
 
 PRUNED = [f"blocks.{block}.{layer}" for block in (0, 1) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
 

@@ -16,33 +16,34 @@ from PIL import Image
 from tiny_detector import ARGUMENTS, BATCHES, MOST, PARTS, SIZE
 
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.bundle import read_bundle
+from gpusq_deploy.artifacts.recipe import Recipe, Rule
+from gpusq_deploy.bundle.files import read_bundle
+from gpusq_deploy.bundle.receipt import built_layers
+from gpusq_deploy.calibration.data import ArrayFile, open_source
 from gpusq_deploy.calibration.observe import collect_ranges
-from gpusq_deploy.calibration.sources import ArrayFile, open_source
-from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
-from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.cli.build import main as build
-from gpusq_deploy.compile import CANONICAL
-from gpusq_deploy.detectors.between import write_between
-from gpusq_deploy.detectors.mask_rcnn import Detections, MaskRcnn
-from gpusq_deploy.detectors.record import record_pooled
+from gpusq_deploy.compile.pipeline import CANONICAL
+from gpusq_deploy.contrib.detectors.between import write_between
+from gpusq_deploy.contrib.detectors.mask_rcnn import Detections, MaskRcnn
+from gpusq_deploy.contrib.detectors.record import record_pooled
 from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.configure import BuildSettings
-from gpusq_deploy.engines.layers import totals
+from gpusq_deploy.engines.layer_classes import totals
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.engines.session import Session
+from gpusq_deploy.engines.targets import find_target
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.export.onnx_export import example_input
+from gpusq_deploy.frontend.checkpoint.load import load_checkpoint
+from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
+from gpusq_deploy.frontend.export.onnx_export import example_input
 from gpusq_deploy.graph.attention import find_attentions
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
-from gpusq_deploy.passes.base import run_passes
-from gpusq_deploy.passes.cast_remainder import CastRemainder
-from gpusq_deploy.passes.quantize import Quantize
-from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
-from gpusq_deploy.receipt import built_layers
-from gpusq_deploy.recipe import Recipe, Rule
-from gpusq_deploy.targets import find_target
+from gpusq_deploy.graph.layers import weighted_layers
+from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.quantize import Quantize
+from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
+from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 from commands import run_main  # isort: skip
 
@@ -220,7 +221,7 @@ def test_a_part_is_built_in_int8(name: str, attentions: int, tmp_path: Path) -> 
 def arguments(part: str) -> list[str]:
     given = {"height": SIZE[0], "width": SIZE[1], **ARGUMENTS}
     spelled = (word for name, value in given.items() for word in ("--arch-arg", f"{name}={value}"))
-    return ["--arch", f"gpusq_deploy.detectors.parts:{part}", *spelled]
+    return ["--arch", f"gpusq_deploy.contrib.detectors.parts:{part}", *spelled]
 
 
 @pytest.fixture(scope="module")

@@ -11,26 +11,27 @@ import tiny_families
 from tiny_families import FAMILIES
 
 from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.artifacts.recipe import Recipe, Rule
+from gpusq_deploy.bundle.receipt import built_layers
+from gpusq_deploy.calibration.data import ArrayFile
 from gpusq_deploy.calibration.observe import collect_ranges
-from gpusq_deploy.calibration.sources import ArrayFile
-from gpusq_deploy.checkpoint.tensors import array_from_tensor
-from gpusq_deploy.compile import CANONICAL
+from gpusq_deploy.compile.pipeline import CANONICAL
+from gpusq_deploy.compile.qkv_merge import pack_projections
 from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.configure import BuildSettings
-from gpusq_deploy.engines.layers import totals
+from gpusq_deploy.engines.layer_classes import totals
 from gpusq_deploy.engines.ort import open_onnx
-from gpusq_deploy.export.onnx_export import example_input, export_float_model, reference_outputs
+from gpusq_deploy.engines.targets import find_target
+from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
+from gpusq_deploy.frontend.export.onnx_export import example_input, export_float_model, reference_outputs
 from gpusq_deploy.graph.attention import find_attentions
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
-from gpusq_deploy.packing import pack_projections
-from gpusq_deploy.passes.base import run_passes
-from gpusq_deploy.passes.cast_remainder import CastRemainder
-from gpusq_deploy.passes.quantize import Quantize
-from gpusq_deploy.plan import PlanRequest, layers_to_quantize, make_plan
-from gpusq_deploy.receipt import built_layers
-from gpusq_deploy.recipe import Recipe, Rule
-from gpusq_deploy.targets import find_target
+from gpusq_deploy.graph.layers import weighted_layers
+from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.quantize import Quantize
+from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
+from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 BATCH = BatchRange(minimum=2, optimum=2, maximum=2)
 LINEAR = Recipe(

@@ -12,11 +12,12 @@ import torch
 from commands import Finished, run_main
 
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.bundle import read_bundle
+from gpusq_deploy.bundle.files import read_bundle
 from gpusq_deploy.cli.build import main as build
-from gpusq_deploy.compile import compile_checkpoint
-from gpusq_deploy.request import BuildRequest, Reporter
-from gpusq_deploy.targets import find_target
+from gpusq_deploy.compile.pipeline import compile_checkpoint
+from gpusq_deploy.compile.request import BuildRequest
+from gpusq_deploy.engines.targets import find_target
+from gpusq_deploy.progress import Reporter
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 import tiny_models
 from commands import run_main
 
-from gpusq_deploy.bundle import read_bundle
+from gpusq_deploy.bundle.files import read_bundle
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.inspect import main as inspect
 from gpusq_deploy.cli.validate import main as validate

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from commands import Finished, run_main
 
-from gpusq_deploy.bundle import read_bundle
+from gpusq_deploy.bundle.files import read_bundle
+from gpusq_deploy.bundle.report.terminal import print_bundle
 from gpusq_deploy.cli.inspect import main as inspect
-from gpusq_deploy.cli.render import print_bundle
 
 pytestmark = pytest.mark.slow
 

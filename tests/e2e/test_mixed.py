@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from commands import run_main
 
-from gpusq_deploy.bundle import read_bundle
+from gpusq_deploy.artifacts.recipe import load_recipe
+from gpusq_deploy.bundle.files import read_bundle
 from gpusq_deploy.cli.build import main as build
-from gpusq_deploy.recipe import load_recipe
 
 pytestmark = pytest.mark.slow
 

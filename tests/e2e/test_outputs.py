@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from commands import run_main
 
-from gpusq_deploy.bundle import read_bundle
+from gpusq_deploy.bundle.files import read_bundle
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.inspect import main as inspect
 

@@ -17,7 +17,7 @@ from gpusq_deploy.cli.bench import main as bench
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.validate import main as validate
 from gpusq_deploy.graph.values import array_of
-from gpusq_deploy.packed import DENSE, PACKED
+from gpusq_deploy.sparsity.compressed_file import DENSE, PACKED
 
 from commands import Finished, run_main  # isort: skip
 

@@ -13,10 +13,10 @@ from commands import run_main
 from gpusq_deploy.cli.validate import main as validate
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import weighted_layers
+from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
 from gpusq_deploy.graph.values import array_of
-from gpusq_deploy.numerics.sparsity import magnitude_mask
-from gpusq_deploy.passes.base import run_passes
-from gpusq_deploy.passes.cast_remainder import CastRemainder
+from gpusq_deploy.numerics.two_four import magnitude_mask
 
 LAYERS, SIZE = 4, 64
 

@@ -12,10 +12,10 @@ from commands import run_main
 from photographs import CALIBRATION, UNSEEN, write_photographs
 
 from gpusq_deploy.artifacts.arch import Preprocessing
-from gpusq_deploy.calibration.sources import Batches, open_source
-from gpusq_deploy.checkpoint.architecture import module_from_arch
-from gpusq_deploy.checkpoint.checkpoint import load_checkpoint
+from gpusq_deploy.calibration.data import Batches, open_source
 from gpusq_deploy.cli.compress import main as compress
+from gpusq_deploy.frontend.checkpoint.architecture import module_from_arch
+from gpusq_deploy.frontend.checkpoint.load import load_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_weights]
 

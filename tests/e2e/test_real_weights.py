@@ -15,8 +15,8 @@ from commands import run_main
 from photographs import CALIBRATION, UNSEEN, write_photographs
 
 from gpusq_deploy.artifacts.arch import Preprocessing
-from gpusq_deploy.bundle import read_bundle
-from gpusq_deploy.calibration.sources import Batches, open_source
+from gpusq_deploy.bundle.files import read_bundle
+from gpusq_deploy.calibration.data import Batches, open_source
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.validate import main as validate
 from gpusq_deploy.engines.ort import open_onnx

@@ -11,8 +11,8 @@ import pytest
 import torch
 from commands import Finished, run_main
 
-from gpusq_deploy.checkpoint.architecture import arch_from_text, module_from_arch
 from gpusq_deploy.cli.build import main as build
+from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text, module_from_arch
 
 pytestmark = pytest.mark.slow
 

@@ -11,11 +11,11 @@ import safetensors.torch
 import tiny_families
 import torch
 
-from gpusq_deploy.checkpoint.checkpoint import load_checkpoint, save_checkpoint
-from gpusq_deploy.checkpoint.rewrite import rewrite_checkpoint, tensors_in_file
-from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.cli.validate import main as validate
-from gpusq_deploy.numerics.sparsity import magnitude_mask
+from gpusq_deploy.frontend.checkpoint.load import load_checkpoint, save_checkpoint
+from gpusq_deploy.frontend.checkpoint.rewrite import rewrite_checkpoint, tensors_in_file
+from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
+from gpusq_deploy.numerics.two_four import magnitude_mask
 
 from commands import run_main  # isort: skip
 

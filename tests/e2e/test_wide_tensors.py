@@ -12,7 +12,7 @@ import tiny_models
 import torch
 from commands import run_main
 
-from gpusq_deploy.bundle import read_bundle
+from gpusq_deploy.bundle.files import read_bundle
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.validate import main as validate
 from gpusq_deploy.engines.ort import open_onnx

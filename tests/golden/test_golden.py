@@ -10,14 +10,15 @@ from tiny_models import exported_vit
 
 from gpusq_deploy.artifacts.base import json_from_value
 from gpusq_deploy.artifacts.plan import FloatPrecision, Plan
-from gpusq_deploy.calibration.stored import table_from_recorded
-from gpusq_deploy.compile import CANONICAL
-from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
-from gpusq_deploy.passes.base import run_passes
-from gpusq_deploy.passes.cast_remainder import CastRemainder
-from gpusq_deploy.passes.quantize import Quantize
-from gpusq_deploy.plan import PlanRequest, make_plan
-from gpusq_deploy.recipe import load_recipe
+from gpusq_deploy.artifacts.recipe import load_recipe
+from gpusq_deploy.calibration.stored_ranges import table_from_recorded
+from gpusq_deploy.compile.pipeline import CANONICAL
+from gpusq_deploy.graph.layers import weighted_layers
+from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.quantize import Quantize
+from gpusq_deploy.quantize.planning import PlanRequest, make_plan
+from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 DATA = Path(__file__).parent / "data"
 

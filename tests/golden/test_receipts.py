@@ -19,7 +19,7 @@ import torch
 from commands import run_main
 
 from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer
-from gpusq_deploy.bundle import read_bundle
+from gpusq_deploy.bundle.files import read_bundle
 from gpusq_deploy.cli.build import main as build
 
 DATA = Path(__file__).parent / "data"

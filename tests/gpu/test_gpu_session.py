@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
 from gpusq_deploy.engines.api import BackendName
+from gpusq_deploy.engines.backend_choice import open_session, why_not
 from gpusq_deploy.engines.builder import BuildOptions, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.cuda_api import CUDA_NAMES, CudaName, find_cuda, open_cuda
 from gpusq_deploy.engines.cuda_session import open_plan
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
-from gpusq_deploy.engines.layers import totals
-from gpusq_deploy.engines.runtimes import open_session, why_not
+from gpusq_deploy.engines.layer_classes import totals
 from gpusq_deploy.engines.session import Session
-from gpusq_deploy.targets import Target, load_targets
+from gpusq_deploy.engines.targets import Target, load_targets
 
 pytestmark = pytest.mark.gpu
 

@@ -12,7 +12,7 @@ from gpusq_deploy.benchmarks.gpu.prepare import make, plan_and_record
 from gpusq_deploy.benchmarks.gpu.products import measured
 from gpusq_deploy.benchmarks.gpu.runs import Ground
 from gpusq_deploy.benchmarks.gpu.values import Finding, Way, Ways
-from gpusq_deploy.engines.runtimes import why_not
+from gpusq_deploy.engines.backend_choice import why_not
 
 pytestmark = pytest.mark.gpu
 

@@ -6,12 +6,11 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as arrays
 
 from gpusq_deploy.numerics.affine import amax_per_channel, dequantize, quantize, scale_from_amax
-from gpusq_deploy.numerics.sparsity import magnitude_mask, violating_groups
+from gpusq_deploy.numerics.two_four import magnitude_mask, violating_groups
 
 F32 = npt.NDArray[np.float32]
 STORED = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}

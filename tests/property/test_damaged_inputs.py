@@ -20,8 +20,7 @@ import torch
 import transformers
 from commands import Finished, run_main
 from damage import EDITS, Edit, damaged, damaged_inside
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.inspect import main as inspect

@@ -7,12 +7,11 @@ import itertools
 import numpy as np
 import numpy.typing as npt
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gpusq_deploy.artifacts.sparsity import PruneMethod
-from gpusq_deploy.compress.hessian import MomentSums
-from gpusq_deploy.compress.oneshot import OneshotOptions, solve_layer
+from gpusq_deploy.sparsity.pruning.input_moments import MomentSums
+from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions, solve_layer
 
 F64 = npt.NDArray[np.float64]
 seeds = st.integers(0, 2**32 - 1)

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import tiny_models
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
+from gpusq_deploy.artifacts.recipe import load_recipe
+from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.values import array_of
-from gpusq_deploy.numerics.census import census
-from gpusq_deploy.numerics.packed import pack, unpack
-from gpusq_deploy.numerics.sparsity import magnitude_mask
-from gpusq_deploy.packed import PACKED, read_packed, write_packed
-from gpusq_deploy.recipe import load_recipe
-from gpusq_deploy.sparsity import sparsity_report
+from gpusq_deploy.numerics.two_four import magnitude_mask
+from gpusq_deploy.numerics.two_four_census import census
+from gpusq_deploy.numerics.two_four_compressed import pack, unpack
+from gpusq_deploy.sparsity.check import sparsity_report
+from gpusq_deploy.sparsity.compressed_file import PACKED, read_packed, write_packed
+from gpusq_deploy.sparsity.graph_check import graph_weights
 
 Codes = npt.NDArray[np.int8]
 

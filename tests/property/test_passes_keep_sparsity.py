@@ -14,28 +14,28 @@ import planning
 import pytest
 import tiny_families
 import tiny_models
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from gpusq_deploy import passes
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import FloatPrecision
-from gpusq_deploy.compile import CANONICAL
-from gpusq_deploy.export.onnx_export import export_float_model
-from gpusq_deploy.graph.layers import GraphLayer, graph_weights, weight_rows, weighted_layers
+from gpusq_deploy.compile.pipeline import CANONICAL
+from gpusq_deploy.frontend.export.onnx_export import export_float_model
+from gpusq_deploy.graph import passes
+from gpusq_deploy.graph.layers import GraphLayer, weight_rows, weighted_layers
+from gpusq_deploy.graph.passes.base import Pass, run_passes
+from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.keep_fp32 import KeepWide
+from gpusq_deploy.graph.passes.merge_qkv import PackProjections, find_projections
+from gpusq_deploy.graph.passes.quantize import STORED_TYPE, Quantize, RoundedWeight
+from gpusq_deploy.graph.passes.smooth import Smooth, SmoothedTensor
 from gpusq_deploy.graph.smoothable import Smoothable, find_smoothable
 from gpusq_deploy.graph.values import array_of
 from gpusq_deploy.numerics.affine import amax_per_channel, scale_from_amax
-from gpusq_deploy.numerics.rounding import second_order_codes
+from gpusq_deploy.numerics.gptq import second_order_codes
 from gpusq_deploy.numerics.smoothing import Smoothing
-from gpusq_deploy.numerics.sparsity import magnitude_mask, rows_from_conv
-from gpusq_deploy.passes.base import Pass, run_passes
-from gpusq_deploy.passes.cast_remainder import CastRemainder
-from gpusq_deploy.passes.keep_wide import KeepWide
-from gpusq_deploy.passes.pack_projections import PackProjections, find_projections
-from gpusq_deploy.passes.quantize import STORED_TYPE, Quantize, RoundedWeight
-from gpusq_deploy.passes.smooth import Smooth, SmoothedTensor
-from gpusq_deploy.sparsity import sparsity_report
+from gpusq_deploy.numerics.two_four import magnitude_mask, rows_from_conv
+from gpusq_deploy.sparsity.check import sparsity_report
+from gpusq_deploy.sparsity.graph_check import graph_weights
 
 # One of each way to hold a weight: as rows, as columns, behind a transpose, as kernels; and one that isn't a layer.
 FORMS = """g (float[B,8,4,4] image) => (float[B,8] y) {

@@ -6,8 +6,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gpusq_deploy.numerics.affine import scale_from_amax
 from gpusq_deploy.numerics.smoothing import Smoothing, balanced, one_sided

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gpusq_deploy.numerics.sparsity import magnitude_mask, violating_groups, zero_fraction
+from gpusq_deploy.numerics.two_four import magnitude_mask, violating_groups, zero_fraction
 
 F32 = npt.NDArray[np.float32]
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 4).map(lambda n: 4 * n))

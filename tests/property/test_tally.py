@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from gpusq_deploy.calibration.guard import statistics_of
 from gpusq_deploy.calibration.histogram import counts_of
-from gpusq_deploy.calibration.tally import Tally, bytes_from_tally, tally_from_bytes
+from gpusq_deploy.calibration.input_checks import statistics_of
+from gpusq_deploy.calibration.observer_state import Tally, bytes_from_tally, tally_from_bytes
 from gpusq_deploy.errors import GpusqError
 
 COUNT = 12

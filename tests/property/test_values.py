@@ -10,8 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from numpy_scalars import scalars_in
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing

@@ -25,8 +25,8 @@ from gpusq_deploy.benchmarks.gpu.cases import (
 )
 from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.configure import BuildSettings
-from gpusq_deploy.engines.layers import totals
-from gpusq_deploy.targets import find_target
+from gpusq_deploy.engines.layer_classes import totals
+from gpusq_deploy.engines.targets import find_target
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,

@@ -24,13 +24,13 @@ from gpusq_deploy.benchmarks.gpu.prepare import make, plan_and_record, reference
 from gpusq_deploy.benchmarks.gpu.references import repeated, save_reference
 from gpusq_deploy.benchmarks.gpu.runs import ITERATIONS, TIME_IS_UP, Engine, Ground
 from gpusq_deploy.benchmarks.gpu.values import Finding, Way, Ways
+from gpusq_deploy.engines.backend_choice import open_session
 from gpusq_deploy.engines.builder import BuildOptions, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
+from gpusq_deploy.engines.engine_file import plan_capabilities
 from gpusq_deploy.engines.gpu import Gpu
-from gpusq_deploy.engines.plan_file import plan_capabilities
-from gpusq_deploy.engines.runtimes import open_session
+from gpusq_deploy.engines.targets import find_target
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.targets import find_target
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,

@@ -15,8 +15,8 @@ from gpusq_deploy.benchmarks.gpu.facts import keep, kernel_files, sentences_afte
 from gpusq_deploy.benchmarks.gpu.report import markdown_from_report, prediction_errors
 from gpusq_deploy.benchmarks.gpu.values import BuiltKernel, Finding, GpuReport, Way, Ways
 from gpusq_deploy.engines.kernel_names import read_kernel_names
+from gpusq_deploy.engines.targets import find_target, target_from_toml
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.targets import find_target, target_from_toml
 
 ROOT = Path(__file__).resolve().parents[2]
 SPARSE = "sm90_xmma_sparse_gemm_i8f16_i8i32_f32_tn_n_tilesize128x128x128_sptensor64x128x64"

@@ -11,13 +11,15 @@ import tiny_models
 
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.base import digest_of_file
+from gpusq_deploy.artifacts.bundle_layout import CALIBRATION, ENGINES, MANIFEST, MODEL, PLAN, RECEIPT
 from gpusq_deploy.artifacts.manifest import BatchRange, Manifest, ModelSource
 from gpusq_deploy.artifacts.receipt import Receipt
 from gpusq_deploy.artifacts.sparsity import SparsityReport
-from gpusq_deploy.bundle import CALIBRATION, ENGINES, MANIFEST, MODEL, PLAN, RECEIPT, files_in, new_bundle, write_value
+from gpusq_deploy.bundle.files import files_in, new_bundle, write_value
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
-from gpusq_deploy.sparsity import sparsity_report
+from gpusq_deploy.graph.layers import weighted_layers
+from gpusq_deploy.sparsity.check import sparsity_report
+from gpusq_deploy.sparsity.graph_check import graph_weights
 
 RANGES = planning.table({"x": 2.0})
 

@@ -10,14 +10,15 @@ import tiny_models
 
 from gpusq_deploy.artifacts.calibration import CalibrationTable, TensorRange
 from gpusq_deploy.artifacts.plan import FloatPrecision, Plan
+from gpusq_deploy.artifacts.recipe import Recipe, Rule
+from gpusq_deploy.calibration.data import ArrayFile
 from gpusq_deploy.calibration.observe import collect_ranges
-from gpusq_deploy.calibration.sources import ArrayFile
 from gpusq_deploy.engines.ort import open_onnx
-from gpusq_deploy.graph.layers import graph_sparsity, weighted_layers
-from gpusq_deploy.passes.base import run_passes
-from gpusq_deploy.passes.quantize import Quantize
-from gpusq_deploy.plan import PlanRequest, make_plan
-from gpusq_deploy.recipe import Recipe, Rule
+from gpusq_deploy.graph.layers import weighted_layers
+from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.quantize import Quantize
+from gpusq_deploy.quantize.planning import PlanRequest, make_plan
+from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 EVERYTHING = Recipe(
     schema="gpusq.recipe/1", name="everything", description="every layer in INT8", rules=(Rule(reason="all of them"),)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
-from gpusq_deploy.checkpoint.architecture import module_from_arch
+from gpusq_deploy.frontend.checkpoint.architecture import module_from_arch
 
 SPEC = ArchSpec(
     source="timm",

@@ -11,11 +11,11 @@ from filling import fill_zeros
 
 from gpusq_deploy.artifacts.arch import ArchArgument, ArchSpec
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.checkpoint.checkpoint import Checkpoint
-from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
-from gpusq_deploy.detectors.parts import BoxPart, DensePart, MaskPart, Part
-from gpusq_deploy.detectors.swin import mask_rcnn_swin
-from gpusq_deploy.export.onnx_export import export_float_model
+from gpusq_deploy.contrib.detectors.parts import BoxPart, DensePart, MaskPart, Part
+from gpusq_deploy.contrib.detectors.swin import mask_rcnn_swin
+from gpusq_deploy.frontend.checkpoint.load import Checkpoint
+from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
+from gpusq_deploy.frontend.export.onnx_export import export_float_model
 
 SIZE = (128, 160)
 MOST = 20
@@ -56,7 +56,7 @@ def detector() -> Any:
 def spec(name: str, **changes: ArchArgument) -> ArchSpec:
     """A part as `--arch` names it."""
     arguments = {"height": SIZE[0], "width": SIZE[1], **ARGUMENTS, **changes}
-    return ArchSpec(source="factory", name=f"gpusq_deploy.detectors.parts:{name}", arguments=arguments)
+    return ArchSpec(source="factory", name=f"gpusq_deploy.contrib.detectors.parts:{name}", arguments=arguments)
 
 
 def part(name: str) -> Part:

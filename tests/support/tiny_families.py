@@ -11,9 +11,9 @@ import torch
 from filling import fill_zeros
 
 from gpusq_deploy.artifacts.arch import ArchArgument, ArchSpec
-from gpusq_deploy.checkpoint.architecture import module_from_arch
-from gpusq_deploy.checkpoint.checkpoint import Checkpoint
-from gpusq_deploy.checkpoint.preprocessing import preprocessing_of
+from gpusq_deploy.frontend.checkpoint.architecture import module_from_arch
+from gpusq_deploy.frontend.checkpoint.load import Checkpoint
+from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
 
 _VIT: dict[str, ArchArgument] = {"img_size": 28, "embed_dim": 64, "depth": 1, "num_heads": 2}
 _WINDOWS: dict[str, ArchArgument] = {"img_size": 64, "embed_dim": 32, "depths": [2], "num_heads": [1], "window_size": 4}

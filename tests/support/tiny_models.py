@@ -19,11 +19,11 @@ import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.checkpoint.architecture import module_from_arch
-from gpusq_deploy.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from gpusq_deploy.export.onnx_export import export_float_model
-from gpusq_deploy.passes.base import run_passes
-from gpusq_deploy.passes.clean import Clean
+from gpusq_deploy.frontend.checkpoint.architecture import module_from_arch
+from gpusq_deploy.frontend.checkpoint.load import Checkpoint, load_checkpoint
+from gpusq_deploy.frontend.export.onnx_export import export_float_model
+from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.clean import Clean
 
 NAME = "vit_tiny_patch16_224"
 ARGUMENTS: dict[str, bool | int | float | str | list[int | float] | None] = {

@@ -17,9 +17,9 @@ from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions, Manifest,
 from gpusq_deploy.artifacts.receipt import BuiltEngine, EngineTotals, Receipt
 from gpusq_deploy.artifacts.runs import Environment, MeasureSettings, Runs, RuntimeInfo, Series
 from gpusq_deploy.artifacts.sparsity import SparsityReport
-from gpusq_deploy.bundle import files_in
+from gpusq_deploy.bundle.files import files_in
+from gpusq_deploy.compile.request import NO_OPTIONS
 from gpusq_deploy.engines.session import TensorSpec
-from gpusq_deploy.request import NO_OPTIONS
 
 Matrix = NDArray[np.float64]
 MakeRuns = Callable[[Mapping[int, Matrix]], Runs]

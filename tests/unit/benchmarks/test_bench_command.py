@@ -18,8 +18,7 @@ from commands import run_main
 from gpusq_deploy.artifacts.base import digest_of_file, read_value, value_from_json
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.runs import Runs
-from gpusq_deploy.cli.bench import command
-from gpusq_deploy.cli.bench import main as bench_main
+from gpusq_deploy.cli.bench import command, main as bench_main
 from gpusq_deploy.cli.compare import main as compare_main
 from gpusq_deploy.cli.validate import main as validate_main
 from gpusq_deploy.errors import GpusqError
@@ -118,7 +117,7 @@ def test_threads_belong_to_onnxruntime(model: Path, monkeypatch: pytest.MonkeyPa
     def nothing_against(_name: str) -> None:
         return None
 
-    monkeypatch.setattr("gpusq_deploy.engines.runtimes.why_not", nothing_against)
+    monkeypatch.setattr("gpusq_deploy.engines.backend_choice.why_not", nothing_against)
     result = _bench(str(plan), "--threads", "2")
     assert isinstance(result.exception, GpusqError)
     assert "has no number of threads" in str(result.exception)

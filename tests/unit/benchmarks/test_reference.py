@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from gpusq_deploy.artifacts.runs import MeasureSettings
 from gpusq_deploy.benchmarks import record as recording
-from gpusq_deploy.benchmarks.record import record
+from gpusq_deploy.benchmarks.recording import record
 from gpusq_deploy.benchmarks.reference import CpuReference
 from gpusq_deploy.benchmarks.subject import Subject
-from gpusq_deploy.checkpoint.tensors import array_from_tensor
+from gpusq_deploy.engines.backend_choice import RuntimeChoice
 from gpusq_deploy.engines.ort import open_onnx
-from gpusq_deploy.engines.runtimes import RuntimeChoice
 from gpusq_deploy.engines.session import Session, TensorSpec
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
 
 Arrays = dict[str, NDArray[Any]]
 FEW = MeasureSettings(warmup=0, iterations=2, repeats=2)

@@ -6,8 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from gpusq_deploy.artifacts.base import json_from_value, value_from_json
 from gpusq_deploy.artifacts.runs import MeasureSettings, Runs, Series

@@ -11,9 +11,9 @@ from gpusq_deploy.artifacts.base import json_from_value, read_value
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions, Manifest
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.benchmarks import subject
-from gpusq_deploy.bundle import files_in
+from gpusq_deploy.bundle.files import files_in
 from gpusq_deploy.cli.bench import main as bench
-from gpusq_deploy.engines import runtimes
+from gpusq_deploy.engines import backend_choice
 from gpusq_deploy.engines.gpu import Gpu
 from gpusq_deploy.errors import GpusqError
 
@@ -30,7 +30,7 @@ def let_only_rtx_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> str | None:
         return None if name == "tensorrt-rtx" else f"{name} is not installed"
 
-    monkeypatch.setattr(runtimes, "why_not", refuse)
+    monkeypatch.setattr(backend_choice, "why_not", refuse)
 
 
 def test_an_onnx_file_runs_on_onnxruntime(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_plan_never_runs_on_onnxruntime(tmp_path: Path, monkeypatch: pytest.Mo
     def refuse(name: str) -> str:
         return f"{name} is not installed"
 
-    monkeypatch.setattr(runtimes, "why_not", refuse)
+    monkeypatch.setattr(backend_choice, "why_not", refuse)
     with pytest.raises(GpusqError, match="an engine plan can't run on onnxruntime"):
         subject.find_subject(tmp_path / "orin.engine", requested)
 

@@ -11,12 +11,12 @@ import pytest
 import tiny_models
 import torch
 
+from gpusq_deploy.calibration.data import ArrayFile
 from gpusq_deploy.calibration.moments import ChannelMoments, MomentSums
 from gpusq_deploy.calibration.observe import Observing, observe
-from gpusq_deploy.calibration.sources import ArrayFile
-from gpusq_deploy.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.graph.layers import GraphLayer
 
 Array = npt.NDArray[Any]

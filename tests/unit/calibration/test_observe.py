@@ -13,12 +13,12 @@ import torch
 
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.calibration import CalibrationTable, Calibrator, CalibratorName
+from gpusq_deploy.calibration.data import ArrayFile
 from gpusq_deploy.calibration.observe import Observing, collect_ranges
-from gpusq_deploy.calibration.sources import ArrayFile
-from gpusq_deploy.calibration.stored import table_from_recorded
-from gpusq_deploy.checkpoint.tensors import array_from_tensor
+from gpusq_deploy.calibration.stored_ranges import table_from_recorded
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
 
 SAMPLES = tiny_models.images(11)

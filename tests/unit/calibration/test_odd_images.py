@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from gpusq_deploy.artifacts.arch import Interpolation, Preprocessing
-from gpusq_deploy.calibration import decoding, images
-from gpusq_deploy.calibration.images import Sample, load_image
-from gpusq_deploy.calibration.sources import at_most, open_source, remarks
+from gpusq_deploy.calibration import image_data, image_decoding
+from gpusq_deploy.calibration.data import at_most, open_source, remarks
+from gpusq_deploy.calibration.image_data import Sample, load_image
 from gpusq_deploy.errors import GpusqError
 
 FILTERS: tuple[Interpolation, ...] = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -60,7 +60,7 @@ def test_a_crop_before_the_resize_shows_the_same_pixels(
     fraction: float,
     size: tuple[int, int],
 ) -> None:
-    monkeypatch.setattr(images, "_MOST_RESIZED", 0)
+    monkeypatch.setattr(image_data, "_MOST_RESIZED", 0)
     image, wanted = smooth(*size), plain(interpolation=interpolation, crop_fraction=fraction)
     image.save(tmp_path / "long.png")
     got = load_image(tmp_path / "long.png", wanted)
@@ -84,7 +84,7 @@ def test_a_large_image_at_reduced_size_is_what_it_is_in_full(
         wanted = plain(interpolation=interpolation, crop_fraction=0.9, channels=channels)
         full = load_image(path, wanted)
         with monkeypatch.context() as patched:
-            patched.setattr(images, "WHOLE", 100)
+            patched.setattr(image_data, "WHOLE", 100)
             reduced = load_image(path, wanted)
         assert reduced.shape == full.shape
         # Averages of averages: a step or two, at edges a few more.
@@ -97,7 +97,7 @@ def test_grey_of_16_bits_is_scaled_in_bands(tmp_path: Path, monkeypatch: pytest.
     Image.fromarray(values).save(tmp_path / "deep.png")
     wanted = plain(height=70, width=64)
     whole = load_image(tmp_path / "deep.png", wanted)
-    monkeypatch.setattr(decoding, "_BAND", 130)
+    monkeypatch.setattr(image_decoding, "_BAND", 130)
     np.testing.assert_array_equal(load_image(tmp_path / "deep.png", wanted), whole)
     np.testing.assert_allclose(whole[0], values / 65535, rtol=0, atol=0.501 * STEP)
 
@@ -120,8 +120,8 @@ def test_tiny_images_are_read(tmp_path: Path, size: tuple[int, int]) -> None:
 def test_an_image_beyond_the_limit_of_memory_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "WHOLE", 100)
-    monkeypatch.setattr(decoding, "MOST_BYTES", 4 * 640 * 480)
+    monkeypatch.setattr(image_data, "WHOLE", 100)
+    monkeypatch.setattr(image_decoding, "MOST_BYTES", 4 * 640 * 480)
     smooth(641, 480).save(tmp_path / "large.png")
     with pytest.raises(GpusqError, match=r"641 x 480 pixels and takes .* GiB to decode; the limit is") as caught:
         load_image(tmp_path / "large.png", plain())
@@ -198,7 +198,7 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 from gpusq_deploy.artifacts.arch import Preprocessing
-from gpusq_deploy.calibration.images import load_image
+from gpusq_deploy.calibration.image_data import load_image
 size = Preprocessing(channels=3, height=224, width=224, mean=(0.0,) * 3, std=(1.0,) * 3, crop_fraction=0.9, origin="x")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sys.argv[1:]:

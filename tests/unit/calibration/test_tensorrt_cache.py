@@ -12,11 +12,10 @@ import onnxruntime as ort
 import pytest
 import tiny_models
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
+from gpusq_deploy.calibration.data import open_source
 from gpusq_deploy.calibration.observe import collect_ranges
-from gpusq_deploy.calibration.sources import open_source
 from gpusq_deploy.calibration.tensorrt_cache import is_tensorrt_cache, read_tensorrt_cache, table_from_cache
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.errors import GpusqError

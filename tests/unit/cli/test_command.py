@@ -18,7 +18,7 @@ from commands import run_main
 from gpusq_deploy.__main__ import COMMANDS
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.command import Command
-from gpusq_deploy.installed import ENGINES, LIBRARIES
+from gpusq_deploy.engines.installed import ENGINES, LIBRARIES
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -13,7 +13,7 @@ from gpusq_deploy.cli.doctor import main as doctor
 from gpusq_deploy.engines import health
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.health import Check
-from gpusq_deploy.targets import load_targets
+from gpusq_deploy.engines.targets import load_targets
 
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 
@@ -56,7 +56,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(health, name, absent)
     for name in ("check_gpu", "check_onnxruntime", "check_nvidia_smi"):
         monkeypatch.setattr(health, name, crashed)
-    monkeypatch.setattr("gpusq_deploy.engines.runtimes.find_api", no_api)
+    monkeypatch.setattr("gpusq_deploy.engines.backend_choice.find_api", no_api)
 
 
 @pytest.mark.usefixtures("bare")

@@ -21,12 +21,12 @@ from gpusq_deploy.engines import builder
 from gpusq_deploy.engines.api import Api, load_api, needed_names
 from gpusq_deploy.engines.builder import BuildOptions, build_engine, default_backend
 from gpusq_deploy.engines.configure import BuildSettings, profile_shapes
+from gpusq_deploy.engines.engine_file import check_plan_header, plan_capabilities, plan_misfits, plan_version
 from gpusq_deploy.engines.inspection import Made, inspect_plan
-from gpusq_deploy.engines.layers import totals
-from gpusq_deploy.engines.plan_file import check_plan_header, plan_capabilities, plan_misfits, plan_version
+from gpusq_deploy.engines.layer_classes import totals
+from gpusq_deploy.engines.targets import find_target, load_targets
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.passes.base import run_passes
-from gpusq_deploy.targets import find_target, load_targets
+from gpusq_deploy.graph.passes.base import run_passes
 
 ModelMaker = Callable[..., Path]
 
@@ -189,7 +189,7 @@ from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.engines.build_log import BuildLog
 from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.configure import BuildSettings
-from gpusq_deploy.targets import find_target
+from gpusq_deploy.engines.targets import find_target
 gc.set_threshold(10**9)
 add = BuildLog.add
 def add_and_collect(log, severity, text):

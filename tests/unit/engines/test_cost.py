@@ -10,8 +10,8 @@ import pytest
 
 from gpusq_deploy.artifacts.receipt import EngineLayer, EngineTensor
 from gpusq_deploy.engines.cost import graph_cost, layers_at
+from gpusq_deploy.engines.targets import find_target
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.targets import find_target
 
 ModelMaker = Callable[..., Path]
 A100 = find_target("a100")

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from gpusq_deploy.engines.api import Api, BackendName
 from gpusq_deploy.engines.cuda_graph import CudaGraph, GraphDriver, find_graph_driver
 from gpusq_deploy.engines.cuda_session import CudaSession, Parts
-from gpusq_deploy.engines.plan_file import check_plan_header
-from gpusq_deploy.engines.plan_io import ShapeRange, buffer_bytes, check_ranges, dtype_from_trt, numpy_dtype
+from gpusq_deploy.engines.engine_file import check_plan_header
+from gpusq_deploy.engines.engine_io import ShapeRange, buffer_bytes, check_ranges, dtype_from_trt, numpy_dtype
 from gpusq_deploy.engines.session import TensorSpec
 from gpusq_deploy.errors import GpusqError
 

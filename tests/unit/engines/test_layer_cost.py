@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from gpusq_deploy.artifacts.receipt import EngineLayer, EngineTensor, LayerShare, Payoff
+from gpusq_deploy.bundle.receipt import layer_cost_text
 from gpusq_deploy.engines.cost import graph_cost, layers_at
 from gpusq_deploy.engines.layer_cost import compared, layer_shares, payoff
+from gpusq_deploy.engines.targets import Peaks, find_target
 from gpusq_deploy.graph.files import load_model
 from gpusq_deploy.graph.layers import weighted_layers
-from gpusq_deploy.receipt import layer_cost_text
-from gpusq_deploy.targets import Peaks, find_target
 
 ModelMaker = Callable[..., Path]
 A100 = find_target("a100")

@@ -109,8 +109,8 @@ def test_the_cpu_has_a_name() -> None:
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     code = (
-        "import sys, gpusq_deploy.engines.runtimes, gpusq_deploy.engines.builder, gpusq_deploy.engines.cuda_session,"
-        "gpusq_deploy.engines.ort, gpusq_deploy.receipt\n"
+        "import sys, gpusq_deploy.engines.backend_choice, gpusq_deploy.engines.builder,"
+        "gpusq_deploy.engines.cuda_session, gpusq_deploy.engines.ort, gpusq_deploy.bundle.receipt\n"
         "print(sorted({'torch', 'tensorrt', 'tensorrt_rtx', 'cuda', 'pycuda', 'onnxruntime'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)

@@ -15,9 +15,9 @@ import pytest
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.configure import BuildSettings
-from gpusq_deploy.engines.layer_text import layer_from_line
+from gpusq_deploy.engines.layer_list_parser import layer_from_line
+from gpusq_deploy.engines.targets import find_target
 from gpusq_deploy.graph.files import load_model
-from gpusq_deploy.targets import find_target
 
 BATCH = BatchRange(minimum=1, optimum=4, maximum=8)
 

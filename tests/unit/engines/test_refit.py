@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import tiny_models
 
+from gpusq_deploy.artifacts.recipe import load_recipe
 from gpusq_deploy.artifacts.sparsity import SparsityReport
-from gpusq_deploy.engines.refit import require_same_sparsity
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
-from gpusq_deploy.recipe import load_recipe
-from gpusq_deploy.sparsity import sparsity_report
+from gpusq_deploy.graph.layers import weighted_layers
+from gpusq_deploy.sparsity.check import sparsity_report
+from gpusq_deploy.sparsity.graph_check import graph_weights, require_same_sparsity
 
 
 def weights(*, sparse: bool, k: int = 8, seed: int = 0) -> Any:

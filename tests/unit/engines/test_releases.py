@@ -27,9 +27,9 @@ from gpusq_deploy.engines.releases import (
     releases_for,
     wanted_flags,
 )
+from gpusq_deploy.engines.targets import Target, find_target, load_targets
 from gpusq_deploy.engines.timing_cache import cache_file, read_cache, write_cache
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.targets import Target, find_target, load_targets
 
 STUBS = Path(__file__).resolve().parents[3] / ".venv" / "stubs" / "tensorrt_bindings" / "tensorrt.pyi"
 EVERYTHING = EngineOptions(

@@ -10,9 +10,10 @@ import tiny_models
 import torch
 
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph.layers import GraphLayer, graph_weights, weight_rows, weighted_layers
-from gpusq_deploy.passes.base import run_passes
-from gpusq_deploy.passes.clean import Clean
+from gpusq_deploy.graph.layers import GraphLayer, weight_rows, weighted_layers
+from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.clean import Clean
+from gpusq_deploy.sparsity.graph_check import graph_weights
 
 W = np.arange(32, dtype=np.float32).reshape(8, 4)
 

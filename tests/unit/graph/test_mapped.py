@@ -15,10 +15,11 @@ import tiny_models
 
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_scratch
-from gpusq_deploy.graph.layers import graph_weights, weighted_layers
-from gpusq_deploy.graph.lint import lint
+from gpusq_deploy.graph.findings import lint
+from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.mapped import MappedTensor, map_model, release
 from gpusq_deploy.graph.values import array_of
+from gpusq_deploy.sparsity.graph_check import graph_weights
 
 RANDOM = np.random.default_rng(0)
 BIG: dict[str, Any] = {

@@ -14,11 +14,11 @@ import onnx_ir as ir
 import pytest
 import tiny_models
 
+from gpusq_deploy.bundle.validation import validate
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import weight_rows, weighted_layers
-from gpusq_deploy.numerics.sparsity import magnitude_mask
-from gpusq_deploy.validate import validate
+from gpusq_deploy.numerics.two_four import magnitude_mask
 
 N, K = 8, 16
 Array = npt.NDArray[Any]

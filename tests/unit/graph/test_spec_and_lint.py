@@ -13,7 +13,7 @@ import pytest
 import tiny_models
 
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph.lint import lint
+from gpusq_deploy.graph.findings import lint
 from gpusq_deploy.graph.spec import check_graph, graph_faults
 
 GOOD = """g (float[B,8] x) => (float[B,4] y) {

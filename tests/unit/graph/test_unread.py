@@ -14,9 +14,9 @@ import pytest
 from commands import run_main
 from onnx import numpy_helper
 
+from gpusq_deploy.bundle.validation import Validation, validate
 from gpusq_deploy.cli.validate import main as command
-from gpusq_deploy.numerics.sparsity import magnitude_mask
-from gpusq_deploy.validate import Validation, validate
+from gpusq_deploy.numerics.two_four import magnitude_mask
 
 Arrays = dict[str, Any]
 # Our stubs have what the package itself calls, and nothing of these.

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from gpusq_deploy.numerics.low_bit import fp8_codes, fp8_scale, int4_blocks
-from gpusq_deploy.numerics.sparsity import magnitude_mask, violating_groups
+from gpusq_deploy.numerics.two_four import magnitude_mask, violating_groups
 
 
 def e4m3_values() -> list[float]:

@@ -1,0 +1,16 @@
+from .bundle_comparison import (
+    compare_bundles as compare_bundles,
+)
+from .recording import (
+    record as record,
+)
+from .regression import (
+    compare as compare,
+)
+from .report import (
+    text_from_comparison as text_from_comparison,
+    text_from_runs as text_from_runs,
+)
+from .subject import (
+    find_subject as find_subject,
+)

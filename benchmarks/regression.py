@@ -1,0 +1,205 @@
+"""The gate: is head slower than base by more than the budget? Pure; two runs in, one verdict per batch size out.
+
+For each shared batch size, with r = median(head) / median(base), its 95 % interval [lower, upper] (`ratio_interval`)
+and p, the one-sided Mann-Whitney p-value on the medians of the repeats (`mann_whitney`):
+
+    regressed       lower > 1 + budget  and  p < 0.01
+    holds           upper <= 1 + budget
+    inconclusive    anything else, or fewer than 5 repeats or 10 iterations on a side
+
+`steady` asks whether a machine was the same in two measurements of one model, so the change counts on both sides:
+
+    steady          lower >= 1 - budget  and  upper <= 1 + budget
+    not steady      anything else, or too few samples
+
+Five repeats, because with four against four the smallest possible p is 1/70: nothing could ever be proven.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from gpusq_deploy.artifacts import Runs, Value
+from gpusq_deploy.benchmarks.comparable import obstacles, remarks
+from gpusq_deploy.benchmarks.statistics import (
+    Interval,
+    Samples,
+    instability,
+    mann_whitney,
+    median,
+    ratio_interval,
+    repeat_medians,
+)
+from gpusq_deploy.benchmarks.summary import samples_of
+
+BatchVerdict = Literal["holds", "regressed", "inconclusive", "steady", "not steady"]
+Verdict = Literal["holds", "regressed", "inconclusive", "steady", "not steady", "not comparable"]
+
+EXIT_CODES: dict[Verdict, int] = {
+    "holds": 0,
+    "regressed": 1,
+    "inconclusive": 3,
+    "steady": 0,
+    "not steady": 3,
+    "not comparable": 4,
+}
+# The first of these that a batch size has is the whole comparison's.
+_WORST_FIRST: tuple[BatchVerdict, ...] = ("regressed", "inconclusive", "not steady", "steady", "holds")
+SIGNIFICANCE = 0.01
+MIN_REPEATS = 5
+MIN_ITERATIONS = 10
+
+
+class BatchComparison(Value):
+    """One batch size. `ratio` is head over base: above 1 is slower. The three last numbers need enough repeats."""
+
+    batch: int
+    base_ms: float
+    head_ms: float
+    ratio: float
+    lower: float | None
+    upper: float | None
+    p_slower: float | None
+    verdict: BatchVerdict
+    reason: str
+    warnings: tuple[str, ...]
+
+
+class Comparison(Value):
+    """The verdict over all shared batch sizes. `reasons` says why runs aren't comparable; `batches` is then empty."""
+
+    schema: Literal["gpusq.comparison/1"] = "gpusq.comparison/1"
+    verdict: Verdict
+    max_regression: float
+    base_digest: str
+    head_digest: str
+    reasons: tuple[str, ...]
+    remarks: tuple[str, ...]
+    batches: tuple[BatchComparison, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 holds or steady, 1 regressed, 3 inconclusive or not steady, 4 not comparable."""
+        return EXIT_CODES[self.verdict]
+
+
+def compare(base: Runs, head: Runs, max_regression: float, *, steady: bool = False) -> Comparison:
+    """Compare two runs.
+
+    Args:
+        base: What holds today.
+        head: What would replace it.
+        max_regression: The budget as a share: 0.03 allows 3 % more latency. Not negative.
+        steady: Both are of one model; ask whether the machine was the same: 3 % less latency counts as 3 % more.
+
+    Raises:
+        ValueError: The budget is negative or not finite.
+    """
+    if not 0 <= max_regression < float("inf"):
+        raise ValueError(f"a budget must be finite and not negative, not {max_regression}")
+    reasons = obstacles(base, head)
+    if steady:
+        reasons = (*reasons, *_not_one_model_twice(base, head))
+    shared = () if reasons else tuple(sorted(set(base.batches) & set(head.batches)))
+    batches = tuple(
+        _compare_batch(batch, samples_of(base, batch), samples_of(head, batch), max_regression, steady=steady)
+        for batch in shared
+    )
+    return Comparison(
+        verdict="not comparable" if reasons else _overall(batches),
+        max_regression=max_regression,
+        base_digest=base.model_digest,
+        head_digest=head.model_digest,
+        reasons=reasons,
+        remarks=remarks(base, head),
+        batches=batches,
+    )
+
+
+def _not_one_model_twice(base: Runs, head: Runs) -> tuple[str, ...]:
+    if base == head:
+        return ("a steady machine takes two measurements to see, and base and head are one and the same",)
+    if base.model_digest != head.model_digest:
+        return ("a steady machine is seen by one model measured twice, and base and head are two model files",)
+    return ()
+
+
+def _overall(batches: tuple[BatchComparison, ...]) -> BatchVerdict:
+    verdicts = {entry.verdict for entry in batches}
+    return next(verdict for verdict in _WORST_FIRST if verdict in verdicts)
+
+
+def _compare_batch(batch: int, base: Samples, head: Samples, budget: float, *, steady: bool) -> BatchComparison:
+    interval: Interval | None = None
+    p_slower: float | None = None
+    shortage = _shortage(base, head)
+    if shortage is None:
+        interval = ratio_interval(base, head)
+        p_slower = mann_whitney(repeat_medians(head), repeat_medians(base))
+        p_faster = mann_whitney(repeat_medians(base), repeat_medians(head))
+        judged = _judge_steady(interval, budget) if steady else _judge(interval, p_slower, p_faster, budget)
+        verdict, reason = judged
+    else:
+        verdict, reason = "not steady" if steady else "inconclusive", shortage
+    return BatchComparison(
+        batch=batch,
+        base_ms=median(base),
+        head_ms=median(head),
+        ratio=median(head) / median(base),
+        lower=interval.lower if interval else None,
+        upper=interval.upper if interval else None,
+        p_slower=p_slower,
+        verdict=verdict,
+        reason=reason,
+        warnings=_warnings(base, head),
+    )
+
+
+def _judge(interval: Interval, p_slower: float, p_faster: float, budget: float) -> tuple[BatchVerdict, str]:
+    limit = 1 + budget
+    least, most = _change(interval.lower), _change(interval.upper)
+    if interval.upper <= limit:
+        return "holds", _praise(interval, p_slower, p_faster)
+    if interval.lower <= limit:
+        return (
+            "inconclusive",
+            f"the change lies between {least} and {most}, on both sides of the budget ({budget:+.2%})",
+        )
+    if p_slower >= SIGNIFICANCE:
+        return "inconclusive", f"slower by at least {least}, but p = {p_slower:.2g} is not below {SIGNIFICANCE}"
+    return "regressed", f"slower by at least {least}, above the budget of {budget:+.2%} (p = {p_slower:.2g})"
+
+
+def _judge_steady(interval: Interval, budget: float) -> tuple[BatchVerdict, str]:
+    said = f"between {_change(interval.lower)} and {_change(interval.upper)}"
+    if 1 - budget <= interval.lower and interval.upper <= 1 + budget:
+        return "steady", f"the change lies {said}, within {budget:.2%} on both sides"
+    return "not steady", f"the change lies {said}, not within {budget:.2%} on both sides"
+
+
+def _praise(interval: Interval, p_slower: float, p_faster: float) -> str:
+    least, most = _change(interval.lower), _change(interval.upper)
+    if interval.upper < 1 and p_faster < SIGNIFICANCE:
+        return f"faster: the change lies between {least} and {most} (p = {p_faster:.2g})"
+    if interval.lower > 1 and p_slower < SIGNIFICANCE:
+        return f"slower, but within the budget: the change lies between {least} and {most} (p = {p_slower:.2g})"
+    return f"no change beyond the budget: it lies between {least} and {most}"
+
+
+def _shortage(base: Samples, head: Samples) -> str | None:
+    for name, samples in (("base", base), ("head", head)):
+        repeats, iterations = samples.shape
+        if repeats < MIN_REPEATS:
+            return f"{name} has {repeats} repeats; a verdict needs {MIN_REPEATS}"
+        if iterations < MIN_ITERATIONS:
+            return f"{name} has {iterations} iterations per repeat; a verdict needs {MIN_ITERATIONS}"
+    return None
+
+
+def _warnings(base: Samples, head: Samples) -> tuple[str, ...]:
+    found = (("base", instability(base)), ("head", instability(head)))
+    return tuple(f"{name} is {warning}" for name, warning in found if warning is not None)
+
+
+def _change(ratio: float) -> str:
+    return f"{ratio - 1:+.2%}"

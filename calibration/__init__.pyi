@@ -1,0 +1,56 @@
+from .calibrator_choice import (
+    calibrators_for as calibrators_for,
+)
+from .data import (
+    RANDOM as RANDOM,
+    Batches as Batches,
+    DataSource as DataSource,
+    ImageFolder as ImageFolder,
+    Selection as Selection,
+    filled as filled,
+    open_source as open_source,
+    preprocessing_of_arrays as preprocessing_of_arrays,
+)
+from .distributed import (
+    Ranks as Ranks,
+    ranks_from_environment as ranks_from_environment,
+)
+from .image_data import (
+    Sample as Sample,
+)
+from .image_listing import (
+    SUFFIXES as SUFFIXES,
+    image_files as image_files,
+)
+from .instrument import (
+    VALUES_SUFFIX as VALUES_SUFFIX,
+    instrumented as instrumented,
+)
+from .moments import (
+    ChannelMoments as ChannelMoments,
+)
+from .observe import (
+    Observed as Observed,
+    Observing as Observing,
+)
+from .ranges import (
+    Data as Data,
+    Subject as Subject,
+    calibrated as calibrated,
+    known_ranges as known_ranges,
+)
+from .simple_form import (
+    Counterparts as Counterparts,
+    SimpleForm as SimpleForm,
+)
+from .stored_ranges import (
+    read_table as read_table,
+)
+from .tensor_magnitudes import (
+    few as few,
+    largest_magnitudes as largest_magnitudes,
+)
+from .tensorrt_cache import (
+    is_tensorrt_cache as is_tensorrt_cache,
+    read_tensorrt_cache as read_tensorrt_cache,
+)

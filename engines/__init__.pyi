@@ -1,0 +1,93 @@
+from .api import (
+    TRAITS as TRAITS,
+    BackendName as BackendName,
+    find_api as find_api,
+    load_api as load_api,
+)
+from .backend_choice import (
+    BackendChoice as BackendChoice,
+    RuntimeChoice as RuntimeChoice,
+    choose_backend as choose_backend,
+    choose_runtime as choose_runtime,
+    open_session as open_session,
+)
+from .builder import (
+    BuildOptions as BuildOptions,
+    EngineBuild as EngineBuild,
+    build_engine as build_engine,
+)
+from .configure import (
+    BuildSettings as BuildSettings,
+)
+from .cost import (
+    graph_cost as graph_cost,
+    layers_at as layers_at,
+)
+from .gpu import (
+    Gpu as Gpu,
+    NoGpu as NoGpu,
+    find_gpu as find_gpu,
+)
+from .health import (
+    Check as Check,
+    check_builder as check_builder,
+    check_gpu as check_gpu,
+    check_nvidia_smi as check_nvidia_smi,
+    check_onnxruntime as check_onnxruntime,
+    check_plans as check_plans,
+)
+from .installed import (
+    ENGINES as ENGINES,
+    LIBRARIES as LIBRARIES,
+    PACKAGE as PACKAGE,
+    all_versions as all_versions,
+    installed_versions as installed_versions,
+)
+from .kernel_names import (
+    KernelTrace as KernelTrace,
+    read_kernel_names as read_kernel_names,
+)
+from .layer_classes import (
+    LayerClass as LayerClass,
+    classify as classify,
+    generated_product as generated_product,
+    sparse_tactic as sparse_tactic,
+    totals as totals,
+)
+from .layer_cost import (
+    compared as compared,
+    layer_shares as layer_shares,
+)
+from .option_text import (
+    options_from_text as options_from_text,
+    texts_from_options as texts_from_options,
+)
+from .ort import (
+    open_onnx as open_onnx,
+)
+from .parse_check import (
+    unparsed as unparsed,
+)
+from .releases import (
+    opset_problem as opset_problem,
+    option_problems as option_problems,
+    release_here as release_here,
+    releases_for as releases_for,
+)
+from .session import (
+    Session as Session,
+    TensorSpec as TensorSpec,
+)
+from .targets import (
+    GemmNeed as GemmNeed,
+    Target as Target,
+    check_request as check_request,
+    find_target as find_target,
+    load_targets as load_targets,
+    padding_notes as padding_notes,
+)
+from .timing_cache import (
+    cache_file as cache_file,
+    read_cache as read_cache,
+    write_cache as write_cache,
+)

@@ -1,0 +1,130 @@
+from .arch import (
+    UNDECLARED as UNDECLARED,
+    ArchArgument as ArchArgument,
+    ArchSpec as ArchSpec,
+    Interpolation as Interpolation,
+    Preprocessing as Preprocessing,
+    preprocessing_of_shape as preprocessing_of_shape,
+)
+from .base import (
+    Value as Value,
+    builtins_from_value as builtins_from_value,
+    digest_of_bytes as digest_of_bytes,
+    digest_of_file as digest_of_file,
+    json_from_value as json_from_value,
+    read_value as read_value,
+    require_folder as require_folder,
+    require_input as require_input,
+    value_from_json as value_from_json,
+    write_whole as write_whole,
+    written_whole as written_whole,
+)
+from .bundle_layout import (
+    CALIBRATION as CALIBRATION,
+    ENGINES as ENGINES,
+    MANIFEST as MANIFEST,
+    MODEL as MODEL,
+    PLAN as PLAN,
+    RECEIPT as RECEIPT,
+)
+from .calibration import (
+    AMAX as AMAX,
+    CalibrationTable as CalibrationTable,
+    Calibrator as Calibrator,
+    CalibratorName as CalibratorName,
+    TensorRange as TensorRange,
+)
+from .finding import (
+    Finding as Finding,
+)
+from .manifest import (
+    BatchRange as BatchRange,
+    BundleFile as BundleFile,
+    EngineOptions as EngineOptions,
+    Manifest as Manifest,
+    ModelSource as ModelSource,
+)
+from .packed import (
+    PackedIndex as PackedIndex,
+    PackedTensor as PackedTensor,
+)
+from .plan import (
+    ActivationQuantization as ActivationQuantization,
+    AttentionRole as AttentionRole,
+    FloatPrecision as FloatPrecision,
+    LayerDecision as LayerDecision,
+    LayerKind as LayerKind,
+    PlacedQuantization as PlacedQuantization,
+    PlacedRole as PlacedRole,
+    Plan as Plan,
+    Precision as Precision,
+    ResidualRole as ResidualRole,
+    WeightQuantization as WeightQuantization,
+    WideTensor as WideTensor,
+    parts_of as parts_of,
+)
+from .receipt import (
+    Agreement as Agreement,
+    BuiltEngine as BuiltEngine,
+    BuiltLayer as BuiltLayer,
+    Carrier as Carrier,
+    CostEstimate as CostEstimate,
+    Drift as Drift,
+    EngineLayer as EngineLayer,
+    EngineTensor as EngineTensor,
+    EngineTotals as EngineTotals,
+    GraphCost as GraphCost,
+    LayerCost as LayerCost,
+    LayerShare as LayerShare,
+    Payoff as Payoff,
+    PruningLoss as PruningLoss,
+    Receipt as Receipt,
+    Reference as Reference,
+    SkippedTarget as SkippedTarget,
+    Verdict as Verdict,
+    Verification as Verification,
+)
+from .recipe import (
+    DEFAULT_RECIPE as DEFAULT_RECIPE,
+    FP8_RECIPE as FP8_RECIPE,
+    INT4_RECIPE as INT4_RECIPE,
+    LEAST_K as LEAST_K,
+    OPSETS as OPSETS,
+    RESIDUAL_ROLES as RESIDUAL_ROLES,
+    ROLES_OF as ROLES_OF,
+    SHIPPED as SHIPPED,
+    MixedRule as MixedRule,
+    QuantizedPrecision as QuantizedPrecision,
+    Recipe as Recipe,
+    Rule as Rule,
+    load_recipe as load_recipe,
+    require_used_rules as require_used_rules,
+    short_text as short_text,
+)
+from .repair import (
+    ChannelAxis as ChannelAxis,
+    ChannelKind as ChannelKind,
+    Channels as Channels,
+    Declined as Declined,
+    HowFound as HowFound,
+    NearMisses as NearMisses,
+    Permuted as Permuted,
+    Proof as Proof,
+    Repair as Repair,
+)
+from .runs import (
+    Environment as Environment,
+    MeasureSettings as MeasureSettings,
+    Runs as Runs,
+    RuntimeInfo as RuntimeInfo,
+    Series as Series,
+)
+from .sparsity import (
+    Diagnosis as Diagnosis,
+    GroupViolation as GroupViolation,
+    LayerSparsity as LayerSparsity,
+    PruneMethod as PruneMethod,
+    SparsityRecord as SparsityRecord,
+    SparsityReport as SparsityReport,
+    WorstGroup as WorstGroup,
+)

@@ -1,0 +1,53 @@
+from .files import (
+    Bundle as Bundle,
+    damaged_files as damaged_files,
+    files_in as files_in,
+    is_ours as is_ours,
+    keep_beside as keep_beside,
+    new_bundle as new_bundle,
+    read_bundle as read_bundle,
+    require_place as require_place,
+    require_whole as require_whole,
+    write_value as write_value,
+)
+from .receipt import (
+    CODED as CODED,
+    built_layers as built_layers,
+    layer_cost_text as layer_cost_text,
+    with_profile as with_profile,
+)
+from .report.expectations import (
+    check_receipt as check_receipt,
+    failed as failed,
+    load_expectations as load_expectations,
+)
+from .report.sparse_chain import (
+    LayerExplanation as LayerExplanation,
+    flops_shares as flops_shares,
+    recorded as recorded,
+)
+from .report.tables import (
+    print_pairs as print_pairs,
+    print_rows as print_rows,
+    result_console as result_console,
+)
+from .report.terminal import (
+    bundle_json as bundle_json,
+    print_bundle as print_bundle,
+    print_receipt as print_receipt,
+)
+from .report.terminal_chain import (
+    explained_engine as explained_engine,
+    print_chains as print_chains,
+)
+from .report.warnings import (
+    compared_text as compared_text,
+    constant_text as constant_text,
+    doubts as doubts,
+    pruning_doubts as pruning_doubts,
+)
+from .validation import (
+    Validation as Validation,
+    explanations as explanations,
+    validate as validate,
+)

@@ -1,0 +1,26 @@
+from .add_engines import (
+    extend_bundle as extend_bundle,
+    unpack_bundle as unpack_bundle,
+)
+from .calibrate import (
+    CalibrateRequest as CalibrateRequest,
+    calibrate_checkpoint as calibrate_checkpoint,
+)
+from .dry_run import (
+    Preview as Preview,
+    preview as preview,
+)
+from .engine_stage import (
+    expressible_recipe as expressible_recipe,
+)
+from .pipeline import (
+    compile_checkpoint as compile_checkpoint,
+)
+from .repair import (
+    RepairRequest as RepairRequest,
+    repair_checkpoint as repair_checkpoint,
+)
+from .request import (
+    BuildRequest as BuildRequest,
+    RewriteChoice as RewriteChoice,
+)

@@ -1,0 +1,101 @@
+"""What a build asks of its verification, and what is kept where it isn't reached."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import NoReturn
+
+import onnx_ir as ir
+
+from gpusq_deploy.artifacts import Verification
+from gpusq_deploy.bundle import constant_text, keep_beside, read_bundle, require_place
+from gpusq_deploy.compile.request import BuildRequest
+from gpusq_deploy.errors import GpusqError
+
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+
+
+def failed_place(out: Path) -> Path:
+    """Where the evidence of a refused build goes: beside the bundle that it would have made."""
+    return out.with_name(f"{out.name}.failed")
+
+
+def require_checkable(request: BuildRequest, model: ir.Model) -> None:
+    """Refuse, before calibration, a demand that can't be checked, or whose evidence would have no place.
+
+    Raises:
+        GpusqError: Top-1 agreement of a model without classes, SQNR of one without floats, or something else stands
+            where the evidence goes.
+    """
+    if not _asked(request):
+        return
+    output = model.graph.outputs[0]
+    classes = output.dtype not in _FLOATS or (output.shape is not None and len(output.shape) == 2)
+    if request.min_agreement is not None and not classes:
+        raise GpusqError(
+            f"the first output is {output.shape}, not [N, classes]: there is no top-1 to agree on",
+            place="--min-agreement",
+            hint="use --min-sqnr",
+        )
+    if request.min_sqnr is not None and not any(value.dtype in _FLOATS for value in model.graph.outputs):
+        raise GpusqError(
+            "every output is of integers or booleans, which agree or don't: they have no SQNR",
+            place="--min-sqnr",
+            hint="use --min-agreement: the share of the first output's values that must be equal",
+        )
+    failed = failed_place(request.out)
+    require_place(failed, force=True)
+    if failed.exists() and not read_bundle(failed).receipt.shortfalls:
+        raise GpusqError(
+            "the evidence of a refused build would go here, but this bundle isn't one",
+            place=str(failed),
+            hint="move it, or choose another --out",
+        )
+
+
+def shortfalls(verification: Verification | None, request: BuildRequest) -> tuple[str, ...]:
+    """What was asked and not reached, one sentence each; `--min-sqnr` is asked of every output of floats.
+
+    A limit is missed too where the first output is constant: nothing can be measured on it.
+    """
+    if verification is None:
+        return ()
+    asked = _asked(request)
+    if asked and verification.constant:
+        return (f"{constant_text(verification)}; {asked} can't be judged on that",)
+    missed: list[str] = []
+    outputs = (("", verification.sqnr_db), *((f" of {other.tensor}", other.sqnr_db) for other in verification.others))
+    for which, decibels in outputs:
+        if request.min_sqnr is not None and decibels is not None and decibels < request.min_sqnr:
+            missed.append(f"SQNR{which} {decibels:.6g} dB is below --min-sqnr {request.min_sqnr:g}")
+    agreement = verification.top1_agreement
+    if request.min_sqnr is not None and all(decibels is None for _, decibels in outputs):
+        missed.append("no output has an SQNR: --min-sqnr can't be judged")
+    if request.min_agreement is not None and agreement is None:
+        missed.append("the first output has no top-1 per sample: --min-agreement can't be judged")
+    elif request.min_agreement is not None and agreement is not None and agreement < request.min_agreement:
+        what = "top-1 agreement {}" if verification.sqnr_db is not None else "the share of equal integers, {},"
+        missed.append(f"{what.format(f'{agreement:.6g}')} is below --min-agreement {request.min_agreement:g}")
+    return tuple(missed)
+
+
+def _asked(request: BuildRequest) -> str:
+    """The limits that were given, by their options."""
+    limits = {"--min-sqnr": request.min_sqnr, "--min-agreement": request.min_agreement}
+    return " and ".join(option for option, limit in limits.items() if limit is not None)
+
+
+def refuse(folder: Path, request: BuildRequest, missed: tuple[str, ...]) -> NoReturn:
+    """Keep the folder that was to become the bundle as evidence, and stop the build.
+
+    Raises:
+        GpusqError: Always; it says where the evidence is.
+    """
+    kept = failed_place(request.out)
+    keep_beside(folder, kept)
+    raise GpusqError(
+        "; ".join(missed),
+        place=str(request.model),
+        hint=f"{shlex.join(['gpusq-inspect', str(kept)])} shows what was measured, and where the error comes from",
+    )

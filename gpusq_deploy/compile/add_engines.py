@@ -1,0 +1,101 @@
+"""What is made of a bundle that exists: further engines, and its dense weights. No torch: a device needs no more."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from gpusq_deploy.artifacts import MANIFEST, RECEIPT, BuiltEngine, SkippedTarget
+from gpusq_deploy.bundle import Bundle, files_in, new_bundle, read_bundle, require_whole, write_value
+from gpusq_deploy.compile.engine_stage import (
+    EngineRequest,
+    asked_by,
+    build_engines,
+    require_possible,
+    require_reachable,
+    with_engines,
+)
+from gpusq_deploy.engines import Target, options_from_text
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend import is_bundle
+from gpusq_deploy.progress import Reporter
+from gpusq_deploy.sparsity import DENSE, PACKED, lacks_dense, unpack_dense
+from gpusq_deploy.text import counted
+
+
+class Extended(NamedTuple):
+    """A bundle after it was asked for further engines: what was built of them, and what wasn't, with the reason."""
+
+    bundle: Bundle
+    built: tuple[BuiltEngine, ...]
+    skipped: tuple[SkippedTarget, ...]
+
+
+def unpack_bundle(path: Path, reporter: Reporter) -> Bundle:
+    """Make a bundle's dense weights again from the packed ones, and check every file.
+
+    Raises:
+        GpusqError: Nothing is packed, or a file is damaged.
+    """
+    bundle = read_bundle(path)
+    require_whole(bundle, but=DENSE)
+    count = unpack_dense(path)
+    reporter.say(f"unpacked {counted(count, 'weight')} of {PACKED} into {DENSE}, bit for bit")
+    require_whole(bundle)
+    return bundle
+
+
+def extend_bundle(
+    path: Path, targets: Sequence[Target], reporter: Reporter, *, engine_options: Sequence[str] = ()
+) -> Extended:
+    """Build further engines from a bundle that exists; the same model, a new receipt, replaced whole.
+
+    Args:
+        path: The bundle.
+        targets: The GPUs to build for.
+        reporter: Who hears how it goes.
+        engine_options: As `options_from_text` reads them; what isn't said is as the bundle was made. The receipt
+            records them for the engines that are built, and the command for the device says those that aren't.
+
+    Raises:
+        GpusqError: The bundle is damaged, something is out of a target's reach, or an engine can't be built.
+    """
+    # "." has no name, and is no longer there once the folder is replaced.
+    place = Path(os.path.abspath(path))
+    bundle = read_bundle(path)
+    if bundle.receipt.shortfalls:
+        raise GpusqError(
+            f"this bundle is the evidence of a refused build: {'; '.join(bundle.receipt.shortfalls)}",
+            place=str(path),
+            hint="build it again from its checkpoint, with another recipe or another limit",
+        )
+    manifest = bundle.manifest
+    options = options_from_text(engine_options, base=manifest.engine)
+    require_reachable(asked_by(bundle.plan, options, opset=manifest.opset), targets)
+    require_possible(bundle.plan, targets)
+    if lacks_dense(path):
+        unpack_bundle(path, reporter)
+    require_whole(bundle)
+    with new_bundle(place, force=True) as folder:
+        shutil.copytree(place, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        engines, skipped = build_engines(
+            EngineRequest(
+                folder=folder,
+                name=place.name,
+                plan=bundle.plan,
+                sparsity=manifest.sparsity,
+                batch=manifest.batch,
+                targets=targets,
+                reporter=reporter,
+                options=options,
+                remembered=manifest.engine,
+            )
+        )
+        write_value(folder, RECEIPT, with_engines(bundle.receipt, engines, skipped, reporter))
+        write_value(folder, MANIFEST, msgspec.structs.replace(manifest, files=files_in(folder)))
+    return Extended(read_bundle(path if is_bundle(path) else place), engines, skipped)

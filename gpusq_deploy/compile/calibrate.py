@@ -1,0 +1,105 @@
+"""From a checkpoint and data to stored ranges: the calibrating part of a build by itself, in one process or many."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpusq_deploy.artifacts import (
+    ArchSpec,
+    BatchRange,
+    CalibrationTable,
+    Calibrator,
+    json_from_value,
+    load_recipe,
+    require_folder,
+    require_used_rules,
+    write_whole,
+)
+from gpusq_deploy.calibration import Observing, Ranks, calibrated, calibrators_for, open_source, preprocessing_of_arrays
+from gpusq_deploy.compile.pipeline import export_simple
+from gpusq_deploy.compile.steps import subject_of
+from gpusq_deploy.compile.verify import split_source
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend import load_checkpoint, require_another_file, weights_file
+from gpusq_deploy.graph import weighted_layers
+from gpusq_deploy.progress import Reporter
+from gpusq_deploy.quantize import layers_to_quantize
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrateRequest:
+    """Everything that gpusq-calibrate was asked. `calibrator` is for rules that name none.
+
+    `calib_samples` is how many of the data's samples are used at most, spread evenly; None: all.
+    """
+
+    model: Path
+    arch: ArchSpec | None
+    recipe: Path | None
+    calib: str
+    calibrator: Calibrator
+    batch: BatchRange
+    opset: int
+    out: Path
+    force: bool
+    state_dict: str | None = None
+    calib_samples: int | None = None
+
+
+def calibrate_checkpoint(request: CalibrateRequest, ranks: Ranks, reporter: Reporter) -> CalibrationTable:
+    """Find the ranges of every layer that the recipe wants in INT8 or FP8; the first rank writes them to `out`.
+
+    The samples that a build would keep apart for verification are kept apart here too.
+
+    Raises:
+        GpusqError: Anything that the user can mend; nothing is written then.
+    """
+    require_another_file(request.out, weights_file(request.model))
+    _require_place(request.out, force=request.force)
+    recipe = load_recipe(request.recipe)
+    reporter.say(f"loading {request.model}")
+    checkpoint = load_checkpoint(
+        request.model,
+        arch=request.arch,
+        state_dict=request.state_dict,
+        undeclared=functools.partial(preprocessing_of_arrays, request.calib),
+    )
+    for remark in checkpoint.remarks:
+        reporter.say(f"{checkpoint.file}: {remark}")
+    source, _, _ = split_source(open_source(request.calib, checkpoint.preprocessing, most=request.calib_samples))
+    model = export_simple(checkpoint, request.batch, request.opset, reporter)
+    layers = weighted_layers(model)
+    require_used_rules(recipe, layers)
+    wanted = layers_to_quantize(layers, recipe)
+    if not wanted:
+        raise GpusqError("the recipe wants no layer in INT8 or FP8: there is nothing to calibrate", place=recipe.name)
+    how = Observing(
+        calibrators=calibrators_for(wanted, recipe, usual=request.calibrator),
+        preprocessing=checkpoint.preprocessing,
+        rank=ranks.rank,
+        world=ranks.world,
+        gather=ranks.gather,
+        workers=ranks.workers(),
+    )
+    table = calibrated(model, wanted, source, subject_of(checkpoint), how, reporter).table
+    if ranks.first:
+        _write(request.out, table)
+    return table
+
+
+def _require_place(out: Path, *, force: bool) -> None:
+    require_folder(out)
+    if out.is_dir() or (os.path.lexists(out) and not force):
+        raise GpusqError(
+            "the output exists already", place=str(out), hint="--force replaces a file; --out names another"
+        )
+
+
+def _write(out: Path, table: CalibrationTable) -> None:
+    try:
+        write_whole(out, json_from_value(table))
+    except OSError as error:
+        raise GpusqError(f"cannot write the ranges: {error.strerror}", place=str(out)) from error

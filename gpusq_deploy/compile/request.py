@@ -1,0 +1,153 @@
+"""What gpusq-build was asked, what contradicts itself in that, and who hears how it goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gpusq_deploy.artifacts import (
+    AMAX,
+    ArchSpec,
+    BatchRange,
+    Calibrator,
+    EngineOptions,
+    FloatPrecision,
+    PruneMethod,
+    QuantizedPrecision,
+    Recipe,
+)
+from gpusq_deploy.engines import Target
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.quantize import OutputWish
+
+NO_OPTIONS = EngineOptions()
+RewriteChoice = Literal["measured", "all"]
+# What is told of a request and of its recipe alike.
+_PACK = "--pack needs --int8 --sparse: it stores 2:4 INT8 weights"
+_OUTPUTS = "--sparse-outputs needs --int8, --sparse and --calib: it places quantisers by data"
+
+
+class RequestError(GpusqError):
+    """What was asked contradicts itself, or part of it would change nothing. A mistake in the command: exit 2."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildRequest:
+    """Everything that gpusq-build was asked. `recipe` None is the default one; `calib` None means no data.
+
+    `int8` quantises the layers that the recipe names, to INT8 or whatever it says.
+
+    `pack` stores 2:4 INT8 weights in packed form too. `ranges` are those of gpusq-calibrate, or a TensorRT calibration
+    cache; `calibrator` is for rules that name none; None means amax. `recalibrate` sets recorded ranges aside.
+    `calib_samples` is how many of the data's samples are used at most, spread evenly; None: all.
+    `allow_pickle` runs code that the checkpoint names; `state_dict` chooses among several that it holds.
+    `prune` makes the layers that should be sparse 2:4 first, and `permute` orders channels for it.
+    `sparse_outputs` wants INT8 outputs for sparse layers where that is predicted to hold.
+    `rewrites` says which of the rewrites for speed are applied: those that were seen to help, or all.
+    `input_name` and `output_names` are those of the graph; None and empty: the model's own.
+    `min_sqnr` (dB) and `min_agreement` (a share) are what the verification must reach.
+    No `targets` means no engine: the bundle holds the ONNX model alone.
+
+    Raises:
+        RequestError: Two wishes contradict each other, or one needs another; see also `require_recipe`.
+    """
+
+    model: Path
+    arch: ArchSpec | None
+    int8: bool
+    sparse: bool
+    remainder: FloatPrecision
+    recipe: Path | None
+    calib: str | None
+    targets: Sequence[Target]
+    batch: BatchRange
+    opset: int
+    out: Path
+    force: bool
+    pack: bool = False
+    ranges: Path | None = None
+    calibrator: Calibrator | None = None
+    recalibrate: bool = False
+    allow_pickle: bool = False
+    state_dict: str | None = None
+    prune: PruneMethod | None = None
+    permute: bool = False
+    engine: EngineOptions = NO_OPTIONS
+    min_sqnr: float | None = None
+    min_agreement: float | None = None
+    sparse_outputs: OutputWish | None = None
+    rewrites: RewriteChoice = "measured"
+    input_name: str | None = None
+    output_names: tuple[str, ...] = ()
+    calib_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        for problem in (*_range_problems(self), *_sparsity_problems(self), *_limit_problems(self)):
+            raise RequestError(problem)
+
+    @property
+    def usual_calibrator(self) -> Calibrator:
+        """The calibrator of rules that name none."""
+        return AMAX if self.calibrator is None else self.calibrator
+
+    def require_recipe(self, recipe: Recipe) -> None:
+        """Refuse a recipe under which something that was asked would change nothing.
+
+        Raises:
+            RequestError: Ranges without a layer that has any, or INT8's options without an INT8 layer.
+        """
+        made: frozenset[QuantizedPrecision] = recipe.precisions if self.int8 else frozenset()
+        if (self.calibrator or self.ranges) and not made & {"int8", "fp8"}:
+            raise RequestError("--calibrator and --ranges need --int8 or --fp8: other layers have no ranges")
+        if self.pack and "int8" not in made:
+            raise RequestError(_PACK)
+        if self.sparse_outputs is not None and "int8" not in made:
+            raise RequestError(_OUTPUTS)
+
+
+def _range_problems(asked: BuildRequest) -> Iterator[str]:
+    if asked.recipe is not None and not (asked.int8 or asked.sparse):
+        yield "--recipe needs --int8, --fp8, --int4 or --sparse: it says which layers those mean"
+    if (asked.calibrator or asked.ranges) and not asked.int8:
+        yield "--calibrator and --ranges need --int8 or --fp8"
+    if asked.calibrator and asked.ranges:
+        yield "--calibrator changes nothing about --ranges: give it to gpusq-calibrate"
+    if asked.calibrator and asked.calib is None:
+        yield "--calibrator needs --calib: recorded ranges stay as they are"
+    if asked.recalibrate and (asked.calib is None or asked.ranges is not None):
+        yield "--recalibrate needs --calib, and no --ranges"
+    if asked.calib_samples is not None and asked.calib is None:
+        yield "--calib-samples needs --calib"
+
+
+def _sparsity_problems(asked: BuildRequest) -> Iterator[str]:
+    if asked.permute and asked.prune is None:
+        yield "--permute needs --prune: it orders channels for it"
+    if asked.prune is not None and not asked.sparse:
+        yield "--prune needs --sparse: the recipe says which layers that means"
+    if asked.prune is not None and asked.ranges is not None:
+        yield "--prune changes the weights: the --ranges of another model don't hold; give --calib"
+    if asked.prune not in {None, "magnitude"} and asked.calib in {None, "random"}:
+        yield f"--prune {asked.prune} learns from data: give real samples with --calib"
+    if asked.sparse_outputs is not None and (not (asked.int8 and asked.sparse) or asked.calib is None):
+        yield _OUTPUTS
+    if asked.pack and not (asked.int8 and asked.sparse):
+        yield _PACK
+
+
+def _limit_problems(asked: BuildRequest) -> Iterator[str]:
+    if asked.min_sqnr is None and asked.min_agreement is None:
+        return
+    if asked.calib in {None, "random"}:
+        yield "--min-sqnr and --min-agreement are measured on real samples: give them with --calib"
+    if asked.remainder == "bf16":
+        yield "--min-sqnr and --min-agreement can't be checked with --bf16: the CPU can't run it"
+    if asked.min_sqnr is not None and not math.isfinite(asked.min_sqnr):
+        yield "--min-sqnr is a number of decibels"
+    if asked.min_agreement is not None and not 0 <= asked.min_agreement <= 1:
+        yield "--min-agreement is a share, from 0 to 1"

@@ -1,0 +1,294 @@
+"""Which graph rewrites for speed a model keeps: it is compiled with and without each.
+
+What is compiled is the float graph in the remainder's type, before anything is calibrated or quantised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import onnx_ir as ir
+
+from gpusq_deploy.artifacts import FloatPrecision, GraphCost, SparsityReport
+from gpusq_deploy.compile.qkv_merge import Packed
+from gpusq_deploy.compile.request import BuildRequest
+from gpusq_deploy.engines import BackendName, Target, find_api, find_target, graph_cost, layers_at, unparsed
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph import (
+    AttentionScale,
+    CastRemainder,
+    PackProjections,
+    Pass,
+    cut_constants,
+    give_back,
+    module_of,
+    node_name,
+    run_passes,
+    scales_scores,
+    scratch_model,
+    share_weights,
+)
+from gpusq_deploy.progress import Reporter
+from gpusq_deploy.text import counted, some
+
+_AHEAD: BackendName = "tensorrt-rtx"
+_STAND_IN = "a100"
+# With as many kernels, what moves less than this share fewer bytes is the same.
+_LEAST_SAVING = 0.01
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Yardstick:
+    """What forms are compared by: kernels, then bytes moved, of an engine for `target` at one batch size.
+
+    `stand_in` says that it stands for targets that nobody builds for here.
+    """
+
+    target: Target
+    batch: int
+    remainder: FloatPrecision
+    stand_in: bool = False
+
+    def measure(self, model: ir.Model) -> GraphCost:
+        """Compile a float32 graph in the remainder's type: its cost. Weights are of no matter, so most are left out.
+
+        Raises:
+            GpusqError: It can't be compiled, or there is no room to write it.
+        """
+        with scratch_model(_lightened(model, self.remainder)) as path:
+            cost = graph_cost(layers_at(path, self.target, self.batch, backend=_AHEAD), batch=self.batch)
+        give_back()
+        return cost
+
+    def __str__(self) -> str:
+        instead = ", which stands in for the targets" if self.stand_in else ""
+        return f"tensorrt-rtx for {self.target.name}{instead}, {self.remainder}, batch {self.batch}, nothing timed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """The rewrites that a model keeps, in order, and a note on each that found something to do.
+
+    `compared` says that forms were compiled.
+    """
+
+    kept: tuple[Pass, ...]
+    left_out: tuple[Pass, ...] = ()
+    notes: tuple[str, ...] = ()
+    compared: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speedup:
+    """A float graph before and after the rewrites that are there for speed, packing not among them.
+
+    `stored` is the 2:4 state of its layers.
+    """
+
+    before: ir.Model
+    after: ir.Model
+    rewrites: tuple[Pass, ...]
+    stored: SparsityReport
+
+
+def find_yardstick(request: BuildRequest) -> Yardstick | str:
+    """For the first target that is built ahead of time, or another in its place; or why nothing is compared."""
+    if request.rewrites == "all":
+        return "--rewrites all"
+    api = find_api(_AHEAD)
+    if isinstance(api, str):
+        return api
+    chosen = next((target for target in request.targets if _AHEAD in target.ahead_of_time), None)
+    return Yardstick(
+        target=chosen or find_target(_STAND_IN),
+        batch=request.batch.optimum,
+        remainder=request.remainder,
+        stand_in=chosen is None,
+    )
+
+
+def best_form(
+    speedup: Speedup,
+    pack: Callable[[ir.Model], Packed],
+    yardstick: Yardstick | str,
+    reporter: Reporter,
+    *,
+    require: Callable[[ir.Model], None] = lambda _: None,
+) -> Packed:
+    """The float graph with those rewrites that help it, packing among them; why, in its notes.
+
+    Args:
+        speedup: The graph and the rewrites.
+        pack: Packs the projections of a graph after them, where the recipe and 2:4 allow it.
+        yardstick: What forms are compared by; or why they aren't.
+        reporter: Who hears what was chosen.
+        require: Looks at the graph where no compiler has taken it; see `require_parsable`.
+    """
+    simple = speedup.before
+    packed = pack(speedup.after)
+    packing = (PackProjections(packed.chosen),) if packed.chosen else ()
+    form = choose_form(
+        simple,
+        (*speedup.rewrites, *packing),
+        yardstick if isinstance(yardstick, str) else yardstick.measure,
+        lambda done, total: reporter.progress("comparing graph rewrites", done, total),
+        needed=_needed(simple, yardstick),
+    )
+    if not form.compared:
+        require(packed.model)
+    for note in form.notes:
+        reporter.say(note)
+    notes = (*form.notes, f"graph rewrites compared by {yardstick}") if form.compared else form.notes
+    if not form.left_out:
+        return replace(packed, notes=(*packed.notes, *notes))
+    model = run_passes(simple, [step for step in form.kept if step not in packing])
+    # What can be packed in this form may be less than in the other; or nothing is to be.
+    found = (
+        pack(model)
+        if not {*packing} & {*form.left_out}
+        else Packed(model=model, stored=speedup.stored, declined=packed.declined)
+    )
+    return replace(found, notes=(*found.notes, *notes))
+
+
+def require_parsable(model: ir.Model, request: BuildRequest) -> None:
+    """Refuse a float graph with operators that the compiler of an asked target can't parse, before any data is seen.
+
+    Only the compiler that builds ahead of time is asked, where it is installed.
+
+    Raises:
+        GpusqError: Names the operators, the first node and its module, and the targets.
+    """
+    asked = [target.name for target in request.targets if _AHEAD in target.ahead_of_time]
+    if not asked or isinstance(find_api(_AHEAD), str):
+        return
+    with scratch_model(_lightened(model, request.remainder)) as path:
+        faults = unparsed(path, _AHEAD)
+    give_back()
+    if not faults:
+        return
+    first = faults[0]
+    names = ", ".join(dict.fromkeys(fault.operator or "a node" for fault in faults))
+    modules = {node_name(node): module_of(node) for node in model.graph}
+    places = some([f"{modules.get(fault.node) or 'the model itself'}, node {fault.node}" for fault in faults], 2)
+    others = "" if len(asked) == len(request.targets) else f"; leave out --target {' --target '.join(asked)}"
+    raise GpusqError(
+        f"{_AHEAD} can't parse {names}, so no engine can be built for {', '.join(asked)}: {first.why}",
+        place=places,
+        hint=f"replace the operator in the model; or build model.onnx without an engine: --target none{others}",
+    )
+
+
+def _lightened(model: ir.Model, remainder: FloatPrecision) -> ir.Model:
+    """What a compiler makes the same of, in little room: most weights are left out."""
+    light = model.clone()
+    share_weights(light)
+    cut_constants(light)
+    return run_passes(light, [CastRemainder(remainder)])
+
+
+def _needed(simple: ir.Model, yardstick: Yardstick | str) -> Mapping[str, str]:
+    """Rewrites that are applied for another reason than speed, and that reason."""
+    if isinstance(yardstick, str) or yardstick.remainder != "fp16" or not scales_scores(simple):
+        return {}
+    return {AttentionScale.name: "without it attention scores may overflow FP16"}
+
+
+def choose_form(
+    model: ir.Model,
+    rewrites: Sequence[Pass],
+    measure: Callable[[ir.Model], GraphCost] | str,
+    progress: Callable[[int, int], None],
+    *,
+    needed: Mapping[str, str] = MappingProxyType({}),
+) -> Form:
+    """A rewrite stays if the model has more kernels without it, or as many and moves at least 1 % more bytes.
+
+    In order, each against the form that is the better one so far. Where nothing can be measured, all are kept.
+
+    Args:
+        model: The graph before any of them; left as it is.
+        rewrites: Each may be left out.
+        measure: The cost of a graph; or why there is none.
+        progress: Hears how many of the forms are compiled.
+        needed: By name, rewrites that stay whatever they cost, and why.
+    """
+    whole, found = _formed(model, rewrites)
+    active = [step for step in rewrites if found[step.name]]
+    if not active:
+        return Form(kept=())
+    if isinstance(measure, str):
+        return Form(kept=tuple(active), notes=_unmeasured(active, measure))
+    notes = [f"{_named(step, found)} applied: {needed[step.name]}" for step in active if step.name in needed]
+    tried = [step for step in active if step.name not in needed]
+    if not tried:
+        return Form(kept=tuple(active), notes=tuple(notes))
+    kept = list(active)
+    try:
+        progress(0, len(tried) + 1)
+        best = measure(whole)
+    except GpusqError as error:
+        return Form(kept=tuple(active), notes=(*notes, *_unmeasured(tried, error.what)))
+    for done, step in enumerate(tried):
+        progress(done + 1, len(tried) + 1)
+        others = [other for other in kept if other is not step]
+        form, changes = _formed(model, others)
+        without = _measured(form, measure)
+        notes.append(f"{_named(step, found)} {_verdict(best, without)}{_lost(changes)}")
+        if not isinstance(without, str) and not _helps(best, without):
+            kept, best = others, without
+    progress(len(tried) + 1, len(tried) + 1)
+    left_out = tuple(step for step in active if step not in kept)
+    return Form(kept=tuple(kept), left_out=left_out, notes=tuple(notes), compared=True)
+
+
+def _formed(model: ir.Model, steps: Sequence[Pass]) -> tuple[ir.Model, Mapping[str, int]]:
+    """The graph after some rewrites, and what each of them changed."""
+    changes: dict[str, int] = {}
+    form = run_passes(model, steps, after=lambda step, _, count: changes.__setitem__(step.name, count))
+    return form, changes
+
+
+def _named(step: Pass, found: Mapping[str, int]) -> str:
+    return f"graph rewrite {step.name} ({counted(found[step.name], 'place')})"
+
+
+def _measured(form: ir.Model, measure: Callable[[ir.Model], GraphCost]) -> GraphCost | str:
+    """The cost of a form; or why it can't be compiled."""
+    try:
+        return measure(form)
+    except GpusqError as error:
+        return error.what
+
+
+def _verdict(best: GraphCost, without: GraphCost | str) -> str:
+    if isinstance(without, str):
+        return f"applied; without it the model can't be compiled: {without}"
+    verdict = "applied" if _helps(best, without) else "left out"
+    return f"{verdict}: {_difference(best, without)}"
+
+
+def _lost(changes: Mapping[str, int]) -> str:
+    """Which of the other rewrites find nothing to do in the form without one."""
+    lost = [name for name, count in changes.items() if not count]
+    return f"; without it {' and '.join(lost)} has nothing to rewrite" if lost else ""
+
+
+def _helps(built: GraphCost, without: GraphCost) -> bool:
+    if built.kernels != without.kernels:
+        return built.kernels < without.kernels
+    return without.bytes_moved - built.bytes_moved >= _LEAST_SAVING * without.bytes_moved
+
+
+def _difference(built: GraphCost, without: GraphCost) -> str:
+    return (
+        f"{built.kernels} kernels with it, {without.kernels} without; "
+        f"{built.bytes_moved / 1e6:.1f} and {without.bytes_moved / 1e6:.1f} MB moved"
+    )
+
+
+def _unmeasured(active: Sequence[Pass], why: str) -> tuple[str, ...]:
+    names = ", ".join(step.name for step in active)
+    return (f"graph rewrites applied, kernel counts not compared ({why}): {names}",)

@@ -1,0 +1,262 @@
+"""Compare the Q/DQ graph with the float graph, both run by ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from gpusq_deploy.artifacts import Agreement, Drift, Reference, Verification
+from gpusq_deploy.calibration import DataSource, Selection
+from gpusq_deploy.compile.compare_graphs import Compared, Pair, compare, fused_answer, in_both
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph import Site, block_sites, large_blocks_given_back, layer_sites, map_model, value_name
+from gpusq_deploy.numerics import ErrorSums, equal_share, is_floating, sqnr_db
+from gpusq_deploy.text import counted
+
+_BLOCKS_LOOKED_INTO = 2
+_LAYER_SAMPLES = 4
+_HELD_OUT_SHARE = 10
+_HELD_OUT_MOST = 32
+# Of few samples more than a tenth is kept apart: one or two prove little.
+_HELD_OUT_LEAST, _LEAST_OF = 4, 4
+# JSON has no infinity; equal outputs are reported as this many decibels, noise on silence as minus as many.
+_EQUAL_DB = 300.0
+
+# Two orders above what float32 exports show: 2.5e-6 for DINOv2 ViT-S/14, 3.9e-7 for a random ViT-L.
+_EXPORT_TOLERANCE = 1e-4
+_UNEQUAL_INTEGERS = 0.01
+
+Array = npt.NDArray[Any]
+
+
+def split_source(source: DataSource) -> tuple[DataSource, DataSource, bool]:
+    """Samples to calibrate on, and samples to verify on.
+
+    A tenth of them is kept apart, or 4 if that is more but no more than a quarter, 32 at most, spread over the whole.
+    With fewer than ten samples the two are the same, and the flag is False.
+    """
+    if len(source) < _HELD_OUT_SHARE or source.synthetic:
+        return source, source, False
+    few = min(_HELD_OUT_LEAST, len(source) // _LEAST_OF)
+    apart = min(max(len(source) // _HELD_OUT_SHARE, few), _HELD_OUT_MOST)
+    chosen = {index * len(source) // apart for index in range(apart)}
+    rest = [index for index in range(len(source)) if index not in chosen]
+    return Selection(source=source, indices=rest), Selection(source=source, indices=sorted(chosen)), True
+
+
+@large_blocks_given_back()
+def verify(
+    pair: Pair,
+    source: DataSource,
+    *,
+    held_out: bool,
+    reference: Reference = "float",
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Verification:
+    """Run both models on every sample; compare their outputs, and what leaves the blocks inside.
+
+    Two axes of the first output are taken for [N, classes]; integers and booleans agree or don't. The blocks that add
+    most noise are looked into: their layers are compared on the first few samples.
+
+    Args:
+        pair: The float32 graph, and the one that the engines are built from.
+        source: Samples to compare on.
+        held_out: Whether calibration has not seen them.
+        reference: What the float graph is, for the record.
+        progress: Hears how many of the runs are done.
+
+    Raises:
+        GpusqError: One of the two answers with NaN or infinity.
+    """
+    model = map_model(pair.reference)
+    blocks = block_sites(model)
+    common = in_both(pair, blocks)
+    seen = compare(pair, source, common, progress)
+    fused, why_not = _fused(pair.built, seen)
+    notes = [_note(seen, source, held_out=held_out), _whole(seen), why_not, _rewritten(blocks, common)]
+    figures = figures_of(seen.output, whole=value_name(model.graph.outputs[0]) in seen.whole)
+    found = Verification(
+        images=seen.images,
+        held_out=held_out,
+        sqnr_db=figures.sqnr_db,
+        median_sqnr_db=figures.median_sqnr_db,
+        lowest_sqnr_db=figures.lowest_sqnr_db,
+        highest_sqnr_db=figures.highest_sqnr_db,
+        cosine=figures.cosine,
+        top1_agreement=seen.agreement,
+        fused_sqnr_db=fused,
+        fused_images=0 if fused is None else min(seen.images, len(seen.first[0])),
+        blocks=_drifts(seen),
+        others=tuple(_drift("", name, sums) for name, sums in seen.others.items()),
+        agreements=tuple(Agreement(tensor=name, share=share) for name, share in seen.agreements.items()),
+        whole=seen.whole,
+        constant=seen.constant,
+        constant_others=seen.constant_others,
+        synthetic=source.synthetic,
+        reference=reference,
+        note="; ".join(filter(None, notes)),
+    )
+    return _with_layers(found, pair, model, source)
+
+
+class Figures(NamedTuple):
+    """What is said of one output; all None of integers, the samples' own also of an output as a whole."""
+
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    median_sqnr_db: float | None = None
+    lowest_sqnr_db: float | None = None
+    highest_sqnr_db: float | None = None
+
+
+def figures_of(sums: ErrorSums | None, *, whole: bool) -> Figures:
+    """The figures of an output of floats, in decibels that JSON can hold; none of another, whose sums are None."""
+    if sums is None:
+        return Figures()
+    pooled = Figures(bounded_db(sums.sqnr_db()), sums.cosine())
+    if whole:
+        return pooled
+    lowest, highest = (bounded_db(decibels) for decibels in sums.extremes_db())
+    median = bounded_db(sums.median_sqnr_db())
+    return pooled._replace(median_sqnr_db=median, lowest_sqnr_db=lowest, highest_sqnr_db=highest)
+
+
+def require_same(reference: Array, got: Array, *, place: str, scale: float = 0.0) -> float:
+    """Largest difference of an export from torch, relative to the largest reference value.
+
+    Of integers and booleans it is the share that differs: the larger of two logits, or their order, is a matter of
+    rounding where the two are nearly the same.
+
+    Args:
+        reference: Torch's answer.
+        got: The graph's.
+        place: The architecture, for the error.
+        scale: What floats' difference is relative to where the largest reference value is smaller.
+
+    Raises:
+        GpusqError: More than 1e-4, of integers more than a hundredth, or not finite: the export is wrong.
+    """
+    if reference.shape != got.shape:
+        raise GpusqError(
+            f"the exported graph answers {list(got.shape)}, torch {list(reference.shape)}",
+            place=place,
+            hint="try another --opset or a fixed --batch",
+        )
+    floating = is_floating(got)
+    difference = _difference(reference, got, scale) if floating else 1 - equal_share(reference, got)
+    if not difference <= (_EXPORT_TOLERANCE if floating else _UNEQUAL_INTEGERS):
+        what = f"relative difference {difference:.3g}" if floating else f"{difference:.1%} of the integers differ"
+        raise GpusqError(
+            f"the exported graph computes something else than torch: {what}",
+            place=place,
+            hint="this model can't be exported faithfully with this opset; try another --opset or a fixed --batch",
+        )
+    return difference
+
+
+def require_repeatable(first: Sequence[Array], second: Sequence[Array], *, place: str) -> None:
+    """Refuse a model that answers one input in two ways: nothing that is compiled can be compared with it.
+
+    Args:
+        first: Its outputs.
+        second: Its outputs on the same input, run again.
+        place: The architecture, for the error.
+
+    Raises:
+        GpusqError: They differ by more than an export may.
+    """
+    differences = [
+        _difference(one, other) for one, other in zip(first, second, strict=True) if one.shape == other.shape
+    ]
+    if len(differences) == len(first) and max(differences) <= _EXPORT_TOLERANCE:
+        return
+    told = f": relative difference {max(differences):.3g}" if differences else ""
+    raise GpusqError(
+        f"the model answers differently each time that it is run on one input{told}; it draws random numbers, as for "
+        "masks",
+        place=place,
+        hint="name the class without that (ViTMAE's encoder draws masks too); or wrap it in a factory whose forward "
+        "draws nothing: package.module:factory",
+    )
+
+
+def _difference(reference: Array, got: Array, scale: float = 0.0) -> float:
+    """Largest difference, relative to the largest reference value; of integers and booleans, as if they were floats."""
+    reference, got = (each if is_floating(each) else each.astype(np.float64) for each in (reference, got))
+    return float(np.max(np.abs(reference - got), initial=0.0) / (np.max(np.abs(reference), initial=scale) or 1.0))
+
+
+def _with_layers(found: Verification, pair: Pair, model: ir.Model, source: DataSource) -> Verification:
+    worst = [block.module for block in found.noisiest(_BLOCKS_LOOKED_INTO)]
+    wanted = [site for site in layer_sites(model, worst) if site.module not in worst]
+    sites = in_both(pair, wanted)
+    found = msgspec.structs.replace(found, note="; ".join(filter(None, [found.note, _rewritten(wanted, sites)])))
+    if not sites:
+        return found
+    few = Selection(source=source, indices=list(range(min(len(source), _LAYER_SAMPLES))))
+    seen = compare(pair, few, sites)
+    return msgspec.structs.replace(found, layers=_drifts(seen), layer_images=seen.images)
+
+
+def _drifts(seen: Compared) -> tuple[Drift, ...]:
+    return tuple(_drift(site.module, site.tensor, sums) for site, sums in seen.sites.items())
+
+
+def _drift(module: str, tensor: str, sums: ErrorSums) -> Drift:
+    return Drift(
+        module=module,
+        tensor=tensor,
+        sqnr_db=bounded_db(sums.sqnr_db()),
+        median_sqnr_db=bounded_db(sums.median_sqnr_db()),
+        cosine=sums.cosine() if math.isfinite(sums.cosine()) else 0.0,
+    )
+
+
+def _fused(built_model: Path, seen: Compared) -> tuple[float | None, str]:
+    """SQNR of the built graph with ONNX Runtime's rewrites on against itself without them; or why there is none."""
+    batch, plain = seen.first
+    try:
+        fused = fused_answer(built_model, batch)
+    except GpusqError as error:
+        return None, f"with its optimisations on it can't run the graph: {error.what}"
+    if not is_floating(plain):
+        share = equal_share(plain, fused)
+        return (
+            (_EQUAL_DB, "") if share == 1 else (None, f"with its optimisations on, {share:.1%} of the values are equal")
+        )
+    if not np.isfinite(fused).all():
+        return None, "with its optimisations on it computes NaN or infinity"
+    return bounded_db(sqnr_db(plain, fused)), ""
+
+
+def bounded_db(decibels: float) -> float:
+    """A figure that JSON can hold: infinity, or what isn't a number, is 300 dB of its sign, or minus 300."""
+    return -_EQUAL_DB if math.isnan(decibels) else max(-_EQUAL_DB, min(decibels, _EQUAL_DB))
+
+
+def samples_text(count: int, source: DataSource, *, held_out: bool) -> str:
+    """Which samples a comparison was made on, for its note."""
+    kind = "synthetic" if source.synthetic else "held out of calibration" if held_out else "also used to calibrate"
+    return f"{counted(count, 'sample')} of {source.name}, {kind}"
+
+
+def _note(seen: Compared, source: DataSource, *, held_out: bool) -> str:
+    said = samples_text(seen.images, source, held_out=held_out)
+    return f"{said}; ONNX Runtime on the CPU, its optimisations off"
+
+
+def _whole(seen: Compared) -> str:
+    names = ", ".join(seen.whole)
+    return f"compared as a whole, for no axis is of samples: {names}" if names else ""
+
+
+def _rewritten(blocks: Sequence[Site], common: Sequence[Site]) -> str:
+    missing = ", ".join(site.module for site in blocks if site not in common)
+    return f"not compared, because the built graph has no such tensor: {missing}" if missing else ""

@@ -1,1 +1,0 @@
-"""Make the checkpoints that the rest compiles: 2:4 pruning, then distillation from the dense model."""

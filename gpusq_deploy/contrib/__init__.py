@@ -1,0 +1,1 @@
+"""Applications of the package that no build needs."""

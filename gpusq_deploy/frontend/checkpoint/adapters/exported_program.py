@@ -1,0 +1,282 @@
+"""Exported programs (`.pt2`) that torch.export saved, quantised by PT2E or not.
+
+`torch.export.load` unpickles what a file says it should, so it isn't used: weights are raw bytes in the archive and the
+program is JSON, and those alone are read. Sample inputs, which are pickled, are never opened.
+
+1. A Linear's or Conv2d's input that comes out of a dequantisation has a range: of a symmetric quantiser qmax · scale;
+   of another (uint8 with a zero point) the larger end of what it can hold, since TensorRT has symmetric ones only.
+2. A weight that comes out of one, from stored codes or quantised on the fly, is the dequantised weight: what the
+   program computes with.
+3. A layer is named by its bias, else by the module that torch.export recorded.
+4. Other quantised values (of additions, say) are told and not used. Quantisers of unknown kinds are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend.checkpoint.adapters.archive import require_stored
+from gpusq_deploy.frontend.checkpoint.adapters.reading import Reading
+from gpusq_deploy.text import some
+
+LAYOUT = "torch exported program"
+ORIGIN = "torch PT2E, the input's quantize_per_tensor"
+_HINT = "save it again with torch.export.save, by torch 2.8 or newer"
+# torch._export.serde.schema.ScalarType
+_TYPES = {
+    1: torch.uint8,
+    2: torch.int8,
+    3: torch.int16,
+    4: torch.int32,
+    5: torch.int64,
+    6: torch.float16,
+    7: torch.float32,
+    8: torch.float64,
+    12: torch.bool,
+    13: torch.bfloat16,
+}
+_LAYERS = re.compile(r"torch\.ops\.aten\.(linear|conv2d|convolution)\b.*")
+_QUANTIZER = re.compile(r"torch\.ops\.quantized_decomposed\.(de)?quantize_per_(tensor|channel)\.\w+")
+_NONE: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Program:
+    """`nodes` by the name of their output, `names` of parameters and buffers by placeholder, `state` by name."""
+
+    nodes: Mapping[str, Mapping[str, Any]]
+    names: Mapping[str, str]
+    state: Mapping[str, torch.Tensor]
+
+
+@dataclass(kw_only=True, slots=True)
+class _Found:
+    """What the layers of a program tell."""
+
+    ranges: dict[str, float] = field(default_factory=dict[str, float])
+    weights: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+    asymmetric: list[str] = field(default_factory=list[str])
+    used: set[str] = field(default_factory=set[str])
+
+
+def is_exported_program(path: Path) -> bool:
+    """Whether the file is an archive of torch.export."""
+    try:
+        if not path.is_file():  # opening a pipe would wait for its writer
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/models/model.json") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
+
+
+def read_exported_program(path: Path) -> Reading:
+    """Weights and ranges of an exported program; nothing in the file is run or unpickled.
+
+    Raises:
+        GpusqError: Damaged, from another version of torch, or quantised in a way that isn't understood.
+    """
+    try:
+        require_stored(path)
+        with zipfile.ZipFile(path) as archive:
+            return _reading(_program(archive), place=str(path))
+    except GpusqError:
+        raise
+    except Exception as error:  # a damaged file can hold anything where a name or a number should be
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise GpusqError(
+            f"not an exported program that can be read, or damaged: {type(error).__name__}: {reason}",
+            place=str(path),
+            hint=_HINT,
+        ) from error
+
+
+def _program(archive: zipfile.ZipFile) -> _Program:
+    root = next(name for name in archive.namelist() if name.endswith("/models/model.json")).split("/")[0]
+    module = json.loads(archive.read(f"{root}/models/model.json"))["graph_module"]
+    config = json.loads(archive.read(f"{root}/data/weights/model_weights_config.json"))["config"]
+    state = {name: _tensor(archive, f"{root}/data/weights/", name, entry) for name, entry in config.items()}
+    nodes = {
+        output["as_tensor"]["name"]: node
+        for node in module["graph"]["nodes"]
+        for output in node["outputs"]
+        if "as_tensor" in output
+    }
+    return _Program(nodes=nodes, names=dict(_names(module["signature"]["input_specs"])), state=state)
+
+
+def _names(specs: list[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    for spec in specs:
+        for kind in ("parameter", "buffer"):
+            if kind in spec:
+                yield spec[kind]["arg"]["name"], spec[kind][f"{kind}_name"]
+
+
+def _tensor(archive: zipfile.ZipFile, folder: str, name: str, entry: Mapping[str, Any]) -> torch.Tensor:
+    if entry["use_pickle"]:
+        raise GpusqError(
+            "refused: the weight is pickled, and loading it would run code",
+            place=f"{archive.filename}, weight {name}",
+            hint=_HINT,
+        )
+    meta = entry["tensor_meta"]
+    dtype = _TYPES[meta["dtype"]]
+    sizes = [size["as_int"] for size in meta["sizes"]]
+    strides = [stride["as_int"] for stride in meta["strides"]]
+    offset = meta["storage_offset"]["as_int"]
+    data = bytearray(archive.read(folder + entry["path_name"]))
+    width = torch.empty(0, dtype=dtype).element_size()
+    if math.prod(sizes) * width > len(data):  # an expanded tensor: a few bytes that would become many
+        raise GpusqError("the weight is larger than its data", place=f"{archive.filename}, weight {name}", hint=_HINT)
+    flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+    return flat.as_strided(sizes, strides, offset).contiguous()
+
+
+def _reading(program: _Program, *, place: str) -> Reading:
+    _require_known(program, place)
+    found = _Found()
+    for node in program.nodes.values():
+        if _LAYERS.fullmatch(node["target"]):
+            _look_at_layer(program, node, found, place)
+    constants = {name for placeholder, name in program.names.items() if _feeds_quantizer(program, placeholder)}
+    kept = {name: tensor for name, tensor in program.state.items() if name not in constants}
+    return Reading(
+        state={**kept, **found.weights},
+        layout=LAYOUT,
+        ranges=found.ranges,
+        origins=dict.fromkeys(found.ranges, ORIGIN),
+        remarks=tuple(_remarks(program, found)),
+    )
+
+
+def _require_known(program: _Program, place: str) -> None:
+    for name, node in program.nodes.items():
+        if "quant" in node["target"] and not _QUANTIZER.fullmatch(node["target"]):
+            raise GpusqError(
+                f"a quantiser of an unknown kind: {node['target']}",
+                place=f"{place}, node {name}",
+                hint="quantise with PT2E's quantize_per_tensor and quantize_per_channel, or save the weights alone",
+            )
+
+
+def _look_at_layer(program: _Program, node: Mapping[str, Any], found: _Found, place: str) -> None:
+    arguments = _arguments(node)
+    layer = _layer_name(program, node, arguments)
+    source = program.nodes.get(_tensor_name(arguments["input"]), _NONE)
+    if _is_dequantize(source):
+        found.used.add(_output(source))
+        found.used.add(_tensor_name(_arguments(source)["input"]))
+        amax, symmetric = _range(program, source, place=f"{place}, layer {layer}")
+        found.ranges[layer] = max(amax, found.ranges.get(layer, 0.0))
+        if not symmetric:
+            found.asymmetric.append(layer)
+    weight = program.nodes.get(_tensor_name(arguments["weight"]), _NONE)
+    if _is_dequantize(weight):
+        found.weights[f"{layer}.weight"] = _value(program, _tensor_name(arguments["weight"]), found.used)
+
+
+def _layer_name(program: _Program, node: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
+    for role in ("bias", "weight"):
+        name = program.names.get(_tensor_name(arguments.get(role)), "")
+        if name.endswith(f".{role}"):
+            return name.removesuffix(f".{role}")
+    name = str(node["metadata"]["nn_module_stack"]).split(";")[-1].split(",")[1]
+    if not name:
+        raise GpusqError(
+            "a quantised layer has neither a bias nor a module's name",
+            place=f"node {_output(node)}",
+            hint="export with torch.export.export, which records modules",
+        )
+    return name
+
+
+def _range(program: _Program, node: Mapping[str, Any], *, place: str) -> tuple[float, bool]:
+    """amax, and whether the quantiser is symmetric: zero point in the middle of its codes."""
+    arguments = _arguments(node)
+    scale, zero = _number(program, arguments, "scale"), _number(program, arguments, "zero_point")
+    low, high = _number(program, arguments, "quant_min"), _number(program, arguments, "quant_max")
+    if not (math.isfinite(scale) and scale > 0 and low < high):
+        raise GpusqError(f"the input's quantiser has scale {scale}", place=place, hint="calibrate it on real data")
+    symmetric = zero in ((low + high + 1) // 2, (low + high) / 2)
+    return (high - zero) * scale if symmetric else max(abs(low - zero), abs(high - zero)) * scale, symmetric
+
+
+def _value(program: _Program, name: str, used: set[str]) -> torch.Tensor:
+    """A weight through its quantisers, as torch defines them: clamp(round(w / s) + z) and (q - z) · s."""
+    if name in program.names:
+        return program.state[program.names[name]]
+    node = program.nodes[name]
+    used.add(name)
+    arguments = _arguments(node)
+    codes = _value(program, _tensor_name(arguments["input"]), used)
+    per_channel = "per_channel" in node["target"]
+    if per_channel:
+        shape = [1] * codes.ndim
+        shape[arguments["axis"]["as_int"]] = -1
+        scale = _value(program, _tensor_name(arguments["scales"]), used).float().reshape(shape)
+        zero = _value(program, _tensor_name(arguments["zero_points"]), used).float().reshape(shape)
+    else:
+        scale = torch.tensor(_number(program, arguments, "scale"))
+        zero = torch.tensor(_number(program, arguments, "zero_point"))
+    if ".dequantize" in node["target"]:
+        return (codes.float() - zero) * scale
+    low, high = _number(program, arguments, "quant_min"), _number(program, arguments, "quant_max")
+    return torch.clamp(torch.round(codes.float() / scale) + zero, low, high)
+
+
+def _feeds_quantizer(program: _Program, placeholder: str) -> bool:
+    """True of codes, scales and zero points: buffers that only quantisers read."""
+    readers = [
+        node
+        for node in program.nodes.values()
+        if any(_tensor_name(given) == placeholder for given in _arguments(node).values())
+    ]
+    stored = program.state.get(program.names[placeholder])
+    is_weight = placeholder.startswith("p_") and stored is not None and stored.is_floating_point()
+    return bool(readers) and not is_weight and all(_QUANTIZER.fullmatch(node["target"]) for node in readers)
+
+
+def _remarks(program: _Program, found: _Found) -> Iterator[str]:
+    if found.weights:
+        yield f"{len(found.weights)} INT8 weights of the program are used, dequantised"
+    if found.asymmetric:
+        yield f"inputs quantised with a zero point get symmetric ranges, a coarser grid: {some(found.asymmetric)}"
+    others = [name for name, node in program.nodes.items() if _QUANTIZER.fullmatch(node["target"])]
+    unused = [name for name in others if name not in found.used]
+    if unused:
+        yield f"not used, since they are no input or weight of a layer: {some(unused)}"
+
+
+def _arguments(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {given["name"]: given["arg"] for given in node["inputs"]}
+
+
+def _tensor_name(argument: Any) -> str:
+    held: Any = cast("dict[str, Any]", argument).get("as_tensor") if isinstance(argument, dict) else None
+    return str(held["name"]) if held else ""
+
+
+def _output(node: Mapping[str, Any]) -> str:
+    return _tensor_name(node["outputs"][0])
+
+
+def _number(program: _Program, arguments: Mapping[str, Any], name: str) -> float:
+    given = arguments[name]
+    for kind in ("as_float", "as_int"):
+        if kind in given:
+            return float(given[kind])
+    return float(_value(program, _tensor_name(given), set()))
+
+
+def _is_dequantize(node: Mapping[str, Any]) -> bool:
+    return "quantized_decomposed.dequantize" in str(node.get("target", ""))

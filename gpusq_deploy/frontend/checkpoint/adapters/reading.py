@@ -1,0 +1,31 @@
+"""What adapters make of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from gpusq_deploy.artifacts import SparsityRecord
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """A file's content in our terms.
+
+    Attributes:
+        state: Weights by name, as the model loads them.
+        layout: The file's layout in words.
+        ranges: amax of layers' inputs, by layer: |x| <= amax.
+        origins: Who recorded each of them.
+        sparsity: The layers that the file says were pruned.
+        remarks: What was changed or left out on the way; all of it is said and kept in the manifest.
+    """
+
+    state: Mapping[str, torch.Tensor]
+    layout: str
+    ranges: Mapping[str, float] = field(default_factory=dict[str, float])
+    origins: Mapping[str, str] = field(default_factory=dict[str, str])
+    sparsity: SparsityRecord | None = None
+    remarks: tuple[str, ...] = ()

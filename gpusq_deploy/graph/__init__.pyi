@@ -1,0 +1,132 @@
+from .attention import (
+    Attention as Attention,
+    find_attentions as find_attentions,
+    tensors_of as tensors_of,
+)
+from .batch_axes import (
+    SampleAxes as SampleAxes,
+    sample_axes as sample_axes,
+)
+from .bf16_to_fp32 import (
+    widened as widened,
+)
+from .blocks import (
+    Site as Site,
+    block_sites as block_sites,
+    layer_sites as layer_sites,
+)
+from .evaluation import (
+    evaluate as evaluate,
+)
+from .files import (
+    EXTERNAL_DATA as EXTERNAL_DATA,
+    save_model as save_model,
+    save_scratch as save_scratch,
+    scratch_disk as scratch_disk,
+    scratch_folder as scratch_folder,
+    scratch_model as scratch_model,
+)
+from .findings import (
+    lint as lint,
+)
+from .layers import (
+    GraphLayer as GraphLayer,
+    origin as origin,
+    weight_rows as weight_rows,
+    weighted_layers as weighted_layers,
+)
+from .mapped import (
+    map_model as map_model,
+    release as release,
+    release_graph as release_graph,
+)
+from .memory import (
+    give_back as give_back,
+    large_blocks_given_back as large_blocks_given_back,
+)
+from .passes.attention_scale import (
+    AttentionScale as AttentionScale,
+    scales_scores as scales_scores,
+)
+from .passes.base import (
+    Pass as Pass,
+    run_passes as run_passes,
+)
+from .passes.cast_to_float_type import (
+    CastRemainder as CastRemainder,
+)
+from .passes.clean import (
+    Clean as Clean,
+)
+from .passes.drop_no_ops import (
+    DropNoOps as DropNoOps,
+)
+from .passes.flatten_tokens import (
+    FlattenTokens as FlattenTokens,
+)
+from .passes.fold_constants import (
+    FoldConstants as FoldConstants,
+)
+from .passes.fold_shapes import (
+    FoldShapes as FoldShapes,
+)
+from .passes.keep_fp32 import (
+    island_nodes as island_nodes,
+    keep_wide as keep_wide,
+    known_tensors as known_tensors,
+)
+from .passes.merge_qkv import (
+    PackProjections as PackProjections,
+    Triple as Triple,
+    find_projections as find_projections,
+)
+from .passes.quantize import (
+    STORED_TYPE as STORED_TYPE,
+    Quantize as Quantize,
+    RoundedWeight as RoundedWeight,
+    rounded_to_nearest as rounded_to_nearest,
+)
+from .passes.smooth import (
+    Moved as Moved,
+    Smooth as Smooth,
+    SmoothedTensor as SmoothedTensor,
+    moved_tensors as moved_tensors,
+)
+from .passes.window_norm import (
+    WindowNorm as WindowNorm,
+)
+from .provenance import (
+    nodes_named_in as nodes_named_in,
+)
+from .residual import (
+    Residual as Residual,
+    branches_of_nodes as branches_of_nodes,
+    find_residuals as find_residuals,
+)
+from .smoothable import (
+    Smoothable as Smoothable,
+    bias_place as bias_place,
+    find_smoothable as find_smoothable,
+)
+from .unread import (
+    Unread as Unread,
+    unread_weights as unread_weights,
+)
+from .unsupported_weights import (
+    other_weights as other_weights,
+)
+from .values import (
+    NAME_SCOPES as NAME_SCOPES,
+    add_initializer as add_initializer,
+    array_of as array_of,
+    insert_before as insert_before,
+    is_constant as is_constant,
+    module_of as module_of,
+    node_name as node_name,
+    static_batch as static_batch,
+    value_name as value_name,
+)
+from .weightless import (
+    cut_constants as cut_constants,
+    share_weights as share_weights,
+)

@@ -1,0 +1,66 @@
+from .check import (
+    require_known_layers as require_known_layers,
+    require_sparse as require_sparse,
+    sparsity_report as sparsity_report,
+    unread_tensors as unread_tensors,
+    violation_text as violation_text,
+    without_lost_masks as without_lost_masks,
+    worst_text as worst_text,
+)
+from .compress import (
+    Compression as Compression,
+    CompressReporter as CompressReporter,
+    CompressRequest as CompressRequest,
+    compress_checkpoint as compress_checkpoint,
+)
+from .compressed_file import (
+    DENSE as DENSE,
+    PACKED as PACKED,
+    lacks_dense as lacks_dense,
+    move_packed_weights as move_packed_weights,
+    packed_faults as packed_faults,
+    packed_index as packed_index,
+    packed_line as packed_line,
+    require_dense as require_dense,
+    unpack_dense as unpack_dense,
+    write_packed as write_packed,
+)
+from .graph_check import (
+    graph_sparsity as graph_sparsity,
+    require_same_sparsity as require_same_sparsity,
+)
+from .permutation.free_channels import (
+    find_channels as find_channels,
+)
+from .permutation.module_parts import (
+    left_alone as left_alone,
+)
+from .permutation.reorder import (
+    Reorder as Reorder,
+    Tensors as Tensors,
+    keep_proven as keep_proven,
+    permuted_from as permuted_from,
+    places_of as places_of,
+    reordered as reordered,
+)
+from .permutation.search import (
+    Permutation as Permutation,
+    broken_groups as broken_groups,
+    find_valid_order as find_valid_order,
+    kept_by_24 as kept_by_24,
+    search_permutation as search_permutation,
+)
+from .pruning.checkpoint import (
+    Pruning as Pruning,
+    prune_checkpoint as prune_checkpoint,
+)
+from .repair.equivalence import (
+    Runner as Runner,
+)
+from .repair.near_misses import (
+    mend_near_misses as mend_near_misses,
+)
+from .training.distill import (
+    DistillOptions as DistillOptions,
+    EpochResult as EpochResult,
+)

@@ -1,0 +1,305 @@
+"""A dense checkpoint in, a 2:4 checkpoint and a report of what happened out."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from gpusq_deploy.artifacts import ArchSpec, Permuted, PruneMethod, SparsityRecord, Value
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend import Checkpoint, load_checkpoint, require_another_file, save_checkpoint, weights_file
+from gpusq_deploy.sparsity.permutation.arrange import arrange
+from gpusq_deploy.sparsity.pruning.magnitude import DenseLayer, Masks, apply_masks, magnitude_masks, prunable_layers
+from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
+from gpusq_deploy.sparsity.pruning.whole_model import OneshotReport, prune_oneshot
+from gpusq_deploy.sparsity.training.data import TrainingData, load_folder
+from gpusq_deploy.sparsity.training.distill import (
+    DistillOptions,
+    EpochResult,
+    Pair,
+    Scores,
+    count_classes,
+    later_blocks,
+    predict,
+    recover,
+    score,
+)
+
+_CHANCE = 1.2  # times one over the number of classes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompressRequest:
+    """What gpusq-compress is asked for. `dense` holds patterns of layers to leave alone, beside the output layers.
+
+    `method` chooses the weights before any training; of the training images at most `prune_images` serve it.
+    `permute` arranges channels first, so that 2:4 keeps more.
+    """
+
+    model: Path
+    arch: ArchSpec | None
+    data: Path
+    held_out: float
+    dense: tuple[str, ...]
+    convolutions: bool
+    training: DistillOptions
+    out: Path
+    force: bool
+    method: PruneMethod = "magnitude"
+    prune_images: int = 128
+    permute: bool = False
+    state_dict: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompressReporter:
+    """Where remarks and progress go."""
+
+    say: Callable[[str], None]
+    epoch: Callable[[EpochResult], None]
+
+
+class HeldOutScore(Value):
+    """Share of held-out samples predicted right: the dense model, pruned, and recovered.
+
+    Right is what the label says, or, where there are none, what the dense model predicts (then `dense` is 1). Of a
+    model without logits it is the mean cosine of its output vectors with the dense model's.
+    """
+
+    measure: Literal["accuracy", "agreement", "cosine"]
+    dense: float
+    pruned: float
+    recovered: float
+
+
+class Compression(Value):
+    """What gpusq-compress did."""
+
+    schema: Literal["gpusq.compression/1"] = "gpusq.compression/1"
+    file: str
+    arch: str
+    method: str
+    pruned: tuple[str, ...]
+    dense: tuple[DenseLayer, ...]
+    classes: int
+    train_images: int
+    held_out_images: int
+    skipped: tuple[str, ...]
+    feature_blocks: int
+    epochs: int
+    held_out: HeldOutScore
+    notes: tuple[str, ...]
+    permuted: tuple[Permuted, ...] = ()
+
+
+def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) -> Compression:
+    """Prune to 2:4, recover by distillation, save. Nothing is written before the last step.
+
+    Raises:
+        GpusqError: The output exists, a bad checkpoint or folder, labels that don't fit the model, or divergence.
+    """
+    _require_place(request)
+    checkpoint = load_checkpoint(request.model, arch=request.arch, state_dict=request.state_dict)
+    _require_dense(checkpoint, request)
+    choice = prunable_layers(checkpoint.module, request.dense, convolutions=request.convolutions)
+    training = request.training
+    data = load_folder(request.data, checkpoint.preprocessing, held_out=request.held_out, seed=training.seed)
+    teacher = checkpoint.module.to("cuda" if torch.cuda.is_available() else "cpu")
+    measured = _score_function(teacher, data, request)
+    dense = measured(teacher)
+    features = _only_features(teacher, data, request)
+    notes = tuple(_notes(checkpoint, data, dense, features=features, trains=training.epochs > 0))
+    for note in (*notes, *(f"skipped {name}" for name in data.skipped)):
+        reporter.say(note)
+    teacher, permuted, arranging = _arranged(teacher, choice.pruned, data, request)
+    notes += arranging
+    for note in arranging:
+        reporter.say(note)
+    student, report = _pruned(teacher, choice.pruned, data, request)
+    masks = _nonzero(student, choice.pruned) if report else magnitude_masks(teacher, choice.pruned)
+    apply_masks(student, masks)
+    notes += tuple(_pruning_notes(report, reporter))
+    pruned = recovered = measured(student)
+    if training.epochs:
+        recover(Pair(student=student, teacher=teacher, masks=masks), data, training, reporter.epoch)
+        recovered = measured(student)
+    method = f"{request.method} + distillation" if training.epochs else request.method
+    _save(request, checkpoint, student, SparsityRecord(method=method, layers=choice.pruned))
+    return Compression(
+        file=str(request.out),
+        arch=str(checkpoint.arch),
+        method=method,
+        pruned=choice.pruned,
+        dense=choice.dense,
+        classes=len(data.classes),
+        train_images=len(data.train),
+        held_out_images=len(data.held_out),
+        skipped=data.skipped,
+        feature_blocks=len(later_blocks(student)),
+        epochs=training.epochs,
+        held_out=_held_out(dense, pruned, recovered, features=features),
+        notes=notes,
+        permuted=permuted,
+    )
+
+
+def _arranged(
+    teacher: torch.nn.Module, layers: tuple[str, ...], data: TrainingData, request: CompressRequest
+) -> tuple[torch.nn.Module, tuple[Permuted, ...], tuple[str, ...]]:
+    """The dense model in the order in which 2:4 keeps most: it teaches too, for its blocks may be in another order."""
+    if not request.permute:
+        return teacher, (), ()
+    images = _prune_images(teacher, data, request)
+    learnt = None if request.method == "magnitude" else images
+    arranged = arrange(teacher, layers, learnt, images, seed=request.training.seed)
+    return arranged.module, arranged.permuted, arranged.lines()
+
+
+def _prune_images(teacher: torch.nn.Module, data: TrainingData, request: CompressRequest) -> torch.Tensor:
+    chosen = range(min(len(data.train), request.prune_images))
+    return data.train.batch(chosen).images.to(next(teacher.parameters()).device)
+
+
+def _pruned(
+    teacher: torch.nn.Module, layers: tuple[str, ...], data: TrainingData, request: CompressRequest
+) -> tuple[torch.nn.Module, OneshotReport | None]:
+    """A pruned copy, and what was done; None where the masks by magnitude are all there is to it."""
+    if request.method == "magnitude":
+        return copy.deepcopy(teacher), None
+    if request.convolutions:
+        raise GpusqError(
+            f"the method {request.method} prunes Linear layers only",
+            place="--convolutions",
+            hint="leave it out, or take --method magnitude",
+        )
+    options = OneshotOptions(method=request.method, seed=request.training.seed)
+    pruned = prune_oneshot(teacher, layers, _prune_images(teacher, data, request), options)
+    return pruned.module, pruned.report
+
+
+def _nonzero(module: torch.nn.Module, layers: tuple[str, ...]) -> Masks:
+    return {layer: module.get_parameter(f"{layer}.weight").detach() != 0 for layer in layers}
+
+
+def _pruning_notes(report: OneshotReport | None, reporter: CompressReporter) -> Iterator[str]:
+    if report is None:
+        return
+    lines = [f"pruned by {report.options.method} on {report.images} images, block by block ({report.blocks})"]
+    lines += [f"{layer.layer}: {layer.note}" for layer in report.layers if layer.note is not None]
+    for line in lines:
+        reporter.say(line)
+        yield line
+
+
+def _only_features(teacher: torch.nn.Module, data: TrainingData, request: CompressRequest) -> bool:
+    """True where nothing is trained and the model returns no logits [N, classes], but tokens or maps."""
+    if request.training.epochs:
+        return False
+    images = data.held_out.batch([0]).images.to(next(teacher.parameters()).device)
+    with torch.no_grad():
+        output = teacher(images)
+    return isinstance(output, torch.Tensor) and output.ndim > 2
+
+
+def _score_function(
+    teacher: torch.nn.Module, data: TrainingData, request: CompressRequest
+) -> Callable[[torch.nn.Module], Scores]:
+    size = request.training.batch_size
+    if _only_features(teacher, data, request):
+        return lambda module: Scores(None, _cosine(module, teacher, data, size))
+    _require_classes(teacher, data, request)
+    reference = predict(teacher, data.held_out, size)
+    return lambda module: score(module, data.held_out, reference, size)
+
+
+def _cosine(module: torch.nn.Module, teacher: torch.nn.Module, data: TrainingData, size: int) -> float:
+    """Mean cosine of the two models' output vectors (last axis) on the held-out images."""
+    device = next(teacher.parameters()).device
+    cosines: list[torch.Tensor] = []
+    with torch.no_grad():
+        for start in range(0, len(data.held_out), size):
+            images = data.held_out.batch(range(start, min(start + size, len(data.held_out)))).images.to(device)
+            cosines.append(torch.nn.functional.cosine_similarity(module(images), teacher(images), dim=-1).flatten())
+    return float(torch.cat(cosines).double().mean())
+
+
+def _held_out(dense: Scores, pruned: Scores, recovered: Scores, *, features: bool) -> HeldOutScore:
+    return HeldOutScore(
+        measure="cosine" if features else "agreement" if dense.accuracy is None else "accuracy",
+        dense=_main(dense),
+        pruned=_main(pruned),
+        recovered=_main(recovered),
+    )
+
+
+def _main(scores: Scores) -> float:
+    return scores.agreement if scores.accuracy is None else scores.accuracy
+
+
+def _notes(checkpoint: Checkpoint, data: TrainingData, dense: Scores, *, features: bool, trains: bool) -> Iterator[str]:
+    if features:
+        yield "the model returns no logits: scored by the cosine of its output vectors with the dense model's"
+    elif not data.classes:
+        yield "no class folders: the dense model's predictions serve as labels"
+    elif dense.accuracy is not None and dense.accuracy < _CHANCE / len(data.classes):
+        yield (
+            f"the dense model is right on only {dense.accuracy:.1%} of the held-out images, no more than chance: are "
+            "the class folders, sorted by name, in the order of the model's classes? a flat folder needs no labels"
+        )
+    if trains and not later_blocks(checkpoint.module):
+        yield "the model has no container `blocks`: distilling without the feature term"
+    if checkpoint.ranges:
+        yield f"the {len(checkpoint.ranges)} activation ranges of the dense model no longer hold and are left out"
+
+
+def _require_place(request: CompressRequest) -> None:
+    out = request.out
+    if out.is_dir():
+        raise GpusqError("the output is a folder", place=str(out), hint="give --out a file name, such as model-24.pt")
+    if out.suffix == ".safetensors":
+        raise GpusqError(
+            "the result describes itself, which a .safetensors file doesn't",
+            place=str(out),
+            hint=f"name it {out.with_suffix('.pt').name}",
+        )
+    require_another_file(out, weights_file(request.model))
+    if out.exists() and not request.force:
+        raise GpusqError("the output exists", place=str(out), hint="choose another --out, or replace it with --force")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise GpusqError("the output can't be written there", place=str(parent), hint="choose another --out")
+
+
+def _require_dense(checkpoint: Checkpoint, request: CompressRequest) -> None:
+    record = checkpoint.sparsity
+    if record is not None:
+        raise GpusqError(
+            f"the checkpoint says that {len(record.layers)} of its layers are {record.pattern} already",
+            place=str(request.model),
+            hint="give the dense checkpoint that it was made from: it teaches the pruned one",
+        )
+
+
+def _require_classes(teacher: torch.nn.Module, data: TrainingData, request: CompressRequest) -> None:
+    outputs = count_classes(teacher, data.held_out)
+    if len(data.classes) > outputs:
+        raise GpusqError(
+            f"the folder has {len(data.classes)} classes, the model has only {outputs}",
+            place=str(request.data),
+            hint="one sub-folder per class of the model; a flat folder trains without labels",
+        )
+
+
+def _save(request: CompressRequest, checkpoint: Checkpoint, student: torch.nn.Module, sparsity: SparsityRecord) -> None:
+    try:
+        save_checkpoint(
+            request.out, student, arch=checkpoint.arch, preprocessing=checkpoint.preprocessing, sparsity=sparsity
+        )
+    except OSError as error:
+        raise GpusqError(f"cannot write the checkpoint: {error.strerror}", place=str(request.out)) from error

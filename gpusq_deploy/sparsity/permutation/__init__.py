@@ -1,0 +1,1 @@
+"""Order channels so that 2:4 keeps more."""

@@ -1,0 +1,1 @@
+"""Prune weights to 2:4."""

@@ -1,0 +1,160 @@
+"""2:4 pruning by magnitude: which layers, which weights, and keeping them zero during training."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gpusq_deploy.artifacts import LEAST_K, Value, short_text
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.numerics import GROUP, magnitude_mask, rows_from_conv
+
+# Whole path segments rather than `*head*`, which would also match `multihead_attn` of torch's decoder layers.
+DEFAULT_DENSE = ("*head", "*heads", "*head.*", "*heads.*", "*head_dist", "*classifier*", "fc")
+
+_OUTPUT_LAYER = "an output layer: a fraction of a percent of the FLOPs, and it loses most from pruning"
+_CONVOLUTION = "a convolution: dense unless asked for"
+FUSED = "the fused projection of a nn.MultiheadAttention: no layer of its own that could be pruned and named"
+
+Masks = Mapping[str, torch.Tensor]
+"""By layer: booleans of the weight's shape, True where the weight is kept."""
+
+
+class DenseLayer(Value):
+    """A weighted layer that isn't pruned, and why."""
+
+    layer: str
+    reason: str
+
+
+class LayerChoice(Value):
+    """Every weighted layer of a model, in its order: pruned, or dense with a reason."""
+
+    pruned: tuple[str, ...]
+    dense: tuple[DenseLayer, ...]
+
+
+class _Weight(NamedTuple):
+    layer: str
+    convolution: bool
+    k: int
+
+
+def prunable_layers(module: torch.nn.Module, dense: Sequence[str] = (), *, convolutions: bool = False) -> LayerChoice:
+    """Decide for each weighted layer whether it is pruned. The first rule that applies decides.
+
+    1. A layer that one of the patterns matches stays dense: `DEFAULT_DENSE` (output layers), then `dense`.
+    2. A Conv2d stays dense unless `convolutions`. GPUSQ-ViT is reported to prune the patch embedding along
+       channels · patch area; the sparse kernels contract channels alone, of which an image has too few.
+    3. The fused input projection of a nn.MultiheadAttention stays dense.
+    4. A Linear whose K is below 32 stays dense: one tensor-core instruction sums more.
+    5. A contracted axis K (a Conv2d's: channels per group) that isn't a multiple of 4 stays dense.
+    6. Every other Linear or Conv2d is pruned.
+
+    Args:
+        module: The model.
+        dense: Shell patterns on module names, such as `blocks.0.*`.
+        convolutions: Prune Conv2d layers too.
+
+    Raises:
+        GpusqError: A pattern of `dense` matches no layer, or no layer is left to prune.
+    """
+    weights = _weights(module)
+    fused = _fused_projections(module)
+    names = [*(weight.layer for weight in weights), *fused]
+    _require_matches(dense, names)
+    reasons = {weight.layer: _dense_reason(weight, dense, convolutions=convolutions) for weight in weights}
+    pruned = tuple(layer for layer, reason in reasons.items() if reason is None)
+    left = [DenseLayer(layer=layer, reason=reason) for layer, reason in reasons.items() if reason is not None]
+    left += [DenseLayer(layer=layer, reason=_matched(layer, dense) or FUSED) for layer in fused]
+    if not pruned:
+        why = "; ".join(f"{entry.layer}: {entry.reason}" for entry in left[:3]) or "it has no Linear layers"
+        raise GpusqError(f"nothing to prune: {why}", place="the model", hint="relax --dense, or check --arch")
+    return LayerChoice(pruned=pruned, dense=tuple(left))
+
+
+def magnitude_masks(module: torch.nn.Module, layers: Sequence[str]) -> Masks:
+    """Masks that keep the two largest magnitudes of each group of four along K; see `numerics.sparsity`.
+
+    Args:
+        module: The model with its dense weights, any device.
+        layers: Names of Linear and Conv2d modules whose K is a multiple of 4.
+
+    Returns:
+        Masks on the weights' devices.
+    """
+    return {layer: _magnitude_mask(_weight_of(module, layer)) for layer in layers}
+
+
+def apply_masks(module: torch.nn.Module, masks: Masks) -> None:
+    """Set every weight that isn't kept to +0, in place. Call it after each optimiser step: momentum revives zeros."""
+    with torch.no_grad():
+        for layer, mask in masks.items():
+            _weight_of(module, layer).masked_fill_(~mask, 0.0)
+
+
+def _weights(module: torch.nn.Module) -> list[_Weight]:
+    return [
+        _Weight(layer=name, convolution=isinstance(child, torch.nn.Conv2d), k=int(child.weight.shape[1]))
+        for name, child in _children(module)
+        if isinstance(child, (torch.nn.Linear, torch.nn.Conv2d))
+    ]
+
+
+def _children(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    # torch doesn't annotate it.
+    return cast("Iterator[tuple[str, torch.nn.Module]]", module.named_modules())
+
+
+def _fused_projections(module: torch.nn.Module) -> list[str]:
+    return [f"{name}.in_proj" for name, child in _children(module) if isinstance(child, torch.nn.MultiheadAttention)]
+
+
+def _dense_reason(weight: _Weight, dense: Sequence[str], *, convolutions: bool) -> str | None:
+    matched = _matched(weight.layer, dense)
+    if matched is not None:
+        return matched
+    if weight.convolution and not convolutions:
+        return _CONVOLUTION
+    if not weight.convolution and weight.k < LEAST_K:
+        return short_text(weight.k, LEAST_K)
+    if weight.k % GROUP:
+        return f"K = {weight.k} is not a multiple of {GROUP}"
+    return None
+
+
+def _matched(layer: str, dense: Sequence[str]) -> str | None:
+    if any(fnmatch.fnmatchcase(layer, pattern) for pattern in DEFAULT_DENSE):
+        return _OUTPUT_LAYER
+    asked = next((pattern for pattern in dense if fnmatch.fnmatchcase(layer, pattern)), None)
+    return None if asked is None else f"asked for by --dense {asked}"
+
+
+def _require_matches(dense: Sequence[str], names: Sequence[str]) -> None:
+    for pattern in dense:
+        if not fnmatch.filter(names, pattern):
+            near = difflib.get_close_matches(pattern.strip("*."), names, n=3, cutoff=0.4) or list(names[:3])
+            raise GpusqError(
+                "the pattern matches no weighted layer", place=f"--dense {pattern}", hint=f"layers: {', '.join(near)}"
+            )
+
+
+def _weight_of(module: torch.nn.Module, layer: str) -> torch.Tensor:
+    return module.get_parameter(f"{layer}.weight")
+
+
+def _magnitude_mask(weight: torch.Tensor) -> torch.Tensor:
+    array = cast("npt.NDArray[Any]", weight.detach().cpu().float().numpy())
+    if array.ndim == 2:
+        mask = magnitude_mask(array)
+    else:
+        count, channels, *kernel = array.shape
+        rows = magnitude_mask(rows_from_conv(array))
+        mask = np.ascontiguousarray(np.moveaxis(rows.reshape(count, *kernel, channels), -1, 1))
+    return torch.from_numpy(mask).to(weight.device)

@@ -1,0 +1,1 @@
+"""Mend 2:4 that was damaged."""

@@ -1,0 +1,1 @@
+"""Train under a 2:4 mask, with distillation."""

@@ -1,0 +1,261 @@
+"""Recover a pruned model by distillation from the dense one it came from.
+
+    L = alpha · L_hard + beta · L_soft + gamma · L_feature        alpha = 1, beta = 10, gamma = 5
+
+As reported for GPUSQ-ViT (Yu, Chen, Gan, Fan, CVPR 2023, arXiv 2305.10727): the weights and the three terms come
+from summaries of the paper at second hand, not from its text. Temperature, the norm of the feature term, optimiser
+and learning rate are not reported there; those below are our own choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from gpusq_deploy.artifacts import Value
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.sparsity.pruning.magnitude import Masks, apply_masks
+from gpusq_deploy.sparsity.training.data import Batch, Samples, TrainingData
+
+_TINY = 1e-12
+
+
+class DistillOptions(Value):
+    """How to recover. `learning_rate` is the peak of a cosine that ends at 0; the optimiser is AdamW."""
+
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    seed: int
+    alpha: float = 1.0
+    beta: float = 10.0
+    gamma: float = 5.0
+    temperature: float = 2.0
+    weight_decay: float = 0.01
+
+
+class EpochResult(Value):
+    """One epoch: mean loss, and the held-out scores after it. `accuracy` is None where there are no labels."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    accuracy: float | None
+    agreement: float
+
+
+class Scores(NamedTuple):
+    """Share of samples predicted as labelled (None without labels), and as the teacher predicts."""
+
+    accuracy: float | None
+    agreement: float
+
+
+def hard_loss(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+    """Cross entropy of the student's logits [N, classes] on labels [N], or on the teacher's predictions without."""
+    return functional.cross_entropy(student, teacher.argmax(dim=1) if labels is None else labels)
+
+
+def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), mean over samples.
+
+    T² keeps the gradient's size independent of T: Hinton, Vinyals, Dean, arXiv 1503.02531.
+    """
+    student_log = functional.log_softmax(student / temperature, dim=1)
+    teacher_log = functional.log_softmax(teacher / temperature, dim=1)
+    divergence = functional.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence
+
+
+def feature_loss(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], agree: torch.Tensor) -> torch.Tensor:
+    """Mean over blocks of MSE(student, teacher) / Var(teacher), over the samples where both predict one class.
+
+    Args:
+        student: The student's block outputs, each [N, ...].
+        teacher: The teacher's, of the same shapes.
+        agree: Booleans [N].
+
+    Returns:
+        A scalar; 0 where no sample agrees or no block is compared.
+    """
+    if not student or not bool(agree.any()):
+        return torch.zeros((), device=agree.device)
+    terms = [
+        functional.mse_loss(ours[agree], theirs[agree]) / theirs[agree].var(correction=0).clamp_min(_TINY)
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(terms).mean()
+
+
+def later_blocks(module: torch.nn.Module) -> tuple[torch.nn.Module, ...]:
+    """The later half of `module.blocks` (the middle one of an odd number included); empty without such a container."""
+    blocks = getattr(module, "blocks", None)
+    if not isinstance(blocks, (torch.nn.Sequential, torch.nn.ModuleList)):
+        return ()
+    return tuple(blocks)[len(blocks) // 2 :]
+
+
+def count_classes(module: torch.nn.Module, samples: Samples) -> int:
+    """Number of logits that the model returns for one of the samples."""
+    with torch.no_grad():
+        return int(_logits(module, samples.batch([0]).images).shape[1])
+
+
+def predict(module: torch.nn.Module, samples: Samples, batch_size: int) -> torch.Tensor:
+    """Predicted classes of all samples, int64 [N] on the CPU, in eval mode; the module's mode is kept."""
+    training = module.training
+    module.eval()
+    with torch.no_grad():
+        found = [
+            _logits(module, samples.batch(range(start, min(start + batch_size, len(samples)))).images)
+            .argmax(dim=1)
+            .cpu()
+            for start in range(0, len(samples), batch_size)
+        ]
+    module.train(training)
+    return torch.cat(found)
+
+
+def score(module: torch.nn.Module, samples: Samples, teacher: torch.Tensor, batch_size: int) -> Scores:
+    """Score a model on samples against their labels and the teacher's predictions [N]."""
+    predicted = predict(module, samples, batch_size)
+    labels = samples.labels
+    accuracy = None if labels is None else float((predicted == torch.from_numpy(labels)).double().mean())
+    return Scores(accuracy, float((predicted == teacher).double().mean()))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """The model to recover, the dense one it came from, and the weights it may keep; all on one device."""
+
+    student: torch.nn.Module
+    teacher: torch.nn.Module
+    masks: Masks
+
+
+def recover(pair: Pair, data: TrainingData, options: DistillOptions, report: Callable[[EpochResult], None]) -> None:
+    """Train the student in place. Its masked weights are zero after every step.
+
+    A CPU repeats it to the bit for one seed, one torch version and one number of threads.
+
+    Args:
+        pair: Student and teacher; only the student changes, and ends in eval mode.
+        data: Training samples, and held-out ones that are scored after each epoch but choose nothing.
+        options: See `DistillOptions`.
+        report: Called after each epoch.
+
+    Raises:
+        GpusqError: The loss became infinite or NaN, or a model's output isn't logits.
+    """
+    apply_masks(pair.student, pair.masks)
+    reference = predict(pair.teacher, data.held_out, options.batch_size)
+    steps = max(1, options.epochs * math.ceil(len(data.train) / options.batch_size))
+    parameters = pair.student.requires_grad_(requires_grad=True).parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    with torch.random.fork_rng(devices=[]), later_outputs(pair.student) as ours, later_outputs(pair.teacher) as theirs:
+        torch.manual_seed(options.seed)
+        trainer = _Trainer(pair, optimizer, schedule, _Outputs(ours, theirs))
+        for epoch in range(1, options.epochs + 1):
+            loss = _train_epoch(trainer, data.train, options, epoch)
+            scores = score(pair.student, data.held_out, reference, options.batch_size)
+            report(EpochResult(epoch=epoch, epochs=options.epochs, loss=loss, **scores._asdict()))
+    pair.student.requires_grad_(requires_grad=False).eval()
+
+
+class _Outputs(NamedTuple):
+    student: deque[torch.Tensor]
+    teacher: deque[torch.Tensor]
+
+
+class _Trainer(NamedTuple):
+    pair: Pair
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    outputs: _Outputs
+
+
+def _train_epoch(trainer: _Trainer, samples: Samples, options: DistillOptions, epoch: int) -> float:
+    pair = trainer.pair
+    total = 0.0
+    for indices in _shuffled(len(samples), options, epoch):
+        loss = _loss(pair, samples.batch(indices), options, trainer.outputs)
+        total += _require_finite(loss, epoch) * len(indices)
+        trainer.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        trainer.optimizer.step()
+        trainer.schedule.step()
+        apply_masks(pair.student, pair.masks)
+    return total / len(samples)
+
+
+@contextmanager
+def later_outputs(module: torch.nn.Module) -> Generator[deque[torch.Tensor], None, None]:
+    """The outputs of `later_blocks` in the latest forward pass, older ones dropped, while the block lasts."""
+    blocks = later_blocks(module)
+    outputs: deque[torch.Tensor] = deque(maxlen=len(blocks))
+
+    def keep(block: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        if not isinstance(output, torch.Tensor):
+            raise GpusqError(
+                f"a {type(block).__name__} returns a {type(output).__name__}, not a tensor",
+                place="the model's blocks",
+                hint="let the blocks return tensors, or call their container something other than `blocks`",
+            )
+        outputs.append(output)
+
+    handles = [block.register_forward_hook(keep) for block in blocks]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _loss(pair: Pair, batch: Batch, options: DistillOptions, outputs: _Outputs) -> torch.Tensor:
+    pair.student.train()
+    with torch.no_grad():
+        teacher = _logits(pair.teacher, batch.images)
+    student = _logits(pair.student, batch.images)
+    labels = None if batch.labels is None else batch.labels.to(student.device)
+    agree = student.argmax(dim=1) == teacher.argmax(dim=1)
+    return (
+        options.alpha * hard_loss(student, teacher, labels)
+        + options.beta * soft_loss(student, teacher, options.temperature)
+        + options.gamma * feature_loss(outputs.student, outputs.teacher, agree)
+    )
+
+
+def _logits(module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    device = next(module.parameters()).device
+    logits = module(images.to(device))
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise GpusqError(
+            f"distillation needs logits [N, classes], the model returns {found}",
+            place="the model's output",
+            hint="wrap the model so that it returns its logits alone",
+        )
+    return logits
+
+
+def _shuffled(count: int, options: DistillOptions, epoch: int) -> list[list[int]]:
+    order = [int(index) for index in np.random.default_rng((options.seed, epoch)).permutation(count)]
+    return [order[start : start + options.batch_size] for start in range(0, count, options.batch_size)]
+
+
+def _require_finite(loss: torch.Tensor, epoch: int) -> float:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise GpusqError(
+            f"training diverged: the loss is {value}", place=f"epoch {epoch}", hint="lower --lr, say to a tenth"
+        )
+    return value

@@ -1,0 +1,137 @@
+"""What a build asks of its verification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import bundles
+import msgspec
+import numpy as np
+import pytest
+import tiny_models
+
+from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.artifacts.receipt import Drift, Verification
+from gpusq_deploy.compile.accuracy_gate import failed_place, require_checkable, shortfalls
+from gpusq_deploy.compile.request import BuildRequest
+from gpusq_deploy.errors import GpusqError
+
+FOUND = Verification(images=4, held_out=True, sqnr_db=24.996, cosine=0.99, top1_agreement=0.75, note="")
+CLASSES = tiny_models.graph("g (float[N,4] x) => (float[N,4] y) { y = Mul(x, c) }", c=np.array(2, np.float32))
+TOKENS = tiny_models.graph("g (float[N,3,4] x) => (float[N,3,4] y) { y = Mul(x, c) }", c=np.array(2, np.float32))
+
+
+def request(out: Path = Path("m.gpusq"), **asked: Any) -> BuildRequest:
+    return BuildRequest(
+        model=Path("m.pt"),
+        arch=None,
+        int8=True,
+        sparse=False,
+        remainder="fp16",
+        recipe=None,
+        calib="photos",
+        targets=(),
+        batch=BatchRange(minimum=1, optimum=1, maximum=1),
+        opset=20,
+        out=out,
+        force=False,
+        **asked,
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "missed"),
+    [
+        ({}, 0),
+        ({"min_sqnr": 24.996}, 0),
+        ({"min_sqnr": 25.0}, 1),
+        ({"min_agreement": 0.75}, 0),
+        ({"min_agreement": 0.76}, 1),
+        ({"min_sqnr": 25.0, "min_agreement": 0.76}, 2),
+    ],
+)
+def test_what_is_below_its_limit_is_said_and_the_limit_itself_is_enough(asked: dict[str, Any], missed: int) -> None:
+    said = shortfalls(FOUND, request(**asked))
+    assert len(said) == missed
+    assert all("is below --min-" in each for each in said)
+
+
+def test_a_narrow_shortfall_does_not_read_as_if_the_limit_were_reached() -> None:
+    """Two decimals would make 25.00 of it."""
+    (said,) = shortfalls(FOUND, request(min_sqnr=25.0))
+    assert said == "SQNR 24.996 dB is below --min-sqnr 25"
+
+
+@pytest.mark.parametrize(
+    ("asked", "options"),
+    [
+        ({"min_sqnr": 20.0}, "--min-sqnr can't"),
+        ({"min_agreement": 0.5}, "--min-agreement can't"),
+        ({"min_sqnr": 20.0, "min_agreement": 0.5}, "--min-sqnr and --min-agreement can't"),
+    ],
+)
+def test_a_constant_output_reaches_no_limit(asked: dict[str, Any], options: str) -> None:
+    """Equal to the last bit, and so it is with any weights before the head."""
+    perfect = msgspec.structs.replace(FOUND, sqnr_db=300.0, top1_agreement=1.0, constant=True)
+    (said,) = shortfalls(perfect, request(**asked))
+    assert "the same output for all 4 samples" in said
+    assert options in said
+    assert shortfalls(perfect, request()) == ()
+    assert shortfalls(msgspec.structs.replace(perfect, constant=False), request(**asked)) == ()
+
+
+@pytest.mark.parametrize("limit", [{"min_sqnr": 20.0}, {"min_agreement": 0.9}])
+def test_a_limit_on_what_was_not_measured_is_missed(limit: dict[str, Any]) -> None:
+    unmeasured = msgspec.structs.replace(FOUND, sqnr_db=None, top1_agreement=None)
+    (missed,) = shortfalls(unmeasured, request(**limit))
+    assert "can't be judged" in missed
+
+
+def test_agreement_needs_classes_and_is_refused_before_any_work() -> None:
+    require_checkable(request(min_agreement=0.9), CLASSES)
+    require_checkable(request(min_sqnr=9), TOKENS)
+    with pytest.raises(GpusqError, match="no top-1") as caught:
+        require_checkable(request(min_agreement=0.9), TOKENS)
+    assert "--min-sqnr" in str(caught.value.hint)
+
+
+INTEGERS = tiny_models.graph("g (float[N,3,4] x) => (int64[N,3] y) { y = ArgMax<axis = 2, keepdims = 0>(x) }")
+BOTH = tiny_models.graph(
+    "g (float[N,3,4] x) => (int64[N,3] y, float[N,3,4] z) { y = ArgMax<axis = 2, keepdims = 0>(x)  z = Relu(x) }"
+)
+
+
+def test_integers_can_be_asked_to_agree_and_have_no_decibels() -> None:
+    require_checkable(request(min_agreement=0.9), INTEGERS)
+    require_checkable(request(min_agreement=0.9, min_sqnr=20), BOTH)
+    with pytest.raises(GpusqError, match="every output is of integers or booleans") as caught:
+        require_checkable(request(min_sqnr=9), INTEGERS)
+    assert "--min-agreement" in str(caught.value.hint)
+
+
+def test_integers_never_enter_the_limit_in_decibels() -> None:
+    boxes = Drift(module="", tensor="boxes", sqnr_db=70.0, median_sqnr_db=70.0, cosine=1.0)
+    found = msgspec.structs.replace(FOUND, sqnr_db=None, cosine=None, top1_agreement=0.8, others=(boxes,))
+    assert shortfalls(found, request(min_sqnr=60.0, min_agreement=0.8)) == ()
+    assert shortfalls(found, request(min_agreement=0.9)) == (
+        "the share of equal integers, 0.8, is below --min-agreement 0.9",
+    )
+
+
+def test_the_evidence_replaces_earlier_evidence_and_nothing_else(tmp_path: Path) -> None:
+    out = tmp_path / "m.gpusq"
+    failed = failed_place(out)
+    assert failed == tmp_path / "m.gpusq.failed"
+    failed.mkdir()
+    require_checkable(request(out), CLASSES)
+    with pytest.raises(GpusqError, match="is not a bundle"):
+        require_checkable(request(out, min_sqnr=1), CLASSES)
+    failed.rmdir()
+    bundle = bundles.write(failed)
+    with pytest.raises(GpusqError, match="this bundle isn't one"):
+        require_checkable(request(out, min_sqnr=1), CLASSES)
+    receipt = msgspec.json.decode((bundle / "receipt.json").read_bytes())
+    receipt["shortfalls"] = ["SQNR 3 dB is below --min-sqnr 9"]
+    (bundle / "receipt.json").write_bytes(msgspec.json.encode(receipt))
+    require_checkable(request(out, min_sqnr=1), CLASSES)

@@ -1,0 +1,205 @@
+"""Layouts whose producers can't run here, made by hand after their sources; and everything that can be wrong with them.
+
+pytorch-quantization isn't on PyPI any more, apex ASP and torch's packed 2:4 tensors need CUDA to be made.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import producers
+import pytest
+import torch
+from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
+
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend.checkpoint.adapters.registry import reading_of
+from gpusq_deploy.frontend.checkpoint.files import read_checkpoint_file
+from gpusq_deploy.frontend.checkpoint.load import Checkpoint, load_checkpoint
+from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
+
+State = dict[str, torch.Tensor]
+Load = Callable[[State], Checkpoint]
+QKV = "blocks.0.attn.qkv"
+
+
+@pytest.fixture
+def state() -> State:
+    return {name: tensor.clone() for name, tensor in producers.model().state_dict().items()}
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    def loaded(state: State) -> Checkpoint:
+        torch.save(state, tmp_path / "model.pt")
+        return load_checkpoint(tmp_path / "model.pt", arch=producers.SPEC)
+
+    return loaded
+
+
+@pytest.mark.parametrize("private", ["", "_"])
+def test_an_input_range_is_read_under_both_names(state: State, load: Load, private: str) -> None:
+    state[f"{QKV}.{private}input_quantizer._amax"] = torch.tensor(2.5)
+    loaded = load(state)
+    assert loaded.ranges == {QKV: 2.5}
+    assert ("pytorch-quantization" in loaded.origins[QKV]) == bool(private)
+
+
+def test_a_learned_range_beats_the_one_that_learning_started_from(state: State, load: Load) -> None:
+    state[f"{QKV}._input_quantizer._amax"] = torch.tensor(9.0)
+    state[f"{QKV}._input_quantizer.clip.clip_value_min"] = torch.tensor(-1.5)
+    state[f"{QKV}._input_quantizer.clip.clip_value_max"] = torch.tensor(1.25)
+    assert load(state).ranges == {QKV: 1.5}
+
+
+def test_weights_are_clipped_to_a_narrower_recorded_range(state: State, load: Load) -> None:
+    weight = array_from_tensor(state[f"{QKV}.weight"]).copy()
+    amax = np.abs(weight).max(axis=1) * np.where(np.arange(len(weight)) == 3, 0.5, 1).astype(np.float32)
+    state[f"{QKV}.weight_quantizer._amax"] = torch.from_numpy(amax[:, None])
+    loaded = load(state)
+    expected = weight.copy()
+    for column in range(weight.shape[1]):
+        expected[3, column] = min(max(weight[3, column], -amax[3]), amax[3])
+    assert (expected != weight).any()
+    np.testing.assert_array_equal(array_from_tensor(loaded.module.state_dict()[f"{QKV}.weight"]), expected)
+    assert [remark for remark in loaded.remarks if f"{(expected != weight).sum()} weights are clipped" in remark]
+
+
+def test_a_wider_range_of_a_weight_is_told_and_changes_nothing(state: State, load: Load) -> None:
+    state[f"{QKV}.weight_quantizer._amax"] = torch.tensor(50.0)
+    loaded = load(state)
+    assert torch.equal(loaded.module.state_dict()[f"{QKV}.weight"], state[f"{QKV}.weight"])
+    assert [remark for remark in loaded.remarks if "wider" in remark and QKV in remark]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("input_quantizer._amax", torch.tensor([1.0, 2.0]), "per tensor"),
+        ("input_quantizer._amax", torch.tensor(float("nan")), "not finite"),
+        ("input_quantizer._amax", torch.tensor(-1.0), "negative"),
+        ("input_quantizer._amax", torch.empty(0), "0 values"),
+        ("weight_quantizer._amax", torch.ones(7), "7 values"),
+        ("weight_quantizer._amax", torch.tensor(0.0), "is 0"),
+    ],
+)
+def test_a_range_that_makes_no_sense_is_refused(
+    state: State, load: Load, key: str, value: torch.Tensor, words: str
+) -> None:
+    state[f"{QKV}.{key}"] = value
+    with pytest.raises(GpusqError, match=words) as caught:
+        load(state)
+    assert key in str(caught.value.place)
+
+
+def test_a_weight_range_without_a_weight_is_refused(state: State, load: Load) -> None:
+    state["blocks.7.weight_quantizer._amax"] = torch.ones(1)
+    with pytest.raises(GpusqError, match="fits no weight"):
+        load(state)
+
+
+def test_other_quantisers_are_told(state: State, load: Load) -> None:
+    state[f"{QKV}.output_quantizer._amax"] = torch.tensor(3.0)
+    loaded = load(state)
+    assert dict(loaded.ranges) == {}
+    assert [remark for remark in loaded.remarks if f"{QKV}.output_quantizer._amax" in remark]
+
+
+def two_in_four(weight: torch.Tensor) -> torch.Tensor:
+    """A mask that keeps the two largest of four, by sorting each group."""
+    mask = torch.zeros(weight.numel(), dtype=torch.bool)
+    flat = array_from_tensor(weight.abs().flatten())
+    for start in range(0, len(flat), 4):
+        mask[torch.from_numpy(start + np.argsort(-flat[start : start + 4])[:2])] = True
+    return mask.reshape(weight.shape)
+
+
+def test_asp_masks_are_applied_and_recorded(state: State, load: Load) -> None:
+    mask = two_in_four(state[f"{QKV}.weight"])
+    state[f"{QKV}.__weight_mma_mask"] = mask
+    state[f"{QKV}.__weight_mma_pruned_p"] = torch.zeros_like(state[f"{QKV}.weight"])
+    state["head.__weight_mma_mask"] = torch.ones_like(state["head.weight"], dtype=torch.bool)
+    loaded = load(state)
+    got = loaded.module.state_dict()[f"{QKV}.weight"]
+    assert torch.equal(got, torch.where(mask, state[f"{QKV}.weight"], torch.tensor(0.0)))
+    assert loaded.sparsity is not None
+    assert (loaded.sparsity.method, loaded.sparsity.layers) == ("apex ASP", (QKV,))
+    assert [remark for remark in loaded.remarks if "had yet to be applied" in remark and QKV in remark]
+    assert [remark for remark in loaded.remarks if "prune nothing" in remark and "head" in remark]
+
+
+def test_masks_that_were_applied_already_are_no_news(state: State, load: Load) -> None:
+    mask = two_in_four(state[f"{QKV}.weight"])
+    state[f"{QKV}.weight"] *= mask
+    state[f"{QKV}.__weight_mma_mask"] = mask
+    assert load(state).remarks == ()
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (torch.cat([torch.ones(48, 12), torch.zeros(48, 4)], 1).bool(), "isn't 2:4"),
+        (torch.ones(48, 8).bool(), r"mask of \[48, 8\]"),
+        (torch.full((48, 16), 0.5), "other values"),
+    ],
+)
+def test_a_mask_that_makes_no_sense_is_refused(state: State, load: Load, mask: torch.Tensor, words: str) -> None:
+    state[f"{QKV}.__weight_mma_mask"] = mask
+    with pytest.raises(GpusqError, match=words):
+        load(state)
+
+
+def test_a_conv_s_mask_runs_along_its_channels(state: State, load: Load) -> None:
+    """Three channels make no group of four: no mask of that weight can be 2:4."""
+    name = "patch_embed.proj"
+    mask = torch.ones_like(state[f"{name}.weight"], dtype=torch.bool)
+    mask[0, 0] = False
+    state[f"{name}.__weight_mma_mask"] = mask
+    with pytest.raises(GpusqError, match="isn't 2:4"):
+        load(state)
+
+
+def packed(weight: torch.Tensor, device: str = "cpu") -> torch.Tensor:
+    """As torch packs on CUDA; its conversion runs anywhere, its `from_dense` insists on CUDA."""
+    conversions: Any = torch.sparse.semi_structured
+    values, meta = conversions.sparse_semi_structured_from_dense_cutlass(weight)
+    kind: Any = SparseSemiStructuredTensorCUTLASS
+    result: Any = torch.Tensor._make_wrapper_subclass(
+        kind, weight.shape, dtype=weight.dtype, device=torch.device(device)
+    )
+    result.packed, result.meta, result.packed_t, result.meta_t = values, meta, None, None
+    result.compressed_swizzled_bitmask, result.fuse_transpose_cusparselt, result.alg_id_cusparselt = None, False, 0
+    tensor: torch.Tensor = result
+    return tensor
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_packed_weights_are_unpacked_to_what_was_packed(tmp_path: Path, device: str) -> None:
+    state = wide_state()
+    weight = state["weight"] * two_in_four(state["weight"])
+    torch.save({"fc.weight": packed(weight, device)}, tmp_path / "model.pt")
+    reading = reading_of(read_checkpoint_file(tmp_path / "model.pt"), place="model.pt")
+    assert type(reading.state["fc.weight"]) is torch.Tensor
+    assert torch.equal(reading.state["fc.weight"], weight)
+    assert reading.sparsity is not None
+    assert reading.sparsity.layers == ("fc",)
+
+
+def wide_state() -> State:
+    torch.manual_seed(2)
+    return {"weight": torch.randn(64, 256, dtype=torch.float16)}
+
+
+def test_cusparselt_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    kind: Any = SparseSemiStructuredTensorCUSPARSELT
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        value = kind(torch.Size([64, 256]), torch.zeros(64, 144).half(), None, None, None, None)
+    torch.save({"fc.weight": value}, tmp_path / "model.pt")
+    with pytest.raises(GpusqError, match="cuSPARSELt") as caught:
+        load_checkpoint(tmp_path / "model.pt", arch=producers.SPEC)
+    assert "to_dense()" in str(caught.value.hint)
