@@ -14,13 +14,13 @@ from gpusq_deploy.artifacts import MeasureSettings, Runs, RuntimeInfo, digest_of
 from gpusq_deploy.benchmarks.environment import read_environment
 from gpusq_deploy.benchmarks.measure import Progress, check_batches, measure, normal_feeds
 from gpusq_deploy.benchmarks.reference import CpuReference
-from gpusq_deploy.benchmarks.subject import Subject
+from gpusq_deploy.benchmarks.subject import MeasuredModel
 from gpusq_deploy.engines import Session, open_session
 from gpusq_deploy.errors import GpusqError
 
 
 def record(
-    subject: Subject,
+    subject: MeasuredModel,
     batches: Sequence[int],
     settings: MeasureSettings,
     *,
@@ -78,7 +78,7 @@ class _Compared(NamedTuple):
 
 
 def _compared(
-    subject: Subject, batches: Sequence[int], settings: MeasureSettings, open_engine: Callable[[], Session]
+    subject: MeasuredModel, batches: Sequence[int], settings: MeasureSettings, open_engine: Callable[[], Session]
 ) -> _Compared:
     """What an engine's outputs were compared with, or why they weren't; nothing for ONNX Runtime, the reference itself.
 
@@ -102,7 +102,7 @@ def _compared(
     return _Compared("compared", (reference.note(),))
 
 
-def _open(subject: Subject, threads: int | None, *, cuda_graph: bool) -> Session:
+def _open(subject: MeasuredModel, threads: int | None, *, cuda_graph: bool) -> Session:
     if threads is None or cuda_graph:
         return open_session(
             subject.path,

@@ -31,7 +31,7 @@ _PLAN_SUFFIXES = (".plan", ".engine")
 _AMPERE = (8, 0)
 
 
-class Subject(NamedTuple):
+class MeasuredModel(NamedTuple):
     """One file on one runtime. `name` identifies it without the machine's paths; `batch` is the bundle's range.
 
     `weights` is the model that a plan without weights takes them from; `reference` the one that a plan was built from,
@@ -55,7 +55,7 @@ class Subject(NamedTuple):
         return tuple(sorted({self.batch.minimum, self.batch.optimum}))
 
 
-def find_subject(path: Path, requested: str) -> Subject:
+def find_subject(path: Path, requested: str) -> MeasuredModel:
     """Choose model file and runtime.
 
     Args:
@@ -73,7 +73,7 @@ def find_subject(path: Path, requested: str) -> Subject:
         folder = path.resolve().parent
         if path.name == MODEL and is_ours(folder):
             _require_model(folder, read_value(folder / MANIFEST, Manifest))
-        return Subject(path, path.name, choose_runtime(requested, plans=()), None)
+        return MeasuredModel(path, path.name, choose_runtime(requested, plans=()), None)
     raise GpusqError(
         "neither a bundle's folder nor a .onnx, .plan or .engine file",
         place=str(path),
@@ -81,7 +81,7 @@ def find_subject(path: Path, requested: str) -> Subject:
     )
 
 
-def _of_bundle(folder: Path, requested: str) -> Subject:
+def _of_bundle(folder: Path, requested: str) -> MeasuredModel:
     if not is_bundle(folder):
         raise GpusqError(
             "the folder is not a bundle: it has no manifest.json",
@@ -95,16 +95,16 @@ def _of_bundle(folder: Path, requested: str) -> Subject:
     name = folder.resolve().name
     if choice.name == "onnxruntime":
         _require_model(folder, manifest)
-        return Subject(folder / MODEL, f"{name}/{MODEL}", choice, manifest.batch)
+        return MeasuredModel(folder / MODEL, f"{name}/{MODEL}", choice, manifest.batch)
     engine = _engine_for_this_gpu(receipt, manifest, choice.name)
     _require_as_built(engine, folder, manifest)
     weights = _weights_for(engine, folder, manifest)
     path = folder / engine.plan_file
     host_code = _options_of(engine, manifest).version_compatible
-    return Subject(path, f"{name}/{engine.plan_file}", choice, manifest.batch, weights, folder / MODEL, host_code)
+    return MeasuredModel(path, f"{name}/{engine.plan_file}", choice, manifest.batch, weights, folder / MODEL, host_code)
 
 
-def _of_plan(path: Path, requested: str) -> Subject:
+def _of_plan(path: Path, requested: str) -> MeasuredModel:
     # The file doesn't say which of the two backends built it; loading it on the wrong one fails with the reason.
     choice = choose_runtime(requested, plans=get_args(BackendName))
     if choice.name == "onnxruntime":
@@ -115,7 +115,7 @@ def _of_plan(path: Path, requested: str) -> Subject:
         )
     folder = path.resolve().parent.parent
     if not is_ours(folder):
-        return Subject(path, path.name, choice, None)
+        return MeasuredModel(path, path.name, choice, None)
     receipt, manifest = read_value(folder / RECEIPT, Receipt), read_value(folder / MANIFEST, Manifest)
     engine = next((engine for engine in receipt.engines if folder / engine.plan_file == path.resolve()), None)
     if engine is None:
@@ -127,7 +127,7 @@ def _of_plan(path: Path, requested: str) -> Subject:
     _require_as_built(engine, folder, manifest)
     weights = _weights_for(engine, folder, manifest)
     host_code = _options_of(engine, manifest).version_compatible
-    return Subject(path, path.name, choice, None, weights, folder / MODEL, host_code)
+    return MeasuredModel(path, path.name, choice, None, weights, folder / MODEL, host_code)
 
 
 def _require_as_built(engine: BuiltEngine, folder: Path, manifest: Manifest) -> None:

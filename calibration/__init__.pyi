@@ -10,6 +10,7 @@ from .data import (
     filled as filled,
     open_source as open_source,
     preprocessing_of_arrays as preprocessing_of_arrays,
+    split_source as split_source,
 )
 from .distributed import (
     Ranks as Ranks,
@@ -34,8 +35,8 @@ from .observe import (
     Observing as Observing,
 )
 from .ranges import (
-    Data as Data,
-    Subject as Subject,
+    CalibrationInputs as CalibrationInputs,
+    ModelFacts as ModelFacts,
     calibrated as calibrated,
     known_ranges as known_ranges,
 )

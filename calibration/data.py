@@ -16,7 +16,7 @@ from gpusq_deploy.calibration.array_data import called, mapped_npy, mapped_npz, 
 from gpusq_deploy.calibration.image_data import Sample, load_image
 from gpusq_deploy.calibration.image_decoding import frames_remark
 from gpusq_deploy.calibration.image_listing import SUFFIXES, listed
-from gpusq_deploy.calibration.loader_items import Reader, batch_shape
+from gpusq_deploy.calibration.loader_items import ItemReader, batch_shape
 from gpusq_deploy.errors import GpusqError, printable
 from gpusq_deploy.text import counted, some
 
@@ -306,7 +306,7 @@ def source_from_iterable(items: Any, preprocessing: Preprocessing, *, name: str 
     Raises:
         GpusqError: An item that holds nothing that the model takes, no item, or too many.
     """
-    reader = Reader(preprocessing=preprocessing, name=name)
+    reader = ItemReader(preprocessing=preprocessing, name=name)
     values = spooled(reader.batches(items), preprocessing.sample_shape, name=name)
     return ArrayFile(name=f"{name} ({reader.remark})" if reader.remark else name, values=values)
 
@@ -363,3 +363,28 @@ def _misfit(values: npt.NDArray[Any], expected: tuple[int, ...]) -> str:
     if image:
         size += "; or --arch-arg, where the model should be of another size"
     return next((hint for wrong, hint in faults if wrong), size)
+
+
+_HELD_OUT_SHARE = 10
+
+
+_HELD_OUT_MOST = 32
+
+
+# Of few samples more than a tenth is kept apart: one or two prove little.
+_HELD_OUT_LEAST, _LEAST_OF = 4, 4
+
+
+def split_source(source: DataSource) -> tuple[DataSource, DataSource, bool]:
+    """Samples to calibrate on, and samples to verify on.
+
+    A tenth of them is kept apart, or 4 if that is more but no more than a quarter, 32 at most, spread over the whole.
+    With fewer than ten samples the two are the same, and the flag is False.
+    """
+    if len(source) < _HELD_OUT_SHARE or source.synthetic:
+        return source, source, False
+    few = min(_HELD_OUT_LEAST, len(source) // _LEAST_OF)
+    apart = min(max(len(source) // _HELD_OUT_SHARE, few), _HELD_OUT_MOST)
+    chosen = {index * len(source) // apart for index in range(apart)}
+    rest = [index for index in range(len(source)) if index not in chosen]
+    return Selection(source=source, indices=rest), Selection(source=source, indices=sorted(chosen)), True

@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(kw_only=True, slots=True)
-class Reader:
+class ItemReader:
     """Takes the model's input out of items. `taken` are the keys under which it lay, `pixels` whether any was 8-bit."""
 
     preprocessing: Preprocessing

@@ -28,7 +28,7 @@ class ChannelMoments:
     covariance: npt.NDArray[np.float32] | None
 
 
-class MomentSums:
+class ChannelMomentSums:
     """Sums about the first rows' mean, so that a large mean doesn't drown the variance.
 
     State: a few numbers for each channel; with `squares`, K² and 1,024 rows.

@@ -31,8 +31,8 @@ from gpusq_deploy.calibration.histogram import Counts, counts_of
 from gpusq_deploy.calibration.image_data import Sample
 from gpusq_deploy.calibration.input_checks import input_warnings, sameness_warnings, statistics_of
 from gpusq_deploy.calibration.instrument import AMAX_SUFFIX, VALUES_SUFFIX, instrumented
-from gpusq_deploy.calibration.moments import ChannelMoments, MomentSums
-from gpusq_deploy.calibration.observer_state import Tally, bytes_from_tally, tally_from_bytes
+from gpusq_deploy.calibration.moments import ChannelMoments, ChannelMomentSums
+from gpusq_deploy.calibration.observer_state import ObserverState, bytes_from_tally, tally_from_bytes
 from gpusq_deploy.calibration.output_error_weights import column_weights
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import GraphLayer, scratch_model, static_batch, value_name
@@ -146,7 +146,7 @@ def observe(
     own, sums = _seen(model, layers, source, open_model=open_model, progress=progress, how=how)
     work = (source.name, len(source), how.world, *(f"{name}: {calibrator}" for name, calibrator in tensors.items()))
     about = digest_of_bytes(repr(work).encode())
-    tally = Tally()
+    tally = ObserverState()
     for part in how.gather(bytes_from_tally(own, about=about)):
         tally.absorb(tally_from_bytes(part, about=about))
     skipped = tuple(tally.skipped[index] for index in sorted(tally.skipped))
@@ -178,7 +178,7 @@ class _Rows:
 class _Look:
     """What some neighbouring samples showed."""
 
-    tally: Tally = field(default_factory=Tally)
+    tally: ObserverState = field(default_factory=ObserverState)
     rows: list[_Rows] = field(default_factory=list[_Rows])
 
 
@@ -243,15 +243,15 @@ def _seen(
     open_model: Callable[[Path], Runner],
     progress: Callable[[int, int], None] | None,
     how: Observing,
-) -> tuple[Tally, dict[str, MomentSums]]:
+) -> tuple[ObserverState, dict[str, ChannelMomentSums]]:
     """This process's share of the samples, and the sums of those channels that are looked at."""
     tensors = tuple(dict.fromkeys([*(layer.input for layer in layers), *how.moments]))
     weights = _channel_weights(model, layers, how.calibrators)
-    sums: dict[str, MomentSums] = {}
+    sums: dict[str, ChannelMomentSums] = {}
     batch = static_batch(model.graph)
     groups = _groups(len(source), batch or 1)[how.rank :: how.world]
     mine = sum(map(len, groups))
-    tally = Tally()
+    tally = ObserverState()
     with scratch_model(instrumented(model, tensors, whole={*weights, *how.moments})) as path:
         runner = open_model(path)
         observer = _Observer(
@@ -276,14 +276,14 @@ def _seen(
 
 
 def _add_rows(
-    sums: dict[str, MomentSums], parts: Sequence[_Rows], squares: Mapping[str, bool], adders: Executor
+    sums: dict[str, ChannelMomentSums], parts: Sequence[_Rows], squares: Mapping[str, bool], adders: Executor
 ) -> None:
     """Tensors side by side; the rows of one in their order, so that its sums don't depend on the threads."""
     by_tensor: dict[str, list[_Rows]] = {}
     for part in parts:
         by_tensor.setdefault(part.tensor, []).append(part)
         if part.tensor not in sums:
-            sums[part.tensor] = MomentSums(part.rows, squares=squares[part.tensor])
+            sums[part.tensor] = ChannelMomentSums(part.rows, squares=squares[part.tensor])
 
     def add(tensor: str) -> None:
         for part in by_tensor[tensor]:
@@ -326,7 +326,7 @@ def _channel_weights(
     return weights
 
 
-def _range(tally: Tally, tensor: str, calibrator: Calibrator, layers: Sequence[GraphLayer]) -> TensorRange:
+def _range(tally: ObserverState, tensor: str, calibrator: Calibrator, layers: Sequence[GraphLayer]) -> TensorRange:
     reader = next(layer.layer for layer in layers if layer.input == tensor)
     origin = f"{calibrator} over {counted(len(tally.samples), 'sample')}"
     if tensor not in tally.counts:
@@ -336,7 +336,7 @@ def _range(tally: Tally, tensor: str, calibrator: Calibrator, layers: Sequence[G
     return TensorRange(tensor=tensor, layer=reader, amax=amax, origin=f"{origin}; {largest}")
 
 
-def _warnings(tally: Tally, source: DataSource, declared: Preprocessing | None) -> tuple[str, ...]:
+def _warnings(tally: ObserverState, source: DataSource, declared: Preprocessing | None) -> tuple[str, ...]:
     if source.synthetic or tally.inputs is None:
         return ()
     alike = sameness_warnings(tally.inputs, tally.different)

@@ -20,7 +20,7 @@ from gpusq_deploy.errors import GpusqError
 
 
 @dataclass(kw_only=True, slots=True)
-class Tally:
+class ObserverState:
     """Of some samples: largest magnitudes and counts by tensor, digests and failures by sample, the input's statistics.
 
     The state grows with the number of tensors; beyond that, 32 bytes of digest are kept for each sample.
@@ -32,7 +32,7 @@ class Tally:
     skipped: dict[int, str] = field(default_factory=dict[int, str])
     inputs: InputStatistics | None = None
 
-    def absorb(self, other: Tally) -> None:
+    def absorb(self, other: ObserverState) -> None:
         """Add what another tally saw of other samples.
 
         Raises:
@@ -92,7 +92,7 @@ class _Message(Value):
     inputs: _Inputs | None
 
 
-def bytes_from_tally(tally: Tally, *, about: str) -> bytes:
+def bytes_from_tally(tally: ObserverState, *, about: str) -> bytes:
     """MessagePack. `about` names the work: tallies of different work don't add up."""
     inputs = tally.inputs
     message = _Message(
@@ -116,7 +116,7 @@ def bytes_from_tally(tally: Tally, *, about: str) -> bytes:
     return msgspec.msgpack.encode(message)
 
 
-def tally_from_bytes(data: bytes, *, about: str) -> Tally:
+def tally_from_bytes(data: bytes, *, about: str) -> ObserverState:
     """The tally that another process sent.
 
     Raises:
@@ -129,7 +129,7 @@ def tally_from_bytes(data: bytes, *, about: str) -> Tally:
             place=f"{about} and {message.about}",
             hint="give every rank the same files and options, and data whose order doesn't change",
         )
-    return Tally(
+    return ObserverState(
         amax=message.amax,
         counts=_counts(message.counts),
         samples=message.samples,

@@ -23,7 +23,7 @@ from gpusq_deploy.text import counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
+class ModelFacts:
     """What calibration knows of the model beside its graph.
 
     Attributes:
@@ -41,7 +41,7 @@ class Subject:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Data:
+class CalibrationInputs:
     """Samples to calibrate on and to verify on; `held_out` says that the two are apart.
 
     `table` are stored ranges, `cache` those of a TensorRT calibration cache by its tensors' names; `ranges` is the file
@@ -65,8 +65,8 @@ class Data:
 def known_ranges(
     model: ir.Model,
     layers: Sequence[GraphLayer],
-    data: Data,
-    subject: Subject,
+    data: CalibrationInputs,
+    subject: ModelFacts,
     calibrators: Mapping[str, Calibrator],
     reporter: Reporter,
 ) -> CalibrationTable:
@@ -111,7 +111,7 @@ def calibrated(
     model: ir.Model,
     layers: Sequence[GraphLayer],
     source: DataSource,
-    subject: Subject,
+    subject: ModelFacts,
     how: Observing,
     reporter: Reporter,
 ) -> Observed:

@@ -29,7 +29,7 @@ from .gpu import (
     find_gpu as find_gpu,
 )
 from .health import (
-    Check as Check,
+    HealthCheck as HealthCheck,
     check_builder as check_builder,
     check_gpu as check_gpu,
     check_nvidia_smi as check_nvidia_smi,

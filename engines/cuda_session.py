@@ -69,7 +69,7 @@ def open_plan(
     if isinstance(graphs, str):
         raise GpusqError(f"CUDA graphs can't be used here: {graphs}", place=str(path), hint="leave out --cuda-graph")
     return CudaSession(
-        Parts(
+        CudaParts(
             plan=plan,
             api=api,
             cuda=open_cuda(through, place=str(path)),
@@ -84,7 +84,7 @@ def open_plan(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class CudaParts:
     """What a session is made of: the plan and where it lies, TensorRT's module, and the GPU, which the session closes.
 
     `weights` is for a plan without any, `graphs` for launching CUDA graphs, `host_code` for a plan that brings
@@ -116,7 +116,7 @@ class _Buffers:
 class CudaSession:
     """An engine plan on a GPU. Unverified: see the module."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: CudaParts) -> None:
         self.runtime: str = parts.backend
         self.runtime_version: str = parts.api.__version__
         self._path = parts.path
@@ -137,7 +137,7 @@ class CudaSession:
             parts.cuda.close()
             raise
 
-    def _load(self, parts: Parts) -> None:
+    def _load(self, parts: CudaParts) -> None:
         # TensorRT keeps no reference of its own to the logger, nor an engine to its runtime.
         self._logger = self._log.as_logger(parts.api)
         self._runtime = parts.api.Runtime(self._logger)

@@ -53,7 +53,7 @@ print(ort.__version__)
 """
 
 
-class Check(Value):
+class HealthCheck(Value):
     """One thing that was tried: whether it works, and what it said."""
 
     name: str
@@ -61,48 +61,50 @@ class Check(Value):
     said: str
 
 
-def check_builder(name: BackendName) -> Check:
+def check_builder(name: BackendName) -> HealthCheck:
     """Whether TensorRT's builder can be made: its library is loaded, and its network too."""
     return _tried(f"builder {name}", _BUILDER, TRAITS[name].module)
 
 
-def check_gpu() -> Check:
+def check_gpu() -> HealthCheck:
     """Whether a GPU answers through the driver."""
     return _tried("GPU", _GPU)
 
 
-def check_plans(name: BackendName) -> Check:
+def check_plans(name: BackendName) -> HealthCheck:
     """Whether plans of a backend can be run."""
     return _tried(f"plans of {name}", _RUNTIME, name)
 
 
-def check_onnxruntime() -> Check:
+def check_onnxruntime() -> HealthCheck:
     """Whether ONNX Runtime runs a graph on the CPU."""
     return _tried("ONNX Runtime", _ORT)
 
 
-def check_nvidia_smi() -> Check:
+def check_nvidia_smi() -> HealthCheck:
     """The driver's own report; it says clocks and power, which the driver's library doesn't."""
     name = "nvidia-smi"
     if shutil.which(name) is None:
-        return Check(name=name, works=False, said="nvidia-smi is not installed")
+        return HealthCheck(name=name, works=False, said="nvidia-smi is not installed")
     return _run(name, [name, "--query-gpu=name,driver_version", "--format=csv,noheader"])
 
 
-def _tried(name: str, script: str, *arguments: str) -> Check:
+def _tried(name: str, script: str, *arguments: str) -> HealthCheck:
     return _run(name, [sys.executable, "-c", script, *arguments])
 
 
-def _run(name: str, words: list[str]) -> Check:
+def _run(name: str, words: list[str]) -> HealthCheck:
     try:
         done = subprocess.run(
             words, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=_SECONDS
         )
     except subprocess.TimeoutExpired:
-        return Check(name=name, works=False, said=f"no answer within {_SECONDS} seconds")
+        return HealthCheck(name=name, works=False, said=f"no answer within {_SECONDS} seconds")
     except OSError as error:
-        return Check(name=name, works=False, said=one_line(error))
+        return HealthCheck(name=name, works=False, said=one_line(error))
     if done.returncode < 0:
-        return Check(name=name, works=False, said=f"crashed with signal {-done.returncode}")
+        return HealthCheck(name=name, works=False, said=f"crashed with signal {-done.returncode}")
     lines = (done.stdout if done.returncode in {0, 3} else done.stderr).strip().splitlines()
-    return Check(name=name, works=done.returncode == 0, said=lines[-1] if lines else f"exit code {done.returncode}")
+    return HealthCheck(
+        name=name, works=done.returncode == 0, said=lines[-1] if lines else f"exit code {done.returncode}"
+    )

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from gpusq_deploy.artifacts import EngineLayer, EngineTensor, EngineTotals, Verdict
+from gpusq_deploy.artifacts import EngineLayer, EngineTensor, EngineTotals, YesNoUnknown
 
 Role = Literal["gemm", "attention", "sync", "other"]
 
@@ -83,7 +83,7 @@ def totals(layers: Iterable[EngineLayer]) -> EngineTotals:
     )
 
 
-def sparse_tactic(tactic: str) -> tuple[Verdict, str]:
+def sparse_tactic(tactic: str) -> tuple[YesNoUnknown, str]:
     """Whether a kernel, by its name, multiplies 2:4 sparse weights; and why we say so.
 
     The builder's flags and its "eligible" lists prove nothing: only the kernel's name does.

@@ -41,16 +41,17 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 import torch
+from gpusq_deploy.quantize.prepare import plan_inputs
 
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.receipt import EngineLayer
 from gpusq_deploy.artifacts.recipe import Recipe, load_recipe
 from gpusq_deploy.calibration.calibrator_choice import calibrators_for
 from gpusq_deploy.calibration.data import DataSource, Selection, open_source
-from gpusq_deploy.calibration.ranges import Data
+from gpusq_deploy.calibration.ranges import CalibrationInputs
+from gpusq_deploy.compile.inputs import subject_of
 from gpusq_deploy.compile.pipeline import CANONICAL
-from gpusq_deploy.compile.qkv_merge import pack_projections
-from gpusq_deploy.compile.steps import subject_of
+from gpusq_deploy.compile.qkv_merge import merge_qkv
 from gpusq_deploy.engines.builder import EngineBuild, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.cost import graph_cost
@@ -65,15 +66,14 @@ from gpusq_deploy.graph.blocks import blocks_of_nodes
 from gpusq_deploy.graph.files import load_model, save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import Pass, run_passes
-from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.numerics.error import sqnr_db
 from gpusq_deploy.progress import Reporter
-from gpusq_deploy.quantize.fp16_overflow import Wide
+from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow
 from gpusq_deploy.quantize.mixed_precision import decide
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize
-from gpusq_deploy.quantize.prepare import prepare
-from gpusq_deploy.quantize.smooth_and_range import Wanted
+from gpusq_deploy.quantize.smooth_and_range import QuantRequest
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 _BATCH = BatchRange(minimum=8, optimum=8, maximum=8)
@@ -215,7 +215,7 @@ def _rows_of(subject: Subject, peer_python: Path | None, pattern: str) -> Iterat
 
 
 def _graphs(subject: Subject, folder: Path, peer_python: Path | None) -> Iterator[tuple[str, Callable[[], Graph]]]:
-    cast = CastRemainder("fp16")
+    cast = CastToFloatType("fp16")
     yield "FP16 as exported", lambda: Graph("", run_passes(subject.exported, [cast]))
     canonical = _packed(subject, run_passes(subject.exported, CANONICAL))
     yield "FP16 ours", lambda: Graph("", run_passes(canonical, [cast]))
@@ -235,28 +235,28 @@ def _graphs(subject: Subject, folder: Path, peer_python: Path | None) -> Iterato
 
 
 def _cast_graph(path: Path) -> Graph:
-    return Graph("", run_passes(load_model(path), [CastRemainder("fp16")]))
+    return Graph("", run_passes(load_model(path), [CastToFloatType("fp16")]))
 
 
 def _packed(subject: Subject, canonical: ir.Model) -> ir.Model:
     """With projections packed, as gpusq-build packs them."""
     recipe = load_recipe(None)
     report = graph_sparsity(canonical, source=subject.checkpoint.file, recipe=recipe)
-    return pack_projections(canonical, report, recipe, None).model
+    return merge_qkv(canonical, report, recipe, None).model
 
 
 def _quantised(subject: Subject, canonical: ir.Model, recipe: Recipe) -> tuple[ir.Model, list[Pass]]:
     """The smoothed graph, and the passes that quantise it."""
     layers, checkpoint = weighted_layers(canonical), subject.checkpoint
     wanted = layers_to_quantize(layers, recipe)
-    how = Wanted(layers=wanted, recipe=recipe, calibrators=calibrators_for(wanted, recipe), remainder="fp16")
-    data = Data(calibrate=subject.calibrate, verify=subject.calibrate, held_out=False, real=True)
+    how = QuantRequest(layers=wanted, recipe=recipe, calibrators=calibrators_for(wanted, recipe), remainder="fp16")
+    data = CalibrationInputs(calibrate=subject.calibrate, verify=subject.calibrate, held_out=False, real=True)
     reporter = Reporter(say=_ignore, progress=_ignore)
-    prepared = prepare(canonical, layers, how, data, subject_of(checkpoint), reporter)
+    prepared = plan_inputs(canonical, layers, how, data, subject_of(checkpoint), reporter)
     report = graph_sparsity(canonical, source=checkpoint.file, recipe=recipe)
     asked = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp16")
-    plan, rounded = decide(prepared, asked, report, Wide(), data, reporter)
-    return prepared.model, [Quantize(plan, rounded), CastRemainder("fp16")]
+    plan, rounded = decide(prepared, asked, report, Fp16Overflow(), data, reporter)
+    return prepared.model, [Quantize(plan, rounded), CastToFloatType("fp16")]
 
 
 def _linears(recipe: Recipe) -> Recipe:

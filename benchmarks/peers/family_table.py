@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.artifacts.plan import Plan
+from gpusq_deploy.artifacts.plan import QuantPlan
 from gpusq_deploy.artifacts.receipt import EngineTotals
 from gpusq_deploy.artifacts.recipe import Recipe, load_recipe
 from gpusq_deploy.benchmarks.peers.family_models import FAMILIES, Family, fill_zeros
@@ -31,7 +31,7 @@ from gpusq_deploy.bundle.receipt import built_layers
 from gpusq_deploy.calibration.data import ArrayFile
 from gpusq_deploy.calibration.observe import collect_ranges
 from gpusq_deploy.compile.pipeline import CANONICAL
-from gpusq_deploy.compile.qkv_merge import Packed, pack_projections
+from gpusq_deploy.compile.qkv_merge import MergedGraph, merge_qkv
 from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.layer_classes import totals
@@ -47,7 +47,7 @@ from gpusq_deploy.graph.attention import find_attentions
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
-from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
@@ -119,7 +119,7 @@ def _measure(family: Family, row: dict[str, Any]) -> None:
     start = time.perf_counter()
     recipe = load_recipe(Path("plain_wi8_ai8"))
     model = run_passes(export_float_model(checkpoint, batch=batch), CANONICAL)
-    packed = pack_projections(model, graph_sparsity(model, source="", recipe=recipe), recipe, None)
+    packed = merge_qkv(model, graph_sparsity(model, source="", recipe=recipe), recipe, None)
     model = packed.model
     row["export_seconds"] = round(time.perf_counter() - start, 1)
     attentions = len(find_attentions(model))
@@ -130,11 +130,11 @@ def _measure(family: Family, row: dict[str, Any]) -> None:
         row["max_relative_error"] = _difference(checkpoint, path, family.batch)
         plan = _plan(checkpoint, packed, recipe, family.batch)
         checkpoint.module.to("meta")  # its weights aren't needed any more
-        save_model(run_passes(model, [CastRemainder("fp16")]), path)
+        save_model(run_passes(model, [CastToFloatType("fp16")]), path)
         found, row["fp16_build_seconds"], _ = _built(path, batch, plan)
         row["fp16_kernels"], row["fp16_attention_fused"] = found.kernels, found.attention_fused
         row["fp16_kernels_per_block"] = round(found.kernels / attentions, 1) if attentions else None
-        save_model(run_passes(model, [Quantize(plan), CastRemainder("fp16")]), path)
+        save_model(run_passes(model, [Quantize(plan), CastToFloatType("fp16")]), path)
         found, row["int8_build_seconds"], row["linear_flops_int8"] = _built(path, batch, plan)
         row["int8_kernels"], row["int8_attention_fused"] = found.kernels, found.attention_fused
         row["gemms"] = dict(found.gemms)
@@ -163,7 +163,7 @@ def _difference(checkpoint: Checkpoint, path: Path, batch: int) -> float:
     return max(found)
 
 
-def _plan(checkpoint: Checkpoint, packed: Packed, recipe: Recipe, batch: int) -> Plan:
+def _plan(checkpoint: Checkpoint, packed: MergedGraph, recipe: Recipe, batch: int) -> QuantPlan:
     model, layers = packed.model, weighted_layers(packed.model)
     noise = ArrayFile(name="noise", values=array_from_tensor(example_input(checkpoint, batch)))
     table = collect_ranges(model, layers_to_quantize(layers, recipe), noise, open_model=open_onnx)
@@ -171,7 +171,7 @@ def _plan(checkpoint: Checkpoint, packed: Packed, recipe: Recipe, batch: int) ->
     return make_plan(layers, asked, table=table, sparsity=packed.stored)
 
 
-def _built(path: Path, batch: BatchRange, plan: Plan) -> tuple[EngineTotals, float, float | None]:
+def _built(path: Path, batch: BatchRange, plan: QuantPlan) -> tuple[EngineTotals, float, float | None]:
     """Totals, seconds, and the share of the Linear layers' multiply-accumulates in INT8 kernels; None without any."""
     build = build_engine(path, find_target("a100"), BuildSettings(batch=batch))
     became = {layer.node: layer.precision for layer in built_layers(plan, build.layers)}

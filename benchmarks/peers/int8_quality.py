@@ -32,6 +32,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from gpusq_deploy.quantize.prepare import plan_inputs
 
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.manifest import BatchRange
@@ -39,7 +40,7 @@ from gpusq_deploy.artifacts.recipe import Recipe, load_recipe
 from gpusq_deploy.benchmarks.peers.photographs import crops, photographs
 from gpusq_deploy.calibration.calibrator_choice import calibrators_for
 from gpusq_deploy.calibration.data import ArrayFile
-from gpusq_deploy.calibration.ranges import Data, Subject
+from gpusq_deploy.calibration.ranges import CalibrationInputs, ModelFacts
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.graph.files import load_model, save_model
 from gpusq_deploy.graph.layers import weighted_layers
@@ -47,11 +48,10 @@ from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.numerics.error import error_sums
 from gpusq_deploy.progress import Reporter
-from gpusq_deploy.quantize.fp16_overflow import Wide
+from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow
 from gpusq_deploy.quantize.mixed_precision import decide
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize
-from gpusq_deploy.quantize.prepare import prepare
-from gpusq_deploy.quantize.smooth_and_range import Wanted
+from gpusq_deploy.quantize.smooth_and_range import QuantRequest
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 _LEFT_OUT = ("color.png", "logo.png", "motorcycle_right.png", "phantom.png")
@@ -216,14 +216,14 @@ def quantise_ours(folder: Path, name: str) -> None:
     recipe, model = _recipe(name), load_model(folder / "float.onnx")
     layers = weighted_layers(model)
     source = ArrayFile(name="images", values=images)
-    data = Data(calibrate=source, verify=source, held_out=False, real=True)
+    data = CalibrationInputs(calibrate=source, verify=source, held_out=False, real=True)
     wanted = layers_to_quantize(layers, recipe)
-    how = Wanted(layers=wanted, recipe=recipe, calibrators=calibrators_for(wanted, recipe), remainder="fp32")
+    how = QuantRequest(layers=wanted, recipe=recipe, calibrators=calibrators_for(wanted, recipe), remainder="fp32")
     quiet = Reporter(say=_ignore, progress=_ignore)
-    prepared = prepare(model, layers, how, data, Subject(file="float.onnx"), quiet)
+    prepared = plan_inputs(model, layers, how, data, ModelFacts(file="float.onnx"), quiet)
     report = graph_sparsity(prepared.model, source="", recipe=recipe)
     asked = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp32")
-    plan, rounded = decide(prepared, asked, report, Wide(), data, quiet)
+    plan, rounded = decide(prepared, asked, report, Fp16Overflow(), data, quiet)
     save_model(run_passes(prepared.model, [Quantize(plan, rounded)]), folder / "built.onnx")
     linear = [layer for layer in plan.layers if layer.kind == "linear"]
     made = {

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
+from gpusq_deploy.quantize.prepare import PlanInputs, fitted, place, plan_inputs
 
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.recipe import (
@@ -34,10 +35,10 @@ from gpusq_deploy.artifacts.recipe import (
 )
 from gpusq_deploy.calibration.calibrator_choice import calibrators_for
 from gpusq_deploy.calibration.data import open_source
-from gpusq_deploy.calibration.ranges import Data
+from gpusq_deploy.calibration.ranges import CalibrationInputs
 from gpusq_deploy.compile.compare_graphs import Pair
+from gpusq_deploy.compile.inputs import subject_of
 from gpusq_deploy.compile.pipeline import CANONICAL
-from gpusq_deploy.compile.steps import subject_of
 from gpusq_deploy.compile.verify import verify
 from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.configure import BuildSettings
@@ -49,12 +50,11 @@ from gpusq_deploy.frontend.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
-from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
-from gpusq_deploy.quantize.prepare import Prepared, fitted, place, prepare
-from gpusq_deploy.quantize.smooth_and_range import Wanted
+from gpusq_deploy.quantize.smooth_and_range import QuantRequest
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 _BATCH = BatchRange(minimum=1, optimum=8, maximum=32)
@@ -103,9 +103,9 @@ class Bench:
         self.calib, self.unseen = (
             open_source(text, self.checkpoint.preprocessing) for text in (options.calib, options.unseen)
         )
-        self.data = Data(calibrate=self.calib, verify=self.unseen, held_out=True, real=True)
+        self.data = CalibrationInputs(calibrate=self.calib, verify=self.unseen, held_out=True, real=True)
         self.quiet = Reporter(say=_ignore, progress=_ignore)
-        self._ready: dict[tuple[Rule, ...], Prepared] = {}
+        self._ready: dict[tuple[Rule, ...], PlanInputs] = {}
 
     def row(self, case: Case, folder: Path) -> dict[str, Any]:
         """Place, quantise, verify and compile."""
@@ -116,7 +116,7 @@ class Bench:
         asked = PlanRequest(recipe=case.recipe, int8=True, sparse=False, remainder="fp16")
         plan = make_plan(prepared.layers, asked, table=prepared.table, sparsity=report, placements=prepared.placements)
         rounded = fitted(prepared, plan, case.recipe, self.data, self.quiet)
-        save_model(run_passes(prepared.model, [Quantize(plan, rounded), CastRemainder("fp16")]), built_file)
+        save_model(run_passes(prepared.model, [Quantize(plan, rounded), CastToFloatType("fp16")]), built_file)
         result = verify(Pair(reference=float_file, built=built_file), self.unseen, held_out=True)
         engine = build_engine(built_file, find_target(case.target), BuildSettings(batch=_BATCH))
         counted = totals(engine.layers)
@@ -134,21 +134,21 @@ class Bench:
             "plan_bytes": len(engine.plan),
         }
 
-    def _placed(self, recipe: Recipe) -> Prepared:
+    def _placed(self, recipe: Recipe) -> PlanInputs:
         subject = subject_of(self.checkpoint)
         if recipe.rules not in self._ready:
             wanted = layers_to_quantize(self.layers, recipe)
-            how = Wanted(
+            how = QuantRequest(
                 layers=wanted,
                 recipe=msgspec.structs.replace(recipe, attention=None, residual=None),
                 calibrators=calibrators_for(wanted, recipe),
                 remainder="fp16",
             )
-            self._ready[recipe.rules] = prepare(self.model, self.layers, how, self.data, subject, self.quiet)
+            self._ready[recipe.rules] = plan_inputs(self.model, self.layers, how, self.data, subject, self.quiet)
         prepared = self._ready[recipe.rules]
         if prepared.ready is None:
             return prepared
-        ready, placements = place(prepared.ready, recipe, self.data, subject, self.quiet)
+        ready, placements = observe_sites(prepared.ready, recipe, self.data, subject, self.quiet)
         return replace(prepared, table=ready.table, placements=placements)
 
 

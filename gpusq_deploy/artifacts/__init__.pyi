@@ -34,6 +34,14 @@ from .calibration import (
     CalibratorName as CalibratorName,
     TensorRange as TensorRange,
 )
+from .expectations import (
+    EVERY_ENGINE as EVERY_ENGINE,
+    Check as Check,
+    EngineExpectation as EngineExpectation,
+    Expectations as Expectations,
+    LayerExpectation as LayerExpectation,
+    parse_bound as parse_bound,
+)
 from .finding import (
     Finding as Finding,
 )
@@ -45,22 +53,22 @@ from .manifest import (
     ModelSource as ModelSource,
 )
 from .packed import (
-    PackedIndex as PackedIndex,
-    PackedTensor as PackedTensor,
+    CompressedIndex as CompressedIndex,
+    CompressedTensor as CompressedTensor,
 )
 from .plan import (
     ActivationQuantization as ActivationQuantization,
     AttentionRole as AttentionRole,
     FloatPrecision as FloatPrecision,
+    Fp32Tensor as Fp32Tensor,
     LayerDecision as LayerDecision,
     LayerKind as LayerKind,
     PlacedQuantization as PlacedQuantization,
     PlacedRole as PlacedRole,
-    Plan as Plan,
     Precision as Precision,
+    QuantPlan as QuantPlan,
     ResidualRole as ResidualRole,
     WeightQuantization as WeightQuantization,
-    WideTensor as WideTensor,
     parts_of as parts_of,
 )
 from .receipt import (
@@ -81,8 +89,8 @@ from .receipt import (
     Receipt as Receipt,
     Reference as Reference,
     SkippedTarget as SkippedTarget,
-    Verdict as Verdict,
     Verification as Verification,
+    YesNoUnknown as YesNoUnknown,
 )
 from .recipe import (
     DEFAULT_RECIPE as DEFAULT_RECIPE,

@@ -7,7 +7,7 @@ from typing import Literal
 from gpusq_deploy.artifacts.base import Value
 
 
-class PackedTensor(Value):
+class CompressedTensor(Value):
     """One weight: its shape and order in the ONNX graph, and where its two blocks lie behind the header.
 
     Attributes:
@@ -35,11 +35,11 @@ class PackedTensor(Value):
             raise ValueError("sizes must not be negative, and k a multiple of 4")
 
 
-class PackedIndex(Value):
+class CompressedIndex(Value):
     """Everything in the file, and its sizes: packed, as dense INT8, and as float32."""
 
     schema: Literal["gpusq.packed/1"] = "gpusq.packed/1"
-    tensors: tuple[PackedTensor, ...]
+    tensors: tuple[CompressedTensor, ...]
     packed_bytes: int
     int8_bytes: int
     float32_bytes: int

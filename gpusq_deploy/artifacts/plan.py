@@ -81,7 +81,7 @@ class PlacedQuantization(Value):
     reason: str
 
 
-class WideTensor(Value):
+class Fp32Tensor(Value):
     """A tensor that FP16 can't hold: it and the nodes around it stay float32.
 
     `module` makes it, `amax` it reaches, `constant` says that it is one.
@@ -94,7 +94,7 @@ class WideTensor(Value):
     constant: bool = False
 
 
-class Plan(Value):
+class QuantPlan(Value):
     """Decisions in graph order. `remainder` is the type of all that isn't quantised, but for what `wide` names."""
 
     schema: Literal["gpusq.plan/1"] = "gpusq.plan/1"
@@ -103,5 +103,5 @@ class Plan(Value):
     sparse_asked: bool
     layers: tuple[LayerDecision, ...]
     placed: tuple[PlacedQuantization, ...] = ()
-    wide: tuple[WideTensor, ...] = ()
+    wide: tuple[Fp32Tensor, ...] = ()
     notes: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.manifest import EngineOptions
 from gpusq_deploy.artifacts.plan import Precision
 
-Verdict = Literal["yes", "no", "unknown"]
+YesNoUnknown = Literal["yes", "no", "unknown"]
 Payoff = Literal["yes", "no", "no difference", "unknown"]
 # The graph that a built one is compared with: the model as it was given, or what `--prune` left of it.
 Reference = Literal["float", "pruned float"]
@@ -72,11 +72,11 @@ class BuiltLayer(Value):
     engine_layers: tuple[str, ...]
     sparse_asked: bool
     sparse_weights_valid: bool
-    sparse_executed: Verdict
+    sparse_executed: YesNoUnknown
     reason: str
     shape: tuple[int, int] | None = None
     flops: int | None = None
-    eligible: Verdict | None = None
+    eligible: YesNoUnknown | None = None
     eligible_reason: str = ""
     carriers: tuple[Carrier, ...] = ()
 

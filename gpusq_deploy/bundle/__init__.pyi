@@ -13,8 +13,10 @@ from .files import (
 from .receipt import (
     CODED as CODED,
     built_layers as built_layers,
-    layer_cost_text as layer_cost_text,
     with_profile as with_profile,
+)
+from .report.cost_text import (
+    layer_cost_text as layer_cost_text,
 )
 from .report.expectations import (
     check_receipt as check_receipt,
@@ -43,8 +45,8 @@ from .report.terminal_chain import (
 from .report.warnings import (
     compared_text as compared_text,
     constant_text as constant_text,
-    doubts as doubts,
     pruning_doubts as pruning_doubts,
+    verification_warnings as verification_warnings,
 )
 from .validation import (
     Validation as Validation,

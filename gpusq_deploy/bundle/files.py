@@ -22,7 +22,7 @@ from gpusq_deploy.artifacts import (
     BundleFile,
     CalibrationTable,
     Manifest,
-    Plan,
+    QuantPlan,
     Receipt,
     Value,
     digest_of_file,
@@ -43,7 +43,7 @@ class Bundle:
 
     path: Path
     manifest: Manifest
-    plan: Plan
+    plan: QuantPlan
     receipt: Receipt
     calibration: CalibrationTable | None
 
@@ -61,7 +61,7 @@ def read_bundle(path: Path) -> Bundle:
     return Bundle(
         path=path,
         manifest=read_value(path / MANIFEST, Manifest),
-        plan=read_value(path / PLAN, Plan),
+        plan=read_value(path / PLAN, QuantPlan),
         receipt=read_value(path / RECEIPT, Receipt),
         calibration=read_value(calibration, CalibrationTable) if calibration.exists() else None,
     )

@@ -10,7 +10,6 @@ TensorRT-RTX's layer list, which can't see kernels and answers unknown.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import get_args
 
@@ -19,39 +18,32 @@ import msgspec
 from gpusq_deploy.artifacts import (
     BuiltEngine,
     BuiltLayer,
-    CostEstimate,
     EngineLayer,
-    LayerCost,
     LayerDecision,
-    LayerShare,
-    Payoff,
-    Plan,
     Precision,
+    QuantPlan,
     SparsityReport,
-    Verdict,
+    YesNoUnknown,
 )
 from gpusq_deploy.engines import KernelTrace, LayerClass, classify, generated_product, sparse_tactic
-from gpusq_deploy.text import counted, some
 
 _PRECISIONS: dict[str | None, Precision] = {name: name for name in get_args(Precision)}
 # Of several pieces, the one that keeps a layer from being what was asked.
 _WORST_FIRST: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8", "fp8", "int4")
 # A layer ran sparse only where all its pieces did.
-_LEAST_SPARSE: tuple[Verdict, ...] = ("no", "unknown", "yes")
+_LEAST_SPARSE: tuple[YesNoUnknown, ...] = ("no", "unknown", "yes")
 
 _PICKED = "picked sparse implementation for layers:"
 
 # Precisions of codes and scales, and the builder's names of the codes' types.
 CODED: dict[Precision, str] = {"int8": "Int8", "fp8": "FP8", "int4": "Int4"}
 
-# The shipped recipe that trades INT8 for fewer kernels.
-_FUSED = "fused_wi8_ai8"
 
 _Classified = tuple[EngineLayer, LayerClass]
 
 
 def built_layers(
-    plan: Plan,
+    plan: QuantPlan,
     engine_layers: Sequence[EngineLayer],
     sparsity: SparsityReport | None = None,
     *,
@@ -115,7 +107,7 @@ def with_profile(engine: BuiltEngine, trace: KernelTrace, *, profiler: str) -> B
     return msgspec.structs.replace(engine, layers=layers, source=source, executed=True)
 
 
-def _seen(able: Sequence[BuiltLayer], trace: KernelTrace) -> tuple[Verdict | None, str]:
+def _seen(able: Sequence[BuiltLayer], trace: KernelTrace) -> tuple[YesNoUnknown | None, str]:
     """What a trace settles for all of these layers, None where nothing; and the counts that it rests on."""
     carriers = {name for layer in able for name in layer.engine_layers}
     sparse = sum(count for name, count in trace.launches.items() if sparse_tactic(name)[0] == "yes")
@@ -154,77 +146,8 @@ def _asked_and_built(layers: Sequence[BuiltLayer]) -> str:
     return ", ".join(f"{name.upper()} asked {len(built)}, built {sum(built)}" for name, built in counts.items())
 
 
-def cost_text(cost: CostEstimate) -> str:
-    """The quantised graph beside the one without Q/DQ; in a second line how that is known."""
-    built, other = cost.built, cost.unquantised
-    if built is None or other is None:
-        return cost.note
-    shares = ", ".join(f"{count / 1e9:.2f} GFLOP {name}" for name, count in built.flops.items())
-    return (
-        f"built for batch {built.batch} alone, {built.kernels} kernels and {built.bytes_moved / 1e6:.1f} MB moved "
-        f"({shares}), without {cost.what} {other.kernels} and {other.bytes_moved / 1e6:.1f} MB\n  {cost.note}"
-    )
-
-
-def cost_verdict(cost: CostEstimate, recipe: str) -> str:
-    """Whether quantising is predicted to pay, in one sentence: by layer where that is known, and over the whole graph.
-
-    Args:
-        cost: The two graphs.
-        recipe: Name of the recipe that made one of them, so that it isn't advised again.
-    """
-    built, other = cost.built, cost.unquantised
-    if built is None or other is None:
-        return cost.note
-    faster = sum(layer.pays == "yes" for layer in cost.layers)
-    mostly = 2 * faster > len(cost.layers)
-    by_layer = f"faster in {faster} of {len(cost.layers)} layers, " if cost.layers else ""
-    graph = (
-        f"{by_layer}{built.kernels} kernels instead of {other.kernels}, {built.bytes_moved / 1e6:.1f} MB moved "
-        f"instead of {other.bytes_moved / 1e6:.1f}"
-    )
-    if built.kernels <= other.kernels and built.bytes_moved <= other.bytes_moved and (mostly or not cost.layers):
-        return f"{cost.what} is predicted to pay: {graph}"
-    verdict = f"{cost.what} may not pay" if cost.worse and not mostly else f"unclear whether {cost.what} pays"
-    advice = f"; --recipe {_FUSED} or a larger batch may help" if _fusable(cost, recipe) else ""
-    return f"{verdict}: {graph}; gpusq-bench on the GPU decides{advice if cost.worse else ''}"
-
-
-def _fusable(cost: CostEstimate, recipe: str) -> bool:
-    return cost.what == "INT8" and recipe != _FUSED
-
-
-def layer_cost_text(cost: LayerCost) -> str:
-    """One layer in INT8 beside itself without, in one line to print."""
-    verdicts: dict[Payoff, str] = {
-        "yes": "INT8 is predicted to pay",
-        "no": "INT8 is predicted not to pay",
-        "no difference": "no difference is predicted",
-        "unknown": "whether INT8 pays isn't predicted",
-    }
-    return f"{verdicts[cost.pays]}: {_share_text(cost.built)} with INT8; {_share_text(cost.unquantised)} without"
-
-
-def _share_text(share: LayerShare) -> str:
-    bound = "" if share.microseconds is None else f", at least {share.microseconds:.1f} µs"
-    return f"{counted(share.kernels, 'kernel')}, {share.bytes_moved / 1e6:.2f} MB{bound}"
-
-
-def layer_costs_line(cost: CostEstimate) -> str:
-    """How many INT8 layers are predicted to pay, by what, and which aren't; empty where nothing is known by layer."""
-    if not cost.layers:
-        return ""
-    counts = Counter(layer.pays for layer in cost.layers)
-    parts = [f"{pays} {counts[pays]}" for pays in get_args(Payoff) if counts[pays]]
-    losing = [layer.layer for layer in cost.layers if layer.pays == "no"]
-    timed = all(layer.built.microseconds is not None for layer in cost.layers)
-    by = "the least time that bytes and FLOPs take, launches not counted" if timed else "kernels and bytes"
-    said = f"INT8 predicted to pay layer by layer, by {by}, of {len(cost.layers)} layers: {', '.join(parts)}"
-    return said + (f": {some(losing, 4)}" if losing else "")
-
-
 def _built(
-    decision: LayerDecision, engine: list[_Classified], plan: Plan, weights_valid: bool, picked: frozenset[str]
+    decision: LayerDecision, engine: list[_Classified], plan: QuantPlan, weights_valid: bool, picked: frozenset[str]
 ) -> BuiltLayer:
     holding = [(layer, found) for layer, found in engine if decision.node in layer.onnx_nodes]
     gemms = [(layer, found) for layer, found in holding if found.role == "gemm"]
@@ -298,7 +221,9 @@ def _not_found(decision: LayerDecision, holding: list[_Classified]) -> str:
     )
 
 
-def _sparse(decision: LayerDecision, plan: Plan, weights_valid: bool, tactics: list[str]) -> tuple[Verdict, str]:
+def _sparse(
+    decision: LayerDecision, plan: QuantPlan, weights_valid: bool, tactics: list[str]
+) -> tuple[YesNoUnknown, str]:
     """The kernels' names come first: the builder is asked once for the whole engine, not by layer."""
     told = [sparse_tactic(tactic) for tactic in tactics]
     verdict, why = min(told, key=lambda said: _LEAST_SPARSE.index(said[0]), default=("unknown", "no GEMM was found"))
@@ -311,6 +236,6 @@ def _sparse(decision: LayerDecision, plan: Plan, weights_valid: bool, tactics: l
 
 def _sparse_line(layers: Sequence[BuiltLayer]) -> str:
     asked = [layer for layer in layers if layer.sparse_asked]
-    counts = {verdict: sum(layer.sparse_executed == verdict for layer in asked) for verdict in get_args(Verdict)}
+    counts = {verdict: sum(layer.sparse_executed == verdict for layer in asked) for verdict in get_args(YesNoUnknown)}
     said = ", ".join(f"{verdict} {count}" for verdict, count in counts.items() if count)
     return f"sparse asked {len(asked)}" + (f", executed: {said}" if said else "")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gpusq_deploy.artifacts import BatchRange, CalibratorName, FloatPrecision, PruneMethod, QuantizedPrecision
     from gpusq_deploy.compile import BuildRequest, RewriteChoice
     from gpusq_deploy.engines import Target
-    from gpusq_deploy.quantize import OutputWish
+    from gpusq_deploy.quantize import Int8OutputRequest
 
 DEFAULT_TARGET = "a100"
 # Of a build that ends with the ONNX model.
@@ -192,8 +192,8 @@ def _opset(remainder: FloatPrecision, types: frozenset[QuantizedPrecision]) -> i
     return max([21 if remainder == "bf16" else 20, *(OPSETS[name] for name in types)])
 
 
-def _output_wish(text: str | None) -> OutputWish | None:
-    from gpusq_deploy.quantize import OutputWish
+def _output_wish(text: str | None) -> Int8OutputRequest | None:
+    from gpusq_deploy.quantize import Int8OutputRequest
 
     if text is None:
         return None
@@ -204,7 +204,7 @@ def _output_wish(text: str | None) -> OutputWish | None:
         least = math.nan
     if kind != "int8" or not math.isfinite(least):
         raise click.UsageError("--sparse-outputs is int8, or int8:DB with a number of decibels")
-    return OutputWish(least_db=least)
+    return Int8OutputRequest(least_db=least)
 
 
 def _batches(texts: tuple[str, ...]) -> tuple[BatchRange, tuple[BatchRange, ...]]:

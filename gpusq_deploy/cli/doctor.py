@@ -18,7 +18,7 @@ from gpusq_deploy.cli.ending import NO_ENGINE, NOT_ON_DEVICES
 from gpusq_deploy.text import some
 
 if TYPE_CHECKING:
-    from gpusq_deploy.engines import Check, Target
+    from gpusq_deploy.engines import HealthCheck, Target
 
 _LIBRARIES = {"timm": "timm", "torchvision": "torchvision", "transformers": "transformers"}
 _NOT_INSTALLED = re.compile(r"(?:^|\s)([A-Za-z][\w-]*) is not installed")
@@ -101,7 +101,7 @@ def examine() -> Health:
 _DRIVER = "use a machine with an NVIDIA GPU and its driver"
 
 
-def _version_of(check: Check) -> str:
+def _version_of(check: HealthCheck) -> str:
     return f"{check.name} {check.said}" if check.works else check.said
 
 
@@ -129,7 +129,7 @@ def _architectures() -> Iterator[Ability]:
         )
 
 
-def _engine(target: Target, builders: dict[Any, Check]) -> Ability:
+def _engine(target: Target, builders: dict[Any, HealthCheck]) -> Ability:
     """Whether a target's engine can be built here, by a builder that was seen to work."""
     from gpusq_deploy.artifacts import SkippedTarget
     from gpusq_deploy.engines import choose_backend
@@ -148,7 +148,7 @@ def _engine(target: Target, builders: dict[Any, Check]) -> Ability:
     return Ability(what=what, works=True, why=f"{choice.name} {check.said}")
 
 
-def _gpu_latency(plans: Sequence[Check]) -> Ability:
+def _gpu_latency(plans: Sequence[HealthCheck]) -> Ability:
     working = [check.name for check in plans if check.works]
     return Ability(
         what="latency on the GPU",
@@ -158,12 +158,12 @@ def _gpu_latency(plans: Sequence[Check]) -> Ability:
     )
 
 
-def _clocks(check: Check) -> Ability:
+def _clocks(check: HealthCheck) -> Ability:
     fix = None if check.works else "nvidia-smi comes with the driver"
     return Ability(what="the GPU's clocks", works=check.works, why=check.said, fix=fix)
 
 
-def _fix(check: Check) -> str | None:
+def _fix(check: HealthCheck) -> str | None:
     """The command that installs what a check missed; the driver where that is what is missing."""
     if check.works:
         return None

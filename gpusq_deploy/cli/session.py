@@ -9,7 +9,7 @@ from typing import Literal
 
 
 @dataclass(slots=True)
-class Session:
+class CommandSession:
     """One command per process, so there is one of these.
 
     Attributes:
@@ -30,7 +30,7 @@ class Session:
         self.debug = os.environ.get("GPUSQ_DEBUG", "") not in {"", "0"}
 
 
-session = Session()
+session = CommandSession()
 
 
 def filter_advice(action: Literal["ignore", "default"]) -> None:

@@ -10,9 +10,6 @@ from .dry_run import (
     Preview as Preview,
     preview as preview,
 )
-from .engine_stage import (
-    expressible_recipe as expressible_recipe,
-)
 from .pipeline import (
     compile_checkpoint as compile_checkpoint,
 )
@@ -23,4 +20,7 @@ from .repair import (
 from .request import (
     BuildRequest as BuildRequest,
     RewriteChoice as RewriteChoice,
+)
+from .target_checks import (
+    expressible_recipe as expressible_recipe,
 )

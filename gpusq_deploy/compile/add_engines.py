@@ -12,14 +12,8 @@ import msgspec
 
 from gpusq_deploy.artifacts import MANIFEST, RECEIPT, BuiltEngine, SkippedTarget
 from gpusq_deploy.bundle import Bundle, files_in, new_bundle, read_bundle, require_whole, write_value
-from gpusq_deploy.compile.engine_stage import (
-    EngineRequest,
-    asked_by,
-    build_engines,
-    require_possible,
-    require_reachable,
-    with_engines,
-)
+from gpusq_deploy.compile.engine_stage import EngineRequest, build_engines, with_engines
+from gpusq_deploy.compile.target_checks import demands_of, require_possible, require_reachable
 from gpusq_deploy.engines import Target, options_from_text
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import is_bundle
@@ -76,7 +70,7 @@ def extend_bundle(
         )
     manifest = bundle.manifest
     options = options_from_text(engine_options, base=manifest.engine)
-    require_reachable(asked_by(bundle.plan, options, opset=manifest.opset), targets)
+    require_reachable(demands_of(bundle.plan, options, opset=manifest.opset), targets)
     require_possible(bundle.plan, targets)
     if lacks_dense(path):
         unpack_bundle(path, reporter)

@@ -18,10 +18,17 @@ from gpusq_deploy.artifacts import (
     require_used_rules,
     write_whole,
 )
-from gpusq_deploy.calibration import Observing, Ranks, calibrated, calibrators_for, open_source, preprocessing_of_arrays
+from gpusq_deploy.calibration import (
+    Observing,
+    Ranks,
+    calibrated,
+    calibrators_for,
+    open_source,
+    preprocessing_of_arrays,
+    split_source,
+)
+from gpusq_deploy.compile.inputs import subject_of
 from gpusq_deploy.compile.pipeline import export_simple
-from gpusq_deploy.compile.steps import subject_of
-from gpusq_deploy.compile.verify import split_source
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import load_checkpoint, require_another_file, weights_file
 from gpusq_deploy.graph import weighted_layers

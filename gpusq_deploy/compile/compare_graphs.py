@@ -19,7 +19,16 @@ import onnx_ir as ir
 from gpusq_deploy.calibration import VALUES_SUFFIX, Batches, DataSource, filled, instrumented
 from gpusq_deploy.engines import Session, open_onnx
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph import Moved, SampleAxes, Site, map_model, sample_axes, scratch_model, static_batch, value_name
+from gpusq_deploy.graph import (
+    DriftSite,
+    Moved,
+    SampleAxes,
+    map_model,
+    sample_axes,
+    scratch_model,
+    static_batch,
+    value_name,
+)
 from gpusq_deploy.numerics import (
     ErrorSums,
     Spread,
@@ -73,7 +82,7 @@ class Compared:
     others: Mapping[str, ErrorSums]
     agreement: float | None
     agreements: Mapping[str, float]
-    sites: Mapping[Site, ErrorSums]
+    sites: Mapping[DriftSite, ErrorSums]
     first: tuple[npt.NDArray[np.float32], Array]
     whole: tuple[str, ...] = ()
     constant: bool = False
@@ -83,7 +92,7 @@ class Compared:
 def compare(
     pair: Pair,
     source: DataSource,
-    sites: Sequence[Site] = (),
+    sites: Sequence[DriftSite] = (),
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Compared:
     """Compare the outputs, and the given tensors, on every sample.
@@ -119,7 +128,7 @@ def compare(
     return seen.result(sites)
 
 
-def in_both(pair: Pair, sites: Sequence[Site]) -> tuple[Site, ...]:
+def in_both(pair: Pair, sites: Sequence[DriftSite]) -> tuple[DriftSite, ...]:
     """The sites whose tensor both graphs have, meaning the same or moved in a known way: a rewrite may do without."""
     names = [{value_name(value) for value in _values(map_model(path))} for path in (pair.reference, pair.built)]
     lost = {name for name, moved in pair.moved.items() if moved is None}
@@ -178,7 +187,7 @@ class Seen:
         if name in self.sums and ones[name].ndim == 2 and expected[name].ndim == 2:
             self.top1.append(top1_agreement(ones[name], others[name]) * batch.samples)
 
-    def result(self, sites: Sequence[Site] = ()) -> Compared:
+    def result(self, sites: Sequence[DriftSite] = ()) -> Compared:
         """All batches as one."""
         assert self.first is not None, "a source without a readable sample is refused by its batches"
         taps = {f"{site.tensor}{VALUES_SUFFIX}" for site in sites}

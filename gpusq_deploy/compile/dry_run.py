@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from gpusq_deploy.artifacts import LayerSparsity, Precision, Recipe, SkippedTarget, SparsityReport, require_used_rules
 from gpusq_deploy.bundle import require_place
-from gpusq_deploy.calibration import Data
-from gpusq_deploy.compile.engine_stage import expressible_recipe
+from gpusq_deploy.calibration import CalibrationInputs
+from gpusq_deploy.compile.inputs import find_data, open_samples
 from gpusq_deploy.compile.pipeline import float_graphs, read_checkpoint, require_stored
 from gpusq_deploy.compile.request import BuildRequest
-from gpusq_deploy.compile.steps import find_data, open_samples
+from gpusq_deploy.compile.target_checks import expressible_recipe
 from gpusq_deploy.engines import BackendChoice, choose_backend
 from gpusq_deploy.graph import GraphLayer, weighted_layers
 from gpusq_deploy.progress import Reporter
@@ -103,7 +103,7 @@ def _layer(layer: GraphLayer, state: LayerSparsity | None, request: BuildRequest
     return LayerPreview(layer=layer.layer, n=layer.n, k=layer.k, precision=precision, sparse=sparse, reason=reason)
 
 
-def _calibration(request: BuildRequest, recipe: Recipe, data: Data) -> int | None:
+def _calibration(request: BuildRequest, recipe: Recipe, data: CalibrationInputs) -> int | None:
     ranged = request.int8 and any(rule.ranged for rule in recipe.rules)
     return len(data.calibrate) if ranged and data.real and not data.given else None
 

@@ -2,66 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import onnx_ir as ir
 
 from gpusq_deploy.artifacts import (
     ENGINES,
     MODEL,
-    OPSETS,
     BatchRange,
     BuiltEngine,
-    CostEstimate,
-    EngineLayer,
     EngineOptions,
-    LayerCost,
-    Plan,
-    Precision,
-    QuantizedPrecision,
+    QuantPlan,
     Receipt,
-    Recipe,
     SkippedTarget,
     SparsityReport,
     digest_of_bytes,
-    load_recipe,
 )
-from gpusq_deploy.bundle import built_layers, layer_cost_text, recorded
-from gpusq_deploy.compile.request import NO_OPTIONS, BuildRequest
+from gpusq_deploy.bundle import built_layers, recorded
+from gpusq_deploy.compile.request import NO_OPTIONS
+from gpusq_deploy.compile.target_checks import _needs
 from gpusq_deploy.engines import (
     BackendName,
     BuildOptions,
     BuildSettings,
     EngineBuild,
-    GemmNeed,
     Gpu,
     Target,
     build_engine,
     cache_file,
-    check_request,
     choose_backend,
-    compared,
     find_gpu,
-    graph_cost,
-    layer_shares,
-    layers_at,
     load_api,
-    load_targets,
-    opset_problem,
-    option_problems,
     padding_notes,
     read_cache,
-    release_here,
-    releases_for,
     texts_from_options,
     totals,
     write_cache,
 )
-from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph import CastRemainder, keep_wide, known_tensors, run_passes, save_model, scratch_folder
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize import text_of
 
@@ -75,100 +54,13 @@ class EngineRequest:
 
     folder: Path
     name: str
-    plan: Plan
+    plan: QuantPlan
     sparsity: SparsityReport
     batch: BatchRange
     targets: Sequence[Target]
     reporter: Reporter
     options: EngineOptions = NO_OPTIONS
     remembered: EngineOptions | None = None
-
-
-def require_possible(plan: Plan, targets: Sequence[Target]) -> None:
-    """Refuse what the targets' hardware can't do, all problems at once.
-
-    Raises:
-        GpusqError: At least one layer asks for a type or for sparse kernels that a target lacks.
-    """
-    problems = [problem for target in targets for problem in check_request(target, _needs(plan))]
-    if problems:
-        raise GpusqError("; ".join(problems), place="--target", hint="choose another target or precision")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """What a build asks of every target, as far as that is known before any work."""
-
-    options: EngineOptions = NO_OPTIONS
-    types: frozenset[Precision] = frozenset()
-    sparse: bool = False
-    opset: int | None = None
-
-
-def asked_by(plan: Plan, options: EngineOptions, *, opset: int) -> Asked:
-    """What further engines of a bundle ask of their targets."""
-    types: frozenset[Precision] = frozenset({plan.remainder, *(need.precision for need in _needs(plan))})
-    return Asked(options=options, types=types, sparse=plan.sparse_asked, opset=opset)
-
-
-def require_reachable(asked: Asked, targets: Sequence[Target]) -> None:
-    """Refuse, before any work, what a target can't do or none of its builders can; all problems of all targets at once.
-
-    Where the plan is to be made on the device, its builder's release isn't known: any that can do it will do.
-
-    Raises:
-        GpusqError: At least one thing is out of a target's reach.
-    """
-    problems = [f"{target.name}: {problem}" for target in targets for problem in _out_of_reach(asked, target)]
-    if problems:
-        hint = "leave these out, or choose other targets"
-        if any(asked.types - set(target.dtypes) for target in targets):
-            hint += _able(asked.types)
-        raise GpusqError("; ".join(problems), place="the options and --target", hint=hint)
-
-
-def expressible_recipe(request: BuildRequest) -> Recipe:
-    """The recipe, if the targets, their builders and the opset can do what is asked: that is told before any work.
-
-    Raises:
-        GpusqError: See `load_recipe`, `BuildRequest.require_recipe`, `require_reachable` and `require_types`; or the
-            opset is too low for the recipe.
-    """
-    recipe = load_recipe(request.recipe)
-    request.require_recipe(recipe)
-    # INT4 weights are unpacked, and multiply in the remainder's type.
-    made: frozenset[QuantizedPrecision] = recipe.precisions if request.int8 else frozenset()
-    types: frozenset[Precision] = frozenset({request.remainder, *(made - {"int4"})})
-    require_reachable(
-        Asked(options=request.engine, types=types, sparse=request.sparse, opset=request.opset), request.targets
-    )
-    if request.int8:
-        require_types(recipe, request.targets)
-    needed = max((OPSETS[precision] for precision in made), default=0)
-    if request.opset < needed:
-        raise GpusqError(
-            f"recipe {recipe.name} makes layers {', '.join(sorted(made))}, which ONNX has from opset {needed} on, not "
-            f"in {request.opset}",
-            place="--opset",
-            hint=f"--opset {needed}, or leave it out",
-        )
-    return recipe
-
-
-def _out_of_reach(asked: Asked, target: Target) -> Iterator[str]:
-    for kind in sorted(asked.types - set(target.dtypes)):
-        yield f"it has no {kind} tensor cores; it has {', '.join(target.dtypes)}"
-    if asked.sparse and not asked.types & set(target.sparse_dtypes):
-        yield f"sparse: it has no 2:4 sparse kernels for {' or '.join(sorted(asked.types))}"
-    choice = choose_backend(target, bundle="")
-    if isinstance(choice, SkippedTarget):
-        rows = [row for backend in target.on_device for row in releases_for(target, backend)]
-        yield from min([option_problems(asked.options, row, driver=True) for row in rows], key=len)
-    else:
-        rows = [release_here(choice.name, load_api(choice.name))]
-        yield from option_problems(asked.options, rows[0], driver=isinstance(find_gpu(), Gpu))
-    if asked.opset is not None and (problem := opset_problem(asked.opset, rows)):
-        yield problem
 
 
 def build_engines(request: EngineRequest) -> tuple[tuple[BuiltEngine, ...], tuple[SkippedTarget, ...]]:
@@ -214,87 +106,6 @@ def with_engines(
         engines=(*kept, *engines),
         skipped=(*(entry for entry in receipt.skipped if entry.target not in told), *missing),
     )
-
-
-def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_model: ir.Model) -> CostEstimate | None:
-    """What quantising does to kernels and bytes moved, against the model as it is: a prediction, said where it is bad.
-
-    Both graphs are built for the optimal batch size, because the layer list of a dynamic batch hides sizes: one or two
-    seconds each for a ViT-S. Only a builder that needs no device is worth that; on a device it would be minutes.
-
-    Args:
-        request: What the engines were built from.
-        engines: Those that were built.
-        float_model: The float32 graph before quantisation; not changed.
-
-    Returns:
-        None where nothing is quantised. A comparison that fails says why in its note: the engines are good without it.
-    """
-    if all(layer.weight is None for layer in request.plan.layers):
-        return None
-    what = " and ".join(sorted({layer.precision.upper() for layer in request.plan.layers if layer.weight is not None}))
-    ahead = {target.name: target for target in request.targets if target.ahead_of_time}
-    first = next((engine for engine in engines if engine.target in ahead and engine.backend == "tensorrt-rtx"), None)
-    if first is None:
-        # Further engines may come later, and this must stay true.
-        return _not_compared(what, "when the bundle was made, no engine was built ahead of time")
-    target, batch = ahead[first.target], request.batch.optimum
-    request.reporter.say(f"building the same model without {what} to compare kernels ({target.name}, batch {batch})")
-    try:
-        found = _comparison(request, first, float_model, target, what)
-    except (GpusqError, OSError) as error:
-        why = error.what if isinstance(error, GpusqError) else str(error)
-        request.reporter.say(f"warning: the comparison failed: {why}")
-        return _not_compared(what, why)
-    return found
-
-
-def _not_compared(what: str, why: str) -> CostEstimate:
-    note = f"not compared with the graph without {what}: {why}"
-    return CostEstimate(target=None, built=None, unquantised=None, note=note, what=what)
-
-
-def _comparison(
-    request: EngineRequest, engine: BuiltEngine, float_model: ir.Model, target: Target, what: str
-) -> CostEstimate:
-    batch = request.batch.optimum
-    built = (
-        engine.engine_layers
-        if request.batch.static
-        else layers_at(request.folder / MODEL, target, batch, backend="tensorrt-rtx")
-    )
-    with scratch_folder() as scratch:
-        path = Path(scratch) / MODEL
-        # Smoothing may have made other tensors than this graph has.
-        names = known_tensors(float_model.graph)
-        whole = keep_wide(request.plan)
-        wide = replace(whole, tensors=tuple(name for name in whole.tensors if name in names))
-        save_model(run_passes(float_model, [wide, CastRemainder(request.plan.remainder)]), path)
-        other = layers_at(path, target, batch, backend="tensorrt-rtx")
-    return CostEstimate(
-        target=target.name,
-        built=graph_cost(built, batch=batch),
-        unquantised=graph_cost(other, batch=batch),
-        note=f"predicted from tensorrt-rtx's layer lists for {target.name} alone; nothing was timed",
-        what=what,
-        layers=_by_layer(request.plan, built, other, target),
-    )
-
-
-def with_estimates(plan: Plan, cost: CostEstimate | None) -> Plan:
-    """The plan with what INT8 is predicted to change in each layer, for the one target that it was predicted for."""
-    said = {} if cost is None else {layer.layer: f"{cost.target}: {layer_cost_text(layer)}" for layer in cost.layers}
-    layers = tuple(msgspec.structs.replace(layer, estimate=said.get(layer.layer)) for layer in plan.layers)
-    return msgspec.structs.replace(plan, layers=layers)
-
-
-def _by_layer(
-    plan: Plan, built: Sequence[EngineLayer], other: Sequence[EngineLayer], target: Target
-) -> tuple[LayerCost, ...]:
-    nodes = {layer.node: layer.layer for layer in plan.layers}
-    asked = [layer.layer for layer in plan.layers if layer.precision == "int8"]
-    ours, theirs = (layer_shares(side, nodes, target.peaks) for side in (built, other))
-    return tuple(compared(ours, theirs, asked))
 
 
 def _built(request: EngineRequest, target: Target, backend: BackendName) -> BuiltEngine:
@@ -351,40 +162,3 @@ def _entry(request: EngineRequest, target: Target, build: EngineBuild, file: str
         options=request.options.portable,
     )
     return recorded(entry, target, request.sparsity.layers, request.plan.layers)
-
-
-def _needs(plan: Plan) -> list[GemmNeed]:
-    """INT4 weights are unpacked and multiply in the remainder's type, which is what the hardware must have."""
-    return [
-        GemmNeed(
-            layer=layer.layer,
-            n=layer.n,
-            k=layer.k,
-            precision=plan.remainder if layer.precision == "int4" else layer.precision,
-            sparse=layer.sparse,
-        )
-        for layer in plan.layers
-    ]
-
-
-def require_types(recipe: Recipe, targets: Sequence[Target]) -> None:
-    """Refuse, before any work, targets whose tensor cores lack a type that the recipe makes layers of.
-
-    Raises:
-        GpusqError: Names each such target, with the types that it has.
-    """
-    problems = [
-        f"recipe {recipe.name} makes layers {name}, and {target.name} has no {name} tensor cores; "
-        f"it has {', '.join(target.dtypes)}"
-        for target in targets
-        for name in sorted(recipe.precisions - {"int4"})
-        if name not in target.dtypes
-    ]
-    if problems:
-        hint = f"choose another recipe, or other targets{_able(recipe.precisions - {'int4'})}"
-        raise GpusqError("; ".join(problems), place="--target", hint=hint)
-
-
-def _able(types: frozenset[Precision]) -> str:
-    able = ", ".join(target.name for target in load_targets() if types <= {*target.dtypes})
-    return f"; {' and '.join(sorted(types))}: {able}" if able else ""

@@ -18,8 +18,8 @@ from gpusq_deploy.artifacts import (
     RECEIPT,
     BatchRange,
     CalibrationTable,
-    Plan,
     PruningLoss,
+    QuantPlan,
     Receipt,
     Recipe,
     Reference,
@@ -27,36 +27,20 @@ from gpusq_deploy.artifacts import (
     digest_of_file,
 )
 from gpusq_deploy.bundle import Bundle, files_in, new_bundle, read_bundle, require_place, write_value
-from gpusq_deploy.calibration import Data, SimpleForm, calibrators_for, preprocessing_of_arrays
+from gpusq_deploy.calibration import CalibrationInputs, SimpleForm, calibrators_for, preprocessing_of_arrays
 from gpusq_deploy.compile.accuracy_gate import refuse, require_checkable, shortfalls
 from gpusq_deploy.compile.compare_graphs import Pair
-from gpusq_deploy.compile.engine_stage import (
-    EngineRequest,
-    build_engines,
-    estimate_cost,
-    expressible_recipe,
-    require_possible,
-    with_estimates,
-)
+from gpusq_deploy.compile.cost_estimate import estimate_cost, with_estimates
+from gpusq_deploy.compile.engine_stage import EngineRequest, build_engines
+from gpusq_deploy.compile.export_check import check_export
+from gpusq_deploy.compile.inputs import find_data, open_samples, say_remarks, subject_of
 from gpusq_deploy.compile.manifest import make_manifest
 from gpusq_deploy.compile.prune_stage import prune_as_asked
-from gpusq_deploy.compile.qkv_merge import Packed, pack_projections
-from gpusq_deploy.compile.request import BuildRequest
+from gpusq_deploy.compile.qkv_merge import MergedGraph, merge_qkv
+from gpusq_deploy.compile.request import BuildRequest, repair_command
 from gpusq_deploy.compile.rewrite_selection import Speedup, best_form, find_yardstick, require_parsable
-from gpusq_deploy.compile.steps import (
-    check_export,
-    find_data,
-    find_wide,
-    heard,
-    note_others,
-    open_samples,
-    pack_weights,
-    repair_command,
-    say_remarks,
-    sparsity_kept,
-    subject_of,
-    verify_built,
-)
+from gpusq_deploy.compile.target_checks import expressible_recipe, require_possible
+from gpusq_deploy.compile.verify import verify_built
 from gpusq_deploy.frontend import (
     MODELS_OWN,
     Checkpoint,
@@ -69,7 +53,7 @@ from gpusq_deploy.frontend import (
 )
 from gpusq_deploy.graph import (
     AttentionScale,
-    CastRemainder,
+    CastToFloatType,
     Clean,
     DropNoOps,
     FlattenTokens,
@@ -80,7 +64,8 @@ from gpusq_deploy.graph import (
     Quantize,
     WindowNorm,
     give_back,
-    keep_wide,
+    heard,
+    keep_fp32,
     map_model,
     release_graph,
     run_passes,
@@ -90,8 +75,24 @@ from gpusq_deploy.graph import (
     weighted_layers,
 )
 from gpusq_deploy.progress import Reporter
-from gpusq_deploy.quantize import Outputs, PlanRequest, Wanted, decide, layers_to_quantize, prepare
-from gpusq_deploy.sparsity import graph_sparsity, require_known_layers, require_sparse, sparsity_report
+from gpusq_deploy.quantize import (
+    Int8Outputs,
+    PlanRequest,
+    QuantRequest,
+    decide,
+    find_fp16_overflow,
+    layers_to_quantize,
+    note_others,
+    plan_inputs,
+)
+from gpusq_deploy.sparsity import (
+    compress_weights,
+    graph_sparsity,
+    require_known_layers,
+    require_sparse,
+    sparsity_kept,
+    sparsity_report,
+)
 
 # The form of a float graph that everything after relies on.
 SIMPLE: tuple[Pass, ...] = (Clean(), FoldConstants(), FoldShapes(), DropNoOps())
@@ -168,7 +169,7 @@ class Opened(NamedTuple):
     """What a build starts from; `pruning` is what that cost, None where nothing was pruned."""
 
     checkpoint: Checkpoint
-    data: Data
+    data: CalibrationInputs
     pruning: PruningLoss | None
 
     @property
@@ -180,7 +181,7 @@ class Opened(NamedTuple):
 class Rewritten(NamedTuple):
     """What is left of a graph that was rewritten and saved: nothing of its weights; `moved` is what smoothing did."""
 
-    plan: Plan
+    plan: QuantPlan
     table: CalibrationTable | None
     kept: SparsityReport
     moved: Mapping[str, Moved | None]
@@ -254,7 +255,7 @@ class Exported(NamedTuple):
     """A float graph in its simple form, which is calibrated, and in the form that is built."""
 
     simple: ir.Model
-    packed: Packed
+    packed: MergedGraph
 
 
 def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, reporter: Reporter) -> Exported:
@@ -268,7 +269,7 @@ def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, repor
     release_graph(simple.graph)
     packed = best_form(
         Speedup(before=simple, after=model, rewrites=FASTER, stored=stored),
-        lambda form: pack_projections(form, stored, recipe, checkpoint.sparsity),
+        lambda form: merge_qkv(form, stored, recipe, checkpoint.sparsity),
         find_yardstick(request),
         reporter,
         require=lambda form: require_parsable(form, request),
@@ -283,23 +284,23 @@ def _rewrite(
     packed = exported.packed
     model, data, layers = packed.model, opened.data, weighted_layers(packed.model)
     wanted = layers_to_quantize(layers, recipe) if request.int8 else ()
-    how = Wanted(
+    how = QuantRequest(
         layers=wanted,
         recipe=recipe,
         calibrators=calibrators_for(wanted, recipe, usual=request.usual_calibrator),
         remainder=request.remainder,
-        outputs=Outputs(wish=request.sparse_outputs, sparsity=packed.stored),
+        outputs=Int8Outputs(wish=request.sparse_outputs, sparsity=packed.stored),
         simple=SimpleForm(model=exported.simple, parts=packed.parts),
     )
-    prepared = prepare(model, layers, how, data, subject_of(opened.checkpoint), reporter)
+    prepared = plan_inputs(model, layers, how, data, subject_of(opened.checkpoint), reporter)
     asked = PlanRequest(recipe=recipe, int8=request.int8, sparse=request.sparse, remainder=request.remainder)
-    wide = find_wide(prepared.model, prepared.table, data, asked.remainder, reporter)
+    wide = find_fp16_overflow(prepared.model, prepared.table, data, asked.remainder, reporter)
     plan, rounded = decide(prepared, asked, packed.stored, wide, data, reporter)
     plan = note_others(packed.noted(plan), prepared.model)
     require_possible(plan, request.targets)
-    built = run_passes(prepared.model, [Quantize(plan, rounded), keep_wide(plan), CastRemainder(plan.remainder)])
+    built = run_passes(prepared.model, [Quantize(plan, rounded), keep_fp32(plan), CastToFloatType(plan.remainder)])
     kept = sparsity_kept(built, packed.stored, recipe)
     if request.pack:
-        pack_weights(built, kept, folder, reporter)
+        compress_weights(built, kept, folder, reporter)
     save_model(built, folder / MODEL)
     return Rewritten(plan, prepared.table, kept, {} if prepared.ready is None else prepared.ready.moved)

@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from gpusq_deploy.artifacts import PruningLoss, Recipe
 from gpusq_deploy.bundle import compared_text, pruning_doubts
-from gpusq_deploy.calibration import Batches, DataSource
+from gpusq_deploy.calibration import Batches, DataSource, split_source
 from gpusq_deploy.compile.compare_graphs import Fed, Seen
 from gpusq_deploy.compile.request import BuildRequest
-from gpusq_deploy.compile.verify import figures_of, samples_text, split_source
+from gpusq_deploy.compile.verify import figures_of, samples_text
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import Checkpoint, reference_outputs
 from gpusq_deploy.graph import SampleAxes
@@ -24,7 +24,7 @@ _BATCH = 4
 _OUTPUT = "output"
 
 
-class Pruned(NamedTuple):
+class PrunedCheckpoint(NamedTuple):
     """The checkpoint that the build goes on with, and what pruning cost; None where nothing was pruned."""
 
     checkpoint: Checkpoint
@@ -33,14 +33,14 @@ class Pruned(NamedTuple):
 
 def prune_as_asked(
     checkpoint: Checkpoint, request: BuildRequest, recipe: Recipe, samples: DataSource, reporter: Reporter
-) -> Pruned:
+) -> PrunedCheckpoint:
     """Prune to what the recipe expects, where that was asked, on those of the samples that verification won't use.
 
     Raises:
         GpusqError: Nothing to prune, layers that are 2:4 already, or data that can't be read.
     """
     if request.prune is None:
-        return Pruned(checkpoint, None)
+        return PrunedCheckpoint(checkpoint, None)
     rest, apart, held_out = split_source(samples)
     how = Pruning(method=request.prune, permute=request.permute)
     source = None if request.prune == "magnitude" else rest
@@ -49,7 +49,7 @@ def prune_as_asked(
     reporter.say(f"pruned: {compared_text(loss)}")
     for doubt in pruning_doubts(loss):
         reporter.say(f"warning: {doubt}")
-    return Pruned(pruned, loss)
+    return PrunedCheckpoint(pruned, loss)
 
 
 def pruning_loss(

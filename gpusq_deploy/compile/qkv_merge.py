@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import msgspec
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import LayerSparsity, Plan, Recipe, SparsityRecord, SparsityReport
-from gpusq_deploy.graph import PackProjections, Triple, find_projections, run_passes
+from gpusq_deploy.artifacts import LayerSparsity, QuantPlan, Recipe, SparsityRecord, SparsityReport
+from gpusq_deploy.graph import MergeQkv, QkvGroup, find_projections, run_passes
 from gpusq_deploy.sparsity import graph_sparsity
 from gpusq_deploy.text import by_reason, counted, some
 
@@ -17,7 +17,7 @@ _PARTS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Packed:
+class MergedGraph:
     """A float graph with packed projections.
 
     Attributes:
@@ -30,11 +30,11 @@ class Packed:
 
     model: ir.Model
     stored: SparsityReport
-    chosen: tuple[Triple, ...] = ()
+    chosen: tuple[QkvGroup, ...] = ()
     notes: tuple[str, ...] = ()
     declined: tuple[str, ...] = ()
 
-    def noted(self, plan: Plan) -> Plan:
+    def noted(self, plan: QuantPlan) -> QuantPlan:
         """The plan with these notes."""
         return msgspec.structs.replace(plan, notes=(*plan.notes, *self.notes, *self.declined))
 
@@ -44,7 +44,7 @@ class Packed:
         return {triple.node: triple.nodes for triple in self.chosen}
 
 
-def pack_projections(model: ir.Model, stored: SparsityReport, recipe: Recipe, record: SparsityRecord | None) -> Packed:
+def merge_qkv(model: ir.Model, stored: SparsityReport, recipe: Recipe, record: SparsityRecord | None) -> MergedGraph:
     """Pack every triple whose three layers, and the packed one by its name, are decided alike.
 
     Args:
@@ -59,15 +59,15 @@ def pack_projections(model: ir.Model, stored: SparsityReport, recipe: Recipe, re
     chosen = tuple(triple for triple in found if not reasons[triple])
     declined = _declined(reasons)
     if not chosen:
-        return Packed(model=model, stored=stored, declined=declined)
-    packed = run_passes(model, [PackProjections(chosen)])
+        return MergedGraph(model=model, stored=stored, declined=declined)
+    packed = run_passes(model, [MergeQkv(chosen)])
     report = graph_sparsity(packed, source=stored.source, recipe=recipe, record=_with_packed(record, chosen))
     count = len(chosen)
     notes = (f"merged {_PARTS * count} Q/K/V projections into {counted(count, 'GEMM')}",)
-    return Packed(model=packed, stored=report, chosen=chosen, notes=notes, declined=declined)
+    return MergedGraph(model=packed, stored=report, chosen=chosen, notes=notes, declined=declined)
 
 
-def _against(triple: Triple, recipe: Recipe, states: Mapping[str, LayerSparsity]) -> str:
+def _against(triple: QkvGroup, recipe: Recipe, states: Mapping[str, LayerSparsity]) -> str:
     rules = {id(recipe.rule_for(name, "linear")) for name in (*triple.modules, triple.packed)}
     if len(rules) > 1:
         return f"recipe {recipe.name} decides them by different rules"
@@ -77,7 +77,7 @@ def _against(triple: Triple, recipe: Recipe, states: Mapping[str, LayerSparsity]
     return ""
 
 
-def _with_packed(record: SparsityRecord | None, chosen: Sequence[Triple]) -> SparsityRecord | None:
+def _with_packed(record: SparsityRecord | None, chosen: Sequence[QkvGroup]) -> SparsityRecord | None:
     """The record with the packed layers whose parts it names."""
     if record is None:
         return None
@@ -85,6 +85,6 @@ def _with_packed(record: SparsityRecord | None, chosen: Sequence[Triple]) -> Spa
     return SparsityRecord(method=record.method, layers=(*record.layers, *packed))
 
 
-def _declined(reasons: Mapping[Triple, str]) -> tuple[str, ...]:
+def _declined(reasons: Mapping[QkvGroup, str]) -> tuple[str, ...]:
     given = by_reason((triple.packed, reason) for triple, reason in reasons.items() if reason)
     return tuple(f"Q/K/V projections not merged in {some(names, 1)}: {reason}" for reason, names in given.items())

@@ -50,7 +50,7 @@ from gpusq_deploy.numerics import GROUP
 from gpusq_deploy.sparsity import (
     Permutation,
     Reorder,
-    Runner,
+    TensorRunner,
     Tensors,
     broken_groups,
     find_channels,
@@ -95,7 +95,7 @@ class RepairRequest:
 class _Reordered(NamedTuple):
     """Orders that are proven, the tensors in them, and what was left alone; `runner` is None without a module."""
 
-    runner: Runner | None
+    runner: TensorRunner | None
     kept: tuple[Reorder, ...]
     tensors: dict[str, torch.Tensor]
     declined: tuple[Declined, ...]
@@ -146,10 +146,10 @@ def _permuted(
         return _Reordered(None, (), dict(old), ())
     feed = example_input(checkpoint, _BATCH)
     if not request.permute:
-        return _Reordered(Runner(checkpoint.module, old, feed), (), dict(old), ())
+        return _Reordered(TensorRunner(checkpoint.module, old, feed), (), dict(old), ())
     channels, declined = find_channels(checkpoint.module)
     found, refused = _orders(channels, expected, old, request.near_miss)
-    runner = Runner(checkpoint.module, old, feed, places_of(found))
+    runner = TensorRunner(checkpoint.module, old, feed, places_of(found))
     kept, strangers = keep_proven(runner, old, found)
     return _Reordered(runner, tuple(kept), reordered(old, kept), (*declined, *refused, *strangers))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from gpusq_deploy.artifacts import (
 )
 from gpusq_deploy.engines import Target
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.quantize import OutputWish
+from gpusq_deploy.frontend import text_from_arch
+from gpusq_deploy.quantize import Int8OutputRequest
 
 NO_OPTIONS = EngineOptions()
 RewriteChoice = Literal["measured", "all"]
@@ -80,7 +82,7 @@ class BuildRequest:
     engine: EngineOptions = NO_OPTIONS
     min_sqnr: float | None = None
     min_agreement: float | None = None
-    sparse_outputs: OutputWish | None = None
+    sparse_outputs: Int8OutputRequest | None = None
     rewrites: RewriteChoice = "measured"
     input_name: str | None = None
     output_names: tuple[str, ...] = ()
@@ -151,3 +153,13 @@ def _limit_problems(asked: BuildRequest) -> Iterator[str]:
         yield "--min-sqnr is a number of decibels"
     if asked.min_agreement is not None and not 0 <= asked.min_agreement <= 1:
         yield "--min-agreement is a share, from 0 to 1"
+
+
+def repair_command(request: BuildRequest) -> str:
+    """The command that makes a dense checkpoint 2:4."""
+    words = [shlex.join(["gpusq-compress", str(request.model)])]
+    if request.arch is not None:
+        words.append(text_from_arch(request.arch))
+    if request.state_dict is not None:
+        words.append(shlex.join(["--state-dict", request.state_dict]))
+    return " ".join([*words, shlex.join(["--data", "FOLDER", "--out", f"{request.model.stem}-24.pt"])])

@@ -12,14 +12,14 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts import FloatPrecision, GraphCost, SparsityReport
-from gpusq_deploy.compile.qkv_merge import Packed
+from gpusq_deploy.compile.qkv_merge import MergedGraph
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.engines import BackendName, Target, find_api, find_target, graph_cost, layers_at, unparsed
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import (
     AttentionScale,
-    CastRemainder,
-    PackProjections,
+    CastToFloatType,
+    MergeQkv,
     Pass,
     cut_constants,
     give_back,
@@ -111,12 +111,12 @@ def find_yardstick(request: BuildRequest) -> Yardstick | str:
 
 def best_form(
     speedup: Speedup,
-    pack: Callable[[ir.Model], Packed],
+    pack: Callable[[ir.Model], MergedGraph],
     yardstick: Yardstick | str,
     reporter: Reporter,
     *,
     require: Callable[[ir.Model], None] = lambda _: None,
-) -> Packed:
+) -> MergedGraph:
     """The float graph with those rewrites that help it, packing among them; why, in its notes.
 
     Args:
@@ -128,7 +128,7 @@ def best_form(
     """
     simple = speedup.before
     packed = pack(speedup.after)
-    packing = (PackProjections(packed.chosen),) if packed.chosen else ()
+    packing = (MergeQkv(packed.chosen),) if packed.chosen else ()
     form = choose_form(
         simple,
         (*speedup.rewrites, *packing),
@@ -148,7 +148,7 @@ def best_form(
     found = (
         pack(model)
         if not {*packing} & {*form.left_out}
-        else Packed(model=model, stored=speedup.stored, declined=packed.declined)
+        else MergedGraph(model=model, stored=speedup.stored, declined=packed.declined)
     )
     return replace(found, notes=(*found.notes, *notes))
 
@@ -186,7 +186,7 @@ def _lightened(model: ir.Model, remainder: FloatPrecision) -> ir.Model:
     light = model.clone()
     share_weights(light)
     cut_constants(light)
-    return run_passes(light, [CastRemainder(remainder)])
+    return run_passes(light, [CastToFloatType(remainder)])
 
 
 def _needed(simple: ir.Model, yardstick: Yardstick | str) -> Mapping[str, str]:

@@ -12,43 +12,33 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import Agreement, Drift, Reference, Verification
-from gpusq_deploy.calibration import DataSource, Selection
+from gpusq_deploy.artifacts import (
+    Agreement,
+    Drift,
+    QuantPlan,
+    Reference,
+    Verification,
+)
+from gpusq_deploy.bundle import compared_text, verification_warnings
+from gpusq_deploy.calibration import (
+    CalibrationInputs,
+    DataSource,
+    Selection,
+)
 from gpusq_deploy.compile.compare_graphs import Compared, Pair, compare, fused_answer, in_both
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph import Site, block_sites, large_blocks_given_back, layer_sites, map_model, value_name
+from gpusq_deploy.graph import DriftSite, block_sites, large_blocks_given_back, layer_sites, map_model, value_name
 from gpusq_deploy.numerics import ErrorSums, equal_share, is_floating, sqnr_db
+from gpusq_deploy.progress import Reporter
 from gpusq_deploy.text import counted
 
 _BLOCKS_LOOKED_INTO = 2
 _LAYER_SAMPLES = 4
-_HELD_OUT_SHARE = 10
-_HELD_OUT_MOST = 32
-# Of few samples more than a tenth is kept apart: one or two prove little.
-_HELD_OUT_LEAST, _LEAST_OF = 4, 4
 # JSON has no infinity; equal outputs are reported as this many decibels, noise on silence as minus as many.
 _EQUAL_DB = 300.0
 
-# Two orders above what float32 exports show: 2.5e-6 for DINOv2 ViT-S/14, 3.9e-7 for a random ViT-L.
-_EXPORT_TOLERANCE = 1e-4
-_UNEQUAL_INTEGERS = 0.01
 
 Array = npt.NDArray[Any]
-
-
-def split_source(source: DataSource) -> tuple[DataSource, DataSource, bool]:
-    """Samples to calibrate on, and samples to verify on.
-
-    A tenth of them is kept apart, or 4 if that is more but no more than a quarter, 32 at most, spread over the whole.
-    With fewer than ten samples the two are the same, and the flag is False.
-    """
-    if len(source) < _HELD_OUT_SHARE or source.synthetic:
-        return source, source, False
-    few = min(_HELD_OUT_LEAST, len(source) // _LEAST_OF)
-    apart = min(max(len(source) // _HELD_OUT_SHARE, few), _HELD_OUT_MOST)
-    chosen = {index * len(source) // apart for index in range(apart)}
-    rest = [index for index in range(len(source)) if index not in chosen]
-    return Selection(source=source, indices=rest), Selection(source=source, indices=sorted(chosen)), True
 
 
 @large_blocks_given_back()
@@ -128,71 +118,6 @@ def figures_of(sums: ErrorSums | None, *, whole: bool) -> Figures:
     return pooled._replace(median_sqnr_db=median, lowest_sqnr_db=lowest, highest_sqnr_db=highest)
 
 
-def require_same(reference: Array, got: Array, *, place: str, scale: float = 0.0) -> float:
-    """Largest difference of an export from torch, relative to the largest reference value.
-
-    Of integers and booleans it is the share that differs: the larger of two logits, or their order, is a matter of
-    rounding where the two are nearly the same.
-
-    Args:
-        reference: Torch's answer.
-        got: The graph's.
-        place: The architecture, for the error.
-        scale: What floats' difference is relative to where the largest reference value is smaller.
-
-    Raises:
-        GpusqError: More than 1e-4, of integers more than a hundredth, or not finite: the export is wrong.
-    """
-    if reference.shape != got.shape:
-        raise GpusqError(
-            f"the exported graph answers {list(got.shape)}, torch {list(reference.shape)}",
-            place=place,
-            hint="try another --opset or a fixed --batch",
-        )
-    floating = is_floating(got)
-    difference = _difference(reference, got, scale) if floating else 1 - equal_share(reference, got)
-    if not difference <= (_EXPORT_TOLERANCE if floating else _UNEQUAL_INTEGERS):
-        what = f"relative difference {difference:.3g}" if floating else f"{difference:.1%} of the integers differ"
-        raise GpusqError(
-            f"the exported graph computes something else than torch: {what}",
-            place=place,
-            hint="this model can't be exported faithfully with this opset; try another --opset or a fixed --batch",
-        )
-    return difference
-
-
-def require_repeatable(first: Sequence[Array], second: Sequence[Array], *, place: str) -> None:
-    """Refuse a model that answers one input in two ways: nothing that is compiled can be compared with it.
-
-    Args:
-        first: Its outputs.
-        second: Its outputs on the same input, run again.
-        place: The architecture, for the error.
-
-    Raises:
-        GpusqError: They differ by more than an export may.
-    """
-    differences = [
-        _difference(one, other) for one, other in zip(first, second, strict=True) if one.shape == other.shape
-    ]
-    if len(differences) == len(first) and max(differences) <= _EXPORT_TOLERANCE:
-        return
-    told = f": relative difference {max(differences):.3g}" if differences else ""
-    raise GpusqError(
-        f"the model answers differently each time that it is run on one input{told}; it draws random numbers, as for "
-        "masks",
-        place=place,
-        hint="name the class without that (ViTMAE's encoder draws masks too); or wrap it in a factory whose forward "
-        "draws nothing: package.module:factory",
-    )
-
-
-def _difference(reference: Array, got: Array, scale: float = 0.0) -> float:
-    """Largest difference, relative to the largest reference value; of integers and booleans, as if they were floats."""
-    reference, got = (each if is_floating(each) else each.astype(np.float64) for each in (reference, got))
-    return float(np.max(np.abs(reference - got), initial=0.0) / (np.max(np.abs(reference), initial=scale) or 1.0))
-
-
 def _with_layers(found: Verification, pair: Pair, model: ir.Model, source: DataSource) -> Verification:
     worst = [block.module for block in found.noisiest(_BLOCKS_LOOKED_INTO)]
     wanted = [site for site in layer_sites(model, worst) if site.module not in worst]
@@ -257,6 +182,27 @@ def _whole(seen: Compared) -> str:
     return f"compared as a whole, for no axis is of samples: {names}" if names else ""
 
 
-def _rewritten(blocks: Sequence[Site], common: Sequence[Site]) -> str:
+def _rewritten(blocks: Sequence[DriftSite], common: Sequence[DriftSite]) -> str:
     missing = ", ".join(site.module for site in blocks if site not in common)
     return f"not compared, because the built graph has no such tensor: {missing}" if missing else ""
+
+
+def verify_built(
+    pair: Pair, data: CalibrationInputs, plan: QuantPlan, reporter: Reporter, *, reference: Reference
+) -> Verification | None:
+    """Compare the built graph with the float graph; None, and said so, where the CPU can't run it."""
+    if plan.remainder == "bf16":
+        reporter.say("not compared with the float model: ONNX Runtime's CPU provider has no BF16 kernels")
+        return None
+    result = verify(
+        pair,
+        data.verify,
+        held_out=data.held_out,
+        reference=reference,
+        progress=lambda done, total: reporter.progress("verifying", done, total),
+    )
+    calibrated = any(layer.activation is not None for layer in plan.layers)
+    reporter.say(f"compared: {compared_text(result, calibrated=calibrated)}")
+    for doubt in verification_warnings(result):
+        reporter.say(f"warning: {doubt}")
+    return result

@@ -11,7 +11,7 @@ from .bf16_to_fp32 import (
     widened as widened,
 )
 from .blocks import (
-    Site as Site,
+    DriftSite as DriftSite,
     block_sites as block_sites,
     layer_sites as layer_sites,
 )
@@ -50,10 +50,11 @@ from .passes.attention_scale import (
 )
 from .passes.base import (
     Pass as Pass,
+    heard as heard,
     run_passes as run_passes,
 )
 from .passes.cast_to_float_type import (
-    CastRemainder as CastRemainder,
+    CastToFloatType as CastToFloatType,
 )
 from .passes.clean import (
     Clean as Clean,
@@ -72,12 +73,12 @@ from .passes.fold_shapes import (
 )
 from .passes.keep_fp32 import (
     island_nodes as island_nodes,
-    keep_wide as keep_wide,
+    keep_fp32 as keep_fp32,
     known_tensors as known_tensors,
 )
 from .passes.merge_qkv import (
-    PackProjections as PackProjections,
-    Triple as Triple,
+    MergeQkv as MergeQkv,
+    QkvGroup as QkvGroup,
     find_projections as find_projections,
 )
 from .passes.quantize import (

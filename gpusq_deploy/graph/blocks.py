@@ -16,14 +16,14 @@ _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Site:
+class DriftSite:
     """A module, and the tensor that leaves it."""
 
     module: str
     tensor: str
 
 
-def block_sites(model: ir.Model) -> tuple[Site, ...]:
+def block_sites(model: ir.Model) -> tuple[DriftSite, ...]:
     """The blocks of a network and the layers outside them, in graph order.
 
     1. A block is a module whose name ends in a number, that holds two weighted layers or more, and no other block.
@@ -39,7 +39,7 @@ def block_sites(model: ir.Model) -> tuple[Site, ...]:
         for value in node.outputs if block else ():
             if value.dtype in _FLOATS and _leaves(value, block):
                 leaving[block] = value_name(value)
-    sites = [Site(module=block, tensor=tensor) for block, tensor in leaving.items()]
+    sites = [DriftSite(module=block, tensor=tensor) for block, tensor in leaving.items()]
     outside = [layer for layer in layers if not _block_of(layer.layer, blocks)]
     return _in_graph_order(model, [*sites, *_layer_sites(model, outside)])
 
@@ -50,7 +50,7 @@ def blocks_of_nodes(model: ir.Model) -> dict[str, str]:
     return {node_name(node): _block_of(module_of(node), blocks) for node in model.graph if node.name}
 
 
-def layer_sites(model: ir.Model, modules: Sequence[str]) -> tuple[Site, ...]:
+def layer_sites(model: ir.Model, modules: Sequence[str]) -> tuple[DriftSite, ...]:
     """The weighted layers inside the given modules, each with its bias added, in graph order."""
     inside = [layer for layer in weighted_layers(model) if any(_within(layer.layer, module) for module in modules)]
     return _in_graph_order(model, _layer_sites(model, inside))
@@ -84,16 +84,16 @@ def _leaves(value: ir.Value, block: str) -> bool:
     return value.is_graph_output() or any(not _within(module_of(reader), block) for reader, _ in value.uses())
 
 
-def _layer_sites(model: ir.Model, layers: Sequence[GraphLayer]) -> list[Site]:
+def _layer_sites(model: ir.Model, layers: Sequence[GraphLayer]) -> list[DriftSite]:
     nodes = {node_name(node): node for node in model.graph}
-    sites: list[Site] = []
+    sites: list[DriftSite] = []
     for layer in layers:
         node = nodes[layer.node]
         place = bias_place(node)
-        sites.append(Site(module=layer.layer, tensor=value_name((node if place is None else place[0]).outputs[0])))
+        sites.append(DriftSite(module=layer.layer, tensor=value_name((node if place is None else place[0]).outputs[0])))
     return sites
 
 
-def _in_graph_order(model: ir.Model, sites: Sequence[Site]) -> tuple[Site, ...]:
+def _in_graph_order(model: ir.Model, sites: Sequence[DriftSite]) -> tuple[DriftSite, ...]:
     order = {value_name(value): index for index, node in enumerate(model.graph) for value in node.outputs}
     return tuple(sorted(sites, key=lambda site: order[site.tensor]))

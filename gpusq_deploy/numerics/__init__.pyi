@@ -75,7 +75,7 @@ from .two_four_census import (
     worst_offender as worst_offender,
 )
 from .two_four_compressed import (
-    PackedMatrix as PackedMatrix,
+    CompressedMatrix as CompressedMatrix,
     pack as pack,
     unpack as unpack,
 )

@@ -24,7 +24,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PackedMatrix:
+class CompressedMatrix:
     """A 2:4 matrix [N, K]; see the module."""
 
     n: int
@@ -38,7 +38,7 @@ class PackedMatrix:
         return self.values.nbytes + self.metadata.nbytes
 
 
-def pack(codes: Int8) -> PackedMatrix:
+def pack(codes: Int8) -> CompressedMatrix:
     """Pack a 2:4 matrix; `unpack` gives the same bits back.
 
     Args:
@@ -60,10 +60,10 @@ def pack(codes: Int8) -> PackedMatrix:
     metadata = np.zeros((n, -(-nibbles.shape[1] // 2)), np.uint8)
     metadata |= nibbles[:, 0::2]
     metadata[:, : nibbles.shape[1] // 2] |= nibbles[:, 1::2] << np.uint8(4)
-    return PackedMatrix(n=n, k=k, values=values, metadata=metadata)
+    return CompressedMatrix(n=n, k=k, values=values, metadata=metadata)
 
 
-def unpack(packed: PackedMatrix) -> Int8:
+def unpack(packed: CompressedMatrix) -> Int8:
     """The matrix [N, K] that was packed.
 
     Raises:

@@ -1,10 +1,9 @@
 from .fp16_overflow import (
-    Wide as Wide,
+    find_fp16_overflow as find_fp16_overflow,
     text_of as text_of,
-    wide_in as wide_in,
 )
 from .int8_outputs import (
-    Outputs as Outputs,
+    Int8Outputs as Int8Outputs,
 )
 from .mixed_precision import (
     decide as decide,
@@ -13,13 +12,14 @@ from .planning import (
     DENSE as DENSE,
     PlanRequest as PlanRequest,
     layers_to_quantize as layers_to_quantize,
+    note_others as note_others,
 )
 from .prepare import (
-    prepare as prepare,
+    plan_inputs as plan_inputs,
 )
 from .sites import (
-    OutputWish as OutputWish,
+    Int8OutputRequest as Int8OutputRequest,
 )
 from .smooth_and_range import (
-    Wanted as Wanted,
+    QuantRequest as QuantRequest,
 )

@@ -7,9 +7,21 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import WideTensor
+from gpusq_deploy.artifacts import (
+    CalibrationTable,
+    FloatPrecision,
+    Fp32Tensor,
+)
+from gpusq_deploy.calibration import (
+    CalibrationInputs,
+    few,
+    largest_magnitudes,
+)
+from gpusq_deploy.engines import open_onnx
 from gpusq_deploy.graph import array_of, island_nodes, module_of, value_name
 from gpusq_deploy.numerics import FLOAT32_LARGEST, FP16_LARGEST, largest_finite, overflows_fp16
+from gpusq_deploy.progress import Reporter
+from gpusq_deploy.text import counted, some
 
 # Data that calibration hasn't seen may reach further.
 MARGIN = 2.0
@@ -17,15 +29,15 @@ NOT_LOOKED_AT = "FP16 overflow between the layers was not checked: there is no -
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wide:
+class Fp16Overflow:
     """Tensors that stay float32, the nodes that read or make them, and what the plan should say beside."""
 
-    tensors: tuple[WideTensor, ...] = ()
+    tensors: tuple[Fp32Tensor, ...] = ()
     nodes: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
 
-def wide_in(model: ir.Model, seen: Mapping[str, tuple[float, str]], *, looked: bool) -> Wide:
+def fp16_overflow_in(model: ir.Model, seen: Mapping[str, tuple[float, str]], *, looked: bool) -> Fp16Overflow:
     """Tensors beyond half of what FP16 holds, and constants that don't fit at all.
 
     Float32's largest number stands for infinity in attention masks; what reaches it isn't one of them.
@@ -36,32 +48,60 @@ def wide_in(model: ir.Model, seen: Mapping[str, tuple[float, str]], *, looked: b
         looked: Whether `seen` is about the tensors between the layers too.
     """
     tensors = (*_constants(model.graph), *_activations(model.graph, seen))
-    return Wide(
+    return Fp16Overflow(
         tensors=tensors,
         nodes=island_nodes(model.graph, [tensor.tensor for tensor in tensors]),
         notes=() if looked else (NOT_LOOKED_AT,),
     )
 
 
-def text_of(tensor: WideTensor) -> str:
+def text_of(tensor: Fp32Tensor) -> str:
     """One tensor in words."""
     where = f" of {tensor.module}" if tensor.module else ""
     return f"{tensor.tensor}{where} reaches {tensor.amax:.6g} ({tensor.origin})"
 
 
-def _constants(graph: ir.Graph) -> Iterator[WideTensor]:
+def _constants(graph: ir.Graph) -> Iterator[Fp32Tensor]:
     for name, value in graph.initializers.items():
         if value.dtype != ir.DataType.FLOAT or not value.uses():
             continue
         array = array_of(value)
         if overflows_fp16(array):
-            yield WideTensor(tensor=name, module="", amax=largest_finite(array), origin="a constant", constant=True)
+            yield Fp32Tensor(tensor=name, module="", amax=largest_finite(array), origin="a constant", constant=True)
 
 
-def _activations(graph: ir.Graph, seen: Mapping[str, tuple[float, str]]) -> Iterator[WideTensor]:
+def _activations(graph: ir.Graph, seen: Mapping[str, tuple[float, str]]) -> Iterator[Fp32Tensor]:
     values = [(value, "") for value in graph.inputs]
     values += [(value, module_of(node)) for node in graph for value in node.outputs]
     for value, module in values:
         amax, origin = seen.get(value_name(value), (0.0, ""))
         if FP16_LARGEST / MARGIN < amax < FLOAT32_LARGEST and value.dtype == ir.DataType.FLOAT:
-            yield WideTensor(tensor=value_name(value), module=module, amax=amax, origin=origin)
+            yield Fp32Tensor(tensor=value_name(value), module=module, amax=amax, origin=origin)
+
+
+def find_fp16_overflow(
+    model: ir.Model,
+    table: CalibrationTable | None,
+    data: CalibrationInputs,
+    remainder: FloatPrecision,
+    reporter: Reporter,
+) -> Fp16Overflow:
+    """What of the graph FP16 can't hold; nothing where the remainder isn't FP16.
+
+    Magnitudes are those of the ranges that are known, and those seen on a few of the samples, if there are any.
+    """
+    if remainder != "fp16":
+        return Fp16Overflow()
+    seen = {} if table is None else {entry.tensor: (entry.amax, entry.origin) for entry in table.ranges}
+    if data.real:
+        source = few(data.calibrate)
+        origin = f"seen on {counted(len(source), 'sample')} of {source.name}"
+        for tensor, amax in largest_magnitudes(model, source, open_model=open_onnx).items():
+            if amax > seen.get(tensor, (0.0, ""))[0]:
+                seen[tensor] = (amax, origin)
+    wide = fp16_overflow_in(model, seen, looked=data.real)
+    if wide.tensors:
+        # Activations first: where a model overflows says more than which of its constants do.
+        kept = some([text_of(tensor) for tensor in sorted(wide.tensors, key=lambda tensor: tensor.constant)], 1)
+        reporter.say(f"kept in FP32, since FP16 can't hold {'it' if len(wide.tensors) == 1 else 'them'}: {kept}")
+    return wide

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import Plan, Recipe, Rule
+from gpusq_deploy.artifacts import QuantPlan, Recipe, Rule
 from gpusq_deploy.calibration import ChannelMoments
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import GraphLayer, RoundedWeight, bias_place, weight_rows
@@ -18,7 +18,7 @@ from gpusq_deploy.numerics import int4_blocks, second_order_int4
 _DAMPING = 0.1
 
 
-def layers_to_fit(layers: Sequence[GraphLayer], plan: Plan, recipe: Recipe) -> tuple[GraphLayer, ...]:
+def layers_to_fit(layers: Sequence[GraphLayer], plan: QuantPlan, recipe: Recipe) -> tuple[GraphLayer, ...]:
     """Layers that are planned in INT4 and whose rule asks for more than rounding to nearest."""
     planned = {decision.node for decision in plan.layers if decision.precision == "int4"}
     rules = ((layer, recipe.rule_for(layer.layer, layer.kind)) for layer in layers if layer.node in planned)

@@ -24,22 +24,22 @@ from gpusq_deploy.artifacts import Recipe, SparsityReport
 from gpusq_deploy.calibration import ChannelMoments
 from gpusq_deploy.graph import GraphLayer, weight_rows
 from gpusq_deploy.numerics import INT8_MAX, dequantize, quantize, scale_from_amax
-from gpusq_deploy.quantize.sites import OutputChoice, OutputWish, PlacedSite
+from gpusq_deploy.quantize.sites import Int8OutputDecision, Int8OutputRequest, QdqSite
 
 # Below this, TensorRT's maintainers see nothing in sparse kernels (NVIDIA/TensorRT issues 3849 and 4065).
 LEAST_CHANNELS = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outputs:
+class Int8Outputs:
     """What is asked of layers' outputs: the command's wish, and which layers are to run sparse."""
 
-    wish: OutputWish | None
+    wish: Int8OutputRequest | None
     sparsity: SparsityReport
 
 
 def output_candidates(
-    layers: Sequence[GraphLayer], recipe: Recipe, sparsity: SparsityReport, wish: OutputWish | None
+    layers: Sequence[GraphLayer], recipe: Recipe, sparsity: SparsityReport, wish: Int8OutputRequest | None
 ) -> tuple[GraphLayer, ...]:
     """INT8 layers whose output the recipe wants in INT8, or the command where the recipe doesn't say.
 
@@ -56,7 +56,7 @@ def output_candidates(
     return tuple(found)
 
 
-def output_site(model: ir.Model, layer: GraphLayer) -> PlacedSite | None:
+def output_site(model: ir.Model, layer: GraphLayer) -> QdqSite | None:
     """What would be quantised for a layer; None where nothing can stand between its product and its bias.
 
     Declined: whatever isn't a MatMul (a Gemm holds its bias), and a product that the graph returns.
@@ -65,16 +65,16 @@ def output_site(model: ir.Model, layer: GraphLayer) -> PlacedSite | None:
     value = node.outputs[0]
     if node.op_type != "MatMul" or layer.only_seen or value.is_graph_output() or value.name is None:
         return None
-    return PlacedSite(module=layer.layer, node=layer.node, role="output", tensor=value.name, reason="")
+    return QdqSite(module=layer.layer, node=layer.node, role="output", tensor=value.name, reason="")
 
 
 def choose_outputs(
     model: ir.Model,
     candidates: Sequence[GraphLayer],
     recipe: Recipe,
-    wish: OutputWish | None,
+    wish: Int8OutputRequest | None,
     found: tuple[Mapping[str, float], Mapping[str, ChannelMoments]],
-) -> tuple[OutputChoice, ...]:
+) -> tuple[Int8OutputDecision, ...]:
     """Decide for each candidate. What the recipe says is done; what the command asked, where it pays and holds.
 
     Args:
@@ -119,10 +119,10 @@ def _choice(
     model: ir.Model,
     layer: GraphLayer,
     recipe: Recipe,
-    wish: OutputWish | None,
+    wish: Int8OutputRequest | None,
     amax: Mapping[str, float],
     moments: Mapping[str, ChannelMoments],
-) -> OutputChoice:
+) -> Int8OutputDecision:
     rule = recipe.rule_for(layer.layer, layer.kind)
     assert rule is not None, "candidates have a rule"
     site = output_site(model, layer)
@@ -141,7 +141,7 @@ def _choice(
         assert wish is not None, "without --sparse-outputs only the recipe's layers are candidates"
         refusal = refusal or _why_not(layer, decibels, wish)
         reason = f"--sparse-outputs: {cost}, at least {wish.least_db:g}; K = {layer.k}, N = {layer.n}"
-    return OutputChoice(
+    return Int8OutputDecision(
         layer=layer.layer,
         node=layer.node,
         tensor="" if site is None else site.tensor,
@@ -150,7 +150,7 @@ def _choice(
     )
 
 
-def _why_not(layer: GraphLayer, decibels: float | None, wish: OutputWish) -> str:
+def _why_not(layer: GraphLayer, decibels: float | None, wish: Int8OutputRequest) -> str:
     """Why the command's wish isn't done for a layer where it could be; empty where it is."""
     if min(layer.k, layer.n) < LEAST_CHANNELS:
         return f"K = {layer.k} and N = {layer.n}: below {LEAST_CHANNELS} channels sparse kernels hardly pay"

@@ -14,18 +14,18 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import MixedRule, Plan, SparsityReport
-from gpusq_deploy.calibration import Data, DataSource, Observing, Ranks, Selection, calibrated
+from gpusq_deploy.artifacts import MixedRule, QuantPlan, SparsityReport
+from gpusq_deploy.calibration import CalibrationInputs, DataSource, Observing, Ranks, Selection, calibrated
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import GraphLayer, RoundedWeight, find_attentions
 from gpusq_deploy.numerics import best_choice
 from gpusq_deploy.progress import Reporter
-from gpusq_deploy.quantize.fp16_overflow import Wide
+from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow
 from gpusq_deploy.quantize.noise_measured import noise_of_layers
-from gpusq_deploy.quantize.noise_model import stream_noise, watch_streams
+from gpusq_deploy.quantize.noise_model import residual_noise, statistics_request
 from gpusq_deploy.quantize.planning import PlanRequest, make_plan
-from gpusq_deploy.quantize.prepare import Prepared, fitted
-from gpusq_deploy.quantize.sites import Placements
+from gpusq_deploy.quantize.prepare import PlanInputs, fitted
+from gpusq_deploy.quantize.sites import ActivationSites
 from gpusq_deploy.text import counted
 
 _SAMPLES = 16
@@ -34,23 +34,28 @@ _CONTENDERS = 3
 _KERNEL = "it reads an attention's result, where a quantiser would cost a kernel"
 
 
-class Decided(NamedTuple):
+class PlannedWeights(NamedTuple):
     """The plan, and the weights that were rounded for it, by node."""
 
-    plan: Plan
+    plan: QuantPlan
     rounded: Mapping[str, RoundedWeight]
 
 
 def decide(
-    prepared: Prepared, asked: PlanRequest, sparsity: SparsityReport, wide: Wide, data: Data, reporter: Reporter
-) -> Decided:
+    prepared: PlanInputs,
+    asked: PlanRequest,
+    sparsity: SparsityReport,
+    wide: Fp16Overflow,
+    data: CalibrationInputs,
+    reporter: Reporter,
+) -> PlannedWeights:
     """Plan, round, and where the recipe is mixed, leave out the layers that cost most and plan again.
 
     Raises:
         GpusqError: See `make_plan`; or a mixed recipe has no data to measure on.
     """
 
-    def planned(placements: Placements) -> Plan:
+    def planned(placements: ActivationSites) -> QuantPlan:
         return make_plan(
             prepared.layers, asked, table=prepared.table, sparsity=sparsity, placements=placements, wide=wide
         )
@@ -59,7 +64,7 @@ def decide(
     rounded = fitted(prepared, plan, asked.recipe, data, reporter)
     mixed = asked.recipe.mixed
     if mixed is None or prepared.ready is None:
-        return Decided(plan=plan, rounded=rounded)
+        return PlannedWeights(plan=plan, rounded=rounded)
 
     planned_int8 = {decision.node for decision in plan.layers if decision.precision == "int8"}
     candidates = [layer for layer in prepared.layers if layer.kind == "linear" and layer.node in planned_int8]
@@ -77,11 +82,11 @@ def decide(
             lambda done, total: reporter.progress("measuring layers", done, total),
             nodes=running,
         )
-    floats = left_float([layer for layer in candidates if layer.node in noise], noise, budget, first, mixed)
+    floats = layers_to_keep_float([layer for layer in candidates if layer.node in noise], noise, budget, first, mixed)
     most = f"at most {mixed.flops:.0%} of the Linear layers' FLOPs"
     reporter.say(f"keeping {counted(len(floats), 'layer')} in {asked.remainder.upper()} ({most})")
     plan = planned(replace(prepared.placements, floats=floats))
-    return Decided(plan=plan, rounded={node: weight for node, weight in rounded.items() if node not in floats})
+    return PlannedWeights(plan=plan, rounded={node: weight for node, weight in rounded.items() if node not in floats})
 
 
 def contenders(candidates: Sequence[GraphLayer], noise: Mapping[str, float], budget: float) -> frozenset[str]:
@@ -91,7 +96,7 @@ def contenders(candidates: Sequence[GraphLayer], noise: Mapping[str, float], bud
     return frozenset(layer.node for layer, macs in zip(known, before, strict=False) if macs < _CONTENDERS * budget)
 
 
-def left_float(
+def layers_to_keep_float(
     candidates: Sequence[GraphLayer],
     noise: Mapping[str, float],
     budget: float,
@@ -127,11 +132,11 @@ def _behind_attentions(model: ir.Model, mixed: MixedRule) -> frozenset[str]:
 
 
 def _measured(
-    prepared: Prepared,
-    plan: Plan,
+    prepared: PlanInputs,
+    plan: QuantPlan,
     rounded: Mapping[str, RoundedWeight],
     candidates: Sequence[GraphLayer],
-    data: Data,
+    data: CalibrationInputs,
     reporter: Reporter,
 ) -> Mapping[str, float]:
     """Noise that each candidate adds to its stream; where ranges were given, after one look at the data.
@@ -147,11 +152,11 @@ def _measured(
                 place=f"recipe {plan.recipe}",
                 hint="add --calib FOLDER",
             )
-        watch = watch_streams(prepared.model, candidates)
+        watch = statistics_request(prepared.model, candidates)
         how = Observing(workers=Ranks().adders(), moments=watch.tensors())
         seen = calibrated(prepared.model, candidates, data.calibrate, prepared.subject, how, reporter)
         stream = watch.stream(seen.moments)
-    return stream_noise(prepared.model, plan, rounded, stream, workers=Ranks().adders())
+    return residual_noise(prepared.model, plan, rounded, stream, workers=Ranks().adders())
 
 
 def _fitting(layers: Sequence[GraphLayer], noise: Mapping[str, float], budget: float) -> list[GraphLayer]:

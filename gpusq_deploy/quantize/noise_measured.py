@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from gpusq_deploy.artifacts import LayerDecision, Plan
+from gpusq_deploy.artifacts import LayerDecision, QuantPlan
 from gpusq_deploy.calibration import Batches, DataSource, filled
 from gpusq_deploy.engines import Session, open_onnx
 from gpusq_deploy.graph import (
@@ -52,7 +52,7 @@ class Switched:
 
 def noise_of_layers(
     model: ir.Model,
-    plan: Plan,
+    plan: QuantPlan,
     rounded: Mapping[str, RoundedWeight],
     source: DataSource,
     progress: Callable[[int, int], None],

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import LayerDecision, Plan
+from gpusq_deploy.artifacts import LayerDecision, QuantPlan
 from gpusq_deploy.calibration import ChannelMoments
 from gpusq_deploy.graph import (
     STORED_TYPE,
@@ -37,7 +37,7 @@ from gpusq_deploy.numerics import dequantize, single_threaded_blas, spread
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stream:
+class LayerStatistics:
     """What is known of the inputs of layers and of the residual streams they work for.
 
     Attributes:
@@ -50,7 +50,7 @@ class Stream:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Watch:
+class StatisticsRequest:
     """Layers, and by node the residual adds that they work for: what a pass over the data is to look at."""
 
     layers: tuple[GraphLayer, ...]
@@ -61,9 +61,11 @@ class Watch:
         streams = {tensor: False for add in self.branches.values() for tensor in (add.branch, add.total)}
         return {**streams, **{layer.input: True for layer in self.layers}}
 
-    def stream(self, seen: Mapping[str, ChannelMoments]) -> Stream:
+    def stream(self, seen: Mapping[str, ChannelMoments]) -> LayerStatistics:
         """What was seen of those tensors, by tensor."""
-        return Stream(moments={layer.node: seen[layer.input] for layer in self.layers}, shares=self.shares(seen))
+        return LayerStatistics(
+            moments={layer.node: seen[layer.input] for layer in self.layers}, shares=self.shares(seen)
+        )
 
     def shares(self, seen: Mapping[str, ChannelMoments]) -> dict[str, float]:
         """var(branch) / var(total), by node, from what was seen of those tensors."""
@@ -75,13 +77,13 @@ class Watch:
         return {node: share(residual) for node, residual in self.branches.items()}
 
 
-def watch_streams(model: ir.Model, layers: Sequence[GraphLayer]) -> Watch:
+def statistics_request(model: ir.Model, layers: Sequence[GraphLayer]) -> StatisticsRequest:
     """What to look at for some of a graph's layers."""
-    return Watch(layers=tuple(layers), branches=branches_of_nodes(model, {layer.node for layer in layers}))
+    return StatisticsRequest(layers=tuple(layers), branches=branches_of_nodes(model, {layer.node for layer in layers}))
 
 
-def stream_noise(
-    model: ir.Model, plan: Plan, rounded: Mapping[str, RoundedWeight], stream: Stream, *, workers: int = 1
+def residual_noise(
+    model: ir.Model, plan: QuantPlan, rounded: Mapping[str, RoundedWeight], stream: LayerStatistics, *, workers: int = 1
 ) -> dict[str, float]:
     """Noise over signal that each planned INT8 Linear adds to its stream, by node; the equation is the module's.
 

@@ -9,6 +9,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from gpusq_deploy.artifacts import (
     ActivationQuantization,
@@ -17,8 +18,8 @@ from gpusq_deploy.artifacts import (
     LayerDecision,
     LayerSparsity,
     PlacedQuantization,
-    Plan,
     Precision,
+    QuantPlan,
     Recipe,
     Rule,
     SparsityReport,
@@ -27,10 +28,10 @@ from gpusq_deploy.artifacts import (
     require_used_rules,
 )
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph import GraphLayer
+from gpusq_deploy.graph import GraphLayer, other_weights
 from gpusq_deploy.numerics import fp8_scale, scale_from_amax
-from gpusq_deploy.quantize.fp16_overflow import Wide, text_of
-from gpusq_deploy.quantize.sites import OutputChoice, PlacedSite, Placements, fusion_notes
+from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow, text_of
+from gpusq_deploy.quantize.sites import ActivationSites, Int8OutputDecision, QdqSite, fusion_notes
 from gpusq_deploy.text import counted, some
 
 _STORED: dict[FloatPrecision, npt.DTypeLike] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
@@ -72,9 +73,9 @@ def make_plan(
     *,
     table: CalibrationTable | None,
     sparsity: SparsityReport,
-    placements: Placements | None = None,
-    wide: Wide | None = None,
-) -> Plan:
+    placements: ActivationSites | None = None,
+    wide: Fp16Overflow | None = None,
+) -> QuantPlan:
     """Turn recipe, graph, ranges and sparsity into decisions.
 
     Args:
@@ -91,7 +92,7 @@ def make_plan(
     if request.int8 or request.sparse:
         require_used_rules(request.recipe, layers)
     ranges = {} if table is None else table.by_tensor()
-    placements, wide = placements or Placements(), wide or Wide()
+    placements, wide = placements or ActivationSites(), wide or Fp16Overflow()
     kept = frozenset(tensor.tensor for tensor in wide.tensors)
     _require_representable([known for known in ranges.values() if known.tensor not in kept], request.remainder)
     states = {state.layer: state for state in sparsity.layers}
@@ -102,7 +103,7 @@ def make_plan(
     )
     decisions = tuple(_kept_float32(entry, layer, wide) for entry, layer in zip(decided, layers, strict=True))
     sites = (*placements.sites, *_output_sites(decisions, outputs))
-    return Plan(
+    return QuantPlan(
         recipe=request.recipe.name,
         remainder=request.remainder,
         sparse_asked=request.sparse,
@@ -118,7 +119,7 @@ def _decision(
     request: PlanRequest,
     ranges: Mapping[str, TensorRange],
     state: LayerSparsity | None,
-    output: OutputChoice | None,
+    output: Int8OutputDecision | None,
     floats: Mapping[str, str],
 ) -> LayerDecision:
     precision, reason = _precision(layer, request, ranges, floats)
@@ -141,9 +142,9 @@ def _decision(
     )
 
 
-def _output_sites(decisions: Sequence[LayerDecision], outputs: Mapping[str, OutputChoice]) -> list[PlacedSite]:
+def _output_sites(decisions: Sequence[LayerDecision], outputs: Mapping[str, Int8OutputDecision]) -> list[QdqSite]:
     return [
-        PlacedSite(
+        QdqSite(
             module=decision.layer,
             node=decision.node,
             role="output",
@@ -155,7 +156,7 @@ def _output_sites(decisions: Sequence[LayerDecision], outputs: Mapping[str, Outp
     ]
 
 
-def _kept_float32(decision: LayerDecision, layer: GraphLayer, wide: Wide) -> LayerDecision:
+def _kept_float32(decision: LayerDecision, layer: GraphLayer, wide: Fp16Overflow) -> LayerDecision:
     """A layer that reads or makes what FP16 can't hold: float and INT4 layers are FP32, scales of other layers too."""
     if layer.node not in wide.nodes:
         return decision
@@ -176,7 +177,7 @@ def _kept_float32(decision: LayerDecision, layer: GraphLayer, wide: Wide) -> Lay
     return msgspec.structs.replace(decision, activation=msgspec.structs.replace(known, scale=scale))
 
 
-def _wide_notes(wide: Wide) -> Iterator[str]:
+def _wide_notes(wide: Fp16Overflow) -> Iterator[str]:
     if wide.tensors:
         tensors, nodes = counted(len(wide.tensors), "tensor"), counted(len(wide.nodes), "node")
         yield f"FP32 around {tensors} that FP16 can't hold: {nodes}"
@@ -251,7 +252,7 @@ def _sparsity(request: PlanRequest, state: LayerSparsity | None, precision: Prec
     return True, f"2:4 valid in all {state.groups} groups; {state.reason}"
 
 
-def _placed(site: PlacedSite, ranges: Mapping[str, TensorRange], remainder: FloatPrecision) -> PlacedQuantization:
+def _placed(site: QdqSite, ranges: Mapping[str, TensorRange], remainder: FloatPrecision) -> PlacedQuantization:
     known = ranges.get(site.tensor)
     if known is None or known.amax == 0:
         what = "no range for" if known is None else "zero on all calibration data:"
@@ -285,7 +286,7 @@ def _shares(decisions: Sequence[LayerDecision], total: int) -> Iterator[str]:
         yield f"{precision.upper()}: {100 * share:.1f} % of the weighted layers' FLOPs"
 
 
-def _notes(decisions: Sequence[LayerDecision], request: PlanRequest, placements: Placements) -> tuple[str, ...]:
+def _notes(decisions: Sequence[LayerDecision], request: PlanRequest, placements: ActivationSites) -> tuple[str, ...]:
     notes: list[str] = []
     total = sum(decision.macs for decision in decisions)
     if request.int8 and total:
@@ -312,3 +313,12 @@ def _notes(decisions: Sequence[LayerDecision], request: PlanRequest, placements:
     elif request.int8:
         notes.append("not quantised: softmax outputs, attention GEMMs, LayerNorm, GELU, residual adds")
     return tuple(notes)
+
+
+def note_others(plan: QuantPlan, model: ir.Model) -> QuantPlan:
+    """The plan with a note on each weight that no rule reaches, so that nothing stays float or dense unsaid."""
+    notes = (
+        f"{layer} stays {plan.remainder.upper()} and dense: its {operator} is not a MatMul, Gemm or Conv"
+        for layer, operator in other_weights(model).items()
+    )
+    return msgspec.structs.replace(plan, notes=(*plan.notes, *notes))

@@ -8,29 +8,29 @@ from dataclasses import dataclass, replace
 import msgspec
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import CalibrationTable, Plan, Recipe, TensorRange
-from gpusq_deploy.calibration import Data, Observing, Ranks, Subject, calibrated
+from gpusq_deploy.artifacts import CalibrationTable, QuantPlan, Recipe, TensorRange
+from gpusq_deploy.calibration import CalibrationInputs, ModelFacts, Observing, Ranks, calibrated
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import STORED_TYPE, GraphLayer, RoundedWeight
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize.int4_rounding import fitted_weights, layers_to_fit
-from gpusq_deploy.quantize.int8_outputs import Outputs, choose_outputs, output_candidates, output_site
+from gpusq_deploy.quantize.int8_outputs import Int8Outputs, choose_outputs, output_candidates, output_site
 from gpusq_deploy.quantize.sites import (
-    OutputChoice,
-    PlacedSite,
-    Placements,
+    ActivationSites,
+    Int8OutputDecision,
+    QdqSite,
     attentions_to_quantize,
     residual_sites,
     residuals_to_quantize,
     sites_of,
 )
-from gpusq_deploy.quantize.smooth_and_range import Ready, Wanted, make_ready, rounded_weights
+from gpusq_deploy.quantize.smooth_and_range import QuantRequest, SmoothedGraph, rounded_weights, smooth_and_observe
 from gpusq_deploy.quantize.smoothing import rule_of
 from gpusq_deploy.text import counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared:
+class PlanInputs:
     """What the plan is made from.
 
     Attributes:
@@ -44,25 +44,32 @@ class Prepared:
 
     model: ir.Model
     layers: tuple[GraphLayer, ...]
-    subject: Subject
+    subject: ModelFacts
     table: CalibrationTable | None
-    placements: Placements
-    ready: Ready | None
+    placements: ActivationSites
+    ready: SmoothedGraph | None
 
 
-def prepare(
-    model: ir.Model, layers: tuple[GraphLayer, ...], wanted: Wanted, data: Data, subject: Subject, reporter: Reporter
-) -> Prepared:
-    """Make the graph ready where anything is to be quantised; see `make_ready`, `place` and `place_outputs`."""
+def plan_inputs(
+    model: ir.Model,
+    layers: tuple[GraphLayer, ...],
+    wanted: QuantRequest,
+    data: CalibrationInputs,
+    subject: ModelFacts,
+    reporter: Reporter,
+) -> PlanInputs:
+    """Smooth the graph and find its ranges where anything is to be quantised, beyond the inputs of layers too."""
     if not wanted.layers:
-        return Prepared(model=model, layers=layers, subject=subject, table=None, placements=Placements(), ready=None)
-    ready, placements = place(
-        make_ready(model, wanted, data, subject, reporter), wanted.recipe, data, subject, reporter
+        return PlanInputs(
+            model=model, layers=layers, subject=subject, table=None, placements=ActivationSites(), ready=None
+        )
+    ready, placements = observe_sites(
+        smooth_and_observe(model, wanted, data, subject, reporter), wanted.recipe, data, subject, reporter
     )
     if wanted.outputs is not None:
-        ready, chosen = place_outputs(ready, wanted.recipe, wanted.outputs, data, subject, reporter)
+        ready, chosen = observe_outputs(ready, wanted.recipe, wanted.outputs, data, subject, reporter)
         placements = replace(placements, outputs=chosen)
-    return Prepared(
+    return PlanInputs(
         model=ready.model,
         layers=ready.layers,
         subject=subject,
@@ -72,7 +79,9 @@ def prepare(
     )
 
 
-def fitted(prepared: Prepared, plan: Plan, recipe: Recipe, data: Data, reporter: Reporter) -> dict[str, RoundedWeight]:
+def fitted(
+    prepared: PlanInputs, plan: QuantPlan, recipe: Recipe, data: CalibrationInputs, reporter: Reporter
+) -> dict[str, RoundedWeight]:
     """Weights that are rounded with regard to the data, by node. INT4 ones have a pass over it of their own.
 
     Without data INT4 weights are rounded to nearest, and that is said.
@@ -93,7 +102,9 @@ def fitted(prepared: Prepared, plan: Plan, recipe: Recipe, data: Data, reporter:
     return {**weights, **fitted_weights(prepared.model, layers, moments, recipe, stored=STORED_TYPE[plan.remainder])}
 
 
-def place(ready: Ready, recipe: Recipe, data: Data, subject: Subject, reporter: Reporter) -> tuple[Ready, Placements]:
+def observe_sites(
+    ready: SmoothedGraph, recipe: Recipe, data: CalibrationInputs, subject: ModelFacts, reporter: Reporter
+) -> tuple[SmoothedGraph, ActivationSites]:
     """What the recipe places beyond layers, and the ranges with those of it; new ones are largest magnitudes.
 
     Raises:
@@ -103,7 +114,7 @@ def place(ready: Ready, recipe: Recipe, data: Data, subject: Subject, reporter: 
     residuals = residuals_to_quantize(ready.model, recipe)
     sites = (*sites_of(attentions, recipe), *residual_sites(residuals, recipe))
     if not sites:
-        return ready, Placements()
+        return ready, ActivationSites()
     if not data.real:
         raise GpusqError(
             "a placement beyond layers needs ranges that neither the checkpoint nor --ranges holds",
@@ -116,12 +127,17 @@ def place(ready: Ready, recipe: Recipe, data: Data, subject: Subject, reporter: 
     unknown = {site.tensor: site for site in sites if site.tensor not in known}
     found = _ranges(ready.model, [*unknown.values()], data, subject, reporter)
     table = msgspec.structs.replace(ready.table, ranges=(*ready.table.ranges, *found.ranges))
-    return replace(ready, table=table), Placements(sites=sites, attentions=attentions)
+    return replace(ready, table=table), ActivationSites(sites=sites, attentions=attentions)
 
 
-def place_outputs(
-    ready: Ready, recipe: Recipe, outputs: Outputs, data: Data, subject: Subject, reporter: Reporter
-) -> tuple[Ready, tuple[OutputChoice, ...]]:
+def observe_outputs(
+    ready: SmoothedGraph,
+    recipe: Recipe,
+    outputs: Int8Outputs,
+    data: CalibrationInputs,
+    subject: ModelFacts,
+    reporter: Reporter,
+) -> tuple[SmoothedGraph, tuple[Int8OutputDecision, ...]]:
     """Which layers are to write INT8, and the ranges with those of their products, with their rules' headroom.
 
     Raises:
@@ -158,7 +174,7 @@ def place_outputs(
 
 
 def _ranges(
-    model: ir.Model, sites: Sequence[PlacedSite], data: Data, subject: Subject, reporter: Reporter
+    model: ir.Model, sites: Sequence[QdqSite], data: CalibrationInputs, subject: ModelFacts, reporter: Reporter
 ) -> CalibrationTable:
     """The observer looks at inputs of layers: each tensor gets a layer that stands for it."""
     stand_ins = [

@@ -19,7 +19,7 @@ _FUSED_ROLES = frozenset({"query", "key", "softmax", "value"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PlacedSite:
+class QdqSite:
     """One activation to quantise where one node reads it.
 
     Attributes:
@@ -38,14 +38,14 @@ class PlacedSite:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OutputWish:
+class Int8OutputRequest:
     """INT8 outputs for layers that are to run sparse, where `least_db` of their signal are predicted to stay."""
 
     least_db: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OutputChoice:
+class Int8OutputDecision:
     """Whether a layer's product, without its bias, is to be written in INT8, and why; `tensor` is the product."""
 
     layer: str
@@ -56,15 +56,15 @@ class OutputChoice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Placements:
+class ActivationSites:
     """What is quantised beyond the inputs of layers, the attentions that some of it lies in, what was said of outputs.
 
     `floats`, by node, says why a layer that a rule wants in INT8 stays float all the same.
     """
 
-    sites: tuple[PlacedSite, ...] = ()
+    sites: tuple[QdqSite, ...] = ()
     attentions: tuple[Attention, ...] = ()
-    outputs: tuple[OutputChoice, ...] = ()
+    outputs: tuple[Int8OutputDecision, ...] = ()
     floats: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
@@ -110,17 +110,17 @@ def residuals_to_quantize(model: ir.Model, recipe: Recipe) -> tuple[Residual, ..
     return chosen
 
 
-def residual_sites(residuals: Sequence[Residual], recipe: Recipe) -> tuple[PlacedSite, ...]:
+def residual_sites(residuals: Sequence[Residual], recipe: Recipe) -> tuple[QdqSite, ...]:
     """The inputs of the given residual adds that the recipe quantises, in graph order."""
     asked = recipe.residual
     if asked is None:
         return ()
     roles: tuple[tuple[ResidualRole, str], ...]
-    sites: list[PlacedSite] = []
+    sites: list[QdqSite] = []
     for residual in residuals:
         roles = (("residual", residual.skip), ("branch", residual.branch))
         sites += [
-            PlacedSite(
+            QdqSite(
                 module=residual.module,
                 node=residual.node,
                 role=role,
@@ -133,13 +133,13 @@ def residual_sites(residuals: Sequence[Residual], recipe: Recipe) -> tuple[Place
     return tuple(sites)
 
 
-def sites_of(attentions: Sequence[Attention], recipe: Recipe) -> tuple[PlacedSite, ...]:
+def sites_of(attentions: Sequence[Attention], recipe: Recipe) -> tuple[QdqSite, ...]:
     """The activations of the given attentions that the recipe quantises, in the order of the computation."""
     asked = recipe.attention
     if asked is None:
         return ()
     return tuple(
-        PlacedSite(
+        QdqSite(
             module=attention.module,
             node=attention.scores if role in {"query", "key"} else attention.context,
             role=role,

@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import AMAX, CalibrationTable, Calibrator, FloatPrecision, Plan, Recipe
+from gpusq_deploy.artifacts import AMAX, CalibrationTable, Calibrator, FloatPrecision, QuantPlan, Recipe
 from gpusq_deploy.calibration import (
+    CalibrationInputs,
     ChannelMoments,
     Counterparts,
-    Data,
+    ModelFacts,
     Observed,
     Observing,
     Ranks,
     SimpleForm,
-    Subject,
     calibrated,
     known_ranges,
 )
@@ -33,22 +33,22 @@ from gpusq_deploy.graph import (
     weighted_layers,
 )
 from gpusq_deploy.progress import Reporter
-from gpusq_deploy.quantize.int8_outputs import Outputs
-from gpusq_deploy.quantize.noise_model import Stream, Watch, watch_streams
+from gpusq_deploy.quantize.int8_outputs import Int8Outputs
+from gpusq_deploy.quantize.noise_model import LayerStatistics, StatisticsRequest, statistics_request
 from gpusq_deploy.quantize.smoothing import (
     decide_smoothing,
     moments_behind,
     places_to_smooth,
-    round_weights,
     rule_of,
     table_behind,
     with_headroom,
 )
+from gpusq_deploy.quantize.weight_rounding import round_weights
 from gpusq_deploy.text import by_reason, counted, some
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ready:
+class SmoothedGraph:
     """A float graph ready to be planned and quantised.
 
     Attributes:
@@ -64,12 +64,12 @@ class Ready:
     layers: tuple[GraphLayer, ...]
     table: CalibrationTable
     moments: Mapping[str, ChannelMoments]
-    stream: Stream | None = None
+    stream: LayerStatistics | None = None
     moved: Mapping[str, Moved | None] = field(default_factory=dict[str, "Moved | None"])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
+class QuantRequest:
     """What is to be quantised and how; `outputs` None leaves the outputs of layers alone, whatever the recipe says.
 
     `simple` is the form of the graph that is calibrated; None: the graph itself.
@@ -79,11 +79,13 @@ class Wanted:
     recipe: Recipe
     calibrators: Mapping[str, Calibrator]
     remainder: FloatPrecision
-    outputs: Outputs | None = None
+    outputs: Int8Outputs | None = None
     simple: SimpleForm | None = None
 
 
-def make_ready(model: ir.Model, wanted: Wanted, data: Data, subject: Subject, reporter: Reporter) -> Ready:
+def smooth_and_observe(
+    model: ir.Model, wanted: QuantRequest, data: CalibrationInputs, subject: ModelFacts, reporter: Reporter
+) -> SmoothedGraph:
     """Look at the data once, smooth the graph, and say which ranges its activations have then.
 
     Ranges that were found before are those of the graph as it is: with them nothing is smoothed or widened, and no data
@@ -104,9 +106,11 @@ def make_ready(model: ir.Model, wanted: Wanted, data: Data, subject: Subject, re
         if any(rule_of(wanted.recipe, layer).refined for layer in wanted.layers):
             reporter.say("ranges were given: activations are not smoothed, weights are rounded to nearest")
         table = before.carried(known, wanted.layers)
-        return Ready(model=model, layers=weighted_layers(model), table=table, moments={})
+        return SmoothedGraph(model=model, layers=weighted_layers(model), table=table, moments={})
     places, declined = places_to_smooth(model, wanted.layers, wanted.recipe, wanted.calibrators)
-    watch = None if wanted.recipe.mixed is None else watch_streams(simple.model, before.layers_of(_mixable(wanted)))
+    watch = (
+        None if wanted.recipe.mixed is None else statistics_request(simple.model, before.layers_of(_mixable(wanted)))
+    )
     watched = _channels_to_watch(wanted, [place.tensor for place in places])
     moments = {before.input_of(layer): watched[layer.input] for layer in wanted.layers if layer.input in watched}
     if watch is not None:
@@ -134,17 +138,17 @@ class _Seen(NamedTuple):
 
     found: Observed
     before: Counterparts
-    watch: Watch | None
+    watch: StatisticsRequest | None
 
 
-def _smooth(model: ir.Model, wanted: Wanted, smoothed: tuple[SmoothedTensor, ...], seen: _Seen) -> Ready:
+def _smooth(model: ir.Model, wanted: QuantRequest, smoothed: tuple[SmoothedTensor, ...], seen: _Seen) -> SmoothedGraph:
     """The smoothed graph, with what becomes of what was seen."""
     ready = run_passes(model, [Smooth(smoothed)])
     layers = weighted_layers(ready)
     found = moments_behind(seen.before.moments(seen.found.moments, wanted.layers), smoothed)
     now = {layer.node: layer for layer in layers}
     inside = {layer.input: now[layer.node].input for layer in wanted.layers}
-    return Ready(
+    return SmoothedGraph(
         model=ready,
         layers=layers,
         table=with_headroom(
@@ -160,12 +164,12 @@ def _smooth(model: ir.Model, wanted: Wanted, smoothed: tuple[SmoothedTensor, ...
     )
 
 
-def _stream(wanted: Wanted, seen: _Seen, found: Mapping[str, ChannelMoments]) -> Stream | None:
+def _stream(wanted: QuantRequest, seen: _Seen, found: Mapping[str, ChannelMoments]) -> LayerStatistics | None:
     """What a mixed recipe needs: moments behind the smoothing, and shares, which smoothing leaves alone."""
     if seen.watch is None:
         return None
     mixable, shares = _mixable(wanted), seen.watch.shares(seen.found.moments)
-    return Stream(
+    return LayerStatistics(
         moments={layer.node: found[layer.input] for layer in mixable},
         shares={
             layer.node: shares[part.node]
@@ -176,18 +180,18 @@ def _stream(wanted: Wanted, seen: _Seen, found: Mapping[str, ChannelMoments]) ->
     )
 
 
-def rounded_weights(ready: Ready, plan: Plan, recipe: Recipe) -> dict[str, RoundedWeight]:
+def rounded_weights(ready: SmoothedGraph, plan: QuantPlan, recipe: Recipe) -> dict[str, RoundedWeight]:
     """Weights that are rounded with regard to the data, by node."""
     return round_weights(ready.model, ready.layers, plan, ready.moments, recipe, workers=Ranks().adders())
 
 
-def _mixable(wanted: Wanted) -> list[GraphLayer]:
+def _mixable(wanted: QuantRequest) -> list[GraphLayer]:
     """Layers that a mixed recipe may leave float."""
     linear = (layer for layer in wanted.layers if layer.kind == "linear")
     return [layer for layer in linear if rule_of(wanted.recipe, layer).precision == "int8"]
 
 
-def _channels_to_watch(wanted: Wanted, smoothed: Sequence[str]) -> dict[str, bool]:
+def _channels_to_watch(wanted: QuantRequest, smoothed: Sequence[str]) -> dict[str, bool]:
     """Activations to smooth, and those whose readers' weights or biases depend on the data; True for second moments."""
     linear = [layer for layer in wanted.layers if layer.kind == "linear" and not layer.only_seen]
     second_order = {layer.input for layer in linear if rule_of(wanted.recipe, layer).rounding == "second-order"}

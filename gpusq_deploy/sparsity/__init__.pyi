@@ -16,18 +16,18 @@ from .compress import (
 from .compressed_file import (
     DENSE as DENSE,
     PACKED as PACKED,
+    compress_weights as compress_weights,
+    compressed_line as compressed_line,
     lacks_dense as lacks_dense,
-    move_packed_weights as move_packed_weights,
     packed_faults as packed_faults,
     packed_index as packed_index,
-    packed_line as packed_line,
     require_dense as require_dense,
     unpack_dense as unpack_dense,
-    write_packed as write_packed,
 )
 from .graph_check import (
     graph_sparsity as graph_sparsity,
     require_same_sparsity as require_same_sparsity,
+    sparsity_kept as sparsity_kept,
 )
 from .permutation.free_channels import (
     find_channels as find_channels,
@@ -55,7 +55,7 @@ from .pruning.checkpoint import (
     prune_checkpoint as prune_checkpoint,
 )
 from .repair.equivalence import (
-    Runner as Runner,
+    TensorRunner as TensorRunner,
 )
 from .repair.near_misses import (
     mend_near_misses as mend_near_misses,

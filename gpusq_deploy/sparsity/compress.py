@@ -22,7 +22,7 @@ from gpusq_deploy.sparsity.training.data import TrainingData, load_folder
 from gpusq_deploy.sparsity.training.distill import (
     DistillOptions,
     EpochResult,
-    Pair,
+    LogitPair,
     Scores,
     count_classes,
     later_blocks,
@@ -127,7 +127,7 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
     notes += tuple(_pruning_notes(report, reporter))
     pruned = recovered = measured(student)
     if training.epochs:
-        recover(Pair(student=student, teacher=teacher, masks=masks), data, training, reporter.epoch)
+        recover(LogitPair(student=student, teacher=teacher, masks=masks), data, training, reporter.epoch)
         recovered = measured(student)
     method = f"{request.method} + distillation" if training.epochs else request.method
     _save(request, checkpoint, student, SparsityRecord(method=method, layers=choice.pruned))

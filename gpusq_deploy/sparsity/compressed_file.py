@@ -1,7 +1,7 @@
 """`weights.24`: a bundle's 2:4 INT8 weights, packed. Written from the model, and read back against it at once.
 
-The magic `GPUSQ24` and a newline; the length of the index in 8 bytes, little-endian; the index, JSON (`PackedIndex`),
-filled up with spaces so that the first block starts at a multiple of 64; then for each tensor its values and its
+The magic `GPUSQ24` and a newline; the length of the index in 8 bytes, little-endian; the index (`CompressedIndex`) as
+JSON, filled up with spaces so that the first block starts at a multiple of 64; then for each tensor its values and its
 metadata (see gpusq_deploy.numerics.two_four_compressed), each at a multiple of 64 behind the first block.
 
 `weights.dense`: the same weights dense, one after another in the order of the index; model.onnx refers to it. It can be
@@ -20,8 +20,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts import (
-    PackedIndex,
-    PackedTensor,
+    CompressedIndex,
+    CompressedTensor,
     SparsityReport,
     digest_of_bytes,
     json_from_value,
@@ -30,7 +30,8 @@ from gpusq_deploy.artifacts import (
 )
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import GraphLayer, array_of, release, weighted_layers
-from gpusq_deploy.numerics import PackedMatrix, pack, rows_from_conv, unpack
+from gpusq_deploy.numerics import CompressedMatrix, pack, rows_from_conv, unpack
+from gpusq_deploy.progress import Reporter
 from gpusq_deploy.text import counted
 
 PACKED = "weights.24"
@@ -49,7 +50,7 @@ class _Found(NamedTuple):
     order: Order
 
 
-def write_packed(model: ir.Model, report: SparsityReport, folder: Path) -> PackedIndex | None:
+def write_compressed(model: ir.Model, report: SparsityReport, folder: Path) -> CompressedIndex | None:
     """Pack every INT8 weight that the report calls valid into `folder/weights.24`, and check what was written.
 
     Args:
@@ -80,12 +81,12 @@ def write_packed(model: ir.Model, report: SparsityReport, folder: Path) -> Packe
     return index
 
 
-def move_packed_weights(model: ir.Model, index: PackedIndex, folder: Path) -> None:
+def move_compressed_weights(model: ir.Model, index: CompressedIndex, folder: Path) -> None:
     """Let the model refer to `folder/weights.dense` for every weight that is packed, in place, and write that file.
 
     Args:
-        model: The graph that `write_packed` packed. Save it in `folder` afterwards.
-        index: What `write_packed` returned.
+        model: The graph that `write_compressed` packed. Save it in `folder` afterwards.
+        index: What `write_compressed` returned.
         folder: Where `weights.24` lies.
     """
     unpack_dense(folder)
@@ -169,7 +170,7 @@ def packed_faults(model: ir.Model, report: SparsityReport, folder: Path) -> Iter
         yield f"{PACKED} lacks {found.layer.weight} (layer {found.layer.layer})"
 
 
-def packed_index(path: Path) -> PackedIndex:
+def packed_index(path: Path) -> CompressedIndex:
     """What a file of packed weights holds.
 
     Raises:
@@ -193,7 +194,7 @@ def read_packed(path: Path) -> Iterator[tuple[str, Codes]]:
             values = _read_block(stream, start + entry.values, (entry.n, 2 * groups), place).view(np.int8)
             metadata = _read_block(stream, start + entry.metadata, (entry.n, -(-groups // 2)), place)
             try:
-                codes = unpack(PackedMatrix(n=entry.n, k=entry.k, values=values, metadata=metadata))
+                codes = unpack(CompressedMatrix(n=entry.n, k=entry.k, values=values, metadata=metadata))
                 stored = _stored(codes, entry)
             except ValueError as error:
                 raise GpusqError(f"damaged: {error}", place=place, hint=_BUILD_AGAIN) from error
@@ -202,7 +203,7 @@ def read_packed(path: Path) -> Iterator[tuple[str, Codes]]:
             yield entry.tensor, stored
 
 
-def packed_line(index: PackedIndex) -> str:
+def compressed_line(index: CompressedIndex) -> str:
     """Sizes and ratios, in one line to print."""
     return (
         f"{counted(len(index.tensors), 'weight')} packed 2:4 in {index.packed_bytes} bytes: "
@@ -222,8 +223,8 @@ def _sparse_weights(model: ir.Model, report: SparsityReport) -> Iterator[_Found]
         yield _Found(layer, stored, order)
 
 
-def _index(found: list[_Found]) -> PackedIndex:
-    tensors: list[PackedTensor] = []
+def _index(found: list[_Found]) -> CompressedIndex:
+    tensors: list[CompressedTensor] = []
     place = total = 0
     for layer, stored, order in found:
         n, k = _rows(stored, order).shape
@@ -232,7 +233,7 @@ def _index(found: list[_Found]) -> PackedIndex:
         place = metadata + _padded(sizes[1])
         total += sum(sizes)
         tensors.append(
-            PackedTensor(
+            CompressedTensor(
                 layer=layer.layer,
                 tensor=layer.weight,
                 shape=stored.shape,
@@ -245,7 +246,7 @@ def _index(found: list[_Found]) -> PackedIndex:
             )
         )
     size = sum(item.stored.nbytes for item in found)
-    return PackedIndex(tensors=tuple(tensors), packed_bytes=total, int8_bytes=size, float32_bytes=4 * size)
+    return CompressedIndex(tensors=tuple(tensors), packed_bytes=total, int8_bytes=size, float32_bytes=4 * size)
 
 
 def _rows(stored: Codes, order: Order) -> Codes:
@@ -254,26 +255,26 @@ def _rows(stored: Codes, order: Order) -> Codes:
     return stored if order == "rows" else stored.T
 
 
-def _stored(rows: Codes, entry: PackedTensor) -> Codes:
+def _stored(rows: Codes, entry: CompressedTensor) -> Codes:
     if entry.order == "conv":
         shape = (entry.shape[0], *entry.shape[2:], entry.shape[1])
         return np.ascontiguousarray(np.moveaxis(rows.reshape(shape), -1, 1))
     return np.ascontiguousarray((rows if entry.order == "rows" else rows.T).reshape(entry.shape))
 
 
-def _header(index: PackedIndex) -> bytes:
+def _header(index: CompressedIndex) -> bytes:
     text = json_from_value(index)
     text += b" " * (_padded(len(text) + 16) - len(text) - 16)
     return _MAGIC + len(text).to_bytes(8, "little") + text
 
 
-def _read_index(stream: BinaryIO, path: Path) -> tuple[PackedIndex, int]:
+def _read_index(stream: BinaryIO, path: Path) -> tuple[CompressedIndex, int]:
     """The index, and where the first block starts."""
     start, length = stream.read(16), path.stat().st_size
     size = int.from_bytes(start[8:], "little")
     if start[:8] != _MAGIC or size > length:
         raise GpusqError("not a file of packed weights, or damaged", place=str(path), hint=_BUILD_AGAIN)
-    index = value_from_json(stream.read(size), PackedIndex, place=str(path))
+    index = value_from_json(stream.read(size), CompressedIndex, place=str(path))
     for entry in index.tensors:
         wrong = _misfit(entry, length - 16 - size)
         if wrong:
@@ -287,7 +288,7 @@ def _read_index(stream: BinaryIO, path: Path) -> tuple[PackedIndex, int]:
     return index, 16 + size
 
 
-def _misfit(entry: PackedTensor, length: int) -> str:
+def _misfit(entry: CompressedTensor, length: int) -> str:
     """Why an entry can't be right, before a byte of it is read; empty where it may be. `length`: behind the header."""
     sizes = _block_sizes(entry.n, entry.k)
     if not all(sizes):
@@ -333,3 +334,20 @@ def _read_block(stream: BinaryIO, start: int, shape: tuple[int, int], place: str
 
 def _padded(size: int) -> int:
     return -(-size // _ALIGNED) * _ALIGNED
+
+
+def compress_weights(built: ir.Model, kept: SparsityReport, folder: Path, reporter: Reporter) -> None:
+    """Store every 2:4 INT8 weight packed, and let the graph refer to a file that can be made from that.
+
+    Raises:
+        GpusqError: There is no such weight.
+    """
+    index = write_compressed(built, kept, folder)
+    if index is None:
+        raise GpusqError(
+            "nothing to pack: no INT8 weight of the model is 2:4",
+            place="--pack",
+            hint="leave out --pack, or name sparse INT8 layers in the recipe",
+        )
+    move_compressed_weights(built, index, folder)
+    reporter.say(compressed_line(index))

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import msgspec
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import Recipe, SparsityRecord, SparsityReport, load_recipe
+from gpusq_deploy.artifacts import (
+    MODEL,
+    Recipe,
+    SparsityRecord,
+    SparsityReport,
+    load_recipe,
+)
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import GraphLayer, map_model, release, weight_rows, weighted_layers
 from gpusq_deploy.numerics import LayerWeight
@@ -67,3 +74,21 @@ def require_same_sparsity(model: Path, built: SparsityReport) -> None:
             place=str(model),
             hint="build a new plan with gpusq-build; for 2:4 weights see gpusq-compress",
         )
+
+
+def sparsity_kept(built: ir.Model, stored: SparsityReport, recipe: Recipe) -> SparsityReport:
+    """The 2:4 state of the weights that will run, with the checkpoint's expectations.
+
+    Raises:
+        AssertionError: A pass broke what was valid in the checkpoint: our bug.
+    """
+    before = {state.layer: state for state in stored.layers}
+    after = graph_sparsity(built, source=MODEL, recipe=recipe).layers
+    lost = [state.layer for state in after if before[state.layer].valid and not state.valid]
+    if lost:
+        raise AssertionError(f"the passes broke 2:4 in {', '.join(lost)}")
+    expected = (
+        msgspec.structs.replace(state, expected=before[state.layer].expected, reason=before[state.layer].reason)
+        for state in after
+    )
+    return SparsityReport(source=MODEL, layers=tuple(expected))

@@ -40,7 +40,7 @@ from gpusq_deploy.graph.attention import find_attentions
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
-from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
@@ -207,7 +207,7 @@ def test_a_part_is_built_in_int8(name: str, attentions: int, tmp_path: Path) -> 
     asked = PlanRequest(recipe=LINEAR, int8=name != "mask", sparse=False, remainder="fp16")
     plan = make_plan(layers, asked, table=table, sparsity=report)
     path = tmp_path / "model.onnx"
-    save_model(run_passes(model, [Quantize(plan), CastRemainder("fp16")]), path)
+    save_model(run_passes(model, [Quantize(plan), CastToFloatType("fp16")]), path)
     engine = build_engine(path, find_target("a100"), BuildSettings(batch=batch)).layers
     linear = {layer.node: layer.macs for layer in plan.layers if layer.kind == "linear"}
     int8 = sum(linear.get(layer.node, 0) for layer in built_layers(plan, engine) if layer.precision == "int8")

@@ -16,7 +16,7 @@ from gpusq_deploy.bundle.receipt import built_layers
 from gpusq_deploy.calibration.data import ArrayFile
 from gpusq_deploy.calibration.observe import collect_ranges
 from gpusq_deploy.compile.pipeline import CANONICAL
-from gpusq_deploy.compile.qkv_merge import pack_projections
+from gpusq_deploy.compile.qkv_merge import merge_qkv
 from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.layer_classes import totals
@@ -28,7 +28,7 @@ from gpusq_deploy.graph.attention import find_attentions
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
-from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
@@ -49,7 +49,7 @@ def test_a_family_answers_as_torch_and_is_built_in_int8(name: str, tmp_path: Pat
     images = array_from_tensor(example_input(checkpoint, 2))
     noise = ArrayFile(name="noise", values=images)
     report = graph_sparsity(model, source="", recipe=LINEAR)
-    packed = pack_projections(model, report, LINEAR, None)
+    packed = merge_qkv(model, report, LINEAR, None)
     assert len(packed.chosen) == family.packed
     layers = weighted_layers(packed.model)
     table = collect_ranges(packed.model, layers_to_quantize(layers, LINEAR), noise, open_model=open_onnx)
@@ -60,7 +60,7 @@ def test_a_family_answers_as_torch_and_is_built_in_int8(name: str, tmp_path: Pat
 
     asked = PlanRequest(recipe=LINEAR, int8=True, sparse=False, remainder="fp16")
     plan = make_plan(layers, asked, table=table, sparsity=packed.stored)
-    save_model(run_passes(packed.model, [Quantize(plan), CastRemainder("fp16")]), path)
+    save_model(run_passes(packed.model, [Quantize(plan), CastToFloatType("fp16")]), path)
     engine = build_engine(path, find_target("a100"), BuildSettings(batch=BATCH)).layers
     linear = {layer.node: layer.macs for layer in plan.layers if layer.kind == "linear"}
     int8 = sum(linear.get(layer.node, 0) for layer in built_layers(plan, engine) if layer.precision == "int8")

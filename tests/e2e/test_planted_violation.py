@@ -14,7 +14,7 @@ from gpusq_deploy.cli.validate import main as validate
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
-from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
 from gpusq_deploy.graph.values import array_of
 from gpusq_deploy.numerics.two_four import magnitude_mask
 
@@ -31,7 +31,7 @@ def int8_chain(path: Path, *, planted: tuple[int, int, int] | None) -> Path:
     text = f"g (float[B,{SIZE}] x0) => (float[B,{SIZE}] x{LAYERS}) {{ {steps} }}"
     ranges = planning.table({f"x{index}": 4.0 for index in range(LAYERS)})
     built = planning.quantized(tiny_models.graph(text, **weights), ranges, remainder="fp16").after
-    built = run_passes(built, [CastRemainder("fp16")])
+    built = run_passes(built, [CastToFloatType("fp16")])
     if planted is not None:
         layer, row, column = planted
         value = built.graph.initializers[weighted_layers(built)[layer].weight]

@@ -9,13 +9,13 @@ import pytest
 from tiny_models import exported_vit
 
 from gpusq_deploy.artifacts.base import json_from_value
-from gpusq_deploy.artifacts.plan import FloatPrecision, Plan
+from gpusq_deploy.artifacts.plan import FloatPrecision, QuantPlan
 from gpusq_deploy.artifacts.recipe import load_recipe
 from gpusq_deploy.calibration.stored_ranges import table_from_recorded
 from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
-from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.quantize.planning import PlanRequest, make_plan
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
@@ -27,7 +27,7 @@ def canonical() -> ir.Model:
     return run_passes(exported_vit().model, CANONICAL)
 
 
-def tiny_plan(remainder: FloatPrecision) -> Plan:
+def tiny_plan(remainder: FloatPrecision) -> QuantPlan:
     """The default recipe on recorded ranges: nothing measured, so nothing that differs between processors."""
     model = canonical()
     layers = weighted_layers(model)
@@ -68,4 +68,4 @@ def test_the_plan(request: pytest.FixtureRequest, remainder: FloatPrecision) -> 
 @pytest.mark.slow
 def test_the_graph(request: pytest.FixtureRequest) -> None:
     plan = tiny_plan("fp16")
-    compare(request, "graph-fp16.txt", text_of(run_passes(canonical(), [Quantize(plan), CastRemainder("fp16")])))
+    compare(request, "graph-fp16.txt", text_of(run_passes(canonical(), [Quantize(plan), CastToFloatType("fp16")])))

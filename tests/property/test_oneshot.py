@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from gpusq_deploy.artifacts.sparsity import PruneMethod
-from gpusq_deploy.sparsity.pruning.input_moments import MomentSums
+from gpusq_deploy.sparsity.pruning.input_moments import GramSums
 from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions, solve_layer
 
 F64 = npt.NDArray[np.float64]
@@ -29,7 +29,7 @@ def layer(seed: int, *, outputs: int, groups: int) -> tuple[F64, F64]:
 
 def pruned(weight: F64, inputs: F64, method: PruneMethod, *, damping: float = 0.2) -> F64:
     """The product's answer for a layer without bias."""
-    sums = MomentSums()
+    sums = GramSums()
     sums.add(torch.from_numpy(inputs).float(), None)
     options = OneshotOptions(method=method, damping=damping)
     solution = solve_layer(torch.from_numpy(weight).float(), None, sums.moments(), options)

@@ -18,7 +18,7 @@ from gpusq_deploy.numerics.two_four import magnitude_mask
 from gpusq_deploy.numerics.two_four_census import census
 from gpusq_deploy.numerics.two_four_compressed import pack, unpack
 from gpusq_deploy.sparsity.check import sparsity_report
-from gpusq_deploy.sparsity.compressed_file import PACKED, read_packed, write_packed
+from gpusq_deploy.sparsity.compressed_file import PACKED, read_packed, write_compressed
 from gpusq_deploy.sparsity.graph_check import graph_weights
 
 Codes = npt.NDArray[np.int8]
@@ -83,7 +83,7 @@ def test_a_file_gives_back_what_the_graph_holds(codes: Codes, turned: bool) -> N
     weights = graph_weights(model, weighted_layers(model))
     report = sparsity_report(weights, source="test", recipe=load_recipe(None), record=None)
     with tempfile.TemporaryDirectory() as folder:
-        index = write_packed(model, report, Path(folder))
+        index = write_compressed(model, report, Path(folder))
         assert index is not None
         ((name, unpacked),) = read_packed(Path(folder) / PACKED)
     np.testing.assert_array_equal(unpacked, array_of(model.graph.initializers[name]))

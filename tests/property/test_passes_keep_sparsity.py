@@ -23,9 +23,9 @@ from gpusq_deploy.frontend.export.onnx_export import export_float_model
 from gpusq_deploy.graph import passes
 from gpusq_deploy.graph.layers import GraphLayer, weight_rows, weighted_layers
 from gpusq_deploy.graph.passes.base import Pass, run_passes
-from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
-from gpusq_deploy.graph.passes.keep_fp32 import KeepWide
-from gpusq_deploy.graph.passes.merge_qkv import PackProjections, find_projections
+from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
+from gpusq_deploy.graph.passes.keep_fp32 import KeepFp32
+from gpusq_deploy.graph.passes.merge_qkv import MergeQkv, find_projections
 from gpusq_deploy.graph.passes.quantize import STORED_TYPE, Quantize, RoundedWeight
 from gpusq_deploy.graph.passes.smooth import Smooth, SmoothedTensor
 from gpusq_deploy.graph.smoothable import Smoothable, find_smoothable
@@ -119,18 +119,18 @@ def after_passes(model: ir.Model, precision: FloatPrecision, *, seed: int) -> Co
     model = run_passes(model, CANONICAL, after=look)
     places, _ = find_smoothable(model, weighted_layers(model))
     model = run_passes(model, [Smooth(tuple(any_smoothing(place, random) for place in places))], after=look)
-    model = run_passes(model, [PackProjections(find_projections(model))], after=look)
+    model = run_passes(model, [MergeQkv(find_projections(model))], after=look)
     layers = weighted_layers(model)
     plan = planning.plan_for(model, planning.table({layer.input: 3.0 for layer in layers}), remainder=precision)
     rounded = {layer.node: any_rounding(model, layer, precision, random) for layer in layers if layer.kind == "linear"}
     for chosen in ({}, rounded):
         # Any activation may be one that FP16 can't hold.
-        wide = KeepWide((layers[int(random.integers(len(layers)))].input,), constants=True)
-        built = run_passes(model, [Quantize(plan, chosen), wide, CastRemainder(precision)], after=look)
+        wide = KeepFp32((layers[int(random.integers(len(layers)))].input,), constants=True)
+        built = run_passes(model, [Quantize(plan, chosen), wide, CastToFloatType(precision)], after=look)
         stored = {weight.layer: weight.rows.dtype for weight in graph_weights(built, weighted_layers(built))}
         assert set(stored.values()) == {np.dtype(np.int8)}
     # The same without INT8: the cast alone.
-    run_passes(model, [CastRemainder(precision)], after=look)
+    run_passes(model, [CastToFloatType(precision)], after=look)
     assert set(seen) == every_pass()
     return seen
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from gpusq_deploy.calibration.histogram import counts_of
 from gpusq_deploy.calibration.input_checks import statistics_of
-from gpusq_deploy.calibration.observer_state import Tally, bytes_from_tally, tally_from_bytes
+from gpusq_deploy.calibration.observer_state import ObserverState, bytes_from_tally, tally_from_bytes
 from gpusq_deploy.errors import GpusqError
 
 COUNT = 12
@@ -21,10 +21,10 @@ DATA: Any = (NOISE * 10.0 ** SCALES[:, None, None, None]).astype(np.float32)
 WEIGHTS: Any = np.array([1, 2**20, 777])[:, None, None]
 
 
-def tally(samples: list[int], unreadable: frozenset[int] = frozenset()) -> Tally:
+def tally(samples: list[int], unreadable: frozenset[int] = frozenset()) -> ObserverState:
     """What one look at these samples together sees."""
     readable = [index for index in samples if index not in unreadable]
-    result = Tally(
+    result = ObserverState(
         samples={index: hashlib.sha256(DATA[index].tobytes()).digest() for index in readable},
         skipped={index: f"image {index}: damaged" for index in samples if index in unreadable},
     )
@@ -36,7 +36,7 @@ def tally(samples: list[int], unreadable: frozenset[int] = frozenset()) -> Tally
     return result
 
 
-def content(of: Tally) -> Any:
+def content(of: ObserverState) -> Any:
     counts = {name: counts.tolist() for name, counts in of.counts.items()}
     return of.amax, counts, of.samples, of.skipped, of.inputs, of.digest()
 
@@ -48,7 +48,7 @@ splits = st.lists(st.integers(0, 4), min_size=COUNT, max_size=COUNT)
 @given(owner=splits, order=st.permutations(range(5)), unreadable=st.frozensets(st.integers(0, COUNT - 1)))
 def test_any_split_adds_up_to_the_whole(owner: list[int], order: list[int], unreadable: frozenset[int]) -> None:
     whole = tally(list(range(COUNT)), unreadable)
-    merged = Tally()
+    merged = ObserverState()
     for rank in order:
         part = tally([index for index in range(COUNT) if owner[index] == rank], unreadable)
         merged.absorb(tally_from_bytes(bytes_from_tally(part, about="same"), about="same"))
@@ -65,7 +65,7 @@ def test_sums_beyond_64_bits_survive_the_way() -> None:
     for _ in range(40):
         large = large.plus(large)
     assert max(large.squares) > 2**64
-    sent = tally_from_bytes(bytes_from_tally(Tally(inputs=large), about=""), about="")
+    sent = tally_from_bytes(bytes_from_tally(ObserverState(inputs=large), about=""), about="")
     assert sent.inputs == large
     assert large.mean() == (1000.0,)
 

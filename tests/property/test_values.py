@@ -24,7 +24,7 @@ from gpusq_deploy.artifacts.base import (
 )
 from gpusq_deploy.artifacts.calibration import CalibrationTable, TensorRange
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.artifacts.plan import ActivationQuantization, LayerDecision, Plan
+from gpusq_deploy.artifacts.plan import ActivationQuantization, LayerDecision, QuantPlan
 from gpusq_deploy.artifacts.sparsity import GroupViolation, LayerSparsity, SparsityReport
 from gpusq_deploy.errors import GpusqError
 
@@ -55,7 +55,7 @@ specs = st.builds(
 # What is left out, Hypothesis draws from the field's type; floats must be ones that JSON has.
 activations = st.builds(ActivationQuantization, amax=amounts, scale=amounts)
 decisions = st.builds(LayerDecision, activation=st.none() | activations)
-plans = st.builds(Plan, layers=st.lists(decisions, max_size=3).map(tuple))
+plans = st.builds(QuantPlan, layers=st.lists(decisions, max_size=3).map(tuple))
 violations = st.builds(GroupViolation, values=st.lists(amounts, max_size=4).map(tuple))
 states = st.builds(LayerSparsity, first=st.none() | violations, zero_fraction=amounts)
 reports = st.builds(SparsityReport, layers=st.lists(states, max_size=3).map(tuple))
@@ -71,8 +71,8 @@ def test_values_come_back_equal_and_as_the_same_bytes(value: Value) -> None:
 
 @settings(max_examples=30)
 @given(plan=plans, report=reports)
-def test_plans_and_reports_come_back_equal(plan: Plan, report: SparsityReport) -> None:
-    assert value_from_json(json_from_value(plan), Plan, place="here") == plan
+def test_plans_and_reports_come_back_equal(plan: QuantPlan, report: SparsityReport) -> None:
+    assert value_from_json(json_from_value(plan), QuantPlan, place="here") == plan
     assert value_from_json(json_from_value(report), SparsityReport, place="here") == report
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import tiny_models
 
 from gpusq_deploy.artifacts.calibration import CalibrationTable, TensorRange
-from gpusq_deploy.artifacts.plan import FloatPrecision, Plan
+from gpusq_deploy.artifacts.plan import FloatPrecision, QuantPlan
 from gpusq_deploy.artifacts.recipe import Recipe, Rule
 from gpusq_deploy.calibration.data import ArrayFile
 from gpusq_deploy.calibration.observe import collect_ranges
@@ -31,7 +31,7 @@ class Quantized:
 
     before: ir.Model
     after: ir.Model
-    plan: Plan
+    plan: QuantPlan
 
 
 def table(ranges: Mapping[str, float]) -> CalibrationTable:
@@ -48,7 +48,7 @@ def measured(model: ir.Model) -> CalibrationTable:
 
 def plan_for(
     model: ir.Model, ranges: CalibrationTable, *, remainder: FloatPrecision = "fp32", recipe: Recipe = EVERYTHING
-) -> Plan:
+) -> QuantPlan:
     """The plan for a graph, without sparsity."""
     layers = weighted_layers(model)
     report = graph_sparsity(model, source="test", recipe=recipe)

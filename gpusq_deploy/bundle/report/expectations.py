@@ -22,15 +22,26 @@ from __future__ import annotations
 
 import fnmatch
 import operator
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from gpusq_deploy.artifacts import BuiltEngine, BuiltLayer, Plan, Precision, Receipt, Value, Verdict, Verification
+from gpusq_deploy.artifacts import (
+    EVERY_ENGINE,
+    BuiltEngine,
+    BuiltLayer,
+    Check,
+    EngineExpectation,
+    Expectations,
+    LayerExpectation,
+    QuantPlan,
+    Receipt,
+    Verification,
+    parse_bound,
+)
 from gpusq_deploy.bundle.report.warnings import constant_text
 from gpusq_deploy.engines import find_target
 from gpusq_deploy.errors import GpusqError
@@ -41,9 +52,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-EVERY_ENGINE = "*"
-
-_BOUND = re.compile(r"\s*(<=|>=|<|>|=)\s*(\d+(?:\.\d+)?)\s*")
+_GRAMMAR = "the grammar is in docs/receipts.md"
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,
@@ -51,70 +60,6 @@ _HOLDS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "=": operator.eq,
 }
-_GRAMMAR = "the grammar is in docs/receipts.md"
-
-
-# As `engines.layers` names what a GEMM multiplies in.
-GemmType = Literal["int8", "fp16", "bf16", "fp32", "fp8", "int4", "fp4", "unknown"]
-
-
-def _no_bounds() -> dict[GemmType, str]:
-    return {}
-
-
-class LayerExpectation(Value):
-    """What the layers whose names `match` must be. `sparse` is what the engine does, `weights` what the model holds."""
-
-    match: str
-    precision: Precision | None = None
-    weights: Literal["2:4", "dense"] | None = None
-    sparse: Verdict | None = None
-
-    def __post_init__(self) -> None:
-        if self.precision is None and self.weights is None and self.sparse is None:
-            raise ValueError(f"the rule for {self.match!r} expects nothing: give precision, weights or sparse")
-
-
-class EngineExpectation(Value):
-    """What one engine must be: bounds such as ">= 48". `int8_flops` is a share of the weighted layers' FLOPs, 0...1."""
-
-    kernels: str | None = None
-    attention_fused: str | None = None
-    gemms: dict[GemmType, str] = msgspec.field(default_factory=_no_bounds)
-    int8_flops: str | None = None
-    layers: tuple[LayerExpectation, ...] = msgspec.field(name="layer", default=())
-
-    def __post_init__(self) -> None:
-        bounds = [self.kernels, self.attention_fused, self.int8_flops, *self.gemms.values()]
-        given = [bound for bound in bounds if bound is not None]
-        if not given and not self.layers:
-            raise ValueError("the engine's table expects nothing")
-        for bound in given:
-            _parsed(bound)
-
-
-class Expectations(Value):
-    """A whole file. `engines` by target name or alias, or `*`; `sqnr_db` bounds the verification's SQNR."""
-
-    schema: Literal["gpusq.expect/1"]
-    sqnr_db: str | None = None
-    engines: dict[str, EngineExpectation] = msgspec.field(name="engine")
-
-    def __post_init__(self) -> None:
-        if not self.engines:
-            raise ValueError("no engine is named")
-        if self.sqnr_db is not None:
-            _parsed(self.sqnr_db)
-
-
-class Check(Value):
-    """One expectation and what came of it."""
-
-    engine: str
-    what: str
-    expected: str
-    got: str
-    held: bool
 
 
 def load_expectations(path: Path) -> Expectations:
@@ -138,7 +83,7 @@ def load_expectations(path: Path) -> Expectations:
     return found
 
 
-def check_receipt(expected: Expectations, receipt: Receipt, plan: Plan) -> tuple[Check, ...]:
+def check_receipt(expected: Expectations, receipt: Receipt, plan: QuantPlan) -> tuple[Check, ...]:
     """Hold a receipt against expectations, in the file's order.
 
     Args:
@@ -176,7 +121,7 @@ def _why_none(name: str, receipt: Receipt) -> str:
     return f"not built ({reasons[0]})" if reasons else "not built: the bundle wasn't asked for it"
 
 
-def _engine_checks(engine: BuiltEngine, wanted: EngineExpectation, plan: Plan) -> Iterator[Check]:
+def _engine_checks(engine: BuiltEngine, wanted: EngineExpectation, plan: QuantPlan) -> Iterator[Check]:
     totals = engine.totals
     if wanted.kernels is not None:
         yield _bound(engine.target, "kernels", wanted.kernels, totals.kernels)
@@ -190,7 +135,7 @@ def _engine_checks(engine: BuiltEngine, wanted: EngineExpectation, plan: Plan) -
         yield from _layer_checks(engine, layer)
 
 
-def _int8_share(engine: BuiltEngine, plan: Plan) -> float | None:
+def _int8_share(engine: BuiltEngine, plan: QuantPlan) -> float | None:
     macs = {decision.layer: decision.macs for decision in plan.layers}
     if not macs or not all(macs.values()):
         return None
@@ -221,18 +166,11 @@ def _agreement(layers: Sequence[BuiltLayer], answer: str, read: Callable[[BuiltL
 
 
 def _bound(engine: str, what: str, bound: str, got: float | None) -> Check:
-    sign, limit = _parsed(bound)
+    sign, limit = parse_bound(bound)
     if got is None:
         return Check(engine=engine, what=what, expected=bound, got="unknown", held=False)
     held = _HOLDS[sign](got, limit)
     return Check(engine=engine, what=what, expected=bound, got=f"{got:.6g}", held=held)
-
-
-def _parsed(bound: str) -> tuple[str, float]:
-    found = _BOUND.fullmatch(bound)
-    if found is None:
-        raise ValueError(f"{bound!r} is not a bound such as '>= 48', '<= 125' or '= 0'")
-    return found[1], float(found[2])
 
 
 def failed(checks: Iterable[Check]) -> tuple[Check, ...]:

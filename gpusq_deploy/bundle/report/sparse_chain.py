@@ -22,7 +22,7 @@ from gpusq_deploy.artifacts import (
     Precision,
     SparsityReport,
     Value,
-    Verdict,
+    YesNoUnknown,
 )
 from gpusq_deploy.engines import GemmNeed, Target, check_request, padding_notes
 from gpusq_deploy.sparsity import without_lost_masks
@@ -83,7 +83,7 @@ class Step(Value):
     """One link of the chain: the question, the answer, what the answer rests on, and what would make it a yes."""
 
     question: Question
-    answer: Verdict
+    answer: YesNoUnknown
     evidence: str
     mend: str = ""
 
@@ -109,22 +109,22 @@ class LayerExplanation(Value):
         return next((step for step in self.chain if step.answer != "yes"), None)
 
 
-class Break(Value):
+class BlockedLayers(Value):
     """Layers whose chain stops at one link for one reason. `flops_share` is theirs together, where it is known."""
 
     question: Question
-    answer: Verdict
+    answer: YesNoUnknown
     layers: tuple[str, ...]
     flops_share: float | None
     evidence: str
     mend: str
 
 
-class Tally(Value):
-    """How many layers have one answer to one question, as a column of the table has it; `flops_share` as in `Break`."""
+class AnswerCount(Value):
+    """How many layers have one answer to one question, as a column of the table has it."""
 
     question: Question
-    answer: Verdict
+    answer: YesNoUnknown
     layers: int
     flops_share: float | None
 
@@ -191,28 +191,28 @@ def recorded(
     )
 
 
-def tallies(layers: Sequence[LayerExplanation]) -> tuple[Tally, ...]:
+def tallies(layers: Sequence[LayerExplanation]) -> tuple[AnswerCount, ...]:
     """How many layers, and what share of the FLOPs, have each answer to each question, whatever the other links say."""
     return tuple(
-        Tally(question=question, answer=answer, layers=len(those), flops_share=_share(those))
+        AnswerCount(question=question, answer=answer, layers=len(those), flops_share=_share(those))
         for index, question in enumerate(get_args(Question))
-        for answer in get_args(Verdict)
+        for answer in get_args(YesNoUnknown)
         for those in [[layer for layer in layers if layer.chain[index].answer == answer]]
     )
 
 
-def breaks(layers: Sequence[LayerExplanation]) -> tuple[Break, ...]:
+def breaks(layers: Sequence[LayerExplanation]) -> tuple[BlockedLayers, ...]:
     """Where chains stop: layers of one diagnosis that stop at one link and are mended in one way stand together.
 
     The largest share comes first. The evidence is that of the first such layer.
     """
-    groups: dict[tuple[Question, Verdict, str, Diagnosis], list[tuple[LayerExplanation, Step]]] = {}
+    groups: dict[tuple[Question, YesNoUnknown, str, Diagnosis], list[tuple[LayerExplanation, Step]]] = {}
     for layer in layers:
         step = layer.stop
         if step is not None:
             groups.setdefault((step.question, step.answer, step.mend, layer.diagnosis), []).append((layer, step))
     found = [
-        Break(
+        BlockedLayers(
             question=question,
             answer=answer,
             layers=tuple(layer.layer for layer, _ in members),
@@ -390,7 +390,7 @@ def _built(built: BuiltLayer | None) -> Step:
         )
     # A layer that no sparse kernel was asked for is dense for that reason, which its link before says how to mend.
     able = built.sparse_asked and built.sparse_weights_valid
-    mends: dict[Verdict, str] = {"yes": "", "no": _NO_KERNEL if able else "", "unknown": _IN_A_TRACE}
+    mends: dict[YesNoUnknown, str] = {"yes": "", "no": _NO_KERNEL if able else "", "unknown": _IN_A_TRACE}
     return Step(
         question="built as",
         answer=built.sparse_executed,

@@ -9,20 +9,20 @@ from rich.console import Console
 
 from gpusq_deploy.artifacts import (
     BuiltEngine,
+    CompressedIndex,
     CostEstimate,
-    PackedIndex,
     PruningLoss,
     Verification,
     builtins_from_value,
 )
 from gpusq_deploy.bundle.files import Bundle
-from gpusq_deploy.bundle.receipt import cost_text, cost_verdict, layer_costs_line
+from gpusq_deploy.bundle.report.cost_text import cost_text, cost_verdict, layer_costs_line
 from gpusq_deploy.bundle.report.headline import headline, no_engine_text
 from gpusq_deploy.bundle.report.tables import print_pairs, result_console
 from gpusq_deploy.bundle.report.terminal_chain import print_engine, print_layer, print_plan
 from gpusq_deploy.bundle.report.terminal_drift import drift_line, print_drift
 from gpusq_deploy.bundle.report.warnings import compared_text, figures_text, outputs_text, receipt_doubts
-from gpusq_deploy.sparsity import PACKED, packed_index, packed_line
+from gpusq_deploy.sparsity import PACKED, compressed_line, packed_index
 from gpusq_deploy.text import counted
 
 # Equal outputs are recorded as this many decibels.
@@ -79,7 +79,7 @@ def _rows(bundle: Bundle) -> list[tuple[str, str]]:
         ("model", f"{manifest.source.file}, {manifest.source.arch}"),
         ("layers", _layer_counts(bundle)),
         ("batch", str(manifest.batch)),
-        *([("packed", packed_line(packed))] if packed is not None else []),
+        *([("packed", compressed_line(packed))] if packed is not None else []),
         *([("calibration", noise)] if manifest.synthetic_calibration else []),
         *([("pruned", compared_text(receipt.pruning))] if receipt.pruning is not None else []),
         *([("verified", f"{limits} reached")] if limits and _compared(bundle) == "verified" else []),
@@ -173,7 +173,7 @@ def _rewrites_text(verification: Verification) -> str:
     return f"; with optimisations on, {answer} ({counted(verification.fused_images, 'sample')})"
 
 
-def _packed(bundle: Bundle) -> PackedIndex | None:
+def _packed(bundle: Bundle) -> CompressedIndex | None:
     path = bundle.path / PACKED
     return packed_index(path) if path.is_file() else None
 

@@ -9,7 +9,14 @@ from rich.console import Console
 from gpusq_deploy.artifacts import BuiltEngine, Carrier, CostEstimate, LayerDecision
 from gpusq_deploy.bundle.files import Bundle
 from gpusq_deploy.bundle.receipt import CODED
-from gpusq_deploy.bundle.report.sparse_chain import Break, LayerExplanation, Question, breaks, explain_layers, tallies
+from gpusq_deploy.bundle.report.sparse_chain import (
+    BlockedLayers,
+    LayerExplanation,
+    Question,
+    breaks,
+    explain_layers,
+    tallies,
+)
 from gpusq_deploy.bundle.report.tables import print_pairs, print_rows, result_console
 from gpusq_deploy.engines import find_target
 from gpusq_deploy.text import counted, some
@@ -178,7 +185,7 @@ def _totals_lines(explained: Sequence[LayerExplanation]) -> list[str]:
     return [f"2:4, of {counted(len(explained), 'layer')}:", *columns]
 
 
-def _break_line(found: Break) -> str:
+def _break_line(found: BlockedLayers) -> str:
     mend = f"\n    try: {found.mend}" if found.mend else ""
     where = f"'{_HEADINGS.get(found.question, found.question)}' is {found.answer} for"
     layers = f"{counted(len(found.layers), 'layer')}{_of_flops(found.flops_share)}: {some(found.layers)}"

@@ -20,10 +20,10 @@ _FEW = 16
 def receipt_doubts(receipt: Receipt) -> tuple[str, ...]:
     """Warnings about a bundle's figures, pruning first."""
     pruning = () if receipt.pruning is None else pruning_doubts(receipt.pruning)
-    return (*pruning, *(() if receipt.verification is None else doubts(receipt.verification)))
+    return (*pruning, *(() if receipt.verification is None else verification_warnings(receipt.verification)))
 
 
-def doubts(found: Verification) -> tuple[str, ...]:
+def verification_warnings(found: Verification) -> tuple[str, ...]:
     """Why a comparison should not be trusted, or what it found should not be deployed; empty where nothing says so.
 
     How large the figures are is judged on real samples alone.
@@ -32,7 +32,7 @@ def doubts(found: Verification) -> tuple[str, ...]:
 
 
 def pruning_doubts(found: PruningLoss) -> tuple[str, ...]:
-    """As `doubts`, of the pruned model beside the dense one."""
+    """As `verification_warnings`, of the pruned model beside the dense one."""
     weak = "" if found.constant or found.synthetic else _weak(found)
     if not weak:
         return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
@@ -10,6 +11,7 @@ import onnx_ir as ir
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.provenance import mark_new_nodes
 from gpusq_deploy.graph.spec import check_graph
+from gpusq_deploy.progress import Reporter
 
 
 class Pass(Protocol):
@@ -50,3 +52,13 @@ def run_passes(
         if after is not None:
             after(step, copy, changes)
     return copy
+
+
+def heard(label: str, passes: Sequence[Pass], reporter: Reporter) -> Callable[[Pass, ir.Model, int], None]:
+    """For `run_passes`: reports each pass of several as progress."""
+    done = itertools.count(1)
+
+    def after(_step: Pass, _model: ir.Model, _changes: int) -> None:
+        reporter.progress(label, next(done), len(passes))
+
+    return after

@@ -25,7 +25,7 @@ _LARGEST: dict[FloatPrecision, float] = {"fp16": FP16_LARGEST, "bf16": float.fro
 
 
 @dataclass(frozen=True, slots=True)
-class CastRemainder:
+class CastToFloatType:
     """Everything float32 becomes `precision`.
 
     1. Initializers are rounded to nearest even. A finite value that overflows stops the build and is named.
@@ -76,7 +76,7 @@ class CastRemainder:
 
 
 def _narrowed(before: npt.NDArray[Any], precision: FloatPrecision, *, place: str) -> npt.NDArray[Any]:
-    """A float32 constant in the remainder's type; rules 1, 4 and 5 of `CastRemainder`."""
+    """A float32 constant in the remainder's type; rules 1, 4 and 5 of `CastToFloatType`."""
     with np.errstate(over="ignore"):
         after = before.astype(_NUMPY[precision])
     infinite = stands_for_infinity(before)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import Plan
+from gpusq_deploy.artifacts import QuantPlan
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.provenance import KEPT_FLOAT32, is_kept
 from gpusq_deploy.graph.values import add_initializer, array_of, insert_before, node_name, value_name
@@ -17,14 +17,14 @@ from gpusq_deploy.numerics import overflows_fp16
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
-def keep_wide(plan: Plan) -> KeepWide:
+def keep_fp32(plan: QuantPlan) -> KeepFp32:
     """The pass for what a plan keeps in float32."""
     activations = tuple(wide.tensor for wide in plan.wide if not wide.constant)
-    return KeepWide(activations, constants=plan.remainder == "fp16")
+    return KeepFp32(activations, constants=plan.remainder == "fp16")
 
 
 @dataclass(frozen=True, slots=True)
-class KeepWide:
+class KeepFp32:
     """Mark what reads or makes one of `tensors` as float32, and put casts where floats enter or leave it.
 
     1. A node that reads or makes a wide tensor is kept in float32. With `constants`, so is one that reads a constant

@@ -36,7 +36,7 @@ class Projection(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Triple:
+class QkvGroup:
     """Three projections of one input: nodes and layers in the order query, key, value, and the packed layer's name."""
 
     nodes: tuple[str, str, str]
@@ -50,7 +50,7 @@ class Triple:
 
 
 @dataclass(frozen=True, slots=True)
-class PackProjections:
+class MergeQkv:
     """`Transpose(Reshape(x·Wq + bq))`, and the same for k and v, become three parts of one product.
 
     1. Three MatMuls read one value x [B, N, K], each with a constant weight [K, h·d] of one size that nothing else
@@ -66,7 +66,7 @@ class PackProjections:
     after; transformers' Swin-T 133 before, 109 after.
     """
 
-    chosen: tuple[Triple, ...]
+    chosen: tuple[QkvGroup, ...]
     name: ClassVar[str] = "pack-projections"
 
     def run(self, model: ir.Model) -> int:
@@ -83,17 +83,17 @@ class PackProjections:
         return changes
 
 
-def find_projections(model: ir.Model) -> tuple[Triple, ...]:
+def find_projections(model: ir.Model) -> tuple[QkvGroup, ...]:
     """Every triple that can be packed, in graph order."""
     return tuple(_triple(parts) for parts in _found(model))
 
 
-def _triple(parts: list[Projection]) -> Triple:
+def _triple(parts: list[Projection]) -> QkvGroup:
     first, second, third = (module_of(part.product) or node_name(part.product) for part in parts)
     parent, dot, leaf = first.rpartition(".")
     leaves = [leaf, *(name.removeprefix(parent + dot) for name in (second, third))]
     packed = f"{parent}{dot}{'+'.join(leaves)}"
-    return Triple(nodes=_nodes(parts), modules=(first, second, third), packed=packed)
+    return QkvGroup(nodes=_nodes(parts), modules=(first, second, third), packed=packed)
 
 
 def _nodes(parts: list[Projection]) -> tuple[str, str, str]:
@@ -183,7 +183,7 @@ def _operand(product: ir.Node, index: int) -> str:
     return "value" if before is not None and before.op_type == "Softmax" else "key"
 
 
-def _pack(graph: ir.Graph, parts: list[Projection], triple: Triple) -> None:
+def _pack(graph: ir.Graph, parts: list[Projection], triple: QkvGroup) -> None:
     anchor, name = min((part.product for part in parts), key=list(graph).index), triple.node
     scope = {**anchor.metadata_props, NAME_SCOPES: repr(["", triple.packed, "packed"])}
     value = _packed_product(graph, anchor, parts, name, scope)

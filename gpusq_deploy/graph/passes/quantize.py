@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from gpusq_deploy.artifacts import FloatPrecision, LayerDecision, PlacedQuantization, PlacedRole, Plan
+from gpusq_deploy.artifacts import FloatPrecision, LayerDecision, PlacedQuantization, PlacedRole, QuantPlan
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import origin
 from gpusq_deploy.graph.passes.weight_codes import (
@@ -83,7 +83,7 @@ class Quantize:
     The graph stays float32; `CastRemainder` makes it FP16 or BF16.
     """
 
-    plan: Plan
+    plan: QuantPlan
     rounded: Mapping[str, RoundedWeight] = field(default_factory=_no_weights, repr=False)
     name: ClassVar[str] = "quantize"
 

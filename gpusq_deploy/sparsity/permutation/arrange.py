@@ -26,7 +26,7 @@ from gpusq_deploy.sparsity.permutation.search import (
     kept_by_24,
     search_permutation,
 )
-from gpusq_deploy.sparsity.repair.equivalence import Runner
+from gpusq_deploy.sparsity.repair.equivalence import TensorRunner
 
 _PROOF_BATCH = 2
 # Images that tell E[x²]: more hardly change it.
@@ -90,7 +90,7 @@ def arrange(
             found.append(Reorder(permuted_from(item, best, found="most magnitude", violations=broken), best.order))
         else:
             refused.append(left_alone(item.kind, item.place, "no other order was found in which 2:4 keeps more"))
-    runner = Runner(module, tensors, feed[:_PROOF_BATCH], places_of(found))
+    runner = TensorRunner(module, tensors, feed[:_PROOF_BATCH], places_of(found))
     kept, strangers = keep_proven(runner, tensors, found)
     arranged = reordered(tensors, kept)
     result = copy.deepcopy(module)

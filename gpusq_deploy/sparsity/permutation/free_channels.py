@@ -21,7 +21,7 @@ from typing import NamedTuple, cast
 import torch
 
 from gpusq_deploy.artifacts import ChannelAxis, ChannelKind, Channels, Declined
-from gpusq_deploy.sparsity.permutation.module_parts import Parts, free_channels, joined, left_alone
+from gpusq_deploy.sparsity.permutation.module_parts import ModuleParts, free_channels, joined, left_alone
 from gpusq_deploy.sparsity.permutation.residual_stream import stream_channels
 
 Tensors = Mapping[str, torch.Tensor]
@@ -75,7 +75,7 @@ def find_channels(module: torch.nn.Module) -> tuple[tuple[Channels, ...], tuple[
     Args:
         module: The model.
     """
-    model = Parts(module)
+    model = ModuleParts(module)
     found: list[Channels] = []
     declined: list[Declined] = []
     for answer in _answers(model):
@@ -106,7 +106,7 @@ def permute_channels(tensors: Tensors, channels: Channels, order: torch.Tensor) 
     return result
 
 
-def _answers(model: Parts) -> Iterator[Channels | Declined]:
+def _answers(model: ModuleParts) -> Iterator[Channels | Declined]:
     for place, module in model.modules.items():
         for rule in (_fused_attention, _attention, _sequential, _mlp):
             answer = rule(model, place, module)
@@ -115,7 +115,7 @@ def _answers(model: Parts) -> Iterator[Channels | Declined]:
     yield stream_channels(model)
 
 
-def _shared(model: Parts, channels: Channels) -> str | None:
+def _shared(model: ModuleParts, channels: Channels) -> str | None:
     for axis in channels.axes:
         owners = model.owners[model.parameters[axis.tensor].untyped_storage().data_ptr()]
         if len(owners) > 1:
@@ -123,7 +123,7 @@ def _shared(model: Parts, channels: Channels) -> str | None:
     return None
 
 
-def _mlp(model: Parts, place: str, _module: torch.nn.Module) -> Channels | Declined | None:
+def _mlp(model: ModuleParts, place: str, _module: torch.nn.Module) -> Channels | Declined | None:
     for names in _MLPS:
         writers = [model.linear(place, name) for name in names.writers]
         reader = model.linear(place, names.reader)
@@ -132,7 +132,7 @@ def _mlp(model: Parts, place: str, _module: torch.nn.Module) -> Channels | Decli
     return None
 
 
-def _hidden(model: Parts, place: str, names: _Names) -> Channels | Declined:
+def _hidden(model: ModuleParts, place: str, names: _Names) -> Channels | Declined:
     size = _reader(model, place, names).in_features
     axes = [ChannelAxis(tensor=f"{joined(place, names.reader)}.weight", dim=1)]
     for name in names.writers:
@@ -149,7 +149,7 @@ def _hidden(model: Parts, place: str, names: _Names) -> Channels | Declined:
     return free_channels("hidden channels", place, size, size, axes, joined(place, names.reader))
 
 
-def _attention(model: Parts, place: str, module: torch.nn.Module) -> Channels | Declined | None:
+def _attention(model: ModuleParts, place: str, module: torch.nn.Module) -> Channels | Declined | None:
     names = next(
         (
             names
@@ -181,7 +181,7 @@ def _attention(model: Parts, place: str, module: torch.nn.Module) -> Channels | 
     return free_channels("value channels", place, size, size // heads, [*axes, *norms], joined(place, names.reader))
 
 
-def _fused_attention(model: Parts, place: str, module: torch.nn.Module) -> Channels | Declined | None:
+def _fused_attention(model: ModuleParts, place: str, module: torch.nn.Module) -> Channels | Declined | None:
     if not isinstance(module, torch.nn.MultiheadAttention):
         return None
     size, heads = int(cast("int", module.embed_dim)), int(cast("int", module.num_heads))
@@ -196,7 +196,7 @@ def _fused_attention(model: Parts, place: str, module: torch.nn.Module) -> Chann
     return free_channels("value channels", place, size, size // heads, axes, joined(place, "out_proj"))
 
 
-def _sequential(model: Parts, place: str, module: torch.nn.Module) -> Channels | Declined | None:
+def _sequential(model: ModuleParts, place: str, module: torch.nn.Module) -> Channels | Declined | None:
     """Two Linears and nothing else that has parameters: torchvision's MLPs."""
     if not isinstance(module, torch.nn.Sequential):
         return None
@@ -206,7 +206,7 @@ def _sequential(model: Parts, place: str, module: torch.nn.Module) -> Channels |
     return _hidden(model, place, _Names((layers[0],), layers[1]))
 
 
-def _reader(model: Parts, place: str, names: _Names) -> torch.nn.Linear:
+def _reader(model: ModuleParts, place: str, names: _Names) -> torch.nn.Linear:
     found = model.linear(place, names.reader)
     assert found is not None
     return found
@@ -221,14 +221,14 @@ def _head_count(module: torch.nn.Module) -> int | None:
     return None
 
 
-def _rows(model: Parts, layer: str, starts: Sequence[int]) -> list[ChannelAxis]:
+def _rows(model: ModuleParts, layer: str, starts: Sequence[int]) -> list[ChannelAxis]:
     """Rows of a Linear and its bias."""
     names = [name for name in (f"{layer}.weight", f"{layer}.bias") if name in model.parameters]
     return [ChannelAxis(tensor=name, dim=0, start=start) for start in starts for name in names]
 
 
 def _norms(
-    model: Parts, place: str, names: _Names, size: int, *, beside: Sequence[str]
+    model: ModuleParts, place: str, names: _Names, size: int, *, beside: Sequence[str]
 ) -> list[ChannelAxis] | Declined:
     """Weights of norms over the channels. Anything else that has parameters, and isn't known, is declined."""
     known = tuple(f"{name}.*" for name in (*names.writers, names.reader))

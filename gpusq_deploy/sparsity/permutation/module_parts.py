@@ -12,7 +12,7 @@ from gpusq_deploy.artifacts import ChannelAxis, ChannelKind, Channels, Declined
 from gpusq_deploy.numerics import GROUP
 
 
-class Parts:
+class ModuleParts:
     """A module's parts by name, typed."""
 
     def __init__(self, module: torch.nn.Module) -> None:

@@ -11,7 +11,7 @@ from gpusq_deploy.artifacts import Channels, Declined, HowFound, Permuted
 from gpusq_deploy.sparsity.permutation.free_channels import permute_channels
 from gpusq_deploy.sparsity.permutation.module_parts import left_alone
 from gpusq_deploy.sparsity.permutation.search import Permutation, integers_from_tensor
-from gpusq_deploy.sparsity.repair.equivalence import Runner
+from gpusq_deploy.sparsity.repair.equivalence import TensorRunner
 
 # Float64 and another order of summation: what is larger is another function.
 _SAME = 1e-9
@@ -54,7 +54,7 @@ def places_of(found: Iterable[Reorder]) -> tuple[str, ...]:
     return ("", *(item.permuted.channels.place for item in found if item.permuted.channels.place))
 
 
-def keep_proven(runner: Runner, old: Tensors, found: Sequence[Reorder]) -> tuple[list[Reorder], list[Declined]]:
+def keep_proven(runner: TensorRunner, old: Tensors, found: Sequence[Reorder]) -> tuple[list[Reorder], list[Declined]]:
     """Keep the permutations after which the model is the same function; the others with the difference they made.
 
     Those within a module are judged at its own output, where no later scale can hide them. The stream's permutes

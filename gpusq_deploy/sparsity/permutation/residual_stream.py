@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gpusq_deploy.artifacts import ChannelAxis, Channels, Declined
 from gpusq_deploy.frontend import layer_of
-from gpusq_deploy.sparsity.permutation.module_parts import Parts, free_channels, left_alone
+from gpusq_deploy.sparsity.permutation.module_parts import ModuleParts, free_channels, left_alone
 
 
 class _Stream(NamedTuple):
@@ -89,7 +89,7 @@ _STREAMS = (
 )
 
 
-def stream_channels(model: Parts) -> Channels | Declined:
+def stream_channels(model: ModuleParts) -> Channels | Declined:
     """The channels of the model's residual stream, or why they aren't free."""
     stream = next((stream for stream in _STREAMS if fnmatch.filter(model.parameters, stream.mark)), None)
     if stream is None:

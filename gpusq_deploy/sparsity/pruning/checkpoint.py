@@ -15,7 +15,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import Checkpoint, example_input, layer_weights
 from gpusq_deploy.sparsity.check import sparsity_report
 from gpusq_deploy.sparsity.permutation.arrange import arrange
-from gpusq_deploy.sparsity.permutation.module_parts import Parts
+from gpusq_deploy.sparsity.permutation.module_parts import ModuleParts
 from gpusq_deploy.sparsity.pruning.magnitude import FUSED
 from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
 from gpusq_deploy.sparsity.pruning.whole_model import OneshotReport, prune_oneshot
@@ -152,7 +152,7 @@ def _trivial_text(layer: LayerSparsity) -> str:
 
 def _is_linear(checkpoint: Checkpoint, layer: LayerSparsity) -> bool:
     # The input projection of a nn.MultiheadAttention is a parameter of it, and no module.
-    return Parts(checkpoint.module).linear("", layer.layer) is not None
+    return ModuleParts(checkpoint.module).linear("", layer.layer) is not None
 
 
 def _images(source: DataSource, say: Callable[[str], None]) -> torch.Tensor:

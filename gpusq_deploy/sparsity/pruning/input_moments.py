@@ -59,7 +59,7 @@ class Moments:
         )
 
 
-class MomentSums:
+class GramSums:
     """Sums over batches, from which moments follow. Products are float32, sums over batches float64.
 
     What is summed is the distance from the first batch's means: float32 would lose a small variance beside a large
@@ -154,7 +154,7 @@ def collect_moments(
     Returns:
         Moments by layer; a layer that the forward pass never called is left out.
     """
-    sums = {layer: MomentSums() for layer in layers}
+    sums = {layer: GramSums() for layer in layers}
     reached: set[str] = set()
     with torch.no_grad(), _input_hooks(module, sums, reached):
         for batch in batches:
@@ -164,7 +164,7 @@ def collect_moments(
 
 @contextmanager
 def _input_hooks(
-    module: torch.nn.Module, sums: Mapping[str, MomentSums], reached: set[str]
+    module: torch.nn.Module, sums: Mapping[str, GramSums], reached: set[str]
 ) -> Generator[None, None, None]:
     def hook_for(layer: str) -> Any:
         def hook(_child: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:

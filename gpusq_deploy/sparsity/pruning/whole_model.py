@@ -13,7 +13,7 @@ import torch
 from gpusq_deploy.artifacts import PruneMethod, Value
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.sparsity.pruning.block_chain import Chain, block_chain, first_inputs, takes_any_tokens
-from gpusq_deploy.sparsity.pruning.input_moments import MomentSums, collect_moments
+from gpusq_deploy.sparsity.pruning.input_moments import GramSums, collect_moments
 from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions, Solution, solve_layer
 
 Progress = Callable[[int, int], None]
@@ -46,7 +46,7 @@ class OneshotReport(Value):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pruned:
+class PrunedModule:
     """A new module, with the named layers exactly 2:4, and what was done."""
 
     module: torch.nn.Module
@@ -72,7 +72,7 @@ def prune_oneshot(
     images: torch.Tensor | None,
     options: OneshotOptions,
     progress: Progress | None = None,
-) -> Pruned:
+) -> PrunedModule:
     """Prune the named Linear layers to 2:4.
 
     With data and `sequential`: for each block of the model, the dense block runs first and tells what each of its
@@ -106,7 +106,7 @@ def prune_oneshot(
         tokens=work.tokens,
         layers=tuple(work.done[layer] for layer in layers),
     )
-    return Pruned(module=work.student, report=report)
+    return PrunedModule(module=work.student, report=report)
 
 
 def _require_linears(module: torch.nn.Module, layers: Sequence[str]) -> None:
@@ -194,7 +194,7 @@ def _pruning_on_arrival(work: _Work, targets: _Targets, layers: Iterable[str]) -
     def hook_for(layer: str) -> Callable[..., None]:
         def hook(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             if layer in work.wanted:
-                sums = MomentSums()
+                sums = GramSums()
                 sums.add(args[0], targets.pop(layer, None))
                 linear = _linear(work.student, layer)
                 _store(work, layer, linear, solve_layer(linear.weight, linear.bias, sums.moments(), work.options))

@@ -12,7 +12,7 @@ import torch
 Tensors = Mapping[str, torch.Tensor]
 
 
-class Runner:
+class TensorRunner:
     """A model and what it answers to one input; other weights are compared with that.
 
     Args:

@@ -133,7 +133,7 @@ def score(module: torch.nn.Module, samples: Samples, teacher: torch.Tensor, batc
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pair:
+class LogitPair:
     """The model to recover, the dense one it came from, and the weights it may keep; all on one device."""
 
     student: torch.nn.Module
@@ -141,7 +141,9 @@ class Pair:
     masks: Masks
 
 
-def recover(pair: Pair, data: TrainingData, options: DistillOptions, report: Callable[[EpochResult], None]) -> None:
+def recover(
+    pair: LogitPair, data: TrainingData, options: DistillOptions, report: Callable[[EpochResult], None]
+) -> None:
     """Train the student in place. Its masked weights are zero after every step.
 
     A CPU repeats it to the bit for one seed, one torch version and one number of threads.
@@ -177,7 +179,7 @@ class _Outputs(NamedTuple):
 
 
 class _Trainer(NamedTuple):
-    pair: Pair
+    pair: LogitPair
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     outputs: _Outputs
@@ -220,7 +222,7 @@ def later_outputs(module: torch.nn.Module) -> Generator[deque[torch.Tensor], Non
             handle.remove()
 
 
-def _loss(pair: Pair, batch: Batch, options: DistillOptions, outputs: _Outputs) -> torch.Tensor:
+def _loss(pair: LogitPair, batch: Batch, options: DistillOptions, outputs: _Outputs) -> torch.Tensor:
     pair.student.train()
     with torch.no_grad():
         teacher = _logits(pair.teacher, batch.images)

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from gpusq_deploy.artifacts.runs import MeasureSettings
-from gpusq_deploy.benchmarks import record as recording
+from gpusq_deploy.benchmarks import recording
 from gpusq_deploy.benchmarks.recording import record
 from gpusq_deploy.benchmarks.reference import CpuReference
-from gpusq_deploy.benchmarks.subject import Subject
+from gpusq_deploy.benchmarks.subject import MeasuredModel
 from gpusq_deploy.engines.backend_choice import RuntimeChoice
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.engines.session import Session, TensorSpec
@@ -64,10 +64,10 @@ class Engine:
         pass
 
 
-def subject(plan: Path, reference: Path | None) -> Subject:
+def subject(plan: Path, reference: Path | None) -> MeasuredModel:
     plan.write_bytes(b"plan")
     choice = RuntimeChoice(name="tensorrt-rtx", reason="a test")
-    return Subject(plan, "a.plan", choice, None, reference=reference)
+    return MeasuredModel(plan, "a.plan", choice, None, reference=reference)
 
 
 def opened(monkeypatch: pytest.MonkeyPatch, error: float) -> list[int]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gpusq_deploy.artifacts.plan import LayerDecision, Plan, Precision
+from gpusq_deploy.artifacts.plan import LayerDecision, Precision, QuantPlan
 from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, EngineTensor
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
 from gpusq_deploy.bundle.receipt import built_layers, picked_sparse, summary, with_profile
@@ -12,7 +12,7 @@ from gpusq_deploy.engines.kernel_names import KernelTrace
 from gpusq_deploy.engines.layer_classes import totals
 from gpusq_deploy.engines.layer_list_parser import layers_from_log
 
-DATA = Path(__file__).parent / "engines" / "data"
+DATA = Path(__file__).resolve().parents[1] / "engines" / "data"
 SPARSE = "sm80_xmma_sparse_gemm_i8i8_i8i32_f32_tn_n_sptensor16x8x64"
 DENSE = "sm80_xmma_gemm_i8f16_i8i32_f32_tn_n"
 
@@ -32,8 +32,8 @@ def decision(node: str = "mm", precision: Precision = "int8", *, sparse: bool = 
     )
 
 
-def plan(*layers: LayerDecision, sparse: bool = True) -> Plan:
-    return Plan(recipe="r", remainder="fp16", sparse_asked=sparse, layers=layers)
+def plan(*layers: LayerDecision, sparse: bool = True) -> QuantPlan:
+    return QuantPlan(recipe="r", remainder="fp16", sparse_asked=sparse, layers=layers)
 
 
 def gemm(
@@ -182,7 +182,7 @@ def test_a_type_that_we_dont_ask_for_is_named() -> None:
     assert "built in fp4" in built.reason
 
 
-def built_engine(asked: Plan, layers: list[EngineLayer]) -> BuiltEngine:
+def built_engine(asked: QuantPlan, layers: list[EngineLayer]) -> BuiltEngine:
     return BuiltEngine(
         target="a100",
         backend="tensorrt-rtx",
@@ -228,7 +228,9 @@ def test_the_builders_log_is_taken_where_the_tactic_doesnt_tell() -> None:
     assert split.sparse_executed == "unknown"
 
 
-def profiled(asked: Plan, layers: list[EngineLayer], launches: dict[str, int], inferences: int = 100) -> BuiltEngine:
+def profiled(
+    asked: QuantPlan, layers: list[EngineLayer], launches: dict[str, int], inferences: int = 100
+) -> BuiltEngine:
     trace = KernelTrace(launches=launches, inferences=inferences)
     return with_profile(built_engine(asked, layers), trace, profiler="a profiler")
 

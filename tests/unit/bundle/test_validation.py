@@ -19,7 +19,7 @@ from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.base import read_value
 from gpusq_deploy.artifacts.bundle_layout import MANIFEST, MODEL, PLAN
 from gpusq_deploy.artifacts.manifest import Manifest
-from gpusq_deploy.artifacts.plan import Plan
+from gpusq_deploy.artifacts.plan import QuantPlan
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
 from gpusq_deploy.bundle.files import read_bundle, write_value
 from gpusq_deploy.bundle.report.sparse_chain import explain_layers
@@ -107,7 +107,7 @@ def test_a_bundles_layer_that_its_graph_lacks_is_found(tmp_path: Path) -> None:
     sparsity = msgspec.structs.replace(manifest.sparsity, layers=(layer, gone))
     write_value(path, MANIFEST, msgspec.structs.replace(manifest, sparsity=sparsity))
     assert validate(path).findings == ()
-    write_value(path, PLAN, msgspec.structs.replace(read_value(path / PLAN, Plan), sparse_asked=True))
+    write_value(path, PLAN, msgspec.structs.replace(read_value(path / PLAN, QuantPlan), sparse_asked=True))
     assert [(found.rule, found.place) for found in validate(path).findings if found.rule != "digest"] == [
         ("not-read", "gone")
     ]

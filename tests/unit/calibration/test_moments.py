@@ -12,7 +12,7 @@ import tiny_models
 import torch
 
 from gpusq_deploy.calibration.data import ArrayFile
-from gpusq_deploy.calibration.moments import ChannelMoments, MomentSums
+from gpusq_deploy.calibration.moments import ChannelMoments, ChannelMomentSums
 from gpusq_deploy.calibration.observe import Observing, observe
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.errors import GpusqError
@@ -114,7 +114,7 @@ def test_the_moments_do_not_depend_on_the_number_of_workers() -> None:
 def test_rows_beyond_those_that_wait_are_added_once() -> None:
     """More rows than are held back, in uneven parts."""
     rows = np.random.default_rng(6).standard_normal((3000, 5)).astype(np.float32)
-    sums = MomentSums(rows[:7], squares=True)
+    sums = ChannelMomentSums(rows[:7], squares=True)
     for start in range(0, 3000, 700):
         sums.add(rows[start : start + 700])
     require_moments(sums.moments(), rows.astype(np.float64))

@@ -14,12 +14,12 @@ from gpusq_deploy.calibration.instrument import VALUES_SUFFIX, instrumented
 from gpusq_deploy.calibration.simple_form import SimpleForm
 from gpusq_deploy.calibration.stored_ranges import table_from_recorded
 from gpusq_deploy.compile.pipeline import FASTER, SIMPLE
-from gpusq_deploy.compile.qkv_merge import pack_projections
+from gpusq_deploy.compile.qkv_merge import merge_qkv
 from gpusq_deploy.frontend.export.onnx_export import example_input, export_float_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.clean import Clean
-from gpusq_deploy.graph.passes.merge_qkv import PackProjections, find_projections
+from gpusq_deploy.graph.passes.merge_qkv import MergeQkv, find_projections
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 BATCH = BatchRange(minimum=1, optimum=2, maximum=4)
@@ -41,7 +41,7 @@ def values_of(model: ir.Model, feeds: dict[str, tiny_models.Array], tensors: set
 def test_a_packed_layer_has_the_largest_of_its_parts_recorded_ranges() -> None:
     simple = attention()
     chosen = find_projections(simple)
-    layers = weighted_layers(run_passes(simple, [PackProjections(chosen)]))
+    layers = weighted_layers(run_passes(simple, [MergeQkv(chosen)]))
     before = SimpleForm(model=simple, parts={triple.node: triple.nodes for triple in chosen}).counterparts(layers)
     recorded = {"qq": 2.0, "kk": 3.0, "vv": 2.5}
     table = table_from_recorded(recorded, before.layers, source="m", origins=dict.fromkeys(recorded, "someone"))
@@ -73,7 +73,7 @@ def test_every_layer_reads_the_numbers_of_its_counterpart(family: str) -> None:
     simple = run_passes(export_float_model(checkpoint, batch=BATCH), SIMPLE)
     model = run_passes(simple, FASTER)
     recipe = planning.EVERYTHING
-    packed = pack_projections(model, graph_sparsity(model, source="m", recipe=recipe), recipe, None)
+    packed = merge_qkv(model, graph_sparsity(model, source="m", recipe=recipe), recipe, None)
     layers = weighted_layers(packed.model)
     before = SimpleForm(model=simple, parts=packed.parts).counterparts(layers)
     feeds: dict[str, tiny_models.Array] = {str(simple.graph.inputs[0].name): example_input(checkpoint, 2).numpy()}

@@ -12,7 +12,7 @@ from commands import run_main
 from gpusq_deploy.cli.doctor import main as doctor
 from gpusq_deploy.engines import health
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
-from gpusq_deploy.engines.health import Check
+from gpusq_deploy.engines.health import HealthCheck
 from gpusq_deploy.engines.targets import load_targets
 
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None
@@ -43,11 +43,11 @@ def test_it_says_what_this_machine_can() -> None:
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine where nothing works, and each check says why."""
 
-    def absent(backend: str) -> Check:
-        return Check(name=backend, works=False, said=f"{backend} is not installed")
+    def absent(backend: str) -> HealthCheck:
+        return HealthCheck(name=backend, works=False, said=f"{backend} is not installed")
 
-    def crashed() -> Check:
-        return Check(name="it", works=False, said="crashed with signal 11")
+    def crashed() -> HealthCheck:
+        return HealthCheck(name="it", works=False, said="crashed with signal 11")
 
     def no_api(backend: str) -> str:
         return f"the package {backend} is not installed"
@@ -80,7 +80,7 @@ def test_what_is_missing_comes_with_its_command(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_check_that_crashes_or_cant_start_is_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "_ORT", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-    assert health.check_onnxruntime() == Check(name="ONNX Runtime", works=False, said="crashed with signal 11")
+    assert health.check_onnxruntime() == HealthCheck(name="ONNX Runtime", works=False, said="crashed with signal 11")
     monkeypatch.setattr(health, "_ORT", "import time; time.sleep(60)")
     monkeypatch.setattr(health, "_SECONDS", 0.5)
     assert health.check_onnxruntime().said == "no answer within 0.5 seconds"

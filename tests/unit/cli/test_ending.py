@@ -20,7 +20,7 @@ from gpusq_deploy.cli.bench import main as bench
 from gpusq_deploy.cli.compare import main as compare
 from gpusq_deploy.cli.inspect import main as inspect
 
-READ = "gpusq_deploy.artifacts.base.read_value"
+READ = "gpusq_deploy.artifacts.read_value"
 
 
 def main_of(command: str) -> Any:

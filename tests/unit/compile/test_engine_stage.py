@@ -18,21 +18,15 @@ from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
 from gpusq_deploy.artifacts.receipt import CostEstimate, GraphCost, LayerCost, LayerShare, Payoff
 from gpusq_deploy.artifacts.recipe import FP8_RECIPE, INT4_RECIPE, load_recipe
 from gpusq_deploy.artifacts.sparsity import SparsityReport
-from gpusq_deploy.bundle.receipt import cost_text, cost_verdict, layer_costs_line
-from gpusq_deploy.compile.engine_stage import (
-    Asked,
-    EngineRequest,
-    build_engines,
-    estimate_cost,
-    require_reachable,
-    require_types,
-    with_estimates,
-)
+from gpusq_deploy.bundle.report.cost_text import cost_text, cost_verdict, layer_costs_line
+from gpusq_deploy.compile.cost_estimate import estimate_cost, with_estimates
+from gpusq_deploy.compile.engine_stage import EngineRequest, build_engines
+from gpusq_deploy.compile.target_checks import TargetDemands, require_reachable, require_types
 from gpusq_deploy.engines.targets import find_target
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.passes.base import run_passes
-from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
 from gpusq_deploy.progress import Reporter
 
 needs_rtx = pytest.mark.skipif(
@@ -54,7 +48,7 @@ def linear(n: int, k: int) -> planning.Quantized:
 
 
 def request(folder: Path, made: planning.Quantized, said: list[str], *targets: str, batch: int = 0) -> EngineRequest:
-    save_model(run_passes(made.after, [CastRemainder("fp16")]), folder / MODEL)
+    save_model(run_passes(made.after, [CastToFloatType("fp16")]), folder / MODEL)
     sizes = (batch, batch, batch) if batch else (1, 64, 128)
     return EngineRequest(
         folder=folder,
@@ -112,17 +106,17 @@ def test_a_large_weight_gains_bytes_and_isnt_warned_about(tmp_path: Path) -> Non
 def test_options_that_a_target_cant_do_are_refused_together_before_any_work() -> None:
     options = EngineOptions(version_compatible=True, hardware="ampere-plus")
     with pytest.raises(GpusqError, match="a100: version-compatible") as caught:
-        require_reachable(Asked(options=options), [find_target("a100"), find_target("orin")])
+        require_reachable(TargetDemands(options=options), [find_target("a100"), find_target("orin")])
     assert "a100: hardware=ampere-plus" in caught.value.what
     # On the device some release of TensorRT can do both.
     assert "orin" not in caught.value.what
-    require_reachable(Asked(options=options), [find_target("orin")])
+    require_reachable(TargetDemands(options=options), [find_target("orin")])
 
 
 @needs_rtx
 def test_all_that_is_out_of_reach_is_said_at_once() -> None:
     poor = msgspec.structs.replace(find_target("a100"), name="poor", dtypes=("fp16",), sparse_dtypes=("bf16",))
-    asked = Asked(
+    asked = TargetDemands(
         options=EngineOptions(version_compatible=True), types=frozenset({"fp16", "int8"}), sparse=True, opset=25
     )
     with pytest.raises(GpusqError) as caught:
@@ -136,7 +130,7 @@ def test_all_that_is_out_of_reach_is_said_at_once() -> None:
     )
     assert [part for part in parts if part not in caught.value.what] == []
     # JetPack 7 takes what JetPack 6 doesn't.
-    require_reachable(Asked(types=frozenset({"fp16"}), opset=23), [find_target("orin")])
+    require_reachable(TargetDemands(types=frozenset({"fp16"}), opset=23), [find_target("orin")])
 
 
 def test_what_wasnt_compared_says_why(tmp_path: Path) -> None:

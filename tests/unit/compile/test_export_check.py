@@ -11,7 +11,7 @@ import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.compile.steps import check_export, sizes_to_check
+from gpusq_deploy.compile.export_check import check_export, sizes_to_check
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.load import Checkpoint
 from gpusq_deploy.progress import Reporter

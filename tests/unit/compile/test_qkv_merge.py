@@ -12,7 +12,7 @@ import tiny_models
 from gpusq_deploy.artifacts.plan import parts_of
 from gpusq_deploy.artifacts.recipe import Recipe, Rule
 from gpusq_deploy.artifacts.sparsity import SparsityRecord, SparsityReport
-from gpusq_deploy.compile.qkv_merge import Packed, pack_projections
+from gpusq_deploy.compile.qkv_merge import MergedGraph, merge_qkv
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.clean import Clean
@@ -43,9 +43,9 @@ def attention(*, sparse: str = "") -> ir.Model:
     return made
 
 
-def packed(model: ir.Model, recipe: Recipe = RECIPE, record: SparsityRecord | None = None) -> Packed:
+def packed(model: ir.Model, recipe: Recipe = RECIPE, record: SparsityRecord | None = None) -> MergedGraph:
     stored = graph_sparsity(model, source="m", recipe=recipe, record=record)
-    return pack_projections(model, stored, recipe, record)
+    return merge_qkv(model, stored, recipe, record)
 
 
 def states(report: SparsityReport) -> dict[str, tuple[bool, bool]]:

@@ -10,12 +10,12 @@ import pytest
 from gpusq_deploy.artifacts.calibration import Calibrator
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.recipe import INT4_RECIPE
-from gpusq_deploy.compile.engine_stage import expressible_recipe
 from gpusq_deploy.compile.request import BuildRequest, RequestError
+from gpusq_deploy.compile.target_checks import expressible_recipe
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.quantize.sites import OutputWish
+from gpusq_deploy.quantize.sites import Int8OutputRequest
 
-AMAX, WISH = Calibrator(name="amax"), OutputWish(least_db=30)
+AMAX, WISH = Calibrator(name="amax"), Int8OutputRequest(least_db=30)
 RANGES = Path("ranges.json")
 
 

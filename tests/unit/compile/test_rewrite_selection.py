@@ -17,7 +17,7 @@ from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.receipt import GraphCost
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.compile.pipeline import FASTER, SIMPLE
-from gpusq_deploy.compile.qkv_merge import Packed
+from gpusq_deploy.compile.qkv_merge import MergedGraph
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.compile.rewrite_selection import Form, Speedup, Yardstick, best_form, choose_form, require_parsable
 from gpusq_deploy.engines.parse_check import reason_in
@@ -194,11 +194,11 @@ def test_a_best_form_says_that_it_was_compared_only_where_it_was() -> None:
     stored = SparsityReport(source="", layers=())
     required: list[ir.Model] = []
 
-    def form(yardstick: Yardstick | str) -> Packed:
+    def form(yardstick: Yardstick | str) -> MergedGraph:
         speedup = Speedup(before=simple, after=run_passes(simple, FASTER), rewrites=FASTER, stored=stored)
 
-        def pack(model: ir.Model) -> Packed:
-            return Packed(model=model, stored=stored)
+        def pack(model: ir.Model) -> MergedGraph:
+            return MergedGraph(model=model, stored=stored)
 
         return best_form(speedup, pack, yardstick, reporter, require=required.append)
 

@@ -14,11 +14,12 @@ import tiny_models
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.base import json_from_value, value_from_json
 from gpusq_deploy.artifacts.receipt import Verification
-from gpusq_deploy.bundle.report.warnings import doubts
-from gpusq_deploy.calibration.data import ArrayFile, RandomNoise
+from gpusq_deploy.bundle.report.warnings import verification_warnings
+from gpusq_deploy.calibration.data import ArrayFile, RandomNoise, split_source
 from gpusq_deploy.compile import compare_graphs
 from gpusq_deploy.compile.compare_graphs import Pair, compare
-from gpusq_deploy.compile.verify import require_same, split_source, verify
+from gpusq_deploy.compile.export_check import require_same
+from gpusq_deploy.compile.verify import verify
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.engines.session import Session
 from gpusq_deploy.errors import GpusqError
@@ -309,7 +310,7 @@ def test_a_reference_that_answers_every_sample_alike_is_told(tmp_path: Path) -> 
     report = verify(Pair(reference=path, built=path), source(), held_out=True)
     assert (report.sqnr_db, report.top1_agreement) == (300.0, 1.0)
     assert (report.constant, report.synthetic) == (True, False)
-    (doubt,) = doubts(report)
+    (doubt,) = verification_warnings(report)
     assert "the same output for all 19 samples" in doubt
     assert value_from_json(json_from_value(report), Verification, place="here") == report
 
@@ -320,7 +321,7 @@ def test_samples_that_are_one_and_the_same_are_told_too_and_one_sample_only_wher
     path, zero = model(tmp_path, "Mul", 2), model(tmp_path, "Mul", 0)
     assert verify(Pair(reference=path, built=path), source(SAMPLES[[3, 3, 3, 3, 3]]), held_out=True).constant
     assert not verify(Pair(reference=path, built=path), source(SAMPLES[:1]), held_out=True).constant
-    (doubt,) = doubts(verify(Pair(reference=zero, built=zero), source(SAMPLES[:1]), held_out=True))
+    (doubt,) = verification_warnings(verify(Pair(reference=zero, built=zero), source(SAMPLES[:1]), held_out=True))
     assert "gives zeros for its one sample" in doubt
 
 
@@ -335,7 +336,7 @@ def test_a_further_output_that_is_constant_is_named(tmp_path: Path) -> None:
     path = two_outputs(tmp_path / "a.onnx", "float[B,4] z", body, c=zero)
     report = verify(Pair(reference=path, built=path), source(), held_out=True)
     assert (report.constant, report.constant_others) == (False, ("z",))
-    (doubt,) = doubts(report)
+    (doubt,) = verification_warnings(report)
     assert "every sample the same z" in doubt
 
 

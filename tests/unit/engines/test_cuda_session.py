@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gpusq_deploy.engines.api import Api, BackendName
 from gpusq_deploy.engines.cuda_graph import CudaGraph, GraphDriver, find_graph_driver
-from gpusq_deploy.engines.cuda_session import CudaSession, Parts
+from gpusq_deploy.engines.cuda_session import CudaParts, CudaSession
 from gpusq_deploy.engines.engine_file import check_plan_header
 from gpusq_deploy.engines.engine_io import ShapeRange, buffer_bytes, check_ranges, dtype_from_trt, numpy_dtype
 from gpusq_deploy.engines.session import TensorSpec
@@ -200,7 +200,7 @@ def _open(
 
     api = cast("Api", Named(__version__="10.3", ILogger=Logger, Runtime=Runtime, **(modules or {})))
     return CudaSession(
-        Parts(
+        CudaParts(
             plan=b"plan",
             api=api,
             cuda=driver,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpusq_deploy.artifacts.receipt import EngineLayer, EngineTensor, LayerShare, Payoff
-from gpusq_deploy.bundle.receipt import layer_cost_text
+from gpusq_deploy.bundle.report.cost_text import layer_cost_text
 from gpusq_deploy.engines.cost import graph_cost, layers_at
 from gpusq_deploy.engines.layer_cost import compared, layer_shares, payoff
 from gpusq_deploy.engines.targets import Peaks, find_target

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpusq_deploy.numerics.two_four_compressed import PackedMatrix, pack, unpack
+from gpusq_deploy.numerics.two_four_compressed import CompressedMatrix, pack, unpack
 
 
 def test_values_and_places_stand_where_the_format_says() -> None:
@@ -67,10 +67,10 @@ def test_what_is_no_int8_matrix_of_fours_is_refused(codes: Any) -> None:
 def test_metadata_that_no_packing_writes_is_refused(metadata: int) -> None:
     """Equal places, places out of order, and a filled padding nibble."""
     with pytest.raises(ValueError, match="no packing writes"):
-        unpack(PackedMatrix(n=1, k=4, values=np.ones((1, 2), np.int8), metadata=np.array([[metadata]], np.uint8)))
+        unpack(CompressedMatrix(n=1, k=4, values=np.ones((1, 2), np.int8), metadata=np.array([[metadata]], np.uint8)))
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 8), (2, 4), (1, 5)])
 def test_sizes_that_do_not_fit_are_refused(n: int, k: int) -> None:
     with pytest.raises(ValueError, match="don't make"):
-        unpack(PackedMatrix(n=n, k=k, values=np.ones((1, 2), np.int8), metadata=np.array([[4]], np.uint8)))
+        unpack(CompressedMatrix(n=n, k=k, values=np.ones((1, 2), np.int8), metadata=np.array([[4]], np.uint8)))

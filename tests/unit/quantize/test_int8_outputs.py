@@ -13,17 +13,17 @@ import planning
 import pytest
 import tiny_models
 
-from gpusq_deploy.artifacts.plan import Plan
+from gpusq_deploy.artifacts.plan import QuantPlan
 from gpusq_deploy.artifacts.recipe import Recipe, Rule, recipe_from_toml
 from gpusq_deploy.artifacts.sparsity import SparsityReport
-from gpusq_deploy.calibration.moments import ChannelMoments, MomentSums
+from gpusq_deploy.calibration.moments import ChannelMoments, ChannelMomentSums
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.quantize.int8_outputs import choose_outputs, output_candidates, output_site, predicted_db
 from gpusq_deploy.quantize.planning import PlanRequest, make_plan
-from gpusq_deploy.quantize.sites import OutputChoice, OutputWish, Placements
+from gpusq_deploy.quantize.sites import ActivationSites, Int8OutputDecision, Int8OutputRequest
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 Array = npt.NDArray[Any]
@@ -57,7 +57,7 @@ def rows(k: int = K) -> Array:
 
 
 def moments(values: Array, *, squares: bool = True) -> ChannelMoments:
-    sums = MomentSums(values, squares=squares)
+    sums = ChannelMomentSums(values, squares=squares)
     sums.add(values)
     return sums.moments()
 
@@ -66,7 +66,9 @@ def report(model: ir.Model, layers: tuple[GraphLayer, ...]) -> SparsityReport:
     return graph_sparsity(model, source="test", recipe=planning.EVERYTHING)
 
 
-def choices(model: ir.Model, recipe: Recipe, wish: OutputWish | None, **changed: Any) -> tuple[OutputChoice, ...]:
+def choices(
+    model: ir.Model, recipe: Recipe, wish: Int8OutputRequest | None, **changed: Any
+) -> tuple[Int8OutputDecision, ...]:
     layers = weighted_layers(model)
     candidates = output_candidates(layers, recipe, report(model, layers), wish)
     found = {"product": moments(rows(layers[0].k))} | changed
@@ -105,7 +107,7 @@ def test_the_recipe_decides_whatever_it_costs() -> None:
     (unknown,) = choices(layer(), saying("int8"), None, product=None)
     assert unknown.chosen
     assert "isn't predicted" in unknown.reason
-    assert choices(layer(), saying("float"), OutputWish(least_db=0)) == ()
+    assert choices(layer(), saying("float"), Int8OutputRequest(least_db=0)) == ()
     assert choices(layer(), saying(None), None) == ()
 
 
@@ -122,7 +124,7 @@ def test_the_recipe_decides_whatever_it_costs() -> None:
 )
 def test_the_command_gets_them_where_they_pay_and_hold(model: ir.Model, least: float, product: Any, said: str) -> None:
     changed = {} if product is ... else {"product": product}
-    (choice,) = choices(model, saying(None), OutputWish(least_db=least), **changed)
+    (choice,) = choices(model, saying(None), Int8OutputRequest(least_db=least), **changed)
     assert choice.chosen == (not said)
     assert said in choice.reason
     assert not said or "at least" not in choice.reason
@@ -132,7 +134,7 @@ def test_the_command_speaks_of_sparse_layers_alone() -> None:
     dense = layer()
     weight = np.ones((K, N), np.float32)
     dense.graph.initializers["w"].const_value = ir.tensor(weight, name="w")
-    assert choices(dense, saying(None), OutputWish(least_db=0)) == ()
+    assert choices(dense, saying(None), Int8OutputRequest(least_db=0)) == ()
 
 
 def test_a_product_that_the_graph_returns_stays_as_it_is() -> None:
@@ -142,15 +144,15 @@ def test_a_product_that_the_graph_returns_stays_as_it_is() -> None:
     assert output_site(model, weighted_layers(model)[0]) is None
 
 
-def decided(model: ir.Model, *, amax: float) -> Plan:
+def decided(model: ir.Model, *, amax: float) -> QuantPlan:
     layers = weighted_layers(model)
-    choice = OutputChoice(layer=layers[0].layer, node="product", tensor="h", chosen=True, reason="a test")
+    choice = Int8OutputDecision(layer=layers[0].layer, node="product", tensor="h", chosen=True, reason="a test")
     return make_plan(
         layers,
         PlanRequest(recipe=planning.EVERYTHING, int8=True, sparse=False, remainder="fp32"),
         table=planning.table({"x": 6.0, "h": amax}),
         sparsity=SparsityReport(source="test", layers=()),
-        placements=Placements(outputs=(choice,)),
+        placements=ActivationSites(outputs=(choice,)),
     )
 
 

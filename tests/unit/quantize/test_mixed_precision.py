@@ -16,7 +16,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.quantize import Quantize, RoundedWeight
-from gpusq_deploy.quantize.mixed_precision import contenders, left_float
+from gpusq_deploy.quantize.mixed_precision import contenders, layers_to_keep_float
 from gpusq_deploy.quantize.noise_measured import noise_of_layers
 
 
@@ -100,7 +100,7 @@ def chosen(
     macs: dict[str, int], noise: dict[str, float], budget: float, *first: str, measure: str = "stream"
 ) -> dict[str, str]:
     mixed = msgspec.convert({"flops": 0.1, "measure": measure}, MixedRule)
-    return left_float(layers_with(macs), noise, budget, first, mixed)
+    return layers_to_keep_float(layers_with(macs), noise, budget, first, mixed)
 
 
 def test_the_noisiest_that_fit_are_left_float_and_say_what_they_cost() -> None:

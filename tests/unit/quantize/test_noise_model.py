@@ -11,7 +11,7 @@ import planning
 import pytest
 import tiny_models
 
-from gpusq_deploy.artifacts.plan import Plan
+from gpusq_deploy.artifacts.plan import QuantPlan
 from gpusq_deploy.calibration.data import ArrayFile
 from gpusq_deploy.calibration.instrument import VALUES_SUFFIX, instrumented
 from gpusq_deploy.calibration.observe import Observing, observe
@@ -21,7 +21,7 @@ from gpusq_deploy.graph.layers import GraphLayer, weight_rows, weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.quantize import RoundedWeight
 from gpusq_deploy.graph.residual import branches_of_nodes
-from gpusq_deploy.quantize.noise_model import Stream, stream_noise, watch_streams
+from gpusq_deploy.quantize.noise_model import LayerStatistics, residual_noise, statistics_request
 
 Array = npt.NDArray[Any]
 IMAGES = tiny_models.images(6, seed=5)
@@ -31,9 +31,9 @@ def linears(model: ir.Model) -> list[GraphLayer]:
     return [layer for layer in weighted_layers(model) if layer.kind == "linear"]
 
 
-def seen(model: ir.Model) -> Stream:
+def seen(model: ir.Model) -> LayerStatistics:
     layers = linears(model)
-    watch = watch_streams(model, layers)
+    watch = statistics_request(model, layers)
     how = Observing(moments=watch.tensors())
     found = observe(model, layers, ArrayFile(name="noise", values=IMAGES), open_model=open_onnx, how=how)
     return watch.stream(found.moments)
@@ -46,7 +46,7 @@ def values_of(model: ir.Model, *tensors: str) -> dict[str, Array]:
     return {tensor: values.reshape(-1, values.shape[-1]).astype(np.float64) for tensor, values in rows.items()}
 
 
-def slow_noise(model: ir.Model, layer: GraphLayer, plan: Plan, rounded: RoundedWeight | None) -> float:
+def slow_noise(model: ir.Model, layer: GraphLayer, plan: QuantPlan, rounded: RoundedWeight | None) -> float:
     """The layer's rows are multiplied by both weights; its input really is rounded."""
     decision = next(entry for entry in plan.layers if entry.node == layer.node)
     assert decision.activation is not None
@@ -86,7 +86,7 @@ def test_the_noise_of_each_layer_is_that_of_its_rows() -> None:
     plan = planning.plan_for(model, planning.measured(model))
     layers = linears(model)
     rounded = {layer.node: corrected(model, layer) for layer in layers if layer.layer.endswith(("fc1", "proj"))}
-    noise = stream_noise(model, plan, rounded, seen(model), workers=2)
+    noise = residual_noise(model, plan, rounded, seen(model), workers=2)
     assert list(noise) == [layer.node for layer in layers]
     for layer in layers:
         # Wide layers are estimated, and noise of rounding is only nearly even within a step.
@@ -97,14 +97,14 @@ def test_the_noise_of_each_layer_is_that_of_its_rows() -> None:
 def test_the_result_does_not_depend_on_the_workers() -> None:
     model = run_passes(tiny_models.exported_vit().model, CANONICAL)
     plan = planning.plan_for(model, planning.measured(model))
-    assert stream_noise(model, plan, {}, seen(model), workers=3) == stream_noise(model, plan, {}, seen(model))
+    assert residual_noise(model, plan, {}, seen(model), workers=3) == residual_noise(model, plan, {}, seen(model))
 
 
 def test_an_input_that_never_changes_makes_no_noise() -> None:
     text = "g (float[B,4] input) => (float[B,4] y) { [zero] n = Mul(input, none) [fc] y = MatMul(n, w) }"
     model = tiny_models.graph(text, none=np.zeros(1, np.float32), w=np.eye(4, dtype=np.float32))
     plan = planning.plan_for(model, planning.table({"n": 1.0}))
-    watch = watch_streams(model, weighted_layers(model))
+    watch = statistics_request(model, weighted_layers(model))
     source = ArrayFile(name="ones", values=np.ones((2, 4), np.float32))
     found = observe(model, watch.layers, source, open_model=open_onnx, how=Observing(moments=watch.tensors()))
-    assert stream_noise(model, plan, {}, watch.stream(found.moments)) == {"fc": 0.0}
+    assert residual_noise(model, plan, {}, watch.stream(found.moments)) == {"fc": 0.0}

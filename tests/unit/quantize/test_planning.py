@@ -15,15 +15,15 @@ import planning
 import pytest
 
 from gpusq_deploy.artifacts.base import json_from_value, value_from_json
-from gpusq_deploy.artifacts.plan import FloatPrecision, LayerDecision, LayerKind, Plan
+from gpusq_deploy.artifacts.plan import FloatPrecision, LayerDecision, LayerKind, QuantPlan
 from gpusq_deploy.artifacts.recipe import LEAST_K, SHIPPED, Recipe, Rule, load_recipe
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
 from gpusq_deploy.engines.targets import GemmNeed, check_request, find_target
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer
-from gpusq_deploy.quantize.fp16_overflow import Wide
+from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
-from gpusq_deploy.quantize.sites import Placements
+from gpusq_deploy.quantize.sites import ActivationSites
 
 MIXED = Recipe(
     schema="gpusq.recipe/1",
@@ -83,7 +83,7 @@ def plan(
     ranges: Mapping[str, float] | None = None,
     sparsity: SparsityReport | None = None,
     recipe: Recipe = MIXED,
-) -> Plan:
+) -> QuantPlan:
     chosen = layers or LAYERS
     given = {each.input: 4.0 for each in chosen} if ranges is None else ranges
     return make_plan(
@@ -94,7 +94,7 @@ def plan(
     )
 
 
-def decisions(of: Plan) -> dict[str, LayerDecision]:
+def decisions(of: QuantPlan) -> dict[str, LayerDecision]:
     return {each.layer: each for each in of.layers}
 
 
@@ -253,7 +253,7 @@ def test_a_plan_comes_back_from_its_file_and_equal_requests_give_equal_bytes(
 ) -> None:
     one, other = plan(sparse=True, remainder=remainder), plan(sparse=True, remainder=remainder)
     data = json_from_value(one)
-    assert value_from_json(data, Plan, place="plan.json") == one
+    assert value_from_json(data, QuantPlan, place="plan.json") == one
     assert json_from_value(other) == data
 
 
@@ -309,7 +309,7 @@ def test_what_fp16_can_t_hold_leaves_fp8_with_a_float32_scale_and_int4_in_fp32()
     recipe = msgspec.structs.replace(MIXED, rules=rules)
     wider = replace(HEAD, k=64)
     request = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp16")
-    wide = Wide(nodes=frozenset({FC.node, wider.node}))
+    wide = Fp16Overflow(nodes=frozenset({FC.node, wider.node}))
     table = planning.table({"into_fc1": 1.0})
     fc, head = make_plan([FC, wider], request, table=table, sparsity=states((FC, wider)), wide=wide).layers
     assert fc.precision == "fp8"
@@ -320,7 +320,7 @@ def test_what_fp16_can_t_hold_leaves_fp8_with_a_float32_scale_and_int4_in_fp32()
 
 def test_sparse_layers_that_stay_fp32_run_dense_and_say_so() -> None:
     request = PlanRequest(recipe=MIXED, int8=False, sparse=True, remainder="fp16")
-    wide, report = Wide(nodes=frozenset({FC.node})), states((FC,), expected=True)
+    wide, report = Fp16Overflow(nodes=frozenset({FC.node})), states((FC,), expected=True)
     (_, kept) = make_plan([HEAD, FC], request, table=None, sparsity=report, wide=wide).layers
     assert (kept.precision, kept.sparse) == ("fp32", False)
     assert "have no FP32" in kept.sparse_reason
@@ -335,7 +335,7 @@ def test_sparse_layers_that_stay_fp32_run_dense_and_say_so() -> None:
 def test_layers_left_float_by_measurement_say_so_whatever_the_rule_made_of_them() -> None:
     recipe = low_bit(precision="fp8")
     request = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp16")
-    placements = Placements(floats={FC.node: "it costs much"})
+    placements = ActivationSites(floats={FC.node: "it costs much"})
     table = planning.table({"into_fc1": 1.0})
     (fc,) = make_plan([FC], request, table=table, sparsity=states((FC,)), placements=placements).layers
     assert (fc.precision, fc.activation, fc.weight) == ("fp16", None, None)

@@ -11,7 +11,7 @@ import planning
 import pytest
 import tiny_models
 
-from gpusq_deploy.artifacts.plan import Plan
+from gpusq_deploy.artifacts.plan import QuantPlan
 from gpusq_deploy.artifacts.recipe import AttentionRule, Placement, Recipe, recipe_from_toml
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.errors import GpusqError
@@ -20,7 +20,7 @@ from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.quantize.planning import PlanRequest, make_plan
-from gpusq_deploy.quantize.sites import Placements, attentions_to_quantize, fusion_notes, sites_of
+from gpusq_deploy.quantize.sites import ActivationSites, attentions_to_quantize, fusion_notes, sites_of
 
 TEXT = """
 g (float[B,{n},{d}] q, float[B,{d},{n}] k, float[B,{n},{d}] v) => (float[B,{n},6] y) {{
@@ -53,14 +53,14 @@ def recipe(placement: Placement, match: str = "*") -> Recipe:
     return msgspec.structs.replace(planning.EVERYTHING, attention=rule)
 
 
-def plan(model: ir.Model, of: Recipe, **changed: float) -> Plan:
+def plan(model: ir.Model, of: Recipe, **changed: float) -> QuantPlan:
     chosen = attentions_to_quantize(model, of)
     return make_plan(
         weighted_layers(model),
         PlanRequest(recipe=of, int8=True, sparse=False, remainder="fp32"),
         table=planning.table({**RANGES, **changed}),
         sparsity=SparsityReport(source="test", layers=()),
-        placements=Placements(sites=sites_of(chosen, of), attentions=chosen),
+        placements=ActivationSites(sites=sites_of(chosen, of), attentions=chosen),
     )
 
 

@@ -24,7 +24,8 @@ from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.quantize import Quantize, RoundedWeight
 from gpusq_deploy.graph.passes.smooth import Smooth, SmoothedTensor
 from gpusq_deploy.graph.smoothable import find_smoothable
-from gpusq_deploy.quantize.smoothing import decide_smoothing, moments_behind, round_weights, table_behind, with_headroom
+from gpusq_deploy.quantize.smoothing import decide_smoothing, moments_behind, table_behind, with_headroom
+from gpusq_deploy.quantize.weight_rounding import round_weights
 
 Array = npt.NDArray[Any]
 # A norm, two layers on it, and a GELU between them and a third.

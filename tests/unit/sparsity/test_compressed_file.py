@@ -17,18 +17,18 @@ from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.mapped import map_model
 from gpusq_deploy.graph.values import array_of
-from gpusq_deploy.sparsity.compressed_file import PACKED, packed_index, packed_line, read_packed, write_packed
+from gpusq_deploy.sparsity.compressed_file import PACKED, compressed_line, packed_index, read_packed, write_compressed
 
 
 def write(folder: Path) -> Path:
     built = bundles.model().after
-    assert write_packed(built, bundles.sparsity_of(built), folder) is not None
+    assert write_compressed(built, bundles.sparsity_of(built), folder) is not None
     return folder / PACKED
 
 
 def test_the_codes_come_back_and_the_sizes_are_told(tmp_path: Path) -> None:
     built = bundles.model().after
-    index = write_packed(built, bundles.sparsity_of(built), tmp_path)
+    index = write_compressed(built, bundles.sparsity_of(built), tmp_path)
     assert index is not None
     assert packed_index(tmp_path / PACKED) == index
     (layer,) = weighted_layers(built)
@@ -36,23 +36,23 @@ def test_the_codes_come_back_and_the_sizes_are_told(tmp_path: Path) -> None:
     assert name == layer.weight
     np.testing.assert_array_equal(codes, array_of(built.graph.initializers[name]))
     assert (index.int8_bytes, index.packed_bytes, index.of_int8, index.times_smaller) == (32, 20, 0.625, 6.4)
-    assert "0.625 of dense INT8" in packed_line(index)
-    assert "6.40x" in packed_line(index)
+    assert "0.625 of dense INT8" in compressed_line(index)
+    assert "6.40x" in compressed_line(index)
 
 
 def test_it_can_be_written_from_the_mapped_model(tmp_path: Path) -> None:
     built = bundles.model().after
     save_model(built, tmp_path / MODEL)
     (tmp_path / "one").mkdir()
-    write_packed(map_model(tmp_path / MODEL), bundles.sparsity_of(built), tmp_path / "one")
+    write_compressed(map_model(tmp_path / MODEL), bundles.sparsity_of(built), tmp_path / "one")
     assert (tmp_path / "one" / PACKED).read_bytes() == write(tmp_path).read_bytes()
 
 
 def test_a_model_without_sparse_int8_gets_no_file(tmp_path: Path) -> None:
     dense = bundles.model(sparse=False)
-    assert write_packed(dense.after, bundles.sparsity_of(dense.after), tmp_path) is None
+    assert write_compressed(dense.after, bundles.sparsity_of(dense.after), tmp_path) is None
     floats = bundles.model().before
-    assert write_packed(floats, bundles.sparsity_of(floats), tmp_path) is None
+    assert write_compressed(floats, bundles.sparsity_of(floats), tmp_path) is None
     assert not (tmp_path / PACKED).exists()
 
 
@@ -62,7 +62,7 @@ def test_a_conv_comes_back_in_its_own_order(tmp_path: Path) -> None:
     kernel[:, [0, 2, 5, 6]] = 0
     text = "g (float[B,8,4,4] x) => (float[B,3,3,3] y) { [dq] k = DequantizeLinear<axis = 0>(w, s) [c] y = Conv(x, k) }"
     model = tiny_models.graph(text, w=kernel, s=np.ones(3, np.float32))
-    assert write_packed(model, bundles.sparsity_of(model), tmp_path) is not None
+    assert write_compressed(model, bundles.sparsity_of(model), tmp_path) is not None
     ((_, codes),) = read_packed(tmp_path / PACKED)
     np.testing.assert_array_equal(codes, kernel)
 

@@ -10,17 +10,18 @@ import msgspec
 import pytest
 from commands import run_main
 
-from gpusq_deploy.artifacts.plan import LayerDecision, Plan
+from gpusq_deploy.artifacts.expectations import Check
+from gpusq_deploy.artifacts.plan import LayerDecision, QuantPlan
 from gpusq_deploy.artifacts.receipt import (
     BuiltEngine,
     BuiltLayer,
     EngineTotals,
     Receipt,
     SkippedTarget,
-    Verdict,
     Verification,
+    YesNoUnknown,
 )
-from gpusq_deploy.bundle.report.expectations import Check, check_receipt, load_expectations
+from gpusq_deploy.bundle.report.expectations import check_receipt, load_expectations
 from gpusq_deploy.cli.inspect import main as inspect
 from gpusq_deploy.errors import GpusqError
 
@@ -42,7 +43,7 @@ def decision(layer: str, macs: int) -> LayerDecision:
     )
 
 
-def layer(name: str, *, int8: bool = True, sparse: Verdict = "unknown", valid: bool = True) -> BuiltLayer:
+def layer(name: str, *, int8: bool = True, sparse: YesNoUnknown = "unknown", valid: bool = True) -> BuiltLayer:
     return BuiltLayer(
         layer=name,
         node=name,
@@ -56,7 +57,9 @@ def layer(name: str, *, int8: bool = True, sparse: Verdict = "unknown", valid: b
     )
 
 
-PLAN = Plan(recipe="r", remainder="fp16", sparse_asked=True, layers=(decision("b.fc1", 300), decision("b.fc2", 100)))
+PLAN = QuantPlan(
+    recipe="r", remainder="fp16", sparse_asked=True, layers=(decision("b.fc1", 300), decision("b.fc2", 100))
+)
 ENGINE = BuiltEngine(
     target="rtx40",
     backend="tensorrt-rtx",

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from gpusq_deploy.artifacts.plan import LayerDecision, LayerKind, Precision
-from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, EngineTensor, EngineTotals, Verdict
+from gpusq_deploy.artifacts.receipt import (
+    BuiltEngine,
+    BuiltLayer,
+    EngineLayer,
+    EngineTensor,
+    EngineTotals,
+    YesNoUnknown,
+)
 from gpusq_deploy.artifacts.recipe import load_recipe
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityRecord
 from gpusq_deploy.bundle.report.sparse_chain import (
@@ -140,7 +147,7 @@ def decision(precision: Precision = "int8", *, sparse: bool = True) -> LayerDeci
     )
 
 
-def built(verdict: Verdict, layer: str = "fc") -> BuiltLayer:
+def built(verdict: YesNoUnknown, layer: str = "fc") -> BuiltLayer:
     return BuiltLayer(
         layer=layer,
         node="fc",

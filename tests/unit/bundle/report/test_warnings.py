@@ -10,12 +10,12 @@ import pytest
 from gpusq_deploy.artifacts.receipt import Agreement, Drift, PruningLoss, Receipt, Verification
 from gpusq_deploy.bundle.report.warnings import (
     compared_text,
-    doubts,
     figures_text,
     noisiest_text,
     outputs_text,
     pruning_doubts,
     receipt_doubts,
+    verification_warnings,
 )
 
 
@@ -54,7 +54,7 @@ LOST = PruningLoss(
     ],
 )
 def test_figures_are_warned_about_below_a_level_on_real_samples(changes: dict[str, Any], warned: bool) -> None:
-    assert bool(doubts(msgspec.structs.replace(FOUND, **changes))) == warned
+    assert bool(verification_warnings(msgspec.structs.replace(FOUND, **changes))) == warned
 
 
 def test_a_warning_has_the_figures_and_where_the_noise_comes_from() -> None:
@@ -62,7 +62,7 @@ def test_a_warning_has_the_figures_and_where_the_noise_comes_from() -> None:
     hopeless = msgspec.structs.replace(
         FOUND, images=32, sqnr_db=-4.8, top1_agreement=0.0, blocks=blocks, others=(drift("", 1.5, tensor="boxes"),)
     )
-    (said,) = doubts(hopeless)
+    (said,) = verification_warnings(hopeless)
     parts = (
         "the built model is far from the float model",
         "SQNR -4.8 dB, top-1 0.0%",
@@ -71,13 +71,13 @@ def test_a_warning_has_the_figures_and_where_the_noise_comes_from() -> None:
         "most noise: blocks.1 (3.0 dB), blocks.0 (20.0 dB); a recipe can keep it float",
     )
     assert [part for part in parts if part not in said] == []
-    (pruned,) = doubts(msgspec.structs.replace(hopeless, reference="pruned float"))
+    (pruned,) = verification_warnings(msgspec.structs.replace(hopeless, reference="pruned float"))
     assert "far from the pruned float model" in pruned
     assert max(len(said), len(pruned)) <= 191  # a warning is two lines of 100
 
 
 def test_a_constant_output_is_not_judged_by_its_figures() -> None:
-    (said,) = doubts(msgspec.structs.replace(FOUND, sqnr_db=-300.0, top1_agreement=0.0, constant=True))
+    (said,) = verification_warnings(msgspec.structs.replace(FOUND, sqnr_db=-300.0, top1_agreement=0.0, constant=True))
     assert "proves nothing" in said
 
 
@@ -100,7 +100,7 @@ def test_what_pruning_alone_ruins_is_warned_about(changes: dict[str, Any], warne
 def test_a_receipt_has_the_doubts_of_both() -> None:
     weak = msgspec.structs.replace(FOUND, sqnr_db=1.0)
     whole = Receipt(model_digest="", verification=weak, engines=(), pruning=LOST)
-    assert receipt_doubts(whole) == (*pruning_doubts(LOST), *doubts(weak))
+    assert receipt_doubts(whole) == (*pruning_doubts(LOST), *verification_warnings(weak))
     assert receipt_doubts(Receipt(model_digest="", verification=None, engines=())) == ()
 
 
@@ -148,4 +148,4 @@ def test_every_output_is_told_in_its_own_measure_and_of_random_samples_nothing()
     assert outputs_text(several).endswith("top-1 87.5%; boxes 31.2 dB; mask 98.1% equal")
     random = msgspec.structs.replace(several, synthetic=True, blocks=(drift("blocks.0", 3.0),))
     assert "dB" not in outputs_text(random)
-    assert (noisiest_text(random), doubts(random)) == ("", ())
+    assert (noisiest_text(random), verification_warnings(random)) == ("", ())

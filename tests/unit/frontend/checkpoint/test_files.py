@@ -434,7 +434,7 @@ def test_a_file_with_one_state_dict_leaves_no_choice(tmp_path: Path, file: str) 
         plain = load_checkpoint(tiny_models.write_vit(tmp_path / "w.pt"), arch=tiny_models.vit_spec())
         save_checkpoint(path, plain.module, arch=plain.arch, preprocessing=plain.preprocessing)
     else:
-        path.write_bytes((Path(__file__).resolve().parents[2] / "fixtures" / "pt2e_x86.pt2").read_bytes())
+        path.write_bytes((Path(__file__).resolve().parents[3] / "fixtures" / "pt2e_x86.pt2").read_bytes())
     for arch in (None, tiny_models.vit_spec()):
         for read in (load_checkpoint, stored_weights):
             with pytest.raises(GpusqError, match="holds one state dict") as caught:

@@ -36,7 +36,7 @@ from gpusq_deploy.frontend.export.onnx_export import (
 from gpusq_deploy.graph.files import save_model, scratch_folder
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
-from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
 from gpusq_deploy.graph.passes.clean import Clean
 from gpusq_deploy.graph.passes.quantize import Quantize
 
@@ -200,7 +200,7 @@ def test_outputs_are_named_or_numbered_and_each_is_torchs(forward: Forward, name
     assert [str(value.name) for value in model.graph.outputs] == names
     assert [str(value.name) for value in model.graph.inputs] == ["input"]
     agrees_with_torch(source, model, 3)
-    half = run_passes(model, [CastRemainder("fp16")])
+    half = run_passes(model, [CastToFloatType("fp16")])
     assert list(tiny_models.run_model(half, {"input": array_from_tensor(example_input(source, 3))})) == names
 
 
@@ -345,7 +345,7 @@ def compiled(path: Path, out: Path) -> str:
     model = run_passes(export_float_model(source, batch=tiny_models.DYNAMIC), [Clean()])
     ranges = planning.table({layer.input: 4.0 for layer in weighted_layers(model)})
     plan = planning.plan_for(model, ranges, remainder="fp16")
-    save_model(run_passes(model, [Quantize(plan), CastRemainder("fp16")]), out)
+    save_model(run_passes(model, [Quantize(plan), CastToFloatType("fp16")]), out)
     return hashlib.sha256(out.read_bytes()).hexdigest()
 
 

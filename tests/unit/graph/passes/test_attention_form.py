@@ -18,7 +18,7 @@ from gpusq_deploy.engines.targets import find_target
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.passes.attention_scale import AttentionScale
 from gpusq_deploy.graph.passes.base import run_passes
-from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
 from gpusq_deploy.graph.passes.clean import Clean
 from gpusq_deploy.graph.passes.fold_shapes import FoldShapes
 from gpusq_deploy.graph.shapes import dimensions
@@ -87,7 +87,7 @@ def test_tensorrt_rtx_makes_no_more_kernels_of_it(tmp_path: Path, *, static: boo
     kernels: list[int] = []
     for form in ((), FORM):
         path = tmp_path / f"{len(form)}.onnx"
-        save_model(run_passes(model, [*form, CastRemainder("fp16")]), path)
+        save_model(run_passes(model, [*form, CastToFloatType("fp16")]), path)
         settings = BuildSettings(batch=STATIC if static else DYNAMIC)
         found = totals(build_engine(path, find_target("a100"), settings).layers)
         assert found.attention_fused == 1

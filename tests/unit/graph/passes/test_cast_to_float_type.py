@@ -16,7 +16,7 @@ from gpusq_deploy.artifacts.plan import FloatPrecision
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.findings import lint
 from gpusq_deploy.graph.passes.base import run_passes
-from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.graph.values import array_of
 from gpusq_deploy.numerics.error import sqnr_db
@@ -26,7 +26,7 @@ W = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
 
 
 def cast(model: ir.Model, precision: FloatPrecision = "fp16") -> ir.Model:
-    return run_passes(model, [CastRemainder(precision)])
+    return run_passes(model, [CastToFloatType(precision)])
 
 
 def float32_inside(model: ir.Model) -> list[str]:
@@ -56,7 +56,7 @@ def declared_is_computed(model: ir.Model, feeds: dict[str, Any]) -> None:
 def test_no_float32_is_left_inside(ranges: CalibrationTable, precision: FloatPrecision, int8: bool) -> None:
     model = tiny_models.exported_vit().model
     plan = planning.plan_for(model, ranges, remainder=precision)
-    after = run_passes(model, [*([Quantize(plan)] if int8 else []), CastRemainder(precision)])
+    after = run_passes(model, [*([Quantize(plan)] if int8 else []), CastToFloatType(precision)])
     assert float32_inside(after) == []
     assert [value.dtype for value in (*after.graph.inputs, *after.graph.outputs)] == [ir.DataType.FLOAT] * 2
     assert [str(value.name) for value in (*after.graph.inputs, *after.graph.outputs)] == ["input", "output"]
@@ -81,7 +81,7 @@ def test_fp16_answers_close_to_float32(ranges: CalibrationTable, int8: bool) -> 
 def test_every_declared_type_is_the_type_that_onnx_runtime_computes(ranges: CalibrationTable) -> None:
     model = tiny_models.exported_vit().model
     plan = planning.plan_for(model, ranges, remainder="fp16")
-    after = run_passes(model, [Quantize(plan), CastRemainder("fp16")])
+    after = run_passes(model, [Quantize(plan), CastToFloatType("fp16")])
     declared_is_computed(after, {"input": tiny_models.images(2)})
 
 
@@ -90,7 +90,7 @@ def test_every_declared_type_is_the_type_that_onnx_runtime_computes(ranges: Cali
 def test_a_second_run_changes_nothing(quantized: planning.Quantized, precision: FloatPrecision) -> None:
     once = cast(quantized.after, precision)
     before = ir.to_proto(once).SerializeToString(deterministic=True)
-    assert CastRemainder(precision).run(once) == 0
+    assert CastToFloatType(precision).run(once) == 0
     assert ir.to_proto(once).SerializeToString(deterministic=True) == before
 
 
@@ -112,7 +112,7 @@ def test_codes_belong_to_the_scales_that_are_stored(quantized: planning.Quantize
 
 def test_fp32_changes_nothing() -> None:
     model = tiny_models.graph("g (float[B,4] x) => (float[B,4] y) { [fc] h = MatMul(x, w) [r] y = Relu(h) }", w=W)
-    assert CastRemainder("fp32").run(model) == 0
+    assert CastToFloatType("fp32").run(model) == 0
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -170,7 +170,7 @@ def test_the_scales_of_a_resize_stay_float32() -> None:
     after = cast(model)
     assert float32_inside(after) == ["scales"]
     assert array_of(after.graph.initializers["scales"]).dtype == np.float32
-    assert CastRemainder("fp16").run(after) == 0
+    assert CastToFloatType("fp16").run(after) == 0
     x = np.arange(4, dtype=np.float32).reshape(1, 1, 2, 2)
     np.testing.assert_array_equal(
         tiny_models.run_model(after, {"x": x})["y"], 2 * x.repeat(2, axis=2).repeat(2, axis=3)
@@ -274,7 +274,7 @@ def test_an_input_that_is_directly_an_output_stays_float32_and_exact() -> None:
 def test_a_graph_that_is_all_border_has_nothing_inside() -> None:
     after = cast(tiny_models.graph("g (float[B,4] x) => (float[B,4] y) { [r] y = Relu(x) }"))
     assert float32_inside(after) == []
-    assert CastRemainder("fp16").run(after) == 0
+    assert CastToFloatType("fp16").run(after) == 0
 
 
 def test_integer_inputs_and_outputs_are_left_alone() -> None:
@@ -306,7 +306,7 @@ ratio (float[batch, 4] x) => (float[batch, 4] y) {
 """,
         tiny=np.array(1e-12, np.float32),
     )
-    built = run_passes(model, [CastRemainder("fp16")])
+    built = run_passes(model, [CastToFloatType("fp16")])
     zeros = np.zeros((1, 4), np.float32)
     assert np.array_equal(tiny_models.run_model(built, {"x": zeros})["y"], zeros)
 
@@ -324,7 +324,7 @@ count (float[batch] x) => (float[n] y) {
         delta=np.array(1, np.float32),
     )
     with pytest.raises(GpusqError, match="Range counts in float32"):
-        CastRemainder("fp16").run(model)
+        CastToFloatType("fp16").run(model)
 
 
 def filled(fill: float) -> ir.Model:

@@ -12,12 +12,12 @@ import tiny_models
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.findings import lint
 from gpusq_deploy.graph.passes.base import run_passes
-from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
-from gpusq_deploy.graph.passes.keep_fp32 import KeepWide, keep_wide
+from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
+from gpusq_deploy.graph.passes.keep_fp32 import KeepFp32, keep_fp32
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.graph.provenance import is_kept
 from gpusq_deploy.numerics.error import sqnr_db
-from gpusq_deploy.quantize.fp16_overflow import wide_in
+from gpusq_deploy.quantize.fp16_overflow import fp16_overflow_in
 
 # big and big2 reach a million; small reads big again, by way of a product that shrinks it.
 TEXT = """g (float[B,8] x) => (float[B,8] y) {
@@ -47,15 +47,15 @@ def kept(graph: ir.Graph) -> list[str]:
 @pytest.mark.parametrize("constants", [False, True])
 def test_the_casts_alone_change_nothing(constants: bool) -> None:
     before = model()
-    after = run_passes(before, [KeepWide(("big", "big2"), constants=constants)])
+    after = run_passes(before, [KeepFp32(("big", "big2"), constants=constants)])
     expected = tiny_models.run_model(before, FEEDS)["y"]
     np.testing.assert_array_equal(tiny_models.run_model(after, FEEDS)["y"], expected)
-    assert KeepWide(("big", "big2"), constants=constants).run(after) == 0
+    assert KeepFp32(("big", "big2"), constants=constants).run(after) == 0
 
 
 def test_what_overflows_in_fp16_does_not_in_an_island() -> None:
     expected = tiny_models.run_model(model(), FEEDS)["y"]
-    after = run_passes(model(), [KeepWide(("big", "big2"), constants=True), CastRemainder("fp16")])
+    after = run_passes(model(), [KeepFp32(("big", "big2"), constants=True), CastToFloatType("fp16")])
     assert sqnr_db(expected, tiny_models.run_model(after, FEEDS)["y"]) > 60
     types = {str(value.name): value.dtype for node in after.graph for value in node.outputs}
     assert (types["big"], types["big2"], types["z"]) == (ir.DataType.FLOAT, ir.DataType.FLOAT, ir.DataType.FLOAT16)
@@ -71,14 +71,14 @@ def test_what_overflows_in_fp16_does_not_in_an_island() -> None:
 def test_a_constant_alone_makes_an_island() -> None:
     text = "g (float[B,8] x) => (float[B,8] y) { [up] z = Mul(x, million)\n [down] y = Mul(z, shrink) }"
     with pytest.raises(GpusqError, match="does not fit fp16"):
-        run_passes(model(text), [CastRemainder("fp16")])
-    after = run_passes(model(text), [KeepWide((), constants=True), CastRemainder("fp16")])
+        run_passes(model(text), [CastToFloatType("fp16")])
+    after = run_passes(model(text), [KeepFp32((), constants=True), CastToFloatType("fp16")])
     assert kept(after.graph) == ["up"]
 
 
 def test_a_constant_on_both_sides_becomes_two() -> None:
     text = "g (float[B,8] x) => (float[B,8] y) { [in] big = Mul(x, shrink)\n [out] y = Mul(big, shrink)\n }"
-    after = run_passes(model(text), [KeepWide(("x",)), CastRemainder("fp16")])
+    after = run_passes(model(text), [KeepFp32(("x",)), CastToFloatType("fp16")])
     assert kept(after.graph) == ["in"]
     types = {name: value.dtype for name, value in after.graph.initializers.items() if name.startswith("shrink")}
     assert types == {"shrink": ir.DataType.FLOAT16, "shrink_float32": ir.DataType.FLOAT}
@@ -92,7 +92,7 @@ def quantized(ranges: dict[str, float], wide: tuple[str, ...]) -> ir.Model:
         [down] y = Mul(z, shrink)
     }"""
     plan = planning.plan_for(model(text), planning.table(ranges), remainder="fp32")
-    return run_passes(model(text), [Quantize(plan), KeepWide(wide, constants=True), CastRemainder("fp16")])
+    return run_passes(model(text), [Quantize(plan), KeepFp32(wide, constants=True), CastToFloatType("fp16")])
 
 
 @pytest.mark.parametrize("wide", [("big", "z"), ("z",)])
@@ -110,14 +110,14 @@ def test_no_cast_comes_between_a_product_and_its_dequantised_operands(wide: tupl
 
 def test_a_tensor_that_is_not_there_is_an_error() -> None:
     with pytest.raises(GpusqError, match="doesn't have") as caught:
-        run_passes(model(), [KeepWide(("gone",))])
+        run_passes(model(), [KeepFp32(("gone",))])
     assert "gone" in str(caught.value.place)
 
 
 def test_a_plan_without_wide_tensors_keeps_nothing() -> None:
     plan = planning.plan_for(model(), planning.table({"small": 2.0}), remainder="fp16")
     narrow = tiny_models.graph("g (float[B,8] x) => (float[B,8] y) { [fc] y = MatMul(x, w) }", w=CONSTANTS["w"])
-    assert keep_wide(plan).run(narrow) == 0
+    assert keep_fp32(plan).run(narrow) == 0
 
 
 MASKED = "g (float[B,4] x) => (float[B,4] y) { [mask] z = Add(x, m)\n [probabilities] y = Softmax<axis = 1>(z) }"
@@ -131,8 +131,8 @@ def test_a_mask_of_float32s_largest_number_makes_no_island() -> None:
     sums = tiny_models.run_model(
         tiny_models.graph("g (float[B,4] x) => (float[B,4] z) { z = Add(x, m) }", m=mask), feeds
     )
-    wide = wide_in(before, {"z": (float(np.max(np.abs(sums["z"]))), "seen")}, looked=True)
+    wide = fp16_overflow_in(before, {"z": (float(np.max(np.abs(sums["z"]))), "seen")}, looked=True)
     assert not wide.tensors
-    after = run_passes(before, [KeepWide((), constants=True), CastRemainder("fp16")])
+    after = run_passes(before, [KeepFp32((), constants=True), CastToFloatType("fp16")])
     assert kept(after.graph) == []
     assert sqnr_db(expected, tiny_models.run_model(after, feeds)["y"]) > 50

@@ -16,7 +16,7 @@ from gpusq_deploy.graph.passes.clean import Clean
 from gpusq_deploy.graph.passes.drop_no_ops import DropNoOps
 from gpusq_deploy.graph.passes.flatten_tokens import FlattenTokens
 from gpusq_deploy.graph.passes.fold_constants import FoldConstants
-from gpusq_deploy.graph.passes.merge_qkv import PackProjections, find_projections
+from gpusq_deploy.graph.passes.merge_qkv import MergeQkv, find_projections
 
 Array = npt.NDArray[np.float32]
 
@@ -54,18 +54,18 @@ def test_three_projections_become_one_and_the_answers_stay() -> None:
     model = attention()
     triples = find_projections(model)
     assert [triple.nodes for triple in triples] == [("qq", "kk", "vv")]
-    packed = run_passes(model, [PackProjections(triples)])
+    packed = run_passes(model, [MergeQkv(triples)])
     assert operators(packed)["MatMul"] == operators(model)["MatMul"] - 2
     feeds = {"x": random(3, 5, 8)}
     np.testing.assert_allclose(run_model(packed, feeds)["y"], run_model(model, feeds)["y"], rtol=1e-5, atol=1e-6)
     assert [(layer.node, layer.n, layer.k) for layer in weighted_layers(packed)] == [("qq_and_kk_and_vv", 24, 8)]
     assert find_projections(packed) == ()
-    assert PackProjections(triples).run(packed) == 0
+    assert MergeQkv(triples).run(packed) == 0
 
 
 def test_what_is_not_chosen_stays() -> None:
     model = attention()
-    assert operators(run_passes(model, [PackProjections(())])) == operators(model)
+    assert operators(run_passes(model, [MergeQkv(())])) == operators(model)
 
 
 @pytest.mark.parametrize(

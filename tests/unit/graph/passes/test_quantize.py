@@ -15,7 +15,7 @@ import tiny_models
 import torch
 
 from gpusq_deploy.artifacts.calibration import CalibrationTable
-from gpusq_deploy.artifacts.plan import FloatPrecision, Plan
+from gpusq_deploy.artifacts.plan import FloatPrecision, QuantPlan
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.graph.findings import lint
@@ -41,7 +41,7 @@ def operators(model: ir.Model) -> list[str]:
     return [node.op_type for node in model.graph]
 
 
-def fake_quantized(module: torch.nn.Module, plan: Plan) -> torch.nn.Module:
+def fake_quantized(module: torch.nn.Module, plan: QuantPlan) -> torch.nn.Module:
     """The module with torch's own fake quantisation on the weights and inputs of the plan's layers."""
     changed = copy.deepcopy(module)
     for decision in plan.layers:

@@ -13,11 +13,11 @@ import pytest
 import tiny_models
 import torch
 
-from gpusq_deploy.artifacts.plan import Plan
+from gpusq_deploy.artifacts.plan import QuantPlan
 from gpusq_deploy.artifacts.recipe import Recipe, Rule
 from gpusq_deploy.graph.findings import lint
 from gpusq_deploy.graph.passes.base import run_passes
-from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
 from gpusq_deploy.graph.passes.quantize import Quantize, RoundedWeight
 from gpusq_deploy.graph.values import array_of
 from gpusq_deploy.sparsity.check import sparsity_report
@@ -47,7 +47,7 @@ def recipe(**rule: Any) -> Recipe:
     return Recipe(schema="gpusq.recipe/1", name="low", description="a test", rules=(Rule(reason="all", **rule),))
 
 
-def plan(model: ir.Model, **rule: Any) -> Plan:
+def plan(model: ir.Model, **rule: Any) -> QuantPlan:
     return planning.plan_for(model, planning.table({"x": 4.0}), recipe=recipe(**rule))
 
 
@@ -78,7 +78,7 @@ def test_int4_computes_with_a_scale_for_each_block_and_packs_two_codes_into_a_by
     decided = planning.plan_for(
         model, planning.table({}), remainder=remainder, recipe=recipe(precision="int4", block=32)
     )
-    built = run_passes(model, [Quantize(decided), CastRemainder(remainder)])
+    built = run_passes(model, [Quantize(decided), CastToFloatType(remainder)])
     assert list(lint(built)) == []
     stored = built.graph.initializers["fc_weight_int4"]
     scale = array_of(built.graph.initializers["fc_weight_scale"]).astype(np.float32)

@@ -22,7 +22,7 @@ from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import Pass, run_passes
-from gpusq_deploy.graph.passes.cast_to_float_type import CastRemainder
+from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
 from gpusq_deploy.graph.passes.clean import Clean
 from gpusq_deploy.graph.passes.drop_no_ops import DropNoOps
 from gpusq_deploy.graph.passes.fold_constants import FoldConstants
@@ -94,7 +94,7 @@ def test_tensorrt_rtx_fuses_every_attention(tmp_path: Path, *, static: bool) -> 
     kernels: list[int] = []
     for form in ((), CANONICAL):
         path = tmp_path / f"{len(form)}.onnx"
-        save_model(run_passes(exported_swin(static=static), [*form, CastRemainder("fp16")]), path)
+        save_model(run_passes(exported_swin(static=static), [*form, CastToFloatType("fp16")]), path)
         settings = BuildSettings(batch=STATIC if static else DYNAMIC)
         found = totals(build_engine(path, find_target("a100"), settings).layers)
         kernels.append(found.kernels)

@@ -13,7 +13,7 @@ import torch
 
 from gpusq_deploy.artifacts.repair import Channels
 from gpusq_deploy.sparsity.permutation.free_channels import find_channels, permute_channels
-from gpusq_deploy.sparsity.repair.equivalence import Runner
+from gpusq_deploy.sparsity.repair.equivalence import TensorRunner
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4, "num_classes": 8}
 
@@ -46,7 +46,7 @@ def difference(module: torch.nn.Module, channels: Channels, size: int = 32) -> f
     state = module.state_dict()
     permuted = permute_channels(state, channels, order)
     assert any(not torch.equal(permuted[name], state[name]) for name in state)
-    runner = Runner(module, state, torch.randn(2, 3, size, size, generator=generator), ("", channels.place))
+    runner = TensorRunner(module, state, torch.randn(2, 3, size, size, generator=generator), ("", channels.place))
     return runner.difference(permuted, ("", channels.place))
 
 

@@ -10,7 +10,7 @@ from tiny_models import images, vit
 
 from gpusq_deploy.artifacts.sparsity import PruneMethod
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.sparsity.pruning.input_moments import MomentSums
+from gpusq_deploy.sparsity.pruning.input_moments import GramSums
 from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions, solve_layer
 from gpusq_deploy.sparsity.pruning.sparsegpt import damped, inverse_factor, prune_groups, solve_kept
 from gpusq_deploy.sparsity.pruning.whole_model import prune_oneshot
@@ -41,7 +41,7 @@ def energy(change: torch.Tensor, gram: torch.Tensor) -> float:
 
 def test_moments_are_those_of_all_rows_at_once_even_beside_a_large_mean() -> None:
     x, y = correlated(60, 8) + 1000, random(60, 3, seed=3) - 500
-    sums = MomentSums()
+    sums = GramSums()
     for part in (slice(0, 7), slice(7, 60)):
         sums.add(x[part], y[part])
     found = sums.moments()
@@ -55,7 +55,7 @@ def test_moments_are_those_of_all_rows_at_once_even_beside_a_large_mean() -> Non
 
 def test_the_activation_method_keeps_the_largest_products_of_each_group() -> None:
     x, weight = correlated(40, 8) * torch.arange(1, 9), random(5, 8)
-    sums = MomentSums()
+    sums = GramSums()
     sums.add(x)
     pruned = solve_layer(weight, None, sums.moments(), PUBLISHED).weight
     for row, group in product(range(5), range(2)):
@@ -100,7 +100,7 @@ def test_every_named_layer_is_2_4_and_the_dense_model_is_untouched(method: Prune
 
 def test_second_order_loses_less_than_magnitude_on_its_own_data() -> None:
     x, weight = correlated(200, 16), random(12, 16)
-    sums = MomentSums()
+    sums = GramSums()
     sums.add(x)
     errors: list[float] = []
     for method in ("second-order", "activation", "magnitude"):

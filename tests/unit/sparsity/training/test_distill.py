@@ -19,7 +19,7 @@ from gpusq_deploy.sparsity.training.data import Samples, TrainingData
 from gpusq_deploy.sparsity.training.distill import (
     DistillOptions,
     EpochResult,
-    Pair,
+    LogitPair,
     feature_loss,
     hard_loss,
     later_blocks,
@@ -91,11 +91,11 @@ def teacher() -> nn.Module:
     return module.requires_grad_(requires_grad=False).eval()
 
 
-def pruned_pair(teacher: nn.Module) -> Pair:
+def pruned_pair(teacher: nn.Module) -> LogitPair:
     student = copy.deepcopy(teacher)
     masks = magnitude_masks(student, prunable_layers(student).pruned)
     apply_masks(student, masks)
-    return Pair(student=student, teacher=teacher, masks=masks)
+    return LogitPair(student=student, teacher=teacher, masks=masks)
 
 
 def ignore(_result: EpochResult) -> None:

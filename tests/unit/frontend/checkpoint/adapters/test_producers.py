@@ -18,7 +18,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.load import load_checkpoint
 from gpusq_deploy.frontend.checkpoint.weights import weights_in_file
 
-FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
+FIXTURES = Path(__file__).resolve().parents[4] / "fixtures"
 
 
 @pytest.fixture(scope="module")
