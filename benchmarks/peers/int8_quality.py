@@ -32,7 +32,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from gpusq_deploy.quantize.prepare import plan_inputs
 
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.manifest import BatchRange
@@ -51,6 +50,7 @@ from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow
 from gpusq_deploy.quantize.mixed_precision import decide
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize
+from gpusq_deploy.quantize.prepare import plan_inputs
 from gpusq_deploy.quantize.smooth_and_range import QuantRequest
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
-from gpusq_deploy.quantize.prepare import PlanInputs, fitted, place, plan_inputs
 
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.recipe import (
@@ -54,6 +53,7 @@ from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
+from gpusq_deploy.quantize.prepare import PlanInputs, fitted, observe_sites, plan_inputs
 from gpusq_deploy.quantize.smooth_and_range import QuantRequest
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
 

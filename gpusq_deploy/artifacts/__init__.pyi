@@ -46,6 +46,7 @@ from .finding import (
     Finding as Finding,
 )
 from .manifest import (
+    NO_OPTIONS as NO_OPTIONS,
     BatchRange as BatchRange,
     BundleFile as BundleFile,
     EngineOptions as EngineOptions,

@@ -135,3 +135,6 @@ class Manifest(Value):
     files: tuple[BundleFile, ...]
     engine: EngineOptions = EngineOptions()
     notes: tuple[str, ...] = ()
+
+
+NO_OPTIONS = EngineOptions()

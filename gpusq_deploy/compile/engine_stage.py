@@ -11,6 +11,7 @@ import msgspec
 from gpusq_deploy.artifacts import (
     ENGINES,
     MODEL,
+    NO_OPTIONS,
     BatchRange,
     BuiltEngine,
     EngineOptions,
@@ -21,8 +22,7 @@ from gpusq_deploy.artifacts import (
     digest_of_bytes,
 )
 from gpusq_deploy.bundle import built_layers, recorded
-from gpusq_deploy.compile.request import NO_OPTIONS
-from gpusq_deploy.compile.target_checks import _needs
+from gpusq_deploy.compile.target_checks import gemm_needs
 from gpusq_deploy.engines import (
     BackendName,
     BuildOptions,
@@ -155,7 +155,7 @@ def _entry(request: EngineRequest, target: Target, build: EngineBuild, file: str
         engine_layers=build.layers,
         notes=(
             *build.notes,
-            *padding_notes(target, _needs(request.plan)),
+            *padding_notes(target, gemm_needs(request.plan)),
             *(f"kept in FP32, since FP16 can't hold it: {text_of(tensor)}" for tensor in request.plan.wide),
             *target.unknowns,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 
 from gpusq_deploy.artifacts import (
@@ -20,7 +21,7 @@ from gpusq_deploy.calibration import (
 )
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend import Checkpoint
+from gpusq_deploy.frontend import Checkpoint, text_from_arch
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.text import counted
 
@@ -89,3 +90,13 @@ def subject_of(checkpoint: Checkpoint) -> ModelFacts:
         ranges=checkpoint.ranges,
         origins=checkpoint.origins,
     )
+
+
+def repair_command(request: BuildRequest) -> str:
+    """The command that makes a dense checkpoint 2:4."""
+    words = [shlex.join(["gpusq-compress", str(request.model)])]
+    if request.arch is not None:
+        words.append(text_from_arch(request.arch))
+    if request.state_dict is not None:
+        words.append(shlex.join(["--state-dict", request.state_dict]))
+    return " ".join([*words, shlex.join(["--data", "FOLDER", "--out", f"{request.model.stem}-24.pt"])])

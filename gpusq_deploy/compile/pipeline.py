@@ -33,11 +33,11 @@ from gpusq_deploy.compile.compare_graphs import Pair
 from gpusq_deploy.compile.cost_estimate import estimate_cost, with_estimates
 from gpusq_deploy.compile.engine_stage import EngineRequest, build_engines
 from gpusq_deploy.compile.export_check import check_export
-from gpusq_deploy.compile.inputs import find_data, open_samples, say_remarks, subject_of
+from gpusq_deploy.compile.inputs import find_data, open_samples, repair_command, say_remarks, subject_of
 from gpusq_deploy.compile.manifest import make_manifest
 from gpusq_deploy.compile.prune_stage import prune_as_asked
 from gpusq_deploy.compile.qkv_merge import MergedGraph, merge_qkv
-from gpusq_deploy.compile.request import BuildRequest, repair_command
+from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.compile.rewrite_selection import Speedup, best_form, find_yardstick, require_parsable
 from gpusq_deploy.compile.target_checks import expressible_recipe, require_possible
 from gpusq_deploy.compile.verify import verify_built

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal
 
 from gpusq_deploy.artifacts import (
     AMAX,
+    NO_OPTIONS,
     ArchSpec,
     BatchRange,
     Calibrator,
@@ -22,10 +22,8 @@ from gpusq_deploy.artifacts import (
 )
 from gpusq_deploy.engines import Target
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend import text_from_arch
 from gpusq_deploy.quantize import Int8OutputRequest
 
-NO_OPTIONS = EngineOptions()
 RewriteChoice = Literal["measured", "all"]
 # What is told of a request and of its recipe alike.
 _PACK = "--pack needs --int8 --sparse: it stores 2:4 INT8 weights"
@@ -153,13 +151,3 @@ def _limit_problems(asked: BuildRequest) -> Iterator[str]:
         yield "--min-sqnr is a number of decibels"
     if asked.min_agreement is not None and not 0 <= asked.min_agreement <= 1:
         yield "--min-agreement is a share, from 0 to 1"
-
-
-def repair_command(request: BuildRequest) -> str:
-    """The command that makes a dense checkpoint 2:4."""
-    words = [shlex.join(["gpusq-compress", str(request.model)])]
-    if request.arch is not None:
-        words.append(text_from_arch(request.arch))
-    if request.state_dict is not None:
-        words.append(shlex.join(["--state-dict", request.state_dict]))
-    return " ".join([*words, shlex.join(["--data", "FOLDER", "--out", f"{request.model.stem}-24.pt"])])

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gpusq_deploy.artifacts import (
+    NO_OPTIONS,
     OPSETS,
     EngineOptions,
     Precision,
@@ -15,7 +16,7 @@ from gpusq_deploy.artifacts import (
     SkippedTarget,
     load_recipe,
 )
-from gpusq_deploy.compile.request import NO_OPTIONS, BuildRequest
+from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.engines import (
     GemmNeed,
     Gpu,
@@ -39,7 +40,7 @@ def require_possible(plan: QuantPlan, targets: Sequence[Target]) -> None:
     Raises:
         GpusqError: At least one layer asks for a type or for sparse kernels that a target lacks.
     """
-    problems = [problem for target in targets for problem in check_request(target, _needs(plan))]
+    problems = [problem for target in targets for problem in check_request(target, gemm_needs(plan))]
     if problems:
         raise GpusqError("; ".join(problems), place="--target", hint="choose another target or precision")
 
@@ -56,7 +57,7 @@ class TargetDemands:
 
 def demands_of(plan: QuantPlan, options: EngineOptions, *, opset: int) -> TargetDemands:
     """What further engines of a bundle ask of their targets."""
-    types: frozenset[Precision] = frozenset({plan.remainder, *(need.precision for need in _needs(plan))})
+    types: frozenset[Precision] = frozenset({plan.remainder, *(need.precision for need in gemm_needs(plan))})
     return TargetDemands(options=options, types=types, sparse=plan.sparse_asked, opset=opset)
 
 
@@ -120,7 +121,7 @@ def _out_of_reach(asked: TargetDemands, target: Target) -> Iterator[str]:
         yield problem
 
 
-def _needs(plan: QuantPlan) -> list[GemmNeed]:
+def gemm_needs(plan: QuantPlan) -> list[GemmNeed]:
     """INT4 weights are unpacked and multiply in the remainder's type, which is what the hardware must have."""
     return [
         GemmNeed(

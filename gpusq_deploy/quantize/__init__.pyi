@@ -1,5 +1,4 @@
 from .fp16_overflow import (
-    find_fp16_overflow as find_fp16_overflow,
     text_of as text_of,
 )
 from .int8_outputs import (
@@ -15,6 +14,7 @@ from .planning import (
     note_others as note_others,
 )
 from .prepare import (
+    find_fp16_overflow as find_fp16_overflow,
     plan_inputs as plan_inputs,
 )
 from .sites import (

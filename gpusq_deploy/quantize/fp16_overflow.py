@@ -8,20 +8,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts import (
-    CalibrationTable,
-    FloatPrecision,
     Fp32Tensor,
 )
-from gpusq_deploy.calibration import (
-    CalibrationInputs,
-    few,
-    largest_magnitudes,
-)
-from gpusq_deploy.engines import open_onnx
 from gpusq_deploy.graph import array_of, island_nodes, module_of, value_name
 from gpusq_deploy.numerics import FLOAT32_LARGEST, FP16_LARGEST, largest_finite, overflows_fp16
-from gpusq_deploy.progress import Reporter
-from gpusq_deploy.text import counted, some
 
 # Data that calibration hasn't seen may reach further.
 MARGIN = 2.0
@@ -77,31 +67,3 @@ def _activations(graph: ir.Graph, seen: Mapping[str, tuple[float, str]]) -> Iter
         amax, origin = seen.get(value_name(value), (0.0, ""))
         if FP16_LARGEST / MARGIN < amax < FLOAT32_LARGEST and value.dtype == ir.DataType.FLOAT:
             yield Fp32Tensor(tensor=value_name(value), module=module, amax=amax, origin=origin)
-
-
-def find_fp16_overflow(
-    model: ir.Model,
-    table: CalibrationTable | None,
-    data: CalibrationInputs,
-    remainder: FloatPrecision,
-    reporter: Reporter,
-) -> Fp16Overflow:
-    """What of the graph FP16 can't hold; nothing where the remainder isn't FP16.
-
-    Magnitudes are those of the ranges that are known, and those seen on a few of the samples, if there are any.
-    """
-    if remainder != "fp16":
-        return Fp16Overflow()
-    seen = {} if table is None else {entry.tensor: (entry.amax, entry.origin) for entry in table.ranges}
-    if data.real:
-        source = few(data.calibrate)
-        origin = f"seen on {counted(len(source), 'sample')} of {source.name}"
-        for tensor, amax in largest_magnitudes(model, source, open_model=open_onnx).items():
-            if amax > seen.get(tensor, (0.0, ""))[0]:
-                seen[tensor] = (amax, origin)
-    wide = fp16_overflow_in(model, seen, looked=data.real)
-    if wide.tensors:
-        # Activations first: where a model overflows says more than which of its constants do.
-        kept = some([text_of(tensor) for tensor in sorted(wide.tensors, key=lambda tensor: tensor.constant)], 1)
-        reporter.say(f"kept in FP32, since FP16 can't hold {'it' if len(wide.tensors) == 1 else 'them'}: {kept}")
-    return wide

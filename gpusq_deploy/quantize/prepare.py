@@ -8,11 +8,27 @@ from dataclasses import dataclass, replace
 import msgspec
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import CalibrationTable, QuantPlan, Recipe, TensorRange
-from gpusq_deploy.calibration import CalibrationInputs, ModelFacts, Observing, Ranks, calibrated
+from gpusq_deploy.artifacts import (
+    CalibrationTable,
+    FloatPrecision,
+    QuantPlan,
+    Recipe,
+    TensorRange,
+)
+from gpusq_deploy.calibration import (
+    CalibrationInputs,
+    ModelFacts,
+    Observing,
+    Ranks,
+    calibrated,
+    few,
+    largest_magnitudes,
+)
+from gpusq_deploy.engines import open_onnx
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import STORED_TYPE, GraphLayer, RoundedWeight
 from gpusq_deploy.progress import Reporter
+from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow, fp16_overflow_in, text_of
 from gpusq_deploy.quantize.int4_rounding import fitted_weights, layers_to_fit
 from gpusq_deploy.quantize.int8_outputs import Int8Outputs, choose_outputs, output_candidates, output_site
 from gpusq_deploy.quantize.sites import (
@@ -26,7 +42,7 @@ from gpusq_deploy.quantize.sites import (
 )
 from gpusq_deploy.quantize.smooth_and_range import QuantRequest, SmoothedGraph, rounded_weights, smooth_and_observe
 from gpusq_deploy.quantize.smoothing import rule_of
-from gpusq_deploy.text import counted
+from gpusq_deploy.text import counted, some
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,3 +208,31 @@ def _ranges(
         for site in sites
     ]
     return calibrated(model, stand_ins, data.calibrate, subject, Observing(workers=Ranks().workers()), reporter).table
+
+
+def find_fp16_overflow(
+    model: ir.Model,
+    table: CalibrationTable | None,
+    data: CalibrationInputs,
+    remainder: FloatPrecision,
+    reporter: Reporter,
+) -> Fp16Overflow:
+    """What of the graph FP16 can't hold; nothing where the remainder isn't FP16.
+
+    Magnitudes are those of the ranges that are known, and those seen on a few of the samples, if there are any.
+    """
+    if remainder != "fp16":
+        return Fp16Overflow()
+    seen = {} if table is None else {entry.tensor: (entry.amax, entry.origin) for entry in table.ranges}
+    if data.real:
+        source = few(data.calibrate)
+        origin = f"seen on {counted(len(source), 'sample')} of {source.name}"
+        for tensor, amax in largest_magnitudes(model, source, open_model=open_onnx).items():
+            if amax > seen.get(tensor, (0.0, ""))[0]:
+                seen[tensor] = (amax, origin)
+    wide = fp16_overflow_in(model, seen, looked=data.real)
+    if wide.tensors:
+        # Activations first: where a model overflows says more than which of its constants do.
+        kept = some([text_of(tensor) for tensor in sorted(wide.tensors, key=lambda tensor: tensor.constant)], 1)
+        reporter.say(f"kept in FP32, since FP16 can't hold {'it' if len(wide.tensors) == 1 else 'them'}: {kept}")
+    return wide

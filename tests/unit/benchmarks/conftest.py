@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
 from gpusq_deploy.artifacts.base import digest_of_bytes, json_from_value
-from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions, Manifest, ModelSource
+from gpusq_deploy.artifacts.manifest import NO_OPTIONS, BatchRange, EngineOptions, Manifest, ModelSource
 from gpusq_deploy.artifacts.receipt import BuiltEngine, EngineTotals, Receipt
 from gpusq_deploy.artifacts.runs import Environment, MeasureSettings, Runs, RuntimeInfo, Series
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.bundle.files import files_in
-from gpusq_deploy.compile.request import NO_OPTIONS
 from gpusq_deploy.engines.session import TensorSpec
 
 Matrix = NDArray[np.float64]

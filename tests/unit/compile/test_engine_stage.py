@@ -151,7 +151,7 @@ def test_a_prediction_that_fails_is_a_note_and_no_end_of_the_build(
     def fail(*_arguments: object, **_options: object) -> None:
         raise error
 
-    monkeypatch.setattr("gpusq_deploy.compile.engine_stage.graph_cost", fail)
+    monkeypatch.setattr("gpusq_deploy.compile.cost_estimate.graph_cost", fail)
     said: list[str] = []
     made = linear(64, 16)
     found = estimate(request(tmp_path, made, said, "a100", batch=8), made)
