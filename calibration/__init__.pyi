@@ -18,6 +18,8 @@ from .distributed import (
 )
 from .image_data import (
     Sample as Sample,
+    load_image as load_image,
+    sample_from_image as sample_from_image,
 )
 from .image_listing import (
     SUFFIXES as SUFFIXES,

@@ -1,4 +1,5 @@
 from .add_engines import (
+    Extended as Extended,
     extend_bundle as extend_bundle,
     unpack_bundle as unpack_bundle,
 )
@@ -19,6 +20,7 @@ from .repair import (
 )
 from .request import (
     BuildRequest as BuildRequest,
+    RequestError as RequestError,
     RewriteChoice as RewriteChoice,
 )
 from .target_checks import (

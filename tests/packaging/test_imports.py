@@ -30,6 +30,7 @@ ORDER = [
     "compile",
     "benchmarks",
     "contrib",
+    "api",
     "cli",
     "__main__",
 ]

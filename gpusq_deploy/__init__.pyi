@@ -1,0 +1,30 @@
+from .api import (
+    BuildOptions as BuildOptions,
+    BundleSession as BundleSession,
+    OpenBundle as OpenBundle,
+    add_engines as add_engines,
+    bench as bench,
+    build as build,
+    calibrate as calibrate,
+    check as check,
+    compare as compare,
+    compare_bundles as compare_bundles,
+    compress as compress,
+    load_checkpoint as load_checkpoint,
+    open_bundle as open_bundle,
+    preview as preview,
+    repair as repair,
+    unpack as unpack,
+)
+from .artifacts import (
+    ArchSpec as ArchSpec,
+    BatchRange as BatchRange,
+)
+from .errors import (
+    GpusqError as GpusqError,
+)
+from .progress import (
+    Reporter as Reporter,
+)
+
+__version__: str

@@ -1,0 +1,43 @@
+"""A checkpoint as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpusq_deploy.api.arguments import PathLike, spec_of
+
+if TYPE_CHECKING:
+    from gpusq_deploy.artifacts import ArchArgument, ArchSpec
+    from gpusq_deploy.frontend import Checkpoint
+
+
+def load_checkpoint(
+    path: PathLike,
+    *,
+    arch: ArchSpec | str | None = None,
+    arch_args: Mapping[str, ArchArgument] | Sequence[str] = (),
+    state_dict: str | None = None,
+    allow_pickle: bool = False,
+) -> Checkpoint:
+    """Load a checkpoint: self-describing, a state dict, safetensors or an exported program. Nothing in it is executed.
+
+    Args:
+        path: The file, or a folder that transformers' `save_pretrained` wrote.
+        arch: Its architecture, such as `"timm:vit_small_patch16_224"`, where it doesn't describe itself.
+        arch_args: Arguments of the architecture, by name or as `"K=V"`.
+        state_dict: Which of the file's state dicts, where it holds several.
+        allow_pickle: Run code that the file names; only for a file that you made yourself.
+
+    Returns:
+        The module with its weights (float32, eval mode, on the CPU) and everything that the file said of it.
+
+    Raises:
+        GpusqError: A bad file, no architecture, or weights that don't fit it or aren't finite.
+    """
+    from gpusq_deploy import frontend
+
+    place = Path(path)
+    spec = spec_of(place, arch, arch_args)
+    return frontend.load_checkpoint(place, arch=spec, allow_pickle=allow_pickle, state_dict=state_dict)
