@@ -91,7 +91,7 @@ def timing_commands(kinds: Sequence[tuple[Path, str]]) -> str:
 
 
 def _runs_of(base: Runs | PathLike, head: Runs | PathLike) -> tuple[Runs, Runs]:
-    from gpusq_deploy.artifacts import Runs, read_value, require_input
+    from gpusq_deploy.artifacts import Runs, require_input
 
     given = [one if isinstance(one, Runs) else Path(one) for one in (base, head)]
     paths = [one for one in given if isinstance(one, Path)]
@@ -106,8 +106,13 @@ def _runs_of(base: Runs | PathLike, head: Runs | PathLike) -> tuple[Runs, Runs]:
                 place=str(path),
                 hint=timing_commands(kinds) if both else f"gpusq_deploy.bench({str(path)!r}) makes runs of it",
             )
-    first, second = (read_value(one, Runs) if isinstance(one, Path) else one for one in given)
-    return first, second
+    return _read(given[0]), _read(given[1])
+
+
+def _read(given: Runs | Path) -> Runs:
+    from gpusq_deploy.artifacts import Runs, read_value
+
+    return read_value(given, Runs) if isinstance(given, Path) else given
 
 
 def _in_bundle(path: Path) -> bool:
