@@ -110,7 +110,7 @@ def sources() -> Iterator[tuple[Path, str]]:
             relative = path.relative_to(ROOT / top).as_posix()
             linked = top == "gpusq_deploy" and relative.split("/")[0] in {"calibration", "engines", "benchmarks"}
             beside = top == "benchmarks" and "/" in relative
-            if path.is_file() and path.suffix in {".py", ".toml", ".typed"} and not (linked or beside):
+            if path.is_file() and path.suffix in {".py", ".pyi", ".toml", ".typed"} and not (linked or beside):
                 yield path, f"gpusq_deploy/{inside}{relative}"
 
 
