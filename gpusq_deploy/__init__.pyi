@@ -14,11 +14,13 @@ from .api import (
     open_bundle as open_bundle,
     preview as preview,
     repair as repair,
+    save_checkpoint as save_checkpoint,
     unpack as unpack,
 )
 from .artifacts import (
     ArchSpec as ArchSpec,
     BatchRange as BatchRange,
+    Preprocessing as Preprocessing,
 )
 from .errors import (
     GpusqError as GpusqError,

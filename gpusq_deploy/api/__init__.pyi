@@ -23,6 +23,7 @@ from .checking import (
 )
 from .checkpoints import (
     load_checkpoint as load_checkpoint,
+    save_checkpoint as save_checkpoint,
 )
 from .comparing import (
     compare as compare,

@@ -42,7 +42,7 @@ class BuildOptions(TypedDict, total=False):
         arch_args: Arguments of the architecture, by name or as `"K=V"`.
         state_dict: Which of the file's state dicts, where it holds several.
         allow_pickle: Run code that the checkpoint names; only for a file that you made yourself.
-        remainder: The type of everything that isn't quantised: `"fp16"` (the default), `"bf16"` or `"fp32"`.
+        float_type: The type of everything that isn't quantised: `"fp16"` (the default), `"bf16"` or `"fp32"`.
         batch: `"MIN:OPT:MAX"`, one size, or several for as many profiles; `"1:8:32"`.
         opset: ONNX opset, 19 to 23; None: the lowest that can say it, from 20 on.
         input_name: The graph's input; None: as the model's forward names it.
@@ -66,7 +66,7 @@ class BuildOptions(TypedDict, total=False):
     arch_args: Mapping[str, ArchArgument] | Sequence[str]
     state_dict: str | None
     allow_pickle: bool
-    remainder: FloatPrecision
+    float_type: FloatPrecision
     batch: BatchRange | int | str | Sequence[BatchRange | int | str]
     opset: int | None
     input_name: str | None
@@ -133,14 +133,15 @@ def _request(model: Path, out: Path, asked: BuildArguments) -> BuildRequest:
 
     recipe, types = _recipe(asked.get("recipe"), asked.get("precision"))
     ranges = batch_ranges(asked.get("batch", DEFAULT_BATCH))
-    remainder, calibrator, least = asked.get("remainder", "fp16"), asked.get("calibrator"), asked.get("sparse_outputs")
+    float_type, calibrator = asked.get("float_type", "fp16"), asked.get("calibrator")
+    least = asked.get("sparse_outputs")
     return BuildRequest(
         model=model,
         arch=None,
         state_dict=asked.get("state_dict"),
         int8=asked.get("precision") is not None,
         sparse=asked.get("sparse", False),
-        remainder=remainder,
+        remainder=float_type,
         recipe=recipe,
         calib=_text(asked.get("data")),
         calib_samples=asked.get("samples"),
@@ -151,7 +152,7 @@ def _request(model: Path, out: Path, asked: BuildArguments) -> BuildRequest:
         targets=targets_of(asked.get("targets")),
         batch=whole_range(ranges),
         engine=options_from_text(asked.get("engine_options", ()), profiles=ranges if len(ranges) > 1 else ()),
-        opset=_opset(remainder, types) if (opset := asked.get("opset")) is None else opset,
+        opset=_opset(float_type, types) if (opset := asked.get("opset")) is None else opset,
         input_name=asked.get("input_name"),
         output_names=tuple(asked.get("output_names", ())),
         out=out,
@@ -187,10 +188,10 @@ def _recipe(
     return chosen, precisions
 
 
-def _opset(remainder: FloatPrecision, types: frozenset[QuantizedPrecision]) -> int:
+def _opset(float_type: FloatPrecision, types: frozenset[QuantizedPrecision]) -> int:
     from gpusq_deploy.artifacts import OPSETS
 
-    return max([21 if remainder == "bf16" else 20, *(OPSETS[name] for name in types)])
+    return max([21 if float_type == "bf16" else 20, *(OPSETS[name] for name in types)])
 
 
 def _path(path: PathLike | None) -> Path | None:

@@ -1,4 +1,4 @@
-"""A checkpoint as a value."""
+"""A checkpoint as a value, and as a file that describes itself."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpusq_deploy.api.arguments import PathLike, spec_of
+from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
-    from gpusq_deploy.artifacts import ArchArgument, ArchSpec
+    import torch
+
+    from gpusq_deploy.artifacts import ArchArgument, ArchSpec, Preprocessing
     from gpusq_deploy.frontend import Checkpoint
 
 
@@ -41,3 +44,27 @@ def load_checkpoint(
     place = Path(path)
     spec = spec_of(place, arch, arch_args)
     return frontend.load_checkpoint(place, arch=spec, allow_pickle=allow_pickle, state_dict=state_dict)
+
+
+def save_checkpoint(
+    path: PathLike, module: torch.nn.Module, *, arch: ArchSpec | str, preprocessing: Preprocessing
+) -> None:
+    """Write a checkpoint that describes itself, whole or not at all: no function here then needs its architecture.
+
+    Args:
+        path: The file; it loads with `torch.load(weights_only=True)`.
+        module: The model with its weights.
+        arch: What makes such a model, such as `"timm:vit_small_patch16_224"`.
+        preprocessing: From an image to the model's input.
+
+    Raises:
+        GpusqError: Not an architecture, or the file can't be written.
+    """
+    from gpusq_deploy import frontend
+
+    place = Path(path)
+    spec = frontend.arch_from_text(arch) if isinstance(arch, str) else arch
+    try:
+        frontend.save_checkpoint(place, module, arch=spec, preprocessing=preprocessing)
+    except OSError as error:
+        raise GpusqError(f"cannot write the checkpoint: {error.strerror}", place=str(place)) from error

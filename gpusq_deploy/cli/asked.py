@@ -88,7 +88,7 @@ def build_arguments(given: Given) -> BuildArguments:
         "arch_args": given.arch_args,
         "state_dict": given.state_dict,
         "allow_pickle": given.allow_pickle,
-        "remainder": _remainder(given),
+        "float_type": _remainder(given),
         "batch": parse_batches(given.batches),
         "opset": given.opset,
         "input_name": given.input_name,

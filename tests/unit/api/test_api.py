@@ -62,12 +62,12 @@ def by_hand(files: list[Path]) -> npt.NDArray[np.float32]:
         resized = image.resize((48 * height // 40, height), Image.Resampling.BICUBIC)
         left, top = round((resized.width - 32) / 2), round((resized.height - 32) / 2)
         pixels = np.asarray(resized.crop((left, top, left + 32, top + 32)), dtype=np.float32) / 255
-        samples.append(np.moveaxis((pixels - 0.5) / 0.5, 2, 0))
+        samples.append(np.asarray(np.moveaxis((pixels - 0.5) / 0.5, 2, 0), dtype=np.float32))
     return np.stack(samples)
 
 
 def of_onnxruntime(bundle: Path, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    session = onnxruntime.InferenceSession(bundle / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(bundle / "model.onnx"), providers=["CPUExecutionProvider"])
     (taken,) = session.get_inputs()
     return np.asarray(session.run(None, {taken.name: samples})[0])
 
@@ -79,6 +79,16 @@ def test_a_checkpoint_is_loaded_by_text_and_arguments(folder: Path) -> None:
     assert found.arch == tiny_models.vit_spec()
     stored = torch.load(folder / "model.pt", weights_only=True)
     assert torch.equal(found.module.state_dict()["head.weight"], stored["head.weight"])
+
+
+def test_what_is_saved_describes_itself(folder: Path, tmp_path: Path) -> None:
+    found = gpusq_deploy.load_checkpoint(folder / "model.pt", arch=ARCH, arch_args=ARCH_ARGS)
+    out = tmp_path / "saved.pt"
+    gpusq_deploy.save_checkpoint(out, found.module, arch=found.arch, preprocessing=found.preprocessing)
+    again = gpusq_deploy.load_checkpoint(out)
+    assert (again.arch, again.preprocessing) == (found.arch, found.preprocessing)
+    with pytest.raises(gpusq_deploy.GpusqError, match="cannot write the checkpoint"):
+        gpusq_deploy.save_checkpoint(tmp_path, found.module, arch=found.arch, preprocessing=found.preprocessing)
 
 
 def test_an_architecture_as_a_value_takes_further_arguments(folder: Path) -> None:
