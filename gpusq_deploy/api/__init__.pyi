@@ -33,6 +33,11 @@ from .comparing import (
 from .compressing import (
     compress as compress,
 )
+from .detecting import (
+    Detector as Detector,
+    build_detector as build_detector,
+    open_detector as open_detector,
+)
 from .measuring import (
     bench as bench,
 )

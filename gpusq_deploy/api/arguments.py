@@ -42,11 +42,18 @@ def spec_of(
         if saved is None:
             raise GpusqError("--arch-arg needs --arch", place=str(model), hint="name the architecture too")
         arch = f"{saved.arch.source}:{saved.arch.name}"
-    words = [f"{name}={value!r}" for name, value in arguments.items()] if isinstance(arguments, Mapping) else arguments
+    words = words_of(arguments)
     if isinstance(arch, str):
         return arch_from_text(arch, words)
     given = arch_from_text(f"{arch.source}:{arch.name}", words).arguments
     return ArchSpec(source=arch.source, name=arch.name, arguments={**arch.arguments, **given})
+
+
+def words_of(arguments: Mapping[str, ArchArgument] | Sequence[str]) -> Sequence[str]:
+    """Arguments of an architecture as `K=V`."""
+    if isinstance(arguments, Mapping):
+        return [f"{name}={value!r}" for name, value in arguments.items()]
+    return arguments
 
 
 def targets_of(names: Sequence[str | Target] | None) -> tuple[Target, ...]:

@@ -10,10 +10,8 @@ from gpusq_deploy.api.arguments import PathLike, spec_of
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
-    import torch
-
     from gpusq_deploy.artifacts import ArchArgument, ArchSpec, Preprocessing
-    from gpusq_deploy.frontend import Checkpoint
+    from gpusq_deploy.frontend import Checkpoint, TorchModule
 
 
 def load_checkpoint(
@@ -46,9 +44,7 @@ def load_checkpoint(
     return frontend.load_checkpoint(place, arch=spec, allow_pickle=allow_pickle, state_dict=state_dict)
 
 
-def save_checkpoint(
-    path: PathLike, module: torch.nn.Module, *, arch: ArchSpec | str, preprocessing: Preprocessing
-) -> None:
+def save_checkpoint(path: PathLike, module: TorchModule, *, arch: ArchSpec | str, preprocessing: Preprocessing) -> None:
     """Write a checkpoint that describes itself, whole or not at all: no function here then needs its architecture.
 
     Args:

@@ -161,15 +161,21 @@ def open_bundle_session(bundle: Bundle, runtime: str) -> BundleSession:
     Raises:
         GpusqError: The runtime can't run it here, or a file isn't the one that was built.
     """
+    session, choice = load_bundle(bundle, runtime)
+    return BundleSession(
+        session,
+        runtime=choice,
+        preprocessing=bundle.manifest.preprocessing,
+        batch=bundle.manifest.batch,
+        place=str(bundle.path),
+    )
+
+
+def load_bundle(bundle: Bundle, runtime: str) -> tuple[Session, RuntimeChoice]:
+    """A bundle's model on a runtime, and why that one; see `open_bundle_session`."""
     from gpusq_deploy.benchmarks import find_subject
     from gpusq_deploy.engines import open_session
 
     subject = find_subject(bundle.path, runtime)
     session = open_session(subject.path, subject.choice.name, weights=subject.weights, host_code=subject.host_code)
-    return BundleSession(
-        session,
-        runtime=subject.choice,
-        preprocessing=bundle.manifest.preprocessing,
-        batch=bundle.manifest.batch,
-        place=str(bundle.path),
-    )
+    return session, subject.choice

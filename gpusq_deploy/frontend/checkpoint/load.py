@@ -44,6 +44,10 @@ from gpusq_deploy.frontend.checkpoint.state_dict_fit import require_finite, requ
 from gpusq_deploy.frontend.checkpoint.transformers_input import UndeclaredError, as_stored
 
 
+# For rooms that name the type and don't import torch.
+TorchModule = torch.nn.Module
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
     """A model with its weights (float32, eval mode, CPU) and everything its file said about it.

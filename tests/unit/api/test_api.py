@@ -120,7 +120,7 @@ def test_a_bundle_says_why(bundle: gpusq_deploy.OpenBundle) -> None:
 def test_a_bundle_holds_expectations_or_not(bundle: gpusq_deploy.OpenBundle, tmp_path: Path) -> None:
     wanted = tmp_path / "wanted.toml"
     for bound, held in ((">= 1", True), (">= 200", False)):
-        wanted.write_text(f'schema = "gpusq.expect/1"\nsqnr_db = "{bound}"\n[engine.a100]\n')
+        wanted.write_text(f'schema = "gpusq.expect/1"\nsqnr_db = "{bound}"\n[engine.a100]\nkernels = ">= 1"\n')
         assert [(check.what, check.held) for check in bundle.check(wanted)] == [("sqnr_db", held), ("engine", False)]
 
 
