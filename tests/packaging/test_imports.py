@@ -65,7 +65,7 @@ HEAVY = (
     "PIL",
 )
 
-COMMANDS = ("build", "calibrate", "validate", "inspect", "bench", "compare", "compress", "doctor")
+COMMANDS = ("build", "calibrate", "validate", "inspect", "bench", "compare", "compress", "doctor", "detector")
 
 
 def room_of(path: Path) -> str:

@@ -43,7 +43,6 @@ from gpusq_deploy.frontend.checkpoint.remarks import assumed, eight_bit_floats
 from gpusq_deploy.frontend.checkpoint.state_dict_fit import require_finite, require_fit, require_plain
 from gpusq_deploy.frontend.checkpoint.transformers_input import UndeclaredError, as_stored
 
-
 # For rooms that name the type and don't import torch.
 TorchModule = torch.nn.Module
 
