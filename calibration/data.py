@@ -210,6 +210,12 @@ def filled(batch: npt.NDArray[np.float32], size: int | None) -> npt.NDArray[np.f
     return np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
 
 
+def spread_indices(count: int, most: int) -> list[int]:
+    """At most `most` of `count` indices, evenly spread, each once."""
+    few = min(count, most)
+    return [index * count // few for index in range(few)]
+
+
 def evenly_filled(batch: npt.NDArray[np.float32], size: int | None) -> Iterator[tuple[npt.NDArray[np.float32], int]]:
     """What is run at once to observe a batch, and how often each sample is in it.
 
