@@ -65,7 +65,7 @@ def main() -> None:
     layers, recipe = weighted_layers(model), load_recipe(Path("plain_wi8_ai8"))
     report = graph_sparsity(model, source=checkpoint.file, recipe=recipe)
     wanted = layers_to_quantize(layers, recipe)
-    asked = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp32")
+    asked = PlanRequest(recipe=recipe, quantize=True, sparse=False, float_type="fp32")
     calibrate, unseen = (open_source(text, checkpoint.preprocessing) for text in (options.calib, options.unseen))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -249,12 +249,12 @@ def _quantised(subject: Subject, canonical: ir.Model, recipe: Recipe) -> tuple[i
     """The smoothed graph, and the passes that quantise it."""
     layers, checkpoint = weighted_layers(canonical), subject.checkpoint
     wanted = layers_to_quantize(layers, recipe)
-    how = QuantRequest(layers=wanted, recipe=recipe, calibrators=calibrators_for(wanted, recipe), remainder="fp16")
+    how = QuantRequest(layers=wanted, recipe=recipe, calibrators=calibrators_for(wanted, recipe), float_type="fp16")
     data = CalibrationInputs(calibrate=subject.calibrate, verify=subject.calibrate, held_out=False, real=True)
     reporter = Reporter(say=_ignore, progress=_ignore)
     prepared = plan_inputs(canonical, layers, how, data, subject_of(checkpoint), reporter)
     report = graph_sparsity(canonical, source=checkpoint.file, recipe=recipe)
-    asked = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp16")
+    asked = PlanRequest(recipe=recipe, quantize=True, sparse=False, float_type="fp16")
     plan, rounded = decide(prepared, asked, report, Fp16Overflow(), data, reporter)
     return prepared.model, [Quantize(plan, rounded), CastToFloatType("fp16")]
 

@@ -137,9 +137,9 @@ def built(out: Path, checkpoint: Path, recipe: str, calib: Path) -> Path:
         BuildRequest(
             model=checkpoint,
             arch=None,
-            int8=True,
+            quantize=True,
             sparse=False,
-            remainder="fp16",
+            float_type="fp16",
             recipe=file,
             calib=str(calib),
             targets=[find_target("rtx40")],

@@ -167,7 +167,7 @@ def _plan(checkpoint: Checkpoint, packed: MergedGraph, recipe: Recipe, batch: in
     model, layers = packed.model, weighted_layers(packed.model)
     noise = ArrayFile(name="noise", values=array_from_tensor(example_input(checkpoint, batch)))
     table = collect_ranges(model, layers_to_quantize(layers, recipe), noise, open_model=open_onnx)
-    asked = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp16")
+    asked = PlanRequest(recipe=recipe, quantize=True, sparse=False, float_type="fp16")
     return make_plan(layers, asked, table=table, sparsity=packed.stored)
 
 

@@ -218,11 +218,11 @@ def quantise_ours(folder: Path, name: str) -> None:
     source = ArrayFile(name="images", values=images)
     data = CalibrationInputs(calibrate=source, verify=source, held_out=False, real=True)
     wanted = layers_to_quantize(layers, recipe)
-    how = QuantRequest(layers=wanted, recipe=recipe, calibrators=calibrators_for(wanted, recipe), remainder="fp32")
+    how = QuantRequest(layers=wanted, recipe=recipe, calibrators=calibrators_for(wanted, recipe), float_type="fp32")
     quiet = Reporter(say=_ignore, progress=_ignore)
     prepared = plan_inputs(model, layers, how, data, ModelFacts(file="float.onnx"), quiet)
     report = graph_sparsity(prepared.model, source="", recipe=recipe)
-    asked = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp32")
+    asked = PlanRequest(recipe=recipe, quantize=True, sparse=False, float_type="fp32")
     plan, rounded = decide(prepared, asked, report, Fp16Overflow(), data, quiet)
     save_model(run_passes(prepared.model, [Quantize(plan, rounded)]), folder / "built.onnx")
     linear = [layer for layer in plan.layers if layer.kind == "linear"]

@@ -113,7 +113,7 @@ class Bench:
         save_model(self.model, float_file)
         prepared = self._placed(case.recipe)
         report = graph_sparsity(self.model, source=self.checkpoint.file, recipe=case.recipe)
-        asked = PlanRequest(recipe=case.recipe, int8=True, sparse=False, remainder="fp16")
+        asked = PlanRequest(recipe=case.recipe, quantize=True, sparse=False, float_type="fp16")
         plan = make_plan(prepared.layers, asked, table=prepared.table, sparsity=report, placements=prepared.placements)
         rounded = fitted(prepared, plan, case.recipe, self.data, self.quiet)
         save_model(run_passes(prepared.model, [Quantize(plan, rounded), CastToFloatType("fp16")]), built_file)
@@ -131,7 +131,7 @@ class Bench:
             "gemms": counted.gemms,
             "attention_fused": counted.attention_fused,
             "model_bytes": built_file.stat().st_size,
-            "plan_bytes": len(engine.plan),
+            "plan_bytes": len(engine.engine_bytes),
         }
 
     def _placed(self, recipe: Recipe) -> PlanInputs:
@@ -142,7 +142,7 @@ class Bench:
                 layers=wanted,
                 recipe=msgspec.structs.replace(recipe, attention=None, residual=None),
                 calibrators=calibrators_for(wanted, recipe),
-                remainder="fp16",
+                float_type="fp16",
             )
             self._ready[recipe.rules] = plan_inputs(self.model, self.layers, how, self.data, subject, self.quiet)
         prepared = self._ready[recipe.rules]

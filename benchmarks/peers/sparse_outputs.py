@@ -64,7 +64,7 @@ def main() -> None:
     calibrate, unseen = (open_source(text, checkpoint.preprocessing) for text in (options.calib, options.unseen))
     data = CalibrationInputs(calibrate=calibrate, verify=unseen, held_out=True, real=True)
     wanted = layers_to_quantize(layers, recipe)
-    how = QuantRequest(layers=wanted, recipe=recipe, calibrators=calibrators_for(wanted, recipe), remainder="fp16")
+    how = QuantRequest(layers=wanted, recipe=recipe, calibrators=calibrators_for(wanted, recipe), float_type="fp16")
     ready = smooth_and_observe(model, how, data, subject_of(checkpoint), quiet)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +73,7 @@ def main() -> None:
         for least in _LEAST_DB:
             outputs = Int8Outputs(wish=Int8OutputRequest(least_db=least), sparsity=report)
             found, chosen = observe_outputs(ready, recipe, outputs, data, subject_of(checkpoint), quiet)
-            asked = PlanRequest(recipe=recipe, int8=True, sparse=True, remainder="fp16")
+            asked = PlanRequest(recipe=recipe, quantize=True, sparse=True, float_type="fp16")
             placements = ActivationSites(outputs=chosen)
             plan = make_plan(found.layers, asked, table=found.table, sparsity=report, placements=placements)
             quantize = Quantize(plan, rounded_weights(found, plan, recipe))

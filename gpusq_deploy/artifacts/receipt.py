@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.manifest import EngineOptions
 from gpusq_deploy.artifacts.plan import Precision
@@ -101,9 +103,9 @@ class BuiltEngine(Value):
     source: str
     gpus: str
     compute_capability: str
-    plan_file: str
-    plan_bytes: int
-    plan_digest: str
+    engine_file: str = msgspec.field(name="plan_file")
+    engine_bytes: int = msgspec.field(name="plan_bytes")
+    engine_digest: str = msgspec.field(name="plan_digest")
     build_seconds: float
     executed: bool
     totals: EngineTotals

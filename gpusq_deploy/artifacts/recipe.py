@@ -30,7 +30,7 @@ INT4_RECIPE = "weightonly_wi4_b32"
 SHIPPED = (DEFAULT_RECIPE, "plain_wi8_ai8", "mixed_wi8_ai8", "fused_wi8_ai8", FP8_RECIPE, INT4_RECIPE)
 _GRAMMAR = "the grammar is in docs/recipes.md"
 
-# What a layer's rule can make of it, beside leaving it in the remainder's type.
+# What a layer's rule can make of it, beside leaving it in the float type.
 QuantizedPrecision = Literal["int8", "fp8", "int4"]
 # The first ONNX opset that has DequantizeLinear for the type.
 OPSETS: dict[QuantizedPrecision, int] = {"int8": 19, "fp8": 19, "int4": 21}
@@ -69,7 +69,7 @@ class Rule(Value):
     input is chosen; None leaves that to the command, which takes the largest magnitude where it isn't told either.
 
     `int8` and `fp8` (E4M3) are for the weight and the input; `int4` is for the weight alone, with one scale for each
-    `block` of inputs, 128 where it isn't said; such a layer multiplies in the remainder's type.
+    `block` of inputs, 128 where it isn't said; such a layer multiplies in the float type.
 
     `smooth` moves range from the input's channels to the weight and centres them, where that costs no kernel;
     `headroom` widens the input's range by this share; `rounding` says how weights are rounded; `correct_bias` lets the

@@ -130,7 +130,7 @@ def summary(engine: BuiltEngine) -> tuple[str, ...]:
     """An engine's receipt in a few lines to print: totals, and every layer that isn't what was asked."""
     gemms = ", ".join(f"{count} {name}" for name, count in engine.totals.gemms.items()) or "none"
     lines = [
-        f"{engine.target}: {engine.backend} {engine.backend_version}, {engine.plan_bytes / 1e6:.1f} MB "
+        f"{engine.target}: {engine.backend} {engine.backend_version}, {engine.engine_bytes / 1e6:.1f} MB "
         f"in {engine.build_seconds:.1f} s, from the {engine.source}",
         f"  {engine.totals.kernels} kernels; GEMMs: {gemms}; fused attention: {engine.totals.attention_fused}",
         f"  {_asked_and_built(engine.layers)}; {_sparse_line(engine.layers)}",

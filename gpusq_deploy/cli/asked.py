@@ -81,15 +81,15 @@ def build_request(given: Given) -> BuildRequest:
 
     quantized = _quantized(given)
     recipe, types = _recipe(given.recipe, quantized)
-    remainder = _remainder(given)
+    float_type = _float_type(given)
     batch, profiles = _batches(given.batches)
     request = BuildRequest(
         model=given.model,
         arch=None,
         state_dict=given.state_dict,
-        int8=quantized is not None,
+        quantize=quantized is not None,
         sparse=given.sparse,
-        remainder=remainder,
+        float_type=float_type,
         recipe=recipe,
         calib=given.calib,
         calib_samples=given.calib_samples,
@@ -100,7 +100,7 @@ def build_request(given: Given) -> BuildRequest:
         targets=chosen_targets(given),
         batch=batch,
         engine=options_from_text(given.engine_options, profiles=profiles),
-        opset=_opset(remainder, types) if given.opset is None else given.opset,
+        opset=_opset(float_type, types) if given.opset is None else given.opset,
         input_name=given.input_name,
         output_names=() if given.output_names is None else tuple(given.output_names.split(",")),
         out=given.out or Path(f"{given.model.stem}.gpusq"),
@@ -159,7 +159,7 @@ def _quantized(given: Given) -> QuantizedPrecision | None:
     return "int8" if given.int8 else "fp8" if given.fp8 else "int4" if given.int4 else None
 
 
-def _remainder(given: Given) -> FloatPrecision:
+def _float_type(given: Given) -> FloatPrecision:
     if given.fp16 + given.bf16 + given.fp32 > 1:
         raise click.UsageError("give one of --fp16, --bf16 and --fp32")
     return "bf16" if given.bf16 else "fp32" if given.fp32 else "fp16"
@@ -186,10 +186,10 @@ def _recipe(
     return chosen, precisions
 
 
-def _opset(remainder: FloatPrecision, types: frozenset[QuantizedPrecision]) -> int:
+def _opset(float_type: FloatPrecision, types: frozenset[QuantizedPrecision]) -> int:
     from gpusq_deploy.artifacts import OPSETS
 
-    return max([21 if remainder == "bf16" else 20, *(OPSETS[name] for name in types)])
+    return max([21 if float_type == "bf16" else 20, *(OPSETS[name] for name in types)])
 
 
 def _output_wish(text: str | None) -> Int8OutputRequest | None:

@@ -28,7 +28,7 @@ def preview_json(found: Preview) -> dict[str, Any]:
         "source": str(request.model),
         "arch": found.arch,
         "recipe": found.recipe,
-        "remainder": request.remainder,
+        "remainder": request.float_type,
         "batch": str(request.batch),
         "opset": request.opset,
         "calibration_samples": found.calibration,

@@ -68,7 +68,7 @@ def preview(request: BuildRequest, reporter: Reporter) -> Preview:
     data = find_data(request, checkpoint, open_samples(request, checkpoint), recipe)
     _, model = float_graphs(request, checkpoint, reporter)
     layers = weighted_layers(model)
-    if request.int8 or request.sparse:
+    if request.quantize or request.sparse:
         require_used_rules(recipe, layers)
     stored = graph_sparsity(model, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)
     return Preview(
@@ -92,9 +92,9 @@ def _layers(
 
 def _layer(layer: GraphLayer, state: LayerSparsity | None, request: BuildRequest, recipe: Recipe) -> LayerPreview:
     rule = recipe.rule_for(layer.layer, layer.kind)
-    precision: Precision = request.remainder
+    precision: Precision = request.float_type
     reason = f"no rule of recipe {recipe.name} matches it" if rule is None else f"recipe {recipe.name}: {rule.reason}"
-    if not request.int8:
+    if not request.quantize:
         reason = "nothing is quantised"
     elif rule is not None and rule.precision != "float":
         precision = rule.precision
@@ -104,15 +104,15 @@ def _layer(layer: GraphLayer, state: LayerSparsity | None, request: BuildRequest
 
 
 def _calibration(request: BuildRequest, recipe: Recipe, data: CalibrationInputs) -> int | None:
-    ranged = request.int8 and any(rule.ranged for rule in recipe.rules)
+    ranged = request.quantize and any(rule.ranged for rule in recipe.rules)
     return len(data.calibrate) if ranged and data.real and not data.given else None
 
 
 def _unknown(request: BuildRequest, recipe: Recipe) -> list[str]:
     said: list[str] = []
-    if request.int8:
+    if request.quantize:
         said.append("a layer whose input is constant or has no range, and what FP16 can't hold, stays float")
-    if request.int8 and (recipe.mixed is not None or request.sparse_outputs is not None):
+    if request.quantize and (recipe.mixed is not None or request.sparse_outputs is not None):
         said.append("which layers stay float or write INT8 is decided by their noise, on the calibration data")
     if request.rewrites == "measured" and request.targets:
         said.append("which rewrites for speed are kept is decided by compiling the graph with and without them")

@@ -57,7 +57,7 @@ def find_data(request: BuildRequest, checkpoint: Checkpoint, samples: DataSource
     Raises:
         GpusqError: The recipe's layers need ranges, and there are neither ranges nor data.
     """
-    ranged = request.int8 and any(rule.ranged for rule in recipe.rules)
+    ranged = request.quantize and any(rule.ranged for rule in recipe.rules)
     cache = table = None
     if request.ranges is not None and is_tensorrt_cache(request.ranges):
         cache = read_tensorrt_cache(request.ranges)

@@ -61,11 +61,11 @@ def make_manifest(
 def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:
     precisions = load_recipe(request.recipe).precisions
     return {
-        "int8": str(request.int8 and "int8" in precisions).lower(),
-        "fp8": str(request.int8 and "fp8" in precisions).lower(),
-        "int4": str(request.int8 and "int4" in precisions).lower(),
+        "int8": str(request.quantize and "int8" in precisions).lower(),
+        "fp8": str(request.quantize and "fp8" in precisions).lower(),
+        "int4": str(request.quantize and "int4" in precisions).lower(),
         "sparse": str(request.sparse).lower(),
-        "remainder": request.remainder,
+        "remainder": request.float_type,
         "calib": _calibrated_on(request, checkpoint),
         "ranges": str(request.ranges or "none"),
         "recalibrate": str(request.recalibrate).lower(),

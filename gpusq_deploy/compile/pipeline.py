@@ -283,22 +283,22 @@ def _rewrite(
     """Calibrate, decide and rewrite the float graph; what is built goes into the bundle's folder."""
     packed = exported.packed
     model, data, layers = packed.model, opened.data, weighted_layers(packed.model)
-    wanted = layers_to_quantize(layers, recipe) if request.int8 else ()
+    wanted = layers_to_quantize(layers, recipe) if request.quantize else ()
     how = QuantRequest(
         layers=wanted,
         recipe=recipe,
         calibrators=calibrators_for(wanted, recipe, usual=request.usual_calibrator),
-        remainder=request.remainder,
+        float_type=request.float_type,
         outputs=Int8Outputs(wish=request.sparse_outputs, sparsity=packed.stored),
         simple=SimpleForm(model=exported.simple, parts=packed.parts),
     )
     prepared = plan_inputs(model, layers, how, data, subject_of(opened.checkpoint), reporter)
-    asked = PlanRequest(recipe=recipe, int8=request.int8, sparse=request.sparse, remainder=request.remainder)
-    wide = find_fp16_overflow(prepared.model, prepared.table, data, asked.remainder, reporter)
+    asked = PlanRequest(recipe=recipe, quantize=request.quantize, sparse=request.sparse, float_type=request.float_type)
+    wide = find_fp16_overflow(prepared.model, prepared.table, data, asked.float_type, reporter)
     plan, rounded = decide(prepared, asked, packed.stored, wide, data, reporter)
     plan = note_others(packed.noted(plan), prepared.model)
     require_possible(plan, request.targets)
-    built = run_passes(prepared.model, [Quantize(plan, rounded), keep_fp32(plan), CastToFloatType(plan.remainder)])
+    built = run_passes(prepared.model, [Quantize(plan, rounded), keep_fp32(plan), CastToFloatType(plan.float_type)])
     kept = sparsity_kept(built, packed.stored, recipe)
     if request.pack:
         compress_weights(built, kept, folder, reporter)

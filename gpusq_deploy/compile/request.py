@@ -59,9 +59,9 @@ class BuildRequest:
 
     model: Path
     arch: ArchSpec | None
-    int8: bool
+    quantize: bool
     sparse: bool
-    remainder: FloatPrecision
+    float_type: FloatPrecision
     recipe: Path | None
     calib: str | None
     targets: Sequence[Target]
@@ -101,7 +101,7 @@ class BuildRequest:
         Raises:
             RequestError: Ranges without a layer that has any, or INT8's options without an INT8 layer.
         """
-        made: frozenset[QuantizedPrecision] = recipe.precisions if self.int8 else frozenset()
+        made: frozenset[QuantizedPrecision] = recipe.precisions if self.quantize else frozenset()
         if (self.calibrator or self.ranges) and not made & {"int8", "fp8"}:
             raise RequestError("--calibrator and --ranges need --int8 or --fp8: other layers have no ranges")
         if self.pack and "int8" not in made:
@@ -111,9 +111,9 @@ class BuildRequest:
 
 
 def _range_problems(asked: BuildRequest) -> Iterator[str]:
-    if asked.recipe is not None and not (asked.int8 or asked.sparse):
+    if asked.recipe is not None and not (asked.quantize or asked.sparse):
         yield "--recipe needs --int8, --fp8, --int4 or --sparse: it says which layers those mean"
-    if (asked.calibrator or asked.ranges) and not asked.int8:
+    if (asked.calibrator or asked.ranges) and not asked.quantize:
         yield "--calibrator and --ranges need --int8 or --fp8"
     if asked.calibrator and asked.ranges:
         yield "--calibrator changes nothing about --ranges: give it to gpusq-calibrate"
@@ -134,9 +134,9 @@ def _sparsity_problems(asked: BuildRequest) -> Iterator[str]:
         yield "--prune changes the weights: the --ranges of another model don't hold; give --calib"
     if asked.prune not in {None, "magnitude"} and asked.calib in {None, "random"}:
         yield f"--prune {asked.prune} learns from data: give real samples with --calib"
-    if asked.sparse_outputs is not None and (not (asked.int8 and asked.sparse) or asked.calib is None):
+    if asked.sparse_outputs is not None and (not (asked.quantize and asked.sparse) or asked.calib is None):
         yield _OUTPUTS
-    if asked.pack and not (asked.int8 and asked.sparse):
+    if asked.pack and not (asked.quantize and asked.sparse):
         yield _PACK
 
 
@@ -145,7 +145,7 @@ def _limit_problems(asked: BuildRequest) -> Iterator[str]:
         return
     if asked.calib in {None, "random"}:
         yield "--min-sqnr and --min-agreement are measured on real samples: give them with --calib"
-    if asked.remainder == "bf16":
+    if asked.float_type == "bf16":
         yield "--min-sqnr and --min-agreement can't be checked with --bf16: the CPU can't run it"
     if asked.min_sqnr is not None and not math.isfinite(asked.min_sqnr):
         yield "--min-sqnr is a number of decibels"

@@ -1,6 +1,6 @@
 """Which graph rewrites for speed a model keeps: it is compiled with and without each.
 
-What is compiled is the float graph in the remainder's type, before anything is calibrated or quantised.
+What is compiled is the float graph in the float type, before anything is calibrated or quantised.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ class Yardstick:
 
     target: Target
     batch: int
-    remainder: FloatPrecision
+    float_type: FloatPrecision
     stand_in: bool = False
 
     def measure(self, model: ir.Model) -> GraphCost:
-        """Compile a float32 graph in the remainder's type: its cost. Weights are of no matter, so most are left out.
+        """Compile a float32 graph in the float type: its cost. Weights are of no matter, so most are left out.
 
         Raises:
             GpusqError: It can't be compiled, or there is no room to write it.
         """
-        with scratch_model(_lightened(model, self.remainder)) as path:
+        with scratch_model(_lightened(model, self.float_type)) as path:
             cost = graph_cost(layers_at(path, self.target, self.batch, backend=_AHEAD), batch=self.batch)
         give_back()
         return cost
 
     def __str__(self) -> str:
         instead = ", which stands in for the targets" if self.stand_in else ""
-        return f"tensorrt-rtx for {self.target.name}{instead}, {self.remainder}, batch {self.batch}, nothing timed"
+        return f"tensorrt-rtx for {self.target.name}{instead}, {self.float_type}, batch {self.batch}, nothing timed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +104,7 @@ def find_yardstick(request: BuildRequest) -> Yardstick | str:
     return Yardstick(
         target=chosen or find_target(_STAND_IN),
         batch=request.batch.optimum,
-        remainder=request.remainder,
+        float_type=request.float_type,
         stand_in=chosen is None,
     )
 
@@ -164,7 +164,7 @@ def require_parsable(model: ir.Model, request: BuildRequest) -> None:
     asked = [target.name for target in request.targets if _AHEAD in target.ahead_of_time]
     if not asked or isinstance(find_api(_AHEAD), str):
         return
-    with scratch_model(_lightened(model, request.remainder)) as path:
+    with scratch_model(_lightened(model, request.float_type)) as path:
         faults = unparsed(path, _AHEAD)
     give_back()
     if not faults:
@@ -181,17 +181,17 @@ def require_parsable(model: ir.Model, request: BuildRequest) -> None:
     )
 
 
-def _lightened(model: ir.Model, remainder: FloatPrecision) -> ir.Model:
+def _lightened(model: ir.Model, float_type: FloatPrecision) -> ir.Model:
     """What a compiler makes the same of, in little room: most weights are left out."""
     light = model.clone()
     share_weights(light)
     cut_constants(light)
-    return run_passes(light, [CastToFloatType(remainder)])
+    return run_passes(light, [CastToFloatType(float_type)])
 
 
 def _needed(simple: ir.Model, yardstick: Yardstick | str) -> Mapping[str, str]:
     """Rewrites that are applied for another reason than speed, and that reason."""
-    if isinstance(yardstick, str) or yardstick.remainder != "fp16" or not scales_scores(simple):
+    if isinstance(yardstick, str) or yardstick.float_type != "fp16" or not scales_scores(simple):
         return {}
     return {AttentionScale.name: "without it attention scores may overflow FP16"}
 

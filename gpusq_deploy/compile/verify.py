@@ -191,7 +191,7 @@ def verify_built(
     pair: Pair, data: CalibrationInputs, plan: QuantPlan, reporter: Reporter, *, reference: Reference
 ) -> Verification | None:
     """Compare the built graph with the float graph; None, and said so, where the CPU can't run it."""
-    if plan.remainder == "bf16":
+    if plan.float_type == "bf16":
         reporter.say("not compared with the float model: ONNX Runtime's CPU provider has no BF16 kernels")
         return None
     result = verify(

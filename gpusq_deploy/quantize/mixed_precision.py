@@ -84,7 +84,7 @@ def decide(
         )
     floats = layers_to_keep_float([layer for layer in candidates if layer.node in noise], noise, budget, first, mixed)
     most = f"at most {mixed.flops:.0%} of the Linear layers' FLOPs"
-    reporter.say(f"keeping {counted(len(floats), 'layer')} in {asked.remainder.upper()} ({most})")
+    reporter.say(f"keeping {counted(len(floats), 'layer')} in {asked.float_type.upper()} ({most})")
     plan = planned(replace(prepared.placements, floats=floats))
     return PlannedWeights(plan=plan, rounded={node: weight for node, weight in rounded.items() if node not in floats})
 

@@ -73,7 +73,7 @@ def noise_of_layers(
     """
     decided = {decision.node: decision for decision in plan.layers if decision.node in nodes}
     copy = model.clone()
-    stored = STORED_TYPE[plan.remainder]
+    stored = STORED_TYPE[plan.float_type]
     switched = [
         _switch(copy, layer, decided[layer.node], rounded.get(layer.node), stored)
         for layer in weighted_layers(model)

@@ -115,7 +115,7 @@ def fitted(
         moments={layer.input: True for layer in layers},
     )
     moments = calibrated(prepared.model, layers, data.calibrate, prepared.subject, how, reporter).moments
-    return {**weights, **fitted_weights(prepared.model, layers, moments, recipe, stored=STORED_TYPE[plan.remainder])}
+    return {**weights, **fitted_weights(prepared.model, layers, moments, recipe, stored=STORED_TYPE[plan.float_type])}
 
 
 def observe_sites(
@@ -214,14 +214,14 @@ def find_fp16_overflow(
     model: ir.Model,
     table: CalibrationTable | None,
     data: CalibrationInputs,
-    remainder: FloatPrecision,
+    float_type: FloatPrecision,
     reporter: Reporter,
 ) -> Fp16Overflow:
-    """What of the graph FP16 can't hold; nothing where the remainder isn't FP16.
+    """What of the graph FP16 can't hold; nothing where the float type isn't FP16.
 
     Magnitudes are those of the ranges that are known, and those seen on a few of the samples, if there are any.
     """
-    if remainder != "fp16":
+    if float_type != "fp16":
         return Fp16Overflow()
     seen = {} if table is None else {entry.tensor: (entry.amax, entry.origin) for entry in table.ranges}
     if data.real:

@@ -78,7 +78,7 @@ class QuantRequest:
     layers: tuple[GraphLayer, ...]
     recipe: Recipe
     calibrators: Mapping[str, Calibrator]
-    remainder: FloatPrecision
+    float_type: FloatPrecision
     outputs: Int8Outputs | None = None
     simple: SimpleForm | None = None
 
@@ -127,7 +127,7 @@ def smooth_and_observe(
         places,
         before.moments(seen.moments, wanted.layers),
         wanted.recipe,
-        stored=STORED_TYPE[wanted.remainder],
+        stored=STORED_TYPE[wanted.float_type],
     )
     _say(smoothed, declined, reporter)
     return _smooth(model, wanted, smoothed, _Seen(found=seen, before=before, watch=watch))

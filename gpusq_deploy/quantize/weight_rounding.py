@@ -67,7 +67,7 @@ def round_weights(
             rule = msgspec.structs.replace(rule, correct_bias=False)
         rows = weight_rows(model, layer).astype(np.float32)
         try:
-            scale = weight_scales(rows, 0, dtype=STORED_TYPE[plan.remainder], one_scale=layer.node in single)
+            scale = weight_scales(rows, 0, dtype=STORED_TYPE[plan.float_type], one_scale=layer.node in single)
             return _rounded(rows, moments[layer.node], rule, scale=scale, step=steps[layer.node])
         except ValueError as error:
             raise GpusqError(

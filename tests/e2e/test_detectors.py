@@ -204,7 +204,7 @@ def test_a_part_is_built_in_int8(name: str, attentions: int, tmp_path: Path) -> 
     noise = ArrayFile(name="noise", values=array_from_tensor(example_input(checkpoint, batch.optimum)))
     table = collect_ranges(model, layers_to_quantize(layers, LINEAR), noise, open_model=open_onnx)
     report = graph_sparsity(model, source="", recipe=LINEAR)
-    asked = PlanRequest(recipe=LINEAR, int8=name != "mask", sparse=False, remainder="fp16")
+    asked = PlanRequest(recipe=LINEAR, quantize=name != "mask", sparse=False, float_type="fp16")
     plan = make_plan(layers, asked, table=table, sparsity=report)
     path = tmp_path / "model.onnx"
     save_model(run_passes(model, [Quantize(plan), CastToFloatType("fp16")]), path)

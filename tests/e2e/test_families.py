@@ -58,7 +58,7 @@ def test_a_family_answers_as_torch_and_is_built_in_int8(name: str, tmp_path: Pat
     save_model(packed.model, path)
     assert difference(path, images, reference_outputs(checkpoint, images)) < 1e-4
 
-    asked = PlanRequest(recipe=LINEAR, int8=True, sparse=False, remainder="fp16")
+    asked = PlanRequest(recipe=LINEAR, quantize=True, sparse=False, float_type="fp16")
     plan = make_plan(layers, asked, table=table, sparsity=packed.stored)
     save_model(run_passes(packed.model, [Quantize(plan), CastToFloatType("fp16")]), path)
     engine = build_engine(path, find_target("a100"), BuildSettings(batch=BATCH)).layers

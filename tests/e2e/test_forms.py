@@ -53,9 +53,9 @@ def test_every_long_step_shows_progress_to_its_end(dense: Path, photos: Path, tm
     request = BuildRequest(
         model=dense,
         arch=None,
-        int8=True,
+        quantize=True,
         sparse=False,
-        remainder="fp16",
+        float_type="fp16",
         recipe=None,
         calib=str(photos),
         targets=[find_target("a100")],

@@ -27,7 +27,7 @@ def canonical() -> ir.Model:
     return run_passes(exported_vit().model, CANONICAL)
 
 
-def tiny_plan(remainder: FloatPrecision) -> QuantPlan:
+def tiny_plan(float_type: FloatPrecision) -> QuantPlan:
     """The default recipe on recorded ranges: nothing measured, so nothing that differs between processors."""
     model = canonical()
     layers = weighted_layers(model)
@@ -35,7 +35,7 @@ def tiny_plan(remainder: FloatPrecision) -> QuantPlan:
     recorded = {layer.layer: 1.0 + index / 8 for index, layer in enumerate(layers)}
     return make_plan(
         layers,
-        PlanRequest(recipe=recipe, int8=True, sparse=False, remainder=remainder),
+        PlanRequest(recipe=recipe, quantize=True, sparse=False, float_type=float_type),
         table=table_from_recorded(recorded, layers, source="tiny.pt"),
         sparsity=graph_sparsity(model, source="tiny.pt", recipe=recipe),
     )
@@ -60,9 +60,9 @@ def compare(request: pytest.FixtureRequest, name: str, got: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remainder", ["fp16", "bf16", "fp32"])
-def test_the_plan(request: pytest.FixtureRequest, remainder: FloatPrecision) -> None:
-    compare(request, f"plan-{remainder}.json", json_from_value(tiny_plan(remainder)).decode())
+@pytest.mark.parametrize("float_type", ["fp16", "bf16", "fp32"])
+def test_the_plan(request: pytest.FixtureRequest, float_type: FloatPrecision) -> None:
+    compare(request, f"plan-{float_type}.json", json_from_value(tiny_plan(float_type)).decode())
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ def after_passes(model: ir.Model, precision: FloatPrecision, *, seed: int) -> Co
     model = run_passes(model, [Smooth(tuple(any_smoothing(place, random) for place in places))], after=look)
     model = run_passes(model, [MergeQkv(find_projections(model))], after=look)
     layers = weighted_layers(model)
-    plan = planning.plan_for(model, planning.table({layer.input: 3.0 for layer in layers}), remainder=precision)
+    plan = planning.plan_for(model, planning.table({layer.input: 3.0 for layer in layers}), float_type=precision)
     rounded = {layer.node: any_rounding(model, layer, precision, random) for layer in layers if layer.kind == "linear"}
     for chosen in ({}, rounded):
         # Any activation may be one that FP16 can't hold.
@@ -164,9 +164,9 @@ def test_every_form_of_a_weight_stays_sparse(seed: int, size: float, precision: 
 @pytest.mark.parametrize(
     ("name", "fired"),
     [
-        ("vit", {"attention-scale", "smooth", "quantize", "cast-remainder"}),
-        ("swin", {"drop-no-ops", "window-norm", "smooth", "quantize", "cast-remainder"}),
-        ("transformers-vit", {"pack-projections", "quantize", "cast-remainder"}),
+        ("vit", {"attention-scale", "smooth", "quantize", "cast-to-float-type"}),
+        ("swin", {"drop-no-ops", "window-norm", "smooth", "quantize", "cast-to-float-type"}),
+        ("transformers-vit", {"pack-projections", "quantize", "cast-to-float-type"}),
     ],
 )
 @settings(max_examples=3, deadline=None)
@@ -182,7 +182,7 @@ def test_an_exported_transformer_stays_sparse(
     model = with_sparse_weights(exports[name](), seed=seed, size=size)
     assert broken(model) == []
     changes = after_passes(model, precision, seed=seed)
-    expected = fired - {"cast-remainder"} if precision == "fp32" else fired
+    expected = fired - {"cast-to-float-type"} if precision == "fp32" else fired
     assert expected <= {step for step, count in changes.items() if count}
 
 

@@ -39,7 +39,7 @@ def bundle_json(bundle: Bundle) -> dict[str, Any]:
         "source": bundle.manifest.source.file,
         "arch": str(bundle.manifest.source.arch),
         "recipe": bundle.plan.recipe,
-        "remainder": bundle.plan.remainder,
+        "remainder": bundle.plan.float_type,
         "batch": str(bundle.manifest.batch),
         "layers": len(weighted),
         "int8_layers": sum(layer.precision == "int8" for layer in weighted),
@@ -200,7 +200,7 @@ def _layer_counts(bundle: Bundle) -> str:
     coded = [layer.precision for layer in layers if layer.weight is not None]
     sparse = sum(layer.sparse for layer in layers)
     counts = ", ".join(f"{coded.count(name)} {name.upper()}" for name in sorted({*coded}) or ["int8"])
-    rest = bundle.plan.remainder.upper()
+    rest = bundle.plan.float_type.upper()
     return f"{counts} of {counted(len(layers), 'weighted layer')}, {sparse} with 2:4 weights; everything else {rest}"
 
 
@@ -208,7 +208,7 @@ def _engine_text(engine: BuiltEngine, bundle: Bundle) -> str:
     gemms = ", ".join(f"{count} {precision}" for precision, count in sorted(engine.totals.gemms.items()))
     run = "" if engine.executed else "; not run: no such GPU here"
     return (
-        f"{engine.gpus} (SM {engine.compute_capability}): {engine.plan_bytes / 1e6:.1f} MB "
+        f"{engine.gpus} (SM {engine.compute_capability}): {engine.engine_bytes / 1e6:.1f} MB "
         f"by {engine.backend} {engine.backend_version}, {engine.totals.kernels} kernels for batch "
         f"{bundle.manifest.batch}, GEMMs {gemms}, "
         f"{counted(engine.totals.attention_fused, 'fused attention')}{run}"
@@ -251,8 +251,8 @@ def _engine_json(engine: BuiltEngine) -> dict[str, Any]:
         "compute_capability": engine.compute_capability,
         "backend": engine.backend,
         "backend_version": engine.backend_version,
-        "plan": engine.plan_file,
-        "plan_bytes": engine.plan_bytes,
+        "plan": engine.engine_file,
+        "plan_bytes": engine.engine_bytes,
         "kernels": engine.totals.kernels,
         "gemms": engine.totals.gemms,
         "attention_fused": engine.totals.attention_fused,

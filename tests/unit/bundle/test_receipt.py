@@ -33,7 +33,7 @@ def decision(node: str = "mm", precision: Precision = "int8", *, sparse: bool = 
 
 
 def plan(*layers: LayerDecision, sparse: bool = True) -> QuantPlan:
-    return QuantPlan(recipe="r", remainder="fp16", sparse_asked=sparse, layers=layers)
+    return QuantPlan(recipe="r", float_type="fp16", sparse_asked=sparse, layers=layers)
 
 
 def gemm(
@@ -81,7 +81,7 @@ def test_a_stored_engine_is_joined_by_its_onnx_nodes() -> None:
     assert (conv.precision, conv.engine_layers) == ("fp16", ("node_conv2d_myl0_2",))
     assert (linear.precision, linear.engine_layers) == ("int8", ("node_MatMul_12_myl0_4",))
     assert linear.sparse_executed == "unknown"
-    assert "chosen on the GPU when the plan is loaded" in linear.reason
+    assert "chosen on the GPU when the engine is loaded" in linear.reason
 
 
 def test_the_kernel_that_adds_the_bias_doesnt_answer_for_the_node() -> None:
@@ -190,9 +190,9 @@ def built_engine(asked: QuantPlan, layers: list[EngineLayer]) -> BuiltEngine:
         source="verbose build log of tensorrt-rtx 1.7",
         gpus="A100",
         compute_capability="8.0",
-        plan_file="engines/a100.plan",
-        plan_bytes=2_500_000,
-        plan_digest="sha256:0",
+        engine_file="engines/a100.plan",
+        engine_bytes=2_500_000,
+        engine_digest="sha256:0",
         build_seconds=2.25,
         executed=False,
         totals=totals(layers),

@@ -26,9 +26,9 @@ def request(out: Path = Path("m.gpusq"), **asked: Any) -> BuildRequest:
     return BuildRequest(
         model=Path("m.pt"),
         arch=None,
-        int8=True,
+        quantize=True,
         sparse=False,
-        remainder="fp16",
+        float_type="fp16",
         recipe=None,
         calib="photos",
         targets=(),

@@ -202,7 +202,7 @@ def test_a_best_form_says_that_it_was_compared_only_where_it_was() -> None:
 
         return best_form(speedup, pack, yardstick, reporter, require=required.append)
 
-    compared = form(Yardstick(target=find_target("a100"), batch=2, remainder="fp16"))
+    compared = form(Yardstick(target=find_target("a100"), batch=2, float_type="fp16"))
     assert compared.notes[-1] == "graph rewrites compared by tensorrt-rtx for a100, fp16, batch 2, nothing timed"
     assert "left out" in compared.notes[0]
     assert changed_by(compared.model) == 1
@@ -229,9 +229,9 @@ def request_for(*targets: str) -> BuildRequest:
     return BuildRequest(
         model=Path("m.pt"),
         arch=None,
-        int8=True,
+        quantize=True,
         sparse=False,
-        remainder="fp16",
+        float_type="fp16",
         recipe=None,
         calib=None,
         targets=[find_target(name) for name in targets],
@@ -281,7 +281,7 @@ def changed_by(model: ir.Model) -> int:
 
 @pytest.mark.slow
 def test_the_compiler_says_what_helps_a_swin_and_what_does_not_help_a_small_vit() -> None:
-    yardstick = Yardstick(target=find_target("a100"), batch=2, remainder="fp16")
+    yardstick = Yardstick(target=find_target("a100"), batch=2, float_type="fp16")
     heard: list[tuple[int, int]] = []
 
     def form_of(model: ir.Model) -> Form:

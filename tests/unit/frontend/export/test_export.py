@@ -344,7 +344,7 @@ def compiled(path: Path, out: Path) -> str:
     source = load_checkpoint(path, arch=tiny_models.vit_spec())
     model = run_passes(export_float_model(source, batch=tiny_models.DYNAMIC), [Clean()])
     ranges = planning.table({layer.input: 4.0 for layer in weighted_layers(model)})
-    plan = planning.plan_for(model, ranges, remainder="fp16")
+    plan = planning.plan_for(model, ranges, float_type="fp16")
     save_model(run_passes(model, [Quantize(plan), CastToFloatType("fp16")]), out)
     return hashlib.sha256(out.read_bytes()).hexdigest()
 
