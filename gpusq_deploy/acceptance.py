@@ -56,7 +56,8 @@ def require_checkable(request: BuildRequest, model: ir.Model) -> None:
 
 
 def shortfalls(verification: Verification | None, request: BuildRequest) -> tuple[str, ...]:
-    """What was asked and not reached, one sentence each; `--min-sqnr` is asked of every output of floats.
+    """What was asked and not reached, one sentence each; `--min-sqnr` is asked of every output of floats
+    but of further ones that are constant, which are only told.
 
     A limit is missed too where the first output is constant: nothing can be measured on it.
     """
@@ -66,7 +67,8 @@ def shortfalls(verification: Verification | None, request: BuildRequest) -> tupl
     if asked and verification.constant:
         return (f"{constant_text(verification)}; {asked} can't be judged on that",)
     missed: list[str] = []
-    outputs = (("", verification.sqnr_db), *((f" of {other.tensor}", other.sqnr_db) for other in verification.others))
+    told = [other for other in verification.others if other.tensor not in verification.constant_others]
+    outputs = (("", verification.sqnr_db), *((f" of {other.tensor}", other.sqnr_db) for other in told))
     for which, decibels in outputs:
         if request.min_sqnr is not None and decibels is not None and decibels < request.min_sqnr:
             missed.append(f"SQNR{which} {decibels:.6g} dB is below --min-sqnr {request.min_sqnr:g}")

@@ -173,8 +173,14 @@ def require_repeatable(first: Sequence[Array], second: Sequence[Array], *, place
         place: The architecture, for the error.
 
     Raises:
-        GpusqError: They differ by more than an export may.
+        GpusqError: They differ by more than an export may, or aren't finite.
     """
+    if not all(np.isfinite(each).all() for each in (*first, *second) if is_floating(each)):
+        raise GpusqError(
+            "the model computes NaN or infinity on random input, so nothing can be compared with it",
+            place=place,
+            hint="check the weights: a damaged or diverged checkpoint holds NaN",
+        )
     differences = [
         _difference(one, other) for one, other in zip(first, second, strict=True) if one.shape == other.shape
     ]

@@ -24,7 +24,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.values import NAME_SCOPES
 from gpusq_deploy.numerics.error import sqnr_db
-from gpusq_deploy.verify import require_same, split_source, verify
+from gpusq_deploy.verify import require_repeatable, require_same, split_source, verify
 
 TEXT = "g (float[{batch},1,1,4] x) => (float[{batch},4] y) {{ [s] h = Reshape(x, shape) [op] y = {op}(h, c) }}"
 SAMPLES = np.random.default_rng(0).standard_normal((19, 1, 1, 4)).astype(np.float32)
@@ -485,6 +485,16 @@ def test_of_exported_integers_a_hundredth_may_differ(wrong: int, refused: bool) 
             require_same(reference, got, place="here")
     else:
         assert require_same(reference, got, place="here") == pytest.approx(wrong / 150)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_that_computes_no_numbers_is_not_called_random(value: float) -> None:
+    answers = [np.array([1, 2]), np.array([1.0, value], np.float32)]
+    with pytest.raises(GpusqError, match="computes NaN or infinity"):
+        require_repeatable(answers, answers, place="here")
+    with pytest.raises(GpusqError, match="differently each time"):
+        require_repeatable(answers[:1], [np.array([1, 3])], place="here")
+    require_repeatable(answers[:1], answers[:1], place="here")
 
 
 def test_the_first_output_stays_the_first_where_its_shape_does_not_tell_the_axis_of_samples(tmp_path: Path) -> None:
