@@ -56,10 +56,10 @@ def require_checkable(request: BuildRequest, model: ir.Model) -> None:
 
 
 def shortfalls(verification: Verification | None, request: BuildRequest) -> tuple[str, ...]:
-    """What was asked and not reached, one sentence each; `--min-sqnr` is asked of every output of floats
-    but of further ones that are constant, which are only told.
+    """What was asked and not reached, one sentence each; `--min-sqnr` is asked of every output of floats.
 
-    A limit is missed too where the first output is constant: nothing can be measured on it.
+    A limit is missed too where the first output is constant: nothing can be measured on it. A further one that is
+    constant is only told, see `doubts`.
     """
     if verification is None:
         return ()
