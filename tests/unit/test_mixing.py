@@ -82,7 +82,8 @@ class Heard:
 
     def sample(self, index: int) -> npt.NDArray[np.float32]:
         self.events.append("read")
-        return tiny_models.images(1, seed=index)[0]
+        image: npt.NDArray[np.float32] = tiny_models.images(1, seed=index)[0]
+        return image
 
 
 @pytest.mark.slow

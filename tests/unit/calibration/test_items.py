@@ -120,8 +120,8 @@ def test_images_and_8_bit_pixels_are_preprocessed_as_files_are(photo: tuple[Imag
     assert ("8-bit pixels" in source.name) == (form in {"HWC", "CHW", "batch", "tensor"})
 
 
-GREY = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (7, 20, 30), np.uint8))
-COLOUR = torch.from_numpy(np.random.default_rng(6).integers(0, 256, (4, 3, 20, 30), np.uint8))
+GREY: Any = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (7, 20, 30), np.uint8))
+COLOUR: Any = torch.from_numpy(np.random.default_rng(6).integers(0, 256, (4, 3, 20, 30), np.uint8))
 
 
 @pytest.mark.parametrize(
