@@ -139,6 +139,11 @@ def test_grey_pixels_of_a_loader_are_as_many_images_as_it_has(tmp_path: Path, da
     assert "[N, H, W] as grey images" in source.name
 
 
+def alone(batch: list[Any]) -> Any:
+    """A collate function of batches of one."""
+    return batch[0]
+
+
 @pytest.mark.parametrize(
     "items",
     [
@@ -147,7 +152,7 @@ def test_grey_pixels_of_a_loader_are_as_many_images_as_it_has(tmp_path: Path, da
         [[*COLOUR[:3]], [*COLOUR[3:]]],
         DataLoader(COLOUR, batch_size=3),
         DataLoader(COLOUR, batch_size=3, collate_fn=list),
-        DataLoader(COLOUR, collate_fn=lambda batch: batch[0]),
+        DataLoader(COLOUR, collate_fn=alone),
         DataLoader(COLOUR, batch_size=None),
     ],
     ids=["array", "images", "lists", "loader", "unstacked", "by one", "unbatched"],
