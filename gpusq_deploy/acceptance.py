@@ -78,7 +78,7 @@ def shortfalls(verification: Verification | None, request: BuildRequest) -> tupl
     if request.min_agreement is not None and agreement is None:
         missed.append("the first output has no top-1 per sample: --min-agreement can't be judged")
     elif request.min_agreement is not None and agreement is not None and agreement < request.min_agreement:
-        what = "top-1 agreement {}" if verification.sqnr_db is not None else "the share of equal integers, {},"
+        what = "top-1 agreement {}" if verification.sqnr_db is not None else "the share of equal values, {},"
         missed.append(f"{what.format(f'{agreement:.6g}')} is below --min-agreement {request.min_agreement:g}")
     return tuple(missed)
 

@@ -115,7 +115,7 @@ def test_integers_never_enter_the_limit_in_decibels() -> None:
     found = msgspec.structs.replace(FOUND, sqnr_db=None, cosine=None, top1_agreement=0.8, others=(boxes,))
     assert shortfalls(found, request(min_sqnr=60.0, min_agreement=0.8)) == ()
     assert shortfalls(found, request(min_agreement=0.9)) == (
-        "the share of equal integers, 0.8, is below --min-agreement 0.9",
+        "the share of equal values, 0.8, is below --min-agreement 0.9",
     )
 
 
