@@ -31,7 +31,6 @@ from .moments import (
     ChannelMoments as ChannelMoments,
 )
 from .observe import (
-    Observed as Observed,
     Observing as Observing,
 )
 from .ranges import (
@@ -40,16 +39,8 @@ from .ranges import (
     calibrated as calibrated,
     known_ranges as known_ranges,
 )
-from .simple_form import (
-    Counterparts as Counterparts,
-    SimpleForm as SimpleForm,
-)
 from .stored_ranges import (
     read_table as read_table,
-)
-from .tensor_magnitudes import (
-    few as few,
-    largest_magnitudes as largest_magnitudes,
 )
 from .tensorrt_cache import (
     is_tensorrt_cache as is_tensorrt_cache,

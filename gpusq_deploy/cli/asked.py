@@ -140,16 +140,16 @@ def refuse_other_options(context: click.Context, path: Path) -> None:
     """A bundle's model is made already: an option that would change it must not be passed over in silence.
 
     Raises:
-        GpusqError: Names each such option.
+        click.UsageError: Names each such option.
     """
     allowed = {"model", "targets", "engine_options", "unpack", "dry_run", "as_json"}
     given = on_command_line(context, [name for name in context.params if name not in allowed])
     if given:
         names = ", ".join(given)
-        raise GpusqError(
-            f"a bundle is built already: only --target, --engine-option and --unpack apply to it, not {names}",
-            place=str(path),
-            hint="give the checkpoint to build with other options",
+        raise click.UsageError(
+            f"{path} is a bundle, which is built already: only --target, --engine-option and --unpack apply to it, not "
+            f"{names}; give the checkpoint to build with other options",
+            context,
         )
 
 

@@ -206,8 +206,7 @@ def _preview(given: Given) -> None:
 def _extend(given: Given) -> int:
     """Further engines of a bundle, and its dense weights; the exit code."""
     from gpusq_deploy.bundle import read_bundle
-    from gpusq_deploy.cli.preview import print_backends
-    from gpusq_deploy.compile import extend_bundle, unpack_bundle
+    from gpusq_deploy.compile import checked_extension, extend_bundle, unpack_bundle
 
     if given.engine_options and not given.targets:
         raise click.UsageError("--engine-option changes how an engine is built: name a --target")
@@ -217,7 +216,13 @@ def _extend(given: Given) -> int:
     if not targets and not given.unpack:
         raise click.UsageError("a bundle has its ONNX model already: name a GPU with --target")
     if given.dry_run:
-        print_backends(targets, bundle=given.model.name, as_json=given.as_json)
+        from gpusq_deploy.cli.preview import extension_json, print_extension
+
+        checked = checked_extension(given.model, targets, engine_options=given.engine_options, unpack=given.unpack)
+        if given.as_json:
+            echo_json(extension_json(checked, targets))
+        else:
+            print_extension(checked, targets)
         return 0
     with reporting() as reporter:
         unpacked = unpack_bundle(given.model, reporter) if given.unpack else None

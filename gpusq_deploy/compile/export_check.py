@@ -192,13 +192,17 @@ def require_same(reference: Array, got: Array, *, place: str, scale: float = 0.0
     floating = is_floating(got)
     difference = _difference(reference, got, scale) if floating else 1 - equal_share(reference, got)
     if not difference <= (_EXPORT_TOLERANCE if floating else _UNEQUAL_INTEGERS):
-        what = f"relative difference {difference:.3g}" if floating else f"{difference:.1%} of the integers differ"
+        what = f"relative difference {difference:.3g}" if floating else f"{difference:.1%} of the {_kind(got)} differ"
         raise GpusqError(
             f"the exported graph computes something else than torch: {what}",
             place=place,
             hint="this model can't be exported faithfully with this opset; try another --opset or a fixed --batch",
         )
     return difference
+
+
+def _kind(array: Array) -> str:
+    return "booleans" if array.dtype == np.bool_ else "integers"
 
 
 def require_repeatable(first: Sequence[Array], second: Sequence[Array], *, place: str) -> None:
@@ -210,8 +214,14 @@ def require_repeatable(first: Sequence[Array], second: Sequence[Array], *, place
         place: The architecture, for the error.
 
     Raises:
-        GpusqError: They differ by more than an export may.
+        GpusqError: They differ by more than an export may, or aren't finite.
     """
+    if not all(np.isfinite(each).all() for each in (*first, *second) if is_floating(each)):
+        raise GpusqError(
+            "the model computes NaN or infinity on random input, so nothing can be compared with it",
+            place=place,
+            hint="check the weights: a damaged or diverged checkpoint holds NaN",
+        )
     differences = [
         _difference(one, other) for one, other in zip(first, second, strict=True) if one.shape == other.shape
     ]

@@ -238,6 +238,7 @@ def _verification_json(verification: Verification | None) -> dict[str, Any] | No
         "others": {other.tensor: other.sqnr_db for other in verification.others},
         "agreements": {other.tensor: other.share for other in verification.agreements},
         "whole": list(verification.whole),
+        "rounding": list(verification.rounding),
         "synthetic": verification.synthetic,
         "blocks": {block.module: block.sqnr_db for block in verification.blocks},
         "noisiest": [block.module for block in verification.noisiest(3)],
