@@ -108,7 +108,7 @@ def _changes(base: Bundle, head: Bundle) -> Iterator[Change]:
 def _facts(bundle: Bundle) -> dict[str, str]:
     """What may differ without being better or worse."""
     manifest = bundle.manifest
-    options = {**manifest.options, **builtins_from_value(manifest.engine)}
+    options = {**builtins_from_value(manifest.options), **builtins_from_value(manifest.engine)}
     return {
         "model.onnx": bundle.receipt.model_digest,
         "checkpoint": manifest.source.digest,

@@ -19,6 +19,10 @@ from .base import (
     write_whole as write_whole,
     written_whole as written_whole,
 )
+from .build_options import (
+    BuildOptionsRecord as BuildOptionsRecord,
+    RewriteChoice as RewriteChoice,
+)
 from .bundle_layout import (
     CALIBRATION as CALIBRATION,
     ENGINES as ENGINES,

@@ -33,6 +33,11 @@ class _Strict(msgspec.StructMeta):
 class Value(msgspec.Struct, metaclass=_Strict, frozen=True):
     """Base of every value that flows between rooms or is written to a bundle."""
 
+    @classmethod
+    def upgraded(cls, data: bytes) -> bytes:
+        """JSON that an older version wrote, in the form of today; what isn't JSON is handed back, to be refused."""
+        return data
+
 
 def json_from_value(value: Value) -> bytes:
     """Canonical JSON: fields in declaration order, two-space indent, a final newline; equal values, equal bytes."""
@@ -69,7 +74,7 @@ def value_from_json(data: bytes, kind: type[_V], *, place: str) -> _V:
         GpusqError: Not JSON, wrong types, an unknown field, or another schema.
     """
     try:
-        return msgspec.json.decode(data, type=kind)
+        return msgspec.json.decode(kind.upgraded(data), type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise GpusqError(
             f"not a valid {kind.__name__} file: {error}",

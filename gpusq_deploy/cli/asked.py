@@ -14,8 +14,15 @@ from gpusq_deploy.cli.common import chosen_arch, parse_batch, say
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
-    from gpusq_deploy.artifacts import BatchRange, CalibratorName, FloatPrecision, PruneMethod, QuantizedPrecision
-    from gpusq_deploy.compile import BuildRequest, RewriteChoice
+    from gpusq_deploy.artifacts import (
+        BatchRange,
+        CalibratorName,
+        FloatPrecision,
+        PruneMethod,
+        QuantizedPrecision,
+        RewriteChoice,
+    )
+    from gpusq_deploy.compile import BuildRequest
     from gpusq_deploy.engines import Target
     from gpusq_deploy.quantize import Int8OutputRequest
 

@@ -21,7 +21,6 @@ from .repair import (
 )
 from .request import (
     BuildRequest as BuildRequest,
-    RewriteChoice as RewriteChoice,
 )
 from .target_checks import (
     expressible_recipe as expressible_recipe,

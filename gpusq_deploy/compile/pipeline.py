@@ -34,7 +34,7 @@ from gpusq_deploy.compile.cost_estimate import estimate_cost, with_estimates
 from gpusq_deploy.compile.engine_stage import EngineRequest, build_engines
 from gpusq_deploy.compile.export_check import check_export
 from gpusq_deploy.compile.inputs import find_data, open_samples, repair_command, say_remarks, subject_of
-from gpusq_deploy.compile.manifest import make_manifest
+from gpusq_deploy.compile.manifest import BuildFacts, make_manifest
 from gpusq_deploy.compile.prune_stage import prune_as_asked
 from gpusq_deploy.compile.qkv_merge import MergedGraph, merge_qkv
 from gpusq_deploy.compile.request import BuildRequest
@@ -153,11 +153,10 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
             write_value(folder, CALIBRATION, table)
         manifest = make_manifest(
             request,
+            recipe,
             opened.checkpoint,
             map_model(built_file),
-            sparsity=kept,
-            export_difference=difference,
-            synthetic=table is not None and table.synthetic,
+            BuildFacts(kept, difference, synthetic=table is not None and table.synthetic),
         )
         write_value(folder, MANIFEST, msgspec.structs.replace(manifest, files=files_in(folder)))
         if missed:

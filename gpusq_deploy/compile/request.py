@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from gpusq_deploy.artifacts import (
     AMAX,
@@ -19,12 +18,12 @@ from gpusq_deploy.artifacts import (
     PruneMethod,
     QuantizedPrecision,
     Recipe,
+    RewriteChoice,
 )
 from gpusq_deploy.engines import Target
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.quantize import Int8OutputRequest
 
-RewriteChoice = Literal["measured", "all"]
 # What is told of a request and of its recipe alike.
 _PACK = "--pack needs --int8 --sparse: it stores 2:4 INT8 weights"
 _OUTPUTS = "--sparse-outputs needs --int8, --sparse and --calib: it places quantisers by data"

@@ -43,7 +43,7 @@ def test_all_rewrites_can_be_asked_for(dense: Path, tmp_path: Path) -> None:
     done = run_main(build, dense, "--rewrites", "all", "--out", tmp_path / "b")
     assert done.code == 0, done.err
     bundle = read_bundle(tmp_path / "b")
-    assert bundle.manifest.options["rewrites"] == "all"
+    assert bundle.manifest.options.rewrites == "all"
     why = "graph rewrites applied, kernel counts not compared (--rewrites all): attention-scale"
     assert why in bundle.plan.notes
 

@@ -161,8 +161,9 @@ def _compared(bundle: Bundle) -> str:
 
 def _limits(bundle: Bundle) -> str:
     """What was asked of the accuracy, by its options; empty where nothing was."""
-    asked = {name: bundle.manifest.options.get(name, "none") for name in ("min_sqnr", "min_agreement")}
-    return " and ".join(f"--{name.replace('_', '-')} {limit}" for name, limit in asked.items() if limit != "none")
+    options = bundle.manifest.options
+    asked = {"--min-sqnr": options.min_sqnr, "--min-agreement": options.min_agreement}
+    return " and ".join(f"{name} {limit:g}" for name, limit in asked.items() if limit is not None)
 
 
 def _rewrites_text(verification: Verification) -> str:

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from commands import run_main
 
+from gpusq_deploy.artifacts.build_options import BuildOptionsRecord
 from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineTotals, Verification
 from gpusq_deploy.benchmarks.bundle_comparison import compare_bundles
 from gpusq_deploy.bundle.files import Bundle, read_bundle
@@ -123,7 +124,7 @@ def test_merged_gemms_are_listed_and_not_judged(base: Bundle) -> None:
 
 def test_options_and_preprocessing_are_listed_and_not_judged(base: Bundle) -> None:
     other = msgspec.structs.replace(base.manifest.preprocessing, mean=(0.5,))
-    manifest = msgspec.structs.replace(base.manifest, preprocessing=other, options={"int8": "true"})
+    manifest = msgspec.structs.replace(base.manifest, preprocessing=other, options=BuildOptionsRecord(int8=True))
     found = compare_bundles(base, replace(base, manifest=manifest))
     assert [(change.judgement, change.what) for change in found.changes] == [
         ("other", "preprocessing mean"),
