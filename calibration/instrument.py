@@ -13,7 +13,7 @@ AMAX_SUFFIX = "__amax"
 VALUES_SUFFIX = "__values"
 LARGEST_SUFFIX = "__largest"
 # Their first output holds values of their first input, no others.
-_MOVES = frozenset(
+MOVES = frozenset(
     {"Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
 
@@ -61,7 +61,7 @@ def _is_computed(value: ir.Value) -> bool:
 
 def _origin(value: ir.Value) -> ir.Value | None:
     node = value.producer()
-    origin = node.inputs[0] if node is not None and node.op_type in _MOVES else None
+    origin = node.inputs[0] if node is not None and node.op_type in MOVES else None
     return origin if origin is not None and origin.producer() is not None else None
 
 

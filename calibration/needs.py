@@ -57,6 +57,11 @@ class Needs:
             magnitudes=self.magnitudes or other.magnitudes,
         )
 
+    @property
+    def readers(self) -> tuple[GraphLayer, ...]:
+        """The layers whose inputs need a range."""
+        return tuple(reader for need in self.ranges.values() for reader in need.readers)
+
     def __bool__(self) -> bool:
         """Whether anything is to be seen."""
         return bool(self.ranges or self.moments or self.magnitudes)

@@ -26,7 +26,7 @@ import onnx_ir as ir
 
 from gpusq_deploy.artifacts import AMAX, CalibrationTable, Calibrator, Preprocessing, TensorRange, digest_of_bytes
 from gpusq_deploy.calibration.calibrators import range_of
-from gpusq_deploy.calibration.data import DataSource, evenly_filled, remarks, require_few_skipped, require_some
+from gpusq_deploy.calibration.data import DataSource, evenly_filled, remarks, require_few_skipped, require_some, spread_indices
 from gpusq_deploy.calibration.histogram import Counts, counts_of
 from gpusq_deploy.calibration.image_data import Sample
 from gpusq_deploy.calibration.input_checks import input_warnings, sameness_warnings, statistics_of
@@ -273,7 +273,7 @@ def _seen(
     progress: Callable[[int, int], None] | None,
     how: Observing,
 ) -> _Seen:
-    """Run this process's samples: first the few whose every tensor is looked at, on a graph of its own, then the rest."""
+    """Run this process's samples: first the few whose every tensor is looked at, on their own graph, then the rest."""
     seen, batch = _Seen(), static_batch(model.graph)
     groups = _groups(len(source), batch or 1)[how.rank :: how.world]
     few = frozenset(spread_indices(len(source), SPREAD_SAMPLES)) if needs.magnitudes else frozenset[int]()

@@ -50,7 +50,7 @@ from gpusq_deploy.calibration.data import DataSource, Selection, open_source
 from gpusq_deploy.calibration.ranges import CalibrationInputs
 from gpusq_deploy.compile.inputs import subject_of
 from gpusq_deploy.compile.pipeline import CANONICAL
-from gpusq_deploy.compile.qkv_merge import merge_qkv
+from gpusq_deploy.quantize.qkv_merge import merge_qkv
 from gpusq_deploy.engines.builder import EngineBuild, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.cost import graph_cost

@@ -88,7 +88,7 @@ def extension_json(found: Extension, targets: Sequence[Target]) -> dict[str, Any
         "source": bundle.manifest.source.file,
         "arch": str(bundle.manifest.source.arch),
         "recipe": bundle.plan.recipe,
-        "remainder": bundle.plan.remainder,
+        "remainder": bundle.plan.float_type,
         "batch": str(bundle.manifest.batch),
         "opset": bundle.manifest.opset,
         "engines": backends_json(targets, found.backends),

@@ -69,7 +69,7 @@ def checked_extension(
             hint="build it again from its checkpoint, with another recipe or another limit",
         )
     options = options_from_text(engine_options, base=manifest.engine)
-    require_reachable(asked_by(bundle.plan, options, opset=manifest.opset), targets)
+    require_reachable(demands_of(bundle.plan, options, opset=manifest.opset), targets)
     require_possible(bundle.plan, targets)
     unpack = unpack or lacks_dense(path)
     require_whole(bundle, but=DENSE if unpack else None)

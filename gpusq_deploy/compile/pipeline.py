@@ -36,7 +36,7 @@ from gpusq_deploy.compile.export_check import check_export
 from gpusq_deploy.compile.inputs import find_data, open_samples, repair_command, say_remarks, subject_of
 from gpusq_deploy.compile.manifest import BuildFacts, make_manifest
 from gpusq_deploy.compile.prune_stage import prune_as_asked
-from gpusq_deploy.compile.qkv_merge import MergedGraph, merge_qkv
+from gpusq_deploy.quantize.qkv_merge import MergedGraph, merge_qkv
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.compile.rewrite_selection import Speedup, best_form, find_yardstick, require_parsable
 from gpusq_deploy.compile.target_checks import expressible_recipe, require_possible

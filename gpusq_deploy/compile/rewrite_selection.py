@@ -12,7 +12,7 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts import FloatPrecision, GraphCost, SparsityReport
-from gpusq_deploy.compile.qkv_merge import MergedGraph
+from gpusq_deploy.quantize.qkv_merge import MergedGraph
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.engines import BackendName, Target, find_api, find_target, graph_cost, layers_at, unparsed
 from gpusq_deploy.errors import GpusqError

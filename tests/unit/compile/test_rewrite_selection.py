@@ -17,7 +17,7 @@ from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.receipt import GraphCost
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.compile.pipeline import FASTER, SIMPLE
-from gpusq_deploy.compile.qkv_merge import MergedGraph
+from gpusq_deploy.quantize.qkv_merge import MergedGraph
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.compile.rewrite_selection import Form, Speedup, Yardstick, best_form, choose_form, require_parsable
 from gpusq_deploy.engines.parse_check import reason_in

@@ -18,7 +18,7 @@ from gpusq_deploy.bundle.report.warnings import verification_warnings
 from gpusq_deploy.calibration.data import ArrayFile, RandomNoise, split_source
 from gpusq_deploy.compile import compare_graphs
 from gpusq_deploy.compile.compare_graphs import Pair, compare
-from gpusq_deploy.compile.export_check import require_same
+from gpusq_deploy.compile.export_check import require_repeatable, require_same
 from gpusq_deploy.compile.verify import verify
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.engines.session import Session
@@ -495,7 +495,7 @@ def test_an_output_of_rounding_errors_alone_is_said_and_not_counted(tmp_path: Pa
     assert [other.tensor for other in report.others] == ([] if first == "y" else ["y"])
     assert (report.sqnr_db if first == "y" else report.others[0].sqnr_db) == pytest.approx(60, abs=2)
     assert (report.sqnr_db is None, report.top1_agreement is None) == (first == "m", first == "m")
-    (doubt,) = doubts(report)
+    (doubt,) = verification_warnings(report)
     assert doubt.startswith("m: the float model computes rounding errors alone there")
     assert value_from_json(json_from_value(report), Verification, place="here") == report
 
