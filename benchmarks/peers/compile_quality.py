@@ -49,7 +49,6 @@ from gpusq_deploy.calibration.calibrator_choice import calibrators_for
 from gpusq_deploy.calibration.data import DataSource, Selection, open_source
 from gpusq_deploy.calibration.ranges import CalibrationInputs
 from gpusq_deploy.compile.inputs import subject_of
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.compile.qkv_merge import merge_qkv
 from gpusq_deploy.engines.builder import EngineBuild, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
@@ -66,6 +65,7 @@ from gpusq_deploy.graph.files import load_model, save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import Pass, run_passes
 from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.numerics.error import sqnr_db
 from gpusq_deploy.progress import Reporter

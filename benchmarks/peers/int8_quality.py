@@ -176,10 +176,10 @@ def _rows(options: argparse.Namespace, folder: Path, preprocessing: Preprocessin
 
 def export(options: argparse.Namespace, folder: Path) -> Preprocessing:
     """The float graph, in the form that all of ours start from; torch stays in this process."""
-    from gpusq_deploy.compile.pipeline import CANONICAL
     from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text
     from gpusq_deploy.frontend.checkpoint.load import load_checkpoint
     from gpusq_deploy.frontend.export.onnx_export import export_float_model
+    from gpusq_deploy.graph.passes.pipelines import CANONICAL
 
     arch = None if options.arch is None else arch_from_text(options.arch, options.arch_arg)
     checkpoint = load_checkpoint(Path(options.model), arch=arch)

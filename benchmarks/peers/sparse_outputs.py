@@ -24,7 +24,6 @@ from gpusq_deploy.calibration.data import open_source
 from gpusq_deploy.calibration.ranges import CalibrationInputs
 from gpusq_deploy.compile.compare_graphs import Pair
 from gpusq_deploy.compile.inputs import subject_of
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.compile.verify import verify
 from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.configure import BuildSettings
@@ -37,6 +36,7 @@ from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize.int8_outputs import Int8Outputs

@@ -50,7 +50,7 @@ _GROUPS = (
     ("Accuracy", ("--calibrator", "--calib-samples", "--ranges", "--recalibrate", "--min-sqnr", "--min-agreement")),
     ("Sparsity", ("--prune", "--permute", "--sparse-outputs", "--pack", "--unpack")),
     ("Engine", ("--engine-option", "--rewrites")),
-    ("Output", ("--force", "--dry-run", "--list", *LOUDNESS)),
+    ("Output", ("--force", "--dry-run", "--dump-passes", "--list", *LOUDNESS)),
 )
 
 
@@ -151,6 +151,12 @@ _GROUPS = (
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--dry-run", is_flag=True, help="Load and export MODEL, print what would be built, and write nothing.")
 @click.option(
+    "--dump-passes",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write the graph after each pass to this new folder, without large weights, and what each changed.",
+)
+@click.option(
     "--list",
     metavar="|".join(LISTS),
     is_eager=True,
@@ -176,6 +182,8 @@ def command(context: click.Context, /, **options: Any) -> None:
     if given.unpack:
         raise click.UsageError("--unpack is for a bundle")
     if given.dry_run:
+        if given.dump_passes is not None:
+            raise click.UsageError("--dry-run writes nothing: leave out --dump-passes")
         _preview(given)
     else:
         _build(given)

@@ -12,7 +12,7 @@ from gpusq_deploy.compile.pipeline import float_graphs, read_checkpoint, require
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.compile.target_checks import expressible_recipe
 from gpusq_deploy.engines import BackendChoice, choose_backend
-from gpusq_deploy.graph import GraphLayer, weighted_layers
+from gpusq_deploy.graph import GraphLayer, PassLog, weighted_layers
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize import DENSE
 from gpusq_deploy.sparsity import graph_sparsity
@@ -66,7 +66,7 @@ def preview(request: BuildRequest, reporter: Reporter) -> Preview:
     checkpoint = read_checkpoint(request, reporter)
     require_stored(checkpoint, request, recipe, sparse=request.sparse and request.prune is None)
     data = find_data(request, checkpoint, open_samples(request, checkpoint), recipe)
-    _, model = float_graphs(request, checkpoint, reporter)
+    _, model = float_graphs(request, checkpoint, reporter, PassLog())
     layers = weighted_layers(model)
     if request.int8 or request.sparse:
         require_used_rules(recipe, layers)

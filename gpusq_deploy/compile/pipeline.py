@@ -52,17 +52,12 @@ from gpusq_deploy.frontend import (
     release_weights,
 )
 from gpusq_deploy.graph import (
-    AttentionScale,
+    FASTER,
+    SIMPLE,
     CastToFloatType,
-    Clean,
-    DropNoOps,
-    FlattenTokens,
-    FoldConstants,
-    FoldShapes,
     Moved,
-    Pass,
+    PassLog,
     Quantize,
-    WindowNorm,
     give_back,
     heard,
     keep_fp32,
@@ -94,12 +89,6 @@ from gpusq_deploy.sparsity import (
     sparsity_report,
 )
 
-# The form of a float graph that everything after relies on.
-SIMPLE: tuple[Pass, ...] = (Clean(), FoldConstants(), FoldShapes(), DropNoOps())
-# What gives most models fewer kernels in TensorRT; see `forms` for those that it doesn't help.
-FASTER: tuple[Pass, ...] = (AttentionScale(), WindowNorm(), FlattenTokens())
-CANONICAL = (*SIMPLE, *FASTER)
-
 
 def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
     """Load, check, export, calibrate, decide, rewrite, verify, build, and write the bundle whole.
@@ -111,8 +100,9 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
     recipe = expressible_recipe(request)
     require_place(request.out, force=request.force)
 
+    log = PassLog(request.dump_passes)
     opened = _open_inputs(request, recipe, reporter)
-    exported = _export(request, recipe, opened.checkpoint, reporter)
+    exported = _export(request, recipe, opened.checkpoint, reporter, log)
     packed = exported.packed
 
     with new_bundle(request.out, force=request.force) as folder, scratch_folder() as scratch:
@@ -224,7 +214,12 @@ def _open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> O
 
 
 def export_simple(
-    checkpoint: Checkpoint, batch: BatchRange, opset: int, reporter: Reporter, names: Names = MODELS_OWN
+    checkpoint: Checkpoint,
+    batch: BatchRange,
+    opset: int,
+    reporter: Reporter,
+    names: Names = MODELS_OWN,
+    log: PassLog | None = None,
 ) -> ir.Model:
     """The float graph in its simple form: what every command calibrates, whatever a build makes of it then."""
     reporter.say(f"exporting {checkpoint.arch} to ONNX opset {opset}")
@@ -235,32 +230,39 @@ def export_simple(
         names=names,
         progress=lambda done, total: reporter.progress("exporting", done, total),
     )
-    return run_passes(exported, SIMPLE, after=heard("simplifying", SIMPLE, reporter))
+    return run_passes(
+        exported, SIMPLE, after=heard("simplifying", SIMPLE, reporter, (log or PassLog()).after(exported))
+    )
 
 
-def float_graphs(request: BuildRequest, checkpoint: Checkpoint, reporter: Reporter) -> tuple[ir.Model, ir.Model]:
+def float_graphs(
+    request: BuildRequest, checkpoint: Checkpoint, reporter: Reporter, log: PassLog
+) -> tuple[ir.Model, ir.Model]:
     """The float graph in its simple form, and with all rewrites for speed.
 
     Raises:
         GpusqError: The exporter refuses the model, or its outputs can't be held against the limits that were asked.
     """
     names = Names(input=request.input_name, outputs=request.output_names)
-    simple = export_simple(checkpoint, request.batch, request.opset, reporter, names)
-    model = run_passes(simple, FASTER, after=heard("rewriting", FASTER, reporter))
+    simple = export_simple(checkpoint, request.batch, request.opset, reporter, names, log)
+    model = run_passes(simple, FASTER, after=heard("rewriting", FASTER, reporter, log.after(simple)))
     require_checkable(request, model)
     return simple, model
 
 
 class Exported(NamedTuple):
-    """A float graph in its simple form, which is calibrated, and in the form that is built."""
+    """A float graph in its simple form, which is calibrated, and in the form that is built; who hears its passes."""
 
     simple: ir.Model
     packed: MergedGraph
+    log: PassLog
 
 
-def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, reporter: Reporter) -> Exported:
+def _export(
+    request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, reporter: Reporter, log: PassLog
+) -> Exported:
     """The float graph in its best form, with those projections packed that the recipe and 2:4 allow to be."""
-    simple, model = float_graphs(request, checkpoint, reporter)
+    simple, model = float_graphs(request, checkpoint, reporter, log)
     stored = graph_sparsity(model, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)
     if request.sparse:
         require_sparse(stored, command=repair_command(request))
@@ -269,19 +271,20 @@ def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, repor
     release_graph(simple.graph)
     packed = best_form(
         Speedup(before=simple, after=model, rewrites=FASTER, stored=stored),
-        lambda form: merge_qkv(form, stored, recipe, checkpoint.sparsity),
+        lambda form: merge_qkv(form, stored, recipe, checkpoint.sparsity, log),
         find_yardstick(request),
         reporter,
+        log=log,
         require=lambda form: require_parsable(form, request),
     )
-    return Exported(simple=simple, packed=packed)
+    return Exported(simple=simple, packed=packed, log=log)
 
 
 def _rewrite(
     exported: Exported, opened: Opened, request: BuildRequest, recipe: Recipe, folder: Path, reporter: Reporter
 ) -> Rewritten:
     """Calibrate, decide and rewrite the float graph; what is built goes into the bundle's folder."""
-    packed = exported.packed
+    packed, log = exported.packed, exported.log
     model, data, layers = packed.model, opened.data, weighted_layers(packed.model)
     wanted = layers_to_quantize(layers, recipe) if request.int8 else ()
     how = QuantRequest(
@@ -291,6 +294,7 @@ def _rewrite(
         remainder=request.remainder,
         outputs=Int8Outputs(wish=request.sparse_outputs, sparsity=packed.stored),
         simple=SimpleForm(model=exported.simple, parts=packed.parts),
+        after=log.after(model),
     )
     prepared = plan_inputs(model, layers, how, data, subject_of(opened.checkpoint), reporter)
     asked = PlanRequest(recipe=recipe, int8=request.int8, sparse=request.sparse, remainder=request.remainder)
@@ -298,7 +302,8 @@ def _rewrite(
     plan, rounded = decide(prepared, asked, packed.stored, wide, data, reporter)
     plan = note_others(packed.noted(plan), prepared.model)
     require_possible(plan, request.targets)
-    built = run_passes(prepared.model, [Quantize(plan, rounded), keep_fp32(plan), CastToFloatType(plan.remainder)])
+    steps = (Quantize(plan, rounded), keep_fp32(plan), CastToFloatType(plan.remainder))
+    built = run_passes(prepared.model, steps, after=log.after(prepared.model))
     kept = sparsity_kept(built, packed.stored, recipe)
     if request.pack:
         compress_weights(built, kept, folder, reporter)

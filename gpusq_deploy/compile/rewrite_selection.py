@@ -21,6 +21,7 @@ from gpusq_deploy.graph import (
     CastToFloatType,
     MergeQkv,
     Pass,
+    PassLog,
     cut_constants,
     give_back,
     module_of,
@@ -115,6 +116,7 @@ def best_form(
     yardstick: Yardstick | str,
     reporter: Reporter,
     *,
+    log: PassLog | None = None,
     require: Callable[[ir.Model], None] = lambda _: None,
 ) -> MergedGraph:
     """The float graph with those rewrites that help it, packing among them; why, in its notes.
@@ -124,6 +126,7 @@ def best_form(
         pack: Packs the projections of a graph after them, where the recipe and 2:4 allow it.
         yardstick: What forms are compared by; or why they aren't.
         reporter: Who hears what was chosen.
+        log: Hears those that are kept, where some are left out.
         require: Looks at the graph where no compiler has taken it; see `require_parsable`.
     """
     simple = speedup.before
@@ -143,7 +146,8 @@ def best_form(
     notes = (*form.notes, f"graph rewrites compared by {yardstick}") if form.compared else form.notes
     if not form.left_out:
         return replace(packed, notes=(*packed.notes, *notes))
-    model = run_passes(simple, [step for step in form.kept if step not in packing])
+    kept = [step for step in form.kept if step not in packing]
+    model = run_passes(simple, kept, after=(log or PassLog()).after(simple))
     # What can be packed in this form may be less than in the other; or nothing is to be.
     found = (
         pack(model)

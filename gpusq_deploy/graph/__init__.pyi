@@ -49,6 +49,7 @@ from .passes.attention_scale import (
     scales_scores as scales_scores,
 )
 from .passes.base import (
+    AfterPass as AfterPass,
     Pass as Pass,
     heard as heard,
     run_passes as run_passes,
@@ -76,16 +77,31 @@ from .passes.keep_fp32 import (
     keep_fp32 as keep_fp32,
     known_tensors as known_tensors,
 )
+from .passes.log import (
+    PassLog as PassLog,
+    PassRecord as PassRecord,
+)
 from .passes.merge_qkv import (
     MergeQkv as MergeQkv,
     QkvGroup as QkvGroup,
     find_projections as find_projections,
+)
+from .passes.pipelines import (
+    CANONICAL as CANONICAL,
+    FASTER as FASTER,
+    SIMPLE as SIMPLE,
 )
 from .passes.quantize import (
     STORED_TYPE as STORED_TYPE,
     Quantize as Quantize,
     RoundedWeight as RoundedWeight,
     rounded_to_nearest as rounded_to_nearest,
+)
+from .passes.registry import (
+    PASSES as PASSES,
+    PIPELINES as PIPELINES,
+    make_pass as make_pass,
+    pass_names as pass_names,
 )
 from .passes.smooth import (
     Moved as Moved,

@@ -23,6 +23,7 @@ from gpusq_deploy.calibration import (
 )
 from gpusq_deploy.graph import (
     STORED_TYPE,
+    AfterPass,
     GraphLayer,
     Moved,
     RoundedWeight,
@@ -72,7 +73,7 @@ class SmoothedGraph:
 class QuantRequest:
     """What is to be quantised and how; `outputs` None leaves the outputs of layers alone, whatever the recipe says.
 
-    `simple` is the form of the graph that is calibrated; None: the graph itself.
+    `simple` is the form of the graph that is calibrated; None: the graph itself. `after` hears the smoothing.
     """
 
     layers: tuple[GraphLayer, ...]
@@ -81,6 +82,7 @@ class QuantRequest:
     remainder: FloatPrecision
     outputs: Int8Outputs | None = None
     simple: SimpleForm | None = None
+    after: AfterPass | None = None
 
 
 def smooth_and_observe(
@@ -143,7 +145,7 @@ class _Seen(NamedTuple):
 
 def _smooth(model: ir.Model, wanted: QuantRequest, smoothed: tuple[SmoothedTensor, ...], seen: _Seen) -> SmoothedGraph:
     """The smoothed graph, with what becomes of what was seen."""
-    ready = run_passes(model, [Smooth(smoothed)])
+    ready = run_passes(model, [Smooth(smoothed)], after=wanted.after)
     layers = weighted_layers(ready)
     found = moments_behind(seen.before.moments(seen.found.moments, wanted.layers), smoothed)
     now = {layer.node: layer for layer in layers}

@@ -80,7 +80,7 @@ class Quantize:
     6. INT8 and INT4 weights in `rounded`, by node, are taken from there; their bias change is left out where there is
        no bias.
 
-    The graph stays float32; `CastRemainder` makes it FP16 or BF16.
+    The graph stays float32; `CastToFloatType` makes it FP16 or BF16.
     """
 
     plan: QuantPlan

@@ -13,13 +13,13 @@ from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.calibration.instrument import VALUES_SUFFIX, instrumented
 from gpusq_deploy.calibration.simple_form import SimpleForm
 from gpusq_deploy.calibration.stored_ranges import table_from_recorded
-from gpusq_deploy.compile.pipeline import FASTER, SIMPLE
 from gpusq_deploy.compile.qkv_merge import merge_qkv
 from gpusq_deploy.frontend.export.onnx_export import example_input, export_float_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.clean import Clean
 from gpusq_deploy.graph.passes.merge_qkv import MergeQkv, find_projections
+from gpusq_deploy.graph.passes.pipelines import FASTER, SIMPLE
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 BATCH = BatchRange(minimum=1, optimum=2, maximum=4)

@@ -16,7 +16,6 @@ import tiny_models
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.receipt import GraphCost
 from gpusq_deploy.artifacts.sparsity import SparsityReport
-from gpusq_deploy.compile.pipeline import FASTER, SIMPLE
 from gpusq_deploy.compile.qkv_merge import MergedGraph
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.compile.rewrite_selection import Form, Speedup, Yardstick, best_form, choose_form, require_parsable
@@ -26,6 +25,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.passes.attention_scale import AttentionScale, scales_scores
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.clean import Clean
+from gpusq_deploy.graph.passes.pipelines import FASTER, SIMPLE
 from gpusq_deploy.graph.values import NAME_SCOPES
 from gpusq_deploy.progress import Reporter
 

@@ -15,10 +15,10 @@ from gpusq_deploy.artifacts.plan import QuantPlan
 from gpusq_deploy.calibration.data import ArrayFile
 from gpusq_deploy.calibration.instrument import VALUES_SUFFIX, instrumented
 from gpusq_deploy.calibration.observe import Observing, observe
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.graph.layers import GraphLayer, weight_rows, weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.quantize import RoundedWeight
 from gpusq_deploy.graph.residual import branches_of_nodes
 from gpusq_deploy.quantize.noise_model import LayerStatistics, residual_noise, statistics_request
