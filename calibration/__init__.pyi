@@ -11,6 +11,7 @@ from .data import (
     open_source as open_source,
     preprocessing_of_arrays as preprocessing_of_arrays,
     split_source as split_source,
+    spread_indices as spread_indices,
 )
 from .distributed import (
     Ranks as Ranks,
@@ -24,19 +25,28 @@ from .image_listing import (
     image_files as image_files,
 )
 from .instrument import (
+    MOVES as MOVES,
     VALUES_SUFFIX as VALUES_SUFFIX,
     instrumented as instrumented,
 )
 from .moments import (
     ChannelMoments as ChannelMoments,
 )
+from .needs import (
+    Needs as Needs,
+    Observations as Observations,
+    RangeNeed as RangeNeed,
+    needs_of_layers as needs_of_layers,
+)
 from .observe import (
     Observing as Observing,
 )
 from .ranges import (
     CalibrationInputs as CalibrationInputs,
+    KnownRanges as KnownRanges,
     ModelFacts as ModelFacts,
     calibrated as calibrated,
+    joined_ranges as joined_ranges,
     known_ranges as known_ranges,
 )
 from .stored_ranges import (

@@ -26,7 +26,14 @@ import onnx_ir as ir
 
 from gpusq_deploy.artifacts import AMAX, CalibrationTable, Calibrator, Preprocessing, TensorRange, digest_of_bytes
 from gpusq_deploy.calibration.calibrators import range_of
-from gpusq_deploy.calibration.data import DataSource, evenly_filled, remarks, require_few_skipped, require_some, spread_indices
+from gpusq_deploy.calibration.data import (
+    DataSource,
+    evenly_filled,
+    remarks,
+    require_few_skipped,
+    require_some,
+    spread_indices,
+)
 from gpusq_deploy.calibration.histogram import Counts, counts_of
 from gpusq_deploy.calibration.image_data import Sample
 from gpusq_deploy.calibration.input_checks import input_warnings, sameness_warnings, statistics_of
@@ -83,6 +90,10 @@ def open_single_threaded(path: Path) -> Runner:
     return open_onnx(path, threads=1)
 
 
+def _unheard(_done: int, _total: int) -> None:
+    """Nobody wants to know."""
+
+
 def alone(own: bytes) -> Sequence[bytes]:
     """What every process saw, where there is but one."""
     return (own,)
@@ -97,6 +108,7 @@ class Observing:
         rank: This process's number of `world`; it takes every world-th sample.
         gather: Sends this process's tally to all others, and returns those of all, its own among them.
         workers: Samples run at the same time.
+        progress: Called with the samples done and their number, of this process.
     """
 
     preprocessing: Preprocessing | None = None
@@ -104,6 +116,7 @@ class Observing:
     world: int = 1
     gather: Callable[[bytes], Sequence[bytes]] = alone
     workers: int = 1
+    progress: Callable[[int, int], object] = _unheard
 
 
 def collect_ranges(
@@ -113,12 +126,11 @@ def collect_ranges(
     *,
     calibrators: Mapping[str, Calibrator] | None = None,
     open_model: Callable[[Path], Runner] = open_single_threaded,
-    progress: Callable[[int, int], None] | None = None,
     how: Observing | None = None,
 ) -> CalibrationTable:
     """Ranges of the input of every given layer, by calibrators by tensor; see `observe`."""
     needs = needs_of_layers(layers, calibrators)
-    found = observe(model, needs, source, open_model=open_model, progress=progress, how=how).table
+    found = observe(model, needs, source, open_model=open_model, how=how).table
     assert found is not None, "the data was looked at"
     return found
 
@@ -129,7 +141,6 @@ def observe(
     source: DataSource,
     *,
     open_model: Callable[[Path], Runner] = open_single_threaded,
-    progress: Callable[[int, int], None] | None = None,
     how: Observing | None = None,
 ) -> Observations:
     """See what is needed of a graph's tensors; each sample is run once.
@@ -140,7 +151,6 @@ def observe(
             one process where any are.
         source: Samples.
         open_model: Opens an ONNX file for running.
-        progress: Called with the samples done and their number, of this process.
         how: Workers and ranks.
 
     Raises:
@@ -149,7 +159,7 @@ def observe(
     how = how or Observing()
     if needs.moments and how.world > 1:
         raise ValueError("channel moments need a single process")
-    seen = _seen(model, needs, source, open_model=open_model, progress=progress, how=how)
+    seen = _seen(model, needs, source, open_model=open_model, how=how)
     calibrators = {tensor: need.calibrator for tensor, need in needs.ranges.items()}
     work = (source.name, len(source), how.world, *(f"{name}: {calibrator}" for name, calibrator in calibrators.items()))
     about = digest_of_bytes(repr(work).encode())
@@ -257,8 +267,9 @@ class _Observer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Seen:
-    """What this process's share of the samples showed."""
+    """What this process's share of the samples showed, `count` in all."""
 
+    count: int
     tally: ObserverState = field(default_factory=ObserverState)
     sums: dict[str, ChannelMomentSums] = field(default_factory=dict[str, ChannelMomentSums])
     magnitudes: dict[str, float] = field(default_factory=dict[str, float])
@@ -270,16 +281,15 @@ def _seen(
     source: DataSource,
     *,
     open_model: Callable[[Path], Runner],
-    progress: Callable[[int, int], None] | None,
     how: Observing,
 ) -> _Seen:
     """Run this process's samples: first the few whose every tensor is looked at, on their own graph, then the rest."""
-    seen, batch = _Seen(), static_batch(model.graph)
+    batch = static_batch(model.graph)
     groups = _groups(len(source), batch or 1)[how.rank :: how.world]
     few = frozenset(spread_indices(len(source), SPREAD_SAMPLES)) if needs.magnitudes else frozenset[int]()
     first = [group for group in groups if not few.isdisjoint(group)]
-    rest = [group for group in groups if few.isdisjoint(group)]
-    mine = sum(map(len, groups))
+    rest = [group for group in groups if few.isdisjoint(group)] if needs.ranges or needs.moments else []
+    seen = _Seen(count=sum(map(len, (*first, *rest))))
     weights = _channel_weights(model, needs)
     for share, magnitudes in ((first, True), (rest, False)):
         if not share:
@@ -298,7 +308,7 @@ def _seen(
                 moments=needs.moments,
             )
             try:
-                _run(observer, share, seen, needs, how, lambda done: progress and progress(done, mine))
+                _run(observer, share, seen, needs, how)
             finally:
                 runner.close()
     for tensor, origin in moved_from(model).items() if few else ():  # in the graph's order
@@ -313,7 +323,6 @@ def _run(
     seen: _Seen,
     needs: Needs,
     how: Observing,
-    progress: Callable[[int], object],
 ) -> None:
     """Look at some groups, and add up what they show, in order."""
     tally = seen.tally
@@ -324,7 +333,7 @@ def _run(
             for tensor, largest in part.magnitudes.items():
                 seen.magnitudes[tensor] = max(seen.magnitudes.get(tensor, 0.0), largest)
             require_few_skipped(tuple(tally.skipped.values()), observer.source)
-            progress(len(tally.samples) + len(tally.skipped))
+            how.progress(len(tally.samples) + len(tally.skipped), seen.count)
 
 
 def _add_rows(

@@ -17,7 +17,7 @@ from gpusq_deploy.calibration.observe import Observing, observe
 from gpusq_deploy.calibration.stored_ranges import table_for_layers, table_from_recorded
 from gpusq_deploy.calibration.tensorrt_cache import table_from_cache
 from gpusq_deploy.graph import GraphLayer, weighted_layers
-from gpusq_deploy.numerics.threads import ADDERS, cpu_workers
+from gpusq_deploy.numerics import ADDERS, cpu_workers
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.text import counted
 
@@ -135,11 +135,11 @@ def calibrated(
     """What is needed, seen on the calibration data; the table keeps what was skipped and what looks wrong."""
     adding = cpu_workers(ADDERS) if needs.moments else cpu_workers()
     how = how or Observing(preprocessing=subject.preprocessing, workers=adding)
-    tensors = counted(len({*needs.ranges, *needs.moments}), "tensor")
-    reporter.say(f"calibrating {tensors} on {counted(len(source), 'sample')} of {source.name}")
-    seen = observe(
-        model, needs, source, progress=lambda done, total: reporter.progress("calibrating", done, total), how=how
-    )
+    if tensors := {*needs.ranges, *needs.moments}:
+        samples = counted(len(source), "sample")
+        reporter.say(f"calibrating {counted(len(tensors), 'tensor')} on {samples} of {source.name}")
+    how = replace(how, progress=lambda done, total: reporter.progress("calibrating", done, total))
+    seen = observe(model, needs, source, how=how)
     assert seen.table is not None, "the data was looked at"
     table = seen.table
     warnings = (*few_warnings(table), *table.warnings, *range_warnings(table, needs.readers, subject.ranges))

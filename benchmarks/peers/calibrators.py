@@ -25,7 +25,6 @@ from gpusq_deploy.calibration.data import open_source
 from gpusq_deploy.calibration.distributed import Ranks
 from gpusq_deploy.calibration.observe import Observing, collect_ranges
 from gpusq_deploy.compile.compare_graphs import Pair
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.compile.verify import verify
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text
@@ -34,6 +33,7 @@ from gpusq_deploy.frontend.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.sparsity.graph_check import graph_sparsity

@@ -32,6 +32,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from gpusq_deploy.quantize.smooth_and_range import QuantRequest
 
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.manifest import BatchRange
@@ -51,7 +52,6 @@ from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow
 from gpusq_deploy.quantize.mixed_precision import decide
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize
 from gpusq_deploy.quantize.prepare import plan_inputs
-from gpusq_deploy.quantize.smooth_and_range import QuantRequest
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 _LEFT_OUT = ("color.png", "logo.png", "motorcycle_right.png", "phantom.png")
@@ -176,10 +176,10 @@ def _rows(options: argparse.Namespace, folder: Path, preprocessing: Preprocessin
 
 def export(options: argparse.Namespace, folder: Path) -> Preprocessing:
     """The float graph, in the form that all of ours start from; torch stays in this process."""
-    from gpusq_deploy.compile.pipeline import CANONICAL
     from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text
     from gpusq_deploy.frontend.checkpoint.load import load_checkpoint
     from gpusq_deploy.frontend.export.onnx_export import export_float_model
+    from gpusq_deploy.graph.passes.pipelines import CANONICAL
 
     arch = None if options.arch is None else arch_from_text(options.arch, options.arch_arg)
     checkpoint = load_checkpoint(Path(options.model), arch=arch)

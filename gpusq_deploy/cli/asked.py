@@ -72,6 +72,7 @@ class Given:
     out: Path | None
     force: bool
     dry_run: bool
+    dump_passes: Path | None
     as_json: bool
 
 
@@ -119,6 +120,7 @@ def build_request(given: Given) -> BuildRequest:
         min_agreement=given.min_agreement,
         sparse_outputs=_output_wish(given.sparse_outputs),
         rewrites=given.rewrites,
+        dump_passes=given.dump_passes,
     )
     expressible_recipe(request)
     if not given.targets:

@@ -50,7 +50,7 @@ _GROUPS = (
     ("Accuracy", ("--calibrator", "--calib-samples", "--ranges", "--recalibrate", "--min-sqnr", "--min-agreement")),
     ("Sparsity", ("--prune", "--permute", "--sparse-outputs", "--pack", "--unpack")),
     ("Engine", ("--engine-option", "--rewrites")),
-    ("Output", ("--force", "--dry-run", "--list", *LOUDNESS)),
+    ("Output", ("--force", "--dry-run", "--dump-passes", "--list", *LOUDNESS)),
 )
 
 
@@ -137,10 +137,10 @@ _GROUPS = (
 )
 @click.option(
     "--rewrites",
-    type=click.Choice(["measured", "all"]),
-    default="measured",
+    type=click.Choice(["all", "measured"]),
+    default="all",
     show_default=True,
-    help="Keep the graph rewrites that reduce this model's kernel count, or all of them.",
+    help="Apply all graph rewrites, or those that reduce this model's kernel count, compiled here.",
 )
 @click.option("--opset", type=int, default=None, help="Use this ONNX opset, 19 to 23 (default: 20; 21 with --bf16).")
 @click.option(
@@ -150,6 +150,12 @@ _GROUPS = (
 @click.option("--output-names", metavar="A,B", help="Name the graph's outputs, in order (default: the model's keys).")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--dry-run", is_flag=True, help="Load and export MODEL, print what would be built, and write nothing.")
+@click.option(
+    "--dump-passes",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write the graph after each pass to this new folder, without large weights, and what each changed.",
+)
 @click.option(
     "--list",
     metavar="|".join(LISTS),
@@ -176,6 +182,8 @@ def command(context: click.Context, /, **options: Any) -> None:
     if given.unpack:
         raise click.UsageError("--unpack is for a bundle")
     if given.dry_run:
+        if given.dump_passes is not None:
+            raise click.UsageError("--dry-run writes nothing: leave out --dump-passes")
         _preview(given)
     else:
         _build(given)

@@ -13,7 +13,7 @@ import msgspec
 from gpusq_deploy.artifacts import MANIFEST, RECEIPT, BuiltEngine, EngineOptions, SkippedTarget
 from gpusq_deploy.bundle import Bundle, files_in, new_bundle, read_bundle, require_whole, write_value
 from gpusq_deploy.compile.engine_stage import EngineRequest, build_engines, with_engines
-from gpusq_deploy.compile.target_checks import require_possible, require_reachable
+from gpusq_deploy.compile.target_checks import demands_of, require_possible, require_reachable
 from gpusq_deploy.engines import BackendChoice, Target, choose_backend, options_from_text, texts_from_options
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import is_bundle

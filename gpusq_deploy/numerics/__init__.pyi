@@ -54,6 +54,8 @@ from .smoothing import (
     one_sided as one_sided,
 )
 from .threads import (
+    ADDERS as ADDERS,
+    cpu_workers as cpu_workers,
     single_threaded_blas as single_threaded_blas,
 )
 from .trace_estimate import (

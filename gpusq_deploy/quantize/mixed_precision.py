@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import MixedRule, QuantPlan, SparsityReport
+from gpusq_deploy.artifacts import MixedRule, QuantPlan, Recipe
 from gpusq_deploy.calibration import DataSource, Observations, Selection, spread_indices
 from gpusq_deploy.graph import GraphLayer, RoundedWeight, find_attentions
-from gpusq_deploy.numerics import best_choice
-from gpusq_deploy.numerics.threads import ADDERS, cpu_workers
+from gpusq_deploy.numerics import ADDERS, best_choice, cpu_workers
 from gpusq_deploy.progress import Reporter
-from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow
 from gpusq_deploy.quantize.noise_measured import noise_of_layers
 from gpusq_deploy.quantize.noise_model import residual_noise
-from gpusq_deploy.quantize.planning import PlanRequest, make_plan
 from gpusq_deploy.quantize.prepare import PlanInputs, rounded_weights
 from gpusq_deploy.quantize.sites import ActivationSites
 from gpusq_deploy.text import counted
@@ -42,10 +39,9 @@ class PlannedWeights(NamedTuple):
 
 
 def decide(
+    planned: Callable[[ActivationSites], QuantPlan],
     inputs: PlanInputs,
-    asked: PlanRequest,
-    sparsity: SparsityReport,
-    overflow: Fp16Overflow,
+    recipe: Recipe,
     seen: Observations,
     samples: DataSource,
     reporter: Reporter,
@@ -53,26 +49,16 @@ def decide(
     """Plan, round, and where the recipe is mixed, leave out the layers that cost most and plan again.
 
     Args:
+        planned: The plan with what is placed beyond layers; see `make_plan`.
         inputs: The graph, its ranges, and what is quantised beyond the inputs of layers.
-        asked: Recipe and options.
-        sparsity: The 2:4 state of the graph's layers.
-        overflow: What stays float32 in FP16.
-        seen: Answers what the recipe's rules need.
+        recipe: Its rules.
+        seen: Answers what they need.
         samples: For a recipe that measures each layer's output error: then a few of them are run.
         reporter: Hears what is decided.
-
-    Raises:
-        GpusqError: See `make_plan`.
     """
-
-    def planned(placements: ActivationSites) -> QuantPlan:
-        return make_plan(
-            inputs.layers, asked, table=inputs.table, sparsity=sparsity, placements=placements, wide=overflow
-        )
-
     plan = planned(inputs.placements)
-    rounded = rounded_weights(inputs, plan, asked.recipe, seen, reporter)
-    mixed = asked.recipe.mixed
+    rounded = rounded_weights(inputs, plan, recipe, seen, reporter)
+    mixed = recipe.mixed
     if mixed is None or inputs.statistics is None:
         return PlannedWeights(plan=plan, rounded=rounded)
 
@@ -96,7 +82,7 @@ def decide(
         )
     floats = layers_to_keep_float([layer for layer in candidates if layer.node in noise], noise, budget, first, mixed)
     most = f"at most {mixed.flops:.0%} of the Linear layers' FLOPs"
-    reporter.say(f"keeping {counted(len(floats), 'layer')} in {asked.float_type.upper()} ({most})")
+    reporter.say(f"keeping {counted(len(floats), 'layer')} in {plan.float_type.upper()} ({most})")
     plan = planned(replace(inputs.placements, floats=floats))
     return PlannedWeights(plan=plan, rounded={node: weight for node, weight in rounded.items() if node not in floats})
 

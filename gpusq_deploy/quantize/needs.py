@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import Calibrator, FloatPrecision, Recipe
+from gpusq_deploy.artifacts import Recipe
 from gpusq_deploy.calibration import ChannelMoments, Needs, RangeNeed, needs_of_layers
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import (
@@ -27,6 +27,7 @@ from gpusq_deploy.graph import (
 )
 from gpusq_deploy.quantize.int8_outputs import Int8Outputs, output_candidates, output_site
 from gpusq_deploy.quantize.noise_model import statistics_request
+from gpusq_deploy.quantize.quant_request import QuantRequest
 from gpusq_deploy.quantize.sites import (
     QdqSite,
     attentions_to_quantize,
@@ -39,36 +40,21 @@ from gpusq_deploy.quantize.smoothing import places_to_smooth, rule_of
 _CALIB = "add --calib FOLDER"
 
 
-def observations_needed(
-    model: ir.Model,
-    layers: Sequence[GraphLayer],
-    recipe: Recipe,
-    *,
-    calibrators: Mapping[str, Calibrator],
-    float_type: FloatPrecision,
-    outputs: Int8Outputs | None = None,
-    known: bool = False,
-) -> Needs:
-    """All that the deciders of a recipe ask to see of a graph.
+def observations_needed(model: ir.Model, request: QuantRequest) -> Needs:
+    """All that the deciders of a request ask to see of a float graph.
 
-    Args:
-        model: The float graph.
-        layers: Those whose inputs need a range; empty where nothing is quantised.
-        recipe: Its rules.
-        calibrators: By tensor, where it isn't the largest magnitude.
-        float_type: Of what stays in floating point.
-        outputs: What is asked of layers' outputs; None leaves them alone.
-        known: Whether ranges were found before. Then neither they nor what smoothing and rounding ask are needed.
+    Where ranges were found before, neither they nor what smoothing and rounding ask are needed.
     """
-    magnitudes = Needs(magnitudes=float_type == "fp16")
+    recipe, layers = request.recipe, request.layers
+    needs = Needs(magnitudes=request.float_type == "fp16") | int4_needs(model, recipe)
     if not layers:
-        return magnitudes | int4_needs(model, recipe) if recipe.precisions & {"int4"} else magnitudes
-    needs = magnitudes | int4_needs(model, recipe) | mixed_needs(model, layers, recipe)
+        return needs
+    needs = needs | mixed_needs(model, layers, recipe)
     places: tuple[Smoothable, ...] = ()
-    if not known:
-        places, _ = places_to_smooth(model, layers, recipe, calibrators)
-        needs = needs | needs_of_layers(layers, calibrators) | rounding_needs(layers, places, recipe)
-    return needs | site_needs(model, places, recipe) | output_needs(model, recipe, outputs)
+    if request.known is None:
+        places, _ = places_to_smooth(model, layers, recipe, request.calibrators)
+        needs = needs | needs_of_layers(layers, request.calibrators) | rounding_needs(layers, places, recipe)
+    return needs | site_needs(model, places, recipe) | output_needs(model, recipe, request.outputs)
 
 
 def require_data(needs: Needs, recipe: Recipe, *, mixed: bool) -> None:
@@ -136,9 +122,7 @@ def output_needs(model: ir.Model, recipe: Recipe, outputs: Int8Outputs | None) -
     sites = (output_site(model, layer) for layer in candidates)
     return Needs(
         ranges={site.tensor: RangeNeed(label=f"{site.module}, output") for site in sites if site is not None},
-        moments={
-            site.tensor: False for layer in candidates if (site := output_site(model, layer)) is not None
-        },
+        moments={site.tensor: False for layer in candidates if (site := output_site(model, layer)) is not None},
     )
 
 
@@ -178,7 +162,8 @@ def product_amax(
         moments: By tensor, what was seen of the products.
     """
     found = moments[site.tensor]
-    shift, factor = np.zeros(len(found.low)), np.ones(len(found.low))
+    factor = np.ones(len(found.low))
+    shift: npt.NDArray[np.float64] = np.zeros(len(found.low))
     layer = next(layer for layer in weighted_layers(model) if layer.node == site.node)
     for tensor in smoothed:
         if any(reader.node == site.node for reader in tensor.place.readers) and tensor.smoothing.offset.any():
@@ -195,7 +180,7 @@ def _largest(
     offset: npt.NDArray[np.floating],
     factor: npt.NDArray[np.floating],
 ) -> float:
-    """max |(x - z) / s| over channels whose values lie between `low` and `high`."""
+    """Max |(x - z) / s| over channels whose values lie between `low` and `high`."""
     return float(max(np.abs((low - offset) / factor).max(), np.abs((high - offset) / factor).max()))
 
 

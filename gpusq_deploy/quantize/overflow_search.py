@@ -41,9 +41,7 @@ def find_fp16_overflow(
     return overflow
 
 
-def bounds(
-    model: ir.Model, seen: Mapping[str, float], moved: Mapping[str, Moved | None]
-) -> dict[str, float]:
+def bounds(model: ir.Model, seen: Mapping[str, float], moved: Mapping[str, Moved | None]) -> dict[str, float]:
     """The largest magnitude of every float32 tensor that is known, by name.
 
     1. A tensor that smoothing left alone: what was seen.
@@ -80,30 +78,34 @@ def bounds(
 
 def _by_operator(node: ir.Node, before: _Bound, behind: _Bound) -> float | None:
     """A bound of a node's first output from its inputs', or from what is behind it."""
-    first = None if not node.inputs or node.inputs[0] is None else before(node.inputs[0])
-    if node.op_type in MOVES:
-        return first
-    if node.op_type == "Concat":
-        parts = [None if value is None else before(value) for value in node.inputs]
-        return None if None in parts else max(part for part in parts if part is not None)
+    inputs = [value for value in node.inputs if value is not None]
+    found = [before(value) for value in inputs if not is_constant(value)]
+    known = [amax for amax in found if amax is not None]
     if node.op_type == "MatMul":
         return _product(node, before, behind)
-    second = node.inputs[1] if len(node.inputs) > 1 else None
-    if second is None or first is None or not is_constant(second):
+    if not known or len(known) < len(found):
         return None
-    constant = np.abs(array_of(second))
-    if node.op_type in {"Add", "Sub"}:
-        return first + float(constant.max())
-    if node.op_type == "Mul":
-        return first * float(constant.max())
-    return first / float(constant.min()) if node.op_type == "Div" and constant.min() > 0 else None
+    if node.op_type in MOVES or node.op_type == "Concat":
+        return max(known)
+    constants = [np.abs(array_of(value)) for value in inputs if is_constant(value)]
+    if len(inputs) != 2 or len(constants) != 1:
+        return None
+    constant = constants[0]
+    by = {
+        "Add": known[0] + constant.max(),
+        "Sub": known[0] + constant.max(),
+        "Mul": known[0] * constant.max(),
+        "Div": known[0] / constant.min() if constant.min() > 0 and is_constant(inputs[1]) else None,
+    }
+    amax = by.get(node.op_type)
+    return None if amax is None else float(amax)
 
 
 def _product(node: ir.Node, before: _Bound, behind: _Bound) -> float | None:
     weights, values = node.inputs[:2]
-    if weights is not None and values is not None and (producer := weights.producer()) is not None:
-        if producer.op_type == "Softmax":
-            return before(values)
+    producer = None if weights is None else weights.producer()
+    if producer is not None and producer.op_type == "Softmax" and values is not None:
+        return before(values)
     for reader, index in node.outputs[0].uses():
         other = reader.inputs[1 - index] if reader.op_type == "Add" else None
         total = behind(reader.outputs[0]) if other is not None and is_constant(other) else None

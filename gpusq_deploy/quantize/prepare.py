@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 import msgspec
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import CalibrationTable, Calibrator, FloatPrecision, QuantPlan, Recipe, TensorRange
+from gpusq_deploy.artifacts import CalibrationTable, QuantPlan, Recipe, TensorRange
 from gpusq_deploy.calibration import ChannelMoments, Observations
 from gpusq_deploy.graph import (
     STORED_TYPE,
     GraphLayer,
     Moved,
+    PassLog,
     RoundedWeight,
     Smooth,
     SmoothedTensor,
@@ -21,12 +22,13 @@ from gpusq_deploy.graph import (
     run_passes,
     weighted_layers,
 )
-from gpusq_deploy.numerics.threads import ADDERS, cpu_workers
+from gpusq_deploy.numerics import ADDERS, cpu_workers
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize.int4_rounding import fitted_weights, layers_to_fit
 from gpusq_deploy.quantize.int8_outputs import Int8Outputs, choose_outputs, output_candidates, output_site
 from gpusq_deploy.quantize.needs import mixable, product_amax, value_amax
 from gpusq_deploy.quantize.noise_model import LayerStatistics, statistics_request
+from gpusq_deploy.quantize.quant_request import QuantRequest
 from gpusq_deploy.quantize.sites import (
     ActivationSites,
     QdqSite,
@@ -48,27 +50,6 @@ from gpusq_deploy.text import by_reason, counted, some
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class QuantRequest:
-    """What is to be quantised and how.
-
-    Attributes:
-        layers: Of the float graph, those whose inputs need a range; empty where nothing is quantised.
-        recipe: Its rules.
-        calibrators: By tensor, where it isn't the largest magnitude.
-        float_type: Of what stays in floating point.
-        known: Ranges that were found before: with them nothing is smoothed, and no data says how weights are rounded.
-        outputs: None leaves the outputs of layers alone, whatever the recipe says.
-    """
-
-    layers: tuple[GraphLayer, ...]
-    recipe: Recipe
-    calibrators: Mapping[str, Calibrator]
-    float_type: FloatPrecision
-    known: CalibrationTable | None = None
-    outputs: Int8Outputs | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class PlanInputs:
     """What the plan is made from.
 
@@ -86,7 +67,7 @@ class PlanInputs:
     model: ir.Model
     layers: tuple[GraphLayer, ...]
     table: CalibrationTable | None = None
-    placements: ActivationSites = ActivationSites()
+    placements: ActivationSites = field(default_factory=ActivationSites)
     moments: Mapping[str, ChannelMoments] = field(default_factory=dict[str, ChannelMoments])
     statistics: LayerStatistics | None = None
     moved: Mapping[str, Moved | None] = field(default_factory=dict[str, "Moved | None"])
@@ -98,6 +79,7 @@ def plan_inputs(
     request: QuantRequest,
     seen: Observations,
     reporter: Reporter,
+    log: PassLog | None = None,
 ) -> PlanInputs:
     """Smooth the graph and find its ranges where anything is to be quantised, beyond the inputs of layers too.
 
@@ -106,10 +88,11 @@ def plan_inputs(
         request: Layers, recipe and calibrators.
         seen: Answers `observations_needed` of that graph.
         reporter: Hears what is smoothed, what isn't, and why.
+        log: Hears the pass.
     """
     if not request.layers:
         return PlanInputs(model=model, layers=weighted_layers(model))
-    inputs = _smoothed(model, request, seen, reporter)
+    inputs = _smoothed(model, request, seen, reporter, log or PassLog())
     inputs = _with_sites(inputs, model, request.recipe, seen)
     if request.outputs is not None:
         inputs = _with_outputs(inputs, model, request.recipe, request.outputs, seen)
@@ -135,7 +118,9 @@ def rounded_weights(
     return {**weights, **fitted_weights(inputs.model, layers, seen.moments, recipe, stored=stored)}
 
 
-def _smoothed(model: ir.Model, request: QuantRequest, seen: Observations, reporter: Reporter) -> PlanInputs:
+def _smoothed(
+    model: ir.Model, request: QuantRequest, seen: Observations, reporter: Reporter, log: PassLog
+) -> PlanInputs:
     """The smoothed graph with its ranges, and what becomes of the channels' moments."""
     recipe = request.recipe
     statistics = None if recipe.mixed is None else statistics_request(model, mixable(request.layers, recipe))
@@ -152,7 +137,7 @@ def _smoothed(model: ir.Model, request: QuantRequest, seen: Observations, report
     places, declined = places_to_smooth(model, request.layers, recipe, request.calibrators)
     smoothed = decide_smoothing(model, places, seen.moments, recipe, stored=STORED_TYPE[request.float_type])
     _say(smoothed, declined, reporter)
-    ready = run_passes(model, [Smooth(smoothed)])
+    ready = run_passes(model, [Smooth(smoothed)], after=log.after(model))
     layers = weighted_layers(ready)
     now = {layer.node: layer for layer in layers}
     inside = {layer.input: now[layer.node].input for layer in request.layers}
@@ -206,9 +191,7 @@ def _with_sites(inputs: PlanInputs, model: ir.Model, recipe: Recipe, seen: Obser
     return replace(inputs, table=table, placements=ActivationSites(sites=sites, attentions=attentions))
 
 
-def _site_range(
-    site: QdqSite, model: ir.Model, inputs: PlanInputs, seen: Observations, *, moved: bool
-) -> TensorRange:
+def _site_range(site: QdqSite, model: ir.Model, inputs: PlanInputs, seen: Observations, *, moved: bool) -> TensorRange:
     assert seen.table is not None, "sites need ranges, which are observed"
     entry = seen.table.by_tensor()[site.tensor]
     amax = value_amax(model, site.node, inputs.smoothed, seen.moments) if moved else None
@@ -224,8 +207,7 @@ def _with_outputs(
         return inputs
     sites = {layer.node: site for layer in candidates if (site := output_site(inputs.model, layer)) is not None}
     amax = {
-        site.tensor: product_amax(model, site, inputs.smoothed, seen.moments)
-        * (1 + rule_of(recipe, layer).headroom)
+        site.tensor: product_amax(model, site, inputs.smoothed, seen.moments) * (1 + rule_of(recipe, layer).headroom)
         for layer in candidates
         if (site := sites.get(layer.node)) is not None
     }

@@ -15,10 +15,10 @@ import tiny_models
 
 from gpusq_deploy.artifacts.recipe import MixedRule, recipe_from_toml
 from gpusq_deploy.calibration.data import ArrayFile
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.quantize import Quantize, RoundedWeight
 from gpusq_deploy.quantize.mixed_precision import contenders, layers_to_keep_float
 from gpusq_deploy.quantize.noise_measured import noise_of_layers
