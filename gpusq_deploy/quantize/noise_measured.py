@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,20 +83,16 @@ def noise_of_layers(
     common.RemoveUnusedNodesPass()(copy)  # the weights: they are inputs now
     fixed = static_batch(model.graph)
     noise, signal = dict.fromkeys((entry.node for entry in switched), 0.0), 0.0
-    with scratch_model(copy) as path:
-        session = open_onnx(path)
-        try:
-            batches = [filled(batch, fixed) for batch in Batches(source=source, size=fixed or _BATCH)]
-            total = len(batches) * len(switched)
-            runs = itertools.count(1)
-            for batch in batches:
-                reference, answers = _answers(session, batch, switched)
-                signal += _power(reference) if is_floating(reference) else reference.size
-                for node, answer in answers:
-                    noise[node] += _noise(reference, answer)
-                    progress(next(runs), total)
-        finally:
-            session.close()
+    with scratch_model(copy) as path, closing(open_onnx(path)) as session:
+        batches = [filled(batch, fixed) for batch in Batches(source=source, size=fixed or _BATCH)]
+        total = len(batches) * len(switched)
+        runs = itertools.count(1)
+        for batch in batches:
+            reference, answers = _answers(session, batch, switched)
+            signal += _power(reference) if is_floating(reference) else reference.size
+            for node, answer in answers:
+                noise[node] += _noise(reference, answer)
+                progress(next(runs), total)
     return {node: found / signal if signal else 0.0 for node, found in noise.items()}
 
 
