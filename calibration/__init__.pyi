@@ -11,7 +11,7 @@ from .data import (
     open_source as open_source,
     preprocessing_of_arrays as preprocessing_of_arrays,
     split_source as split_source,
-    spread_indices as spread_indices,
+    spread_evenly as spread_evenly,
 )
 from .distributed import (
     Ranks as Ranks,

@@ -17,7 +17,7 @@ from gpusq_deploy.calibration.observe import Observing, observe
 from gpusq_deploy.calibration.stored_ranges import table_for_layers, table_from_recorded
 from gpusq_deploy.calibration.tensorrt_cache import table_from_cache
 from gpusq_deploy.graph import GraphLayer, weighted_layers
-from gpusq_deploy.numerics import ADDERS, cpu_workers
+from gpusq_deploy.numerics import cpu_workers
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.text import counted
 
@@ -133,7 +133,7 @@ def calibrated(
     how: Observing | None = None,
 ) -> Observations:
     """What is needed, seen on the calibration data; the table keeps what was skipped and what looks wrong."""
-    adding = cpu_workers(ADDERS) if needs.moments else cpu_workers()
+    adding = cpu_workers(MOST_ADDERS) if needs.moments else cpu_workers()
     how = how or Observing(preprocessing=subject.preprocessing, workers=adding)
     if tensors := {*needs.ranges, *needs.moments}:
         samples = counted(len(source), "sample")

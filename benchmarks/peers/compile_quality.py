@@ -34,6 +34,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -322,13 +323,10 @@ def _quality(subject: Subject, path: Path) -> float | None:
     assert subject.unseen is not None, "asked for only where there are unseen images"
     size = _BATCH.optimum
     images = np.stack([subject.unseen.sample(index) for index in range(len(subject.unseen) // size * size)])
-    session = open_onnx(path)
-    try:
+    with closing(open_onnx(path)) as session:
         parts = [
             next(iter(session.run({"input": images[at : at + size]}).values())) for at in range(0, len(images), size)
         ]
-    finally:
-        session.close()
     with torch.no_grad():
         wanted = [
             subject.checkpoint.module(torch.from_numpy(images[at : at + size])) for at in range(0, len(images), size)

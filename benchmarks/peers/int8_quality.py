@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -258,14 +259,11 @@ def _recipe(name: str) -> Recipe:
 
 def answers(path: Path, images: Images) -> npt.NDArray[Any]:
     """The first output for all images."""
-    session = open_onnx(path, optimize=False)
-    try:
+    with closing(open_onnx(path, optimize=False)) as session:
         parts = [
             next(iter(session.run({"input": images[at : at + _BATCH]}).values()))
             for at in range(0, len(images), _BATCH)
         ]
-    finally:
-        session.close()
     return np.concatenate(parts)
 
 

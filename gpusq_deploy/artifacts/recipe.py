@@ -6,23 +6,17 @@ A recipe is a list of rules; the first that matches a layer decides. Grammar: do
 from __future__ import annotations
 
 import fnmatch
-import sys
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
-from gpusq_deploy.artifacts.base import Value
+from gpusq_deploy.artifacts.base import Value, value_from_toml
 from gpusq_deploy.artifacts.calibration import AMAX, Calibrator, CalibratorName
 from gpusq_deploy.artifacts.plan import AttentionRole, LayerKind, ResidualRole
 from gpusq_deploy.errors import GpusqError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 DEFAULT_RECIPE = "static_wi8_ai8"
 FP8_RECIPE = "static_wf8_af8"
@@ -284,13 +278,7 @@ def load_recipe(path: Path | None) -> Recipe:
 
 def recipe_from_toml(text: str, *, place: str) -> Recipe:
     """Parse strictly; see `load_recipe`."""
-    try:
-        content: dict[str, Any] = tomllib.loads(text)
-        return msgspec.convert(content, type=Recipe)
-    except msgspec.ValidationError as error:
-        raise GpusqError(f"not a recipe: {error}", place=place, hint=_GRAMMAR) from error
-    except (ValueError, RecursionError) as error:  # tomllib's own, and a number of more digits than Python reads
-        raise GpusqError(f"not TOML: {error}", place=place, hint=_GRAMMAR) from error
+    return value_from_toml(text, Recipe, place=place, what="a recipe", hint=_GRAMMAR)
 
 
 def require_used_rules(recipe: Recipe, layers: Iterable[_Layer]) -> None:

@@ -11,6 +11,20 @@ from gpusq_deploy.cli.common import echo_json, run_command
 from gpusq_deploy.errors import GpusqError
 
 
+def _print_passes(context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    if not asked or context.resilient_parsing:
+        return
+    from gpusq_deploy.graph import PASSES, PIPELINES
+
+    width = max(map(len, PASSES))
+    for name, entry in PASSES.items():
+        needs = f" (in a build only: it needs {entry.decided_by})" if entry.decided_by else ""
+        click.echo(f"{name:{width}}  {entry.summary}{needs}")
+    for name, names in PIPELINES.items():
+        click.echo(f"{name:{width}}  {', '.join(names)}")
+    context.exit()
+
+
 @click.command(cls=Command)
 @click.argument("passes")
 @click.argument("model", type=click.Path(path_type=Path))
@@ -21,7 +35,7 @@ from gpusq_deploy.errors import GpusqError
     is_flag=True,
     is_eager=True,
     expose_value=False,
-    callback=lambda context, _option, asked: _list(context) if asked else None,
+    callback=_print_passes,
     help="List the passes and pipelines, and exit.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
@@ -52,18 +66,6 @@ def _require_place(model: Path, out: Path, *, force: bool) -> None:
     if out.is_dir() or (out.exists() and (not force or out.samefile(model))):
         hint = "name another file" if force or out.is_dir() else "--force replaces it; or name another file"
         raise GpusqError("the output exists already", place=str(out), hint=hint)
-
-
-def _list(context: click.Context) -> None:
-    from gpusq_deploy.graph import PASSES, PIPELINES
-
-    width = max(map(len, PASSES))
-    for name, entry in PASSES.items():
-        needs = f" (in a build only: it needs {entry.decided_by})" if entry.decided_by else ""
-        click.echo(f"{name:{width}}  {entry.summary}{needs}")
-    for name, names in PIPELINES.items():
-        click.echo(f"{name:{width}}  {', '.join(names)}")
-    context.exit()
 
 
 def main() -> None:

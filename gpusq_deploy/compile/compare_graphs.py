@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,11 +144,8 @@ def fused_answer(built: Path, batch: npt.NDArray[np.float32]) -> Array:
     Raises:
         GpusqError: ONNX Runtime can't run what it made of the graph.
     """
-    session = open_onnx(built, frugal=True)
-    try:
+    with closing(open_onnx(built, frugal=True)) as session:
         return _run(session, batch)[session.outputs[0].name]
-    finally:
-        session.close()
 
 
 def of_rounding(reference: Path, batch: npt.NDArray[np.float32]) -> frozenset[str]:
@@ -272,13 +269,8 @@ def _tapped(path: Path, tensors: Sequence[str]) -> Generator[Path, None, None]:
         yield changed
 
 
-@contextmanager
-def _opened(path: Path) -> Generator[Session, None, None]:
-    session = open_onnx(path, optimize=False, frugal=True)
-    try:
-        yield session
-    finally:
-        session.close()
+def _opened(path: Path) -> closing[Session]:
+    return closing(open_onnx(path, optimize=False, frugal=True))
 
 
 def _fixed_batch(*graphs: Path) -> int | None:

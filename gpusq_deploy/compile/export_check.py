@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,7 @@ def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporte
         GpusqError: They disagree at one of the sizes, which is named; or torch does with itself, run again.
     """
     sizes = sizes_to_check(batch)
-    session = open_onnx(model, frugal=True)
-    try:
+    with closing(open_onnx(model, frugal=True)) as session:
         if session.inputs[0].shape[0] > 0 and not batch.static:
             raise GpusqError(
                 f"the exported graph takes batch {session.inputs[0].shape[0]} alone, and {batch} was asked for: the "
@@ -56,8 +55,6 @@ def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporte
                 hint="take the branch out of the model, or build with a fixed batch: --batch 8",
             )
         found = [_checked(checkpoint, session, size, reporter) for size in sizes]
-    finally:
-        session.close()
     wrong = [(size, error) for size, (_, error) in zip(sizes, found, strict=True) if error is not None]
     if wrong:
         raise _unlike(wrong, sizes)

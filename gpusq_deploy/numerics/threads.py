@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 # Each runs a sample of its own, with all its activations.
 _MOST_WORKERS = 16
 # Where each also holds those activations, or a layer's covariance, while their channels are added up.
-ADDERS = 4
+MOST_ADDERS = 4
 
 
 def cpu_workers(limit: int = _MOST_WORKERS, *, processes: int = 1) -> int:

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts import MixedRule, QuantPlan, Recipe
-from gpusq_deploy.calibration import DataSource, Observations, Selection, spread_indices
+from gpusq_deploy.calibration import DataSource, Observations, spread_evenly
 from gpusq_deploy.graph import GraphLayer, RoundedWeight, find_attentions
-from gpusq_deploy.numerics import ADDERS, best_choice, cpu_workers
+from gpusq_deploy.numerics import best_choice, cpu_workers
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize.noise_measured import noise_of_layers
 from gpusq_deploy.quantize.noise_model import residual_noise
@@ -67,7 +67,7 @@ def decide(
     budget = mixed.flops * sum(layer.macs for layer in inputs.layers if layer.kind == "linear")
     first = _behind_attentions(inputs.model, mixed)
     noise: Mapping[str, float] = residual_noise(
-        inputs.model, plan, rounded, inputs.statistics, workers=cpu_workers(ADDERS)
+        inputs.model, plan, rounded, inputs.statistics, workers=cpu_workers(MOST_ADDERS)
     )
     if mixed.measure == "output":
         running = contenders(candidates, noise, budget) | first
@@ -76,7 +76,7 @@ def decide(
             inputs.model,
             plan,
             rounded,
-            Selection(source=samples, indices=spread_indices(len(samples), _SAMPLES)),
+            spread_evenly(samples, _SAMPLES),
             lambda done, total: reporter.progress("measuring layers", done, total),
             nodes=running,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,22 +88,18 @@ def noise_of_layers(
     fixed = static_batch(model.graph)
     size, axes = fixed or _BATCH, sample_axes(copy.graph)
     noise, signal = dict.fromkeys((entry.node for entry in switched), 0.0), 0.0
-    with scratch_model(copy) as path:
-        session = open_onnx(path)
-        try:
-            total = math.ceil(len(source) / size) * len(switched)
-            runs = itertools.count(1)
-            own = {name: array for entry in switched for name, array in entry.plain.items()}
-            for batch in Batches(source=source, size=size):
-                plain = {**own, session.inputs[0].name: filled(batch, fixed)}
-                axes = _closed(axes, session, plain)
-                reference, answers = _answers(session, plain, switched, axes, len(batch))
-                signal += _power(reference) if is_floating(reference) else reference.size
-                for node, answer in answers:
-                    noise[node] += _noise(reference, answer)
-                    progress(next(runs), total)
-        finally:
-            session.close()
+    with scratch_model(copy) as path, closing(open_onnx(path)) as session:
+        total = math.ceil(len(source) / size) * len(switched)
+        runs = itertools.count(1)
+        own = {name: array for entry in switched for name, array in entry.plain.items()}
+        for batch in Batches(source=source, size=size):
+            plain = {**own, session.inputs[0].name: filled(batch, fixed)}
+            axes = _closed(axes, session, plain)
+            reference, answers = _answers(session, plain, switched, axes, len(batch))
+            signal += _power(reference) if is_floating(reference) else reference.size
+            for node, answer in answers:
+                noise[node] += _noise(reference, answer)
+                progress(next(runs), total)
     return {node: found / signal if signal else 0.0 for node, found in noise.items()}
 
 

@@ -22,7 +22,7 @@ from gpusq_deploy.graph import (
     run_passes,
     weighted_layers,
 )
-from gpusq_deploy.numerics import ADDERS, cpu_workers
+from gpusq_deploy.numerics import cpu_workers
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize.int4_rounding import fitted_weights, layers_to_fit
 from gpusq_deploy.quantize.int8_outputs import Int8Outputs, choose_outputs, output_candidates, output_site
@@ -106,7 +106,7 @@ def rounded_weights(
     inputs: PlanInputs, plan: QuantPlan, recipe: Recipe, seen: Observations, reporter: Reporter
 ) -> dict[str, RoundedWeight]:
     """Weights that are rounded with regard to the data, by node; without data to nearest, and that is said."""
-    workers = cpu_workers(ADDERS)
+    workers = cpu_workers(MOST_ADDERS)
     weights = round_weights(inputs.model, inputs.layers, plan, inputs.moments, recipe, workers=workers)
     layers = layers_to_fit(inputs.layers, plan, recipe)
     if not layers:
