@@ -101,7 +101,6 @@ from .recipe import (
     DEFAULT_RECIPE as DEFAULT_RECIPE,
     FP8_RECIPE as FP8_RECIPE,
     INT4_RECIPE as INT4_RECIPE,
-    LEAST_K as LEAST_K,
     OPSETS as OPSETS,
     RESIDUAL_ROLES as RESIDUAL_ROLES,
     ROLES_OF as ROLES_OF,
@@ -112,7 +111,6 @@ from .recipe import (
     Rule as Rule,
     load_recipe as load_recipe,
     require_used_rules as require_used_rules,
-    short_text as short_text,
 )
 from .repair import (
     ChannelAxis as ChannelAxis,
