@@ -77,6 +77,7 @@ from .plan import (
     parts_of as parts_of,
 )
 from .receipt import (
+    EQUAL_DB as EQUAL_DB,
     Agreement as Agreement,
     BuiltEngine as BuiltEngine,
     BuiltLayer as BuiltLayer,
