@@ -17,7 +17,7 @@ from gpusq_deploy.calibration.observe import Observing, observe
 from gpusq_deploy.calibration.stored_ranges import table_for_layers, table_from_recorded
 from gpusq_deploy.calibration.tensorrt_cache import table_from_cache
 from gpusq_deploy.graph import GraphLayer, weighted_layers
-from gpusq_deploy.numerics import cpu_workers
+from gpusq_deploy.numerics import MOST_ADDERS, cpu_workers
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.text import counted
 

@@ -10,17 +10,15 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
-from typing import Literal
 
 import msgspec
 
 from gpusq_deploy.artifacts import Precision, SkippedTarget, Value, value_from_toml
+from gpusq_deploy.engines.api import BackendName
 from gpusq_deploy.errors import GpusqError
 
-Backend = Literal["tensorrt", "tensorrt-rtx"]
 
-
-def _nothing_known() -> dict[Backend, tuple[str, ...]]:
+def _nothing_known() -> dict[BackendName, tuple[str, ...]]:
     return {}
 
 
@@ -88,14 +86,14 @@ class Target(Value):
     aliases: tuple[str, ...] = ()
     gpus: str
     compute_capability: str
-    ahead_of_time: tuple[Backend, ...]
-    on_device: tuple[Backend, ...]
-    runtime_versions: dict[Backend, str]
-    releases: dict[Backend, tuple[str, ...]]
+    ahead_of_time: tuple[BackendName, ...]
+    on_device: tuple[BackendName, ...]
+    runtime_versions: dict[BackendName, str]
+    releases: dict[BackendName, tuple[str, ...]]
     dtypes: tuple[str, ...]
     sparse_dtypes: tuple[str, ...]
     alignments: Alignments
-    sparse_int8_outputs: dict[Backend, tuple[str, ...]] = msgspec.field(default_factory=_nothing_known)
+    sparse_int8_outputs: dict[BackendName, tuple[str, ...]] = msgspec.field(default_factory=_nothing_known)
     peaks: Peaks | None = None
     unknowns: tuple[str, ...]
 

@@ -14,6 +14,8 @@ YesNoUnknown = Literal["yes", "no", "unknown"]
 Payoff = Literal["yes", "no", "no difference", "unknown"]
 # The graph that a built one is compared with: the model as it was given, or what `--prune` left of it.
 Reference = Literal["float", "pruned float"]
+# JSON has no infinity: equal outputs are recorded as this many decibels, noise on silence as minus as many.
+EQUAL_DB = 300.0
 
 
 class EngineTensor(Value):
@@ -44,7 +46,7 @@ class Carrier(Value):
         kind: The builder's word for what it is.
         inputs: Element types of its inputs, as the builder names them; outputs: of its outputs.
         fused: Other ONNX nodes that it computes, by name.
-        tactic: The kernel; empty or a stub where it is chosen when the plan is loaded.
+        tactic: The kernel; empty or a stub where it is chosen when the engine is loaded.
     """
 
     name: str

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from gpusq_deploy.artifacts import PruneMethod
+from gpusq_deploy.artifacts import CalibratorName, PruneMethod
 from gpusq_deploy.cli.asked import DEFAULT_TARGET, Given, build_request, chosen_targets, refuse_other_options
 from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import (
-    CALIBRATORS,
     arch_options,
     calib_samples_option,
     echo_json,
@@ -88,7 +87,7 @@ _GROUPS = (
 )
 @click.option(
     "--calibrator",
-    type=click.Choice(CALIBRATORS),
+    type=click.Choice(get_args(CalibratorName)),
     help="Use this calibrator where the recipe names none (default: amax).",
 )
 @calib_samples_option

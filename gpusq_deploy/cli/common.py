@@ -21,14 +21,13 @@ from gpusq_deploy.cli.session import filter_advice, session
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gpusq_deploy.artifacts import ArchSpec, BatchRange, CalibratorName
+    from gpusq_deploy.artifacts import ArchSpec, BatchRange
     from gpusq_deploy.progress import Reporter
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # No batch size has more digits: builders count in 32 bits.
 BATCH_DIGITS = 9
-CALIBRATORS: tuple[CalibratorName, ...] = ("amax", "percentile", "entropy", "mse", "output-error")
 
 
 def run_command(command: click.Command) -> NoReturn:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts import (
+    EQUAL_DB,
     Agreement,
     Drift,
     QuantPlan,
@@ -34,8 +35,6 @@ from gpusq_deploy.text import counted
 
 _BLOCKS_LOOKED_INTO = 2
 _LAYER_SAMPLES = 4
-# JSON has no infinity; equal outputs are reported as this many decibels, noise on silence as minus as many.
-_EQUAL_DB = 300.0
 # Rounding errors that two graphs make are no more alike than this.
 _FAR_DB = 20.0
 
@@ -170,7 +169,7 @@ def _fused(built_model: Path, seen: Compared) -> tuple[float | None, str]:
     if not is_floating(plain):
         share = equal_share(plain, fused)
         return (
-            (_EQUAL_DB, "") if share == 1 else (None, f"with its optimisations on, {share:.1%} of the values are equal")
+            (EQUAL_DB, "") if share == 1 else (None, f"with its optimisations on, {share:.1%} of the values are equal")
         )
     if not np.isfinite(fused).all():
         return None, "with its optimisations on it computes NaN or infinity"
@@ -179,7 +178,7 @@ def _fused(built_model: Path, seen: Compared) -> tuple[float | None, str]:
 
 def bounded_db(decibels: float) -> float:
     """A figure that JSON can hold: infinity, or what isn't a number, is 300 dB of its sign, or minus 300."""
-    return -_EQUAL_DB if math.isnan(decibels) else max(-_EQUAL_DB, min(decibels, _EQUAL_DB))
+    return -EQUAL_DB if math.isnan(decibels) else max(-EQUAL_DB, min(decibels, EQUAL_DB))
 
 
 def samples_text(count: int, source: DataSource, *, held_out: bool) -> str:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import ml_dtypes
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts import (
@@ -28,13 +26,12 @@ from gpusq_deploy.artifacts import (
     require_used_rules,
 )
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph import GraphLayer, other_weights
+from gpusq_deploy.graph import STORED_TYPE, GraphLayer, other_weights
 from gpusq_deploy.numerics import fp8_scale, scale_from_amax
 from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow, text_of
 from gpusq_deploy.quantize.sites import ActivationSites, Int8OutputDecision, QdqSite, fusion_notes
 from gpusq_deploy.text import counted, some
 
-_STORED: dict[FloatPrecision, npt.DTypeLike] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 # Of activations, by the precisions that quantise them.
 _SCALES = {"int8": scale_from_amax, "fp8": fp8_scale}
 # Why layers of these run dense whatever their weights are.
@@ -266,7 +263,7 @@ def _placed(site: QdqSite, ranges: Mapping[str, TensorRange], float_type: FloatP
 def _activation(
     known: TensorRange, float_type: FloatPrecision, precision: Precision = "int8"
 ) -> ActivationQuantization:
-    scale = float(_SCALES[precision](known.amax, dtype=_STORED[float_type]))
+    scale = float(_SCALES[precision](known.amax, dtype=STORED_TYPE[float_type]))
     return ActivationQuantization(tensor=known.tensor, amax=known.amax, scale=scale, origin=known.origin)
 
 

@@ -22,7 +22,7 @@ from gpusq_deploy.graph import (
     run_passes,
     weighted_layers,
 )
-from gpusq_deploy.numerics import cpu_workers
+from gpusq_deploy.numerics import MOST_ADDERS, cpu_workers
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize.int4_rounding import fitted_weights, layers_to_fit
 from gpusq_deploy.quantize.int8_outputs import Int8Outputs, choose_outputs, output_candidates, output_site

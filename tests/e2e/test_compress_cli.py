@@ -82,13 +82,32 @@ def test_the_result_is_a_2_4_checkpoint_that_describes_itself(dense: Path, folde
     assert list(out.parent.iterdir()) == [out]
 
 
+def test_a_recipe_says_what_is_pruned(dense: Path, folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text(
+        'schema = "gpusq.recipe/1"\nname = "mine"\ndescription = "x"\nbase = "static_wi8_ai8"\n'
+        '[[rule]]\nmatch = "blocks.1.*"\nsparse = false\nreason = "the last block stays dense"\n',
+        "utf-8",
+    )
+    out = tmp_path / "pruned.pt"
+    done = run(dense, folder, out, "--epochs", "0", "--recipe", mine, "--dense", "*.fc2")
+    assert done.code == 0, done.err
+    assert "blocks.1.mlp.fc1: recipe mine: the last block stays dense" in done.out
+    assert "blocks.0.mlp.fc2: asked for by --dense *.fc2" in done.out
+    saved = load_checkpoint(out)
+    assert saved.sparsity is not None
+    assert saved.sparsity.layers == tuple(
+        layer for layer in PRUNED if layer.startswith("blocks.0.") and "fc2" not in layer
+    )
+
+
 def test_no_epochs_prune_and_train_nothing(dense: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "pruned.pt"
     done = run(dense, folder, out, "--epochs", "0")
     assert done.code == 0, done.err
     assert "epoch" not in done.err
     assert "blocks.0.attn.qkv" in done.out
-    assert "head: an output layer" in done.out
+    assert "head: recipe static_wi8_ai8: classifier heads" in done.out
     saved, original = load_checkpoint(out), load_checkpoint(dense)
     assert saved.sparsity is not None
     assert saved.sparsity.method == "magnitude"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from commands import run_main
+from commands import Finished, run_main
 
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.bundle.files import read_bundle

@@ -30,7 +30,7 @@ def model(*, sparse: bool = True, k: int = 8) -> planning.Quantized:
     weights = np.random.default_rng(0).uniform(1, 2, (k, 4)).astype(np.float32)
     if sparse:
         weights[[0, 1, 6, 7]] = 0
-    text = f"g (float[B,{k}] x) => (float[B,4] y) {{ [fc] y = MatMul(x, w) }}"
+    text = f"g (float[B,{k}] x) => (float[B,4] y) {{ [fc1] y = MatMul(x, w) }}"
     return planning.quantized(tiny_models.graph(text, w=weights), RANGES)
 
 

@@ -105,9 +105,9 @@ def test_what_a_layer_lost_in_the_engine_is_worse(base: Bundle, change: dict[str
 
 
 def test_what_the_plan_no_longer_asks_is_worse(base: Bundle) -> None:
-    assert judged(base, with_layer(base, precision="fp16")) == ["worse   asked int8 -> fp16 in 1 layer (fc)"]
+    assert judged(base, with_layer(base, precision="fp16")) == ["worse   asked int8 -> fp16 in 1 layer (fc1)"]
     asked = with_layer(base, sparse=True)
-    assert judged(asked, with_layer(base, sparse=False)) == ["worse   asked 2:4 -> dense in 1 layer (fc)"]
+    assert judged(asked, with_layer(base, sparse=False)) == ["worse   asked 2:4 -> dense in 1 layer (fc1)"]
 
 
 @pytest.mark.parametrize(("decibels", "judgement"), [(28.9, "worse"), (29.1, "other"), (31.1, "better")])

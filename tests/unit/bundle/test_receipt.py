@@ -7,7 +7,7 @@ import pytest
 from gpusq_deploy.artifacts.plan import LayerDecision, Precision, QuantPlan
 from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, EngineTensor
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
-from gpusq_deploy.bundle.receipt import built_layers, picked_sparse, summary, with_profile
+from gpusq_deploy.bundle.receipt import built_layers, picked_sparse, with_profile
 from gpusq_deploy.engines.kernel_names import KernelTrace
 from gpusq_deploy.engines.layer_classes import totals
 from gpusq_deploy.engines.layer_list_parser import layers_from_log
@@ -199,18 +199,6 @@ def built_engine(asked: QuantPlan, layers: list[EngineLayer]) -> BuiltEngine:
         layers=built_layers(asked, layers),
         engine_layers=tuple(layers),
     )
-
-
-def test_a_summary_names_what_isnt_as_asked() -> None:
-    layers = [gemm(), gemm("n_myl0_2", "Half", nodes=("n",))]
-    engine = built_engine(plan(decision(), decision("n")), layers)
-    lines = summary(engine)
-    assert lines[:3] == (
-        "a100: tensorrt-rtx 1.7, 2.5 MB in 2.2 s, from the verbose build log of tensorrt-rtx 1.7",
-        "  2 kernels; GEMMs: 1 fp16, 1 int8; fused attention: 0",
-        "  INT8 asked 2, built 1; sparse asked 2, executed: unknown 2",
-    )
-    assert lines[3].startswith("  layer.n: built in n_myl0_2; asked for int8, built fp16")
 
 
 PICKED = "(Sparsity) TRT inference plan picked sparse implementation for layers: mm_myl0_1, other"

@@ -218,13 +218,13 @@ def test_a_dense_model_is_found(tmp_path: Path) -> None:
 
 def test_a_model_with_broken_q_dq_is_found(tmp_path: Path) -> None:
     model = bundles.model().after.clone()
-    scale = model.graph.initializers["fc_weight_scale"]
-    model.graph.initializers["fc_weight_scale"].const_value = tiny_models.tensor(
-        np.zeros(scale.shape.numpy() if scale.shape else (), np.float32), "fc_weight_scale"
+    scale = model.graph.initializers["fc1_weight_scale"]
+    model.graph.initializers["fc1_weight_scale"].const_value = tiny_models.tensor(
+        np.zeros(scale.shape.numpy() if scale.shape else (), np.float32), "fc1_weight_scale"
     )
     save_model(model, tmp_path / "m.onnx")
     (finding,) = validate(tmp_path / "m.onnx").findings
-    assert (finding.rule, finding.place) == ("graph-invariant", "node fc_weight_dq")
+    assert (finding.rule, finding.place) == ("graph-invariant", "node fc1_weight_dq")
 
 
 def test_a_bundle_with_a_damaged_file_is_found(tmp_path: Path) -> None:
