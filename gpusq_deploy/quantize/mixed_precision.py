@@ -17,7 +17,7 @@ import onnx_ir as ir
 from gpusq_deploy.artifacts import MixedRule, QuantPlan, Recipe
 from gpusq_deploy.calibration import DataSource, Observations, spread_evenly
 from gpusq_deploy.graph import GraphLayer, RoundedWeight, find_attentions
-from gpusq_deploy.numerics import best_choice, cpu_workers
+from gpusq_deploy.numerics import MOST_ADDERS, best_choice, cpu_workers
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize.noise_measured import noise_of_layers
 from gpusq_deploy.quantize.noise_model import residual_noise
