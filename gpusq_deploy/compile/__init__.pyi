@@ -12,7 +12,17 @@ from .dry_run import (
     Preview as Preview,
     preview as preview,
 )
+from .float_graph import (
+    export_graph as export_graph,
+)
+from .inputs import (
+    open_inputs as open_inputs,
+)
+from .observe_stage import (
+    observe_graph as observe_graph,
+)
 from .pipeline import (
+    build_bundle as build_bundle,
     compile_checkpoint as compile_checkpoint,
 )
 from .repair import (
