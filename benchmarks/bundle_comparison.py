@@ -1,4 +1,4 @@
-"""What changed from one bundle to another, without timing: read from their manifests, plans and receipts. Pure.
+"""What changed from one bundle to another, without timing: read from their manifests, engines and receipts. Pure.
 
 worse    a layer is no longer INT8, FP8 or INT4, or no longer 2:4; an engine has more kernels or fewer fused
          attentions, or lost a layer's sparse kernel; SQNR is lower by more than 1 dB, agreement by more than 1 %
@@ -108,14 +108,14 @@ def _changes(base: Bundle, head: Bundle) -> Iterator[Change]:
 def _facts(bundle: Bundle) -> dict[str, str]:
     """What may differ without being better or worse."""
     manifest = bundle.manifest
-    options = {**manifest.options, **builtins_from_value(manifest.engine)}
+    options = {**builtins_from_value(manifest.options), **builtins_from_value(manifest.engine)}
     return {
         "model.onnx": bundle.receipt.model_digest,
         "checkpoint": manifest.source.digest,
         "targets": ", ".join(sorted(engine.target for engine in bundle.receipt.engines)) or "none",
         "size": f"{sum(file.size for file in manifest.files) / 1e6:.2f} MB",
         "recipe": bundle.plan.recipe,
-        "remainder": bundle.plan.remainder,
+        "remainder": bundle.plan.float_type,
         "batch": str(manifest.batch),
         **{f"preprocessing {name}": str(value) for name, value in builtins_from_value(manifest.preprocessing).items()},
         **{f"option {name}": str(value) for name, value in sorted(options.items())},
@@ -172,7 +172,7 @@ def _of_engine(base: BuiltEngine, head: BuiltEngine) -> Iterator[Change]:
         ("fused attentions", base.totals.attention_fused, head.totals.attention_fused, 1),
         # Fewer may be merged ones: which layers lost their precision is judged by layer.
         *((f"{name} GEMMs", base.totals.gemms.get(name, 0), head.totals.gemms.get(name, 0), 0) for name in gemms),
-        ("bytes of the plan", base.plan_bytes, head.plan_bytes, 0),
+        ("bytes of the engine", base.engine_bytes, head.engine_bytes, 0),
     ]
     for what, before, after, sign in counts:
         if before != after:

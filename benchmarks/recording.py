@@ -35,7 +35,7 @@ def record(
         batches: Batch sizes, in the order to measure them.
         settings: Counts and the seed of the inputs.
         threads: For onnxruntime alone; None leaves the choice to it.
-        cuda_graph: For engine plans alone: launch each inference as one captured CUDA graph.
+        cuda_graph: For engines alone: launch each inference as one captured CUDA graph.
         progress: See `measure`.
 
     Raises:
@@ -88,7 +88,7 @@ def _compared(
     if subject.choice.name == "onnxruntime":
         return _Compared("reference")
     if subject.reference is None:
-        why = "the plan's model isn't known; --reference MODEL.onnx names it"
+        why = "the engine's model isn't known; --reference MODEL.onnx names it"
         return _Compared("not compared", (f"outputs not compared with the CPU: {why}",))
     try:
         reference = CpuReference(subject.reference)

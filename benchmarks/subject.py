@@ -1,4 +1,4 @@
-"""What is measured: from a bundle, a plan or an ONNX file to one model file on one runtime, with the reason."""
+"""What is measured: from a bundle, an engine or an ONNX file to one model file on one runtime, with the reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gpusq_deploy.frontend import is_bundle
 from gpusq_deploy.graph import EXTERNAL_DATA
 from gpusq_deploy.sparsity import DENSE, require_dense, require_same_sparsity
 
-_PLAN_SUFFIXES = (".plan", ".engine")
+_ENGINE_SUFFIXES = (".plan", ".engine")
 # The first compute capability that `hardware=ampere-plus` means.
 _AMPERE = (8, 0)
 
@@ -34,9 +34,9 @@ _AMPERE = (8, 0)
 class MeasuredModel(NamedTuple):
     """One file on one runtime. `name` identifies it without the machine's paths; `batch` is the bundle's range.
 
-    `weights` is the model that a plan without weights takes them from; `reference` the one that a plan was built from,
-    to compare with on the CPU, where it is known. `host_code` is true of a plan with a runtime of its own, whose bundle
-    vouches for it.
+    `weights` is the model that an engine without weights takes them from; `reference` the one that an engine was built
+    from, to compare with on the CPU, where it is known. `host_code` is true of an engine with a runtime of its own,
+    whose bundle vouches for it.
     """
 
     path: Path
@@ -59,7 +59,7 @@ def find_subject(path: Path, requested: str) -> MeasuredModel:
     """Choose model file and runtime.
 
     Args:
-        path: A bundle's folder, a TensorRT plan, or an ONNX model.
+        path: A bundle's folder, a TensorRT engine, or an ONNX model.
         requested: A runtime's name or `auto`.
 
     Raises:
@@ -67,13 +67,13 @@ def find_subject(path: Path, requested: str) -> MeasuredModel:
     """
     if path.is_dir():
         return _of_bundle(path, requested)
-    if path.suffix in _PLAN_SUFFIXES:
+    if path.suffix in _ENGINE_SUFFIXES:
         return _of_plan(path, requested)
     if path.suffix == ".onnx":
         folder = path.resolve().parent
         if path.name == MODEL and is_ours(folder):
             _require_model(folder, read_value(folder / MANIFEST, Manifest))
-        return MeasuredModel(path, path.name, choose_runtime(requested, plans=()), None)
+        return MeasuredModel(path, path.name, choose_runtime(requested, engines=()), None)
     raise GpusqError(
         "neither a bundle's folder nor a .onnx, .plan or .engine file",
         place=str(path),
@@ -90,7 +90,7 @@ def _of_bundle(folder: Path, requested: str) -> MeasuredModel:
         )
     receipt = read_value(folder / RECEIPT, Receipt)
     built = {engine.backend for engine in receipt.engines}
-    choice = choose_runtime(requested, plans=[name for name in get_args(BackendName) if name in built])
+    choice = choose_runtime(requested, engines=[name for name in get_args(BackendName) if name in built])
     manifest = read_value(folder / MANIFEST, Manifest)
     name = folder.resolve().name
     if choice.name == "onnxruntime":
@@ -99,28 +99,30 @@ def _of_bundle(folder: Path, requested: str) -> MeasuredModel:
     engine = _engine_for_this_gpu(receipt, manifest, choice.name)
     _require_as_built(engine, folder, manifest)
     weights = _weights_for(engine, folder, manifest)
-    path = folder / engine.plan_file
+    path = folder / engine.engine_file
     host_code = _options_of(engine, manifest).version_compatible
-    return MeasuredModel(path, f"{name}/{engine.plan_file}", choice, manifest.batch, weights, folder / MODEL, host_code)
+    return MeasuredModel(
+        path, f"{name}/{engine.engine_file}", choice, manifest.batch, weights, folder / MODEL, host_code
+    )
 
 
 def _of_plan(path: Path, requested: str) -> MeasuredModel:
     # The file doesn't say which of the two backends built it; loading it on the wrong one fails with the reason.
-    choice = choose_runtime(requested, plans=get_args(BackendName))
+    choice = choose_runtime(requested, engines=get_args(BackendName))
     if choice.name == "onnxruntime":
         raise GpusqError(
-            f"an engine plan can't run on onnxruntime ({choice.reason})",
+            f"an engine can't run on onnxruntime ({choice.reason})",
             place=str(path),
-            hint="run this on the plan's own GPU, or give the bundle's model.onnx to run on the CPU",
+            hint="run this on the engine's own GPU, or give the bundle's model.onnx to run on the CPU",
         )
     folder = path.resolve().parent.parent
     if not is_ours(folder):
         return MeasuredModel(path, path.name, choice, None)
     receipt, manifest = read_value(folder / RECEIPT, Receipt), read_value(folder / MANIFEST, Manifest)
-    engine = next((engine for engine in receipt.engines if folder / engine.plan_file == path.resolve()), None)
+    engine = next((engine for engine in receipt.engines if folder / engine.engine_file == path.resolve()), None)
     if engine is None:
         raise GpusqError(
-            "the plan lies in a bundle whose receipt doesn't know it",
+            "the engine lies in a bundle whose receipt doesn't know it",
             place=str(path),
             hint="copy it elsewhere to run it by itself",
         )
@@ -131,16 +133,16 @@ def _of_plan(path: Path, requested: str) -> MeasuredModel:
 
 
 def _require_as_built(engine: BuiltEngine, folder: Path, manifest: Manifest) -> None:
-    """Refuse a plan that isn't the one that was built, for loading one runs native code; and another reference for it.
+    """Refuse an engine that isn't the one that was built, for loading it runs native code; and another reference.
 
     Raises:
-        GpusqError: The plan, the receipt or the model isn't what the manifest says, or they contradict each other.
+        GpusqError: The engine, the receipt or the model isn't what the manifest says, or they contradict each other.
     """
     # The reference may lack its dense weights: whoever runs it says how they are made.
     model = [name for name in _model_files(manifest) if name == MODEL or (folder / name).exists()]
-    _require_as_listed(folder, manifest, [engine.plan_file, RECEIPT, *model])
-    if not any(entry.path == engine.plan_file and entry.digest == engine.plan_digest for entry in manifest.files):
-        raise _not_as_built(folder, [f"{engine.plan_file}: the receipt's digest differs from the manifest's"])
+    _require_as_listed(folder, manifest, [engine.engine_file, RECEIPT, *model])
+    if not any(entry.path == engine.engine_file and entry.digest == engine.engine_digest for entry in manifest.files):
+        raise _not_as_built(folder, [f"{engine.engine_file}: the receipt's digest differs from the manifest's"])
 
 
 def _require_model(folder: Path, manifest: Manifest) -> None:
@@ -172,10 +174,10 @@ def _not_as_built(folder: Path, faults: Sequence[str]) -> GpusqError:
 
 
 def _weights_for(engine: BuiltEngine, folder: Path, manifest: Manifest) -> Path | None:
-    """The model that a plan without weights takes them from; None for a plan that has its own.
+    """The model that an engine without weights takes them from; None for an engine that has its own.
 
     Raises:
-        GpusqError: The model's weights don't fit the plan.
+        GpusqError: The model's weights don't fit the engine.
     """
     if not _options_of(engine, manifest).strip:
         return None
@@ -201,7 +203,7 @@ def _engine_for_this_gpu(receipt: Receipt, manifest: Manifest, backend: str) -> 
         if not fitting:
             built = ", ".join(f"{engine.target} ({engine.compute_capability})" for engine in engines)
             raise GpusqError(
-                f"the bundle has no plan for this GPU, a {gpu.name} ({gpu.compute_capability}): only for {built}",
+                f"the bundle has no engine for this GPU, a {gpu.name} ({gpu.compute_capability}): only for {built}",
                 place=f"--runtime {backend}",
                 hint="gpusq-build BUNDLE --target NAME builds one",
             )
@@ -209,9 +211,9 @@ def _engine_for_this_gpu(receipt: Receipt, manifest: Manifest, backend: str) -> 
     if len(engines) == 1:
         return engines[0]
     raise GpusqError(
-        f"the bundle has {len(engines)} plans for {backend}: {', '.join(engine.plan_file for engine in engines)}",
+        f"the bundle has {len(engines)} engines for {backend}: {', '.join(engine.engine_file for engine in engines)}",
         place=f"GPU here: {gpu}",
-        hint="name the plan of this GPU instead of the bundle",
+        hint="name the engine of this GPU instead of the bundle",
     )
 
 

@@ -31,10 +31,10 @@ from .gpu import (
 from .health import (
     HealthCheck as HealthCheck,
     check_builder as check_builder,
+    check_engines as check_engines,
     check_gpu as check_gpu,
     check_nvidia_smi as check_nvidia_smi,
     check_onnxruntime as check_onnxruntime,
-    check_plans as check_plans,
 )
 from .installed import (
     ENGINES as ENGINES,

@@ -104,7 +104,7 @@ class RtxBuilderConfig(Protocol):
     num_compute_capabilities: int
 
     def set_compute_capability(self, compute_capability: ComputeCapability, index: int) -> bool:
-        """Name one GPU architecture that the plan must run on."""
+        """Name one GPU architecture that the engine must run on."""
         ...
 
 
@@ -130,8 +130,8 @@ TRAITS: Mapping[BackendName, BackendTraits] = {
         compiles_at_run=False,
         evidence="inspector",
     ),
-    # Reading a plan back through the inspector needs a driver; the verbose build log doesn't. Timing-cache calls are
-    # deprecated no-ops since 1.2: kernels are chosen when the plan is loaded.
+    # Reading an engine back through the inspector needs a driver; the verbose build log doesn't. Timing-cache calls are
+    # deprecated no-ops since 1.2: kernels are chosen when the engine is loaded.
     "tensorrt-rtx": BackendTraits(
         module="tensorrt_rtx",
         package="tensorrt-rtx",
@@ -189,7 +189,7 @@ def rtx_compute_capability(api: Api, compute_capability: str) -> ComputeCapabili
 
 
 def io_names(engine: trt.ICudaEngine) -> tuple[list[str], list[str]]:
-    """An engine's inputs and its outputs, in the plan's order."""
+    """An engine's inputs and its outputs, in the engine's order."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name).name == "INPUT"]
     return inputs, [name for name in names if name not in inputs]

@@ -17,7 +17,7 @@ from gpusq_deploy.errors import GpusqError
 RuntimeName = Literal["tensorrt", "tensorrt-rtx", "onnxruntime"]
 RuntimeRequest = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
 
-_NO_PLAN = "there is no engine plan, only an ONNX model"
+_NO_ENGINE = "there is no engine, only an ONNX model"
 
 
 class RuntimeChoice(Value):
@@ -27,15 +27,15 @@ class RuntimeChoice(Value):
     reason: str
 
 
-def choose_runtime(requested: str, *, plans: Collection[BackendName]) -> RuntimeChoice:
+def choose_runtime(requested: str, *, engines: Collection[BackendName]) -> RuntimeChoice:
     """Pick the runtime: what was asked for, or the fastest that can run here.
 
-    `auto` takes tensorrt, then tensorrt-rtx, where an engine plan exists, the package is installed and a GPU
+    `auto` takes tensorrt, then tensorrt-rtx, where an engine exists, the package is installed and a GPU
     answers; else ONNX Runtime on the CPU. Every runtime that was passed over is named with its reason.
 
     Args:
         requested: A runtime's name or `auto`.
-        plans: Whose engine plans there are: nobody else can run them. Empty where there is only an ONNX model.
+        engines: Whose engines there are: nobody else can run them. Empty where there is only an ONNX model.
 
     Raises:
         GpusqError: An unknown name, or the runtime asked for can't run here.
@@ -48,17 +48,17 @@ def choose_runtime(requested: str, *, plans: Collection[BackendName]) -> Runtime
         return RuntimeChoice(name="onnxruntime", reason="asked for")
     refusals: list[str] = []
     for name in TRAITS:
-        refusal = _no_fitting_plan(name, plans) or why_not(name)
+        refusal = _no_fitting_engine(name, engines) or why_not(name)
         if requested == name:
             return _insist(name, refusal)
         if refusal is None and requested == "auto":
             return RuntimeChoice(name=name, reason="; ".join([*refusals, f"{name} is installed and a GPU answers"]))
         refusals.append(f"not {name}: {refusal}")
-    return RuntimeChoice(name="onnxruntime", reason="; ".join(refusals) if plans else _NO_PLAN)
+    return RuntimeChoice(name="onnxruntime", reason="; ".join(refusals) if engines else _NO_ENGINE)
 
 
 def why_not(name: BackendName) -> str | None:
-    """Why plans of this backend can't be run here; None where they can."""
+    """Why engines of this backend can't be run here; None where they can."""
     api = find_api(name)
     if isinstance(api, str):
         return api
@@ -70,20 +70,20 @@ def why_not(name: BackendName) -> str | None:
 
 
 class BackendChoice(Value):
-    """The backend that builds a target's plan here, and why that one, as a sentence to print."""
+    """The backend that builds a target's engine here, and why that one, as a sentence to print."""
 
     name: BackendName
     reason: str
 
 
 def choose_backend(target: Target, *, bundle: str, options: Sequence[str] = ()) -> BackendChoice | SkippedTarget:
-    """Pick who builds the plan of a target here, or say why nobody can.
+    """Pick who builds the engine of a target here, or say why nobody can.
 
     On the target's own GPU, tensorrt is the first choice; elsewhere a backend that builds ahead of time.
 
     Args:
         target: The GPU to build for.
-        bundle: The bundle's path, for the command that makes the plan on the device.
+        bundle: The bundle's path, for the command that makes the engine on the device.
         options: What that command must say besides, as `--engine-option` takes it.
     """
     refusals: list[str] = []
@@ -121,14 +121,14 @@ def open_session(
     cuda_graph: bool = False,
     host_code: bool = False,
 ) -> Session:
-    """Load a model on one runtime: an ONNX file on onnxruntime, an engine plan on the two others.
+    """Load a model on one runtime: an ONNX file on onnxruntime, an engine on the two others.
 
     Args:
         path: The file.
         runtime: Who runs it.
-        weights: The ONNX model that a plan without weights takes them from.
+        weights: The ONNX model that an engine without weights takes them from.
         cuda_graph: Whether inferences are launched as a captured CUDA graph.
-        host_code: Whether a plan may bring a runtime of its own; see `EngineOptions.version_compatible`.
+        host_code: Whether an engine may bring a runtime of its own; see `EngineOptions.version_compatible`.
 
     Raises:
         GpusqError: The file doesn't fit the runtime or can't be loaded; or onnxruntime was to use CUDA graphs.
@@ -141,15 +141,15 @@ def open_session(
         from gpusq_deploy.engines.ort import open_onnx
 
         return open_onnx(path)
-    from gpusq_deploy.engines.cuda_session import open_plan
+    from gpusq_deploy.engines.cuda_session import open_engine
 
-    return open_plan(path, runtime, weights=weights, cuda_graph=cuda_graph, host_code=host_code)
+    return open_engine(path, runtime, weights=weights, cuda_graph=cuda_graph, host_code=host_code)
 
 
-def _no_fitting_plan(name: BackendName, plans: Collection[BackendName]) -> str | None:
-    if name in plans:
+def _no_fitting_engine(name: BackendName, engines: Collection[BackendName]) -> str | None:
+    if name in engines:
         return None
-    return f"there are plans of {', '.join(plans)} only" if plans else _NO_PLAN
+    return f"there are engines of {', '.join(engines)} only" if engines else _NO_ENGINE
 
 
 def _insist(name: BackendName, refusal: str | None) -> RuntimeChoice:

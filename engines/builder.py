@@ -1,4 +1,4 @@
-"""From a Q/DQ ONNX model to an engine plan, and to what the builder made of every layer.
+"""From a Q/DQ ONNX model to an engine, and to what the builder made of every layer.
 
 tensorrt-rtx builds ahead of time, on any machine, and its layers are read from the verbose build log. tensorrt builds
 on the target device itself, and its layers are read back through the engine inspector: the same code with the module
@@ -39,7 +39,7 @@ class EngineBuild:
     """A built engine.
 
     Attributes:
-        plan: The serialised engine.
+        engine_bytes: The serialised engine.
         backend: Who built it, and in which version.
         version: The backend's version.
         seconds: Wall-clock time of parsing and building.
@@ -49,7 +49,7 @@ class EngineBuild:
         timing_cache: The timing cache after the build, where one was given; it belongs to this device and version.
     """
 
-    plan: bytes
+    engine_bytes: bytes
     backend: BackendName
     version: str
     seconds: float
@@ -112,7 +112,7 @@ def default_backend(target: Target) -> BackendName:
 
 
 class _Build:
-    """One build: the builder, what it says, and the steps from a model to a plan."""
+    """One build: the builder, what it says, and the steps from a model to an engine."""
 
     def __init__(self, api: Api, model: Path, target: Target, settings: BuildSettings, options: BuildOptions) -> None:
         self._api = api
@@ -140,15 +140,15 @@ class _Build:
         if progress.stop.is_set():
             # `run_stoppable` raises what stopped it; this is never seen.
             raise GpusqError("the build was stopped", place=self._called)
-        plan = bytes(self._made(built, f"build for {self._target.name}"))
+        engine_bytes = bytes(self._made(built, f"build for {self._target.name}"))
         seconds = time.perf_counter() - start
         version = self._api.__version__
         timings = None if cache is None else bytes(cache.serialize())
-        # To read a plan back takes room, and a device has little.
+        # To read an engine back takes room, and a device has little.
         del built, cache, config, network, builder
-        layers, source = self._layers(plan)
+        layers, source = self._layers(engine_bytes)
         return EngineBuild(
-            plan=plan,
+            engine_bytes=engine_bytes,
             backend=self._backend,
             version=version,
             seconds=seconds,
@@ -210,14 +210,14 @@ class _Build:
             )
         return cache
 
-    def _layers(self, plan: bytes) -> tuple[tuple[EngineLayer, ...], str]:
+    def _layers(self, engine_bytes: bytes) -> tuple[tuple[EngineLayer, ...], str]:
         name = f"{self._backend} {self._api.__version__}"
         if TRAITS[self._backend].evidence == "log":
             layers = layers_from_log(line.text for line in self._log.lines)
             return first_profile(layers, len(self._settings.profiles)), f"verbose build log of {name}"
         options = self._settings.options
         text = inspect_plan(
-            plan,
+            engine_bytes,
             self._api,
             self._logger,
             self._made,

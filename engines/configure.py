@@ -25,7 +25,7 @@ class BuildSettings(Value):
     """What to build.
 
     Attributes:
-        batch: Batch sizes that the plan must accept.
+        batch: Batch sizes that the engine must accept.
         sparse: Whether the builder may use sparse kernels where weights are 2:4.
         options: Everything else that the builder can be asked.
     """

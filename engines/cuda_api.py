@@ -120,14 +120,14 @@ def open_cuda(names: Sequence[CudaName] = CUDA_NAMES, *, place: str) -> CudaDevi
 
     Args:
         names: The packages to try, in order.
-        place: The plan that needs it, for the error.
+        place: The engine that needs it, for the error.
 
     Raises:
         GpusqError: No GPU answers, no package is installed that can call this driver, or the driver refuses.
     """
     gpu = find_gpu()
     if isinstance(gpu, NoGpu):
-        raise GpusqError(f"the plan can't run here: {gpu.reason}", place=place, hint=_NEEDS_GPU)
+        raise GpusqError(f"the engine can't run here: {gpu.reason}", place=place, hint=_NEEDS_GPU)
     found = find_cuda(names)
     if isinstance(found, str):
         raise GpusqError(f"nothing can call the CUDA driver: {found}", place=place, hint=_NEEDS_PACKAGE)

@@ -102,5 +102,5 @@ def _require(driver: GraphDriver, status: int, step: str) -> None:
     if status != _SUCCESS:
         raise GpusqError(
             f"the CUDA driver couldn't {step} ({status_text(driver, status)})",
-            hint="measure without --cuda-graph; a plan with data-dependent shapes can't be captured",
+            hint="measure without --cuda-graph; an engine with data-dependent shapes can't be captured",
         )

@@ -1,6 +1,6 @@
-"""Engine plans of tensorrt and tensorrt-rtx, run through the CUDA driver.
+"""Engines of tensorrt and tensorrt-rtx, run through the CUDA driver.
 
-Unverified: no GPU was at hand. What needs no device is in `plan_io` and tested there; tests/gpu runs the rest where a
+Unverified: no GPU was at hand. What needs no device is in `engine_io` and tested there; tests/gpu runs the rest where a
 driver answers.
 """
 
@@ -19,7 +19,7 @@ from gpusq_deploy.engines.api import Api, BackendName, execution_context, io_nam
 from gpusq_deploy.engines.build_log import BuildLog
 from gpusq_deploy.engines.cuda_api import CUDA_NAMES, CudaDevice, CudaName, cuda_failed, open_cuda
 from gpusq_deploy.engines.cuda_graph import CudaGraph, GraphDriver, find_graph_driver
-from gpusq_deploy.engines.engine_file import check_plan_header, plan_misfits
+from gpusq_deploy.engines.engine_file import check_engine_header, engine_misfits
 from gpusq_deploy.engines.engine_io import ShapeRange, buffer_bytes, dtype_from_trt, fitting_profile, numpy_dtype
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.refit import refit_engine
@@ -33,7 +33,7 @@ _ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]
 _NO_RESULT = 0xFF
 
 
-def open_plan(
+def open_engine(
     path: Path,
     backend: BackendName,
     *,
@@ -42,27 +42,27 @@ def open_plan(
     host_code: bool = False,
     through: Sequence[CudaName] = CUDA_NAMES,
 ) -> Session:
-    """Load an engine plan on the first GPU. Unverified: see the module.
+    """Load an engine on the first GPU. Unverified: see the module.
 
-    A plan is native code: check the bundle's digests before.
+    An engine is native code: check the bundle's digests before.
 
     Args:
-        path: The plan.
+        path: The engine.
         backend: Who built it.
-        weights: The ONNX model that a plan without weights takes them from; see `refit`.
+        weights: The ONNX model that an engine without weights takes them from; see `refit`.
         cuda_graph: Whether inferences are launched as a captured CUDA graph.
-        host_code: Whether the plan may bring a runtime of its own, which version-compatible ones do.
+        host_code: Whether the engine may bring a runtime of its own, which version-compatible ones do.
         through: The packages to call the driver with; the first that can is taken.
 
     Raises:
-        GpusqError: The file isn't a plan of this backend, or the runtime refuses it here; the backend, a package
+        GpusqError: The file isn't an engine of this backend, or the runtime refuses it here; the backend, a package
             that calls the driver, a GPU or what CUDA graphs need is missing; or the weights don't fit.
     """
     try:
-        plan = path.read_bytes()
+        engine_bytes = path.read_bytes()
     except OSError as error:
-        raise GpusqError(f"cannot read the plan: {error.strerror}", place=str(path)) from error
-    check_plan_header(plan, backend, place=str(path))
+        raise GpusqError(f"cannot read the engine: {error.strerror}", place=str(path)) from error
+    check_engine_header(engine_bytes, backend, place=str(path))
     api, gpu = load_api(backend), find_gpu()
     capability = gpu.compute_capability if isinstance(gpu, Gpu) else None
     graphs = find_graph_driver() if cuda_graph else None
@@ -70,7 +70,7 @@ def open_plan(
         raise GpusqError(f"CUDA graphs can't be used here: {graphs}", place=str(path), hint="leave out --cuda-graph")
     return CudaSession(
         CudaParts(
-            plan=plan,
+            engine_bytes=engine_bytes,
             api=api,
             cuda=open_cuda(through, place=str(path)),
             backend=backend,
@@ -78,20 +78,20 @@ def open_plan(
             weights=weights,
             graphs=graphs,
             host_code=host_code,
-            misfits=plan_misfits(plan, version=api.__version__, capability=capability),
+            misfits=engine_misfits(engine_bytes, version=api.__version__, capability=capability),
         )
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CudaParts:
-    """What a session is made of: the plan and where it lies, TensorRT's module, and the GPU, which the session closes.
+    """What a session is made of: the engine and its place, TensorRT's module, and the GPU, which the session closes.
 
-    `weights` is for a plan without any, `graphs` for launching CUDA graphs, `host_code` for a plan that brings
-    its own runtime; `misfits` say why the plan may not run here, for where the runtime refuses it.
+    `weights` is for an engine without any, `graphs` for launching CUDA graphs, `host_code` for an engine that brings
+    its own runtime; `misfits` say why the engine may not run here, for where the runtime refuses it.
     """
 
-    plan: bytes
+    engine_bytes: bytes
     api: Api
     cuda: CudaDevice
     backend: BackendName
@@ -114,7 +114,7 @@ class _Buffers:
 
 
 class CudaSession:
-    """An engine plan on a GPU. Unverified: see the module."""
+    """An engine on a GPU. Unverified: see the module."""
 
     def __init__(self, parts: CudaParts) -> None:
         self.runtime: str = parts.backend
@@ -142,15 +142,15 @@ class CudaSession:
         self._logger = self._log.as_logger(parts.api)
         self._runtime = parts.api.Runtime(self._logger)
         self._runtime.engine_host_code_allowed = parts.host_code
-        self._engine = self._made(self._runtime.deserialize_cuda_engine(parts.plan), "read the plan")
+        self._engine = self._made(self._runtime.deserialize_cuda_engine(parts.engine_bytes), "read the engine")
         if parts.weights is not None:
             refit_engine(self._engine, parts.weights, parts.api, self._logger)
-        # A plan that streams keeps all weights on the host until it is given a budget.
+        # An engine that streams keeps all weights on the host until it is given a budget.
         if self._engine.streamable_weights_size > 0:
             self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
         self._settings = runtime_config(parts.api, self._engine, parts.backend)
         context = execution_context(self._engine, self._settings)
-        self._execution = self._made(context, "prepare the plan for running")
+        self._execution = self._made(context, "prepare the engine for running")
         inputs, outputs = io_names(self._engine)
         self._inputs = tuple(self._spec(name) for name in inputs)
         self._outputs = tuple(self._spec(name) for name in outputs)
@@ -161,12 +161,12 @@ class CudaSession:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Inputs in the plan's order."""
+        """Inputs in the engine's order."""
         return self._inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Outputs in the plan's order."""
+        """Outputs in the engine's order."""
         return self._outputs
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -246,7 +246,7 @@ class CudaSession:
         capturable = getattr(self._execution, "is_stream_capturable", None)
         if capturable is not None and not capturable(self._cuda.stream):
             raise GpusqError(
-                "this plan's inferences can't be captured as a CUDA graph: it allocates while it runs",
+                "this engine's inferences can't be captured as a CUDA graph: it allocates while it runs",
                 place=str(self._path),
                 hint="build it with --engine-option capturable, or leave out --cuda-graph",
             )
@@ -295,7 +295,7 @@ class CudaSession:
 
     def _launch(self) -> None:
         if not self._execution.execute_async_v3(self._cuda.stream):
-            self._made(None, "run the plan")
+            self._made(None, "run the engine")
 
     def _spec(self, name: str) -> TensorSpec:
         dtype = dtype_from_trt(self._engine.get_tensor_dtype(name).name, place=str(self._path))
@@ -324,7 +324,7 @@ class CudaSession:
         raise GpusqError(
             f"{self.runtime} {self.runtime_version} couldn't {step}: {said}",
             place=str(self._path),
-            hint="a plan runs on the GPU and the version that it was built for; the bundle's receipt names them",
+            hint="an engine runs on the GPU and the version that it was built for; the bundle's receipt names them",
         )
 
 

@@ -1,11 +1,11 @@
-"""What can be said about an engine plan without loading it.
+"""What can be said about an engine without loading it.
 
-TensorRT-RTX 1.7 plans begin with `vtrt` and hold, little-endian: at byte 16 their own size in bytes (64 bits), at byte
+TensorRT-RTX 1.7 engines begin with `vtrt` and hold, little-endian: at byte 16 their size in bytes (64 bits), at byte
 24 the version that built them (four bytes), at byte 32 a bit for each GPU architecture that they were built for, from
-SM75. That was seen in plans built here for every architecture. No other header is taken for granted: what isn't
+SM75. That was seen in engines built here for every architecture. No other header is taken for granted: what isn't
 recognised is left to the runtime.
 
-A plan holds native code. Check a bundle's digests before loading one; this is no protection.
+An engine holds native code. Check a bundle's digests before loading one; this is no protection.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gpusq_deploy.errors import GpusqError
 _RTX_MAGIC = b"vtrt"
 _SIZE_AT, _VERSION_AT, _GPUS_AT = 16, 24, 32
 _LEAST = 64
-# What other files begin with, for the ones that are likely to be taken for a plan.
+# What other files begin with, for the ones that are likely to be taken for an engine.
 _STRANGERS = {
     b"PK\x03\x04": "a zip archive, such as a torch checkpoint",
     b"\x08": "an ONNX model",
@@ -32,70 +32,72 @@ _STRANGERS = {
 _CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
-def check_plan_header(plan: bytes, backend: BackendName, *, place: str) -> None:
-    """Refuse what is certainly not a whole plan of this backend.
+def check_engine_header(engine_bytes: bytes, backend: BackendName, *, place: str) -> None:
+    """Refuse what is certainly not a whole engine of this backend.
 
     Args:
-        plan: The whole file.
+        engine_bytes: The whole file.
         backend: Who is to run it.
         place: The file, for the error.
 
     Raises:
-        GpusqError: Empty, too short, cut off, a file of another kind, or a plan of the other backend.
+        GpusqError: Empty, too short, cut off, a file of another kind, or an engine of the other backend.
     """
     hint = "copy the file again, or make it again with gpusq-build"
-    if len(plan) < _LEAST:
-        what = "is empty" if not plan else f"has only {len(plan)} bytes"
-        raise GpusqError(f"not an engine plan: the file {what}", place=place, hint=hint)
+    if len(engine_bytes) < _LEAST:
+        what = "is empty" if not engine_bytes else f"has only {len(engine_bytes)} bytes"
+        raise GpusqError(f"not an engine: the file {what}", place=place, hint=hint)
     for start, kind in _STRANGERS.items():
-        if plan.startswith(start):
-            raise GpusqError(f"not an engine plan: the file looks like {kind}", place=place, hint=hint)
-    if not plan.startswith(_RTX_MAGIC):
+        if engine_bytes.startswith(start):
+            raise GpusqError(f"not an engine: the file looks like {kind}", place=place, hint=hint)
+    if not engine_bytes.startswith(_RTX_MAGIC):
         return
     if backend != "tensorrt-rtx":
         raise GpusqError(
-            f"this is a plan for tensorrt-rtx, not for {backend}", place=place, hint="use --runtime tensorrt-rtx"
+            f"this is an engine for tensorrt-rtx, not for {backend}", place=place, hint="use --runtime tensorrt-rtx"
         )
-    (declared,) = struct.unpack_from("<Q", plan, _SIZE_AT)
-    if declared != len(plan):
-        raise GpusqError(f"the plan is damaged: it holds {len(plan)} of {declared} bytes", place=place, hint=hint)
+    (declared,) = struct.unpack_from("<Q", engine_bytes, _SIZE_AT)
+    if declared != len(engine_bytes):
+        raise GpusqError(
+            f"the engine is damaged: it holds {len(engine_bytes)} of {declared} bytes", place=place, hint=hint
+        )
 
 
-def plan_misfits(plan: bytes, *, version: str, capability: str | None) -> tuple[str, ...]:
-    """Why a TensorRT-RTX plan may not run here: another minor version, other GPUs; nothing is known of other plans.
+def engine_misfits(engine_bytes: bytes, *, version: str, capability: str | None) -> tuple[str, ...]:
+    """Why a TensorRT-RTX engine may not run here: another minor version, other GPUs; nothing is known of other engines.
 
     Whether it runs all the same is the runtime's to say: it knows GPUs that the header has no bit for, such as SM 9.0.
 
     Args:
-        plan: A whole plan, which `check_plan_header` has passed.
+        engine_bytes: A whole engine, which `check_engine_header` has passed.
         version: The installed backend's version.
         capability: The GPU's compute capability, such as "8.6"; None where it isn't known.
     """
-    if not plan.startswith(_RTX_MAGIC):
+    if not engine_bytes.startswith(_RTX_MAGIC):
         return ()
     problems: list[str] = []
-    built = plan_version(plan)
+    built = engine_version(engine_bytes)
     if not same_minor(built, version):
         problems.append(f"it was built by tensorrt-rtx {built}, and {version} is installed")
-    gpus = plan_capabilities(plan)
+    gpus = engine_capabilities(engine_bytes)
     if capability is not None and gpus and capability not in gpus:
         problems.append(f"it was built for compute capability {', '.join(gpus)}, and this GPU has {capability}")
     return tuple(problems)
 
 
 def same_minor(one: str, other: str) -> bool:
-    """Whether two versions of TensorRT-RTX run each other's plans: their first two numbers are the same."""
+    """Whether two versions of TensorRT-RTX run each other's engines: their first two numbers are the same."""
     return one.split(".")[:2] == other.split(".")[:2]
 
 
-def plan_version(plan: bytes) -> str:
+def engine_version(engine_bytes: bytes) -> str:
     """The version that built a TensorRT-RTX plan, such as 1.7.1.116."""
-    return ".".join(str(part) for part in plan[_VERSION_AT : _VERSION_AT + 4])
+    return ".".join(str(part) for part in engine_bytes[_VERSION_AT : _VERSION_AT + 4])
 
 
-def plan_capabilities(plan: bytes) -> tuple[str, ...]:
-    """The compute capabilities that a TensorRT-RTX plan was built for; none where it says nothing that is known."""
-    (bits,) = struct.unpack_from("<Q", plan, _GPUS_AT)
+def engine_capabilities(engine_bytes: bytes) -> tuple[str, ...]:
+    """The compute capabilities that a TensorRT-RTX engine was built for; none where it says nothing that is known."""
+    (bits,) = struct.unpack_from("<Q", engine_bytes, _GPUS_AT)
     if bits >> len(_CAPABILITIES):
         return ()
     return tuple(capability for index, capability in enumerate(_CAPABILITIES) if bits >> index & 1)

@@ -1,4 +1,4 @@
-"""The tensors of an engine plan, apart from any device: types, shapes, the profile's range, and buffer sizes."""
+"""The tensors of an engine, apart from any device: types, shapes, the profile's range, and buffer sizes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class ShapeRange(Value):
-    """The shapes that a plan's profile allows for one input, dimension by dimension, and the one it is tuned for."""
+    """The shapes that an engine's profile allows for one input, dimension by dimension, and the one it is tuned for."""
 
     minimum: tuple[int, ...]
     best: tuple[int, ...]
@@ -44,7 +44,7 @@ def dtype_from_trt(member: str, *, place: str) -> str:
     """
     name = _DTYPES.get(member)
     if name is None:
-        raise GpusqError(f"the plan has a tensor of type {member}, which can't be fed or read", place=place)
+        raise GpusqError(f"the engine has a tensor of type {member}, which can't be fed or read", place=place)
     return name
 
 
@@ -66,7 +66,7 @@ def check_ranges(ranges: Mapping[str, ShapeRange], shapes: Shapes, *, place: str
     ]
     if problems:
         raise GpusqError(
-            "the plan wasn't built for these shapes: " + "; ".join(problems),
+            "the engine wasn't built for these shapes: " + "; ".join(problems),
             place=place,
             hint="build again with --batch MIN:OPT:MAX around them",
         )
@@ -93,7 +93,7 @@ def fitting_profile(profiles: Sequence[Mapping[str, ShapeRange]], shapes: Shapes
     )
     got = ", ".join(f"{name!r} {list(shape)}" for name, shape in shapes.items())
     raise GpusqError(
-        f"none of the plan's {len(profiles)} profiles allows {got}: they allow {allowed}",
+        f"none of the engine's {len(profiles)} profiles allows {got}: they allow {allowed}",
         place=place,
         hint="build again with a --batch MIN:OPT:MAX around them",
     )

@@ -71,9 +71,9 @@ def check_gpu() -> HealthCheck:
     return _tried("GPU", _GPU)
 
 
-def check_plans(name: BackendName) -> HealthCheck:
-    """Whether plans of a backend can be run."""
-    return _tried(f"plans of {name}", _RUNTIME, name)
+def check_engines(name: BackendName) -> HealthCheck:
+    """Whether engines of a backend can be run."""
+    return _tried(f"engines of {name}", _RUNTIME, name)
 
 
 def check_onnxruntime() -> HealthCheck:

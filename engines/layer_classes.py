@@ -93,7 +93,7 @@ def sparse_tactic(tactic: str) -> tuple[YesNoUnknown, str]:
     if not tactic or tactic == STUB:
         return (
             "unknown",
-            "the kernel is chosen on the GPU when the plan is loaded; look for 'sptensor' in an nsys trace",
+            "the kernel is chosen on the GPU when the engine is loaded; look for 'sptensor' in an nsys trace",
         )
     if tactic.startswith(_GENERATED) or not _KERNEL_NAME.search(tactic):
         return (

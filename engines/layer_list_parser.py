@@ -115,7 +115,7 @@ def layers_from_inspector(text: str) -> tuple[EngineLayer, ...]:
 
 
 def first_profile(layers: Sequence[EngineLayer], profiles: int) -> tuple[EngineLayer, ...]:
-    """The layers of the first optimisation profile: a plan with several holds the whole graph once for each.
+    """The layers of the first optimisation profile: an engine with several holds the whole graph once for each.
 
     TensorRT writes ` [profile 1]` behind the names of the second profile. In TensorRT-RTX's log only some of its layers
     say so, but every name ends in `_mylG_L`: graph and layer. Graphs are numbered profile by profile.

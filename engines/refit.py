@@ -1,7 +1,8 @@
-"""Give a plan without weights the weights of its model. Unverified: loading a plan needs a GPU, and none was at hand.
+"""Give an engine without weights the weights of its model. Unverified: loading one needs a GPU.
 
-A plan that was built with `strip` holds no weights. Its sparse kernels skip half of each group of four whatever stands
-there, so weights that aren't 2:4 where the plan's were would give wrong results or fail late: they are checked first.
+An engine that was built with `strip` holds no weights. Its sparse kernels skip half of each group of four whatever
+stands there, so weights that aren't 2:4 where the engine's were would give wrong results or fail late: they are checked
+first.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def refit_engine(engine: trt.ICudaEngine, model: Path, api: Api, logger: trt.ILo
     """
     if not engine.refittable:
         raise GpusqError(
-            "the plan holds no weights and can't take any",
+            "the engine holds no weights and can't take any",
             place=str(model),
             hint="build it again with --engine-option strip",
         )
@@ -32,11 +33,11 @@ def refit_engine(engine: trt.ICudaEngine, model: Path, api: Api, logger: trt.ILo
     parser = api.OnnxParserRefitter(refitter, logger)
     if not parser.refit_from_file(str(model)):
         said = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-        raise GpusqError(f"the model's weights don't fit the plan: {said or 'no reason was given'}", place=str(model))
+        raise GpusqError(f"the model's weights don't fit the engine: {said or 'no reason was given'}", place=str(model))
     missing = refitter.get_missing_weights()
     if missing:
         raise GpusqError(
-            f"the model lacks {len(missing)} weights of the plan: {', '.join(missing[:5])}", place=str(model)
+            f"the model lacks {len(missing)} weights of the engine: {', '.join(missing[:5])}", place=str(model)
         )
     if not refitter.refit_cuda_engine():
         raise GpusqError("the engine refused the model's weights", place=str(model))

@@ -244,7 +244,7 @@ def _hardware_problems(options: EngineOptions, release: Release, name: str) -> I
 
 def _driver_problems(options: EngineOptions, release: Release, name: str, *, driver: bool) -> Iterator[str]:
     if options.strip and release.backend == "tensorrt-rtx" and not driver:
-        yield f"strip: {name} needs a CUDA driver to build a plan without weights, and none answers here"
+        yield f"strip: {name} needs a CUDA driver to build an engine without weights, and none answers here"
 
 
 def _cache_problems(options: EngineOptions, release: Release, name: str) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """What is known about the GPUs that a bundle can be built for: capabilities as data, one TOML file per GPU.
 
-A target's file says what it can do, which builder makes its plans and where, and what nobody here has verified.
+A target's file says what it can do, which builder makes its engines and where, and what nobody here has verified.
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
-from typing import Literal
 
 import msgspec
 
-from gpusq_deploy.artifacts import Precision, SkippedTarget, Value
+from gpusq_deploy.artifacts import Precision, SkippedTarget, Value, value_from_toml
+from gpusq_deploy.engines.api import BackendName
 from gpusq_deploy.errors import GpusqError
 
-Backend = Literal["tensorrt", "tensorrt-rtx"]
 
-
-def _nothing_known() -> dict[Backend, tuple[str, ...]]:
+def _nothing_known() -> dict[BackendName, tuple[str, ...]]:
     return {}
 
 
@@ -70,8 +68,8 @@ class Target(Value):
         aliases: Other names for it.
         gpus: The products, in words.
         compute_capability: NVIDIA's number, such as "8.6".
-        ahead_of_time: Backends that build its plan on any machine.
-        on_device: Backends that build its plan on the device itself.
+        ahead_of_time: Backends that build its engine on any machine.
+        on_device: Backends that build its engine on the device itself.
         runtime_versions: Versions of each backend known to run on it, with where they come from.
         releases: The same as rows of engines/releases.py, by their versions: what its builders can be asked, and the
             ONNX opsets that they take.
@@ -88,14 +86,14 @@ class Target(Value):
     aliases: tuple[str, ...] = ()
     gpus: str
     compute_capability: str
-    ahead_of_time: tuple[Backend, ...]
-    on_device: tuple[Backend, ...]
-    runtime_versions: dict[Backend, str]
-    releases: dict[Backend, tuple[str, ...]]
+    ahead_of_time: tuple[BackendName, ...]
+    on_device: tuple[BackendName, ...]
+    runtime_versions: dict[BackendName, str]
+    releases: dict[BackendName, tuple[str, ...]]
     dtypes: tuple[str, ...]
     sparse_dtypes: tuple[str, ...]
     alignments: Alignments
-    sparse_int8_outputs: dict[Backend, tuple[str, ...]] = msgspec.field(default_factory=_nothing_known)
+    sparse_int8_outputs: dict[BackendName, tuple[str, ...]] = msgspec.field(default_factory=_nothing_known)
     peaks: Peaks | None = None
     unknowns: tuple[str, ...]
 
@@ -135,10 +133,7 @@ def target_from_toml(text: str, *, place: str) -> Target:
     Raises:
         GpusqError: Not TOML, a missing or unknown key, or a wrong value.
     """
-    try:
-        return msgspec.toml.decode(text, type=Target)
-    except msgspec.DecodeError as error:
-        raise GpusqError(f"not a valid target file: {error}", place=place) from error
+    return value_from_toml(text, Target, place=place, what="a target file")
 
 
 def unique_targets(targets: Sequence[Target]) -> tuple[Target, ...]:
@@ -171,7 +166,7 @@ def find_target(name: str) -> Target:
 
 
 def check_request(target: Target, needs: Sequence[GemmNeed]) -> list[str]:
-    """Every way in which a plan asks for what the target can't do, one sentence each; empty where it fits."""
+    """Every way in which GEMMs ask for what the target can't do, one sentence each; empty where they fit."""
     return [problem for need in needs for problem in _problems(target, need)]
 
 
@@ -183,7 +178,7 @@ def padding_notes(target: Target, needs: Sequence[GemmNeed]) -> list[str]:
 def skipped_target(
     target: Target, *, bundle: str, reasons: Sequence[str], options: Sequence[str] = ()
 ) -> SkippedTarget:
-    """The record of a target that got no plan here, with the command that makes it on the device."""
+    """The record of a target that got no engine here, with the command that makes it on the device."""
     words = ["gpusq-build", bundle, "--target", target.name]
     words += [word for option in options for word in ("--engine-option", option)]
     return SkippedTarget(target=target.name, reason="; ".join(reasons), command=shlex.join(words))

@@ -16,6 +16,7 @@ from .api import (
     open_bundle as open_bundle,
     open_detector as open_detector,
     preview as preview,
+    preview_engines as preview_engines,
     repair as repair,
     save_checkpoint as save_checkpoint,
     unpack as unpack,

@@ -83,7 +83,7 @@ class Engine:
     target: str
     gpus: str
     backend: str
-    plan_bytes: int
+    engine_bytes: int
     executed: bool
     sparse_layers: int
     runs_sparse: dict[str, int]
@@ -324,7 +324,7 @@ def summarise(out: Path, seconds: dict[str, float]) -> Summary:
                 target=engine.target,
                 gpus=engine.gpus,
                 backend=f"{engine.backend} {engine.backend_version}",
-                plan_bytes=engine.plan_bytes,
+                engine_bytes=engine.engine_bytes,
                 executed=engine.executed,
                 sparse_layers=sum(layer.sparse_asked and layer.sparse_weights_valid for layer in engine.layers),
                 runs_sparse=dict(Counter(layer.sparse_executed for layer in engine.layers if layer.sparse_asked)),

@@ -116,7 +116,7 @@ def make_small(out: Path) -> None:
     for capability in CAPABILITIES:
         options = BuildOptions(backend="tensorrt-rtx", capability=capability)
         built = build_engine(model, find_target("a100"), BuildSettings(batch=BATCH, sparse=True), options)
-        write_whole(out / f"{capability or 'none'}.plan", built.plan)
+        write_whole(out / f"{capability or 'none'}.plan", built.engine_bytes)
 
 
 def predicted_us(model: Path, batch: int, peaks: Peaks) -> tuple[float, int]:

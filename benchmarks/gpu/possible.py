@@ -133,8 +133,12 @@ def _built_here(finding: Finding, way: Way, ground: Ground) -> Iterator[Finding]
     options = BuildOptions(backend=way.backend, capability=way.capability)
     built = build_engine(ground.kit / "small" / "model.onnx", target_here(), settings, options)
     plan = ground.work / f"{way.name.replace(' ', '-')}.plan"
-    write_whole(plan, built.plan)
-    facts: dict[str, Fact] = {"build_seconds": built.seconds, "plan_bytes": len(built.plan), "said": _text(built.notes)}
+    write_whole(plan, built.engine_bytes)
+    facts: dict[str, Fact] = {
+        "build_seconds": built.seconds,
+        "plan_bytes": len(built.engine_bytes),
+        "said": _text(built.notes),
+    }
     done = msgspec.structs.replace(finding, facts=facts, built=built_kernels(built.layers))
     yield msgspec.structs.replace(done, name=f"{finding.name}: the build")
     yield from _tried(msgspec.structs.replace(finding, facts=facts), plan, way, ground)

@@ -126,7 +126,7 @@ def _built(source: Variant | GemmCase, model: Path, plan: Path, way: Way) -> Pre
         built = build_engine(model, target_here(), settings, options)
     except Exception as error:
         return Prepared(why_not=f"building failed: {why(error)}")
-    write_whole(plan, built.plan)
+    write_whole(plan, built.engine_bytes)
     return Prepared(seconds=built.seconds, kernels=built_kernels(built.layers))
 
 

@@ -87,7 +87,8 @@ def _measure(folder: Path) -> dict[str, Any]:
         save_checkpoint,
     )
     from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
-    from gpusq_deploy.graph import Clean, run_passes, weighted_layers
+    from gpusq_deploy.graph import run_passes, weighted_layers
+    from gpusq_deploy.graph.passes.clean import Clean
 
     arch = arch_from_text(_ARCH, _ARGUMENTS)
     module = module_from_arch(arch)

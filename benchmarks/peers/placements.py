@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
+from gpusq_deploy.quantize.smooth_and_range import QuantRequest
 
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.recipe import (
@@ -36,8 +37,7 @@ from gpusq_deploy.calibration.calibrator_choice import calibrators_for
 from gpusq_deploy.calibration.data import open_source
 from gpusq_deploy.calibration.ranges import CalibrationInputs
 from gpusq_deploy.compile.compare_graphs import Pair
-from gpusq_deploy.compile.inputs import subject_of
-from gpusq_deploy.compile.pipeline import CANONICAL
+from gpusq_deploy.compile.inputs import facts_of
 from gpusq_deploy.compile.verify import verify
 from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.configure import BuildSettings
@@ -50,11 +50,11 @@ from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.quantize.prepare import PlanInputs, fitted, observe_sites, plan_inputs
-from gpusq_deploy.quantize.smooth_and_range import QuantRequest
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 _BATCH = BatchRange(minimum=1, optimum=8, maximum=32)
@@ -113,7 +113,7 @@ class Bench:
         save_model(self.model, float_file)
         prepared = self._placed(case.recipe)
         report = graph_sparsity(self.model, source=self.checkpoint.file, recipe=case.recipe)
-        asked = PlanRequest(recipe=case.recipe, int8=True, sparse=False, remainder="fp16")
+        asked = PlanRequest(recipe=case.recipe, quantize=True, sparse=False, float_type="fp16")
         plan = make_plan(prepared.layers, asked, table=prepared.table, sparsity=report, placements=prepared.placements)
         rounded = fitted(prepared, plan, case.recipe, self.data, self.quiet)
         save_model(run_passes(prepared.model, [Quantize(plan, rounded), CastToFloatType("fp16")]), built_file)
@@ -131,18 +131,18 @@ class Bench:
             "gemms": counted.gemms,
             "attention_fused": counted.attention_fused,
             "model_bytes": built_file.stat().st_size,
-            "plan_bytes": len(engine.plan),
+            "plan_bytes": len(engine.engine_bytes),
         }
 
     def _placed(self, recipe: Recipe) -> PlanInputs:
-        subject = subject_of(self.checkpoint)
+        subject = facts_of(self.checkpoint)
         if recipe.rules not in self._ready:
             wanted = layers_to_quantize(self.layers, recipe)
             how = QuantRequest(
                 layers=wanted,
                 recipe=msgspec.structs.replace(recipe, attention=None, residual=None),
                 calibrators=calibrators_for(wanted, recipe),
-                remainder="fp16",
+                float_type="fp16",
             )
             self._ready[recipe.rules] = plan_inputs(self.model, self.layers, how, self.data, subject, self.quiet)
         prepared = self._ready[recipe.rules]

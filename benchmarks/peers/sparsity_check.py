@@ -50,13 +50,14 @@ _CHECKPOINT = """
 import sys
 from pathlib import Path
 import torch
+from gpusq_deploy.artifacts import load_recipe
 from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text, module_from_arch
 from gpusq_deploy.frontend.checkpoint.load import save_checkpoint
 from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.sparsity.pruning.magnitude import apply_masks, magnitude_masks, prunable_layers
 arch = arch_from_text("timm:vit_small_patch16_224", ["embed_dim=1024", "num_heads=16", f"depth={sys.argv[2]}"])
 module = module_from_arch(arch)
-apply_masks(module, magnitude_masks(module, prunable_layers(module).pruned))
+apply_masks(module, magnitude_masks(module, prunable_layers(module, load_recipe(None)).pruned))
 save_checkpoint(Path(sys.argv[1]), module, arch=arch, preprocessing=preprocessing_of(arch, module))
 """
 _WIDTH = 1024

@@ -12,6 +12,7 @@ from .building import (
     add_engines as add_engines,
     build as build,
     preview as preview,
+    preview_engines as preview_engines,
     unpack as unpack,
 )
 from .calibrating import (

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
         FloatPrecision,
         PruneMethod,
         QuantizedPrecision,
+        RewriteChoice,
     )
-    from gpusq_deploy.compile import BuildRequest, RewriteChoice
+    from gpusq_deploy.compile import BuildRequest
     from gpusq_deploy.engines import Target
 
 
@@ -59,6 +60,7 @@ class BuildOptions(TypedDict, total=False):
         pack: Also store 2:4 INT8 weights packed.
         engine_options: Options of the engine builder, `"NAME=VALUE"` each (docs/engines.md).
         rewrites: Keep the graph rewrites that were `"measured"` to help (the default), or `"all"`.
+        dump_passes: A new folder for the graph after each pass, outside the bundle.
         force: Replace a bundle that is there.
     """
 
@@ -83,6 +85,7 @@ class BuildOptions(TypedDict, total=False):
     pack: bool
     engine_options: Sequence[str]
     rewrites: RewriteChoice
+    dump_passes: PathLike | None
     force: bool
 
 
@@ -139,9 +142,9 @@ def _request(model: Path, out: Path, asked: BuildArguments) -> BuildRequest:
         model=model,
         arch=None,
         state_dict=asked.get("state_dict"),
-        int8=asked.get("precision") is not None,
+        quantize=asked.get("precision") is not None,
         sparse=asked.get("sparse", False),
-        remainder=float_type,
+        float_type=float_type,
         recipe=recipe,
         calib=_text(asked.get("data")),
         calib_samples=asked.get("samples"),
@@ -164,6 +167,7 @@ def _request(model: Path, out: Path, asked: BuildArguments) -> BuildRequest:
         min_agreement=asked.get("min_agreement"),
         sparse_outputs=None if least is None else Int8OutputRequest(least_db=least),
         rewrites=asked.get("rewrites", "measured"),
+        dump_passes=_path(asked.get("dump_passes")),
     )
 
 

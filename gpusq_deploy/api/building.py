@@ -15,7 +15,7 @@ from gpusq_deploy.progress import SILENT, Reporter
 if TYPE_CHECKING:
     from gpusq_deploy.artifacts import QuantizedPrecision
     from gpusq_deploy.bundle import Bundle
-    from gpusq_deploy.compile import Extended, Preview
+    from gpusq_deploy.compile import Extended, Extension, Preview
     from gpusq_deploy.engines import Target
 
 
@@ -122,6 +122,32 @@ def add_engines(
     heard = reporter or SILENT
     say_default_target(targets, heard)
     return extend_bundle(Path(bundle), targets_of(targets), heard, engine_options=engine_options)
+
+
+def preview_engines(
+    bundle: PathLike,
+    *,
+    targets: Sequence[str | Target] | None = None,
+    engine_options: Sequence[str] = (),
+    unpack: bool = False,
+    reporter: Reporter | None = None,
+) -> Extension:
+    """Who would build a bundle's further engines, asked as `add_engines`; nothing is written.
+
+    Args:
+        bundle: The bundle's folder.
+        targets: GPUs to build for; None: the A100.
+        engine_options: See `add_engines`.
+        unpack: Whether its dense weights are to be made again.
+        reporter: Who hears how it goes; nobody.
+
+    Raises:
+        GpusqError: What would also stop `add_engines` or `unpack` before work.
+    """
+    from gpusq_deploy.compile import checked_extension
+
+    say_default_target(targets, reporter or SILENT)
+    return checked_extension(Path(bundle), targets_of(targets), engine_options=engine_options, unpack=unpack)
 
 
 def unpack(bundle: PathLike, *, reporter: Reporter | None = None) -> Bundle:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gpusq_deploy.benchmarks import BundleComparison, Comparison
 
 _NO_BUNDLE = "a folder without manifest.json"
-_PLANS = (".plan", ".engine")
+_ENGINE_SUFFIXES = (".plan", ".engine")
 _CHECKPOINTS = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors", ".tar")
 
 
@@ -65,8 +65,8 @@ def _what_instead(path: Path) -> str:
     if path.is_dir():
         saved = "a checkpoint" if is_saved_folder(path) else _NO_BUNDLE
         return "a bundle" if is_bundle(path) else saved
-    if path.suffix in _PLANS:
-        return "an engine plan"
+    if path.suffix in _ENGINE_SUFFIXES:
+        return "an engine"
     if path.suffix == ".onnx":
         return "an ONNX model"
     return "a checkpoint" if path.suffix in _CHECKPOINTS else ""
@@ -83,7 +83,7 @@ def timing_commands(kinds: Sequence[tuple[Path, str]]) -> str:
         if kind == "a checkpoint":
             model = f"{name}.gpusq"
             lines.append(shlex.join(["gpusq-build", str(path), "--int8", "--calib", "IMAGES", "--out", model]))
-        reference = ["--reference", "MODEL.onnx"] if kind == "an engine plan" and not _in_bundle(path) else []
+        reference = ["--reference", "MODEL.onnx"] if kind == "an engine" and not _in_bundle(path) else []
         if kind:
             lines.append(shlex.join(["gpusq-bench", model, *reference, "--json", f"{name}.json"]))
         files.append(f"{name}.json" if kind else str(path))

@@ -31,6 +31,7 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
     permute: bool = False,
     dense: Sequence[str] = (),
     convolutions: bool = False,
+    recipe: PathLike | None = None,
     seed: int = 0,
     force: bool = False,
     reporter: Reporter | None = None,
@@ -53,6 +54,7 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         permute: Permute channels first so that 2:4 keeps more magnitude.
         dense: Patterns of layers to leave dense.
         convolutions: Prune Conv2d layers too.
+        recipe: Which layers become 2:4: a TOML file or a shipped recipe's name; None: the default one.
         seed: Of the split and the order of images.
         force: Replace a file that is there.
         reporter: Who hears how it goes; nobody.
@@ -80,6 +82,7 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         method=method,
         prune_images=prune_images,
         permute=permute,
+        recipe=None if recipe is None else Path(recipe),
     )
     return compress_checkpoint(
         request, CompressReporter(say=heard.say, epoch=lambda result: heard.say(_epoch_text(result)))

@@ -16,8 +16,13 @@ from .base import (
     require_folder as require_folder,
     require_input as require_input,
     value_from_json as value_from_json,
+    value_from_toml as value_from_toml,
     write_whole as write_whole,
     written_whole as written_whole,
+)
+from .build_options import (
+    BuildOptionsRecord as BuildOptionsRecord,
+    RewriteChoice as RewriteChoice,
 )
 from .bundle_layout import (
     CALIBRATION as CALIBRATION,
@@ -73,6 +78,7 @@ from .plan import (
     parts_of as parts_of,
 )
 from .receipt import (
+    EQUAL_DB as EQUAL_DB,
     Agreement as Agreement,
     BuiltEngine as BuiltEngine,
     BuiltLayer as BuiltLayer,
@@ -97,7 +103,6 @@ from .recipe import (
     DEFAULT_RECIPE as DEFAULT_RECIPE,
     FP8_RECIPE as FP8_RECIPE,
     INT4_RECIPE as INT4_RECIPE,
-    LEAST_K as LEAST_K,
     OPSETS as OPSETS,
     RESIDUAL_ROLES as RESIDUAL_ROLES,
     ROLES_OF as ROLES_OF,
@@ -108,7 +113,6 @@ from .recipe import (
     Rule as Rule,
     load_recipe as load_recipe,
     require_used_rules as require_used_rules,
-    short_text as short_text,
 )
 from .repair import (
     ChannelAxis as ChannelAxis,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import msgspec.toml
 from typing_extensions import dataclass_transform
 
 from gpusq_deploy.errors import GpusqError
@@ -32,6 +33,11 @@ class _Strict(msgspec.StructMeta):
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class Value(msgspec.Struct, metaclass=_Strict, frozen=True):
     """Base of every value that flows between rooms or is written to a bundle."""
+
+    @classmethod
+    def upgraded(cls, data: bytes) -> bytes:
+        """JSON that an older version wrote, in the form of today; what isn't JSON is handed back, to be refused."""
+        return data
 
 
 def json_from_value(value: Value) -> bytes:
@@ -69,7 +75,7 @@ def value_from_json(data: bytes, kind: type[_V], *, place: str) -> _V:
         GpusqError: Not JSON, wrong types, an unknown field, or another schema.
     """
     try:
-        return msgspec.json.decode(data, type=kind)
+        return msgspec.json.decode(kind.upgraded(data), type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise GpusqError(
             f"not a valid {kind.__name__} file: {error}",
@@ -127,6 +133,27 @@ def require_folder(out: Path) -> None:
             place=str(parent),
             hint="name another place, or change its permissions",
         )
+
+
+def value_from_toml(text: str, kind: type[_V], *, place: str, what: str, hint: str | None = None) -> _V:
+    """Decode strictly what a user wrote.
+
+    Args:
+        text: TOML.
+        kind: The value type expected.
+        place: The file, for the error.
+        what: What the file should be, with its article.
+        hint: Where its grammar is.
+
+    Raises:
+        GpusqError: Not TOML, wrong types, or an unknown field.
+    """
+    try:
+        return msgspec.toml.decode(text, type=kind)
+    except msgspec.ValidationError as error:
+        raise GpusqError(f"not {what}: {error}", place=place, hint=hint) from error
+    except (ValueError, RecursionError) as error:  # tomllib's own, and a number of more digits than Python reads
+        raise GpusqError(f"not TOML: {error}", place=place, hint=hint) from error
 
 
 @contextmanager

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, cast
+
+import msgspec
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
 from gpusq_deploy.artifacts.base import Value
+from gpusq_deploy.artifacts.build_options import BuildOptionsRecord, build_options_from_0_1
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 
 # What the builders' bindings take: counts of 32 bits, sizes in bytes of 64, both signed.
@@ -125,7 +128,7 @@ class Manifest(Value):
     source: ModelSource
     preprocessing: Preprocessing
     recipe: str
-    options: dict[str, str]
+    options: BuildOptionsRecord
     batch: BatchRange
     opset: int
     inputs: dict[str, tuple[int, ...]]
@@ -135,6 +138,19 @@ class Manifest(Value):
     files: tuple[BundleFile, ...]
     engine: EngineOptions = EngineOptions()
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def upgraded(cls, data: bytes) -> bytes:
+        """As 0.1 wrote it, all `options` are texts."""
+        try:
+            content: Any = msgspec.json.decode(data)
+            old = content["options"]
+            if not isinstance(old["int8"], str):
+                return data
+            content["options"] = build_options_from_0_1(cast("dict[str, str]", old))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError, ValueError):
+            return data
+        return msgspec.json.encode(content)
 
 
 NO_OPTIONS = EngineOptions()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from gpusq_deploy.artifacts.base import Value
 
 Precision = Literal["int8", "fp8", "int4", "fp16", "bf16", "fp32"]
@@ -50,7 +52,7 @@ def parts_of(layer: str) -> tuple[str, ...]:
 class LayerDecision(Value):
     """What happens to one weighted layer, and why. N and K are the GEMM's; `macs` counts one sample.
 
-    `activation` is None where the input stays in the remainder's type, as in front of INT4 weights.
+    `activation` is None where the input stays in the float type, as in front of INT4 weights.
     `output_reason` says why its product is written in INT8 or isn't; None where nobody asked.
     `estimate` is what INT8 is predicted to change, from engines that were built with and without it.
     """
@@ -95,11 +97,11 @@ class Fp32Tensor(Value):
 
 
 class QuantPlan(Value):
-    """Decisions in graph order. `remainder` is the type of all that isn't quantised, but for what `wide` names."""
+    """Decisions in graph order. `float_type` is the type of all that isn't quantised, but for what `wide` names."""
 
     schema: Literal["gpusq.plan/1"] = "gpusq.plan/1"
     recipe: str
-    remainder: FloatPrecision
+    float_type: FloatPrecision = msgspec.field(name="remainder")
     sparse_asked: bool
     layers: tuple[LayerDecision, ...]
     placed: tuple[PlacedQuantization, ...] = ()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.manifest import EngineOptions
 from gpusq_deploy.artifacts.plan import Precision
@@ -12,6 +14,8 @@ YesNoUnknown = Literal["yes", "no", "unknown"]
 Payoff = Literal["yes", "no", "no difference", "unknown"]
 # The graph that a built one is compared with: the model as it was given, or what `--prune` left of it.
 Reference = Literal["float", "pruned float"]
+# JSON has no infinity: equal outputs are recorded as this many decibels, noise on silence as minus as many.
+EQUAL_DB = 300.0
 
 
 class EngineTensor(Value):
@@ -42,7 +46,7 @@ class Carrier(Value):
         kind: The builder's word for what it is.
         inputs: Element types of its inputs, as the builder names them; outputs: of its outputs.
         fused: Other ONNX nodes that it computes, by name.
-        tactic: The kernel; empty or a stub where it is chosen when the plan is loaded.
+        tactic: The kernel; empty or a stub where it is chosen when the engine is loaded.
     """
 
     name: str
@@ -101,9 +105,9 @@ class BuiltEngine(Value):
     source: str
     gpus: str
     compute_capability: str
-    plan_file: str
-    plan_bytes: int
-    plan_digest: str
+    engine_file: str = msgspec.field(name="plan_file")
+    engine_bytes: int = msgspec.field(name="plan_bytes")
+    engine_digest: str = msgspec.field(name="plan_digest")
     build_seconds: float
     executed: bool
     totals: EngineTotals
@@ -203,7 +207,7 @@ class Verification(Value):
 
     Attributes:
         sqnr_db: 10·log10(Σ ref² / Σ (ref - got)²) over every element of the first output, all samples as one; None
-            where it is of integers or booleans.
+            where it is of integers or booleans, or of rounding errors.
         cosine: Of the same elements, as one vector; None as above.
         top1_agreement: Share of samples whose largest logit is the same class, of a first output [N, classes]; of
             integers, the share of equal values; else None.
@@ -220,6 +224,7 @@ class Verification(Value):
         agreements: The outputs of integers or booleans after the first.
         whole: Outputs in which no axis is of samples, by name: they are compared as a whole.
         lowest_sqnr_db, highest_sqnr_db: The least and the most of the samples' own; None where that isn't known.
+        rounding: Outputs whose values in the float graph are rounding errors alone, by name: they have no figures.
     """
 
     images: int
@@ -243,6 +248,7 @@ class Verification(Value):
     whole: tuple[str, ...] = ()
     lowest_sqnr_db: float | None = None
     highest_sqnr_db: float | None = None
+    rounding: tuple[str, ...] = ()
 
     def noisiest(self, count: int) -> tuple[Drift, ...]:
         """The blocks behind which noise over signal has grown most since the block before; the worst first.

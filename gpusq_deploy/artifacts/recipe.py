@@ -6,7 +6,6 @@ A recipe is a list of rules; the first that matches a layer decides. Grammar: do
 from __future__ import annotations
 
 import fnmatch
-import sys
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -14,15 +13,11 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from gpusq_deploy.artifacts.base import Value
+from gpusq_deploy.artifacts.base import Value, builtins_from_value
 from gpusq_deploy.artifacts.calibration import AMAX, Calibrator, CalibratorName
 from gpusq_deploy.artifacts.plan import AttentionRole, LayerKind, ResidualRole
+from gpusq_deploy.artifacts.recipe_base import RecipeChanges, with_base
 from gpusq_deploy.errors import GpusqError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 DEFAULT_RECIPE = "static_wi8_ai8"
 FP8_RECIPE = "static_wf8_af8"
@@ -30,13 +25,11 @@ INT4_RECIPE = "weightonly_wi4_b32"
 SHIPPED = (DEFAULT_RECIPE, "plain_wi8_ai8", "mixed_wi8_ai8", "fused_wi8_ai8", FP8_RECIPE, INT4_RECIPE)
 _GRAMMAR = "the grammar is in docs/recipes.md"
 
-# What a layer's rule can make of it, beside leaving it in the remainder's type.
+# What a layer's rule can make of it, beside leaving it in the float type.
 QuantizedPrecision = Literal["int8", "fp8", "int4"]
 # The first ONNX opset that has DequantizeLinear for the type.
 OPSETS: dict[QuantizedPrecision, int] = {"int8": 19, "fp8": 19, "int4": 21}
 _BLOCK = 128
-# What one tensor-core instruction on INT8 or FP8 sums: mma.m16n8k32 (NVIDIA, PTX ISA; the sparse one sums 64).
-LEAST_K = 32
 
 Placement = Literal["linear", "linear+qk", "linear+qkv", "full"]
 ROLES_OF: dict[Placement, frozenset[AttentionRole]] = {
@@ -62,14 +55,16 @@ def short_text(k: int, least: int) -> str:
 
 
 class Rule(Value):
-    """One sentence: layers that `match` (a shell pattern on the module's name) and are of `kind` become `precision`.
+    """One sentence: layers that `match` (shell patterns on the module's name) and are of `kind` become `precision`.
+
+    By its `name` a recipe with this one as its base changes the rule.
 
     `sparse` says whether such layers are expected to be 2:4 when sparsity is asked for. A `required` rule that
     decides no layer is an error: it is most likely misspelt. `calibrator` says how the range of an INT8 or FP8 layer's
     input is chosen; None leaves that to the command, which takes the largest magnitude where it isn't told either.
 
     `int8` and `fp8` (E4M3) are for the weight and the input; `int4` is for the weight alone, with one scale for each
-    `block` of inputs, 128 where it isn't said; such a layer multiplies in the remainder's type.
+    `block` of inputs, 128 where it isn't said; such a layer multiplies in the float type.
 
     `smooth` moves range from the input's channels to the weight and centres them, where that costs no kernel;
     `headroom` widens the input's range by this share; `rounding` says how weights are rounded; `correct_bias` lets the
@@ -81,7 +76,8 @@ class Rule(Value):
     scale: the one form that lets TensorRT-RTX write INT8. None leaves that to `--sparse-outputs`, "float" refuses it.
     """
 
-    match: str = "*"
+    name: str | None = None
+    match: str | tuple[str, ...] = "*"
     kind: Literal["any", "linear", "patch_embed", "conv"] = "any"
     precision: Literal["int8", "fp8", "int4", "float"] = "int8"
     block: Literal[32, 64, 128] | None = None
@@ -150,7 +146,8 @@ class Rule(Value):
 
     def decides(self, layer: str, kind: LayerKind) -> bool:
         """True where the rule applies to a layer."""
-        return self.kind in {"any", kind} and fnmatch.fnmatchcase(layer, self.match)
+        patterns = (self.match,) if isinstance(self.match, str) else self.match
+        return self.kind in {"any", kind} and any(fnmatch.fnmatchcase(layer, pattern) for pattern in patterns)
 
 
 class AttentionRule(Value):
@@ -241,6 +238,9 @@ class Recipe(Value):
     def __post_init__(self) -> None:
         if (self.attention or self.residual or self.mixed) and "int8" not in self.precisions:
             raise ValueError("`[attention]`, `[residual]` and `[mixed]` are about INT8, and no rule makes a layer INT8")
+        names = [rule.name for rule in self.rules if rule.name is not None]
+        if len(set(names)) < len(names):
+            raise ValueError("two rules have the same `name`")
 
     @property
     def precisions(self) -> frozenset[QuantizedPrecision]:
@@ -250,6 +250,14 @@ class Recipe(Value):
     def rule_for(self, layer: str, kind: LayerKind) -> Rule | None:
         """The first rule that applies."""
         return next((rule for rule in self.rules if rule.decides(layer, kind)), None)
+
+    def expects_sparse(self, layer: str, kind: LayerKind, k: int) -> tuple[bool, str]:
+        """Whether a layer of K inputs is to be 2:4, and why or why not."""
+        rule = self.rule_for(layer, kind)
+        if rule is None:
+            return False, f"no rule of recipe {self.name} matches it"
+        short = rule.too_short(kind, k)
+        return rule.sparse and not short, short or f"recipe {self.name}: {rule.reason}"
 
 
 class _Layer(Protocol):
@@ -264,14 +272,30 @@ def load_recipe(path: Path | None) -> Recipe:
     """A recipe from a file, or a shipped one by its name; None is the default one. A file goes before a name.
 
     Raises:
-        GpusqError: No such file, not TOML, or not a recipe; unknown keys are named.
+        GpusqError: No such file, not TOML, or not a recipe; unknown keys are named; its bases form a circle.
     """
     name = DEFAULT_RECIPE if path is None else str(path)
     if path is None or (name in SHIPPED and not path.exists()):
-        text = resources.files("gpusq_deploy.calibration").joinpath(f"recipes/{name}.toml").read_text("utf-8")
-        return recipe_from_toml(text, place=name)
+        return _shipped(name)
+    return _recipe_from_file(path, ())
+
+
+def recipe_from_toml(text: str, *, place: str) -> Recipe:
+    """Parse strictly; see `load_recipe`. A `base` is a shipped recipe, or a file below the working folder."""
+    return _parsed(text, place, Path(), ())
+
+
+def _shipped(name: str) -> Recipe:
+    text = resources.files("gpusq_deploy.calibration").joinpath(f"recipes/{name}.toml").read_text("utf-8")
+    return _parsed(text, name, Path(), ())
+
+
+def _recipe_from_file(path: Path, above: tuple[Path, ...]) -> Recipe:
+    """`above` are the files whose bases led here."""
+    if path.resolve() in above:
+        raise GpusqError("the recipe is its own base, by way of others", place=str(path), hint="name another `base`")
     try:
-        return recipe_from_toml(path.read_text("utf-8"), place=str(path))
+        return _parsed(path.read_text("utf-8"), str(path), path.parent, (*above, path.resolve()))
     except OSError as error:
         raise GpusqError(
             f"cannot read the recipe: {error.strerror}",
@@ -282,15 +306,23 @@ def load_recipe(path: Path | None) -> Recipe:
         raise GpusqError(f"the recipe is not UTF-8 text: {error}", place=str(path), hint=_GRAMMAR) from error
 
 
-def recipe_from_toml(text: str, *, place: str) -> Recipe:
-    """Parse strictly; see `load_recipe`."""
+def _parsed(text: str, place: str, folder: Path, above: tuple[Path, ...]) -> Recipe:
     try:
-        content: dict[str, Any] = tomllib.loads(text)
-        return msgspec.convert(content, type=Recipe)
-    except msgspec.ValidationError as error:
-        raise GpusqError(f"not a recipe: {error}", place=place, hint=_GRAMMAR) from error
+        content: dict[str, Any] = msgspec.toml.decode(text)
     except (ValueError, RecursionError) as error:  # tomllib's own, and a number of more digits than Python reads
         raise GpusqError(f"not TOML: {error}", place=place, hint=_GRAMMAR) from error
+    try:
+        if "base" in content:
+            content = _on_its_base(msgspec.convert(content, type=RecipeChanges), folder, above)
+        return msgspec.convert(content, type=Recipe)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise GpusqError(f"not a recipe: {error}", place=place, hint=_GRAMMAR) from error
+
+
+def _on_its_base(changes: RecipeChanges, folder: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    shipped = changes.base in SHIPPED
+    base = _shipped(changes.base) if shipped else _recipe_from_file(folder / changes.base, above)
+    return with_base(changes, builtins_from_value(base))
 
 
 def require_used_rules(recipe: Recipe, layers: Iterable[_Layer]) -> None:

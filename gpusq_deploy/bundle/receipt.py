@@ -126,26 +126,6 @@ def _seen(able: Sequence[BuiltLayer], trace: KernelTrace) -> tuple[YesNoUnknown 
     return "no", ", ".join(said)
 
 
-def summary(engine: BuiltEngine) -> tuple[str, ...]:
-    """An engine's receipt in a few lines to print: totals, and every layer that isn't what was asked."""
-    gemms = ", ".join(f"{count} {name}" for name, count in engine.totals.gemms.items()) or "none"
-    lines = [
-        f"{engine.target}: {engine.backend} {engine.backend_version}, {engine.plan_bytes / 1e6:.1f} MB "
-        f"in {engine.build_seconds:.1f} s, from the {engine.source}",
-        f"  {engine.totals.kernels} kernels; GEMMs: {gemms}; fused attention: {engine.totals.attention_fused}",
-        f"  {_asked_and_built(engine.layers)}; {_sparse_line(engine.layers)}",
-    ]
-    lines += [f"  {layer.layer}: {layer.reason}" for layer in engine.layers if layer.precision != layer.asked]
-    return tuple(lines)
-
-
-def _asked_and_built(layers: Sequence[BuiltLayer]) -> str:
-    """Of every quantised precision that was asked; of INT8 where none was."""
-    wanted = [name for name in CODED if any(layer.asked == name for layer in layers)] or ["int8"]
-    counts = {name: [layer.precision == name for layer in layers if layer.asked == name] for name in wanted}
-    return ", ".join(f"{name.upper()} asked {len(built)}, built {sum(built)}" for name, built in counts.items())
-
-
 def _built(
     decision: LayerDecision, engine: list[_Classified], plan: QuantPlan, weights_valid: bool, picked: frozenset[str]
 ) -> BuiltLayer:
@@ -232,10 +212,3 @@ def _sparse(
     if verdict != "yes" and not (plan.sparse_asked and weights_valid):
         return "no", asked or "dense: the weight isn't 2:4; prune it with gpusq-compress"
     return verdict, f"{asked}; sparse {verdict}: {why}" if asked else f"sparse {verdict}: {why}"
-
-
-def _sparse_line(layers: Sequence[BuiltLayer]) -> str:
-    asked = [layer for layer in layers if layer.sparse_asked]
-    counts = {verdict: sum(layer.sparse_executed == verdict for layer in asked) for verdict in get_args(YesNoUnknown)}
-    said = ", ".join(f"{verdict} {count}" for verdict, count in counts.items() if count)
-    return f"sparse asked {len(asked)}" + (f", executed: {said}" if said else "")

@@ -11,12 +11,10 @@ import click
 
 from gpusq_deploy.cli.command import on_command_line
 from gpusq_deploy.cli.common import parse_batches, require_arch
-from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
     from gpusq_deploy.api import BuildArguments
-    from gpusq_deploy.artifacts import CalibratorName, FloatPrecision, PruneMethod, QuantizedPrecision
-    from gpusq_deploy.compile import RewriteChoice
+    from gpusq_deploy.artifacts import CalibratorName, FloatPrecision, PruneMethod, QuantizedPrecision, RewriteChoice
 
 # Of a build that ends with the ONNX model.
 NO_TARGET = "none"
@@ -63,6 +61,7 @@ class Given:
     out: Path | None
     force: bool
     dry_run: bool
+    dump_passes: Path | None
     as_json: bool
 
     @property
@@ -88,7 +87,7 @@ def build_arguments(given: Given) -> BuildArguments:
         "arch_args": given.arch_args,
         "state_dict": given.state_dict,
         "allow_pickle": given.allow_pickle,
-        "float_type": _remainder(given),
+        "float_type": _float_type(given),
         "batch": parse_batches(given.batches),
         "opset": given.opset,
         "input_name": given.input_name,
@@ -105,6 +104,7 @@ def build_arguments(given: Given) -> BuildArguments:
         "pack": given.pack,
         "engine_options": given.engine_options,
         "rewrites": given.rewrites,
+        "dump_passes": given.dump_passes,
         "force": given.force,
     }
 
@@ -122,16 +122,16 @@ def refuse_other_options(context: click.Context, path: Path) -> None:
     """A bundle's model is made already: an option that would change it must not be passed over in silence.
 
     Raises:
-        GpusqError: Names each such option.
+        click.UsageError: Names each such option.
     """
     allowed = {"model", "targets", "engine_options", "unpack", "dry_run", "as_json"}
     given = on_command_line(context, [name for name in context.params if name not in allowed])
     if given:
         names = ", ".join(given)
-        raise GpusqError(
-            f"a bundle is built already: only --target, --engine-option and --unpack apply to it, not {names}",
-            place=str(path),
-            hint="give the checkpoint to build with other options",
+        raise click.UsageError(
+            f"{path} is a bundle, which is built already: only --target, --engine-option and --unpack apply to it, not "
+            f"{names}; give the checkpoint to build with other options",
+            context,
         )
 
 
@@ -141,7 +141,7 @@ def _quantized(given: Given) -> QuantizedPrecision | None:
     return "int8" if given.int8 else "fp8" if given.fp8 else "int4" if given.int4 else None
 
 
-def _remainder(given: Given) -> FloatPrecision:
+def _float_type(given: Given) -> FloatPrecision:
     if given.fp16 + given.bf16 + given.fp32 > 1:
         raise click.UsageError("give one of --fp16, --bf16 and --fp32")
     return "bf16" if given.bf16 else "fp32" if given.fp32 else "fp16"

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 import gpusq_deploy
-from gpusq_deploy.artifacts import PruneMethod
+from gpusq_deploy.artifacts import CalibratorName, PruneMethod
 from gpusq_deploy.cli.asked import Given, build_arguments, chosen_targets, refuse_other_options
 from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import (
-    CALIBRATORS,
     arch_options,
     calib_samples_option,
     echo_json,
@@ -52,7 +51,7 @@ _GROUPS = (
     ("Accuracy", ("--calibrator", "--calib-samples", "--ranges", "--recalibrate", "--min-sqnr", "--min-agreement")),
     ("Sparsity", ("--prune", "--permute", "--sparse-outputs", "--pack", "--unpack")),
     ("Engine", ("--engine-option", "--rewrites")),
-    ("Output", ("--force", "--dry-run", "--list", *LOUDNESS)),
+    ("Output", ("--force", "--dry-run", "--dump-passes", "--list", *LOUDNESS)),
 )
 
 
@@ -90,7 +89,7 @@ _GROUPS = (
 )
 @click.option(
     "--calibrator",
-    type=click.Choice(CALIBRATORS),
+    type=click.Choice(get_args(CalibratorName)),
     help="Use this calibrator where the recipe names none (default: amax).",
 )
 @calib_samples_option
@@ -139,10 +138,10 @@ _GROUPS = (
 )
 @click.option(
     "--rewrites",
-    type=click.Choice(["measured", "all"]),
-    default="measured",
+    type=click.Choice(["all", "measured"]),
+    default="all",
     show_default=True,
-    help="Keep the graph rewrites that reduce this model's kernel count, or all of them.",
+    help="Apply all graph rewrites, or those that reduce this model's kernel count, compiled here.",
 )
 @click.option("--opset", type=int, default=None, help="Use this ONNX opset, 19 to 23 (default: 20; 21 with --bf16).")
 @click.option(
@@ -152,6 +151,12 @@ _GROUPS = (
 @click.option("--output-names", metavar="A,B", help="Name the graph's outputs, in order (default: the model's keys).")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--dry-run", is_flag=True, help="Load and export MODEL, print what would be built, and write nothing.")
+@click.option(
+    "--dump-passes",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write the graph after each pass to this new folder, without large weights, and what each changed.",
+)
 @click.option(
     "--list",
     metavar="|".join(LISTS),
@@ -178,6 +183,8 @@ def command(context: click.Context, /, **options: Any) -> None:
     if given.unpack:
         raise click.UsageError("--unpack is for a bundle")
     if given.dry_run:
+        if given.dump_passes is not None:
+            raise click.UsageError("--dry-run writes nothing: leave out --dump-passes")
         _preview(given)
     else:
         _build(given)
@@ -241,12 +248,21 @@ def _extend(given: Given) -> int:
 
 
 def _preview_engines(given: Given, targets: Sequence[str] | None) -> int:
-    from gpusq_deploy.api import say_default_target, targets_of
-    from gpusq_deploy.cli.preview import print_backends
+    from gpusq_deploy.api import targets_of
+    from gpusq_deploy.cli.preview import extension_json, print_extension
 
     with reporting() as reporter:
-        say_default_target(targets, reporter)
-    print_backends(targets_of(targets), bundle=given.model.name, as_json=given.as_json)
+        checked = gpusq_deploy.preview_engines(
+            given.model,
+            targets=targets,
+            engine_options=given.engine_options,
+            unpack=given.unpack,
+            reporter=reporter,
+        )
+    if given.as_json:
+        echo_json(extension_json(checked, targets_of(targets)))
+    else:
+        print_extension(checked, targets_of(targets))
     return 0
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 import gpusq_deploy
+from gpusq_deploy.artifacts import CalibratorName
 from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import (
-    CALIBRATORS,
     arch_options,
     calib_samples_option,
     echo_json,
@@ -23,7 +23,7 @@ from gpusq_deploy.cli.common import (
 from gpusq_deploy.text import counted
 
 if TYPE_CHECKING:
-    from gpusq_deploy.artifacts import CalibrationTable, CalibratorName
+    from gpusq_deploy.artifacts import CalibrationTable
 
 
 _GROUPS = (
@@ -49,7 +49,7 @@ _GROUPS = (
 )
 @click.option(
     "--calibrator",
-    type=click.Choice(CALIBRATORS),
+    type=click.Choice(get_args(CalibratorName)),
     default="amax",
     help="Use this calibrator where the recipe names none (default: amax).",
 )

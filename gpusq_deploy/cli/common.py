@@ -22,12 +22,10 @@ from gpusq_deploy.errors import GpusqError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gpusq_deploy.artifacts import BatchRange, CalibratorName
+    from gpusq_deploy.artifacts import BatchRange
     from gpusq_deploy.progress import Reporter
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-CALIBRATORS: tuple[CalibratorName, ...] = ("amax", "percentile", "entropy", "mse", "output-error")
 
 
 def run_command(command: click.Command) -> NoReturn:

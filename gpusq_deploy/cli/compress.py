@@ -20,7 +20,16 @@ _GROUPS = (
     ("Most used", ("--data", "--method", "--epochs", "--out")),
     (
         "What to prune",
-        ("--arch", "--arch-arg", "--state-dict", "--dense", "--convolutions", "--prune-images", "--permute"),
+        (
+            "--arch",
+            "--arch-arg",
+            "--state-dict",
+            "--recipe",
+            "--dense",
+            "--convolutions",
+            "--prune-images",
+            "--permute",
+        ),
     ),
     ("Training", ("--lr", "--batch-size", "--held-out", "--seed")),
     ("Output", ("--force", *LOUDNESS)),
@@ -84,7 +93,15 @@ _GROUPS = (
     is_flag=True,
     help="Permute channels first so that 2:4 keeps more magnitude; the model computes the same.",
 )
-@click.option("--dense", multiple=True, metavar="PATTERN", help="Leave the layers dense whose names match; repeatable.")
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path),
+    metavar="FILE|NAME",
+    help="Prune what this TOML file or shipped recipe expects to be 2:4, as gpusq-build --recipe does.",
+)
+@click.option(
+    "--dense", multiple=True, metavar="PATTERN", help="Leave these layers dense too, by their names; repeatable."
+)
 @click.option("--convolutions", is_flag=True, help="Prune Conv2d layers too, along their channels.")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed the split and the order of images."
@@ -111,6 +128,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     batch_size: int,
     held_out: float,
     permute: bool,
+    recipe: Path | None,
     dense: tuple[str, ...],
     convolutions: bool,
     seed: int,
@@ -144,6 +162,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             permute=permute,
             dense=dense,
             convolutions=convolutions,
+            recipe=recipe,
             seed=seed,
             force=force,
             reporter=reporter,

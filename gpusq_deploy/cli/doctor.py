@@ -76,25 +76,25 @@ def examine() -> Health:
     from gpusq_deploy.engines import (
         TRAITS,
         check_builder,
+        check_engines,
         check_gpu,
         check_nvidia_smi,
         check_onnxruntime,
-        check_plans,
         load_targets,
     )
 
     builders = {name: check_builder(name) for name in TRAITS}
     gpu, ort = check_gpu(), check_onnxruntime()
-    plans = [check_plans(name) for name in TRAITS]
+    engines = [check_engines(name) for name in TRAITS]
     cpu = Ability(what="latency on the CPU", works=ort.works, why=_version_of(ort), fix=_fix(ort))
     return Health(
         build=(_checkpoints(), *_architectures(), *(_engine(target, builders) for target in load_targets())),
         run=(
             Ability(what="model.onnx on the CPU", works=ort.works, why=_version_of(ort), fix=_fix(ort)),
             Ability(what="a GPU", works=gpu.works, why=gpu.said, fix=None if gpu.works else _DRIVER),
-            *(Ability(what=check.name, works=check.works, why=check.said, fix=_fix(check)) for check in plans),
+            *(Ability(what=check.name, works=check.works, why=check.said, fix=_fix(check)) for check in engines),
         ),
-        measure=(cpu, _gpu_latency(plans), _clocks(check_nvidia_smi())),
+        measure=(cpu, _gpu_latency(engines), _clocks(check_nvidia_smi())),
     )
 
 
@@ -148,13 +148,13 @@ def _engine(target: Target, builders: dict[Any, HealthCheck]) -> Ability:
     return Ability(what=what, works=True, why=f"{choice.name} {check.said}")
 
 
-def _gpu_latency(plans: Sequence[HealthCheck]) -> Ability:
-    working = [check.name for check in plans if check.works]
+def _gpu_latency(engines: Sequence[HealthCheck]) -> Ability:
+    working = [check.name for check in engines if check.works]
     return Ability(
         what="latency on the GPU",
         works=bool(working),
-        why=", ".join(working) if working else "no plan can be run here",
-        fix=None if working else "see what is missing for running plans",
+        why=", ".join(working) if working else "no engine can be run here",
+        fix=None if working else "see what is missing for running engines",
     )
 
 

@@ -57,7 +57,8 @@ def require_checkable(request: BuildRequest, model: ir.Model) -> None:
 def shortfalls(verification: Verification | None, request: BuildRequest) -> tuple[str, ...]:
     """What was asked and not reached, one sentence each; `--min-sqnr` is asked of every output of floats.
 
-    A limit is missed too where the first output is constant: nothing can be measured on it.
+    A limit is missed too where the first output is constant: nothing can be measured on it. A further one that is
+    constant is only told, see `doubts`.
     """
     if verification is None:
         return ()
@@ -65,7 +66,8 @@ def shortfalls(verification: Verification | None, request: BuildRequest) -> tupl
     if asked and verification.constant:
         return (f"{constant_text(verification)}; {asked} can't be judged on that",)
     missed: list[str] = []
-    outputs = (("", verification.sqnr_db), *((f" of {other.tensor}", other.sqnr_db) for other in verification.others))
+    told = [other for other in verification.others if other.tensor not in verification.constant_others]
+    outputs = (("", verification.sqnr_db), *((f" of {other.tensor}", other.sqnr_db) for other in told))
     for which, decibels in outputs:
         if request.min_sqnr is not None and decibels is not None and decibels < request.min_sqnr:
             missed.append(f"SQNR{which} {decibels:.6g} dB is below --min-sqnr {request.min_sqnr:g}")
@@ -75,7 +77,7 @@ def shortfalls(verification: Verification | None, request: BuildRequest) -> tupl
     if request.min_agreement is not None and agreement is None:
         missed.append("the first output has no top-1 per sample: --min-agreement can't be judged")
     elif request.min_agreement is not None and agreement is not None and agreement < request.min_agreement:
-        what = "top-1 agreement {}" if verification.sqnr_db is not None else "the share of equal integers, {},"
+        what = "top-1 agreement {}" if verification.sqnr_db is not None else "the share of equal values, {},"
         missed.append(f"{what.format(f'{agreement:.6g}')} is below --min-agreement {request.min_agreement:g}")
     return tuple(missed)
 

@@ -83,7 +83,7 @@ def _comparison(
         names = known_tensors(float_model.graph)
         whole = keep_fp32(request.plan)
         wide = replace(whole, tensors=tuple(name for name in whole.tensors if name in names))
-        save_model(run_passes(float_model, [wide, CastToFloatType(request.plan.remainder)]), path)
+        save_model(run_passes(float_model, [wide, CastToFloatType(request.plan.float_type)]), path)
         other = layers_at(path, target, batch, backend="tensorrt-rtx")
     return CostEstimate(
         target=target.name,

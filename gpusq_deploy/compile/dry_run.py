@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from gpusq_deploy.artifacts import LayerSparsity, Precision, Recipe, SkippedTarget, SparsityReport, require_used_rules
 from gpusq_deploy.bundle import require_place
 from gpusq_deploy.calibration import CalibrationInputs
-from gpusq_deploy.compile.inputs import find_data, open_samples
-from gpusq_deploy.compile.pipeline import float_graphs, read_checkpoint, require_stored
+from gpusq_deploy.compile.accuracy_gate import require_checkable
+from gpusq_deploy.compile.float_graph import ExportOptions, canonical_graph
+from gpusq_deploy.compile.inputs import find_data, open_samples, read_checkpoint, require_stored
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.compile.target_checks import expressible_recipe
 from gpusq_deploy.engines import BackendChoice, choose_backend
@@ -66,9 +67,10 @@ def preview(request: BuildRequest, reporter: Reporter) -> Preview:
     checkpoint = read_checkpoint(request, reporter)
     require_stored(checkpoint, request, recipe, sparse=request.sparse and request.prune is None)
     data = find_data(request, checkpoint, open_samples(request, checkpoint), recipe)
-    _, model = float_graphs(request, checkpoint, reporter)
+    model = canonical_graph(checkpoint, ExportOptions.of(request), reporter)
+    require_checkable(request, model)
     layers = weighted_layers(model)
-    if request.int8 or request.sparse:
+    if request.quantize or request.sparse:
         require_used_rules(recipe, layers)
     stored = graph_sparsity(model, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)
     return Preview(
@@ -92,9 +94,9 @@ def _layers(
 
 def _layer(layer: GraphLayer, state: LayerSparsity | None, request: BuildRequest, recipe: Recipe) -> LayerPreview:
     rule = recipe.rule_for(layer.layer, layer.kind)
-    precision: Precision = request.remainder
+    precision: Precision = request.float_type
     reason = f"no rule of recipe {recipe.name} matches it" if rule is None else f"recipe {recipe.name}: {rule.reason}"
-    if not request.int8:
+    if not request.quantize:
         reason = "nothing is quantised"
     elif rule is not None and rule.precision != "float":
         precision = rule.precision
@@ -104,15 +106,15 @@ def _layer(layer: GraphLayer, state: LayerSparsity | None, request: BuildRequest
 
 
 def _calibration(request: BuildRequest, recipe: Recipe, data: CalibrationInputs) -> int | None:
-    ranged = request.int8 and any(rule.ranged for rule in recipe.rules)
+    ranged = request.quantize and any(rule.ranged for rule in recipe.rules)
     return len(data.calibrate) if ranged and data.real and not data.given else None
 
 
 def _unknown(request: BuildRequest, recipe: Recipe) -> list[str]:
     said: list[str] = []
-    if request.int8:
+    if request.quantize:
         said.append("a layer whose input is constant or has no range, and what FP16 can't hold, stays float")
-    if request.int8 and (recipe.mixed is not None or request.sparse_outputs is not None):
+    if request.quantize and (recipe.mixed is not None or request.sparse_outputs is not None):
         said.append("which layers stay float or write INT8 is decided by their noise, on the calibration data")
     if request.rewrites == "measured" and request.targets:
         said.append("which rewrites for speed are kept is decided by compiling the graph with and without them")

@@ -126,7 +126,7 @@ def _built(request: EngineRequest, target: Target, backend: BackendName) -> Buil
     file = f"{ENGINES}/{target.name}.plan"
     path = request.folder / file
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(build.plan)
+    path.write_bytes(build.engine_bytes)
     return _entry(request, target, build, file)
 
 
@@ -145,9 +145,9 @@ def _entry(request: EngineRequest, target: Target, build: EngineBuild, file: str
         source=build.source,
         gpus=target.gpus,
         compute_capability=target.compute_capability,
-        plan_file=file,
-        plan_bytes=len(build.plan),
-        plan_digest=digest_of_bytes(build.plan),
+        engine_file=file,
+        engine_bytes=len(build.engine_bytes),
+        engine_digest=digest_of_bytes(build.engine_bytes),
         build_seconds=round(build.seconds, 3),
         executed=False,
         totals=totals(build.layers),

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import Manifest, ModelSource, SparsityReport, load_recipe
+from gpusq_deploy.artifacts import (
+    BuildOptionsRecord,
+    Manifest,
+    ModelSource,
+    QuantizedPrecision,
+    Recipe,
+    SparsityReport,
+)
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.engines import ENGINES, LIBRARIES, PACKAGE, installed_versions
 from gpusq_deploy.errors import GpusqError, printable
@@ -15,24 +23,29 @@ from gpusq_deploy.frontend import Checkpoint
 from gpusq_deploy.graph import value_name
 
 
+class BuildFacts(NamedTuple):
+    """What a build found.
+
+    `sparsity` is the 2:4 state of the built graph's weights; `export_difference` the largest relative difference of the
+    float graph from torch; `synthetic` says that ranges come from random data.
+    """
+
+    sparsity: SparsityReport
+    export_difference: float
+    synthetic: bool
+
+
 def make_manifest(
-    request: BuildRequest,
-    checkpoint: Checkpoint,
-    built: ir.Model,
-    *,
-    sparsity: SparsityReport,
-    export_difference: float,
-    synthetic: bool,
+    request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, built: ir.Model, found: BuildFacts
 ) -> Manifest:
     """Everything but the files, which are listed when the last of them is written.
 
     Args:
         request: The command's options.
+        recipe: The one that the plan follows.
         checkpoint: The model that was compiled.
         built: The Q/DQ graph.
-        sparsity: The 2:4 state of its weights.
-        export_difference: Largest relative difference of the float graph from torch.
-        synthetic: Whether the ranges come from random data.
+        found: What else the build found.
     """
     return Manifest(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -41,54 +54,46 @@ def make_manifest(
             file=checkpoint.file, digest=checkpoint.digest, format=checkpoint.format, arch=checkpoint.arch
         ),
         preprocessing=checkpoint.preprocessing,
-        recipe=load_recipe(request.recipe).name,
-        options=_options(request, checkpoint),
+        recipe=recipe.name,
+        options=_options(request, recipe, checkpoint),
         batch=request.batch,
         opset=request.opset,
         inputs=_shapes(built.graph.inputs),
         outputs=_shapes(built.graph.outputs),
-        synthetic_calibration=synthetic,
-        sparsity=sparsity,
+        synthetic_calibration=found.synthetic,
+        sparsity=found.sparsity,
         files=(),
         engine=request.engine.portable,
         notes=(
-            f"the exported float graph agrees with torch to {export_difference:.3g} (relative, largest element)",
+            f"the exported float graph agrees with torch to {found.export_difference:.3g} (relative, largest element)",
             *checkpoint.remarks,
         ),
     )
 
 
-def _options(request: BuildRequest, checkpoint: Checkpoint) -> dict[str, str]:
-    precisions = load_recipe(request.recipe).precisions
-    return {
-        "int8": str(request.int8 and "int8" in precisions).lower(),
-        "fp8": str(request.int8 and "fp8" in precisions).lower(),
-        "int4": str(request.int8 and "int4" in precisions).lower(),
-        "sparse": str(request.sparse).lower(),
-        "remainder": request.remainder,
-        "calib": _calibrated_on(request, checkpoint),
-        "ranges": str(request.ranges or "none"),
-        "recalibrate": str(request.recalibrate).lower(),
-        "allow_pickle": str(request.allow_pickle).lower(),
-        "calibrator": str(request.usual_calibrator),
-        "pack": str(request.pack).lower(),
-        "prune": request.prune or "none",
-        "permute": str(request.permute).lower(),
-        "sparse_outputs": "float"
-        if request.sparse_outputs is None
-        else f"int8 where predicted to keep {request.sparse_outputs.least_db:g} dB",
-        "rewrites": request.rewrites,
-        "min_sqnr": "none" if request.min_sqnr is None else f"{request.min_sqnr:g}",
-        "min_agreement": "none" if request.min_agreement is None else f"{request.min_agreement:g}",
-        "targets": ",".join(target.name for target in request.targets) or "none",
-    }
-
-
-def _calibrated_on(request: BuildRequest, checkpoint: Checkpoint) -> str:
-    if not checkpoint.ranges:
-        return printable(request.calib or "none")
-    rest = f"; of layers that it records none of, {printable(request.calib)}" if request.calib else ""
-    return f"recorded in the checkpoint{rest}"
+def _options(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint) -> BuildOptionsRecord:
+    made: frozenset[QuantizedPrecision] = recipe.precisions if request.quantize else frozenset()
+    return BuildOptionsRecord(
+        int8="int8" in made,
+        fp8="fp8" in made,
+        int4="int4" in made,
+        sparse=request.sparse,
+        float_type=request.float_type,
+        calib=printable(request.calib) if request.calib else None,
+        recorded_ranges=bool(checkpoint.ranges),
+        ranges=None if request.ranges is None else str(request.ranges),
+        recalibrate=request.recalibrate,
+        allow_pickle=request.allow_pickle,
+        calibrator=request.usual_calibrator,
+        pack=request.pack,
+        prune=request.prune,
+        permute=request.permute,
+        sparse_outputs=None if request.sparse_outputs is None else request.sparse_outputs.least_db,
+        rewrites=request.rewrites,
+        min_sqnr=request.min_sqnr,
+        min_agreement=request.min_agreement,
+        targets=tuple(target.name for target in request.targets),
+    )
 
 
 def _shapes(values: Iterable[ir.Value]) -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from gpusq_deploy.artifacts import (
     AMAX,
@@ -19,12 +18,12 @@ from gpusq_deploy.artifacts import (
     PruneMethod,
     QuantizedPrecision,
     Recipe,
+    RewriteChoice,
 )
 from gpusq_deploy.engines import Target
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.quantize import Int8OutputRequest
 
-RewriteChoice = Literal["measured", "all"]
 # What is told of a request and of its recipe alike.
 _PACK = "--pack needs --int8 --sparse: it stores 2:4 INT8 weights"
 _OUTPUTS = "--sparse-outputs needs --int8, --sparse and --calib: it places quantisers by data"
@@ -48,9 +47,10 @@ class BuildRequest:
     `allow_pickle` runs code that the checkpoint names; `state_dict` chooses among several that it holds.
     `prune` makes the layers that should be sparse 2:4 first, and `permute` orders channels for it.
     `sparse_outputs` wants INT8 outputs for sparse layers where that is predicted to hold.
-    `rewrites` says which of the rewrites for speed are applied: those that were seen to help, or all.
+    `rewrites` says which of the rewrites for speed are applied: all, or those that are seen to help, compiled here.
     `input_name` and `output_names` are those of the graph; None and empty: the model's own.
     `min_sqnr` (dB) and `min_agreement` (a share) are what the verification must reach.
+    `dump_passes` is a new folder for the graph after each pass; it can't lie in the bundle.
     No `targets` means no engine: the bundle holds the ONNX model alone.
 
     Raises:
@@ -59,9 +59,9 @@ class BuildRequest:
 
     model: Path
     arch: ArchSpec | None
-    int8: bool
+    quantize: bool
     sparse: bool
-    remainder: FloatPrecision
+    float_type: FloatPrecision
     recipe: Path | None
     calib: str | None
     targets: Sequence[Target]
@@ -81,14 +81,16 @@ class BuildRequest:
     min_sqnr: float | None = None
     min_agreement: float | None = None
     sparse_outputs: Int8OutputRequest | None = None
-    rewrites: RewriteChoice = "measured"
+    rewrites: RewriteChoice = "all"
     input_name: str | None = None
     output_names: tuple[str, ...] = ()
     calib_samples: int | None = None
+    dump_passes: Path | None = None
 
     def __post_init__(self) -> None:
-        for problem in (*_range_problems(self), *_sparsity_problems(self), *_limit_problems(self)):
-            raise RequestError(problem)
+        for problems in (_range_problems, _sparsity_problems, _limit_problems, _dump_problems):
+            for problem in problems(self):
+                raise RequestError(problem)
 
     @property
     def usual_calibrator(self) -> Calibrator:
@@ -101,7 +103,7 @@ class BuildRequest:
         Raises:
             RequestError: Ranges without a layer that has any, or INT8's options without an INT8 layer.
         """
-        made: frozenset[QuantizedPrecision] = recipe.precisions if self.int8 else frozenset()
+        made: frozenset[QuantizedPrecision] = recipe.precisions if self.quantize else frozenset()
         if (self.calibrator or self.ranges) and not made & {"int8", "fp8"}:
             raise RequestError("--calibrator and --ranges need --int8 or --fp8: other layers have no ranges")
         if self.pack and "int8" not in made:
@@ -111,9 +113,9 @@ class BuildRequest:
 
 
 def _range_problems(asked: BuildRequest) -> Iterator[str]:
-    if asked.recipe is not None and not (asked.int8 or asked.sparse):
+    if asked.recipe is not None and not (asked.quantize or asked.sparse):
         yield "--recipe needs --int8, --fp8, --int4 or --sparse: it says which layers those mean"
-    if (asked.calibrator or asked.ranges) and not asked.int8:
+    if (asked.calibrator or asked.ranges) and not asked.quantize:
         yield "--calibrator and --ranges need --int8 or --fp8"
     if asked.calibrator and asked.ranges:
         yield "--calibrator changes nothing about --ranges: give it to gpusq-calibrate"
@@ -134,9 +136,9 @@ def _sparsity_problems(asked: BuildRequest) -> Iterator[str]:
         yield "--prune changes the weights: the --ranges of another model don't hold; give --calib"
     if asked.prune not in {None, "magnitude"} and asked.calib in {None, "random"}:
         yield f"--prune {asked.prune} learns from data: give real samples with --calib"
-    if asked.sparse_outputs is not None and (not (asked.int8 and asked.sparse) or asked.calib is None):
+    if asked.sparse_outputs is not None and (not (asked.quantize and asked.sparse) or asked.calib is None):
         yield _OUTPUTS
-    if asked.pack and not (asked.int8 and asked.sparse):
+    if asked.pack and not (asked.quantize and asked.sparse):
         yield _PACK
 
 
@@ -145,9 +147,14 @@ def _limit_problems(asked: BuildRequest) -> Iterator[str]:
         return
     if asked.calib in {None, "random"}:
         yield "--min-sqnr and --min-agreement are measured on real samples: give them with --calib"
-    if asked.remainder == "bf16":
+    if asked.float_type == "bf16":
         yield "--min-sqnr and --min-agreement can't be checked with --bf16: the CPU can't run it"
     if asked.min_sqnr is not None and not math.isfinite(asked.min_sqnr):
         yield "--min-sqnr is a number of decibels"
     if asked.min_agreement is not None and not 0 <= asked.min_agreement <= 1:
         yield "--min-agreement is a share, from 0 to 1"
+
+
+def _dump_problems(asked: BuildRequest) -> Iterator[str]:
+    if asked.dump_passes is not None and asked.dump_passes.resolve().is_relative_to(asked.out.resolve()):
+        yield "--dump-passes can't lie in the bundle: name a folder outside --out"

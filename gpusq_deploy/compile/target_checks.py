@@ -57,7 +57,7 @@ class TargetDemands:
 
 def demands_of(plan: QuantPlan, options: EngineOptions, *, opset: int) -> TargetDemands:
     """What further engines of a bundle ask of their targets."""
-    types: frozenset[Precision] = frozenset({plan.remainder, *(need.precision for need in gemm_needs(plan))})
+    types: frozenset[Precision] = frozenset({plan.float_type, *(need.precision for need in gemm_needs(plan))})
     return TargetDemands(options=options, types=types, sparse=plan.sparse_asked, opset=opset)
 
 
@@ -86,13 +86,13 @@ def expressible_recipe(request: BuildRequest) -> Recipe:
     """
     recipe = load_recipe(request.recipe)
     request.require_recipe(recipe)
-    # INT4 weights are unpacked, and multiply in the remainder's type.
-    made: frozenset[QuantizedPrecision] = recipe.precisions if request.int8 else frozenset()
-    types: frozenset[Precision] = frozenset({request.remainder, *(made - {"int4"})})
+    # INT4 weights are unpacked, and multiply in the float type.
+    made: frozenset[QuantizedPrecision] = recipe.precisions if request.quantize else frozenset()
+    types: frozenset[Precision] = frozenset({request.float_type, *(made - {"int4"})})
     require_reachable(
         TargetDemands(options=request.engine, types=types, sparse=request.sparse, opset=request.opset), request.targets
     )
-    if request.int8:
+    if request.quantize:
         require_types(recipe, request.targets)
     needed = max((OPSETS[precision] for precision in made), default=0)
     if request.opset < needed:
@@ -122,13 +122,13 @@ def _out_of_reach(asked: TargetDemands, target: Target) -> Iterator[str]:
 
 
 def gemm_needs(plan: QuantPlan) -> list[GemmNeed]:
-    """INT4 weights are unpacked and multiply in the remainder's type, which is what the hardware must have."""
+    """INT4 weights are unpacked and multiply in the float type, which is what the hardware must have."""
     return [
         GemmNeed(
             layer=layer.layer,
             n=layer.n,
             k=layer.k,
-            precision=plan.remainder if layer.precision == "int4" else layer.precision,
+            precision=plan.float_type if layer.precision == "int4" else layer.precision,
             sparse=layer.sparse,
         )
         for layer in plan.layers

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts import (
+    EQUAL_DB,
     Agreement,
     Drift,
     QuantPlan,
@@ -25,7 +26,7 @@ from gpusq_deploy.calibration import (
     DataSource,
     Selection,
 )
-from gpusq_deploy.compile.compare_graphs import Compared, Pair, compare, fused_answer, in_both
+from gpusq_deploy.compile.compare_graphs import Compared, Pair, compare, fused_answer, in_both, of_rounding
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import DriftSite, block_sites, large_blocks_given_back, layer_sites, map_model, value_name
 from gpusq_deploy.numerics import ErrorSums, equal_share, is_floating, sqnr_db
@@ -34,8 +35,8 @@ from gpusq_deploy.text import counted
 
 _BLOCKS_LOOKED_INTO = 2
 _LAYER_SAMPLES = 4
-# JSON has no infinity; equal outputs are reported as this many decibels, noise on silence as minus as many.
-_EQUAL_DB = 300.0
+# Rounding errors that two graphs make are no more alike than this.
+_FAR_DB = 20.0
 
 
 Array = npt.NDArray[Any]
@@ -69,9 +70,11 @@ def verify(
     blocks = block_sites(model)
     common = in_both(pair, blocks)
     seen = compare(pair, source, common, progress)
-    fused, why_not = _fused(pair.built, seen)
+    first = value_name(model.graph.outputs[0])
+    rounding = _of_rounding(pair, seen, first)
+    fused, why_not = (None, "") if first in rounding else _fused(pair.built, seen)
     notes = [_note(seen, source, held_out=held_out), _whole(seen), why_not, _rewritten(blocks, common)]
-    figures = figures_of(seen.output, whole=value_name(model.graph.outputs[0]) in seen.whole)
+    figures = figures_of(None if first in rounding else seen.output, whole=first in seen.whole)
     found = Verification(
         images=seen.images,
         held_out=held_out,
@@ -80,15 +83,16 @@ def verify(
         lowest_sqnr_db=figures.lowest_sqnr_db,
         highest_sqnr_db=figures.highest_sqnr_db,
         cosine=figures.cosine,
-        top1_agreement=seen.agreement,
+        top1_agreement=None if first in rounding else seen.agreement,
         fused_sqnr_db=fused,
         fused_images=0 if fused is None else min(seen.images, len(seen.first[0])),
         blocks=_drifts(seen),
-        others=tuple(_drift("", name, sums) for name, sums in seen.others.items()),
+        others=tuple(_drift("", name, sums) for name, sums in seen.others.items() if name not in rounding),
         agreements=tuple(Agreement(tensor=name, share=share) for name, share in seen.agreements.items()),
         whole=seen.whole,
         constant=seen.constant,
         constant_others=seen.constant_others,
+        rounding=rounding,
         synthetic=source.synthetic,
         reference=reference,
         note="; ".join(filter(None, notes)),
@@ -130,6 +134,17 @@ def _with_layers(found: Verification, pair: Pair, model: ir.Model, source: DataS
     return msgspec.structs.replace(found, layers=_drifts(seen), layer_images=seen.images)
 
 
+def _of_rounding(pair: Pair, seen: Compared, first: str) -> tuple[str, ...]:
+    """Outputs that disagree as there is nothing to agree on, see `of_rounding`; looked for where one is far off."""
+    sums = {first: seen.output, **seen.others}
+    far = [name for name, found in sums.items() if found is not None and found.sqnr_db() < _FAR_DB]
+    known = {*seen.constant_others, *([first] if seen.constant else [])}
+    if not set(far) - known:
+        return ()
+    found = of_rounding(pair.reference, seen.first[0])
+    return tuple(name for name in far if name in found and name not in known)
+
+
 def _drifts(seen: Compared) -> tuple[Drift, ...]:
     return tuple(_drift(site.module, site.tensor, sums) for site, sums in seen.sites.items())
 
@@ -154,7 +169,7 @@ def _fused(built_model: Path, seen: Compared) -> tuple[float | None, str]:
     if not is_floating(plain):
         share = equal_share(plain, fused)
         return (
-            (_EQUAL_DB, "") if share == 1 else (None, f"with its optimisations on, {share:.1%} of the values are equal")
+            (EQUAL_DB, "") if share == 1 else (None, f"with its optimisations on, {share:.1%} of the values are equal")
         )
     if not np.isfinite(fused).all():
         return None, "with its optimisations on it computes NaN or infinity"
@@ -163,7 +178,7 @@ def _fused(built_model: Path, seen: Compared) -> tuple[float | None, str]:
 
 def bounded_db(decibels: float) -> float:
     """A figure that JSON can hold: infinity, or what isn't a number, is 300 dB of its sign, or minus 300."""
-    return -_EQUAL_DB if math.isnan(decibels) else max(-_EQUAL_DB, min(decibels, _EQUAL_DB))
+    return -EQUAL_DB if math.isnan(decibels) else max(-EQUAL_DB, min(decibels, EQUAL_DB))
 
 
 def samples_text(count: int, source: DataSource, *, held_out: bool) -> str:
@@ -191,7 +206,7 @@ def verify_built(
     pair: Pair, data: CalibrationInputs, plan: QuantPlan, reporter: Reporter, *, reference: Reference
 ) -> Verification | None:
     """Compare the built graph with the float graph; None, and said so, where the CPU can't run it."""
-    if plan.remainder == "bf16":
+    if plan.float_type == "bf16":
         reporter.say("not compared with the float model: ONNX Runtime's CPU provider has no BF16 kernels")
         return None
     result = verify(

@@ -3,8 +3,8 @@
     q = clip(round_half_even(x / scale), -128, 127)        x' = q · scale        zero point 0
 
 with scale = amax / 127, so that ±amax both have an exact code. Weights use -127…127, as TensorRT's own INT8 kernels
-do. Scales are rounded to the type that the graph stores (FP16 in an FP16 remainder) *before* values are divided by
-them, so the stored integers belong to the stored scale.
+do. Scales are rounded to the type that the graph stores (FP16 where the float type is FP16) *before* values are divided
+by them, so the stored integers belong to the stored scale.
 """
 
 from __future__ import annotations

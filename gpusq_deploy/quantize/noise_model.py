@@ -99,7 +99,7 @@ def residual_noise(
 
     def noise(layer: GraphLayer) -> float:
         rows, decision = weight_rows(model, layer).astype(np.float32), decided[layer.node]
-        weight = rounded.get(layer.node) or rounded_to_nearest(rows, decision, STORED_TYPE[plan.remainder])
+        weight = rounded.get(layer.node) or rounded_to_nearest(rows, decision, STORED_TYPE[plan.float_type])
         own = _own_noise(rows, weight, decision, stream.moments[layer.node])
         return own * stream.shares.get(layer.node, 1.0)
 

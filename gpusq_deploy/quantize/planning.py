@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import ml_dtypes
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts import (
@@ -28,13 +26,12 @@ from gpusq_deploy.artifacts import (
     require_used_rules,
 )
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph import GraphLayer, other_weights
+from gpusq_deploy.graph import STORED_TYPE, GraphLayer, other_weights
 from gpusq_deploy.numerics import fp8_scale, scale_from_amax
 from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow, text_of
 from gpusq_deploy.quantize.sites import ActivationSites, Int8OutputDecision, QdqSite, fusion_notes
 from gpusq_deploy.text import counted, some
 
-_STORED: dict[FloatPrecision, npt.DTypeLike] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 # Of activations, by the precisions that quantise them.
 _SCALES = {"int8": scale_from_amax, "fp8": fp8_scale}
 # Why layers of these run dense whatever their weights are.
@@ -54,9 +51,9 @@ class PlanRequest:
     """What the user asked for. `int8` quantises what the recipe names, to INT8 or whatever it says."""
 
     recipe: Recipe
-    int8: bool
+    quantize: bool
     sparse: bool
-    remainder: FloatPrecision
+    float_type: FloatPrecision
 
 
 def layers_to_quantize(layers: Sequence[GraphLayer], recipe: Recipe) -> tuple[GraphLayer, ...]:
@@ -87,14 +84,14 @@ def make_plan(
         wide: What stays float32 in FP16.
 
     Raises:
-        GpusqError: A required rule decides nothing, a range is missing, or an activation exceeds the remainder's type.
+        GpusqError: A required rule decides nothing, a range is missing, or an activation exceeds the float type.
     """
-    if request.int8 or request.sparse:
+    if request.quantize or request.sparse:
         require_used_rules(request.recipe, layers)
     ranges = {} if table is None else table.by_tensor()
     placements, wide = placements or ActivationSites(), wide or Fp16Overflow()
     kept = frozenset(tensor.tensor for tensor in wide.tensors)
-    _require_representable([known for known in ranges.values() if known.tensor not in kept], request.remainder)
+    _require_representable([known for known in ranges.values() if known.tensor not in kept], request.float_type)
     states = {state.layer: state for state in sparsity.layers}
     outputs = {choice.node: choice for choice in placements.outputs}
     decided = (
@@ -105,10 +102,10 @@ def make_plan(
     sites = (*placements.sites, *_output_sites(decisions, outputs))
     return QuantPlan(
         recipe=request.recipe.name,
-        remainder=request.remainder,
+        float_type=request.float_type,
         sparse_asked=request.sparse,
         layers=decisions,
-        placed=tuple(_placed(site, ranges, request.remainder) for site in sites),
+        placed=tuple(_placed(site, ranges, request.float_type) for site in sites),
         wide=wide.tensors,
         notes=(*_notes(decisions, request, placements), *_wide_notes(wide)),
     )
@@ -136,7 +133,7 @@ def _decision(
         precision_reason=reason,
         sparse=sparse,
         sparse_reason=sparse_reason,
-        activation=_input(layer, request.remainder, ranges, precision),
+        activation=_input(layer, request.float_type, ranges, precision),
         weight=_weight(layer, request.recipe, precision, one_scale=one_scale),
         output_reason=None if output is None else output.reason,
     )
@@ -189,18 +186,18 @@ def _wide_notes(wide: Fp16Overflow) -> Iterator[str]:
 def _precision(
     layer: GraphLayer, request: PlanRequest, ranges: Mapping[str, TensorRange], floats: Mapping[str, str]
 ) -> tuple[Precision, str]:
-    if not request.int8:
-        return request.remainder, "INT8 was not asked for"
+    if not request.quantize:
+        return request.float_type, "INT8 was not asked for"
     rule = request.recipe.rule_for(layer.layer, layer.kind)
     if rule is None:
-        return request.remainder, f"no rule of recipe {request.recipe.name} matches it"
+        return request.float_type, f"no rule of recipe {request.recipe.name} matches it"
     if rule.precision == "float":
-        return request.remainder, f"recipe {request.recipe.name}: {rule.reason}"
+        return request.float_type, f"recipe {request.recipe.name}: {rule.reason}"
     if layer.node in floats:
-        return request.remainder, f"recipe {request.recipe.name}, mixed: {floats[layer.node]}"
+        return request.float_type, f"recipe {request.recipe.name}, mixed: {floats[layer.node]}"
     against = _against(layer, rule, ranges)
     if against:
-        return request.remainder, against
+        return request.float_type, against
     return rule.precision, f"recipe {request.recipe.name}: {rule.reason}"
 
 
@@ -223,9 +220,9 @@ def _against(layer: GraphLayer, rule: Rule, ranges: Mapping[str, TensorRange]) -
 
 
 def _input(
-    layer: GraphLayer, remainder: FloatPrecision, ranges: Mapping[str, TensorRange], precision: Precision
+    layer: GraphLayer, float_type: FloatPrecision, ranges: Mapping[str, TensorRange], precision: Precision
 ) -> ActivationQuantization | None:
-    return _activation(ranges[layer.input], remainder, precision) if precision in _SCALES else None
+    return _activation(ranges[layer.input], float_type, precision) if precision in _SCALES else None
 
 
 def _weight(layer: GraphLayer, recipe: Recipe, precision: Precision, *, one_scale: bool) -> WeightQuantization | None:
@@ -252,27 +249,29 @@ def _sparsity(request: PlanRequest, state: LayerSparsity | None, precision: Prec
     return True, f"2:4 valid in all {state.groups} groups; {state.reason}"
 
 
-def _placed(site: QdqSite, ranges: Mapping[str, TensorRange], remainder: FloatPrecision) -> PlacedQuantization:
+def _placed(site: QdqSite, ranges: Mapping[str, TensorRange], float_type: FloatPrecision) -> PlacedQuantization:
     known = ranges.get(site.tensor)
     if known is None or known.amax == 0:
         what = "no range for" if known is None else "zero on all calibration data:"
         raise GpusqError(f"{what} its {site.role}", place=f"{site.module}, tensor {site.tensor}")
-    activation = _activation(known, remainder)
+    activation = _activation(known, float_type)
     return PlacedQuantization(
         module=site.module, node=site.node, role=site.role, activation=activation, reason=site.reason
     )
 
 
-def _activation(known: TensorRange, remainder: FloatPrecision, precision: Precision = "int8") -> ActivationQuantization:
-    scale = float(_SCALES[precision](known.amax, dtype=_STORED[remainder]))
+def _activation(
+    known: TensorRange, float_type: FloatPrecision, precision: Precision = "int8"
+) -> ActivationQuantization:
+    scale = float(_SCALES[precision](known.amax, dtype=STORED_TYPE[float_type]))
     return ActivationQuantization(tensor=known.tensor, amax=known.amax, scale=scale, origin=known.origin)
 
 
-def _require_representable(ranges: Iterable[TensorRange], remainder: FloatPrecision) -> None:
+def _require_representable(ranges: Iterable[TensorRange], float_type: FloatPrecision) -> None:
     for known in ranges:
-        if known.amax > _LARGEST[remainder]:
+        if known.amax > _LARGEST[float_type]:
             raise GpusqError(
-                f"an activation reaches {known.amax:.6g}, more than {remainder} can hold ({_LARGEST[remainder]:.6g})",
+                f"an activation reaches {known.amax:.6g}, more than {float_type} can hold ({_LARGEST[float_type]:.6g})",
                 place=f"input of {known.layer}, tensor {known.tensor}",
                 hint="build with --bf16 or --fp32",
             )
@@ -289,7 +288,7 @@ def _shares(decisions: Sequence[LayerDecision], total: int) -> Iterator[str]:
 def _notes(decisions: Sequence[LayerDecision], request: PlanRequest, placements: ActivationSites) -> tuple[str, ...]:
     notes: list[str] = []
     total = sum(decision.macs for decision in decisions)
-    if request.int8 and total:
+    if request.quantize and total:
         notes.extend(_shares(decisions, total))
     unknown = [decision.layer for decision in decisions if decision.macs == 0]
     if unknown:
@@ -310,7 +309,7 @@ def _notes(decisions: Sequence[LayerDecision], request: PlanRequest, placements:
         notes.append(f"not quantised: {kept}, other tensors of attentions")
         int8 = {decision.node for decision in decisions if decision.precision == "int8"}
         notes.extend(fusion_notes(placements.attentions, request.recipe, int8_nodes=int8))
-    elif request.int8:
+    elif request.quantize:
         notes.append("not quantised: softmax outputs, attention GEMMs, LayerNorm, GELU, residual adds")
     return tuple(notes)
 
@@ -318,7 +317,7 @@ def _notes(decisions: Sequence[LayerDecision], request: PlanRequest, placements:
 def note_others(plan: QuantPlan, model: ir.Model) -> QuantPlan:
     """The plan with a note on each weight that no rule reaches, so that nothing stays float or dense unsaid."""
     notes = (
-        f"{layer} stays {plan.remainder.upper()} and dense: its {operator} is not a MatMul, Gemm or Conv"
+        f"{layer} stays {plan.float_type.upper()} and dense: its {operator} is not a MatMul, Gemm or Conv"
         for layer, operator in other_weights(model).items()
     )
     return msgspec.structs.replace(plan, notes=(*plan.notes, *notes))

@@ -157,11 +157,7 @@ def _expectation(weight: LayerWeight, recipe: Recipe, record: SparsityRecord | N
         # A module that is called several times has one entry in the record and several layers in the graph.
         named = weight.layer.partition("/")[0] in record.layers
         return named, f"{_BY_RECORD} ({record.method}) {'names it' if named else 'leaves it dense'}"
-    rule = recipe.rule_for(weight.layer, weight.kind)
-    if rule is None:
-        return False, f"no rule of recipe {recipe.name} matches it"
-    short = rule.too_short(weight.kind, weight.rows.shape[1])
-    return rule.sparse and not short, short or f"recipe {recipe.name}: {rule.reason}"
+    return recipe.expects_sparse(weight.layer, weight.kind, weight.rows.shape[1])
 
 
 def _checked(weight: LayerWeight, expected: bool, reason: str) -> LayerSparsity:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from gpusq_deploy.artifacts import ArchSpec, Permuted, PruneMethod, SparsityRecord, Value
+from gpusq_deploy.artifacts import ArchSpec, Permuted, PruneMethod, SparsityRecord, Value, load_recipe
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import Checkpoint, load_checkpoint, require_another_file, save_checkpoint, weights_file
 from gpusq_deploy.sparsity.permutation.arrange import arrange
@@ -36,8 +36,10 @@ _CHANCE = 1.2  # times one over the number of classes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompressRequest:
-    """What gpusq-compress is asked for. `dense` holds patterns of layers to leave alone, beside the output layers.
+    """What gpusq-compress is asked for.
 
+    `recipe` says which layers are to be 2:4; None is the default one, as in a build.
+    `dense` holds patterns of layers to leave alone beside those.
     `method` chooses the weights before any training; of the training images at most `prune_images` serve it.
     `permute` arranges channels first, so that 2:4 keeps more.
     """
@@ -55,6 +57,7 @@ class CompressRequest:
     prune_images: int = 128
     permute: bool = False
     state_dict: str | None = None
+    recipe: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,9 +108,10 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
         GpusqError: The output exists, a bad checkpoint or folder, labels that don't fit the model, or divergence.
     """
     _require_place(request)
+    recipe = load_recipe(request.recipe)
     checkpoint = load_checkpoint(request.model, arch=request.arch, state_dict=request.state_dict)
     _require_dense(checkpoint, request)
-    choice = prunable_layers(checkpoint.module, request.dense, convolutions=request.convolutions)
+    choice = prunable_layers(checkpoint.module, recipe, request.dense, convolutions=request.convolutions)
     training = request.training
     data = load_folder(request.data, checkpoint.preprocessing, held_out=request.held_out, seed=training.seed)
     teacher = checkpoint.module.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -41,7 +41,7 @@ def test_a_build_below_its_limit_fails_keeps_the_old_bundle_and_leaves_the_evide
     evidence = read_bundle(failed)
     assert list(damaged_files(failed, evidence.manifest)) == []
     assert evidence.receipt.engines == ()
-    assert evidence.manifest.options["min_sqnr"] == "250"
+    assert evidence.manifest.options.min_sqnr == 250
     (said,) = evidence.receipt.shortfalls
     assert said.endswith("is below --min-sqnr 250")
     assert evidence.receipt.verification is not None

@@ -157,15 +157,15 @@ def test_a_second_build_makes_the_same_model_byte_for_byte(
     assert (again / "plan.json").read_bytes() == (bundle / "plan.json").read_bytes()
 
 
-@pytest.mark.parametrize("remainder", ["--fp16", "--bf16", "--fp32"])
-def test_a_float_build_needs_no_calibration(dense: Path, tmp_path: Path, remainder: str) -> None:
-    done = run_main(build, dense, remainder, "--target", "a100", "--batch", "4", "--out", tmp_path / "out", "--json")
+@pytest.mark.parametrize("float_type", ["--fp16", "--bf16", "--fp32"])
+def test_a_float_build_needs_no_calibration(dense: Path, tmp_path: Path, float_type: str) -> None:
+    done = run_main(build, dense, float_type, "--target", "a100", "--batch", "4", "--out", tmp_path / "out", "--json")
     assert done.code == 0, done.err
     result = done.json()
     assert result["int8_layers"] == 0
-    assert result["engines"][0]["gemms"].keys() == {remainder.removeprefix("--")}
+    assert result["engines"][0]["gemms"].keys() == {float_type.removeprefix("--")}
     assert not (tmp_path / "out" / "calibration.json").exists()
-    assert (result["verification"] is None) == (remainder == "--bf16")
+    assert (result["verification"] is None) == (float_type == "--bf16")
 
 
 def test_int8_with_a_bf16_remainder_builds(dense: Path, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_further_engine_is_built_from_the_bundle_alone(bundle: Path, tmp_path:
 
 def test_a_bundle_takes_no_other_options(bundle: Path) -> None:
     done = run_main(build, bundle, "--batch", "4", "--target", "rtx40")
-    assert done.code == 5
+    assert done.code == 2
     assert "only --target, --engine-option and --unpack apply to it, not --batch" in done.err
 
 

@@ -82,13 +82,32 @@ def test_the_result_is_a_2_4_checkpoint_that_describes_itself(dense: Path, folde
     assert list(out.parent.iterdir()) == [out]
 
 
+def test_a_recipe_says_what_is_pruned(dense: Path, folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text(
+        'schema = "gpusq.recipe/1"\nname = "mine"\ndescription = "x"\nbase = "static_wi8_ai8"\n'
+        '[[rule]]\nmatch = "blocks.1.*"\nsparse = false\nreason = "the last block stays dense"\n',
+        "utf-8",
+    )
+    out = tmp_path / "pruned.pt"
+    done = run(dense, folder, out, "--epochs", "0", "--recipe", mine, "--dense", "*.fc2")
+    assert done.code == 0, done.err
+    assert "blocks.1.mlp.fc1: recipe mine: the last block stays dense" in done.out
+    assert "blocks.0.mlp.fc2: asked for by --dense *.fc2" in done.out
+    saved = load_checkpoint(out)
+    assert saved.sparsity is not None
+    assert saved.sparsity.layers == tuple(
+        layer for layer in PRUNED if layer.startswith("blocks.0.") and "fc2" not in layer
+    )
+
+
 def test_no_epochs_prune_and_train_nothing(dense: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "pruned.pt"
     done = run(dense, folder, out, "--epochs", "0")
     assert done.code == 0, done.err
     assert "epoch" not in done.err
     assert "blocks.0.attn.qkv" in done.out
-    assert "head: an output layer" in done.out
+    assert "head: recipe static_wi8_ai8: classifier heads" in done.out
     saved, original = load_checkpoint(out), load_checkpoint(dense)
     assert saved.sparsity is not None
     assert saved.sparsity.method == "magnitude"
@@ -172,6 +191,36 @@ def test_more_classes_than_logits_are_refused(folder: Path, tmp_path: Path, dens
         (many / f"{index:02d}").mkdir(parents=True)
         (many / f"{index:02d}" / "a.png").write_bytes((folder / "dark" / "0.png").read_bytes())
     refused(run(dense, many, tmp_path / "out.pt"), "65 classes, the model has only 64", tmp_path / "out.pt")
+
+
+TOWER = """
+import timm
+from torch import Tensor, nn
+
+class Tower(nn.Module):
+    gpusq_preprocessing = {"channels": 3, "height": 32, "width": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
+
+    def __init__(self):
+        super().__init__()
+        self.vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=64, num_heads=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.vit.forward_features(x)
+        return features, features[:, 0]
+"""
+
+
+@pytest.mark.parametrize("epochs", ["0", "1"])
+def test_a_model_of_two_outputs_hears_what_is_needed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: str
+) -> None:
+    (tmp_path / "a_tower.py").write_text(TOWER)
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = "a_tower:Tower"
+    torch.save(module_from_arch(arch_from_text(spec, ())).state_dict(), tmp_path / "tower.pt")
+    done = run(tmp_path / "tower.pt", folder, tmp_path / "out.pt", "--arch", spec, "--epochs", epochs)
+    refused(done, "the model returns 2: [1, 5, 64], [1, 64]", tmp_path / "out.pt")
+    assert "gpusq-build --prune" in done.err
 
 
 def test_an_output_that_can_t_be_written_is_refused_before_the_work(dense: Path, folder: Path, tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from gpusq_deploy.bundle.receipt import built_layers
 from gpusq_deploy.calibration.data import ArrayFile, open_source
 from gpusq_deploy.calibration.observe import collect_ranges
 from gpusq_deploy.cli.build import main as build
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.contrib.detectors.between import write_between
 from gpusq_deploy.contrib.detectors.mask_rcnn import Detections, MaskRcnn
 from gpusq_deploy.contrib.detectors.record import record_pooled
@@ -41,6 +40,7 @@ from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
@@ -204,7 +204,7 @@ def test_a_part_is_built_in_int8(name: str, attentions: int, tmp_path: Path) -> 
     noise = ArrayFile(name="noise", values=array_from_tensor(example_input(checkpoint, batch.optimum)))
     table = collect_ranges(model, layers_to_quantize(layers, LINEAR), noise, open_model=open_onnx)
     report = graph_sparsity(model, source="", recipe=LINEAR)
-    asked = PlanRequest(recipe=LINEAR, int8=name != "mask", sparse=False, remainder="fp16")
+    asked = PlanRequest(recipe=LINEAR, quantize=name != "mask", sparse=False, float_type="fp16")
     plan = make_plan(layers, asked, table=table, sparsity=report)
     path = tmp_path / "model.onnx"
     save_model(run_passes(model, [Quantize(plan), CastToFloatType("fp16")]), path)

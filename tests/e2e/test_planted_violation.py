@@ -30,7 +30,7 @@ def int8_chain(path: Path, *, planted: tuple[int, int, int] | None) -> Path:
     steps = " ".join(f"[fc{index}] x{index + 1} = MatMul(x{index}, w{index})" for index in range(LAYERS))
     text = f"g (float[B,{SIZE}] x0) => (float[B,{SIZE}] x{LAYERS}) {{ {steps} }}"
     ranges = planning.table({f"x{index}": 4.0 for index in range(LAYERS)})
-    built = planning.quantized(tiny_models.graph(text, **weights), ranges, remainder="fp16").after
+    built = planning.quantized(tiny_models.graph(text, **weights), ranges, float_type="fp16").after
     built = run_passes(built, [CastToFloatType("fp16")])
     if planted is not None:
         layer, row, column = planted

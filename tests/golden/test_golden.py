@@ -12,10 +12,10 @@ from gpusq_deploy.artifacts.base import json_from_value
 from gpusq_deploy.artifacts.plan import FloatPrecision, QuantPlan
 from gpusq_deploy.artifacts.recipe import load_recipe
 from gpusq_deploy.calibration.stored_ranges import table_from_recorded
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.quantize.planning import PlanRequest, make_plan
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
@@ -27,7 +27,7 @@ def canonical() -> ir.Model:
     return run_passes(exported_vit().model, CANONICAL)
 
 
-def tiny_plan(remainder: FloatPrecision) -> QuantPlan:
+def tiny_plan(float_type: FloatPrecision) -> QuantPlan:
     """The default recipe on recorded ranges: nothing measured, so nothing that differs between processors."""
     model = canonical()
     layers = weighted_layers(model)
@@ -35,7 +35,7 @@ def tiny_plan(remainder: FloatPrecision) -> QuantPlan:
     recorded = {layer.layer: 1.0 + index / 8 for index, layer in enumerate(layers)}
     return make_plan(
         layers,
-        PlanRequest(recipe=recipe, int8=True, sparse=False, remainder=remainder),
+        PlanRequest(recipe=recipe, quantize=True, sparse=False, float_type=float_type),
         table=table_from_recorded(recorded, layers, source="tiny.pt"),
         sparsity=graph_sparsity(model, source="tiny.pt", recipe=recipe),
     )
@@ -60,9 +60,9 @@ def compare(request: pytest.FixtureRequest, name: str, got: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remainder", ["fp16", "bf16", "fp32"])
-def test_the_plan(request: pytest.FixtureRequest, remainder: FloatPrecision) -> None:
-    compare(request, f"plan-{remainder}.json", json_from_value(tiny_plan(remainder)).decode())
+@pytest.mark.parametrize("float_type", ["fp16", "bf16", "fp32"])
+def test_the_plan(request: pytest.FixtureRequest, float_type: FloatPrecision) -> None:
+    compare(request, f"plan-{float_type}.json", json_from_value(tiny_plan(float_type)).decode())
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Plans built and run on the GPU at hand, through every package that calls CUDA; skipped, with the reason, if none."""
+"""Engines built and run on the GPU, through every package that calls CUDA; skipped, with the reason, if none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gpusq_deploy.engines.backend_choice import open_session, why_not
 from gpusq_deploy.engines.builder import BuildOptions, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.cuda_api import CUDA_NAMES, CudaName, find_cuda, open_cuda
-from gpusq_deploy.engines.cuda_session import open_plan
+from gpusq_deploy.engines.cuda_session import open_engine
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.layer_classes import totals
 from gpusq_deploy.engines.session import Session
@@ -39,7 +39,7 @@ g (float16[B,64] x) => (float16[B,128] y) {
 def target_at_hand(backend: BackendName) -> Target:
     refusal = why_not(backend)
     if refusal is not None:
-        pytest.skip(f"{backend} can't run plans here: {refusal}")
+        pytest.skip(f"{backend} can't run engines here: {refusal}")
     gpu = find_gpu()
     assert isinstance(gpu, Gpu)
     for target in load_targets():
@@ -64,7 +64,7 @@ def save_model(path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A plan of two profiles, and the model that it was built from."""
+    """An engine of two profiles, and the model that it was built from."""
 
     model: Path
     plan: Path
@@ -84,7 +84,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     capability = "CURRENT" if backend == "tensorrt-rtx" else None
     result = build_engine(model, target, settings, BuildOptions(backend=backend, capability=capability))
     assert totals(result.layers).gemms == {"int8": 1}
-    plan.write_bytes(result.plan)
+    plan.write_bytes(result.engine_bytes)
     return Built(model=model, plan=plan, backend=backend)
 
 
@@ -113,7 +113,7 @@ def check(built: Built, session: Session, batches: Sequence[int]) -> None:
 def test_a_plan_agrees_with_onnxruntime_in_every_profile(
     built: Built, through: Sequence[CudaName], cuda_graph: bool
 ) -> None:
-    with closing(open_plan(built.plan, built.backend, cuda_graph=cuda_graph, through=through)) as session:
+    with closing(open_engine(built.plan, built.backend, cuda_graph=cuda_graph, through=through)) as session:
         check(built, session, (1, 8, 32, 3))
 
 
@@ -122,8 +122,8 @@ def test_two_sessions_and_torch_share_a_process(built: Built, through: Sequence[
     if not torch.cuda.is_available():
         pytest.skip("torch finds no GPU")
     before = torch.arange(1000, device="cuda")
-    first = open_plan(built.plan, built.backend, through=through)
-    with closing(open_plan(built.plan, built.backend, through=through)) as second:
+    first = open_engine(built.plan, built.backend, through=through)
+    with closing(open_engine(built.plan, built.backend, through=through)) as second:
         check(built, first, (1,))
         first.close()
         check(built, second, (4,))

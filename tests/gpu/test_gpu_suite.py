@@ -23,7 +23,7 @@ CASES = [case for case in all_cases(models=("ViT-S",), batches=(8,)) if case.lay
 def test_a_product_agrees_with_integer_arithmetic(tmp_path: Path, case: GemmCase) -> None:
     refusal = why_not("tensorrt-rtx")
     if refusal is not None:
-        pytest.skip(f"tensorrt-rtx can't run plans here: {refusal}")
+        pytest.skip(f"tensorrt-rtx can't run engines here: {refusal}")
     way = Way(backend="tensorrt-rtx", capability="CURRENT", graph=True, names=True)
     (tmp_path / "ways.json").write_bytes(json_from_value(Ways(ways=(way,))))
     make(case, Ground(tmp_path, tmp_path, float("inf")))

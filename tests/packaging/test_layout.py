@@ -99,6 +99,12 @@ def test_the_wheel_holds_one_package_and_its_data(tmp_path: Path) -> None:
         names = wheel.namelist()
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"gpusq_deploy"}
-    for needed in ("py.typed", "calibration/recipes/static_wi8_ai8.toml", "engines/targets/a100.toml", "cli/build.py", "cli/__init__.pyi"):
+    for needed in (
+        "py.typed",
+        "calibration/recipes/static_wi8_ai8.toml",
+        "engines/targets/a100.toml",
+        "cli/build.py",
+        "cli/__init__.pyi",
+    ):
         assert f"gpusq_deploy/{needed}" in names
     assert not [name for name in names if any(f"/{folder}/" in name for folder in NOT_SHIPPED)]

@@ -27,7 +27,7 @@ from gpusq_deploy.benchmarks.gpu.values import Finding, Way, Ways
 from gpusq_deploy.engines.backend_choice import open_session
 from gpusq_deploy.engines.builder import BuildOptions, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
-from gpusq_deploy.engines.engine_file import plan_capabilities
+from gpusq_deploy.engines.engine_file import engine_capabilities
 from gpusq_deploy.engines.gpu import Gpu
 from gpusq_deploy.engines.targets import find_target
 from gpusq_deploy.errors import GpusqError
@@ -233,8 +233,8 @@ def test_a_builder_takes_a_capability_in_its_own_words(
 ) -> None:
     settings = BuildSettings(batch=BatchRange(minimum=1, optimum=1, maximum=1))
     options = BuildOptions(backend="tensorrt-rtx", capability=capability)
-    plan = build_engine(ground.kit / "m.onnx", find_target("a100"), settings, options).plan
-    assert plan_capabilities(plan) == found
+    plan = build_engine(ground.kit / "m.onnx", find_target("a100"), settings, options).engine_bytes
+    assert engine_capabilities(plan) == found
 
 
 def test_copies_are_no_kernels() -> None:

@@ -11,6 +11,7 @@ import tiny_models
 
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.base import digest_of_file
+from gpusq_deploy.artifacts.build_options import BuildOptionsRecord
 from gpusq_deploy.artifacts.bundle_layout import CALIBRATION, ENGINES, MANIFEST, MODEL, PLAN, RECEIPT
 from gpusq_deploy.artifacts.manifest import BatchRange, Manifest, ModelSource
 from gpusq_deploy.artifacts.receipt import Receipt
@@ -29,7 +30,7 @@ def model(*, sparse: bool = True, k: int = 8) -> planning.Quantized:
     weights = np.random.default_rng(0).uniform(1, 2, (k, 4)).astype(np.float32)
     if sparse:
         weights[[0, 1, 6, 7]] = 0
-    text = f"g (float[B,{k}] x) => (float[B,4] y) {{ [fc] y = MatMul(x, w) }}"
+    text = f"g (float[B,{k}] x) => (float[B,4] y) {{ [fc1] y = MatMul(x, w) }}"
     return planning.quantized(tiny_models.graph(text, w=weights), RANGES)
 
 
@@ -55,7 +56,7 @@ def fill(folder: Path, *, created: str = "2026-01-01T00:00:00+00:00", sparse: bo
         source=ModelSource(file="m.pt", digest="sha256:0", format="state dict", arch=tiny_models.vit_spec()),
         preprocessing=Preprocessing(channels=1, height=1, width=8, mean=(0.0,), std=(1.0,), origin="test"),
         recipe="everything",
-        options={},
+        options=BuildOptionsRecord(),
         batch=BatchRange(minimum=1, optimum=1, maximum=1),
         opset=20,
         inputs={"x": (-1, 8)},

@@ -47,16 +47,16 @@ def measured(model: ir.Model) -> CalibrationTable:
 
 
 def plan_for(
-    model: ir.Model, ranges: CalibrationTable, *, remainder: FloatPrecision = "fp32", recipe: Recipe = EVERYTHING
+    model: ir.Model, ranges: CalibrationTable, *, float_type: FloatPrecision = "fp32", recipe: Recipe = EVERYTHING
 ) -> QuantPlan:
     """The plan for a graph, without sparsity."""
     layers = weighted_layers(model)
     report = graph_sparsity(model, source="test", recipe=recipe)
-    request = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder=remainder)
+    request = PlanRequest(recipe=recipe, quantize=True, sparse=False, float_type=float_type)
     return make_plan(layers, request, table=ranges, sparsity=report)
 
 
-def quantized(model: ir.Model, ranges: CalibrationTable, *, remainder: FloatPrecision = "fp32") -> Quantized:
+def quantized(model: ir.Model, ranges: CalibrationTable, *, float_type: FloatPrecision = "fp32") -> Quantized:
     """The graph with every layer in INT8."""
-    plan = plan_for(model, ranges, remainder=remainder)
+    plan = plan_for(model, ranges, float_type=float_type)
     return Quantized(before=model, after=run_passes(model, [Quantize(plan)]), plan=plan)

@@ -26,9 +26,9 @@ def size_text(bundle: Bundle) -> str:
     files = [entry for entry in bundle.manifest.files if not entry.path.endswith(_DESCRIPTIONS)]
     model = sum(entry.size for entry in files if not entry.path.startswith(f"{ENGINES}/"))
     dense = sum(layer.n * layer.k for layer in bundle.plan.layers) * _FLOAT32
-    plans = [f"{engine.plan_file} {_megabytes(engine.plan_bytes)}" for engine in bundle.receipt.engines]
+    engines = [f"{engine.engine_file} {_megabytes(engine.engine_bytes)}" for engine in bundle.receipt.engines]
     weights = f" ({counted(len(bundle.plan.layers), 'weighted layer')}; in FP32 {_megabytes(dense)})"
-    return ", ".join([f"{MODEL} {_megabytes(model)}{weights if dense else ''}", *plans])
+    return ", ".join([f"{MODEL} {_megabytes(model)}{weights if dense else ''}", *engines])
 
 
 def accuracy_text(bundle: Bundle) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from gpusq_deploy.artifacts import (
+    EQUAL_DB,
     BuiltEngine,
     CompressedIndex,
     CostEstimate,
@@ -25,8 +26,6 @@ from gpusq_deploy.bundle.report.warnings import compared_text, figures_text, out
 from gpusq_deploy.sparsity import PACKED, compressed_line, packed_index
 from gpusq_deploy.text import counted
 
-# Equal outputs are recorded as this many decibels.
-_EQUAL_DB = 300.0
 # Notes on how the plan was made, which gpusq-inspect shows; the others say what isn't as was asked.
 _DETAILS = ("graph rewrite", "merged ", "Q/K/V projections", "not quantised:", "INT8:", "FP8:", "INT4:")
 
@@ -39,7 +38,7 @@ def bundle_json(bundle: Bundle) -> dict[str, Any]:
         "source": bundle.manifest.source.file,
         "arch": str(bundle.manifest.source.arch),
         "recipe": bundle.plan.recipe,
-        "remainder": bundle.plan.remainder,
+        "remainder": bundle.plan.float_type,
         "batch": str(bundle.manifest.batch),
         "layers": len(weighted),
         "int8_layers": sum(layer.precision == "int8" for layer in weighted),
@@ -49,15 +48,12 @@ def bundle_json(bundle: Bundle) -> dict[str, Any]:
         "packed": _packed_json(bundle),
         "synthetic_calibration": bundle.manifest.synthetic_calibration,
         "verification": _verification_json(bundle.receipt.verification),
-        "pruning": None if bundle.receipt.pruning is None else builtins_from_value(bundle.receipt.pruning),
+        "pruning": builtins_from_value(bundle.receipt.pruning),
         "warnings": list(receipt_doubts(bundle.receipt)),
         "shortfalls": list(bundle.receipt.shortfalls),
         "engines": [_engine_json(engine) for engine in bundle.receipt.engines],
         "cost": _cost_json(bundle.receipt.cost),
-        "skipped": [
-            {"target": entry.target, "reason": entry.reason, "command": entry.command}
-            for entry in bundle.receipt.skipped
-        ],
+        "skipped": builtins_from_value(bundle.receipt.skipped),
         "notes": list(bundle.plan.notes),
     }
 
@@ -161,15 +157,16 @@ def _compared(bundle: Bundle) -> str:
 
 def _limits(bundle: Bundle) -> str:
     """What was asked of the accuracy, by its options; empty where nothing was."""
-    asked = {name: bundle.manifest.options.get(name, "none") for name in ("min_sqnr", "min_agreement")}
-    return " and ".join(f"--{name.replace('_', '-')} {limit}" for name, limit in asked.items() if limit != "none")
+    options = bundle.manifest.options
+    asked = {"--min-sqnr": options.min_sqnr, "--min-agreement": options.min_agreement}
+    return " and ".join(f"{name} {limit:g}" for name, limit in asked.items() if limit is not None)
 
 
 def _rewrites_text(verification: Verification) -> str:
     fused = verification.fused_sqnr_db
     if fused is None:
         return ""
-    answer = "the same answer" if fused >= _EQUAL_DB else f"SQNR {fused:.1f} dB to that answer"
+    answer = "the same answer" if fused >= EQUAL_DB else f"SQNR {fused:.1f} dB to that answer"
     return f"; with optimisations on, {answer} ({counted(verification.fused_images, 'sample')})"
 
 
@@ -200,7 +197,7 @@ def _layer_counts(bundle: Bundle) -> str:
     coded = [layer.precision for layer in layers if layer.weight is not None]
     sparse = sum(layer.sparse for layer in layers)
     counts = ", ".join(f"{coded.count(name)} {name.upper()}" for name in sorted({*coded}) or ["int8"])
-    rest = bundle.plan.remainder.upper()
+    rest = bundle.plan.float_type.upper()
     return f"{counts} of {counted(len(layers), 'weighted layer')}, {sparse} with 2:4 weights; everything else {rest}"
 
 
@@ -208,7 +205,7 @@ def _engine_text(engine: BuiltEngine, bundle: Bundle) -> str:
     gemms = ", ".join(f"{count} {precision}" for precision, count in sorted(engine.totals.gemms.items()))
     run = "" if engine.executed else "; not run: no such GPU here"
     return (
-        f"{engine.gpus} (SM {engine.compute_capability}): {engine.plan_bytes / 1e6:.1f} MB "
+        f"{engine.gpus} (SM {engine.compute_capability}): {engine.engine_bytes / 1e6:.1f} MB "
         f"by {engine.backend} {engine.backend_version}, {engine.totals.kernels} kernels for batch "
         f"{bundle.manifest.batch}, GEMMs {gemms}, "
         f"{counted(engine.totals.attention_fused, 'fused attention')}{run}"
@@ -222,39 +219,19 @@ def _cost_json(cost: CostEstimate | None) -> dict[str, Any] | None:
 def _verification_json(verification: Verification | None) -> dict[str, Any] | None:
     if verification is None:
         return None
+    content: dict[str, Any] = builtins_from_value(verification)
+    for name in ("layers", "layer_images", "fused_images", "constant_others"):
+        del content[name]
     return {
-        "images": verification.images,
-        "held_out": verification.held_out,
-        "sqnr_db": verification.sqnr_db,
-        "cosine": verification.cosine,
-        "top1_agreement": verification.top1_agreement,
-        "reference": verification.reference,
-        "constant": verification.constant,
-        "note": verification.note,
-        "median_sqnr_db": verification.median_sqnr_db,
-        "fused_sqnr_db": verification.fused_sqnr_db,
-        "lowest_sqnr_db": verification.lowest_sqnr_db,
-        "highest_sqnr_db": verification.highest_sqnr_db,
+        **content,
         "others": {other.tensor: other.sqnr_db for other in verification.others},
         "agreements": {other.tensor: other.share for other in verification.agreements},
-        "whole": list(verification.whole),
-        "synthetic": verification.synthetic,
         "blocks": {block.module: block.sqnr_db for block in verification.blocks},
         "noisiest": [block.module for block in verification.noisiest(3)],
     }
 
 
 def _engine_json(engine: BuiltEngine) -> dict[str, Any]:
-    return {
-        "target": engine.target,
-        "gpus": engine.gpus,
-        "compute_capability": engine.compute_capability,
-        "backend": engine.backend,
-        "backend_version": engine.backend_version,
-        "plan": engine.plan_file,
-        "plan_bytes": engine.plan_bytes,
-        "kernels": engine.totals.kernels,
-        "gemms": engine.totals.gemms,
-        "attention_fused": engine.totals.attention_fused,
-        "executed": engine.executed,
-    }
+    content: dict[str, Any] = builtins_from_value(engine)
+    kept = ("target", "gpus", "compute_capability", "backend", "backend_version", "plan_bytes", "executed")
+    return {"plan": engine.engine_file, **{name: content[name] for name in kept}, **content["totals"]}

@@ -43,7 +43,7 @@ class CastToFloatType:
     """
 
     precision: FloatPrecision
-    name: ClassVar[str] = "cast-remainder"
+    name: ClassVar[str] = "cast"
 
     def run(self, model: ir.Model) -> int:
         """See the class.
@@ -76,7 +76,7 @@ class CastToFloatType:
 
 
 def _narrowed(before: npt.NDArray[Any], precision: FloatPrecision, *, place: str) -> npt.NDArray[Any]:
-    """A float32 constant in the remainder's type; rules 1, 4 and 5 of `CastToFloatType`."""
+    """A float32 constant in the float type; rules 1, 4 and 5 of `CastToFloatType`."""
     with np.errstate(over="ignore"):
         after = before.astype(_NUMPY[precision])
     infinite = stands_for_infinity(before)

@@ -20,7 +20,7 @@ _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 def keep_fp32(plan: QuantPlan) -> KeepFp32:
     """The pass for what a plan keeps in float32."""
     activations = tuple(wide.tensor for wide in plan.wide if not wide.constant)
-    return KeepFp32(activations, constants=plan.remainder == "fp16")
+    return KeepFp32(activations, constants=plan.float_type == "fp16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class KeepFp32:
     2. A kept node that reads a DequantizeLinear (of its weight, say) keeps that too, and the QuantizeLinear before it:
        a cast between would hide the INT8 product from TensorRT, and the pair shares a scale.
     3. Floats that enter an island pass a Cast that is kept, and floats that leave it one that isn't: here both are
-       casts from float32 to float32, which do nothing; CastRemainder makes them what they are for.
+       casts from float32 to float32, which do nothing; CastToFloatType makes them what they are for.
     4. A constant that both sides read becomes two.
 
     The graph computes what it computed before. A tensor that the graph doesn't have is an error; graph inputs and
@@ -41,7 +41,7 @@ class KeepFp32:
 
     tensors: tuple[str, ...]
     constants: bool = False
-    name: ClassVar[str] = "keep-wide"
+    name: ClassVar[str] = "keep-fp32"
 
     def run(self, model: ir.Model) -> int:
         """See the class.

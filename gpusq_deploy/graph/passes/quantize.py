@@ -72,7 +72,7 @@ class Quantize:
        constants between layers.
     2. An activation gets one QuantizeLinear/DequantizeLinear pair, shared by the layers that read it and agree on
        its scale and type; in front of INT4 weights it stays as it is.
-    3. Scales hold values of the remainder's type, so that the later cast of the graph is exact and the codes belong
+    3. Scales hold values of the float type, so that the later cast of the graph is exact and the codes belong
        to the scales that are stored.
     4. A layer that already has a DequantizeLinear on its weight is left as it is.
     5. What the plan places elsewhere gets a pair where the named node reads it, and an `output` directly behind the
@@ -80,7 +80,7 @@ class Quantize:
     6. INT8 and INT4 weights in `rounded`, by node, are taken from there; their bias change is left out where there is
        no bias.
 
-    The graph stays float32; `CastRemainder` makes it FP16 or BF16.
+    The graph stays float32; `CastToFloatType` makes it FP16 or BF16.
     """
 
     plan: QuantPlan
@@ -94,7 +94,7 @@ class Quantize:
             GpusqError: The plan doesn't belong to this graph.
         """
         nodes = {node.name: node for node in model.graph}
-        stored = STORED_TYPE[self.plan.remainder]
+        stored = STORED_TYPE[self.plan.float_type]
         pairs: dict[tuple[str, float, str], ir.Value] = {}
         changes = 0
         for decision in self.plan.layers:

@@ -11,14 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gpusq_deploy.artifacts import LEAST_K, Value, short_text
+from gpusq_deploy.artifacts import Recipe, Value
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.numerics import GROUP, magnitude_mask, rows_from_conv
 
-# Whole path segments rather than `*head*`, which would also match `multihead_attn` of torch's decoder layers.
-DEFAULT_DENSE = ("*head", "*heads", "*head.*", "*heads.*", "*head_dist", "*classifier*", "fc")
-
-_OUTPUT_LAYER = "an output layer: a fraction of a percent of the FLOPs, and it loses most from pruning"
 _CONVOLUTION = "a convolution: dense unless asked for"
 FUSED = "the fused projection of a nn.MultiheadAttention: no layer of its own that could be pruned and named"
 
@@ -46,19 +42,22 @@ class _Weight(NamedTuple):
     k: int
 
 
-def prunable_layers(module: torch.nn.Module, dense: Sequence[str] = (), *, convolutions: bool = False) -> LayerChoice:
+def prunable_layers(
+    module: torch.nn.Module, recipe: Recipe, dense: Sequence[str] = (), *, convolutions: bool = False
+) -> LayerChoice:
     """Decide for each weighted layer whether it is pruned. The first rule that applies decides.
 
-    1. A layer that one of the patterns matches stays dense: `DEFAULT_DENSE` (output layers), then `dense`.
+    1. A layer that one of the patterns of `dense` matches stays dense.
     2. A Conv2d stays dense unless `convolutions`. GPUSQ-ViT is reported to prune the patch embedding along
        channels · patch area; the sparse kernels contract channels alone, of which an image has too few.
     3. The fused input projection of a nn.MultiheadAttention stays dense.
-    4. A Linear whose K is below 32 stays dense: one tensor-core instruction sums more.
+    4. A Linear that the recipe doesn't expect to be 2:4 stays dense: an output layer, or one of few inputs.
     5. A contracted axis K (a Conv2d's: channels per group) that isn't a multiple of 4 stays dense.
     6. Every other Linear or Conv2d is pruned.
 
     Args:
         module: The model.
+        recipe: Which Linear layers are expected to be 2:4; the one that gpusq-build will be given.
         dense: Shell patterns on module names, such as `blocks.0.*`.
         convolutions: Prune Conv2d layers too.
 
@@ -69,13 +68,15 @@ def prunable_layers(module: torch.nn.Module, dense: Sequence[str] = (), *, convo
     fused = _fused_projections(module)
     names = [*(weight.layer for weight in weights), *fused]
     _require_matches(dense, names)
-    reasons = {weight.layer: _dense_reason(weight, dense, convolutions=convolutions) for weight in weights}
+    reasons = {weight.layer: _dense_reason(weight, recipe, dense, convolutions=convolutions) for weight in weights}
     pruned = tuple(layer for layer, reason in reasons.items() if reason is None)
     left = [DenseLayer(layer=layer, reason=reason) for layer, reason in reasons.items() if reason is not None]
     left += [DenseLayer(layer=layer, reason=_matched(layer, dense) or FUSED) for layer in fused]
     if not pruned:
         why = "; ".join(f"{entry.layer}: {entry.reason}" for entry in left[:3]) or "it has no Linear layers"
-        raise GpusqError(f"nothing to prune: {why}", place="the model", hint="relax --dense, or check --arch")
+        raise GpusqError(
+            f"nothing to prune: {why}", place="the model", hint="relax --dense, give another --recipe, or check --arch"
+        )
     return LayerChoice(pruned=pruned, dense=tuple(left))
 
 
@@ -116,22 +117,22 @@ def _fused_projections(module: torch.nn.Module) -> list[str]:
     return [f"{name}.in_proj" for name, child in _children(module) if isinstance(child, torch.nn.MultiheadAttention)]
 
 
-def _dense_reason(weight: _Weight, dense: Sequence[str], *, convolutions: bool) -> str | None:
+def _dense_reason(weight: _Weight, recipe: Recipe, dense: Sequence[str], *, convolutions: bool) -> str | None:
     matched = _matched(weight.layer, dense)
     if matched is not None:
         return matched
     if weight.convolution and not convolutions:
         return _CONVOLUTION
-    if not weight.convolution and weight.k < LEAST_K:
-        return short_text(weight.k, LEAST_K)
+    if not weight.convolution:
+        sparse, reason = recipe.expects_sparse(weight.layer, "linear", weight.k)
+        if not sparse:
+            return reason
     if weight.k % GROUP:
         return f"K = {weight.k} is not a multiple of {GROUP}"
     return None
 
 
 def _matched(layer: str, dense: Sequence[str]) -> str | None:
-    if any(fnmatch.fnmatchcase(layer, pattern) for pattern in DEFAULT_DENSE):
-        return _OUTPUT_LAYER
     asked = next((pattern for pattern in dense if fnmatch.fnmatchcase(layer, pattern)), None)
     return None if asked is None else f"asked for by --dense {asked}"
 

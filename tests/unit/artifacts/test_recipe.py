@@ -14,6 +14,8 @@ from gpusq_deploy.artifacts.recipe import (
     FP8_RECIPE,
     INT4_RECIPE,
     RESIDUAL_SQNR_DB,
+    SHIPPED,
+    MixedRule,
     Recipe,
     Rule,
     load_recipe,
@@ -281,3 +283,81 @@ def test_placements_without_an_int8_layer_are_refused() -> None:
     text = f"{RESIDUAL}accept_loss = true\n".replace("[[rule]]", '[[rule]]\nprecision = "fp8"')
     with pytest.raises(GpusqError, match="no rule makes a layer INT8"):
         recipe_from_toml(text, place="mine")
+
+
+BASED = HEAD + 'base = "{}"\n'
+
+
+def test_a_recipe_says_only_what_differs_from_its_base(tmp_path: Path) -> None:
+    base = (
+        HEAD
+        + '[[rule]]\nname = "tail"\nmatch = ["head", "fc"]\nsparse = false\nreason = "tails"\n'
+        + '[[rule]]\nname = "rest"\nsmooth = true\nreason = "rest"\n[mixed]\nflops = 0.2\n'
+    )
+    (tmp_path / "base.toml").write_text(base, "utf-8")
+    changes = '[[rule]]\nname = "rest"\nheadroom = 0.1\n[[rule]]\nmatch = "stem"\nrequired = false\nreason = "new"\n'
+    path = tmp_path / "mine.toml"
+    path.write_text(BASED.format("base.toml") + changes, "utf-8")
+    mine = load_recipe(path)
+    assert mine.rules == (
+        Rule(match="stem", required=False, reason="new"),
+        Rule(name="tail", match=("head", "fc"), sparse=False, reason="tails"),
+        Rule(name="rest", smooth=True, headroom=0.1, reason="rest"),
+    )
+    assert mine.mixed is not None
+    assert mine.mixed.flops == 0.2
+
+
+def test_a_table_stands_in_for_the_bases() -> None:
+    mine = recipe_from_toml(BASED.format("mixed_wi8_ai8") + "[mixed]\nflops = 0.3\n", place="mine")
+    shipped = load_recipe(Path("mixed_wi8_ai8"))
+    assert mine.rules == shipped.rules
+    assert (mine.mixed, shipped.mixed) == (MixedRule(flops=0.3), MixedRule(flops=0.1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ('[[rule]]\nname = "heds"\n', "has no rule called heds, only heads, patch embedding, linear, convolutions"),
+        ('[[rule]]\nname = "heads"\n[[rule]]\nname = "heads"\n', "two rules have the same `name`"),
+        ('[[rule]]\nname = "heads"\nprecison = "fp8"\n', "precison"),
+        ('[[rule]]\nname = ["heads"]\nreason = "x"\n', "name"),
+        ("[[rule]]\n", "reason"),
+        ("rule = 1\n", "rule"),
+        ("[mixt]\n", "mixt"),
+        ("[mixed]\n", "flops"),
+    ],
+)
+def test_changes_that_change_nothing_are_refused(changes: str, told: str) -> None:
+    with pytest.raises(GpusqError, match=told) as caught:
+        recipe_from_toml(BASED.format("static_wi8_ai8") + changes, place="mine.toml")
+    assert caught.value.place == "mine.toml"
+
+
+def test_two_rules_of_one_name_are_refused() -> None:
+    with pytest.raises(GpusqError, match="two rules have the same `name`"):
+        recipe_from_toml(HEAD + '[[rule]]\nname = "a"\nreason = "x"\n' * 2, place="mine")
+
+
+def test_bases_that_form_a_circle_are_refused(tmp_path: Path) -> None:
+    for name, base in (("a", "b"), ("b", "c"), ("c", "b")):
+        (tmp_path / f"{name}.toml").write_text(BASED.format(f"{base}.toml"), "utf-8")
+    with pytest.raises(GpusqError, match="its own base") as caught:
+        load_recipe(tmp_path / "a.toml")
+    assert caught.value.place == str(tmp_path / "b.toml")
+
+
+def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(BASED.format("none.toml"), "utf-8")
+    with pytest.raises(GpusqError, match="cannot read the recipe") as caught:
+        load_recipe(tmp_path / "a.toml")
+    assert caught.value.place == str(tmp_path / "none.toml")
+
+
+def test_shipped_recipes_that_leave_patches_float_say_so() -> None:
+    for name in SHIPPED:
+        shipped = load_recipe(Path(name))
+        patches = shipped.rule_for("stem", "patch_embed")
+        assert patches is not None
+        if "As static" in shipped.description:
+            assert ("patch embedding" in shipped.description) == (patches.precision == "float")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
 from gpusq_deploy.artifacts.base import digest_of_bytes, json_from_value
+from gpusq_deploy.artifacts.build_options import BuildOptionsRecord
 from gpusq_deploy.artifacts.manifest import NO_OPTIONS, BatchRange, EngineOptions, Manifest, ModelSource
 from gpusq_deploy.artifacts.receipt import BuiltEngine, EngineTotals, Receipt
 from gpusq_deploy.artifacts.runs import Environment, MeasureSettings, Runs, RuntimeInfo, Series
@@ -148,7 +149,7 @@ def write_bundle(tmp_path: Path) -> Callable[..., Path]:
             ),
             preprocessing=Preprocessing(channels=1, height=2, width=2, mean=(0.0,), std=(1.0,), origin="test"),
             recipe="test",
-            options={},
+            options=BuildOptionsRecord(),
             batch=batch,
             opset=19,
             inputs={},
@@ -172,9 +173,9 @@ def _built(backend: str, file: str, compute_capability: str = "8.7") -> BuiltEng
         source="test",
         gpus="test",
         compute_capability=compute_capability,
-        plan_file=f"engines/{file}",
-        plan_bytes=len(file),
-        plan_digest=digest_of_bytes(file.encode()),
+        engine_file=f"engines/{file}",
+        engine_bytes=len(file),
+        engine_digest=digest_of_bytes(file.encode()),
         build_seconds=1.0,
         executed=False,
         totals=EngineTotals(kernels=0, gemms={}, attention_fused=0),

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from commands import run_main
 
+from gpusq_deploy.artifacts.build_options import BuildOptionsRecord
 from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineTotals, Verification
 from gpusq_deploy.benchmarks.bundle_comparison import compare_bundles
 from gpusq_deploy.bundle.files import Bundle, read_bundle
@@ -34,9 +35,9 @@ ENGINE = BuiltEngine(
     source="s",
     gpus="A100",
     compute_capability="8.0",
-    plan_file="p",
-    plan_bytes=10,
-    plan_digest="d",
+    engine_file="p",
+    engine_bytes=10,
+    engine_digest="d",
     build_seconds=1.0,
     executed=False,
     totals=EngineTotals(kernels=10, gemms={"int8": 2, "fp16": 1}, attention_fused=2),
@@ -104,9 +105,9 @@ def test_what_a_layer_lost_in_the_engine_is_worse(base: Bundle, change: dict[str
 
 
 def test_what_the_plan_no_longer_asks_is_worse(base: Bundle) -> None:
-    assert judged(base, with_layer(base, precision="fp16")) == ["worse   asked int8 -> fp16 in 1 layer (fc)"]
+    assert judged(base, with_layer(base, precision="fp16")) == ["worse   asked int8 -> fp16 in 1 layer (fc1)"]
     asked = with_layer(base, sparse=True)
-    assert judged(asked, with_layer(base, sparse=False)) == ["worse   asked 2:4 -> dense in 1 layer (fc)"]
+    assert judged(asked, with_layer(base, sparse=False)) == ["worse   asked 2:4 -> dense in 1 layer (fc1)"]
 
 
 @pytest.mark.parametrize(("decibels", "judgement"), [(28.9, "worse"), (29.1, "other"), (31.1, "better")])
@@ -123,7 +124,7 @@ def test_merged_gemms_are_listed_and_not_judged(base: Bundle) -> None:
 
 def test_options_and_preprocessing_are_listed_and_not_judged(base: Bundle) -> None:
     other = msgspec.structs.replace(base.manifest.preprocessing, mean=(0.5,))
-    manifest = msgspec.structs.replace(base.manifest, preprocessing=other, options={"int8": "true"})
+    manifest = msgspec.structs.replace(base.manifest, preprocessing=other, options=BuildOptionsRecord(int8=True))
     found = compare_bundles(base, replace(base, manifest=manifest))
     assert [(change.judgement, change.what) for change in found.changes] == [
         ("other", "preprocessing mean"),

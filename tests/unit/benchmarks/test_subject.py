@@ -41,7 +41,7 @@ def test_an_onnx_file_runs_on_onnxruntime(tmp_path: Path) -> None:
         None,
         (1,),
     )
-    assert "there is no engine plan" in found.choice.reason
+    assert "there is no engine" in found.choice.reason
 
 
 def test_a_bundle_without_plans_runs_its_model(write_bundle: WriteBundle) -> None:
@@ -69,13 +69,13 @@ def test_auto_takes_the_backend_that_has_a_plan_and_can_run(write_bundle: WriteB
 def test_auto_does_not_take_a_backend_without_its_plan(write_bundle: WriteBundle) -> None:
     found = subject.find_subject(write_bundle(RANGE, (("tensorrt", "orin.plan"),)), "auto")
     assert found.choice.name == "onnxruntime"
-    assert "not tensorrt-rtx: there are plans of tensorrt only" in found.choice.reason
+    assert "not tensorrt-rtx: there are engines of tensorrt only" in found.choice.reason
 
 
 @pytest.mark.usefixtures("only_rtx_runs")
 def test_two_plans_of_one_backend_need_a_name(write_bundle: WriteBundle) -> None:
     folder = write_bundle(RANGE, (("tensorrt-rtx", "a.plan"), ("tensorrt-rtx", "b.plan")))
-    with pytest.raises(GpusqError, match=r"2 plans for tensorrt-rtx: engines/a\.plan, engines/b\.plan"):
+    with pytest.raises(GpusqError, match=r"2 engines for tensorrt-rtx: engines/a\.plan, engines/b\.plan"):
         subject.find_subject(folder, "auto")
 
 
@@ -92,7 +92,7 @@ def test_a_bundle_without_a_plan_for_this_gpu_is_refused(
 ) -> None:
     monkeypatch.setattr(subject, "find_gpu", lambda: Gpu("RTX 4090", "8.9"))
     folder = write_bundle(RANGE, (("tensorrt-rtx", "a100.plan", "8.0"),))
-    with pytest.raises(GpusqError, match=r"no plan for this GPU, a RTX 4090 \(8\.9\): only for .* \(8\.0\)"):
+    with pytest.raises(GpusqError, match=r"no engine for this GPU, a RTX 4090 \(8\.9\): only for .* \(8\.0\)"):
         subject.find_subject(folder, "auto")
 
 
@@ -118,7 +118,7 @@ def test_a_plan_for_newer_gpus_too_runs_on_them(
     monkeypatch.setattr(subject, "find_gpu", lambda: Gpu("this GPU", capability))
     folder = write_bundle(RANGE, (("tensorrt-rtx", "a100.plan", "8.0"),), options=options)
     if found is None:
-        with pytest.raises(GpusqError, match="no plan for this GPU"):
+        with pytest.raises(GpusqError, match="no engine for this GPU"):
             subject.find_subject(folder, "auto")
     else:
         assert subject.find_subject(folder, "auto").path == folder / "engines" / found
@@ -129,8 +129,8 @@ def test_a_plan_for_this_very_gpu_goes_before_one_for_newer_ones_too(
     write_bundle: WriteBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subject, "find_gpu", lambda: Gpu("RTX 4090", "8.9"))
-    plans = (("tensorrt-rtx", "a100.plan", "8.0"), ("tensorrt-rtx", "rtx40.plan", "8.9"))
-    folder = write_bundle(RANGE, plans, options=EngineOptions(hardware="ampere-plus"))
+    engines = (("tensorrt-rtx", "a100.plan", "8.0"), ("tensorrt-rtx", "rtx40.plan", "8.9"))
+    folder = write_bundle(RANGE, engines, options=EngineOptions(hardware="ampere-plus"))
     assert subject.find_subject(folder, "auto").path == folder / "engines" / "rtx40.plan"
 
 
@@ -222,16 +222,16 @@ def test_a_plan_that_isnt_the_one_that_was_built_isnt_loaded(
     assert "Traceback" not in done.err
 
 
-@pytest.mark.parametrize("runs", ["the model", "the plan"])
+@pytest.mark.parametrize("runs", ["the model", "the engine"])
 def test_a_model_that_isnt_the_one_that_was_built_is_not_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_bundle: WriteBundle, runs: str
 ) -> None:
-    """Neither by itself nor as what a plan's answers are compared with."""
-    if runs == "the plan":
+    """Neither by itself nor as what an engine's answers are compared with."""
+    if runs == "the engine":
         let_only_rtx_run(monkeypatch)
     folder = write_bundle(RANGE, (("tensorrt-rtx", "rtx.plan"),))
-    found = subject.find_subject(folder, "auto" if runs == "the plan" else "onnxruntime")
-    assert found.choice.name == ("tensorrt-rtx" if runs == "the plan" else "onnxruntime")
+    found = subject.find_subject(folder, "auto" if runs == "the engine" else "onnxruntime")
+    assert found.choice.name == ("tensorrt-rtx" if runs == "the engine" else "onnxruntime")
     (folder / "model.onnx").write_bytes(b"another")
     done = run_main(bench, folder, "--runtime", found.choice.name, "--json", tmp_path / "runs.json")
     assert (done.code, done.out) == (5, "")
@@ -247,12 +247,12 @@ def test_a_plan_never_runs_on_onnxruntime(tmp_path: Path, monkeypatch: pytest.Mo
         return f"{name} is not installed"
 
     monkeypatch.setattr(backend_choice, "why_not", refuse)
-    with pytest.raises(GpusqError, match="an engine plan can't run on onnxruntime"):
+    with pytest.raises(GpusqError, match="an engine can't run on onnxruntime"):
         subject.find_subject(tmp_path / "orin.engine", requested)
 
 
 def test_a_runtime_without_a_plan_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(GpusqError, match="tensorrt can't run the model here: there is no engine plan"):
+    with pytest.raises(GpusqError, match="tensorrt can't run the model here: there is no engine"):
         subject.find_subject(tmp_path / "vit.onnx", "tensorrt")
 
 

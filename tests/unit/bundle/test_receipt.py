@@ -7,7 +7,7 @@ import pytest
 from gpusq_deploy.artifacts.plan import LayerDecision, Precision, QuantPlan
 from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, EngineTensor
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
-from gpusq_deploy.bundle.receipt import built_layers, picked_sparse, summary, with_profile
+from gpusq_deploy.bundle.receipt import built_layers, picked_sparse, with_profile
 from gpusq_deploy.engines.kernel_names import KernelTrace
 from gpusq_deploy.engines.layer_classes import totals
 from gpusq_deploy.engines.layer_list_parser import layers_from_log
@@ -33,7 +33,7 @@ def decision(node: str = "mm", precision: Precision = "int8", *, sparse: bool = 
 
 
 def plan(*layers: LayerDecision, sparse: bool = True) -> QuantPlan:
-    return QuantPlan(recipe="r", remainder="fp16", sparse_asked=sparse, layers=layers)
+    return QuantPlan(recipe="r", float_type="fp16", sparse_asked=sparse, layers=layers)
 
 
 def gemm(
@@ -81,7 +81,7 @@ def test_a_stored_engine_is_joined_by_its_onnx_nodes() -> None:
     assert (conv.precision, conv.engine_layers) == ("fp16", ("node_conv2d_myl0_2",))
     assert (linear.precision, linear.engine_layers) == ("int8", ("node_MatMul_12_myl0_4",))
     assert linear.sparse_executed == "unknown"
-    assert "chosen on the GPU when the plan is loaded" in linear.reason
+    assert "chosen on the GPU when the engine is loaded" in linear.reason
 
 
 def test_the_kernel_that_adds_the_bias_doesnt_answer_for_the_node() -> None:
@@ -190,27 +190,15 @@ def built_engine(asked: QuantPlan, layers: list[EngineLayer]) -> BuiltEngine:
         source="verbose build log of tensorrt-rtx 1.7",
         gpus="A100",
         compute_capability="8.0",
-        plan_file="engines/a100.plan",
-        plan_bytes=2_500_000,
-        plan_digest="sha256:0",
+        engine_file="engines/a100.plan",
+        engine_bytes=2_500_000,
+        engine_digest="sha256:0",
         build_seconds=2.25,
         executed=False,
         totals=totals(layers),
         layers=built_layers(asked, layers),
         engine_layers=tuple(layers),
     )
-
-
-def test_a_summary_names_what_isnt_as_asked() -> None:
-    layers = [gemm(), gemm("n_myl0_2", "Half", nodes=("n",))]
-    engine = built_engine(plan(decision(), decision("n")), layers)
-    lines = summary(engine)
-    assert lines[:3] == (
-        "a100: tensorrt-rtx 1.7, 2.5 MB in 2.2 s, from the verbose build log of tensorrt-rtx 1.7",
-        "  2 kernels; GEMMs: 1 fp16, 1 int8; fused attention: 0",
-        "  INT8 asked 2, built 1; sparse asked 2, executed: unknown 2",
-    )
-    assert lines[3].startswith("  layer.n: built in n_myl0_2; asked for int8, built fp16")
 
 
 PICKED = "(Sparsity) TRT inference plan picked sparse implementation for layers: mm_myl0_1, other"

@@ -218,13 +218,13 @@ def test_a_dense_model_is_found(tmp_path: Path) -> None:
 
 def test_a_model_with_broken_q_dq_is_found(tmp_path: Path) -> None:
     model = bundles.model().after.clone()
-    scale = model.graph.initializers["fc_weight_scale"]
-    model.graph.initializers["fc_weight_scale"].const_value = tiny_models.tensor(
-        np.zeros(scale.shape.numpy() if scale.shape else (), np.float32), "fc_weight_scale"
+    scale = model.graph.initializers["fc1_weight_scale"]
+    model.graph.initializers["fc1_weight_scale"].const_value = tiny_models.tensor(
+        np.zeros(scale.shape.numpy() if scale.shape else (), np.float32), "fc1_weight_scale"
     )
     save_model(model, tmp_path / "m.onnx")
     (finding,) = validate(tmp_path / "m.onnx").findings
-    assert (finding.rule, finding.place) == ("graph-invariant", "node fc_weight_dq")
+    assert (finding.rule, finding.place) == ("graph-invariant", "node fc1_weight_dq")
 
 
 def test_a_bundle_with_a_damaged_file_is_found(tmp_path: Path) -> None:
@@ -240,6 +240,17 @@ def test_a_bundle_whose_model_was_replaced_is_found(tmp_path: Path) -> None:
     out = bundles.write(tmp_path / "bundle")
     save_model(bundles.model(sparse=False).after, out / MODEL)
     assert [finding.rule for finding in validate(out).findings] == ["digest"]
+
+
+def test_weights_that_are_not_read_are_findings_of_a_bundle_as_of_its_model(tmp_path: Path) -> None:
+    out = bundles.write(tmp_path / "bundle")
+    text = "g (float[N,8] x) => (float[N,M] y) { [up] y = ConvTranspose(x, w) }"
+    save_model(tiny_models.graph(text, w=np.ones((8, 4, 2), np.float32)), out / MODEL)
+    of_model = validate(out / MODEL)
+    of_bundle = validate(out)
+    assert [finding.rule for finding in of_model.findings] == ["not-read"]
+    assert [finding for finding in of_bundle.findings if finding.place == "up"] == [*of_model.findings]
+    assert of_bundle.remarks == ()
 
 
 def test_a_bundle_without_its_model_is_refused(tmp_path: Path) -> None:

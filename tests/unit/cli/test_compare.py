@@ -121,7 +121,7 @@ def _thing(folder: Path, kind: str, name: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "name", "said", "commands"),
     [
-        ("plan", "a.plan", "an engine plan", "gpusq-bench {} --reference MODEL.onnx --json base.json"),
+        ("plan", "a.plan", "an engine", "gpusq-bench {} --reference MODEL.onnx --json base.json"),
         ("onnx", "a.onnx", "an ONNX model", "gpusq-bench {} --json base.json"),
         ("bundle", "a.gpusq", "a bundle", "gpusq-bench {} --json base.json"),
         ("checkpoint", "a.pt", "a checkpoint", "gpusq-build {} --int8 --calib IMAGES --out base.gpusq"),

@@ -52,7 +52,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_api(backend: str) -> str:
         return f"the package {backend} is not installed"
 
-    for name in ("check_builder", "check_plans"):
+    for name in ("check_builder", "check_engines"):
         monkeypatch.setattr(health, name, absent)
     for name in ("check_gpu", "check_onnxruntime", "check_nvidia_smi"):
         monkeypatch.setattr(health, name, crashed)

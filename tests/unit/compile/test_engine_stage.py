@@ -44,7 +44,7 @@ def linear(n: int, k: int) -> planning.Quantized:
         "b": random.normal(size=n).astype(np.float32),
     }
     model = tiny_models.graph(LINEAR.format(n=n, k=k), **arrays)
-    return planning.quantized(model, planning.table({"x": 4.0}), remainder="fp16")
+    return planning.quantized(model, planning.table({"x": 4.0}), float_type="fp16")
 
 
 def request(folder: Path, made: planning.Quantized, said: list[str], *targets: str, batch: int = 0) -> EngineRequest:

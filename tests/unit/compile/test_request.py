@@ -23,9 +23,9 @@ def request(**asked: Any) -> BuildRequest:
     plain: dict[str, Any] = {
         "model": Path("m.pt"),
         "arch": None,
-        "int8": False,
+        "quantize": False,
         "sparse": False,
-        "remainder": "fp16",
+        "float_type": "fp16",
         "recipe": None,
         "calib": None,
         "targets": (),
@@ -41,23 +41,24 @@ def request(**asked: Any) -> BuildRequest:
     ("asked", "said"),
     [
         # The ranges would be those of the dense model.
-        ({"int8": True, "sparse": True, "prune": "magnitude", "ranges": RANGES}, "--prune changes the weights"),
+        ({"quantize": True, "sparse": True, "prune": "magnitude", "ranges": RANGES}, "--prune changes the weights"),
         # Nobody would have checked it, and the build would have passed.
-        ({"int8": True, "calib": "p", "remainder": "bf16", "min_sqnr": 30.0}, "can't be checked with --bf16"),
-        ({"int8": True, "calib": "p", "min_sqnr": float("nan")}, "--min-sqnr is a number"),
-        ({"int8": True, "calib": "p", "min_agreement": 97.0}, "from 0 to 1"),
-        ({"int8": True, "calib": "random", "min_sqnr": 30.0}, "measured on real samples"),
+        ({"quantize": True, "calib": "p", "float_type": "bf16", "min_sqnr": 30.0}, "can't be checked with --bf16"),
+        ({"quantize": True, "calib": "p", "min_sqnr": float("nan")}, "--min-sqnr is a number"),
+        ({"quantize": True, "calib": "p", "min_agreement": 97.0}, "from 0 to 1"),
+        ({"quantize": True, "calib": "random", "min_sqnr": 30.0}, "measured on real samples"),
         ({"recipe": Path("r.toml")}, "--recipe needs"),
+        ({"dump_passes": Path("m.gpusq/passes")}, "can't lie in the bundle"),
         ({"ranges": RANGES}, "need --int8 or --fp8"),
         ({"calibrator": AMAX, "calib": "p"}, "need --int8 or --fp8"),
-        ({"int8": True, "calibrator": AMAX, "ranges": RANGES}, "changes nothing about --ranges"),
-        ({"int8": True, "calibrator": AMAX}, "--calibrator needs --calib"),
-        ({"int8": True, "recalibrate": True}, "--recalibrate needs --calib"),
+        ({"quantize": True, "calibrator": AMAX, "ranges": RANGES}, "changes nothing about --ranges"),
+        ({"quantize": True, "calibrator": AMAX}, "--calibrator needs --calib"),
+        ({"quantize": True, "recalibrate": True}, "--recalibrate needs --calib"),
         ({"permute": True}, "--permute needs --prune"),
         ({"prune": "magnitude"}, "--prune needs --sparse"),
         ({"sparse": True, "prune": "second-order", "calib": "random"}, "learns from data"),
-        ({"int8": True, "sparse_outputs": WISH, "calib": "p"}, "--sparse-outputs needs"),
-        ({"int8": True, "pack": True}, "--pack needs"),
+        ({"quantize": True, "sparse_outputs": WISH, "calib": "p"}, "--sparse-outputs needs"),
+        ({"quantize": True, "pack": True}, "--pack needs"),
     ],
 )
 def test_contradictions_are_mistakes_in_the_command(asked: dict[str, Any], said: str) -> None:
@@ -68,19 +69,26 @@ def test_contradictions_are_mistakes_in_the_command(asked: dict[str, Any], said:
 
 @pytest.mark.parametrize("asked", [{"pack": True}, {"sparse_outputs": WISH}, {"ranges": RANGES}, {"calibrator": AMAX}])
 def test_int8s_options_need_a_recipe_that_makes_int8(asked: dict[str, Any]) -> None:
-    wished = request(int8=True, sparse=True, calib="p", recipe=Path(INT4_RECIPE), opset=21, **asked)
+    wished = request(quantize=True, sparse=True, calib="p", recipe=Path(INT4_RECIPE), opset=21, **asked)
     with pytest.raises(RequestError):
         expressible_recipe(wished)
 
 
 def test_what_agrees_is_a_request() -> None:
     wished = request(
-        int8=True, sparse=True, calib="p", prune="second-order", permute=True, pack=True, min_sqnr=30.0, calibrator=AMAX
+        quantize=True,
+        sparse=True,
+        calib="p",
+        prune="second-order",
+        permute=True,
+        pack=True,
+        min_sqnr=30.0,
+        calibrator=AMAX,
     )
     assert expressible_recipe(wished).name == "static_wi8_ai8"
-    assert request(int8=True).usual_calibrator == AMAX
+    assert request(quantize=True).usual_calibrator == AMAX
 
 
 def test_the_opset_must_have_the_recipes_types() -> None:
     with pytest.raises(GpusqError, match="opset 21 on, not in 20"):
-        expressible_recipe(request(int8=True, recipe=Path(INT4_RECIPE)))
+        expressible_recipe(request(quantize=True, recipe=Path(INT4_RECIPE)))

@@ -53,30 +53,30 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def test_tensorrt_is_first_where_it_can_run(installed: Callable[..., None]) -> None:
     installed("tensorrt", "tensorrt_rtx", gpu=ORIN)
-    assert choose_runtime("auto", plans=BOTH) == RuntimeChoice(
+    assert choose_runtime("auto", engines=BOTH) == RuntimeChoice(
         name="tensorrt", reason="tensorrt is installed and a GPU answers"
     )
 
 
 def test_rtx_is_second(installed: Callable[..., None]) -> None:
     installed("tensorrt_rtx", gpu=Gpu("RTX 4090", "8.9"))
-    choice = choose_runtime("auto", plans=BOTH)
+    choice = choose_runtime("auto", engines=BOTH)
     assert choice.name == "tensorrt-rtx"
     assert choice.reason.startswith("not tensorrt: the package tensorrt is not installed; ")
 
 
 def test_a_plan_runs_only_where_it_belongs(installed: Callable[..., None]) -> None:
     installed("tensorrt", "tensorrt_rtx", gpu=ORIN)
-    choice = choose_runtime("auto", plans=["tensorrt-rtx"])
+    choice = choose_runtime("auto", engines=["tensorrt-rtx"])
     assert choice.name == "tensorrt-rtx"
-    assert choice.reason.startswith("not tensorrt: there are plans of tensorrt-rtx only; ")
-    with pytest.raises(GpusqError, match="there are plans of tensorrt-rtx only"):
-        choose_runtime("tensorrt", plans=["tensorrt-rtx"])
+    assert choice.reason.startswith("not tensorrt: there are engines of tensorrt-rtx only; ")
+    with pytest.raises(GpusqError, match="there are engines of tensorrt-rtx only"):
+        choose_runtime("tensorrt", engines=["tensorrt-rtx"])
 
 
 def test_the_cpu_is_last_and_every_refusal_is_told(installed: Callable[..., None]) -> None:
     installed("tensorrt_rtx", "tensorrt", gpu=NoGpu("the driver sleeps"))
-    assert choose_runtime("auto", plans=BOTH) == RuntimeChoice(
+    assert choose_runtime("auto", engines=BOTH) == RuntimeChoice(
         name="onnxruntime", reason="not tensorrt: the driver sleeps; not tensorrt-rtx: the driver sleeps"
     )
 
@@ -84,22 +84,22 @@ def test_the_cpu_is_last_and_every_refusal_is_told(installed: Callable[..., None
 def test_a_package_that_calls_the_driver_is_needed(installed: Callable[..., None]) -> None:
     installed("tensorrt", "no cuda", gpu=ORIN)
     with pytest.raises(GpusqError, match="tensorrt can't run the model here: pycuda is not installed"):
-        choose_runtime("tensorrt", plans=BOTH)
+        choose_runtime("tensorrt", engines=BOTH)
 
 
 def test_without_a_plan_the_model_runs_on_the_cpu(installed: Callable[..., None]) -> None:
     installed("tensorrt", gpu=ORIN)
-    assert choose_runtime("auto", plans=[]).name == "onnxruntime"
-    with pytest.raises(GpusqError, match="no engine plan"):
-        choose_runtime("tensorrt", plans=[])
+    assert choose_runtime("auto", engines=[]).name == "onnxruntime"
+    with pytest.raises(GpusqError, match="no engine"):
+        choose_runtime("tensorrt", engines=[])
 
 
 def test_what_is_asked_for_is_taken(installed: Callable[..., None]) -> None:
     installed("tensorrt", gpu=ORIN)
-    assert choose_runtime("onnxruntime", plans=BOTH) == RuntimeChoice(name="onnxruntime", reason="asked for")
-    assert choose_runtime("tensorrt", plans=BOTH).name == "tensorrt"
+    assert choose_runtime("onnxruntime", engines=BOTH) == RuntimeChoice(name="onnxruntime", reason="asked for")
+    assert choose_runtime("tensorrt", engines=BOTH).name == "tensorrt"
     with pytest.raises(GpusqError, match="unknown runtime 'cuda'"):
-        choose_runtime("cuda", plans=BOTH)
+        choose_runtime("cuda", engines=BOTH)
 
 
 def test_orin_is_built_on_the_orin(installed: Callable[..., None]) -> None:
@@ -221,7 +221,7 @@ def test_an_onnx_model_opens(make_model: ModelMaker) -> None:
 
 def test_a_damaged_plan_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     plan = tmp_path / "a100.plan"
-    with pytest.raises(GpusqError, match="cannot read the plan"):
+    with pytest.raises(GpusqError, match="cannot read the engine"):
         open_session(plan, "tensorrt-rtx")
     plan.write_bytes(b"")
     with pytest.raises(GpusqError, match="the file is empty"):

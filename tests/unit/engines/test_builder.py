@@ -21,7 +21,7 @@ from gpusq_deploy.engines import builder
 from gpusq_deploy.engines.api import Api, load_api, needed_names
 from gpusq_deploy.engines.builder import BuildOptions, build_engine, default_backend
 from gpusq_deploy.engines.configure import BuildSettings, profile_shapes
-from gpusq_deploy.engines.engine_file import check_plan_header, plan_capabilities, plan_misfits, plan_version
+from gpusq_deploy.engines.engine_file import check_engine_header, engine_capabilities, engine_misfits, engine_version
 from gpusq_deploy.engines.inspection import Made, inspect_plan
 from gpusq_deploy.engines.layer_classes import totals
 from gpusq_deploy.engines.targets import find_target, load_targets
@@ -58,7 +58,7 @@ def test_what_is_built_is_what_the_graph_says(
     assert built.backend == "tensorrt-rtx"
     assert built.source == f"verbose build log of tensorrt-rtx {built.version}"
     assert built.seconds > 0
-    check_plan_header(built.plan, "tensorrt-rtx", place="")
+    check_engine_header(built.engine_bytes, "tensorrt-rtx", place="")
 
 
 @needs_rtx
@@ -81,7 +81,7 @@ def test_an_int8_product_is_one_at_every_fixed_batch(make_model: ModelMaker, bat
 def test_equal_builds_give_equal_plans(make_model: ModelMaker) -> None:
     path = make_model("int8")
     first, second = (build_engine(path, A100, DYNAMIC) for _ in range(2))
-    assert first.plan == second.plan
+    assert first.engine_bytes == second.engine_bytes
     assert first.layers == second.layers
 
 
@@ -91,7 +91,7 @@ def test_every_ahead_of_time_target_builds(make_model: ModelMaker) -> None:
     names = [target.name for target in load_targets() if target.ahead_of_time]
     assert names == ["a100", "gb10", "l4", "l40s", "rtx30", "rtx40", "rtx50"]
     for name in names:
-        assert build_engine(path, find_target(name), DYNAMIC).plan
+        assert build_engine(path, find_target(name), DYNAMIC).engine_bytes
 
 
 @needs_rtx
@@ -100,20 +100,20 @@ def test_a_plans_header_names_its_version_and_its_gpu(make_model: ModelMaker) ->
     for target in load_targets():
         if target.ahead_of_time:
             built = build_engine(path, target, DYNAMIC)
-            assert plan_version(built.plan) == built.version
-            assert plan_capabilities(built.plan) == (target.compute_capability,)
+            assert engine_version(built.engine_bytes) == built.version
+            assert engine_capabilities(built.engine_bytes) == (target.compute_capability,)
 
 
 @needs_rtx
 def test_a_plan_says_that_it_is_for_another_gpu_or_of_another_version(make_model: ModelMaker) -> None:
     built = build_engine(make_model("fp16"), A100, DYNAMIC)
-    assert not plan_misfits(built.plan, version=built.version, capability="8.0")
-    assert not plan_misfits(built.plan, version=built.version, capability=None)
-    assert plan_misfits(built.plan, version="99.0", capability="8.6") == (
+    assert not engine_misfits(built.engine_bytes, version=built.version, capability="8.0")
+    assert not engine_misfits(built.engine_bytes, version=built.version, capability=None)
+    assert engine_misfits(built.engine_bytes, version="99.0", capability="8.6") == (
         f"it was built by tensorrt-rtx {built.version}, and 99.0 is installed",
         "it was built for compute capability 8.0, and this GPU has 8.6",
     )
-    assert not plan_misfits(b"some other plan" + bytes(64), version="99.0", capability="8.6")
+    assert not engine_misfits(b"some other engine" + bytes(64), version="99.0", capability="8.6")
 
 
 @needs_rtx
@@ -127,16 +127,16 @@ def test_rtx_refuses_other_gpus(make_model: ModelMaker, name: str) -> None:
 @needs_rtx
 def test_settings_reach_the_builder(make_model: ModelMaker) -> None:
     settings = BuildSettings(batch=DYNAMIC.batch, sparse=True, options=EngineOptions(workspace_mib=64, level=0))
-    assert build_engine(make_model("int8"), A100, settings).plan
+    assert build_engine(make_model("int8"), A100, settings).engine_bytes
 
 
 @needs_rtx
-def test_several_profiles_make_one_plan_and_are_counted_once(make_model: ModelMaker) -> None:
+def test_several_profiles_make_one_engine_and_are_counted_once(make_model: ModelMaker) -> None:
     path = make_model("int8")
     one = build_engine(path, A100, DYNAMIC)
     options = EngineOptions(profiles=(sizes(1, 1, 1), sizes(2, 8, 16), sizes(8, 8, 8)))
     three = build_engine(path, A100, BuildSettings(batch=DYNAMIC.batch, options=options))
-    assert len(three.plan) > 2 * len(one.plan)
+    assert len(three.engine_bytes) > 2 * len(one.engine_bytes)
     assert totals(three.layers).gemms == {"int8": 1}
     assert [layer.kind for layer in three.layers if layer.kind == "gemm"] == ["gemm"]
     # The first profile holds one batch size alone, so its shapes are known.
@@ -148,10 +148,10 @@ def test_several_profiles_make_one_plan_and_are_counted_once(make_model: ModelMa
 @needs_rtx
 def test_limits_and_streaming_change_the_plan(make_model: ModelMaker) -> None:
     path = make_model("fp16")
-    plain = build_engine(path, A100, DYNAMIC).plan
+    plain = build_engine(path, A100, DYNAMIC).engine_bytes
     streaming = BuildSettings(batch=DYNAMIC.batch, options=EngineOptions(weight_streaming=True))
-    assert build_engine(path, A100, streaming).plan != plain
-    assert build_engine(path, A100, DYNAMIC).plan == plain
+    assert build_engine(path, A100, streaming).engine_bytes != plain
+    assert build_engine(path, A100, DYNAMIC).engine_bytes == plain
 
 
 @needs_rtx
@@ -170,7 +170,7 @@ def test_all_that_a_backend_cant_do_is_told_at_once_and_before_the_build(make_mo
 def test_external_data_is_found(make_model: ModelMaker) -> None:
     path = make_model("fp16", external_data="weights.bin", size_threshold_bytes=0)
     assert (path.parent / "weights.bin").stat().st_size > 64 * 128 * 2
-    assert build_engine(path, A100, DYNAMIC).plan
+    assert build_engine(path, A100, DYNAMIC).engine_bytes
 
 
 @needs_rtx
@@ -202,7 +202,7 @@ cycle = [tensorrt_rtx.Builder(logger)]
 cycle.append(cycle)
 del cycle
 settings = BuildSettings(batch=BatchRange(minimum=1, optimum=8, maximum=16))
-print(len(build_engine(Path(sys.argv[1]), find_target("a100"), settings).plan), gc.isenabled())
+print(len(build_engine(Path(sys.argv[1]), find_target("a100"), settings).engine_bytes), gc.isenabled())
 """
     command = [sys.executable, "-c", script, str(make_model("fp16"))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
@@ -215,7 +215,7 @@ print(len(build_engine(Path(sys.argv[1]), find_target("a100"), settings).plan), 
 def test_a_static_batch_needs_no_profile(make_model: ModelMaker) -> None:
     path = make_model("g (float16[4,64] x) => (float16[4,128] y) { [mm] y = MatMul(x, w) }")
     four = BuildSettings(batch=BatchRange(minimum=4, optimum=4, maximum=4))
-    assert build_engine(path, A100, four).plan
+    assert build_engine(path, A100, four).engine_bytes
     with pytest.raises(GpusqError, match="static batch 4, not 1:8:16"):
         build_engine(path, A100, DYNAMIC)
 
@@ -389,7 +389,7 @@ class ReadBack:
 
 @pytest.fixture
 def on_a_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[ReadBack], None]:
-    """TensorRT itself needs a GPU: its twin builds in its place, with a pretended runtime to read the plan back."""
+    """TensorRT itself needs a GPU: its twin builds in its place, with a pretended runtime to read the engine back."""
 
     def pretend(device: ReadBack) -> None:
         def given(*_words: object) -> ReadBack:

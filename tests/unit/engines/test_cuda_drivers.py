@@ -18,7 +18,7 @@ from gpusq_deploy.errors import GpusqError
 
 SOURCE = Path(__file__).parents[2] / "support" / "fake_cuda.c"
 
-# A plan whose inference copies its input to its output on the device, by the driver's own function.
+# An engine whose inference copies its input to its output on the device, by the driver's own function.
 SESSION = """
     import ctypes, types
     from pathlib import Path
@@ -57,7 +57,8 @@ SESSION = """
     api = Named(__version__="1", ILogger=object, Runtime=Runtime)
     def opened(graphs):
         cuda = open_cuda(["cuda-bindings"], place="p")
-        return CudaSession(Parts(plan=b"", api=api, cuda=cuda, backend="tensorrt", path=Path("p"), graphs=graphs))
+        parts = Parts(engine_bytes=b"", api=api, cuda=cuda, backend="tensorrt", path=Path("p"), graphs=graphs)
+        return CudaSession(parts)
 
     sessions = [opened(None), opened(find_graph_driver())]
     for session in sessions:
@@ -134,7 +135,7 @@ def test_a_driver_without_a_gpu_gives_its_own_words(driver: Path) -> None:
 def test_without_a_driver_it_is_a_sentence() -> None:
     if isinstance(find_gpu(), Gpu):
         pytest.skip("a GPU answers here")
-    with pytest.raises(GpusqError, match="the plan can't run here: ") as caught:
+    with pytest.raises(GpusqError, match="the engine can't run here: ") as caught:
         open_cuda(place="a100.plan")
     assert caught.value.place == "a100.plan"
     assert isinstance(find_cuda(["cuda-bindings"]), str)
@@ -149,7 +150,7 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(GpusqError, match="nothing can call the CUDA driver: cuda-bindings is not installed"):
         open_cuda(place="p")
     monkeypatch.setattr(api, "find_gpu", lambda: NoGpu("the driver sleeps"))
-    with pytest.raises(GpusqError, match="the plan can't run here: the driver sleeps"):
+    with pytest.raises(GpusqError, match="the engine can't run here: the driver sleeps"):
         open_cuda(place="p")
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gpusq_deploy.engines.api import Api, BackendName
 from gpusq_deploy.engines.cuda_graph import CudaGraph, GraphDriver, find_graph_driver
 from gpusq_deploy.engines.cuda_session import CudaParts, CudaSession
-from gpusq_deploy.engines.engine_file import check_plan_header
+from gpusq_deploy.engines.engine_file import check_engine_header
 from gpusq_deploy.engines.engine_io import ShapeRange, buffer_bytes, check_ranges, dtype_from_trt, numpy_dtype
 from gpusq_deploy.engines.session import TensorSpec
 from gpusq_deploy.errors import GpusqError
@@ -201,7 +201,7 @@ def _open(
     api = cast("Api", Named(__version__="10.3", ILogger=Logger, Runtime=Runtime, **(modules or {})))
     return CudaSession(
         CudaParts(
-            plan=b"plan",
+            engine_bytes=b"plan",
             api=api,
             cuda=driver,
             backend=backend,
@@ -238,7 +238,7 @@ def test_a_plan_for_another_gpu_is_the_runtimes_to_refuse() -> None:
     misfits = ("it was built for compute capability 8.0, and this GPU has 9.0",)
     session = _open(Driver(), Engine(), misfits=misfits)
     np.testing.assert_array_equal(session.run(feeds(1))["y"], 2 * feeds(1)["x"])
-    with pytest.raises(GpusqError, match=r"couldn't read the plan: no kernel image; it was built for .* 8\.0"):
+    with pytest.raises(GpusqError, match=r"couldn't read the engine: no kernel image; it was built for .* 8\.0"):
         _open(Driver(), None, "no kernel image", misfits=misfits)
 
 
@@ -266,7 +266,9 @@ def test_each_batch_takes_a_profile_that_allows_it() -> None:
     for batch in (1, 4, 32, 1):
         np.testing.assert_array_equal(session.run(feeds(batch))["y"], 2 * feeds(batch)["x"])
     assert engine.execution.profiles == [1, 0]
-    with pytest.raises(GpusqError, match=r"none of the plan's 2 profiles allows 'x' \[2, 4\]: .*\[4, 4\] to \[32, 4\]"):
+    with pytest.raises(
+        GpusqError, match=r"none of the engine's 2 profiles allows 'x' \[2, 4\]: .*\[4, 4\] to \[32, 4\]"
+    ):
         session.run(feeds(2))
 
 
@@ -377,8 +379,8 @@ def test_a_plan_without_weights_takes_the_models() -> None:
 @pytest.mark.parametrize(
     ("refitting", "match"),
     [
-        (Refitting(fits=False), "don't fit the plan: wrong shape"),
-        (Refitting(missing=("fc_weight_int8",)), "lacks 1 weights of the plan: fc_weight_int8"),
+        (Refitting(fits=False), "don't fit the engine: wrong shape"),
+        (Refitting(missing=("fc_weight_int8",)), "lacks 1 weights of the engine: fc_weight_int8"),
         (Refitting(accepted=False), "refused the model's weights"),
     ],
 )
@@ -517,7 +519,7 @@ def test_a_machine_without_graphs_says_so() -> None:
 def test_a_failing_kernel_is_told(opened: Opened) -> None:
     session, driver, engine = opened
     engine.execution.works = False
-    with pytest.raises(GpusqError, match=r"tensorrt 10\.3 couldn't run the plan"):
+    with pytest.raises(GpusqError, match=r"tensorrt 10\.3 couldn't run the engine"):
         session.run(feeds(1))
     assert driver.pushed == 0
 
@@ -554,7 +556,7 @@ def test_closing_gives_everything_back(opened: Opened) -> None:
 
 def test_a_plan_that_cant_be_read_gives_tensorrts_words() -> None:
     driver = Driver()
-    with pytest.raises(GpusqError, match="couldn't read the plan: built for another GPU") as caught:
+    with pytest.raises(GpusqError, match="couldn't read the engine: built for another GPU") as caught:
         _open(driver, None, said="built for another GPU")
     assert caught.value.place == "orin.plan"
     assert (driver.pushed, driver.closed) == (0, 1)
@@ -593,16 +595,16 @@ def rtx_plan(size: int) -> bytes:
         (b"vtrt", "tensorrt-rtx", "only 4 bytes"),
         (b"PK\x03\x04" + bytes(96), "tensorrt", "looks like a zip archive, such as a torch checkpoint"),
         (b"\x08\x0a" + bytes(96), "tensorrt-rtx", "looks like an ONNX model"),
-        (rtx_plan(100), "tensorrt", "a plan for tensorrt-rtx, not for tensorrt"),
+        (rtx_plan(100), "tensorrt", "an engine for tensorrt-rtx, not for tensorrt"),
         (rtx_plan(101), "tensorrt-rtx", "holds 100 of 101 bytes"),
     ],
 )
 def test_headers_that_are_certainly_wrong(plan: bytes, backend: Any, match: str) -> None:
     with pytest.raises(GpusqError, match=match):
-        check_plan_header(plan, backend, place="p")
+        check_engine_header(plan, backend, place="p")
 
 
 def test_headers_that_may_be_right() -> None:
-    check: Callable[..., None] = check_plan_header
+    check: Callable[..., None] = check_engine_header
     check(rtx_plan(100), "tensorrt-rtx", place="p")
     check(b"some" + bytes(96), "tensorrt", place="p")

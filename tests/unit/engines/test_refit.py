@@ -1,4 +1,4 @@
-"""Weights that are to go into a plan must be 2:4 where the plan's were."""
+"""Weights that are to go into an engine must be 2:4 where the engine's were."""
 
 from __future__ import annotations
 

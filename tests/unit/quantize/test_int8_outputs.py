@@ -149,7 +149,7 @@ def decided(model: ir.Model, *, amax: float) -> QuantPlan:
     choice = Int8OutputDecision(layer=layers[0].layer, node="product", tensor="h", chosen=True, reason="a test")
     return make_plan(
         layers,
-        PlanRequest(recipe=planning.EVERYTHING, int8=True, sparse=False, remainder="fp32"),
+        PlanRequest(recipe=planning.EVERYTHING, quantize=True, sparse=False, float_type="fp32"),
         table=planning.table({"x": 6.0, "h": amax}),
         sparsity=SparsityReport(source="test", layers=()),
         placements=ActivationSites(outputs=(choice,)),

@@ -16,7 +16,7 @@ import pytest
 
 from gpusq_deploy.artifacts.base import json_from_value, value_from_json
 from gpusq_deploy.artifacts.plan import FloatPrecision, LayerDecision, LayerKind, QuantPlan
-from gpusq_deploy.artifacts.recipe import LEAST_K, SHIPPED, Recipe, Rule, load_recipe
+from gpusq_deploy.artifacts.recipe import SHIPPED, Recipe, Rule, load_recipe
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
 from gpusq_deploy.engines.targets import GemmNeed, check_request, find_target
 from gpusq_deploy.errors import GpusqError
@@ -77,9 +77,9 @@ def states(layers: tuple[GraphLayer, ...] = LAYERS, **changes: Any) -> SparsityR
 
 def plan(
     *layers: GraphLayer,
-    int8: bool = True,
+    quantize: bool = True,
     sparse: bool = False,
-    remainder: FloatPrecision = "fp16",
+    float_type: FloatPrecision = "fp16",
     ranges: Mapping[str, float] | None = None,
     sparsity: SparsityReport | None = None,
     recipe: Recipe = MIXED,
@@ -88,8 +88,8 @@ def plan(
     given = {each.input: 4.0 for each in chosen} if ranges is None else ranges
     return make_plan(
         chosen,
-        PlanRequest(recipe=recipe, int8=int8, sparse=sparse, remainder=remainder),
-        table=planning.table(given) if int8 else None,
+        PlanRequest(recipe=recipe, quantize=quantize, sparse=sparse, float_type=float_type),
+        table=planning.table(given) if quantize else None,
         sparsity=states(chosen) if sparsity is None else sparsity,
     )
 
@@ -115,7 +115,7 @@ def test_the_recipe_decides_precision_and_its_reason_is_kept() -> None:
 
 
 def test_without_int8_every_layer_is_the_remainder_and_says_so() -> None:
-    got = plan(int8=False, remainder="bf16")
+    got = plan(quantize=False, float_type="bf16")
     assert {each.precision for each in got.layers} == {"bf16"}
     assert {each.precision_reason for each in got.layers} == {"INT8 was not asked for"}
     assert all(each.activation is None and each.weight is None for each in got.layers)
@@ -141,7 +141,7 @@ def test_a_layer_that_stays_float_needs_no_range() -> None:
 
 
 @pytest.mark.parametrize(
-    ("remainder", "amax", "fits"),
+    ("float_type", "amax", "fits"),
     [
         ("fp16", 65504.0, True),
         ("fp16", 65505.0, False),
@@ -152,24 +152,24 @@ def test_a_layer_that_stays_float_needs_no_range() -> None:
     ],
 )
 def test_an_activation_beyond_the_remainders_type_is_refused(
-    remainder: FloatPrecision, amax: float, fits: bool
+    float_type: FloatPrecision, amax: float, fits: bool
 ) -> None:
     if fits:
-        activation = plan(HEAD, ranges={"into_head": amax}, remainder=remainder).layers[0].activation
+        activation = plan(HEAD, ranges={"into_head": amax}, float_type=float_type).layers[0].activation
         assert activation is not None
         assert np.isfinite(activation.scale)
         return
-    with pytest.raises(GpusqError, match=re.escape(f"{amax:.6g}, more than {remainder} can hold")) as caught:
-        plan(HEAD, ranges={"into_head": amax}, remainder=remainder)
+    with pytest.raises(GpusqError, match=re.escape(f"{amax:.6g}, more than {float_type} can hold")) as caught:
+        plan(HEAD, ranges={"into_head": amax}, float_type=float_type)
     assert "tensor into_head" in str(caught.value.place)
     assert caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("remainder", "stored"), [("fp32", np.float32), ("fp16", np.float16), ("bf16", ml_dtypes.bfloat16)]
+    ("float_type", "stored"), [("fp32", np.float32), ("fp16", np.float16), ("bf16", ml_dtypes.bfloat16)]
 )
-def test_the_scale_is_amax_over_127_in_the_type_that_is_stored(remainder: FloatPrecision, stored: Any) -> None:
-    activation = plan(HEAD, ranges={"into_head": 3.3}, remainder=remainder).layers[0].activation
+def test_the_scale_is_amax_over_127_in_the_type_that_is_stored(float_type: FloatPrecision, stored: Any) -> None:
+    activation = plan(HEAD, ranges={"into_head": 3.3}, float_type=float_type).layers[0].activation
     assert activation is not None
     assert activation.scale == float(np.asarray(3.3 / 127).astype(stored))
     assert (activation.tensor, activation.amax, activation.origin) == ("into_head", 3.3, "given")
@@ -184,7 +184,7 @@ def test_weights_are_quantized_per_output_channel() -> None:
 def test_a_required_rule_that_decides_nothing_stops_the_plan() -> None:
     with pytest.raises(GpusqError, match="decide no layer: match = 'head'"):
         plan(FC)
-    plan(FC, int8=False)
+    plan(FC, quantize=False)
 
 
 def test_sparsity_that_was_not_asked_for_says_so() -> None:
@@ -218,7 +218,7 @@ def test_a_weight_that_the_sparsity_check_did_not_see_is_dense_and_says_so() -> 
 
 
 def test_sparse_layers_may_stay_float() -> None:
-    got = decisions(plan(HEAD, FC, int8=False, sparse=True))
+    got = decisions(plan(HEAD, FC, quantize=False, sparse=True))
     assert (got["fc1"].sparse, got["fc1"].precision) == (True, "fp16")
 
 
@@ -240,18 +240,18 @@ def test_decisions_keep_the_graphs_order_names_and_sizes() -> None:
     got = plan()
     assert [each.node for each in got.layers] == [f"node_{each.layer}" for each in LAYERS]
     assert [(each.n, each.k, each.macs, each.kind) for each in got.layers] == [(8, 16, 100, "linear")] * 4
-    assert (got.recipe, got.remainder, got.sparse_asked) == ("mixed", "fp16", False)
+    assert (got.recipe, got.float_type, got.sparse_asked) == ("mixed", "fp16", False)
 
 
 def test_only_what_the_recipe_wants_in_int8_needs_ranges() -> None:
     assert layers_to_quantize(LAYERS, MIXED) == (HEAD, FC)
 
 
-@pytest.mark.parametrize("remainder", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("float_type", ["fp32", "fp16", "bf16"])
 def test_a_plan_comes_back_from_its_file_and_equal_requests_give_equal_bytes(
-    remainder: Literal["fp32", "fp16", "bf16"],
+    float_type: Literal["fp32", "fp16", "bf16"],
 ) -> None:
-    one, other = plan(sparse=True, remainder=remainder), plan(sparse=True, remainder=remainder)
+    one, other = plan(sparse=True, float_type=float_type), plan(sparse=True, float_type=float_type)
     data = json_from_value(one)
     assert value_from_json(data, QuantPlan, place="plan.json") == one
     assert json_from_value(other) == data
@@ -264,7 +264,7 @@ def low_bit(**rule: Any) -> Recipe:
 
 
 def decided(of: Recipe, *layers: GraphLayer, sparse: bool = False, **ranges: float) -> list[LayerDecision]:
-    request = PlanRequest(recipe=of, int8=True, sparse=sparse, remainder="fp16")
+    request = PlanRequest(recipe=of, quantize=True, sparse=sparse, float_type="fp16")
     found = make_plan(layers, request, table=planning.table(ranges), sparsity=states(layers))
     return list(found.layers)
 
@@ -298,7 +298,7 @@ def test_int4_needs_no_range_and_says_what_it_can_t_take() -> None:
 def test_the_notes_have_each_precision_s_share() -> None:
     rules = (Rule(match="fc*", precision="fp8", reason="one"), Rule(reason="the other"))
     mixed = Recipe(schema="gpusq.recipe/1", name="mixed", description="a test", rules=rules)
-    request = PlanRequest(recipe=mixed, int8=True, sparse=False, remainder="fp16")
+    request = PlanRequest(recipe=mixed, quantize=True, sparse=False, float_type="fp16")
     table = planning.table({"into_fc1": 1.0, "into_head": 1.0})
     notes = make_plan([FC, HEAD], request, table=table, sparsity=states((FC, HEAD))).notes
     assert [note[:12] for note in notes[:2]] == ["FP8: 50.0 % ", "INT8: 50.0 %"]
@@ -308,7 +308,7 @@ def test_what_fp16_can_t_hold_leaves_fp8_with_a_float32_scale_and_int4_in_fp32()
     rules = (Rule(match="fc*", precision="fp8", reason="one"), Rule(precision="int4", block=32, reason="the other"))
     recipe = msgspec.structs.replace(MIXED, rules=rules)
     wider = replace(HEAD, k=64)
-    request = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp16")
+    request = PlanRequest(recipe=recipe, quantize=True, sparse=False, float_type="fp16")
     wide = Fp16Overflow(nodes=frozenset({FC.node, wider.node}))
     table = planning.table({"into_fc1": 1.0})
     fc, head = make_plan([FC, wider], request, table=table, sparsity=states((FC, wider)), wide=wide).layers
@@ -319,13 +319,13 @@ def test_what_fp16_can_t_hold_leaves_fp8_with_a_float32_scale_and_int4_in_fp32()
 
 
 def test_sparse_layers_that_stay_fp32_run_dense_and_say_so() -> None:
-    request = PlanRequest(recipe=MIXED, int8=False, sparse=True, remainder="fp16")
+    request = PlanRequest(recipe=MIXED, quantize=False, sparse=True, float_type="fp16")
     wide, report = Fp16Overflow(nodes=frozenset({FC.node})), states((FC,), expected=True)
     (_, kept) = make_plan([HEAD, FC], request, table=None, sparsity=report, wide=wide).layers
     assert (kept.precision, kept.sparse) == ("fp32", False)
     assert "have no FP32" in kept.sparse_reason
     # A remainder of FP32 beside INT8: an input that is zero on all data, and layers that the recipe leaves float.
-    silent = plan(HEAD, FC, sparse=True, remainder="fp32", ranges={"into_head": 1.0, "into_fc1": 0.0})
+    silent = plan(HEAD, FC, sparse=True, float_type="fp32", ranges={"into_head": 1.0, "into_fc1": 0.0})
     (_, fc) = silent.layers
     assert (fc.precision, fc.sparse, fc.sparse_reason) == ("fp32", False, kept.sparse_reason)
     needs = [GemmNeed(layer=fc.layer, n=fc.n, k=fc.k, precision=fc.precision, sparse=fc.sparse)]
@@ -334,7 +334,7 @@ def test_sparse_layers_that_stay_fp32_run_dense_and_say_so() -> None:
 
 def test_layers_left_float_by_measurement_say_so_whatever_the_rule_made_of_them() -> None:
     recipe = low_bit(precision="fp8")
-    request = PlanRequest(recipe=recipe, int8=True, sparse=False, remainder="fp16")
+    request = PlanRequest(recipe=recipe, quantize=True, sparse=False, float_type="fp16")
     placements = ActivationSites(floats={FC.node: "it costs much"})
     table = planning.table({"into_fc1": 1.0})
     (fc,) = make_plan([FC], request, table=table, sparsity=states((FC,)), placements=placements).layers
@@ -356,4 +356,4 @@ def test_every_shipped_recipe_of_tensor_core_types_has_the_instructions_k() -> N
     for name in SHIPPED:
         rule = load_recipe(Path(name)).rule_for("blocks.0.mlp.fc1", "linear")
         assert rule is not None
-        assert rule.least_k == (LEAST_K if rule.ranged else 0), name
+        assert rule.least_k == (32 if rule.ranged else 0), name

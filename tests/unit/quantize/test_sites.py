@@ -57,7 +57,7 @@ def plan(model: ir.Model, of: Recipe, **changed: float) -> QuantPlan:
     chosen = attentions_to_quantize(model, of)
     return make_plan(
         weighted_layers(model),
-        PlanRequest(recipe=of, int8=True, sparse=False, remainder="fp32"),
+        PlanRequest(recipe=of, quantize=True, sparse=False, float_type="fp32"),
         table=planning.table({**RANGES, **changed}),
         sparsity=SparsityReport(source="test", layers=()),
         placements=ActivationSites(sites=sites_of(chosen, of), attentions=chosen),

@@ -58,7 +58,7 @@ def layer(name: str, *, int8: bool = True, sparse: YesNoUnknown = "unknown", val
 
 
 PLAN = QuantPlan(
-    recipe="r", remainder="fp16", sparse_asked=True, layers=(decision("b.fc1", 300), decision("b.fc2", 100))
+    recipe="r", float_type="fp16", sparse_asked=True, layers=(decision("b.fc1", 300), decision("b.fc2", 100))
 )
 ENGINE = BuiltEngine(
     target="rtx40",
@@ -67,9 +67,9 @@ ENGINE = BuiltEngine(
     source="test",
     gpus="a GPU",
     compute_capability="8.9",
-    plan_file="p",
-    plan_bytes=1,
-    plan_digest="sha256:0",
+    engine_file="p",
+    engine_bytes=1,
+    engine_digest="sha256:0",
     build_seconds=1.0,
     executed=False,
     totals=EngineTotals(kernels=20, gemms={"int8": 1, "fp16": 1}, attention_fused=2),

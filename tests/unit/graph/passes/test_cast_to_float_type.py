@@ -55,7 +55,7 @@ def declared_is_computed(model: ir.Model, feeds: dict[str, Any]) -> None:
 @pytest.mark.parametrize("int8", [False, True])
 def test_no_float32_is_left_inside(ranges: CalibrationTable, precision: FloatPrecision, int8: bool) -> None:
     model = tiny_models.exported_vit().model
-    plan = planning.plan_for(model, ranges, remainder=precision)
+    plan = planning.plan_for(model, ranges, float_type=precision)
     after = run_passes(model, [*([Quantize(plan)] if int8 else []), CastToFloatType(precision)])
     assert float32_inside(after) == []
     assert [value.dtype for value in (*after.graph.inputs, *after.graph.outputs)] == [ir.DataType.FLOAT] * 2
@@ -68,7 +68,7 @@ def test_no_float32_is_left_inside(ranges: CalibrationTable, precision: FloatPre
 def test_fp16_answers_close_to_float32(ranges: CalibrationTable, int8: bool) -> None:
     """FP16 keeps 11 bits, some 66 dB for one rounding: 45 dB leaves room for a block's dozen."""
     model = tiny_models.exported_vit().model
-    plan = planning.plan_for(model, ranges, remainder="fp16")
+    plan = planning.plan_for(model, ranges, float_type="fp16")
     whole = run_passes(model, [Quantize(plan)]) if int8 else model
     feeds = {"input": tiny_models.images(4, seed=6)}
     expected = tiny_models.run_model(whole, feeds)["output"]
@@ -80,7 +80,7 @@ def test_fp16_answers_close_to_float32(ranges: CalibrationTable, int8: bool) -> 
 @pytest.mark.slow
 def test_every_declared_type_is_the_type_that_onnx_runtime_computes(ranges: CalibrationTable) -> None:
     model = tiny_models.exported_vit().model
-    plan = planning.plan_for(model, ranges, remainder="fp16")
+    plan = planning.plan_for(model, ranges, float_type="fp16")
     after = run_passes(model, [Quantize(plan), CastToFloatType("fp16")])
     declared_is_computed(after, {"input": tiny_models.images(2)})
 
@@ -98,7 +98,7 @@ def test_a_second_run_changes_nothing(quantized: planning.Quantized, precision: 
 def test_codes_belong_to_the_scales_that_are_stored(quantized: planning.Quantized) -> None:
     """Scales were rounded before the weights were divided by them: casting them is exact."""
     model = tiny_models.exported_vit().model
-    plan = planning.plan_for(model, planning.measured(model), remainder="fp16")
+    plan = planning.plan_for(model, planning.measured(model), float_type="fp16")
     before = run_passes(model, [Quantize(plan)])
     after = cast(before)
     names = [name for name in before.graph.initializers if name.endswith("_scale")]
@@ -107,7 +107,7 @@ def test_codes_belong_to_the_scales_that_are_stored(quantized: planning.Quantize
         stored = array_of(after.graph.initializers[name])
         assert stored.dtype == np.float16
         np.testing.assert_array_equal(stored.astype(np.float32), array_of(before.graph.initializers[name]))
-    assert quantized.plan.remainder == "fp32"
+    assert quantized.plan.float_type == "fp32"
 
 
 def test_fp32_changes_nothing() -> None:

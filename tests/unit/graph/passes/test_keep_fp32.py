@@ -91,7 +91,7 @@ def quantized(ranges: dict[str, float], wide: tuple[str, ...]) -> ir.Model:
         [fc] z = MatMul(big, w)
         [down] y = Mul(z, shrink)
     }"""
-    plan = planning.plan_for(model(text), planning.table(ranges), remainder="fp32")
+    plan = planning.plan_for(model(text), planning.table(ranges), float_type="fp32")
     return run_passes(model(text), [Quantize(plan), KeepFp32(wide, constants=True), CastToFloatType("fp16")])
 
 
@@ -115,7 +115,7 @@ def test_a_tensor_that_is_not_there_is_an_error() -> None:
 
 
 def test_a_plan_without_wide_tensors_keeps_nothing() -> None:
-    plan = planning.plan_for(model(), planning.table({"small": 2.0}), remainder="fp16")
+    plan = planning.plan_for(model(), planning.table({"small": 2.0}), float_type="fp16")
     narrow = tiny_models.graph("g (float[B,8] x) => (float[B,8] y) { [fc] y = MatMul(x, w) }", w=CONSTANTS["w"])
     assert keep_fp32(plan).run(narrow) == 0
 

@@ -96,16 +96,16 @@ def test_the_number_of_changes_is_the_number_of_layers(quantized: planning.Quant
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remainder", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("float_type", ["fp32", "fp16", "bf16"])
 def test_scales_hold_values_of_the_type_that_will_store_them(
-    ranges: CalibrationTable, remainder: FloatPrecision
+    ranges: CalibrationTable, float_type: FloatPrecision
 ) -> None:
     model = tiny_models.exported_vit().model
-    after = planning.quantized(model, ranges, remainder=remainder).after
+    after = planning.quantized(model, ranges, float_type=float_type).after
     scales = [array_of(value) for name, value in after.graph.initializers.items() if name.endswith("_scale")]
     assert len(scales) == 12
     for scale in scales:
-        np.testing.assert_array_equal(scale.astype(STORED_TYPE[remainder]).astype(np.float32), scale)
+        np.testing.assert_array_equal(scale.astype(STORED_TYPE[float_type]).astype(np.float32), scale)
 
 
 @pytest.mark.slow
@@ -235,7 +235,7 @@ def test_a_sparse_weight_stays_sparse_along_its_contracted_axis() -> None:
 def test_a_weight_whose_scale_outgrows_fp16_is_named() -> None:
     model = tiny_models.graph(ONE, w=weight(4, 2) * np.float32(1e8))
     with pytest.raises(GpusqError, match="can't be quantised") as caught:
-        planning.quantized(model, planning.table({"x": 3.0}), remainder="fp16")
+        planning.quantized(model, planning.table({"x": 3.0}), float_type="fp16")
     assert "tensor w" in str(caught.value.place)
     assert "--bf16" in str(caught.value.hint)
 

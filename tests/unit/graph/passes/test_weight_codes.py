@@ -72,13 +72,13 @@ def test_fp8_computes_what_torch_s_float8_does(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [PLAIN, TURNED, GEMM])
-@pytest.mark.parametrize("remainder", ["fp32", "fp16"])
-def test_int4_computes_with_a_scale_for_each_block_and_packs_two_codes_into_a_byte(text: str, remainder: Any) -> None:
+@pytest.mark.parametrize("float_type", ["fp32", "fp16"])
+def test_int4_computes_with_a_scale_for_each_block_and_packs_two_codes_into_a_byte(text: str, float_type: Any) -> None:
     model, rows = graph(text)
     decided = planning.plan_for(
-        model, planning.table({}), remainder=remainder, recipe=recipe(precision="int4", block=32)
+        model, planning.table({}), float_type=float_type, recipe=recipe(precision="int4", block=32)
     )
-    built = run_passes(model, [Quantize(decided), CastToFloatType(remainder)])
+    built = run_passes(model, [Quantize(decided), CastToFloatType(float_type)])
     assert list(lint(built)) == []
     stored = built.graph.initializers["fc_weight_int4"]
     scale = array_of(built.graph.initializers["fc_weight_scale"]).astype(np.float32)
@@ -91,7 +91,7 @@ def test_int4_computes_with_a_scale_for_each_block_and_packs_two_codes_into_a_by
     expected = random(5, 64, seed=1) @ (codes * np.repeat(scale, 32, axis=1)).T
     expected += random(6, seed=2) if text == GEMM else 0
     got = tiny_models.run_model(built, {"x": random(5, 64, seed=1)})["y"]
-    assert np.allclose(got, expected, atol=1e-4 if remainder == "fp32" else 0.05)
+    assert np.allclose(got, expected, atol=1e-4 if float_type == "fp32" else 0.05)
     assert np.abs(codes * np.repeat(scale, 32, axis=1) - rows).max() < 0.6  # half a step, or what is clipped
 
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
-from gpusq_deploy.artifacts.recipe import Recipe, recipe_from_toml
+from gpusq_deploy.artifacts.recipe import Recipe, load_recipe, recipe_from_toml
 from gpusq_deploy.artifacts.sparsity import SparsityRecord
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.load import Checkpoint
 from gpusq_deploy.sparsity.pruning.checkpoint import PRUNE_SAMPLES, Pruning, prune_checkpoint
+from gpusq_deploy.sparsity.pruning.magnitude import prunable_layers
 
 ALL = 'schema = "gpusq.recipe/1"\nname = "all"\ndescription = "x"\n[[rule]]\nreason = "everything"'
 NONE = ALL + "\nsparse = false"
@@ -100,6 +101,44 @@ def test_an_attentions_packed_projection_stays_dense_and_is_said() -> None:
     assert "attn.in_proj" not in result.sparsity.layers
     assert "fc" in result.sparsity.layers
     assert [line for line in said if line.startswith("attn.in_proj stays dense: the fused projection")]
+
+
+class Classifier(torch.nn.Module):
+    """Two layers and heads of every name that the default recipe knows, and one that only looks like a head."""
+
+    heads = ("fc", "head", "head_dist", "mlp_head", "classifier")
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.fc1, self.multihead_attn = torch.nn.Linear(12, 32), torch.nn.Linear(32, 32)
+        for name in self.heads:
+            self.add_module(name, torch.nn.Linear(32, 8))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """[n, 3, 2, 2] to [n, 40]."""
+        features = self.multihead_attn(torch.relu(self.fc1(images.flatten(1))))
+        return torch.cat([self.get_submodule(name)(features) for name in self.heads], 1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "pruned"),
+    [
+        ("", ("multihead_attn",)),
+        ('[[rule]]\nmatch = "fc"\nreason = "x"\n', ("multihead_attn", "fc")),
+        ('[[rule]]\nname = "heads"\nsparse = true\n', ("multihead_attn", *Classifier.heads)),
+        ('[[rule]]\nname = "linear"\nleast_k = 0\n', ("fc1", "multihead_attn")),
+    ],
+)
+def test_both_commands_prune_what_the_recipe_expects(rule: str, pruned: tuple[str, ...]) -> None:
+    """gpusq-compress asks `prunable_layers`, gpusq-build --prune `prune_checkpoint`."""
+    text = f'schema = "gpusq.recipe/1"\nname = "mine"\ndescription = "x"\nbase = "static_wi8_ai8"\n{rule}'
+    mine = recipe(text) if rule else load_recipe(None)
+    dense = replace(checkpoint(), module=Classifier().eval().requires_grad_(False))
+    built = prune_checkpoint(dense, mine, Pruning("magnitude"), None, lambda _text: None)
+    assert built.sparsity is not None
+    assert built.sparsity.layers == pruned
+    assert prunable_layers(dense.module, mine).pruned == pruned
 
 
 def test_many_samples_are_thinned_evenly() -> None:

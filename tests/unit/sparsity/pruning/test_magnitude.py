@@ -7,8 +7,11 @@ import torch
 from tiny_models import vit
 from torch import nn
 
+from gpusq_deploy.artifacts.recipe import load_recipe
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.sparsity.pruning.magnitude import apply_masks, magnitude_masks, prunable_layers
+
+DEFAULT = load_recipe(None)
 
 
 def violations(weight: torch.Tensor) -> int:
@@ -36,12 +39,12 @@ class Decoder(nn.Module):
 
 
 def reasons(module: nn.Module, *dense: str, convolutions: bool = False) -> dict[str, str]:
-    choice = prunable_layers(module, dense, convolutions=convolutions)
+    choice = prunable_layers(module, DEFAULT, dense, convolutions=convolutions)
     return {entry.layer: entry.reason for entry in choice.dense}
 
 
 def test_a_vit_is_pruned_but_for_its_head_and_patch_embedding() -> None:
-    choice = prunable_layers(vit())
+    choice = prunable_layers(vit(), DEFAULT)
     assert choice.pruned == ("blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2")
     assert {entry.layer for entry in choice.dense} == {"patch_embed.proj", "head"}
 
@@ -52,13 +55,13 @@ def test_each_dense_layer_says_why() -> None:
     assert found["mlp.odd"] == "K = 34 is not a multiple of 4"
     assert found["mlp.talk"].startswith("K = 4 is less than 32")
     assert "convolution" in found["stem"]
-    assert "output layer" in found["fc"]
-    assert "output layer" in found["head.0"]
+    assert found["fc"].startswith("recipe static_wi8_ai8: classifier heads")
+    assert found["head.0"] == found["fc"]
     assert "MultiheadAttention" in found["attention.in_proj"]
 
 
 def test_attention_is_no_head_and_an_inner_fc_is_no_output_layer() -> None:
-    assert prunable_layers(Decoder()).pruned == ("multihead_attn", "attention.out_proj", "mlp.fc")
+    assert prunable_layers(Decoder(), DEFAULT).pruned == ("multihead_attn", "attention.out_proj", "mlp.fc")
 
 
 def test_convolutions_are_pruned_where_their_channels_allow() -> None:
@@ -74,16 +77,16 @@ def test_a_pattern_leaves_layers_dense_and_is_named() -> None:
 
 def test_a_pattern_without_a_layer_is_refused_with_near_names() -> None:
     with pytest.raises(GpusqError, match="matches no weighted layer") as caught:
-        prunable_layers(Decoder(), ("multihead_atn",))
+        prunable_layers(Decoder(), DEFAULT, ("multihead_atn",))
     assert caught.value.hint is not None
     assert "multihead_attn" in caught.value.hint
 
 
 def test_nothing_to_prune_is_an_error() -> None:
-    with pytest.raises(GpusqError, match=r"nothing to prune: head: an output layer"):
-        prunable_layers(nn.ModuleDict({"head": nn.Linear(8, 8)}))
+    with pytest.raises(GpusqError, match=r"nothing to prune: head: recipe static_wi8_ai8: classifier heads"):
+        prunable_layers(nn.ModuleDict({"head": nn.Linear(8, 8)}), DEFAULT)
     with pytest.raises(GpusqError, match="no Linear layers"):
-        prunable_layers(nn.ReLU())
+        prunable_layers(nn.ReLU(), DEFAULT)
 
 
 def test_masks_keep_the_two_largest_of_each_four() -> None:
@@ -98,7 +101,7 @@ def test_masks_keep_the_two_largest_of_each_four() -> None:
 def test_pruned_layers_are_2_4_and_dense_ones_are_untouched() -> None:
     module = vit()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    pruned = prunable_layers(module).pruned
+    pruned = prunable_layers(module, DEFAULT).pruned
     apply_masks(module, magnitude_masks(module, pruned))
     for name, value in module.state_dict().items():
         if name.removesuffix(".weight") in pruned:

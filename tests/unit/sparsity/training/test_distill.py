@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from gpusq_deploy.artifacts.arch import Preprocessing
+from gpusq_deploy.artifacts.recipe import recipe_from_toml
 from gpusq_deploy.calibration.data import ImageFolder
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.sparsity.pruning.magnitude import apply_masks, magnitude_masks, prunable_layers
@@ -35,10 +36,12 @@ OPTIONS = DistillOptions(epochs=12, learning_rate=3e-3, batch_size=32, seed=0)
 PIXELS = Preprocessing(channels=1, height=4, width=4, mean=(0.0,), std=(1.0,), origin="test")
 
 
-@pytest.fixture(autouse=True)
-def small_layers_are_pruned_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The toy's K is 16, which no tensor core would gain by."""
-    monkeypatch.setattr("gpusq_deploy.sparsity.pruning.magnitude.LEAST_K", 0)
+# The toy's K is 16, which no tensor core would gain by.
+SMALL_TOO = recipe_from_toml(
+    'schema = "gpusq.recipe/1"\nname = "small too"\ndescription = "x"\nbase = "static_wi8_ai8"\n'
+    '[[rule]]\nname = "linear"\nleast_k = 0\n',
+    place="test",
+)
 
 
 class Blocks(nn.Module):
@@ -93,7 +96,7 @@ def teacher() -> nn.Module:
 
 def pruned_pair(teacher: nn.Module) -> LogitPair:
     student = copy.deepcopy(teacher)
-    masks = magnitude_masks(student, prunable_layers(student).pruned)
+    masks = magnitude_masks(student, prunable_layers(student, SMALL_TOO).pruned)
     apply_masks(student, masks)
     return LogitPair(student=student, teacher=teacher, masks=masks)
 
