@@ -22,6 +22,10 @@ from .repair import (
 from .request import (
     BuildRequest as BuildRequest,
 )
+from .rewrite_selection import (
+    CostProbe as CostProbe,
+    select_rewrites as select_rewrites,
+)
 from .target_checks import (
     expressible_recipe as expressible_recipe,
 )
