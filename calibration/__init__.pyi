@@ -3,6 +3,7 @@ from .calibrator_choice import (
 )
 from .data import (
     RANDOM as RANDOM,
+    ArrayFile as ArrayFile,
     Batches as Batches,
     DataSource as DataSource,
     ImageFolder as ImageFolder,

@@ -90,7 +90,7 @@ def _run(tree: Path, *words: str) -> str:
 
 def _twice(folder: Path) -> tuple[float, float]:
     """Seconds of a build, and of a second one with another recipe, from what the first has exported and observed."""
-    from gpusq_deploy.artifacts import ArchSpec, BatchRange
+    from gpusq_deploy.artifacts import ArchArgument, ArchSpec, BatchRange
     from gpusq_deploy.compile import (
         BuildRequest,
         build_bundle,
@@ -104,7 +104,7 @@ def _twice(folder: Path) -> tuple[float, float]:
     from gpusq_deploy.progress import Reporter
 
     def request(recipe: str | None) -> BuildRequest:
-        arguments = {"img_size": 224, "num_classes": 0, "global_pool": ""}
+        arguments: dict[str, ArchArgument] = {"img_size": 224, "num_classes": 0, "global_pool": ""}
         return BuildRequest(
             model=folder / "dino.pt",
             arch=ArchSpec(source="timm", name="vit_small_patch14_dinov2.lvd142m", arguments=arguments),

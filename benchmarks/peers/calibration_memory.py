@@ -9,7 +9,6 @@ of them takes). The kernel's high-water mark is reset just before the pass over 
 from __future__ import annotations
 
 import argparse
-import functools
 import gc
 import json
 import platform
@@ -76,19 +75,17 @@ def _run(folder: Path) -> dict[str, Any]:
 
 def _measure(folder: Path) -> dict[str, Any]:
     from gpusq_deploy.artifacts import BatchRange, Calibrator
-    from gpusq_deploy.calibration import Observing, open_source
-    from gpusq_deploy.calibration.observe import collect_ranges
-    from gpusq_deploy.engines import open_onnx
+    from gpusq_deploy.benchmarks.peers.quantizer import QUIET
+    from gpusq_deploy.calibration import ModelFacts, Observing, calibrated, needs_of_layers, open_source
     from gpusq_deploy.frontend import (
         arch_from_text,
         export_float_model,
         load_checkpoint,
         module_from_arch,
+        preprocessing_of,
         save_checkpoint,
     )
-    from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
-    from gpusq_deploy.graph import run_passes, weighted_layers
-    from gpusq_deploy.graph.passes.clean import Clean
+    from gpusq_deploy.graph import make_pass, run_passes, weighted_layers
 
     arch = arch_from_text(_ARCH, _ARGUMENTS)
     module = module_from_arch(arch)
@@ -97,18 +94,16 @@ def _measure(folder: Path) -> dict[str, Any]:
         save_checkpoint(path, module, arch=arch, preprocessing=preprocessing_of(arch, module))
         checkpoint = load_checkpoint(path)
     batch = BatchRange(minimum=1, optimum=8, maximum=32)
-    model = run_passes(export_float_model(checkpoint, batch=batch), [Clean()])
+    model = run_passes(export_float_model(checkpoint, batch=batch), [make_pass("clean")])
     layers = weighted_layers(model)
     source = open_source(str(folder), checkpoint.preprocessing)
-    how = Observing(
-        calibrators={layer.input: Calibrator(name="mse") for layer in layers},
-        preprocessing=checkpoint.preprocessing,
-        workers=2,
-    )
+    how = Observing(preprocessing=checkpoint.preprocessing, workers=2)
+    needs = needs_of_layers(layers, {layer.input: Calibrator(name="mse") for layer in layers})
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
-    table = collect_ranges(model, layers, source, open_model=functools.partial(open_onnx, threads=1), how=how)
+    table = calibrated(model, needs, source, ModelFacts(file=""), QUIET, how=how).table
+    assert table is not None, "the data was looked at"
     return {"images": table.images, "tensors": len(table.ranges), "before_kib": before, "peak_kib": _status("VmHWM")}
 
 

@@ -42,40 +42,26 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 import torch
-from gpusq_deploy.quantize.smooth_and_range import QuantRequest
 
-from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.artifacts.receipt import EngineLayer
-from gpusq_deploy.artifacts.recipe import Recipe, load_recipe
-from gpusq_deploy.calibration.calibrator_choice import calibrators_for
-from gpusq_deploy.calibration.data import DataSource, Selection, open_source
-from gpusq_deploy.calibration.ranges import CalibrationInputs
-from gpusq_deploy.compile.inputs import facts_of
-from gpusq_deploy.engines.builder import EngineBuild, build_engine
-from gpusq_deploy.engines.configure import BuildSettings
-from gpusq_deploy.engines.cost import graph_cost
-from gpusq_deploy.engines.layer_classes import classify, totals
-from gpusq_deploy.engines.ort import open_onnx
-from gpusq_deploy.engines.targets import find_target
+from gpusq_deploy.artifacts import BatchRange, EngineLayer, Recipe, load_recipe
+from gpusq_deploy.benchmarks.peers.quantizer import Quantizer
+from gpusq_deploy.calibration import DataSource, Selection, open_source
+from gpusq_deploy.engines import (
+    BuildSettings,
+    EngineBuild,
+    build_engine,
+    classify,
+    find_target,
+    graph_cost,
+    open_onnx,
+    totals,
+)
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text, module_from_arch
-from gpusq_deploy.frontend.checkpoint.load import Checkpoint, load_checkpoint
-from gpusq_deploy.frontend.export.onnx_export import export_float_model
-from gpusq_deploy.graph.blocks import blocks_of_nodes
-from gpusq_deploy.graph.files import load_model, save_model
-from gpusq_deploy.graph.layers import weighted_layers
-from gpusq_deploy.graph.passes.base import Pass, run_passes
-from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
-from gpusq_deploy.graph.passes.pipelines import CANONICAL
-from gpusq_deploy.graph.passes.quantize import Quantize
-from gpusq_deploy.numerics.error import sqnr_db
-from gpusq_deploy.progress import Reporter
-from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow
-from gpusq_deploy.quantize.mixed_precision import decide
-from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize
-from gpusq_deploy.quantize.prepare import plan_inputs
-from gpusq_deploy.quantize.qkv_merge import merge_qkv
-from gpusq_deploy.sparsity.graph_check import graph_sparsity
+from gpusq_deploy.frontend import Checkpoint, arch_from_text, export_float_model, load_checkpoint, module_from_arch
+from gpusq_deploy.graph import CANONICAL, CastToFloatType, blocks_of_nodes, load_model, run_passes, save_model
+from gpusq_deploy.numerics import sqnr_db
+from gpusq_deploy.quantize import merge_qkv
+from gpusq_deploy.sparsity import graph_sparsity
 
 _BATCH = BatchRange(minimum=8, optimum=8, maximum=8)
 _TARGET = "a100"
@@ -220,11 +206,11 @@ def _graphs(subject: Subject, folder: Path, peer_python: Path | None) -> Iterato
     yield "FP16 as exported", lambda: Graph("", run_passes(subject.exported, [cast]))
     canonical = _packed(subject, run_passes(subject.exported, CANONICAL))
     yield "FP16 ours", lambda: Graph("", run_passes(canonical, [cast]))
-    recipe = load_recipe(None)
-    yield "INT8 ours", lambda: Graph("", run_passes(*_quantised(subject, canonical, recipe)))
-    yield "INT8 ours, Linears", lambda: Graph("", run_passes(*_quantised(subject, canonical, _linears(recipe))))
+    quantizer, recipe = Quantizer(model=canonical, samples=subject.calibrate), load_recipe(None)
+    yield "INT8 ours", lambda: Graph("", quantizer.quantized(recipe).model)
+    yield "INT8 ours, Linears", lambda: Graph("", quantizer.quantized(_linears(recipe)).model)
     fused = load_recipe(Path("fused_wi8_ai8"))
-    yield "INT8 ours, fused", lambda: Graph("", run_passes(*_quantised(subject, canonical, fused)))
+    yield "INT8 ours, fused", lambda: Graph("", quantizer.quantized(fused).model)
     if peer_python is None:
         return
     for peer in _PEERS:
@@ -244,20 +230,6 @@ def _packed(subject: Subject, canonical: ir.Model) -> ir.Model:
     recipe = load_recipe(None)
     report = graph_sparsity(canonical, source=subject.checkpoint.file, recipe=recipe)
     return merge_qkv(canonical, report, recipe, None).model
-
-
-def _quantised(subject: Subject, canonical: ir.Model, recipe: Recipe) -> tuple[ir.Model, list[Pass]]:
-    """The smoothed graph, and the passes that quantise it."""
-    layers, checkpoint = weighted_layers(canonical), subject.checkpoint
-    wanted = layers_to_quantize(layers, recipe)
-    how = QuantRequest(layers=wanted, recipe=recipe, calibrators=calibrators_for(wanted, recipe), float_type="fp16")
-    data = CalibrationInputs(calibrate=subject.calibrate, verify=subject.calibrate, held_out=False, real=True)
-    reporter = Reporter(say=_ignore, progress=_ignore)
-    prepared = plan_inputs(canonical, layers, how, data, facts_of(checkpoint), reporter)
-    report = graph_sparsity(canonical, source=checkpoint.file, recipe=recipe)
-    asked = PlanRequest(recipe=recipe, quantize=True, sparse=False, float_type="fp16")
-    plan, rounded = decide(prepared, asked, report, Fp16Overflow(), data, reporter)
-    return prepared.model, [Quantize(plan, rounded), CastToFloatType("fp16")]
 
 
 def _linears(recipe: Recipe) -> Recipe:
@@ -367,10 +339,6 @@ def _spread(per_block: Mapping[str, int]) -> str:
 
 def _what() -> str:
     return f"static batch {_BATCH.optimum}, built for {_TARGET} without a GPU; nothing was timed"
-
-
-def _ignore(*_said: object) -> None:
-    """Results go to stdout alone."""
 
 
 def _options() -> argparse.Namespace:

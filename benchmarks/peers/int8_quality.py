@@ -33,27 +33,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from gpusq_deploy.quantize.smooth_and_range import QuantRequest
 
-from gpusq_deploy.artifacts.arch import Preprocessing
-from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.artifacts.recipe import Recipe, load_recipe
+from gpusq_deploy.artifacts import BatchRange, Preprocessing, Recipe, load_recipe
 from gpusq_deploy.benchmarks.peers.photographs import crops, photographs
-from gpusq_deploy.calibration.calibrator_choice import calibrators_for
-from gpusq_deploy.calibration.data import ArrayFile
-from gpusq_deploy.calibration.ranges import CalibrationInputs, ModelFacts
-from gpusq_deploy.engines.ort import open_onnx
-from gpusq_deploy.graph.files import load_model, save_model
-from gpusq_deploy.graph.layers import weighted_layers
-from gpusq_deploy.graph.passes.base import run_passes
-from gpusq_deploy.graph.passes.quantize import Quantize
-from gpusq_deploy.numerics.error import error_sums
-from gpusq_deploy.progress import Reporter
-from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow
-from gpusq_deploy.quantize.mixed_precision import decide
-from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize
-from gpusq_deploy.quantize.prepare import plan_inputs
-from gpusq_deploy.sparsity.graph_check import graph_sparsity
+from gpusq_deploy.benchmarks.peers.quantizer import Quantizer
+from gpusq_deploy.calibration import ArrayFile
+from gpusq_deploy.engines import open_onnx
+from gpusq_deploy.graph import CANONICAL, load_model, run_passes, save_model
+from gpusq_deploy.numerics import error_sums
 
 _LEFT_OUT = ("color.png", "logo.png", "motorcycle_right.png", "phantom.png")
 _CALIBRATE, _UNSEEN, _BATCH = 16, 64, 4
@@ -177,10 +164,7 @@ def _rows(options: argparse.Namespace, folder: Path, preprocessing: Preprocessin
 
 def export(options: argparse.Namespace, folder: Path) -> Preprocessing:
     """The float graph, in the form that all of ours start from; torch stays in this process."""
-    from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text
-    from gpusq_deploy.frontend.checkpoint.load import load_checkpoint
-    from gpusq_deploy.frontend.export.onnx_export import export_float_model
-    from gpusq_deploy.graph.passes.pipelines import CANONICAL
+    from gpusq_deploy.frontend import arch_from_text, export_float_model, load_checkpoint
 
     arch = None if options.arch is None else arch_from_text(options.arch, options.arch_arg)
     checkpoint = load_checkpoint(Path(options.model), arch=arch)
@@ -214,19 +198,11 @@ def quantise_ours(folder: Path, name: str) -> None:
     """Ours, in this process: the library from an ONNX file to an ONNX file, without torch."""
     images = np.load(folder / "images.npy")
     start = time.perf_counter()
-    recipe, model = _recipe(name), load_model(folder / "float.onnx")
-    layers = weighted_layers(model)
     source = ArrayFile(name="images", values=images)
-    data = CalibrationInputs(calibrate=source, verify=source, held_out=False, real=True)
-    wanted = layers_to_quantize(layers, recipe)
-    how = QuantRequest(layers=wanted, recipe=recipe, calibrators=calibrators_for(wanted, recipe), float_type="fp32")
-    quiet = Reporter(say=_ignore, progress=_ignore)
-    prepared = plan_inputs(model, layers, how, data, ModelFacts(file="float.onnx"), quiet)
-    report = graph_sparsity(prepared.model, source="", recipe=recipe)
-    asked = PlanRequest(recipe=recipe, quantize=True, sparse=False, float_type="fp32")
-    plan, rounded = decide(prepared, asked, report, Fp16Overflow(), data, quiet)
-    save_model(run_passes(prepared.model, [Quantize(plan, rounded)]), folder / "built.onnx")
-    linear = [layer for layer in plan.layers if layer.kind == "linear"]
+    quantizer = Quantizer(model=load_model(folder / "float.onnx"), samples=source, float_type="fp32")
+    built = quantizer.quantized(_recipe(name))
+    save_model(built.model, folder / "built.onnx")
+    linear = [layer for layer in built.plan.layers if layer.kind == "linear"]
     made = {
         "seconds": time.perf_counter() - start,
         "peak_mb": _peak_mb(),
@@ -287,10 +263,6 @@ def _print_ratios(rows: list[Row]) -> None:
         if name in seconds:
             print(f"medians of {len(first[name])}: {name} takes {seconds[name] / seconds[_NNCF]:.2f} of NNCF's time,")
             print(f"and {peaks[name]:.0f} MB at its peak, {peaks[name] / peaks[_NNCF]:.2f} of NNCF's")
-
-
-def _ignore(*_said: object) -> None:
-    """Results go to stdout alone."""
 
 
 def _options() -> argparse.Namespace:

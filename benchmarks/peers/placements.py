@@ -14,48 +14,28 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
-from gpusq_deploy.quantize.smooth_and_range import QuantRequest
 
-from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.artifacts.recipe import (
+from gpusq_deploy.artifacts import (
     FP8_RECIPE,
     INT4_RECIPE,
     AttentionRule,
+    BatchRange,
     Placement,
     Recipe,
     ResidualInputs,
     ResidualRule,
-    Rule,
     load_recipe,
 )
-from gpusq_deploy.calibration.calibrator_choice import calibrators_for
-from gpusq_deploy.calibration.data import open_source
-from gpusq_deploy.calibration.ranges import CalibrationInputs
-from gpusq_deploy.compile.compare_graphs import Pair
-from gpusq_deploy.compile.inputs import facts_of
-from gpusq_deploy.compile.verify import verify
-from gpusq_deploy.engines.builder import build_engine
-from gpusq_deploy.engines.configure import BuildSettings
-from gpusq_deploy.engines.layer_classes import totals
-from gpusq_deploy.engines.targets import find_target
-from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text
-from gpusq_deploy.frontend.checkpoint.load import load_checkpoint
-from gpusq_deploy.frontend.export.onnx_export import export_float_model
-from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.layers import weighted_layers
-from gpusq_deploy.graph.passes.base import run_passes
-from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
-from gpusq_deploy.graph.passes.pipelines import CANONICAL
-from gpusq_deploy.graph.passes.quantize import Quantize
-from gpusq_deploy.progress import Reporter
-from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
-from gpusq_deploy.quantize.prepare import PlanInputs, fitted, observe_sites, plan_inputs
-from gpusq_deploy.sparsity.graph_check import graph_sparsity
+from gpusq_deploy.benchmarks.peers.quantizer import Quantizer
+from gpusq_deploy.calibration import open_source
+from gpusq_deploy.engines import BuildSettings, build_engine, find_target, totals
+from gpusq_deploy.frontend import arch_from_text, export_float_model, load_checkpoint
+from gpusq_deploy.graph import CANONICAL, run_passes
 
 _BATCH = BatchRange(minimum=1, optimum=8, maximum=32)
 
@@ -93,32 +73,22 @@ def cases() -> Iterator[Case]:
 
 
 class Bench:
-    """One exported model and its data; readies the graph once for each set of rules."""
+    """One exported model and its data."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         arch = None if options.arch is None else arch_from_text(options.arch, options.arch_arg)
         self.checkpoint = load_checkpoint(options.model, arch=arch)
-        self.model = run_passes(export_float_model(self.checkpoint, batch=_BATCH, opset=21), CANONICAL)
-        self.layers = weighted_layers(self.model)
         self.calib, self.unseen = (
             open_source(text, self.checkpoint.preprocessing) for text in (options.calib, options.unseen)
         )
-        self.data = CalibrationInputs(calibrate=self.calib, verify=self.unseen, held_out=True, real=True)
-        self.quiet = Reporter(say=_ignore, progress=_ignore)
-        self._ready: dict[tuple[Rule, ...], PlanInputs] = {}
+        model = run_passes(export_float_model(self.checkpoint, batch=_BATCH, opset=21), CANONICAL)
+        self.quantizer = Quantizer(model=model, samples=self.calib)
 
     def row(self, case: Case, folder: Path) -> dict[str, Any]:
-        """Place, quantise, verify and compile."""
-        float_file, built_file = folder / "float.onnx", folder / "built.onnx"
-        save_model(self.model, float_file)
-        prepared = self._placed(case.recipe)
-        report = graph_sparsity(self.model, source=self.checkpoint.file, recipe=case.recipe)
-        asked = PlanRequest(recipe=case.recipe, quantize=True, sparse=False, float_type="fp16")
-        plan = make_plan(prepared.layers, asked, table=prepared.table, sparsity=report, placements=prepared.placements)
-        rounded = fitted(prepared, plan, case.recipe, self.data, self.quiet)
-        save_model(run_passes(prepared.model, [Quantize(plan, rounded), CastToFloatType("fp16")]), built_file)
-        result = verify(Pair(reference=float_file, built=built_file), self.unseen, held_out=True)
-        engine = build_engine(built_file, find_target(case.target), BuildSettings(batch=_BATCH))
+        """Quantise, verify and compile."""
+        file = folder / "built.onnx"
+        result = self.quantizer.compared(self.quantizer.quantized(case.recipe), file, self.unseen)
+        engine = build_engine(file, find_target(case.target), BuildSettings(batch=_BATCH))
         counted = totals(engine.layers)
         return {
             "placement": case.name,
@@ -130,26 +100,9 @@ class Bench:
             "kernels": counted.kernels,
             "gemms": counted.gemms,
             "attention_fused": counted.attention_fused,
-            "model_bytes": built_file.stat().st_size,
+            "model_bytes": file.stat().st_size,
             "plan_bytes": len(engine.engine_bytes),
         }
-
-    def _placed(self, recipe: Recipe) -> PlanInputs:
-        subject = facts_of(self.checkpoint)
-        if recipe.rules not in self._ready:
-            wanted = layers_to_quantize(self.layers, recipe)
-            how = QuantRequest(
-                layers=wanted,
-                recipe=msgspec.structs.replace(recipe, attention=None, residual=None),
-                calibrators=calibrators_for(wanted, recipe),
-                float_type="fp16",
-            )
-            self._ready[recipe.rules] = plan_inputs(self.model, self.layers, how, self.data, subject, self.quiet)
-        prepared = self._ready[recipe.rules]
-        if prepared.ready is None:
-            return prepared
-        ready, placements = observe_sites(prepared.ready, recipe, self.data, subject, self.quiet)
-        return replace(prepared, table=ready.table, placements=placements)
 
 
 def main() -> None:
@@ -169,10 +122,6 @@ def main() -> None:
             "rows": rows,
         }
         options.json.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _ignore(*_said: object) -> None:
-    """Results go to stdout alone."""
 
 
 def _options() -> argparse.Namespace:

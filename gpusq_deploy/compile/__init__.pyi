@@ -34,6 +34,10 @@ from .request import (
     BuildRequest as BuildRequest,
     RequestError as RequestError,
 )
+from .rewrite_selection import (
+    CostProbe as CostProbe,
+    select_rewrites as select_rewrites,
+)
 from .target_checks import (
     expressible_recipe as expressible_recipe,
 )

@@ -21,6 +21,9 @@ from .checkpoint.optional_libraries import (
     current_folder as current_folder,
     library as library,
 )
+from .checkpoint.preprocessing import (
+    preprocessing_of as preprocessing_of,
+)
 from .checkpoint.pretrained_folder import (
     is_saved_folder as is_saved_folder,
     saved_folder as saved_folder,

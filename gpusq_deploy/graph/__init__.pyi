@@ -13,6 +13,7 @@ from .bf16_to_fp32 import (
 from .blocks import (
     DriftSite as DriftSite,
     block_sites as block_sites,
+    blocks_of_nodes as blocks_of_nodes,
     layer_sites as layer_sites,
 )
 from .evaluation import (
@@ -20,6 +21,7 @@ from .evaluation import (
 )
 from .files import (
     EXTERNAL_DATA as EXTERNAL_DATA,
+    load_model as load_model,
     save_model as save_model,
     save_scratch as save_scratch,
     scratch_disk as scratch_disk,
@@ -68,6 +70,7 @@ from .passes.merge_qkv import (
     find_projections as find_projections,
 )
 from .passes.pipelines import (
+    CANONICAL as CANONICAL,
     FASTER as FASTER,
     SIMPLE as SIMPLE,
 )
