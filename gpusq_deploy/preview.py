@@ -11,6 +11,7 @@ from gpusq_deploy.build_engines import expressible_recipe
 from gpusq_deploy.bundle import require_place
 from gpusq_deploy.compile import float_graphs, read_checkpoint, require_stored
 from gpusq_deploy.engines.runtimes import BackendChoice, choose_backend
+from gpusq_deploy.forms import require_parsable
 from gpusq_deploy.graph.layers import GraphLayer, graph_sparsity, weighted_layers
 from gpusq_deploy.plan import DENSE
 from gpusq_deploy.ranges import Data
@@ -68,6 +69,7 @@ def preview(request: BuildRequest, reporter: Reporter) -> Preview:
     require_stored(checkpoint, request, recipe, sparse=request.sparse and request.prune is None)
     data = find_data(request, checkpoint, open_samples(request, checkpoint), recipe)
     _, model = float_graphs(request, checkpoint, reporter)
+    require_parsable(model, request)
     layers = weighted_layers(model)
     if request.int8 or request.sparse:
         require_used_rules(recipe, layers)
