@@ -82,15 +82,26 @@ def build_request(given: Given) -> BuildRequest:
         click.UsageError: Words that mean nothing, or two that exclude each other.
         GpusqError: See `BuildRequest` and `expressible_recipe`.
     """
+    from gpusq_deploy.compile import expressible_recipe
+
+    request = _request(given)
+    expressible_recipe(request)
+    if not given.targets:
+        say(f"no --target: building for {DEFAULT_TARGET}")
+    # Last, for it loads torch.
+    return replace(request, arch=chosen_arch(given.model, given.arch, given.arch_args))
+
+
+def _request(given: Given) -> BuildRequest:
     from gpusq_deploy.artifacts import Calibrator
-    from gpusq_deploy.compile import BuildRequest, expressible_recipe
+    from gpusq_deploy.compile import BuildRequest
     from gpusq_deploy.engines import options_from_text
 
     quantized = _quantized(given)
     recipe, types = _recipe(given.recipe, quantized)
     float_type = _float_type(given)
     batch, profiles = _batches(given.batches)
-    request = BuildRequest(
+    return BuildRequest(
         model=given.model,
         arch=None,
         state_dict=given.state_dict,
@@ -120,11 +131,6 @@ def build_request(given: Given) -> BuildRequest:
         sparse_outputs=_output_wish(given.sparse_outputs),
         rewrites=given.rewrites,
     )
-    expressible_recipe(request)
-    if not given.targets:
-        say(f"no --target: building for {DEFAULT_TARGET}")
-    # Last, for it loads torch.
-    return replace(request, arch=chosen_arch(given.model, given.arch, given.arch_args))
 
 
 def chosen_targets(given: Given) -> tuple[Target, ...]:
