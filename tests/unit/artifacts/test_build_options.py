@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -80,9 +81,12 @@ def test_texts_that_0_1_never_wrote_are_refused(name: str, text: str) -> None:
     assert caught.value.place == "manifest.json"
 
 
-def _keys(content: object, *path: str) -> list[tuple[str, ...]]:
+def _keys(content: Any, *path: str) -> list[tuple[str, ...]]:
     if isinstance(content, list):
-        return [key for entry in content for key in _keys(entry, *path)]
+        return [key for entry in cast("list[Any]", content) for key in _keys(entry, *path)]
     if not isinstance(content, dict):
         return [path]
-    return [path, *(key for name, entry in content.items() for key in _keys(entry, *path, str(name)))]
+    return [
+        path,
+        *(key for name, entry in cast("dict[str, Any]", content).items() for key in _keys(entry, *path, str(name))),
+    ]
