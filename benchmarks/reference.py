@@ -83,7 +83,7 @@ class CpuReference:
     def note(self) -> str:
         """What was found, for the record."""
         figures = [f"SQNR {decibels:.1f} dB at batch {batch}" for batch, decibels in self.found.items()]
-        figures += [f"{share:.1%} of the integers equal at batch {batch}" for batch, share in self.equal.items()]
+        figures += [f"{share:.1%} of the values equal at batch {batch}" for batch, share in self.equal.items()]
         how = ", in float32 for BF16" if self._widened else ""
         return f"outputs compared with ONNX Runtime on the CPU{how} before timing: {', '.join(figures)}"
 
@@ -110,7 +110,7 @@ class CpuReference:
             share = equal_share(wanted[name], got[name])
             # Beside floats they are told alone: of sorted indices, few keep their places.
             if not floats and share < _LEAST_EQUAL:
-                raise self._wrong(f"of output {name!r}, {share:.1%} of the integers are equal", batch)
+                raise self._wrong(f"of output {name!r}, {share:.1%} of the values are equal", batch)
             self.equal[batch] = min(self.equal.get(batch, share), share)
 
     @staticmethod

@@ -11,6 +11,7 @@ from .data import (
     open_source as open_source,
     preprocessing_of_arrays as preprocessing_of_arrays,
     split_source as split_source,
+    spread_evenly as spread_evenly,
 )
 from .distributed import (
     Ranks as Ranks,
@@ -24,32 +25,32 @@ from .image_listing import (
     image_files as image_files,
 )
 from .instrument import (
+    MOVES as MOVES,
     VALUES_SUFFIX as VALUES_SUFFIX,
     instrumented as instrumented,
 )
 from .moments import (
     ChannelMoments as ChannelMoments,
 )
+from .needs import (
+    Needs as Needs,
+    Observations as Observations,
+    RangeNeed as RangeNeed,
+    needs_of_layers as needs_of_layers,
+)
 from .observe import (
-    Observed as Observed,
     Observing as Observing,
 )
 from .ranges import (
     CalibrationInputs as CalibrationInputs,
+    KnownRanges as KnownRanges,
     ModelFacts as ModelFacts,
     calibrated as calibrated,
+    joined_ranges as joined_ranges,
     known_ranges as known_ranges,
-)
-from .simple_form import (
-    Counterparts as Counterparts,
-    SimpleForm as SimpleForm,
 )
 from .stored_ranges import (
     read_table as read_table,
-)
-from .tensor_magnitudes import (
-    few as few,
-    largest_magnitudes as largest_magnitudes,
 )
 from .tensorrt_cache import (
     is_tensorrt_cache as is_tensorrt_cache,

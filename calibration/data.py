@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -210,6 +210,12 @@ def filled(batch: npt.NDArray[np.float32], size: int | None) -> npt.NDArray[np.f
     return np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
 
 
+def spread_indices(count: int, most: int) -> list[int]:
+    """At most `most` of `count` indices, evenly spread, each once."""
+    few = min(count, most)
+    return [index * count // few for index in range(few)]
+
+
 def evenly_filled(batch: npt.NDArray[np.float32], size: int | None) -> Iterator[tuple[npt.NDArray[np.float32], int]]:
     """What is run at once to observe a batch, and how often each sample is in it.
 
@@ -313,11 +319,15 @@ def source_from_iterable(items: Any, preprocessing: Preprocessing, *, name: str 
 
 def at_most(source: DataSource, most: int) -> DataSource:
     """At most so many samples, spread evenly over the whole; its name says how many of how many."""
-    count = len(source)
-    if most >= count:
+    if most >= len(source):
         return source
-    indices = [index * count // most for index in range(most)]
-    return Selection(source=source, indices=indices, of=f"{source.name} ({most} of {counted(count, 'sample')})")
+    of = f"{source.name} ({most} of {counted(len(source), 'sample')})"
+    return replace(spread_evenly(source, most), of=of)
+
+
+def spread_evenly(source: DataSource, most: int) -> Selection:
+    """At most so many samples, spread evenly over the whole."""
+    return Selection(source=source, indices=spread_indices(len(source), most))
 
 
 def remarks(source: DataSource) -> tuple[str, ...]:
@@ -366,11 +376,7 @@ def _misfit(values: npt.NDArray[Any], expected: tuple[int, ...]) -> str:
 
 
 _HELD_OUT_SHARE = 10
-
-
 _HELD_OUT_MOST = 32
-
-
 # Of few samples more than a tenth is kept apart: one or two prove little.
 _HELD_OUT_LEAST, _LEAST_OF = 4, 4
 
@@ -385,6 +391,6 @@ def split_source(source: DataSource) -> tuple[DataSource, DataSource, bool]:
         return source, source, False
     few = min(_HELD_OUT_LEAST, len(source) // _LEAST_OF)
     apart = min(max(len(source) // _HELD_OUT_SHARE, few), _HELD_OUT_MOST)
-    chosen = {index * len(source) // apart for index in range(apart)}
-    rest = [index for index in range(len(source)) if index not in chosen]
-    return Selection(source=source, indices=rest), Selection(source=source, indices=sorted(chosen)), True
+    chosen = spread_evenly(source, apart)
+    rest = sorted({*range(len(source))} - {*chosen.indices})
+    return Selection(source=source, indices=rest), chosen, True

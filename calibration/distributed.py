@@ -6,20 +6,16 @@ processes: its gloo back end carries bytes between them, and torchrun ends all w
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.numerics import MOST_ADDERS, cpu_workers
 
 # Ranks may finish hours apart where one has a slower disk; torchrun itself notices one that ended.
 _PATIENCE = timedelta(days=1)
-# Each runs a sample of its own, with all its activations.
-_MOST_WORKERS = 16
-# Each also holds those activations, or a layer's covariance, while their channels are added up.
-_MOST_ADDERS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,12 +32,12 @@ class Ranks:
         return self.rank == 0
 
     def workers(self) -> int:
-        """Threads for this process: its share of the processors that it may use, 16 at most."""
-        return max(1, min(len(os.sched_getaffinity(0)) // self.local, _MOST_WORKERS))
+        """Threads for this process; see `cpu_workers`."""
+        return cpu_workers(processes=self.local)
 
     def adders(self) -> int:
-        """Threads where channels are looked at: as `workers`, 4 at most."""
-        return min(self.workers(), _MOST_ADDERS)
+        """The same where channels are looked at."""
+        return cpu_workers(MOST_ADDERS, processes=self.local)
 
     def gather(self, own: bytes) -> Sequence[bytes]:
         """Every rank's bytes, in the order of ranks; each rank calls this once, with its own.

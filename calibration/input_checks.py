@@ -146,8 +146,8 @@ def sameness_warnings(seen: InputStatistics, different: int) -> tuple[str, ...]:
             "don't hold for photographs"
         )
     if different < min(_FEW, seen.samples):
-        differ = "is distinct" if different == 1 else "are distinct"
-        told.append(f"{different} of {counted(seen.samples, 'calibration sample')} {differ}: the others repeat them")
+        differ = "is distinct: the others repeat it" if different == 1 else "are distinct: the others repeat them"
+        told.append(f"{different} of {counted(seen.samples, 'calibration sample')} {differ}")
     return tuple(told)
 
 

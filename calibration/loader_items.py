@@ -26,12 +26,22 @@ Array = npt.NDArray[Any]
 
 @dataclass(kw_only=True, slots=True)
 class ItemReader:
-    """Takes the model's input out of items. `taken` are the keys under which it lay, `pixels` whether any was 8-bit."""
+    """Takes the model's input out of items.
+
+    Attributes:
+        preprocessing: What the model declares.
+        name: Where the items come from.
+        taken: The keys under which the input lay.
+        pixels: How 8-bit arrays were read.
+        most: So many samples an item may hold, where a data loader says it. [N, H, W] of no more are grey images; of
+            one image [3, H, W] the shape may be the same.
+    """
 
     preprocessing: Preprocessing
     name: str
     taken: dict[str, None] = field(default_factory=dict[str, None])
-    pixels: bool = False
+    pixels: dict[str, None] = field(default_factory=dict[str, None])
+    most: int = 0
 
     def batches(self, items: Iterable[Any]) -> Iterator[Array]:
         """Samples of each item: float [n, *sample].
@@ -39,6 +49,7 @@ class ItemReader:
         Raises:
             GpusqError: An item holds nothing that the model takes.
         """
+        self.most = _batch_size(items)
         for index, item in enumerate(each(items)):
             batch = self._batch(item)
             if batch is None:
@@ -49,7 +60,10 @@ class ItemReader:
         if _is_mapping(item):
             return self._entry(item)
         if isinstance(item, (tuple, list)):
-            found = [self._fitting(value) for value in cast("Sequence[Any]", item)]
+            entries = cast("Sequence[Any]", item)
+            if isinstance(item, list) and len(entries) > 1 and all(_is_pixels(entry) for entry in entries):
+                self.most = 0  # a batch that nobody stacked: each entry is one image
+            found = [self._fitting(value) for value in entries]
             fitting = [batch for batch in found if batch is not None]
             if isinstance(item, list) and fitting and len(fitting) == len(found):  # a batch that nobody stacked
                 return np.concatenate(fitting)
@@ -79,11 +93,13 @@ class ItemReader:
         return self._prepared(array) if images and array.dtype == np.uint8 else None
 
     def _prepared(self, array: Array) -> Array | None:
-        pictures = [_picture(pixels) for pixels in (array if array.ndim == 4 else array[None])]
+        grey = array.ndim == 3 and 1 < len(array) <= self.most and array.shape[2] not in (1, 3)
+        pictures = [_picture(pixels) for pixels in (array if array.ndim == 4 or grey else array[None])]
         found = [picture for picture in pictures if picture is not None]
         if not found or len(found) < len(pictures):
             return None
-        self.pixels = True
+        coloured = array.ndim == 3 and len(array) == 3 and not grey
+        self.pixels["[N, H, W] as grey images" if grey else "[3, H, W] as one colour image" if coloured else ""] = None
         return np.stack([sample_from_image(picture, self.preprocessing) for picture in found])
 
     def _refusal(self, item: Any, index: int) -> GpusqError:
@@ -105,7 +121,9 @@ class ItemReader:
     def remark(self) -> str:
         """What was taken, and how; empty where there was no choice."""
         keys = f"key {' or '.join(map(repr, self.taken))}" if self.taken else ""
-        prepared = "8-bit pixels, preprocessed as the model declares" if self.pixels else ""
+        read = " and ".join(filter(None, self.pixels))
+        pixels = f"8-bit pixels {read}".rstrip()
+        prepared = f"{pixels}, preprocessed as the model declares" if self.pixels else ""
         return ", ".join(filter(None, (keys, prepared)))
 
 
@@ -113,7 +131,7 @@ def batch_shape(items: Any) -> tuple[int, ...]:
     """Shape [N, ...] of one array of all samples, or of a data loader's first batch; () where it may be a sample's."""
     if hasattr(items, "shape"):
         return tuple(items.shape)
-    if getattr(items, "batch_size", None) is None or not hasattr(items, "dataset"):
+    if not _batch_size(items):
         return ()
     first: Any = next(iter(items), ())
     if _is_mapping(first):
@@ -121,6 +139,12 @@ def batch_shape(items: Any) -> tuple[int, ...]:
     elif isinstance(first, (tuple, list)):
         first = next(iter(cast("Sequence[Any]", first)), None)
     return tuple(getattr(first, "shape", ()))
+
+
+def _batch_size(items: Any) -> int:
+    """So many samples that each item of a data loader holds at most; 0 where nothing says that items are batches."""
+    size: Any = getattr(items, "batch_size", None)
+    return size if isinstance(size, int) and hasattr(items, "dataset") else 0
 
 
 def each(items: Any) -> Iterator[Any]:
@@ -162,6 +186,11 @@ def _array(value: Any) -> Array | None:
     except ValueError:  # lists of different lengths
         return None
     return array if array.dtype.kind in "fiubc" else None
+
+
+def _is_pixels(value: Any) -> bool:
+    array = None if isinstance(value, Image.Image) else _array(value)
+    return array is not None and array.dtype == np.uint8
 
 
 def _picture(pixels: Array) -> Image.Image | None:

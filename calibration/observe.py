@@ -26,20 +26,37 @@ import onnx_ir as ir
 
 from gpusq_deploy.artifacts import AMAX, CalibrationTable, Calibrator, Preprocessing, TensorRange, digest_of_bytes
 from gpusq_deploy.calibration.calibrators import range_of
-from gpusq_deploy.calibration.data import DataSource, evenly_filled, remarks, require_few_skipped, require_some
+from gpusq_deploy.calibration.data import (
+    DataSource,
+    evenly_filled,
+    remarks,
+    require_few_skipped,
+    require_some,
+    spread_indices,
+)
 from gpusq_deploy.calibration.histogram import Counts, counts_of
 from gpusq_deploy.calibration.image_data import Sample
 from gpusq_deploy.calibration.input_checks import input_warnings, sameness_warnings, statistics_of
-from gpusq_deploy.calibration.instrument import AMAX_SUFFIX, VALUES_SUFFIX, instrumented
-from gpusq_deploy.calibration.moments import ChannelMoments, ChannelMomentSums
+from gpusq_deploy.calibration.instrument import (
+    AMAX_SUFFIX,
+    LARGEST_SUFFIX,
+    VALUES_SUFFIX,
+    instrumented,
+    moved_from,
+)
+from gpusq_deploy.calibration.moments import ChannelMomentSums
+from gpusq_deploy.calibration.needs import Needs, Observations, RangeNeed, needs_of_layers
 from gpusq_deploy.calibration.observer_state import ObserverState, bytes_from_tally, tally_from_bytes
 from gpusq_deploy.calibration.output_error_weights import column_weights
+from gpusq_deploy.engines import open_onnx
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import GraphLayer, scratch_model, static_batch, value_name
 from gpusq_deploy.numerics import single_threaded_blas
 from gpusq_deploy.text import counted
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+# Few suffice to tell whether FP16 holds a tensor, for its limit keeps a margin.
+SPREAD_SAMPLES = 8
 
 
 class Runner(Protocol):
@@ -68,6 +85,15 @@ def require_finite(values: npt.NDArray[Any], tensor: str) -> None:
         )
 
 
+def open_single_threaded(path: Path) -> Runner:
+    """A session of ONNX Runtime that several threads use at once, each run on one."""
+    return open_onnx(path, threads=1)
+
+
+def _unheard(_done: int, _total: int) -> None:
+    """Nobody wants to know."""
+
+
 def alone(own: bytes) -> Sequence[bytes]:
     """What every process saw, where there is but one."""
     return (own,)
@@ -75,33 +101,22 @@ def alone(own: bytes) -> Sequence[bytes]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Observing:
-    """How to observe; as it stands, largest magnitudes, in this process, one sample at a time.
+    """How to observe; as it stands, in this process, one sample at a time.
 
     Attributes:
-        calibrators: By tensor; a tensor that isn't named gets its largest magnitude.
         preprocessing: What the data should look like; None leaves that unchecked.
         rank: This process's number of `world`; it takes every world-th sample.
         gather: Sends this process's tally to all others, and returns those of all, its own among them.
         workers: Samples run at the same time.
-        moments: Tensors whose channels [..., K] are looked at too, and whether their second moments are wanted; they
-            needn't be inputs of layers. Sums of floats depend on their order, so there may be but one process then.
+        progress: Called with the samples done and their number, of this process.
     """
 
-    calibrators: Mapping[str, Calibrator] = field(default_factory=dict[str, Calibrator])
     preprocessing: Preprocessing | None = None
     rank: int = 0
     world: int = 1
     gather: Callable[[bytes], Sequence[bytes]] = alone
     workers: int = 1
-    moments: Mapping[str, bool] = field(default_factory=dict[str, bool])
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Observed:
-    """What one pass found: ranges, and channel moments by tensor where they were asked for."""
-
-    table: CalibrationTable
-    moments: Mapping[str, ChannelMoments]
+    progress: Callable[[int, int], object] = _unheard
 
 
 def collect_ranges(
@@ -109,45 +124,47 @@ def collect_ranges(
     layers: Sequence[GraphLayer],
     source: DataSource,
     *,
-    open_model: Callable[[Path], Runner],
-    progress: Callable[[int, int], None] | None = None,
+    calibrators: Mapping[str, Calibrator] | None = None,
+    open_model: Callable[[Path], Runner] = open_single_threaded,
     how: Observing | None = None,
 ) -> CalibrationTable:
-    """Ranges of the input of every given layer; see `observe`."""
-    return observe(model, layers, source, open_model=open_model, progress=progress, how=how).table
+    """Ranges of the input of every given layer, by calibrators by tensor; see `observe`."""
+    needs = needs_of_layers(layers, calibrators)
+    found = observe(model, needs, source, open_model=open_model, how=how).table
+    assert found is not None, "the data was looked at"
+    return found
 
 
 def observe(
     model: ir.Model,
-    layers: Sequence[GraphLayer],
+    needs: Needs,
     source: DataSource,
     *,
-    open_model: Callable[[Path], Runner],
-    progress: Callable[[int, int], None] | None = None,
+    open_model: Callable[[Path], Runner] = open_single_threaded,
     how: Observing | None = None,
-) -> Observed:
-    """Observe the input of every given layer.
+) -> Observations:
+    """See what is needed of a graph's tensors; each sample is run once.
 
     Args:
         model: Float32 graph with one image input; left as it is.
-        layers: Whose inputs are observed.
-        source: Samples; each is seen once.
+        needs: Tensors, and what is wanted of them. Sums of moments depend on the samples' order, so there may be but
+            one process where any are.
+        source: Samples.
         open_model: Opens an ONNX file for running.
-        progress: Called with the samples done and their number, of this process.
-        how: Calibrators, workers and ranks.
+        how: Workers and ranks.
 
     Raises:
         GpusqError: No readable sample, too many unreadable ones, or an activation that isn't finite.
     """
     how = how or Observing()
-    if how.moments and how.world > 1:
+    if needs.moments and how.world > 1:
         raise ValueError("channel moments need a single process")
-    tensors = {layer.input: how.calibrators.get(layer.input, AMAX) for layer in layers}
-    own, sums = _seen(model, layers, source, open_model=open_model, progress=progress, how=how)
-    work = (source.name, len(source), how.world, *(f"{name}: {calibrator}" for name, calibrator in tensors.items()))
+    seen = _seen(model, needs, source, open_model=open_model, how=how)
+    calibrators = {tensor: need.calibrator for tensor, need in needs.ranges.items()}
+    work = (source.name, len(source), how.world, *(f"{name}: {calibrator}" for name, calibrator in calibrators.items()))
     about = digest_of_bytes(repr(work).encode())
     tally = ObserverState()
-    for part in how.gather(bytes_from_tally(own, about=about)):
+    for part in how.gather(bytes_from_tally(seen.tally, about=about)):
         tally.absorb(tally_from_bytes(part, about=about))
     skipped = tuple(tally.skipped[index] for index in sorted(tally.skipped))
     require_few_skipped(skipped, source)
@@ -156,13 +173,20 @@ def observe(
         source=source.name,
         digest=tally.digest(),
         images=len(tally.samples),
-        observer=", ".join(sorted({str(calibrator) for calibrator in tensors.values()})) or str(AMAX),
+        observer=", ".join(sorted({str(calibrator) for calibrator in calibrators.values()})) or str(AMAX),
         synthetic=source.synthetic,
         skipped=skipped,
         warnings=_warnings(tally, source, how.preprocessing),
-        ranges=tuple(_range(tally, name, calibrator, layers) for name, calibrator in tensors.items()),
+        ranges=tuple(_range(tally, tensor, need) for tensor, need in needs.ranges.items()),
     )
-    return Observed(table=table, moments={tensor: found.moments() for tensor, found in sums.items()})
+    few = counted(min(len(source), SPREAD_SAMPLES), "sample")
+    return Observations(
+        needs=needs,
+        table=table,
+        moments={tensor: found.moments() for tensor, found in seen.sums.items()},
+        magnitudes=seen.magnitudes,
+        looked=f"seen on {few} of {source.name}" if needs.magnitudes else "",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,6 +204,7 @@ class _Look:
 
     tally: ObserverState = field(default_factory=ObserverState)
     rows: list[_Rows] = field(default_factory=list[_Rows])
+    magnitudes: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,6 +247,11 @@ class _Observer:
         # The model's own outputs last: of several that aren't finite, an observed one lies nearest to the cause.
         for name in sorted(outputs, key=lambda name: not name.endswith((AMAX_SUFFIX, VALUES_SUFFIX))):
             values = outputs[name]
+            if name.endswith(LARGEST_SUFFIX):
+                largest = float(np.nan_to_num(values, nan=0.0))
+                tensor = name.removesuffix(LARGEST_SUFFIX)
+                look.magnitudes[tensor] = max(look.magnitudes.get(tensor, 0.0), largest)
+                continue
             tensor = name.removesuffix(AMAX_SUFFIX).removesuffix(VALUES_SUFFIX)
             require_finite(values, tensor)
             if name.endswith(VALUES_SUFFIX) and tensor in self.moments:
@@ -235,44 +265,75 @@ class _Observer:
                 tally.amax[tensor] = max(tally.amax.get(tensor, 0.0), amax)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """What this process's share of the samples showed, `count` in all."""
+
+    count: int
+    tally: ObserverState = field(default_factory=ObserverState)
+    sums: dict[str, ChannelMomentSums] = field(default_factory=dict[str, ChannelMomentSums])
+    magnitudes: dict[str, float] = field(default_factory=dict[str, float])
+
+
 def _seen(
     model: ir.Model,
-    layers: Sequence[GraphLayer],
+    needs: Needs,
     source: DataSource,
     *,
     open_model: Callable[[Path], Runner],
-    progress: Callable[[int, int], None] | None,
     how: Observing,
-) -> tuple[ObserverState, dict[str, ChannelMomentSums]]:
-    """This process's share of the samples, and the sums of those channels that are looked at."""
-    tensors = tuple(dict.fromkeys([*(layer.input for layer in layers), *how.moments]))
-    weights = _channel_weights(model, layers, how.calibrators)
-    sums: dict[str, ChannelMomentSums] = {}
+) -> _Seen:
+    """Run this process's samples: first the few whose every tensor is looked at, on their own graph, then the rest."""
     batch = static_batch(model.graph)
     groups = _groups(len(source), batch or 1)[how.rank :: how.world]
-    mine = sum(map(len, groups))
-    tally = ObserverState()
-    with scratch_model(instrumented(model, tensors, whole={*weights, *how.moments})) as path:
-        runner = open_model(path)
-        observer = _Observer(
-            runner=runner,
-            source=source,
-            input=value_name(model.graph.inputs[0]),
-            batch=batch,
-            weights=weights,
-            moments=how.moments,
+    few = frozenset(spread_indices(len(source), SPREAD_SAMPLES)) if needs.magnitudes else frozenset[int]()
+    first = [group for group in groups if not few.isdisjoint(group)]
+    rest = [group for group in groups if few.isdisjoint(group)] if needs.ranges or needs.moments else []
+    seen = _Seen(count=sum(map(len, (*first, *rest))))
+    weights = _channel_weights(model, needs)
+    for share, magnitudes in ((first, True), (rest, False)):
+        if not share:
+            continue
+        watched = instrumented(
+            model, [*needs.ranges, *needs.moments], whole={*weights, *needs.moments}, magnitudes=magnitudes
         )
-        try:
-            with single_threaded_blas(), ThreadPoolExecutor(how.workers) as adders:
-                for part in _in_order(observer.look, groups, how.workers):
-                    tally.absorb(part.tally)
-                    _add_rows(sums, part.rows, how.moments, adders)
-                    require_few_skipped(tuple(tally.skipped.values()), source)
-                    if progress is not None:
-                        progress(len(tally.samples) + len(tally.skipped), mine)
-        finally:
-            runner.close()
-    return tally, sums
+        with scratch_model(watched) as path:
+            runner = open_model(path)
+            observer = _Observer(
+                runner=runner,
+                source=source,
+                input=value_name(model.graph.inputs[0]),
+                batch=batch,
+                weights=weights,
+                moments=needs.moments,
+            )
+            try:
+                _run(observer, share, seen, needs, how)
+            finally:
+                runner.close()
+    for tensor, origin in moved_from(model).items() if few else ():  # in the graph's order
+        if origin in seen.magnitudes:
+            seen.magnitudes[tensor] = seen.magnitudes[origin]
+    return seen
+
+
+def _run(
+    observer: _Observer,
+    groups: Sequence[range],
+    seen: _Seen,
+    needs: Needs,
+    how: Observing,
+) -> None:
+    """Look at some groups, and add up what they show, in order."""
+    tally = seen.tally
+    with single_threaded_blas(), ThreadPoolExecutor(how.workers) as adders:
+        for part in _in_order(observer.look, groups, how.workers):
+            tally.absorb(part.tally)
+            _add_rows(seen.sums, part.rows, needs.moments, adders)
+            for tensor, largest in part.magnitudes.items():
+                seen.magnitudes[tensor] = max(seen.magnitudes.get(tensor, 0.0), largest)
+            require_few_skipped(tuple(tally.skipped.values()), observer.source)
+            how.progress(len(tally.samples) + len(tally.skipped), seen.count)
 
 
 def _add_rows(
@@ -312,28 +373,24 @@ def _groups(count: int, size: int) -> tuple[range, ...]:
     return tuple(range(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _channel_weights(
-    model: ir.Model, layers: Sequence[GraphLayer], calibrators: Mapping[str, Calibrator]
-) -> dict[str, Counts | None]:
+def _channel_weights(model: ir.Model, needs: Needs) -> dict[str, Counts | None]:
     """Of the tensors whose values are counted."""
     weights: dict[str, Counts | None] = {}
-    for tensor in dict.fromkeys(layer.input for layer in layers):
-        name = calibrators.get(tensor, AMAX).name
-        if name == "output-error":
-            weights[tensor] = column_weights(model, [layer for layer in layers if layer.input == tensor])
-        elif name != "amax":
+    for tensor, need in needs.ranges.items():
+        if need.calibrator.name == "output-error":
+            weights[tensor] = column_weights(model, need.readers)
+        elif need.calibrator != AMAX:
             weights[tensor] = None
     return weights
 
 
-def _range(tally: ObserverState, tensor: str, calibrator: Calibrator, layers: Sequence[GraphLayer]) -> TensorRange:
-    reader = next(layer.layer for layer in layers if layer.input == tensor)
-    origin = f"{calibrator} over {counted(len(tally.samples), 'sample')}"
+def _range(tally: ObserverState, tensor: str, need: RangeNeed) -> TensorRange:
+    origin = f"{need.calibrator} over {counted(len(tally.samples), 'sample')}"
     if tensor not in tally.counts:
-        return TensorRange(tensor=tensor, layer=reader, amax=tally.amax[tensor], origin=origin)
-    amax = range_of(tally.histogram(tensor), calibrator)
+        return TensorRange(tensor=tensor, layer=need.label, amax=tally.amax[tensor], origin=origin)
+    amax = range_of(tally.histogram(tensor), need.calibrator)
     largest = f"the largest magnitude is {tally.amax[tensor]:.6g}"
-    return TensorRange(tensor=tensor, layer=reader, amax=amax, origin=f"{origin}; {largest}")
+    return TensorRange(tensor=tensor, layer=need.label, amax=amax, origin=f"{origin}; {largest}")
 
 
 def _warnings(tally: ObserverState, source: DataSource, declared: Preprocessing | None) -> tuple[str, ...]:

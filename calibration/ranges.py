@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import msgspec
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts import AMAX, CalibrationTable, Calibrator, Preprocessing
 from gpusq_deploy.calibration.data import DataSource
-from gpusq_deploy.calibration.distributed import Ranks
 from gpusq_deploy.calibration.input_checks import few_warnings, range_warnings
-from gpusq_deploy.calibration.observe import Observed, Observing, observe
+from gpusq_deploy.calibration.needs import Needs, Observations
+from gpusq_deploy.calibration.observe import Observing, observe
 from gpusq_deploy.calibration.stored_ranges import table_for_layers, table_from_recorded
 from gpusq_deploy.calibration.tensorrt_cache import table_from_cache
-from gpusq_deploy.engines import open_onnx
 from gpusq_deploy.graph import GraphLayer, weighted_layers
+from gpusq_deploy.numerics import MOST_ADDERS, cpu_workers
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.text import counted
 
@@ -62,6 +62,13 @@ class CalibrationInputs:
         return self.table is not None or self.cache is not None
 
 
+class KnownRanges(NamedTuple):
+    """Ranges that were found before, and the layers that have none."""
+
+    table: CalibrationTable
+    rest: tuple[GraphLayer, ...] = ()
+
+
 def known_ranges(
     model: ir.Model,
     layers: Sequence[GraphLayer],
@@ -69,22 +76,32 @@ def known_ranges(
     subject: ModelFacts,
     calibrators: Mapping[str, Calibrator],
     reporter: Reporter,
-) -> CalibrationTable:
-    """Ranges that were found before; else those that the checkpoint records.
+) -> KnownRanges | None:
+    """Ranges that were given; else those that the checkpoint records; None where there are neither.
 
     Where the checkpoint records those of some layers only, calibration data fills in the others, if there is any.
+
+    Args:
+        model: The graph, before projections are merged: a checkpoint knows them by their own names.
+        layers: Its layers that need a range.
+        data: May hold ranges.
+        subject: May record ranges.
+        calibrators: By tensor; recorded ranges heed none.
+        reporter: Hears which ranges are used.
     """
     if data.table is not None:
         reporter.say(f"using {counted(len(data.table.ranges), 'stored range')}, calibrated on {data.table.source}")
-        return table_for_layers(data.table, layers, place="--ranges")
+        return KnownRanges(table_for_layers(data.table, layers, place="--ranges"))
     if data.cache is not None:
         reporter.say(f"using the ranges of the TensorRT calibration cache {data.ranges}")
-        return table_from_cache(data.cache, model, layers, source=data.ranges)
+        return KnownRanges(table_from_cache(data.cache, model, layers, source=data.ranges))
+    if not subject.ranges:
+        return None
     reporter.say(f"using {counted(len(subject.ranges), 'range')} that the checkpoint records")
     if any(calibrator != AMAX for calibrator in calibrators.values()):
         reporter.say("warning: --calibrator has no effect: the checkpoint records its ranges (see --recalibrate)")
     covered = {layer.input for layer in layers if layer.layer in subject.ranges}
-    rest = [layer for layer in layers if layer.input not in covered] if data.real else []
+    rest = tuple(layer for layer in layers if layer.input not in covered) if data.real else ()
     recorded = table_from_recorded(
         subject.ranges,
         [layer for layer in layers if layer not in rest],
@@ -92,41 +109,40 @@ def known_ranges(
         known=weighted_layers(model),
         origins=subject.origins,
     )
-    if not rest:
-        return recorded
-    how = Observing(calibrators=calibrators, preprocessing=subject.preprocessing, workers=Ranks().workers())
-    return _joined(recorded, calibrated(model, rest, data.calibrate, subject, how, reporter).table)
+    return KnownRanges(recorded, rest)
 
 
-def _joined(recorded: CalibrationTable, found: CalibrationTable) -> CalibrationTable:
+def joined_ranges(recorded: CalibrationTable, found: CalibrationTable, rest: Sequence[GraphLayer]) -> CalibrationTable:
+    """Recorded ranges, and those that were found for the rest of the layers."""
+    tensors = {layer.input for layer in rest}
     return msgspec.structs.replace(
         found,
         source=f"{recorded.source}; {found.source}",
         observer=f"{recorded.observer}, {found.observer}",
-        ranges=(*recorded.ranges, *found.ranges),
+        ranges=(*recorded.ranges, *(entry for entry in found.ranges if entry.tensor in tensors)),
     )
 
 
 def calibrated(
     model: ir.Model,
-    layers: Sequence[GraphLayer],
+    needs: Needs,
     source: DataSource,
     subject: ModelFacts,
-    how: Observing,
     reporter: Reporter,
-) -> Observed:
-    """Ranges and channel moments of the calibration data; the table keeps what was skipped and what looks wrong."""
-    reporter.say(f"calibrating {counted(len(layers), 'layer')} on {counted(len(source), 'sample')} of {source.name}")
-    seen = observe(
-        model,
-        layers,
-        source,
-        open_model=functools.partial(open_onnx, threads=1),
-        progress=lambda done, total: reporter.progress("calibrating", done, total),
-        how=how,
-    )
+    *,
+    how: Observing | None = None,
+) -> Observations:
+    """What is needed, seen on the calibration data; the table keeps what was skipped and what looks wrong."""
+    adding = cpu_workers(MOST_ADDERS) if needs.moments else cpu_workers()
+    how = how or Observing(preprocessing=subject.preprocessing, workers=adding)
+    if tensors := {*needs.ranges, *needs.moments}:
+        samples = counted(len(source), "sample")
+        reporter.say(f"calibrating {counted(len(tensors), 'tensor')} on {samples} of {source.name}")
+    how = replace(how, progress=lambda done, total: reporter.progress("calibrating", done, total))
+    seen = observe(model, needs, source, how=how)
+    assert seen.table is not None, "the data was looked at"
     table = seen.table
-    warnings = (*few_warnings(table), *table.warnings, *range_warnings(table, layers, subject.ranges))
+    warnings = (*few_warnings(table), *table.warnings, *range_warnings(table, needs.readers, subject.ranges))
     for skipped in table.skipped:
         reporter.say(f"skipped: {skipped}")
     for warning in warnings:

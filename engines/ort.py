@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,10 +57,14 @@ def open_onnx(path: Path, *, threads: int | None = None, optimize: bool = True, 
     if frugal:
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.disable_prepacking", "1")
+    # Where the model isn't read from its file, see `_loaded`.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(path.absolute().parent)
+    )
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     try:
-        raw = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        raw = ort.InferenceSession(_loaded(path, ort.__version__), options, providers=["CPUExecutionProvider"])
     # ONNX Runtime's exceptions have no common base below Exception.
     except Exception as error:
         raise GpusqError(
@@ -126,6 +131,16 @@ class OrtSession:
                 place=str(self._path),
                 hint="check the file with gpusq-validate",
             ) from error
+
+
+def _loaded(path: Path, version: str) -> str | bytes:
+    """What ONNX Runtime is given: the file, or the graph without what this version computes wrongly."""
+    from gpusq_deploy.engines.fp16_codes import is_cut_off, quantised_in_float32
+
+    if is_cut_off(version):
+        with suppress(Exception):  # of a file that can't be read ONNX Runtime itself says why
+            return quantised_in_float32(path) or str(path)
+    return str(path)
 
 
 def cpu_name() -> str:

@@ -13,7 +13,7 @@ from importlib import resources
 
 import msgspec
 
-from gpusq_deploy.artifacts import Precision, SkippedTarget, Value
+from gpusq_deploy.artifacts import Precision, SkippedTarget, Value, value_from_toml
 from gpusq_deploy.engines.api import BackendName
 from gpusq_deploy.errors import GpusqError
 
@@ -133,10 +133,7 @@ def target_from_toml(text: str, *, place: str) -> Target:
     Raises:
         GpusqError: Not TOML, a missing or unknown key, or a wrong value.
     """
-    try:
-        return msgspec.toml.decode(text, type=Target)
-    except msgspec.DecodeError as error:
-        raise GpusqError(f"not a valid target file: {error}", place=place) from error
+    return value_from_toml(text, Target, place=place, what="a target file")
 
 
 def unique_targets(targets: Sequence[Target]) -> tuple[Target, ...]:

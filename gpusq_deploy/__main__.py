@@ -9,7 +9,7 @@ import click
 
 from gpusq_deploy.cli import Grouped, run_command
 
-COMMANDS = ("build", "calibrate", "validate", "inspect", "bench", "compare", "compress", "doctor")
+COMMANDS = ("build", "calibrate", "validate", "inspect", "bench", "compare", "compress", "rewrite", "doctor")
 
 
 class _Commands(Grouped):

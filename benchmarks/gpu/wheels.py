@@ -40,7 +40,7 @@ def collect_wheels(root: Path, python: str, machine: Path, out: Path) -> tuple[s
         The wheels' names.
 
     Raises:
-        GpusqError: pip finds none, or a wheel needs what neither it nor the machine has.
+        GpusqError: pip finds none, or a wheel needs what neither it, constraints.txt nor the machine has.
     """
     out.mkdir(parents=True, exist_ok=True)
     has = {canonical(line) for line in machine.read_text().splitlines() if line and not line.startswith("#")}
@@ -48,9 +48,12 @@ def collect_wheels(root: Path, python: str, machine: Path, out: Path) -> tuple[s
     for name in lacking(root / "setup.cfg", has, python):
         _fetch(name, versions.get(canonical(name), versions["tensorrt-rtx"]), python, out)
     _our_own(root, out)
-    unmet = unmet_needs(sorted(out.glob("*.whl")), has, python)
-    if unmet:
-        raise GpusqError(f"neither the kit nor the machine has {', '.join(unmet)}", place=str(machine))
+    while unmet := unmet_needs(sorted(out.glob("*.whl")), has, python):
+        unknown = [text for name, text in unmet.items() if name not in versions]
+        if unknown:
+            raise GpusqError(f"neither the kit nor the machine has {', '.join(unknown)}", place=str(machine))
+        for name in unmet:
+            _fetch(name, versions[name], python, out)
     return tuple(path.name for path in sorted(out.glob("*.whl")))
 
 
@@ -77,8 +80,8 @@ def pinned(constraints: Path) -> dict[str, str]:
     return {canonical(name): version for name, version in lines}
 
 
-def unmet_needs(wheels: list[Path], has: set[str], python: str) -> list[str]:
-    """What the wheels demand that neither they nor the machine have. What our own extras demand isn't asked."""
+def unmet_needs(wheels: list[Path], has: set[str], python: str) -> dict[str, str]:
+    """What the wheels demand that neither they nor the machine have, by name, with the wheel. Extras aren't asked."""
     there = has | {canonical(path.name.split("-")[0]) for path in wheels} | {"tensorrt-rtx"}
     needs = {
         canonical(need.name): f"{need.name} (of {path.name})"
@@ -86,7 +89,7 @@ def unmet_needs(wheels: list[Path], has: set[str], python: str) -> list[str]:
         for need in map(Requirement, _needs_of(path))
         if applies(need, python)
     }
-    return [text for name, text in needs.items() if name not in there]
+    return {name: text for name, text in needs.items() if name not in there}
 
 
 def canonical(name: str) -> str:

@@ -22,10 +22,8 @@ from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.recipe import load_recipe
 from gpusq_deploy.calibration.calibrator_choice import calibrators_for
 from gpusq_deploy.calibration.data import open_source
-from gpusq_deploy.calibration.distributed import Ranks
 from gpusq_deploy.calibration.observe import Observing, collect_ranges
 from gpusq_deploy.compile.compare_graphs import Pair
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.compile.verify import verify
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text
@@ -34,7 +32,9 @@ from gpusq_deploy.frontend.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.quantize import Quantize
+from gpusq_deploy.numerics.threads import cpu_workers
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
@@ -72,7 +72,7 @@ def main() -> None:
         float_file, built_file = Path(folder) / "float.onnx", Path(folder) / "built.onnx"
         save_model(model, float_file)
         for calibrator in _CALIBRATORS:
-            how = Observing(calibrators=calibrators_for(wanted, recipe, usual=calibrator), workers=Ranks().workers())
+            how = Observing(calibrators=calibrators_for(wanted, recipe, usual=calibrator), workers=cpu_workers())
             start = time.perf_counter()
             table = collect_ranges(
                 model, wanted, calibrate, open_model=functools.partial(open_onnx, threads=1), how=how

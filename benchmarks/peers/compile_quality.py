@@ -34,6 +34,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 import torch
+from gpusq_deploy.quantize.smooth_and_range import QuantRequest
 
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.receipt import EngineLayer
@@ -48,9 +50,7 @@ from gpusq_deploy.artifacts.recipe import Recipe, load_recipe
 from gpusq_deploy.calibration.calibrator_choice import calibrators_for
 from gpusq_deploy.calibration.data import DataSource, Selection, open_source
 from gpusq_deploy.calibration.ranges import CalibrationInputs
-from gpusq_deploy.compile.inputs import subject_of
-from gpusq_deploy.compile.pipeline import CANONICAL
-from gpusq_deploy.compile.qkv_merge import merge_qkv
+from gpusq_deploy.compile.inputs import facts_of
 from gpusq_deploy.engines.builder import EngineBuild, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.cost import graph_cost
@@ -66,6 +66,7 @@ from gpusq_deploy.graph.files import load_model, save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import Pass, run_passes
 from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.numerics.error import sqnr_db
 from gpusq_deploy.progress import Reporter
@@ -73,7 +74,7 @@ from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow
 from gpusq_deploy.quantize.mixed_precision import decide
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize
 from gpusq_deploy.quantize.prepare import plan_inputs
-from gpusq_deploy.quantize.smooth_and_range import QuantRequest
+from gpusq_deploy.quantize.qkv_merge import merge_qkv
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 _BATCH = BatchRange(minimum=8, optimum=8, maximum=8)
@@ -252,7 +253,7 @@ def _quantised(subject: Subject, canonical: ir.Model, recipe: Recipe) -> tuple[i
     how = QuantRequest(layers=wanted, recipe=recipe, calibrators=calibrators_for(wanted, recipe), float_type="fp16")
     data = CalibrationInputs(calibrate=subject.calibrate, verify=subject.calibrate, held_out=False, real=True)
     reporter = Reporter(say=_ignore, progress=_ignore)
-    prepared = plan_inputs(canonical, layers, how, data, subject_of(checkpoint), reporter)
+    prepared = plan_inputs(canonical, layers, how, data, facts_of(checkpoint), reporter)
     report = graph_sparsity(canonical, source=checkpoint.file, recipe=recipe)
     asked = PlanRequest(recipe=recipe, quantize=True, sparse=False, float_type="fp16")
     plan, rounded = decide(prepared, asked, report, Fp16Overflow(), data, reporter)
@@ -322,13 +323,10 @@ def _quality(subject: Subject, path: Path) -> float | None:
     assert subject.unseen is not None, "asked for only where there are unseen images"
     size = _BATCH.optimum
     images = np.stack([subject.unseen.sample(index) for index in range(len(subject.unseen) // size * size)])
-    session = open_onnx(path)
-    try:
+    with closing(open_onnx(path)) as session:
         parts = [
             next(iter(session.run({"input": images[at : at + size]}).values())) for at in range(0, len(images), size)
         ]
-    finally:
-        session.close()
     with torch.no_grad():
         wanted = [
             subject.checkpoint.module(torch.from_numpy(images[at : at + size])) for at in range(0, len(images), size)

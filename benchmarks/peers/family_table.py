@@ -30,8 +30,6 @@ from gpusq_deploy.benchmarks.peers.family_models import FAMILIES, Family, fill_z
 from gpusq_deploy.bundle.receipt import built_layers
 from gpusq_deploy.calibration.data import ArrayFile
 from gpusq_deploy.calibration.observe import collect_ranges
-from gpusq_deploy.compile.pipeline import CANONICAL
-from gpusq_deploy.compile.qkv_merge import MergedGraph, merge_qkv
 from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.layer_classes import totals
@@ -48,8 +46,10 @@ from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
+from gpusq_deploy.quantize.qkv_merge import MergedGraph, merge_qkv
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 _BEGIN, _END = "<!-- families: made by benchmarks/peers/family_table.py -->", "<!-- families: end -->"

@@ -26,12 +26,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from gpusq_deploy.quantize.smooth_and_range import QuantRequest
 
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.manifest import BatchRange
@@ -51,7 +53,6 @@ from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow
 from gpusq_deploy.quantize.mixed_precision import decide
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize
 from gpusq_deploy.quantize.prepare import plan_inputs
-from gpusq_deploy.quantize.smooth_and_range import QuantRequest
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 _LEFT_OUT = ("color.png", "logo.png", "motorcycle_right.png", "phantom.png")
@@ -176,10 +177,10 @@ def _rows(options: argparse.Namespace, folder: Path, preprocessing: Preprocessin
 
 def export(options: argparse.Namespace, folder: Path) -> Preprocessing:
     """The float graph, in the form that all of ours start from; torch stays in this process."""
-    from gpusq_deploy.compile.pipeline import CANONICAL
     from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text
     from gpusq_deploy.frontend.checkpoint.load import load_checkpoint
     from gpusq_deploy.frontend.export.onnx_export import export_float_model
+    from gpusq_deploy.graph.passes.pipelines import CANONICAL
 
     arch = None if options.arch is None else arch_from_text(options.arch, options.arch_arg)
     checkpoint = load_checkpoint(Path(options.model), arch=arch)
@@ -258,14 +259,11 @@ def _recipe(name: str) -> Recipe:
 
 def answers(path: Path, images: Images) -> npt.NDArray[Any]:
     """The first output for all images."""
-    session = open_onnx(path, optimize=False)
-    try:
+    with closing(open_onnx(path, optimize=False)) as session:
         parts = [
             next(iter(session.run({"input": images[at : at + _BATCH]}).values()))
             for at in range(0, len(images), _BATCH)
         ]
-    finally:
-        session.close()
     return np.concatenate(parts)
 
 

@@ -24,7 +24,6 @@ import torch
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.benchmarks.peers.family_models import fill_zeros
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.contrib.detectors.between import DETECTIONS, MASKS, PROPOSALS, write_between
 from gpusq_deploy.contrib.detectors.mask_rcnn import MaskRcnn
 from gpusq_deploy.contrib.detectors.parts import BoxPart, DensePart, MaskPart, Part
@@ -37,6 +36,7 @@ from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.frontend.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 
 SIZE = (800, 1056)
 PARTS: dict[str, tuple[type[Part], int]] = {"dense": (DensePart, 1), "box": (BoxPart, 1000), "mask": (MaskPart, 100)}

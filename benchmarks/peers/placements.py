@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
+from gpusq_deploy.quantize.smooth_and_range import QuantRequest
 
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.recipe import (
@@ -36,8 +37,7 @@ from gpusq_deploy.calibration.calibrator_choice import calibrators_for
 from gpusq_deploy.calibration.data import open_source
 from gpusq_deploy.calibration.ranges import CalibrationInputs
 from gpusq_deploy.compile.compare_graphs import Pair
-from gpusq_deploy.compile.inputs import subject_of
-from gpusq_deploy.compile.pipeline import CANONICAL
+from gpusq_deploy.compile.inputs import facts_of
 from gpusq_deploy.compile.verify import verify
 from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.configure import BuildSettings
@@ -50,11 +50,11 @@ from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.quantize.prepare import PlanInputs, fitted, observe_sites, plan_inputs
-from gpusq_deploy.quantize.smooth_and_range import QuantRequest
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 _BATCH = BatchRange(minimum=1, optimum=8, maximum=32)
@@ -135,7 +135,7 @@ class Bench:
         }
 
     def _placed(self, recipe: Recipe) -> PlanInputs:
-        subject = subject_of(self.checkpoint)
+        subject = facts_of(self.checkpoint)
         if recipe.rules not in self._ready:
             wanted = layers_to_quantize(self.layers, recipe)
             how = QuantRequest(

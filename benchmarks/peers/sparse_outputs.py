@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from gpusq_deploy.quantize.smooth_and_range import QuantRequest, rounded_weights, smooth_and_observe
+
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import QuantPlan
 from gpusq_deploy.artifacts.recipe import load_recipe
@@ -23,8 +25,7 @@ from gpusq_deploy.calibration.calibrator_choice import calibrators_for
 from gpusq_deploy.calibration.data import open_source
 from gpusq_deploy.calibration.ranges import CalibrationInputs
 from gpusq_deploy.compile.compare_graphs import Pair
-from gpusq_deploy.compile.inputs import subject_of
-from gpusq_deploy.compile.pipeline import CANONICAL
+from gpusq_deploy.compile.inputs import facts_of
 from gpusq_deploy.compile.verify import verify
 from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.configure import BuildSettings
@@ -37,13 +38,13 @@ from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize.int8_outputs import Int8Outputs
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.quantize.prepare import observe_outputs
 from gpusq_deploy.quantize.sites import ActivationSites, Int8OutputRequest
-from gpusq_deploy.quantize.smooth_and_range import QuantRequest, rounded_weights, smooth_and_observe
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
 from gpusq_deploy.sparsity.pruning.checkpoint import Pruning, prune_checkpoint
 
@@ -65,14 +66,14 @@ def main() -> None:
     data = CalibrationInputs(calibrate=calibrate, verify=unseen, held_out=True, real=True)
     wanted = layers_to_quantize(layers, recipe)
     how = QuantRequest(layers=wanted, recipe=recipe, calibrators=calibrators_for(wanted, recipe), float_type="fp16")
-    ready = smooth_and_observe(model, how, data, subject_of(checkpoint), quiet)
+    ready = smooth_and_observe(model, how, data, facts_of(checkpoint), quiet)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         float_file, built_file = Path(folder) / "float.onnx", Path(folder) / "built.onnx"
         save_model(model, float_file)
         for least in _LEAST_DB:
             outputs = Int8Outputs(wish=Int8OutputRequest(least_db=least), sparsity=report)
-            found, chosen = observe_outputs(ready, recipe, outputs, data, subject_of(checkpoint), quiet)
+            found, chosen = observe_outputs(ready, recipe, outputs, data, facts_of(checkpoint), quiet)
             asked = PlanRequest(recipe=recipe, quantize=True, sparse=True, float_type="fp16")
             placements = ActivationSites(outputs=chosen)
             plan = make_plan(found.layers, asked, table=found.table, sparsity=report, placements=placements)

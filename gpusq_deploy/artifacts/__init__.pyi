@@ -16,6 +16,7 @@ from .base import (
     require_folder as require_folder,
     require_input as require_input,
     value_from_json as value_from_json,
+    value_from_toml as value_from_toml,
     write_whole as write_whole,
     written_whole as written_whole,
 )

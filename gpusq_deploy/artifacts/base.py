@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import msgspec.toml
 from typing_extensions import dataclass_transform
 
 from gpusq_deploy.errors import GpusqError
@@ -132,6 +133,27 @@ def require_folder(out: Path) -> None:
             place=str(parent),
             hint="name another place, or change its permissions",
         )
+
+
+def value_from_toml(text: str, kind: type[_V], *, place: str, what: str, hint: str | None = None) -> _V:
+    """Decode strictly what a user wrote.
+
+    Args:
+        text: TOML.
+        kind: The value type expected.
+        place: The file, for the error.
+        what: What the file should be, with its article.
+        hint: Where its grammar is.
+
+    Raises:
+        GpusqError: Not TOML, wrong types, or an unknown field.
+    """
+    try:
+        return msgspec.toml.decode(text, type=kind)
+    except msgspec.ValidationError as error:
+        raise GpusqError(f"not {what}: {error}", place=place, hint=hint) from error
+    except (ValueError, RecursionError) as error:  # tomllib's own, and a number of more digits than Python reads
+        raise GpusqError(f"not TOML: {error}", place=place, hint=hint) from error
 
 
 @contextmanager

@@ -207,7 +207,7 @@ class Verification(Value):
 
     Attributes:
         sqnr_db: 10·log10(Σ ref² / Σ (ref - got)²) over every element of the first output, all samples as one; None
-            where it is of integers or booleans.
+            where it is of integers or booleans, or of rounding errors.
         cosine: Of the same elements, as one vector; None as above.
         top1_agreement: Share of samples whose largest logit is the same class, of a first output [N, classes]; of
             integers, the share of equal values; else None.
@@ -224,6 +224,7 @@ class Verification(Value):
         agreements: The outputs of integers or booleans after the first.
         whole: Outputs in which no axis is of samples, by name: they are compared as a whole.
         lowest_sqnr_db, highest_sqnr_db: The least and the most of the samples' own; None where that isn't known.
+        rounding: Outputs whose values in the float graph are rounding errors alone, by name: they have no figures.
     """
 
     images: int
@@ -247,6 +248,7 @@ class Verification(Value):
     whole: tuple[str, ...] = ()
     lowest_sqnr_db: float | None = None
     highest_sqnr_db: float | None = None
+    rounding: tuple[str, ...] = ()
 
     def noisiest(self, count: int) -> tuple[Drift, ...]:
         """The blocks behind which noise over signal has grown most since the block before; the worst first.

@@ -6,7 +6,6 @@ A recipe is a list of rules; the first that matches a layer decides. Grammar: do
 from __future__ import annotations
 
 import fnmatch
-import sys
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -19,11 +18,6 @@ from gpusq_deploy.artifacts.calibration import AMAX, Calibrator, CalibratorName
 from gpusq_deploy.artifacts.plan import AttentionRole, LayerKind, ResidualRole
 from gpusq_deploy.artifacts.recipe_base import RecipeChanges, with_base
 from gpusq_deploy.errors import GpusqError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 DEFAULT_RECIPE = "static_wi8_ai8"
 FP8_RECIPE = "static_wf8_af8"
@@ -314,7 +308,7 @@ def _recipe_from_file(path: Path, above: tuple[Path, ...]) -> Recipe:
 
 def _parsed(text: str, place: str, folder: Path, above: tuple[Path, ...]) -> Recipe:
     try:
-        content: dict[str, Any] = tomllib.loads(text)
+        content: dict[str, Any] = msgspec.toml.decode(text)
     except (ValueError, RecursionError) as error:  # tomllib's own, and a number of more digits than Python reads
         raise GpusqError(f"not TOML: {error}", place=place, hint=_GRAMMAR) from error
     try:

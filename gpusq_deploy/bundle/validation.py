@@ -108,8 +108,8 @@ def _validate_bundle(path: Path) -> Validation:
     report = report if asked else without_lost_masks(report)
     packed = _packed_findings(path, model, report) if (path / PACKED).exists() else ()
     findings = [*damaged, *lint(model), *packed, *_lost_layers(report, expected if asked else ())]
-    unread = tuple(found.text() for found in _unread(model, report))
-    return replace(_validation("bundle", report, findings, sparsity_asked=asked), remarks=unread)
+    unread, remarks = _told(_unread(model, report))
+    return replace(_validation("bundle", report, [*findings, *unread], sparsity_asked=asked), remarks=remarks)
 
 
 def _with_reasons(report: SparsityReport, manifest: SparsityReport) -> SparsityReport:
@@ -142,6 +142,12 @@ def _unread(model: ir.Model, report: SparsityReport) -> tuple[Unread, ...]:
     return unread_weights(model, [layer.tensor for layer in report.layers])
 
 
+def _told(unread: Iterable[Unread]) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
+    """What of the unread weights is a finding, and what is so small that it is only remarked upon."""
+    found = tuple(unread)
+    return tuple(one.finding() for one in found if not one.small), tuple(one.text() for one in found if one.small)
+
+
 def _packed_findings(path: Path, model: ir.Model, report: SparsityReport) -> Iterator[Finding]:
     for fault in packed_faults(model, report, path):
         yield Finding(rule="packed", place=str(path), what=fault, hint="build the bundle again, or copy it again")
@@ -150,10 +156,9 @@ def _packed_findings(path: Path, model: ir.Model, report: SparsityReport) -> Ite
 def _validate_model(path: Path, recipe: Path | None) -> Validation:
     model = _opened(path)
     report = graph_sparsity(model, source=path.name, recipe=load_recipe(recipe), only_seen=True)
-    unread = _unread(model, report)
-    findings = [*lint(model), *(found.finding() for found in unread if not found.small)]
-    remarks = tuple(found.text() for found in unread if found.small)
-    if not report.layers and not unread:
+    unread, remarks = _told(_unread(model, report))
+    findings = [*lint(model), *unread]
+    if not report.layers and not unread and not remarks:
         remarks = ("the model has no stored weight of a GEMM or convolution: there was none to check",)
     return replace(_validation("ONNX model", report, findings, sparsity_asked=True), remarks=remarks)
 

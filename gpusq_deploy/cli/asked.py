@@ -72,6 +72,7 @@ class Given:
     out: Path | None
     force: bool
     dry_run: bool
+    dump_passes: Path | None
     as_json: bool
 
 
@@ -130,6 +131,7 @@ def _request(given: Given) -> BuildRequest:
         min_agreement=given.min_agreement,
         sparse_outputs=_output_wish(given.sparse_outputs),
         rewrites=given.rewrites,
+        dump_passes=given.dump_passes,
     )
 
 
@@ -153,16 +155,16 @@ def refuse_other_options(context: click.Context, path: Path) -> None:
     """A bundle's model is made already: an option that would change it must not be passed over in silence.
 
     Raises:
-        GpusqError: Names each such option.
+        click.UsageError: Names each such option.
     """
     allowed = {"model", "targets", "engine_options", "unpack", "dry_run", "as_json"}
     given = on_command_line(context, [name for name in context.params if name not in allowed])
     if given:
         names = ", ".join(given)
-        raise GpusqError(
-            f"a bundle is built already: only --target, --engine-option and --unpack apply to it, not {names}",
-            place=str(path),
-            hint="give the checkpoint to build with other options",
+        raise click.UsageError(
+            f"{path} is a bundle, which is built already: only --target, --engine-option and --unpack apply to it, not "
+            f"{names}; give the checkpoint to build with other options",
+            context,
         )
 
 

@@ -49,7 +49,7 @@ _GROUPS = (
     ("Accuracy", ("--calibrator", "--calib-samples", "--ranges", "--recalibrate", "--min-sqnr", "--min-agreement")),
     ("Sparsity", ("--prune", "--permute", "--sparse-outputs", "--pack", "--unpack")),
     ("Engine", ("--engine-option", "--rewrites")),
-    ("Output", ("--force", "--dry-run", "--list", *LOUDNESS)),
+    ("Output", ("--force", "--dry-run", "--dump-passes", "--list", *LOUDNESS)),
 )
 
 
@@ -136,10 +136,10 @@ _GROUPS = (
 )
 @click.option(
     "--rewrites",
-    type=click.Choice(["measured", "all"]),
-    default="measured",
+    type=click.Choice(["all", "measured"]),
+    default="all",
     show_default=True,
-    help="Keep the graph rewrites that reduce this model's kernel count, or all of them.",
+    help="Apply all graph rewrites, or those that reduce this model's kernel count, compiled here.",
 )
 @click.option("--opset", type=int, default=None, help="Use this ONNX opset, 19 to 23 (default: 20; 21 with --bf16).")
 @click.option(
@@ -149,6 +149,12 @@ _GROUPS = (
 @click.option("--output-names", metavar="A,B", help="Name the graph's outputs, in order (default: the model's keys).")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--dry-run", is_flag=True, help="Load and export MODEL, print what would be built, and write nothing.")
+@click.option(
+    "--dump-passes",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write the graph after each pass to this new folder, without large weights, and what each changed.",
+)
 @click.option(
     "--list",
     metavar="|".join(LISTS),
@@ -175,6 +181,8 @@ def command(context: click.Context, /, **options: Any) -> None:
     if given.unpack:
         raise click.UsageError("--unpack is for a bundle")
     if given.dry_run:
+        if given.dump_passes is not None:
+            raise click.UsageError("--dry-run writes nothing: leave out --dump-passes")
         _preview(given)
     else:
         _build(given)
@@ -205,8 +213,7 @@ def _preview(given: Given) -> None:
 def _extend(given: Given) -> int:
     """Further engines of a bundle, and its dense weights; the exit code."""
     from gpusq_deploy.bundle import read_bundle
-    from gpusq_deploy.cli.preview import print_backends
-    from gpusq_deploy.compile import extend_bundle, unpack_bundle
+    from gpusq_deploy.compile import checked_extension, extend_bundle, unpack_bundle
 
     if given.engine_options and not given.targets:
         raise click.UsageError("--engine-option changes how an engine is built: name a --target")
@@ -216,7 +223,13 @@ def _extend(given: Given) -> int:
     if not targets and not given.unpack:
         raise click.UsageError("a bundle has its ONNX model already: name a GPU with --target")
     if given.dry_run:
-        print_backends(targets, bundle=given.model.name, as_json=given.as_json)
+        from gpusq_deploy.cli.preview import extension_json, print_extension
+
+        checked = checked_extension(given.model, targets, engine_options=given.engine_options, unpack=given.unpack)
+        if given.as_json:
+            echo_json(extension_json(checked, targets))
+        else:
+            print_extension(checked, targets)
         return 0
     with reporting() as reporter:
         unpacked = unpack_bundle(given.model, reporter) if given.unpack else None

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from gpusq_deploy.artifacts import SkippedTarget
 from gpusq_deploy.bundle import print_pairs, print_rows, result_console
-from gpusq_deploy.cli.common import echo_json
-from gpusq_deploy.engines import BackendChoice, choose_backend
+from gpusq_deploy.engines import BackendChoice
+from gpusq_deploy.sparsity import DENSE
 from gpusq_deploy.text import counted
 
 if TYPE_CHECKING:
-    from gpusq_deploy.compile import Preview
+    from gpusq_deploy.compile import Extension, Preview
     from gpusq_deploy.engines import Target
 
 _Backend = BackendChoice | SkippedTarget
@@ -63,14 +63,14 @@ def print_preview(found: Preview) -> None:
         rows,
         prose=("why",),
     )
-    counts = Counter(layer.precision for layer in found.layers)
-    said = ", ".join(f"{count} {precision}" for precision, count in counts.most_common())
-    sparse = sum(layer.sparse for layer in found.layers)
     print_pairs(
         console,
         "",
         [
-            ("layers", f"{len(found.layers)} weighted: {said}; {sparse} with 2:4 weights"),
+            (
+                "layers",
+                _counted([layer.precision for layer in found.layers], sum(layer.sparse for layer in found.layers)),
+            ),
             ("batch", str(request.batch)),
             *_data_rows(found),
             *_backend_rows(request.targets, found.backends),
@@ -79,13 +79,52 @@ def print_preview(found: Preview) -> None:
     )
 
 
-def print_backends(targets: Sequence[Target], *, bundle: str, as_json: bool) -> None:
-    """Who would build a bundle's further engines."""
-    backends = [choose_backend(target, bundle=bundle) for target in targets]
-    if as_json:
-        echo_json({"dry_run": True, "bundle": bundle, "engines": backends_json(targets, backends)})
-    else:
-        print_pairs(result_console(), f"{bundle} (dry run: nothing was written)", [*_backend_rows(targets, backends)])
+def extension_json(found: Extension, targets: Sequence[Target]) -> dict[str, Any]:
+    """The same as `print_extension`, for scripts."""
+    bundle = found.bundle
+    return {
+        "dry_run": True,
+        "bundle": str(bundle.path),
+        "source": bundle.manifest.source.file,
+        "arch": str(bundle.manifest.source.arch),
+        "recipe": bundle.plan.recipe,
+        "remainder": bundle.plan.float_type,
+        "batch": str(bundle.manifest.batch),
+        "opset": bundle.manifest.opset,
+        "engines": backends_json(targets, found.backends),
+        "replaced": _replaced(found, targets),
+        "unpacked": found.unpacked,
+    }
+
+
+def print_extension(found: Extension, targets: Sequence[Target]) -> None:
+    """What a bundle would be given, on stdout."""
+    bundle, layers = found.bundle, found.bundle.plan.layers
+    rows = [
+        ("model", f"{bundle.manifest.source.file}, recipe {bundle.plan.recipe}"),
+        ("layers", _counted([layer.precision for layer in layers], sum(layer.sparse for layer in layers))),
+        ("batch", str(bundle.manifest.batch)),
+    ]
+    if found.unpacked is not None:
+        rows.append(("unpacked", f"{counted(found.unpacked, 'weight')} into {DENSE}, bit for bit"))
+    if targets:
+        rows += _backend_rows(targets, found.backends)
+    if replaced := _replaced(found, targets):
+        rows.append(("replaced", f"{', '.join(replaced)}: what the bundle has for that"))
+    print_pairs(result_console(), f"{bundle.path} (dry run: nothing was written)", rows)
+
+
+def _replaced(found: Extension, targets: Sequence[Target]) -> list[str]:
+    """Targets whose engine would take the place of one that is there."""
+    there = {engine.target for engine in found.bundle.receipt.engines}
+    built = zip(targets, found.backends, strict=True)
+    return [target.name for target, who in built if isinstance(who, BackendChoice) and target.name in there]
+
+
+def _counted(precisions: Sequence[str], sparse: int) -> str:
+    """How many layers there are of each precision."""
+    said = ", ".join(f"{count} {precision}" for precision, count in Counter(precisions).most_common())
+    return f"{len(precisions)} weighted: {said}; {sparse} with 2:4 weights"
 
 
 def backends_json(targets: Sequence[Target], backends: Sequence[_Backend]) -> list[dict[str, Any]]:

@@ -1,4 +1,6 @@
 from .add_engines import (
+    Extension as Extension,
+    checked_extension as checked_extension,
     extend_bundle as extend_bundle,
     unpack_bundle as unpack_bundle,
 )

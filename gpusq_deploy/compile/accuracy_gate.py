@@ -58,7 +58,8 @@ def require_checkable(request: BuildRequest, model: ir.Model) -> None:
 def shortfalls(verification: Verification | None, request: BuildRequest) -> tuple[str, ...]:
     """What was asked and not reached, one sentence each; `--min-sqnr` is asked of every output of floats.
 
-    A limit is missed too where the first output is constant: nothing can be measured on it.
+    A limit is missed too where the first output is constant: nothing can be measured on it. A further one that is
+    constant is only told, see `doubts`.
     """
     if verification is None:
         return ()
@@ -74,7 +75,8 @@ def shortfalls(verification: Verification | None, request: BuildRequest) -> tupl
 
 
 def _below_sqnr(verification: Verification, least: float) -> Iterator[str]:
-    outputs = (("", verification.sqnr_db), *((f" of {other.tensor}", other.sqnr_db) for other in verification.others))
+    told = [other for other in verification.others if other.tensor not in verification.constant_others]
+    outputs = (("", verification.sqnr_db), *((f" of {other.tensor}", other.sqnr_db) for other in told))
     for which, decibels in outputs:
         if decibels is not None and decibels < least:
             yield f"SQNR{which} {decibels:.6g} dB is below --min-sqnr {least:g}"
@@ -87,7 +89,7 @@ def _below_agreement(verification: Verification, least: float) -> Iterator[str]:
     if agreement is None:
         yield "the first output has no top-1 per sample: --min-agreement can't be judged"
     elif agreement < least:
-        what = "top-1 agreement {}" if verification.sqnr_db is not None else "the share of equal integers, {},"
+        what = "top-1 agreement {}" if verification.sqnr_db is not None else "the share of equal values, {},"
         yield f"{what.format(f'{agreement:.6g}')} is below --min-agreement {least:g}"
 
 

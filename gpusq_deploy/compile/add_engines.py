@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from gpusq_deploy.artifacts import MANIFEST, RECEIPT, BuiltEngine, SkippedTarget
+from gpusq_deploy.artifacts import MANIFEST, RECEIPT, BuiltEngine, EngineOptions, SkippedTarget
 from gpusq_deploy.bundle import Bundle, files_in, new_bundle, read_bundle, require_whole, write_value
 from gpusq_deploy.compile.engine_stage import EngineRequest, build_engines, with_engines
 from gpusq_deploy.compile.target_checks import demands_of, require_possible, require_reachable
-from gpusq_deploy.engines import Target, options_from_text
+from gpusq_deploy.engines import BackendChoice, Target, choose_backend, options_from_text, texts_from_options
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import is_bundle
 from gpusq_deploy.progress import Reporter
-from gpusq_deploy.sparsity import DENSE, PACKED, lacks_dense, unpack_dense
+from gpusq_deploy.sparsity import DENSE, PACKED, lacks_dense, packed_index, unpack_dense
 from gpusq_deploy.text import counted
 
 
@@ -28,6 +28,58 @@ class Extended(NamedTuple):
     bundle: Bundle
     built: tuple[BuiltEngine, ...]
     skipped: tuple[SkippedTarget, ...]
+
+
+class Extension(NamedTuple):
+    """What a bundle is to be given, before anything is made of it.
+
+    Attributes:
+        bundle: As it is.
+        options: For the engines.
+        backends: Who would build each target's engine, or why nobody here can; in the targets' order.
+        unpacked: How many weights would be restored from packed ones; None where that isn't needed.
+    """
+
+    bundle: Bundle
+    options: EngineOptions
+    backends: tuple[BackendChoice | SkippedTarget, ...]
+    unpacked: int | None
+
+
+def checked_extension(
+    path: Path, targets: Sequence[Target], *, engine_options: Sequence[str] = (), unpack: bool = False
+) -> Extension:
+    """Read a bundle and check all that can be checked before work; nothing is written. See `extend_bundle`.
+
+    Args:
+        path: The bundle.
+        targets: The GPUs to build for; none where the bundle is only unpacked.
+        engine_options: See `extend_bundle`.
+        unpack: Whether its dense weights are to be made again, also where they are there.
+
+    Raises:
+        GpusqError: The bundle is damaged, or was refused; something is out of a target's reach; nothing is packed.
+    """
+    bundle = read_bundle(path)
+    manifest = bundle.manifest
+    if targets and bundle.receipt.shortfalls:
+        raise GpusqError(
+            f"this bundle is the evidence of a refused build: {'; '.join(bundle.receipt.shortfalls)}",
+            place=str(path),
+            hint="build it again from its checkpoint, with another recipe or another limit",
+        )
+    options = options_from_text(engine_options, base=manifest.engine)
+    require_reachable(demands_of(bundle.plan, options, opset=manifest.opset), targets)
+    require_possible(bundle.plan, targets)
+    unpack = unpack or lacks_dense(path)
+    require_whole(bundle, but=DENSE if unpack else None)
+    name, unsaid = os.path.basename(os.path.abspath(path)), texts_from_options(options, base=manifest.engine)
+    return Extension(
+        bundle,
+        options,
+        tuple(choose_backend(target, bundle=name, options=unsaid) for target in targets),
+        len(packed_index(path / PACKED).tensors) if unpack else None,
+    )
 
 
 def unpack_bundle(path: Path, reporter: Reporter) -> Bundle:
@@ -61,20 +113,10 @@ def extend_bundle(
     """
     # "." has no name, and is no longer there once the folder is replaced.
     place = Path(os.path.abspath(path))
-    bundle = read_bundle(path)
-    if bundle.receipt.shortfalls:
-        raise GpusqError(
-            f"this bundle is the evidence of a refused build: {'; '.join(bundle.receipt.shortfalls)}",
-            place=str(path),
-            hint="build it again from its checkpoint, with another recipe or another limit",
-        )
-    manifest = bundle.manifest
-    options = options_from_text(engine_options, base=manifest.engine)
-    require_reachable(demands_of(bundle.plan, options, opset=manifest.opset), targets)
-    require_possible(bundle.plan, targets)
-    if lacks_dense(path):
+    checked = checked_extension(path, targets, engine_options=engine_options)
+    bundle, manifest = checked.bundle, checked.bundle.manifest
+    if checked.unpacked is not None:
         unpack_bundle(path, reporter)
-    require_whole(bundle)
     with new_bundle(place, force=True) as folder:
         shutil.copytree(place, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         engines, skipped = build_engines(
@@ -86,7 +128,7 @@ def extend_bundle(
                 batch=manifest.batch,
                 targets=targets,
                 reporter=reporter,
-                options=options,
+                options=checked.options,
                 remembered=manifest.engine,
             )
         )

@@ -19,21 +19,24 @@ from gpusq_deploy.artifacts import (
     write_whole,
 )
 from gpusq_deploy.calibration import (
+    Needs,
     Observing,
     Ranks,
     calibrated,
     calibrators_for,
+    needs_of_layers,
     open_source,
     preprocessing_of_arrays,
     split_source,
 )
-from gpusq_deploy.compile.inputs import subject_of
-from gpusq_deploy.compile.pipeline import export_simple
+from gpusq_deploy.compile.float_graph import ExportOptions, canonical_graph
+from gpusq_deploy.compile.inputs import facts_of
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import load_checkpoint, require_another_file, weights_file
 from gpusq_deploy.graph import weighted_layers
 from gpusq_deploy.progress import Reporter
-from gpusq_deploy.quantize import layers_to_quantize
+from gpusq_deploy.quantize import layers_to_quantize, merge_qkv
+from gpusq_deploy.sparsity import graph_sparsity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,21 +80,25 @@ def calibrate_checkpoint(request: CalibrateRequest, ranks: Ranks, reporter: Repo
     for remark in checkpoint.remarks:
         reporter.say(f"{checkpoint.file}: {remark}")
     source, _, _ = split_source(open_source(request.calib, checkpoint.preprocessing, most=request.calib_samples))
-    model = export_simple(checkpoint, request.batch, request.opset, reporter)
+    canonical = canonical_graph(checkpoint, ExportOptions(batch=request.batch, opset=request.opset), reporter)
+    stored = graph_sparsity(canonical, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)
+    model = merge_qkv(canonical, stored, recipe, checkpoint.sparsity).model
     layers = weighted_layers(model)
     require_used_rules(recipe, layers)
     wanted = layers_to_quantize(layers, recipe)
     if not wanted:
         raise GpusqError("the recipe wants no layer in INT8 or FP8: there is nothing to calibrate", place=recipe.name)
     how = Observing(
-        calibrators=calibrators_for(wanted, recipe, usual=request.calibrator),
         preprocessing=checkpoint.preprocessing,
         rank=ranks.rank,
         world=ranks.world,
         gather=ranks.gather,
         workers=ranks.workers(),
     )
-    table = calibrated(model, wanted, source, subject_of(checkpoint), how, reporter).table
+    # With magnitudes, as an FP16 build: the last bits of what a runtime computes depend on the outputs it is asked for.
+    needs = needs_of_layers(wanted, calibrators_for(wanted, recipe, usual=request.calibrator)) | Needs(magnitudes=True)
+    table = calibrated(model, needs, source, facts_of(checkpoint), reporter, how=how).table
+    assert table is not None, "the data was looked at"
     if ranks.first:
         _write(request.out, table)
     return table

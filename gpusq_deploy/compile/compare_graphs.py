@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -37,10 +37,13 @@ from gpusq_deploy.numerics import (
     is_floating,
     joined,
     spread_of,
+    sqnr_db,
     top1_agreement,
 )
 
 _BATCH = 4
+# A tenth of an output's amplitude.
+_STEADY_DB = 20.0
 # Of the float graph's answers, before the built graph is asked.
 _KEPT_BYTES = 256 << 20
 
@@ -142,11 +145,21 @@ def fused_answer(built: Path, batch: npt.NDArray[np.float32]) -> Array:
     Raises:
         GpusqError: ONNX Runtime can't run what it made of the graph.
     """
-    session = open_onnx(built, frugal=True)
-    try:
+    with closing(open_onnx(built, frugal=True)) as session:
         return _run(session, batch)[session.outputs[0].name]
-    finally:
-        session.close()
+
+
+def of_rounding(reference: Path, batch: npt.NDArray[np.float32]) -> frozenset[str]:
+    """Outputs of floats that rounding errors alone make, such as the mean of normalised values, 0 but for these.
+
+    The batch is run again with every value changed in its last digits, by 2 ** -22 of it: outputs that this changes by
+    a tenth of themselves or more say nothing of the model, and no other arithmetic could come near them.
+    """
+    signs = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), batch.shape)
+    with _opened(reference) as session:
+        plain, moved = (_run(session, feed) for feed in (batch, batch * (1 + signs * np.float32(2.0**-22))))
+    floats = [name for name, values in plain.items() if is_floating(values)]
+    return frozenset(name for name in floats if sqnr_db(plain[name], moved[name]) < _STEADY_DB)
 
 
 class Fed(NamedTuple):
@@ -265,13 +278,8 @@ def _tapped(path: Path, tensors: Sequence[str]) -> Generator[Path, None, None]:
         yield changed
 
 
-@contextmanager
-def _opened(path: Path) -> Generator[Session, None, None]:
-    session = open_onnx(path, optimize=False, frugal=True)
-    try:
-        yield session
-    finally:
-        session.close()
+def _opened(path: Path) -> closing[Session]:
+    return closing(open_onnx(path, optimize=False, frugal=True))
 
 
 def _fixed_batch(*graphs: Path) -> int | None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from gpusq_deploy.artifacts import LayerSparsity, Precision, Recipe, SkippedTarget, SparsityReport, require_used_rules
 from gpusq_deploy.bundle import require_place
 from gpusq_deploy.calibration import CalibrationInputs
-from gpusq_deploy.compile.inputs import find_data, open_samples
-from gpusq_deploy.compile.pipeline import float_graphs, read_checkpoint, require_stored
+from gpusq_deploy.compile.accuracy_gate import require_checkable
+from gpusq_deploy.compile.float_graph import ExportOptions, canonical_graph
+from gpusq_deploy.compile.inputs import find_data, open_samples, read_checkpoint, require_stored
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.compile.target_checks import expressible_recipe
 from gpusq_deploy.engines import BackendChoice, choose_backend
@@ -66,7 +67,8 @@ def preview(request: BuildRequest, reporter: Reporter) -> Preview:
     checkpoint = read_checkpoint(request, reporter)
     require_stored(checkpoint, request, recipe, sparse=request.sparse and request.prune is None)
     data = find_data(request, checkpoint, open_samples(request, checkpoint), recipe)
-    _, model = float_graphs(request, checkpoint, reporter)
+    model = canonical_graph(checkpoint, ExportOptions.of(request), reporter)
+    require_checkable(request, model)
     layers = weighted_layers(model)
     if request.quantize or request.sparse:
         require_used_rules(recipe, layers)

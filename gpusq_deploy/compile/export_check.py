@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,7 @@ def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporte
         GpusqError: They disagree at one of the sizes, which is named; or torch does with itself, run again.
     """
     sizes = sizes_to_check(batch)
-    session = open_onnx(model, frugal=True)
-    try:
+    with closing(open_onnx(model, frugal=True)) as session:
         if session.inputs[0].shape[0] > 0 and not batch.static:
             raise GpusqError(
                 f"the exported graph takes batch {session.inputs[0].shape[0]} alone, and {batch} was asked for: the "
@@ -56,8 +55,6 @@ def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporte
                 hint="take the branch out of the model, or build with a fixed batch: --batch 8",
             )
         found = [_checked(checkpoint, session, size, reporter) for size in sizes]
-    finally:
-        session.close()
     wrong = [(size, error) for size, (_, error) in zip(sizes, found, strict=True) if error is not None]
     if wrong:
         raise _unlike(wrong, sizes)
@@ -192,13 +189,17 @@ def require_same(reference: Array, got: Array, *, place: str, scale: float = 0.0
     floating = is_floating(got)
     difference = _difference(reference, got, scale) if floating else 1 - equal_share(reference, got)
     if not difference <= (_EXPORT_TOLERANCE if floating else _UNEQUAL_INTEGERS):
-        what = f"relative difference {difference:.3g}" if floating else f"{difference:.1%} of the integers differ"
+        what = f"relative difference {difference:.3g}" if floating else f"{difference:.1%} of the {_kind(got)} differ"
         raise GpusqError(
             f"the exported graph computes something else than torch: {what}",
             place=place,
             hint="this model can't be exported faithfully with this opset; try another --opset or a fixed --batch",
         )
     return difference
+
+
+def _kind(array: Array) -> str:
+    return "booleans" if array.dtype == np.bool_ else "integers"
 
 
 def require_repeatable(first: Sequence[Array], second: Sequence[Array], *, place: str) -> None:
@@ -210,8 +211,14 @@ def require_repeatable(first: Sequence[Array], second: Sequence[Array], *, place
         place: The architecture, for the error.
 
     Raises:
-        GpusqError: They differ by more than an export may.
+        GpusqError: They differ by more than an export may, or aren't finite.
     """
+    if not all(np.isfinite(each).all() for each in (*first, *second) if is_floating(each)):
+        raise GpusqError(
+            "the model computes NaN or infinity on random input, so nothing can be compared with it",
+            place=place,
+            hint="check the weights: a damaged or diverged checkpoint holds NaN",
+        )
     differences = [
         _difference(one, other) for one, other in zip(first, second, strict=True) if one.shape == other.shape
     ]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from dataclasses import replace
+from typing import NamedTuple
 
 from gpusq_deploy.artifacts import (
+    PruningLoss,
     Recipe,
+    Reference,
 )
 from gpusq_deploy.calibration import (
     RANDOM,
@@ -15,14 +19,17 @@ from gpusq_deploy.calibration import (
     ModelFacts,
     is_tensorrt_cache,
     open_source,
+    preprocessing_of_arrays,
     read_table,
     read_tensorrt_cache,
     split_source,
 )
+from gpusq_deploy.compile.prune_stage import prune_as_asked
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend import Checkpoint, text_from_arch
+from gpusq_deploy.frontend import Checkpoint, layer_weights, load_checkpoint, text_from_arch
 from gpusq_deploy.progress import Reporter
+from gpusq_deploy.sparsity import require_known_layers, require_sparse, sparsity_report
 from gpusq_deploy.text import counted
 
 
@@ -81,7 +88,7 @@ def find_data(request: BuildRequest, checkpoint: Checkpoint, samples: DataSource
     )
 
 
-def subject_of(checkpoint: Checkpoint) -> ModelFacts:
+def facts_of(checkpoint: Checkpoint) -> ModelFacts:
     """What calibration needs to know of a checkpoint."""
     return ModelFacts(
         file=checkpoint.file,
@@ -100,3 +107,52 @@ def repair_command(request: BuildRequest) -> str:
     if request.state_dict is not None:
         words.append(shlex.join(["--state-dict", request.state_dict]))
     return " ".join([*words, shlex.join(["--data", "FOLDER", "--out", f"{request.model.stem}-24.pt"])])
+
+
+class Opened(NamedTuple):
+    """What a build starts from; `pruning` is what that cost, None where nothing was pruned."""
+
+    checkpoint: Checkpoint
+    data: CalibrationInputs
+    pruning: PruningLoss | None
+
+    @property
+    def reference(self) -> Reference:
+        """What the exported float graph is."""
+        return "float" if self.pruning is None else "pruned float"
+
+
+def read_checkpoint(request: BuildRequest, reporter: Reporter) -> Checkpoint:
+    """The checkpoint as it is stored; what was changed or left out while reading is said."""
+    reporter.say(f"loading {request.model}")
+    checkpoint = load_checkpoint(
+        request.model,
+        arch=request.arch,
+        allow_pickle=request.allow_pickle,
+        state_dict=request.state_dict,
+        undeclared=functools.partial(preprocessing_of_arrays, request.calib),
+    )
+    return say_remarks(checkpoint, request, reporter)
+
+
+def require_stored(checkpoint: Checkpoint, request: BuildRequest, recipe: Recipe, *, sparse: bool) -> None:
+    """Refuse a record of layers that the checkpoint hasn't got and, with `sparse`, weights that aren't 2:4.
+
+    Raises:
+        GpusqError: Names the layers.
+    """
+    report = sparsity_report(
+        layer_weights(checkpoint.module), source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity
+    )
+    require_known_layers(checkpoint.sparsity, report)
+    if sparse:
+        require_sparse(report, command=repair_command(request))
+
+
+def open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> Opened:
+    """The checkpoint, pruned if that was asked for and 2:4 where that was, and the data to calibrate and verify on."""
+    checkpoint = read_checkpoint(request, reporter)
+    samples = open_samples(request, checkpoint)
+    checkpoint, loss = prune_as_asked(checkpoint, request, recipe, samples, reporter)
+    require_stored(checkpoint, request, recipe, sparse=request.sparse)
+    return Opened(checkpoint, find_data(request, checkpoint, samples, recipe), loss)

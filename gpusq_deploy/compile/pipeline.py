@@ -1,14 +1,15 @@
-"""From a checkpoint to a bundle: the only place that knows the order."""
+"""From a checkpoint to a bundle: the only place that knows the order of the stages.
+
+    open → export → observe → decide → rewrite → verify → engines → write
+
+Each takes values and returns one that can be kept: a second recipe starts from the same float graph and observations.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
-import onnx_ir as ir
 
 from gpusq_deploy.artifacts import (
     CALIBRATION,
@@ -16,93 +17,33 @@ from gpusq_deploy.artifacts import (
     MODEL,
     PLAN,
     RECEIPT,
-    BatchRange,
-    CalibrationTable,
-    PruningLoss,
-    QuantPlan,
+    BuiltEngine,
     Receipt,
-    Recipe,
-    Reference,
-    SparsityReport,
+    SkippedTarget,
+    Verification,
     digest_of_file,
 )
 from gpusq_deploy.bundle import Bundle, files_in, new_bundle, read_bundle, require_place, write_value
-from gpusq_deploy.calibration import CalibrationInputs, SimpleForm, calibrators_for, preprocessing_of_arrays
-from gpusq_deploy.compile.accuracy_gate import refuse, require_checkable, shortfalls
+from gpusq_deploy.compile.accuracy_gate import refuse, shortfalls
 from gpusq_deploy.compile.compare_graphs import Pair
 from gpusq_deploy.compile.cost_estimate import estimate_cost, with_estimates
+from gpusq_deploy.compile.decisions import Decisions, decide_build
 from gpusq_deploy.compile.engine_stage import EngineRequest, build_engines
-from gpusq_deploy.compile.export_check import check_export
-from gpusq_deploy.compile.inputs import find_data, open_samples, repair_command, say_remarks, subject_of
+from gpusq_deploy.compile.float_graph import FloatGraph, export_graph
+from gpusq_deploy.compile.inputs import Opened, open_inputs, repair_command
 from gpusq_deploy.compile.manifest import BuildFacts, make_manifest
-from gpusq_deploy.compile.prune_stage import prune_as_asked
-from gpusq_deploy.compile.qkv_merge import MergedGraph, merge_qkv
+from gpusq_deploy.compile.observe_stage import Observed, observe_graph
 from gpusq_deploy.compile.request import BuildRequest
-from gpusq_deploy.compile.rewrite_selection import Speedup, best_form, find_yardstick, require_parsable
-from gpusq_deploy.compile.target_checks import expressible_recipe, require_possible
+from gpusq_deploy.compile.rewrite_stage import rewrite
+from gpusq_deploy.compile.target_checks import expressible_recipe
 from gpusq_deploy.compile.verify import verify_built
-from gpusq_deploy.frontend import (
-    MODELS_OWN,
-    Checkpoint,
-    Names,
-    drop_weights,
-    export_float_model,
-    layer_weights,
-    load_checkpoint,
-    release_weights,
-)
-from gpusq_deploy.graph import (
-    AttentionScale,
-    CastToFloatType,
-    Clean,
-    DropNoOps,
-    FlattenTokens,
-    FoldConstants,
-    FoldShapes,
-    Moved,
-    Pass,
-    Quantize,
-    WindowNorm,
-    give_back,
-    heard,
-    keep_fp32,
-    map_model,
-    release_graph,
-    run_passes,
-    save_model,
-    save_scratch,
-    scratch_folder,
-    weighted_layers,
-)
+from gpusq_deploy.graph import PassLog, give_back, map_model, scratch_folder
 from gpusq_deploy.progress import Reporter
-from gpusq_deploy.quantize import (
-    Int8Outputs,
-    PlanRequest,
-    QuantRequest,
-    decide,
-    find_fp16_overflow,
-    layers_to_quantize,
-    note_others,
-    plan_inputs,
-)
-from gpusq_deploy.sparsity import (
-    compress_weights,
-    graph_sparsity,
-    require_known_layers,
-    require_sparse,
-    sparsity_kept,
-    sparsity_report,
-)
-
-# The form of a float graph that everything after relies on.
-SIMPLE: tuple[Pass, ...] = (Clean(), FoldConstants(), FoldShapes(), DropNoOps())
-# What gives most models fewer kernels in TensorRT; see `forms` for those that it doesn't help.
-FASTER: tuple[Pass, ...] = (AttentionScale(), WindowNorm(), FlattenTokens())
-CANONICAL = (*SIMPLE, *FASTER)
+from gpusq_deploy.sparsity import require_sparse
 
 
 def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
-    """Load, check, export, calibrate, decide, rewrite, verify, build, and write the bundle whole.
+    """Load, check, export, observe, decide, rewrite, verify, build, and write the bundle whole.
 
     Raises:
         GpusqError: Anything that the user can mend; nothing is left behind, but for the evidence of a verification
@@ -110,196 +51,85 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
     """
     recipe = expressible_recipe(request)
     require_place(request.out, force=request.force)
+    log = PassLog(request.dump_passes)
+    opened = open_inputs(request, recipe, reporter)
+    with scratch_folder() as scratch:
+        graph = export_graph(request, opened.checkpoint, Path(scratch), reporter, log)
+        observed = observe_graph(graph, request, recipe, opened.data, reporter)
+        return build_bundle(request, opened, graph, observed, reporter)
 
-    opened = _open_inputs(request, recipe, reporter)
-    exported = _export(request, recipe, opened.checkpoint, reporter)
-    packed = exported.packed
 
-    with new_bundle(request.out, force=request.force) as folder, scratch_folder() as scratch:
-        float_file, built_file = Path(scratch) / MODEL, folder / MODEL
-        save_scratch(packed.model, float_file, lambda done, total: reporter.progress("writing", done, total))
-        difference = check_export(opened.checkpoint, float_file, request.batch, reporter)
-        drop_weights(opened.checkpoint.module)  # from here on they are the graph's
+def build_bundle(
+    request: BuildRequest,
+    opened: Opened,
+    graph: FloatGraph,
+    observed: Observed,
+    reporter: Reporter,
+) -> Bundle:
+    """The stages after observation: decide, rewrite, verify, build the engines, and write the bundle whole.
 
-        plan, table, kept, moved = _rewrite(exported, opened, request, recipe, folder, reporter)
+    Args:
+        request: What is asked; its recipe may be another one than what was observed was needed for.
+        opened: The checkpoint and the data.
+        graph: The float graph.
+        observed: Answers what the request's recipe needs to see; see `observe_graph`.
+        reporter: Hears how it goes.
+
+    Raises:
+        GpusqError: See `compile_checkpoint`.
+    """
+    if request.sparse:
+        require_sparse(observed.graph.stored, command=repair_command(request))
+    with new_bundle(request.out, force=request.force) as folder:
+        decisions = decide_build(request, observed, opened.data, reporter, graph.log)
+        sparsity = rewrite(decisions, request, folder, reporter, graph.log)
         give_back()
-
-        pair = Pair(reference=float_file, built=built_file, moved=moved)
-        verification = verify_built(pair, opened.data, plan, reporter, reference=opened.reference)
+        pair = Pair(reference=graph.file, built=folder / MODEL, moved=decisions.inputs.moved)
+        verification = verify_built(pair, opened.data, decisions.plan, reporter, reference=opened.reference)
         missed = shortfalls(verification, request)
-        engines_asked = EngineRequest(
+        wanted = EngineRequest(
             folder=folder,
             name=request.out.name,
-            plan=plan,
-            sparsity=kept,
+            plan=decisions.plan,
+            sparsity=sparsity,
             batch=request.batch,
             targets=() if missed else request.targets,
             reporter=reporter,
             options=request.engine,
         )
-        engines, skipped = build_engines(engines_asked)
-        receipt = Receipt(
-            model_digest=digest_of_file(built_file),
-            verification=verification,
-            engines=engines,
-            skipped=skipped,
-            shortfalls=missed,
-            cost=estimate_cost(engines_asked, engines, packed.model),
-            pruning=opened.pruning,
-        )
-        write_value(folder, PLAN, with_estimates(plan, receipt.cost))
-        write_value(folder, RECEIPT, receipt)
-        if table is not None:
-            write_value(folder, CALIBRATION, table)
-        manifest = make_manifest(
-            request,
-            recipe,
-            opened.checkpoint,
-            map_model(built_file),
-            BuildFacts(kept, difference, synthetic=table is not None and table.synthetic),
-        )
+        receipt = _receipt(wanted, build_engines(wanted), observed, opened, verification, missed)
+        _write(folder, decisions, receipt)
+        synthetic = decisions.inputs.table is not None and decisions.inputs.table.synthetic
+        facts = BuildFacts(sparsity, graph.difference, synthetic=synthetic)
+        manifest = make_manifest(request, observed.recipe, opened.checkpoint, map_model(folder / MODEL), facts)
         write_value(folder, MANIFEST, msgspec.structs.replace(manifest, files=files_in(folder)))
         if missed:
             refuse(folder, request, missed)
     return read_bundle(request.out)
 
 
-class Opened(NamedTuple):
-    """What a build starts from; `pruning` is what that cost, None where nothing was pruned."""
-
-    checkpoint: Checkpoint
-    data: CalibrationInputs
-    pruning: PruningLoss | None
-
-    @property
-    def reference(self) -> Reference:
-        """What the exported float graph is."""
-        return "float" if self.pruning is None else "pruned float"
-
-
-class Rewritten(NamedTuple):
-    """What is left of a graph that was rewritten and saved: nothing of its weights; `moved` is what smoothing did."""
-
-    plan: QuantPlan
-    table: CalibrationTable | None
-    kept: SparsityReport
-    moved: Mapping[str, Moved | None]
-
-
-def read_checkpoint(request: BuildRequest, reporter: Reporter) -> Checkpoint:
-    """The checkpoint as it is stored; what was changed or left out while reading is said."""
-    reporter.say(f"loading {request.model}")
-    checkpoint = load_checkpoint(
-        request.model,
-        arch=request.arch,
-        allow_pickle=request.allow_pickle,
-        state_dict=request.state_dict,
-        undeclared=functools.partial(preprocessing_of_arrays, request.calib),
+def _receipt(
+    wanted: EngineRequest,
+    built: tuple[tuple[BuiltEngine, ...], tuple[SkippedTarget, ...]],
+    observed: Observed,
+    opened: Opened,
+    verification: Verification | None,
+    missed: tuple[str, ...],
+) -> Receipt:
+    engines, skipped = built
+    return Receipt(
+        model_digest=digest_of_file(wanted.folder / MODEL),
+        verification=verification,
+        engines=engines,
+        skipped=skipped,
+        shortfalls=missed,
+        cost=estimate_cost(wanted, engines, observed.graph.model),
+        pruning=opened.pruning,
     )
-    return say_remarks(checkpoint, request, reporter)
 
 
-def require_stored(checkpoint: Checkpoint, request: BuildRequest, recipe: Recipe, *, sparse: bool) -> None:
-    """Refuse a record of layers that the checkpoint hasn't got and, with `sparse`, weights that aren't 2:4.
-
-    Raises:
-        GpusqError: Names the layers.
-    """
-    report = sparsity_report(
-        layer_weights(checkpoint.module), source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity
-    )
-    require_known_layers(checkpoint.sparsity, report)
-    if sparse:
-        require_sparse(report, command=repair_command(request))
-
-
-def _open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> Opened:
-    """The checkpoint, pruned if that was asked for and 2:4 where that was, and the data to calibrate and verify on."""
-    checkpoint = read_checkpoint(request, reporter)
-    samples = open_samples(request, checkpoint)
-    checkpoint, loss = prune_as_asked(checkpoint, request, recipe, samples, reporter)
-    require_stored(checkpoint, request, recipe, sparse=request.sparse)
-    return Opened(checkpoint, find_data(request, checkpoint, samples, recipe), loss)
-
-
-def export_simple(
-    checkpoint: Checkpoint, batch: BatchRange, opset: int, reporter: Reporter, names: Names = MODELS_OWN
-) -> ir.Model:
-    """The float graph in its simple form: what every command calibrates, whatever a build makes of it then."""
-    reporter.say(f"exporting {checkpoint.arch} to ONNX opset {opset}")
-    exported = export_float_model(
-        checkpoint,
-        batch=batch,
-        opset=opset,
-        names=names,
-        progress=lambda done, total: reporter.progress("exporting", done, total),
-    )
-    return run_passes(exported, SIMPLE, after=heard("simplifying", SIMPLE, reporter))
-
-
-def float_graphs(request: BuildRequest, checkpoint: Checkpoint, reporter: Reporter) -> tuple[ir.Model, ir.Model]:
-    """The float graph in its simple form, and with all rewrites for speed.
-
-    Raises:
-        GpusqError: The exporter refuses the model, or its outputs can't be held against the limits that were asked.
-    """
-    names = Names(input=request.input_name, outputs=request.output_names)
-    simple = export_simple(checkpoint, request.batch, request.opset, reporter, names)
-    model = run_passes(simple, FASTER, after=heard("rewriting", FASTER, reporter))
-    require_checkable(request, model)
-    return simple, model
-
-
-class Exported(NamedTuple):
-    """A float graph in its simple form, which is calibrated, and in the form that is built."""
-
-    simple: ir.Model
-    packed: MergedGraph
-
-
-def _export(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint, reporter: Reporter) -> Exported:
-    """The float graph in its best form, with those projections packed that the recipe and 2:4 allow to be."""
-    simple, model = float_graphs(request, checkpoint, reporter)
-    stored = graph_sparsity(model, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)
-    if request.sparse:
-        require_sparse(stored, command=repair_command(request))
-    # Nobody reads weights while forms are compared, and a compiler needs room.
-    release_weights(checkpoint.module)
-    release_graph(simple.graph)
-    packed = best_form(
-        Speedup(before=simple, after=model, rewrites=FASTER, stored=stored),
-        lambda form: merge_qkv(form, stored, recipe, checkpoint.sparsity),
-        find_yardstick(request),
-        reporter,
-        require=lambda form: require_parsable(form, request),
-    )
-    return Exported(simple=simple, packed=packed)
-
-
-def _rewrite(
-    exported: Exported, opened: Opened, request: BuildRequest, recipe: Recipe, folder: Path, reporter: Reporter
-) -> Rewritten:
-    """Calibrate, decide and rewrite the float graph; what is built goes into the bundle's folder."""
-    packed = exported.packed
-    model, data, layers = packed.model, opened.data, weighted_layers(packed.model)
-    wanted = layers_to_quantize(layers, recipe) if request.quantize else ()
-    how = QuantRequest(
-        layers=wanted,
-        recipe=recipe,
-        calibrators=calibrators_for(wanted, recipe, usual=request.usual_calibrator),
-        float_type=request.float_type,
-        outputs=Int8Outputs(wish=request.sparse_outputs, sparsity=packed.stored),
-        simple=SimpleForm(model=exported.simple, parts=packed.parts),
-    )
-    prepared = plan_inputs(model, layers, how, data, subject_of(opened.checkpoint), reporter)
-    asked = PlanRequest(recipe=recipe, quantize=request.quantize, sparse=request.sparse, float_type=request.float_type)
-    wide = find_fp16_overflow(prepared.model, prepared.table, data, asked.float_type, reporter)
-    plan, rounded = decide(prepared, asked, packed.stored, wide, data, reporter)
-    plan = note_others(packed.noted(plan), prepared.model)
-    require_possible(plan, request.targets)
-    built = run_passes(prepared.model, [Quantize(plan, rounded), keep_fp32(plan), CastToFloatType(plan.float_type)])
-    kept = sparsity_kept(built, packed.stored, recipe)
-    if request.pack:
-        compress_weights(built, kept, folder, reporter)
-    save_model(built, folder / MODEL)
-    return Rewritten(plan, prepared.table, kept, {} if prepared.ready is None else prepared.ready.moved)
+def _write(folder: Path, decisions: Decisions, receipt: Receipt) -> None:
+    write_value(folder, PLAN, with_estimates(decisions.plan, receipt.cost))
+    write_value(folder, RECEIPT, receipt)
+    if decisions.inputs.table is not None:
+        write_value(folder, CALIBRATION, decisions.inputs.table)

@@ -47,9 +47,10 @@ class BuildRequest:
     `allow_pickle` runs code that the checkpoint names; `state_dict` chooses among several that it holds.
     `prune` makes the layers that should be sparse 2:4 first, and `permute` orders channels for it.
     `sparse_outputs` wants INT8 outputs for sparse layers where that is predicted to hold.
-    `rewrites` says which of the rewrites for speed are applied: those that were seen to help, or all.
+    `rewrites` says which of the rewrites for speed are applied: all, or those that are seen to help, compiled here.
     `input_name` and `output_names` are those of the graph; None and empty: the model's own.
     `min_sqnr` (dB) and `min_agreement` (a share) are what the verification must reach.
+    `dump_passes` is a new folder for the graph after each pass; it can't lie in the bundle.
     No `targets` means no engine: the bundle holds the ONNX model alone.
 
     Raises:
@@ -80,14 +81,19 @@ class BuildRequest:
     min_sqnr: float | None = None
     min_agreement: float | None = None
     sparse_outputs: Int8OutputRequest | None = None
-    rewrites: RewriteChoice = "measured"
+    rewrites: RewriteChoice = "all"
     input_name: str | None = None
     output_names: tuple[str, ...] = ()
     calib_samples: int | None = None
+    dump_passes: Path | None = None
 
     def __post_init__(self) -> None:
-        for rules in (_range_problems, _data_problems, _prune_problems, _sparsity_problems, _limit_problems):
-            for problem in rules(self):
+        checks = (
+            *(_range_problems, _data_problems, _prune_problems, _sparsity_problems),
+            *(_limit_problems, _dump_problems),
+        )
+        for problems in checks:
+            for problem in problems(self):
                 raise RequestError(problem)
 
     @property
@@ -157,3 +163,8 @@ def _limit_problems(asked: BuildRequest) -> Iterator[str]:
         yield "--min-sqnr is a number of decibels"
     if asked.min_agreement is not None and not 0 <= asked.min_agreement <= 1:
         yield "--min-agreement is a share, from 0 to 1"
+
+
+def _dump_problems(asked: BuildRequest) -> Iterator[str]:
+    if asked.dump_passes is not None and asked.dump_passes.resolve().is_relative_to(asked.out.resolve()):
+        yield "--dump-passes can't lie in the bundle: name a folder outside --out"

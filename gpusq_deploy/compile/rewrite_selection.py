@@ -6,23 +6,25 @@ What is compiled is the float graph in the float type, before anything is calibr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import FloatPrecision, GraphCost, SparsityReport
-from gpusq_deploy.compile.qkv_merge import MergedGraph
+from gpusq_deploy.artifacts import FloatPrecision, GraphCost
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.engines import BackendName, Target, find_api, find_target, graph_cost, layers_at, unparsed
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import (
+    FASTER,
     AttentionScale,
     CastToFloatType,
-    MergeQkv,
     Pass,
+    PassLog,
     cut_constants,
     give_back,
+    heard,
     module_of,
     node_name,
     run_passes,
@@ -40,7 +42,7 @@ _LEAST_SAVING = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Yardstick:
+class CostProbe:
     """What forms are compared by: kernels, then bytes moved, of an engine for `target` at one batch size.
 
     `stand_in` says that it stands for targets that nobody builds for here.
@@ -67,8 +69,15 @@ class Yardstick:
         return f"tensorrt-rtx for {self.target.name}{instead}, {self.float_type}, batch {self.batch}, nothing timed"
 
 
+class Rewritten(NamedTuple):
+    """A graph, and notes for the plan on how it was rewritten."""
+
+    model: ir.Model
+    notes: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Form:
+class RewriteSelection:
     """The rewrites that a model keeps, in order, and a note on each that found something to do.
 
     `compared` says that forms were compiled.
@@ -80,28 +89,13 @@ class Form:
     compared: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Speedup:
-    """A float graph before and after the rewrites that are there for speed, packing not among them.
-
-    `stored` is the 2:4 state of its layers.
-    """
-
-    before: ir.Model
-    after: ir.Model
-    rewrites: tuple[Pass, ...]
-    stored: SparsityReport
-
-
-def find_yardstick(request: BuildRequest) -> Yardstick | str:
+def find_probe(request: BuildRequest) -> CostProbe | str:
     """For the first target that is built ahead of time, or another in its place; or why nothing is compared."""
-    if request.rewrites == "all":
-        return "--rewrites all"
     api = find_api(_AHEAD)
     if isinstance(api, str):
         return api
     chosen = next((target for target in request.targets if _AHEAD in target.ahead_of_time), None)
-    return Yardstick(
+    return CostProbe(
         target=chosen or find_target(_STAND_IN),
         batch=request.batch.optimum,
         float_type=request.float_type,
@@ -109,48 +103,32 @@ def find_yardstick(request: BuildRequest) -> Yardstick | str:
     )
 
 
-def best_form(
-    speedup: Speedup,
-    pack: Callable[[ir.Model], MergedGraph],
-    yardstick: Yardstick | str,
-    reporter: Reporter,
-    *,
-    require: Callable[[ir.Model], None] = lambda _: None,
-) -> MergedGraph:
-    """The float graph with those rewrites that help it, packing among them; why, in its notes.
+def all_rewrites(simple: ir.Model, reporter: Reporter, log: PassLog) -> Rewritten:
+    """The graph after all rewrites for speed: on no model did one cost a kernel or bytes (docs/architecture.md)."""
+    changes: dict[str, int] = {}
+    hear = heard("rewriting", FASTER, reporter, log.after(simple))
 
-    Args:
-        speedup: The graph and the rewrites.
-        pack: Packs the projections of a graph after them, where the recipe and 2:4 allow it.
-        yardstick: What forms are compared by; or why they aren't.
-        reporter: Who hears what was chosen.
-        require: Looks at the graph where no compiler has taken it; see `require_parsable`.
-    """
-    simple = speedup.before
-    packed = pack(speedup.after)
-    packing = (MergeQkv(packed.chosen),) if packed.chosen else ()
-    form = choose_form(
+    def after(step: Pass, model: ir.Model, count: int) -> None:
+        changes[step.name] = count
+        hear(step, model, count)
+
+    model = run_passes(simple, FASTER, after=after)
+    return Rewritten(model, tuple(f"{_named(step, changes)} applied" for step in FASTER if changes[step.name]))
+
+
+def measured_rewrites(simple: ir.Model, probe: CostProbe | str, reporter: Reporter, log: PassLog) -> Rewritten:
+    """The graph after those rewrites that give it fewer kernels or bytes, compiled here with and without each."""
+    selection = select_rewrites(
         simple,
-        (*speedup.rewrites, *packing),
-        yardstick if isinstance(yardstick, str) else yardstick.measure,
+        FASTER,
+        probe if isinstance(probe, str) else probe.measure,
         lambda done, total: reporter.progress("comparing graph rewrites", done, total),
-        needed=_needed(simple, yardstick),
+        needed=_needed(simple, probe),
     )
-    if not form.compared:
-        require(packed.model)
-    for note in form.notes:
+    for note in selection.notes:
         reporter.say(note)
-    notes = (*form.notes, f"graph rewrites compared by {yardstick}") if form.compared else form.notes
-    if not form.left_out:
-        return replace(packed, notes=(*packed.notes, *notes))
-    model = run_passes(simple, [step for step in form.kept if step not in packing])
-    # What can be packed in this form may be less than in the other; or nothing is to be.
-    found = (
-        pack(model)
-        if not {*packing} & {*form.left_out}
-        else MergedGraph(model=model, stored=speedup.stored, declined=packed.declined)
-    )
-    return replace(found, notes=(*found.notes, *notes))
+    notes = (*selection.notes, f"graph rewrites compared by {probe}") if selection.compared else selection.notes
+    return Rewritten(run_passes(simple, selection.kept, after=log.after(simple)), notes)
 
 
 def require_parsable(model: ir.Model, request: BuildRequest) -> None:
@@ -189,21 +167,21 @@ def _lightened(model: ir.Model, float_type: FloatPrecision) -> ir.Model:
     return run_passes(light, [CastToFloatType(float_type)])
 
 
-def _needed(simple: ir.Model, yardstick: Yardstick | str) -> Mapping[str, str]:
+def _needed(simple: ir.Model, probe: CostProbe | str) -> Mapping[str, str]:
     """Rewrites that are applied for another reason than speed, and that reason."""
-    if isinstance(yardstick, str) or yardstick.float_type != "fp16" or not scales_scores(simple):
+    if isinstance(probe, str) or probe.float_type != "fp16" or not scales_scores(simple):
         return {}
     return {AttentionScale.name: "without it attention scores may overflow FP16"}
 
 
-def choose_form(
+def select_rewrites(
     model: ir.Model,
     rewrites: Sequence[Pass],
     measure: Callable[[ir.Model], GraphCost] | str,
     progress: Callable[[int, int], None],
     *,
     needed: Mapping[str, str] = MappingProxyType({}),
-) -> Form:
+) -> RewriteSelection:
     """A rewrite stays if the model has more kernels without it, or as many and moves at least 1 % more bytes.
 
     In order, each against the form that is the better one so far. Where nothing can be measured, all are kept.
@@ -218,19 +196,19 @@ def choose_form(
     whole, found = _formed(model, rewrites)
     active = [step for step in rewrites if found[step.name]]
     if not active:
-        return Form(kept=())
+        return RewriteSelection(kept=())
     if isinstance(measure, str):
-        return Form(kept=tuple(active), notes=_unmeasured(active, measure))
+        return RewriteSelection(kept=tuple(active), notes=_unmeasured(active, measure))
     notes = [f"{_named(step, found)} applied: {needed[step.name]}" for step in active if step.name in needed]
     tried = [step for step in active if step.name not in needed]
     if not tried:
-        return Form(kept=tuple(active), notes=tuple(notes))
+        return RewriteSelection(kept=tuple(active), notes=tuple(notes))
     kept = list(active)
     try:
         progress(0, len(tried) + 1)
         best = measure(whole)
     except GpusqError as error:
-        return Form(kept=tuple(active), notes=(*notes, *_unmeasured(tried, error.what)))
+        return RewriteSelection(kept=tuple(active), notes=(*notes, *_unmeasured(tried, error.what)))
     for done, step in enumerate(tried):
         progress(done + 1, len(tried) + 1)
         others = [other for other in kept if other is not step]
@@ -241,7 +219,7 @@ def choose_form(
             kept, best = others, without
     progress(len(tried) + 1, len(tried) + 1)
     left_out = tuple(step for step in active if step not in kept)
-    return Form(kept=tuple(kept), left_out=left_out, notes=tuple(notes), compared=True)
+    return RewriteSelection(kept=tuple(kept), left_out=left_out, notes=tuple(notes), compared=True)
 
 
 def _formed(model: ir.Model, steps: Sequence[Pass]) -> tuple[ir.Model, Mapping[str, int]]:

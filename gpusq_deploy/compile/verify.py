@@ -26,7 +26,7 @@ from gpusq_deploy.calibration import (
     DataSource,
     Selection,
 )
-from gpusq_deploy.compile.compare_graphs import Compared, Pair, compare, fused_answer, in_both
+from gpusq_deploy.compile.compare_graphs import Compared, Pair, compare, fused_answer, in_both, of_rounding
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import DriftSite, block_sites, large_blocks_given_back, layer_sites, map_model, value_name
 from gpusq_deploy.numerics import ErrorSums, equal_share, is_floating, sqnr_db
@@ -35,6 +35,8 @@ from gpusq_deploy.text import counted
 
 _BLOCKS_LOOKED_INTO = 2
 _LAYER_SAMPLES = 4
+# Rounding errors that two graphs make are no more alike than this.
+_FAR_DB = 20.0
 
 
 Array = npt.NDArray[Any]
@@ -68,9 +70,11 @@ def verify(
     blocks = block_sites(model)
     common = in_both(pair, blocks)
     seen = compare(pair, source, common, progress)
-    fused, why_not = _fused(pair.built, seen)
+    first = value_name(model.graph.outputs[0])
+    rounding = _of_rounding(pair, seen, first)
+    fused, why_not = (None, "") if first in rounding else _fused(pair.built, seen)
     notes = [_note(seen, source, held_out=held_out), _whole(seen), why_not, _rewritten(blocks, common)]
-    figures = figures_of(seen.output, whole=value_name(model.graph.outputs[0]) in seen.whole)
+    figures = figures_of(None if first in rounding else seen.output, whole=first in seen.whole)
     found = Verification(
         images=seen.images,
         held_out=held_out,
@@ -79,15 +83,16 @@ def verify(
         lowest_sqnr_db=figures.lowest_sqnr_db,
         highest_sqnr_db=figures.highest_sqnr_db,
         cosine=figures.cosine,
-        top1_agreement=seen.agreement,
+        top1_agreement=None if first in rounding else seen.agreement,
         fused_sqnr_db=fused,
         fused_images=0 if fused is None else min(seen.images, len(seen.first[0])),
         blocks=_drifts(seen),
-        others=tuple(_drift("", name, sums) for name, sums in seen.others.items()),
+        others=tuple(_drift("", name, sums) for name, sums in seen.others.items() if name not in rounding),
         agreements=tuple(Agreement(tensor=name, share=share) for name, share in seen.agreements.items()),
         whole=seen.whole,
         constant=seen.constant,
         constant_others=seen.constant_others,
+        rounding=rounding,
         synthetic=source.synthetic,
         reference=reference,
         note="; ".join(filter(None, notes)),
@@ -127,6 +132,17 @@ def _with_layers(found: Verification, pair: Pair, model: ir.Model, source: DataS
     few = Selection(source=source, indices=list(range(min(len(source), _LAYER_SAMPLES))))
     seen = compare(pair, few, sites)
     return msgspec.structs.replace(found, layers=_drifts(seen), layer_images=seen.images)
+
+
+def _of_rounding(pair: Pair, seen: Compared, first: str) -> tuple[str, ...]:
+    """Outputs that disagree as there is nothing to agree on, see `of_rounding`; looked for where one is far off."""
+    sums = {first: seen.output, **seen.others}
+    far = [name for name, found in sums.items() if found is not None and found.sqnr_db() < _FAR_DB]
+    known = {*seen.constant_others, *([first] if seen.constant else [])}
+    if not set(far) - known:
+        return ()
+    found = of_rounding(pair.reference, seen.first[0])
+    return tuple(name for name in far if name in found and name not in known)
 
 
 def _drifts(seen: Compared) -> tuple[Drift, ...]:

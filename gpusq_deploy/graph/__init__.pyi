@@ -38,7 +38,6 @@ from .layers import (
 from .mapped import (
     map_model as map_model,
     release as release,
-    release_graph as release_graph,
 )
 from .memory import (
     give_back as give_back,
@@ -56,30 +55,22 @@ from .passes.base import (
 from .passes.cast_to_float_type import (
     CastToFloatType as CastToFloatType,
 )
-from .passes.clean import (
-    Clean as Clean,
-)
-from .passes.drop_no_ops import (
-    DropNoOps as DropNoOps,
-)
-from .passes.flatten_tokens import (
-    FlattenTokens as FlattenTokens,
-)
-from .passes.fold_constants import (
-    FoldConstants as FoldConstants,
-)
-from .passes.fold_shapes import (
-    FoldShapes as FoldShapes,
-)
 from .passes.keep_fp32 import (
     island_nodes as island_nodes,
     keep_fp32 as keep_fp32,
     known_tensors as known_tensors,
 )
+from .passes.log import (
+    PassLog as PassLog,
+)
 from .passes.merge_qkv import (
     MergeQkv as MergeQkv,
     QkvGroup as QkvGroup,
     find_projections as find_projections,
+)
+from .passes.pipelines import (
+    FASTER as FASTER,
+    SIMPLE as SIMPLE,
 )
 from .passes.quantize import (
     STORED_TYPE as STORED_TYPE,
@@ -87,14 +78,17 @@ from .passes.quantize import (
     RoundedWeight as RoundedWeight,
     rounded_to_nearest as rounded_to_nearest,
 )
+from .passes.registry import (
+    PASSES as PASSES,
+    PIPELINES as PIPELINES,
+    make_pass as make_pass,
+    pass_names as pass_names,
+)
 from .passes.smooth import (
     Moved as Moved,
     Smooth as Smooth,
     SmoothedTensor as SmoothedTensor,
     moved_tensors as moved_tensors,
-)
-from .passes.window_norm import (
-    WindowNorm as WindowNorm,
 )
 from .provenance import (
     nodes_named_in as nodes_named_in,
@@ -115,6 +109,9 @@ from .unread import (
 )
 from .unsupported_weights import (
     other_weights as other_weights,
+)
+from .value_channels import (
+    ValueChannels as ValueChannels,
 )
 from .values import (
     NAME_SCOPES as NAME_SCOPES,

@@ -9,10 +9,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from gpusq_deploy.graph.values import array_of
+from gpusq_deploy.graph.values import array_of, value_name
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 _LEAST_BYTES = 4096
+# Where the weights of a graph would lie that was written without them.
+_LEFT_OUT = "weights-left-out"
 # FP16's largest finite number.
 _MOST = 65504.0
 
@@ -42,6 +44,19 @@ def share_weights(model: ir.Model) -> int:
         else:
             known.append((value, beside))
     return changes
+
+
+def without_weights(model: ir.Model) -> ir.Model:
+    """A copy to look at: constants of 4 KiB and more are external data of a file that isn't written."""
+    light = model.clone()
+    for value in light.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= _LEAST_BYTES:
+            shape = ir.Shape(tensor.shape.numpy())
+            value.const_value = ir.ExternalTensor(
+                _LEFT_OUT, 0, tensor.nbytes, tensor.dtype, shape=shape, name=value_name(value)
+            )
+    return light
 
 
 def cut_constants(model: ir.Model) -> int:

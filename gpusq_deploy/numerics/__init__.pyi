@@ -26,8 +26,6 @@ from .fp16_range import (
 )
 from .gptq import (
     second_order_codes as second_order_codes,
-)
-from .gptq_blocks import (
     second_order_int4 as second_order_int4,
 )
 from .knapsack import (
@@ -54,6 +52,8 @@ from .smoothing import (
     one_sided as one_sided,
 )
 from .threads import (
+    MOST_ADDERS as MOST_ADDERS,
+    cpu_workers as cpu_workers,
     single_threaded_blas as single_threaded_blas,
 )
 from .trace_estimate import (

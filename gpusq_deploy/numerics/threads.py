@@ -1,11 +1,22 @@
-"""How many threads linear algebra takes."""
+"""How many threads work takes."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 
 from threadpoolctl import threadpool_limits
+
+# Each runs a sample of its own, with all its activations.
+_MOST_WORKERS = 16
+# Where each also holds those activations, or a layer's covariance, while their channels are added up.
+MOST_ADDERS = 4
+
+
+def cpu_workers(limit: int = _MOST_WORKERS, *, processes: int = 1) -> int:
+    """Threads for one of so many processes on this machine: its share of the processors that it may use."""
+    return max(1, min(len(os.sched_getaffinity(0)) // processes, limit))
 
 
 @contextmanager

@@ -13,9 +13,7 @@ from gpusq_deploy.calibration import ChannelMoments
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import GraphLayer, RoundedWeight, bias_place, weight_rows
 from gpusq_deploy.numerics import int4_blocks, second_order_int4
-
-# As for INT8: less fits a few dozen calibration images more than it fits others.
-_DAMPING = 0.1
+from gpusq_deploy.quantize.weight_rounding import DAMPING, input_gram
 
 
 def layers_to_fit(layers: Sequence[GraphLayer], plan: QuantPlan, recipe: Recipe) -> tuple[GraphLayer, ...]:
@@ -67,11 +65,8 @@ def _fitted(
 ) -> RoundedWeight:
     corrected = rule.correct_bias and biased
     if rule.rounding == "second-order" and moments.covariance is not None:
-        gram = moments.covariance.astype(np.float64)
-        if not corrected:
-            # Nothing else takes the mean error up.
-            gram += np.outer(moments.mean, moments.mean)
-        codes, scale = second_order_int4(rows, rule.block_size, gram, damping=_DAMPING, dtype=stored)
+        gram = input_gram(moments, moments.covariance, step=0, corrected=corrected)
+        codes, scale = second_order_int4(rows, rule.block_size, gram, damping=DAMPING, dtype=stored)
     else:
         codes, scale = int4_blocks(rows, rule.block_size, dtype=stored)
     lost = rows.astype(np.float64) - codes * np.repeat(scale, rule.block_size, axis=1)

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import MixedRule, QuantPlan, SparsityReport
-from gpusq_deploy.calibration import CalibrationInputs, DataSource, Observing, Ranks, Selection, calibrated
-from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.artifacts import MixedRule, QuantPlan, Recipe
+from gpusq_deploy.calibration import DataSource, Observations, spread_evenly
 from gpusq_deploy.graph import GraphLayer, RoundedWeight, find_attentions
-from gpusq_deploy.numerics import best_choice
+from gpusq_deploy.numerics import MOST_ADDERS, best_choice, cpu_workers
 from gpusq_deploy.progress import Reporter
-from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow
 from gpusq_deploy.quantize.noise_measured import noise_of_layers
-from gpusq_deploy.quantize.noise_model import residual_noise, statistics_request
-from gpusq_deploy.quantize.planning import PlanRequest, make_plan
-from gpusq_deploy.quantize.prepare import PlanInputs, fitted
+from gpusq_deploy.quantize.noise_model import residual_noise
+from gpusq_deploy.quantize.prepare import PlanInputs, rounded_weights
 from gpusq_deploy.quantize.sites import ActivationSites
 from gpusq_deploy.text import counted
 
@@ -42,50 +39,51 @@ class PlannedWeights(NamedTuple):
 
 
 def decide(
-    prepared: PlanInputs,
-    asked: PlanRequest,
-    sparsity: SparsityReport,
-    wide: Fp16Overflow,
-    data: CalibrationInputs,
+    planned: Callable[[ActivationSites], QuantPlan],
+    inputs: PlanInputs,
+    recipe: Recipe,
+    seen: Observations,
+    samples: DataSource,
     reporter: Reporter,
 ) -> PlannedWeights:
     """Plan, round, and where the recipe is mixed, leave out the layers that cost most and plan again.
 
-    Raises:
-        GpusqError: See `make_plan`; or a mixed recipe has no data to measure on.
+    Args:
+        planned: The plan with what is placed beyond layers; see `make_plan`.
+        inputs: The graph, its ranges, and what is quantised beyond the inputs of layers.
+        recipe: Its rules.
+        seen: Answers what they need.
+        samples: For a recipe that measures each layer's output error: then a few of them are run.
+        reporter: Hears what is decided.
     """
-
-    def planned(placements: ActivationSites) -> QuantPlan:
-        return make_plan(
-            prepared.layers, asked, table=prepared.table, sparsity=sparsity, placements=placements, wide=wide
-        )
-
-    plan = planned(prepared.placements)
-    rounded = fitted(prepared, plan, asked.recipe, data, reporter)
-    mixed = asked.recipe.mixed
-    if mixed is None or prepared.ready is None:
+    plan = planned(inputs.placements)
+    rounded = rounded_weights(inputs, plan, recipe, seen, reporter)
+    mixed = recipe.mixed
+    if mixed is None or inputs.statistics is None:
         return PlannedWeights(plan=plan, rounded=rounded)
 
     planned_int8 = {decision.node for decision in plan.layers if decision.precision == "int8"}
-    candidates = [layer for layer in prepared.layers if layer.kind == "linear" and layer.node in planned_int8]
-    budget = mixed.flops * sum(layer.macs for layer in prepared.layers if layer.kind == "linear")
-    first = _behind_attentions(prepared.model, mixed)
-    noise = _measured(prepared, plan, rounded, candidates, data, reporter)
+    candidates = [layer for layer in inputs.layers if layer.kind == "linear" and layer.node in planned_int8]
+    budget = mixed.flops * sum(layer.macs for layer in inputs.layers if layer.kind == "linear")
+    first = _behind_attentions(inputs.model, mixed)
+    noise: Mapping[str, float] = residual_noise(
+        inputs.model, plan, rounded, inputs.statistics, workers=cpu_workers(MOST_ADDERS)
+    )
     if mixed.measure == "output":
         running = contenders(candidates, noise, budget) | first
         reporter.say(f"measuring the output error of {counted(len(running), 'layer')}, each alone in INT8")
         noise = noise_of_layers(
-            prepared.model,
+            inputs.model,
             plan,
             rounded,
-            _few(data.calibrate),
+            spread_evenly(samples, _SAMPLES),
             lambda done, total: reporter.progress("measuring layers", done, total),
             nodes=running,
         )
     floats = layers_to_keep_float([layer for layer in candidates if layer.node in noise], noise, budget, first, mixed)
     most = f"at most {mixed.flops:.0%} of the Linear layers' FLOPs"
-    reporter.say(f"keeping {counted(len(floats), 'layer')} in {asked.float_type.upper()} ({most})")
-    plan = planned(replace(prepared.placements, floats=floats))
+    reporter.say(f"keeping {counted(len(floats), 'layer')} in {plan.float_type.upper()} ({most})")
+    plan = planned(replace(inputs.placements, floats=floats))
     return PlannedWeights(plan=plan, rounded={node: weight for node, weight in rounded.items() if node not in floats})
 
 
@@ -131,34 +129,6 @@ def _behind_attentions(model: ir.Model, mixed: MixedRule) -> frozenset[str]:
     return frozenset(attention.output for attention in find_attentions(model))
 
 
-def _measured(
-    prepared: PlanInputs,
-    plan: QuantPlan,
-    rounded: Mapping[str, RoundedWeight],
-    candidates: Sequence[GraphLayer],
-    data: CalibrationInputs,
-    reporter: Reporter,
-) -> Mapping[str, float]:
-    """Noise that each candidate adds to its stream; where ranges were given, after one look at the data.
-
-    Raises:
-        GpusqError: There is no data.
-    """
-    stream = None if prepared.ready is None else prepared.ready.stream
-    if stream is None:
-        if not data.real:
-            raise GpusqError(
-                "a mixed recipe measures what each layer costs, and there is no data to measure on",
-                place=f"recipe {plan.recipe}",
-                hint="add --calib FOLDER",
-            )
-        watch = statistics_request(prepared.model, candidates)
-        how = Observing(workers=Ranks().adders(), moments=watch.tensors())
-        seen = calibrated(prepared.model, candidates, data.calibrate, prepared.subject, how, reporter)
-        stream = watch.stream(seen.moments)
-    return residual_noise(prepared.model, plan, rounded, stream, workers=Ranks().adders())
-
-
 def _fitting(layers: Sequence[GraphLayer], noise: Mapping[str, float], budget: float) -> list[GraphLayer]:
     if sum(layer.macs for layer in layers) <= budget:
         return [*layers]
@@ -171,8 +141,3 @@ def _cost(noise: float, mixed: MixedRule) -> str:
         return "alone in INT8 it changes nothing"
     left = f"{-10 * math.log10(noise):.1f} dB"
     return f"alone in INT8 it leaves {left}" + (" of its residual stream" if mixed.measure == "stream" else "")
-
-
-def _few(source: DataSource) -> DataSource:
-    count = min(len(source), _SAMPLES)
-    return Selection(source=source, indices=sorted({index * len(source) // count for index in range(count)}))

@@ -7,7 +7,9 @@ Q/DQ pair in front of it. It runs once with nothing switched, and once for each 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +25,14 @@ from gpusq_deploy.graph import (
     STORED_TYPE,
     GraphLayer,
     RoundedWeight,
+    SampleAxes,
     add_initializer,
     array_of,
     bias_place,
     insert_before,
     node_name,
     rounded_to_nearest,
+    sample_axes,
     scratch_model,
     static_batch,
     weight_rows,
@@ -67,8 +71,9 @@ def noise_of_layers(
         model: The float graph that the plan is for; left as it is.
         plan: Decisions; inputs' scales are taken from there.
         rounded: Weights that were rounded with regard to the data, by node; the others are rounded to nearest.
-        source: Samples to run; the graph's static batch, or 4, at a time.
-        progress: Hears how many of the runs are done.
+        source: Samples to run; the graph's static batch, or 4, at a time. Each counts once, also where a short batch is
+            filled up to a static one.
+        progress: Hears how many of the runs are done, fewer in all where samples can't be read.
         nodes: Planned INT8 Linears.
     """
     decided = {decision.node: decision for decision in plan.layers if decision.node in nodes}
@@ -81,21 +86,20 @@ def noise_of_layers(
     ]
     common.RemoveUnusedNodesPass()(copy)  # the weights: they are inputs now
     fixed = static_batch(model.graph)
+    size, axes = fixed or _BATCH, sample_axes(copy.graph)
     noise, signal = dict.fromkeys((entry.node for entry in switched), 0.0), 0.0
-    with scratch_model(copy) as path:
-        session = open_onnx(path)
-        try:
-            batches = [filled(batch, fixed) for batch in Batches(source=source, size=fixed or _BATCH)]
-            total = len(batches) * len(switched)
-            runs = itertools.count(1)
-            for batch in batches:
-                reference, answers = _answers(session, batch, switched)
-                signal += _power(reference) if is_floating(reference) else reference.size
-                for node, answer in answers:
-                    noise[node] += _noise(reference, answer)
-                    progress(next(runs), total)
-        finally:
-            session.close()
+    with scratch_model(copy) as path, closing(open_onnx(path)) as session:
+        total = math.ceil(len(source) / size) * len(switched)
+        runs = itertools.count(1)
+        own = {name: array for entry in switched for name, array in entry.plain.items()}
+        for batch in Batches(source=source, size=size):
+            plain = {**own, session.inputs[0].name: filled(batch, fixed)}
+            axes = _closed(axes, session, plain)
+            reference, answers = _answers(session, plain, switched, axes, len(batch))
+            signal += _power(reference) if is_floating(reference) else reference.size
+            for node, answer in answers:
+                noise[node] += _noise(reference, answer)
+                progress(next(runs), total)
     return {node: found / signal if signal else 0.0 for node, found in noise.items()}
 
 
@@ -108,14 +112,25 @@ def _noise(reference: Array, answer: Array) -> float:
     return _power(answer - reference) if is_floating(answer) else float(np.count_nonzero(answer != reference))
 
 
-def _answers(session: Session, batch: Array, switched: Sequence[Switched]) -> tuple[Array, Iterator[tuple[str, Array]]]:
-    """The first output of floats, else the first, with nothing switched, and with each layer switched alone."""
-    plain: dict[str, Array] = {session.inputs[0].name: batch}
-    for entry in switched:
-        plain |= entry.plain
+def _closed(axes: SampleAxes, session: Session, plain: Mapping[str, Array]) -> SampleAxes:
+    """Which axes are of samples, also where shapes leave it open: found by the batch turned by one sample."""
+    if not axes.open:
+        return axes
+    name = session.inputs[0].name
+    turned = {**plain, name: np.roll(plain[name], -1, axis=0)}
+    return axes.found(session.run(plain), session.run(turned), len(plain[name]))
+
+
+def _answers(
+    session: Session, plain: Mapping[str, Array], switched: Sequence[Switched], axes: SampleAxes, samples: int
+) -> tuple[Array, Iterator[tuple[str, Array]]]:
+    """The first output of floats, else the first, with nothing switched, and with each layer switched alone.
+
+    Of the batch the first `samples` count; the others fill it up.
+    """
 
     def first(feeds: Mapping[str, Array]) -> Array:
-        answers = [*session.run(feeds).values()]
+        answers = [*axes.by_sample(session.run(feeds), samples).values()]
         return next(filter(is_floating, answers), answers[0])
 
     return first(plain), ((entry.node, first({**plain, **entry.quantised()})) for entry in switched)

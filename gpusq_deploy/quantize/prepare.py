@@ -1,48 +1,52 @@
-"""Collect the ranges that planning needs: layer inputs, attention operands, residual adds and layer outputs."""
+"""From what was observed to what the plan is made from: the smoothed graph, its ranges, and what else is quantised."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import (
-    CalibrationTable,
-    FloatPrecision,
-    QuantPlan,
-    Recipe,
-    TensorRange,
+from gpusq_deploy.artifacts import CalibrationTable, QuantPlan, Recipe, TensorRange
+from gpusq_deploy.calibration import ChannelMoments, Observations
+from gpusq_deploy.graph import (
+    STORED_TYPE,
+    GraphLayer,
+    Moved,
+    PassLog,
+    RoundedWeight,
+    Smooth,
+    SmoothedTensor,
+    moved_tensors,
+    run_passes,
+    weighted_layers,
 )
-from gpusq_deploy.calibration import (
-    CalibrationInputs,
-    ModelFacts,
-    Observing,
-    Ranks,
-    calibrated,
-    few,
-    largest_magnitudes,
-)
-from gpusq_deploy.engines import open_onnx
-from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph import STORED_TYPE, GraphLayer, RoundedWeight
+from gpusq_deploy.numerics import MOST_ADDERS, cpu_workers
 from gpusq_deploy.progress import Reporter
-from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow, fp16_overflow_in, text_of
 from gpusq_deploy.quantize.int4_rounding import fitted_weights, layers_to_fit
 from gpusq_deploy.quantize.int8_outputs import Int8Outputs, choose_outputs, output_candidates, output_site
+from gpusq_deploy.quantize.needs import mixable, product_amax, value_amax
+from gpusq_deploy.quantize.noise_model import LayerStatistics, statistics_request
+from gpusq_deploy.quantize.quant_request import QuantRequest
 from gpusq_deploy.quantize.sites import (
     ActivationSites,
-    Int8OutputDecision,
     QdqSite,
     attentions_to_quantize,
     residual_sites,
     residuals_to_quantize,
     sites_of,
 )
-from gpusq_deploy.quantize.smooth_and_range import QuantRequest, SmoothedGraph, rounded_weights, smooth_and_observe
-from gpusq_deploy.quantize.smoothing import rule_of
-from gpusq_deploy.text import counted, some
+from gpusq_deploy.quantize.smoothing import (
+    decide_smoothing,
+    moments_behind,
+    places_to_smooth,
+    rule_of,
+    table_behind,
+    with_headroom,
+)
+from gpusq_deploy.quantize.weight_rounding import round_weights
+from gpusq_deploy.text import by_reason, counted, some
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,189 +54,181 @@ class PlanInputs:
     """What the plan is made from.
 
     Attributes:
-        model: The float graph; smoothed, where `ready` isn't None.
+        model: Computes what the float graph computes, with smoothed activations where any are.
         layers: Its weighted layers.
-        subject: What it was made from, for further looks at the data.
-        table: Ranges; None where nothing is quantised.
+        table: Ranges of the activations that are to be quantised; None where nothing is.
         placements: What is quantised beyond the inputs of layers.
-        ready: What calibration found; None where nothing is quantised.
+        moments: By node, of the inputs of layers in that graph, where they were needed.
+        statistics: For a mixed recipe, what was seen of residual streams.
+        moved: Tensors that smoothing changed, by name; see `moved_tensors`.
+        smoothed: The smoothing.
     """
 
     model: ir.Model
     layers: tuple[GraphLayer, ...]
-    subject: ModelFacts
-    table: CalibrationTable | None
-    placements: ActivationSites
-    ready: SmoothedGraph | None
+    table: CalibrationTable | None = None
+    placements: ActivationSites = field(default_factory=ActivationSites)
+    moments: Mapping[str, ChannelMoments] = field(default_factory=dict[str, ChannelMoments])
+    statistics: LayerStatistics | None = None
+    moved: Mapping[str, Moved | None] = field(default_factory=dict[str, "Moved | None"])
+    smoothed: tuple[SmoothedTensor, ...] = ()
 
 
 def plan_inputs(
     model: ir.Model,
-    layers: tuple[GraphLayer, ...],
-    wanted: QuantRequest,
-    data: CalibrationInputs,
-    subject: ModelFacts,
+    request: QuantRequest,
+    seen: Observations,
     reporter: Reporter,
+    log: PassLog | None = None,
 ) -> PlanInputs:
-    """Smooth the graph and find its ranges where anything is to be quantised, beyond the inputs of layers too."""
-    if not wanted.layers:
-        return PlanInputs(
-            model=model, layers=layers, subject=subject, table=None, placements=ActivationSites(), ready=None
-        )
-    ready, placements = observe_sites(
-        smooth_and_observe(model, wanted, data, subject, reporter), wanted.recipe, data, subject, reporter
-    )
-    if wanted.outputs is not None:
-        ready, chosen = observe_outputs(ready, wanted.recipe, wanted.outputs, data, subject, reporter)
-        placements = replace(placements, outputs=chosen)
-    return PlanInputs(
-        model=ready.model,
-        layers=ready.layers,
-        subject=subject,
-        table=ready.table,
-        placements=placements,
-        ready=ready,
-    )
+    """Smooth the graph and find its ranges where anything is to be quantised, beyond the inputs of layers too.
 
-
-def fitted(
-    prepared: PlanInputs, plan: QuantPlan, recipe: Recipe, data: CalibrationInputs, reporter: Reporter
-) -> dict[str, RoundedWeight]:
-    """Weights that are rounded with regard to the data, by node. INT4 ones have a pass over it of their own.
-
-    Without data INT4 weights are rounded to nearest, and that is said.
+    Args:
+        model: The float graph; left as it is.
+        request: Layers, recipe and calibrators.
+        seen: Answers `observations_needed` of that graph.
+        reporter: Hears what is smoothed, what isn't, and why.
+        log: Hears the pass.
     """
-    weights = {} if prepared.ready is None else rounded_weights(prepared.ready, plan, recipe)
-    layers = layers_to_fit(prepared.layers, plan, recipe)
+    if not request.layers:
+        return PlanInputs(model=model, layers=weighted_layers(model))
+    inputs = _smoothed(model, request, seen, reporter, log or PassLog())
+    inputs = _with_sites(inputs, model, request.recipe, seen)
+    if request.outputs is not None:
+        inputs = _with_outputs(inputs, model, request.recipe, request.outputs, seen)
+        written = sum(choice.chosen for choice in inputs.placements.outputs)
+        if inputs.placements.outputs:
+            reporter.say(f"{written} of {counted(len(inputs.placements.outputs), 'layer')} write INT8 outputs")
+    return inputs
+
+
+def rounded_weights(
+    inputs: PlanInputs, plan: QuantPlan, recipe: Recipe, seen: Observations, reporter: Reporter
+) -> dict[str, RoundedWeight]:
+    """Weights that are rounded with regard to the data, by node; without data to nearest, and that is said."""
+    workers = cpu_workers(MOST_ADDERS)
+    weights = round_weights(inputs.model, inputs.layers, plan, inputs.moments, recipe, workers=workers)
+    layers = layers_to_fit(inputs.layers, plan, recipe)
     if not layers:
         return weights
-    if not data.real:
+    if any(layer.input not in seen.moments for layer in layers):
         reporter.say("no --calib: INT4 weights are rounded to nearest")
         return weights
-    how = Observing(
-        preprocessing=prepared.subject.preprocessing,
-        workers=Ranks().adders(),
-        moments={layer.input: True for layer in layers},
+    stored = STORED_TYPE[plan.float_type]
+    return {**weights, **fitted_weights(inputs.model, layers, seen.moments, recipe, stored=stored)}
+
+
+def _smoothed(
+    model: ir.Model, request: QuantRequest, seen: Observations, reporter: Reporter, log: PassLog
+) -> PlanInputs:
+    """The smoothed graph with its ranges, and what becomes of the channels' moments."""
+    recipe = request.recipe
+    statistics = None if recipe.mixed is None else statistics_request(model, mixable(request.layers, recipe))
+    if request.known is not None:
+        if any(rule_of(recipe, layer).refined for layer in request.layers):
+            reporter.say("ranges were given: activations are not smoothed, weights are rounded to nearest")
+        return PlanInputs(
+            model=model,
+            layers=weighted_layers(model),
+            table=_for_layers(request.known, request.layers),
+            statistics=None if statistics is None else statistics.stream(seen.moments),
+        )
+    assert seen.table is not None, "ranges that aren't known are observed"
+    places, declined = places_to_smooth(model, request.layers, recipe, request.calibrators)
+    smoothed = decide_smoothing(model, places, seen.moments, recipe, stored=STORED_TYPE[request.float_type])
+    _say(smoothed, declined, reporter)
+    ready = run_passes(model, [Smooth(smoothed)], after=log.after(model))
+    layers = weighted_layers(ready)
+    now = {layer.node: layer for layer in layers}
+    inside = {layer.input: now[layer.node].input for layer in request.layers}
+    inputs = {layer.input for layer in request.layers}
+    found = moments_behind({name: moments for name, moments in seen.moments.items() if name in inputs}, smoothed)
+    return PlanInputs(
+        model=ready,
+        layers=layers,
+        table=with_headroom(
+            table_behind(_for_layers(seen.table, request.layers), smoothed, found, inside),
+            [now[layer.node] for layer in request.layers],
+            recipe,
+            smoothed,
+            {inside[tensor]: calibrator for tensor, calibrator in request.calibrators.items() if tensor in inside},
+        ),
+        moments={layer.node: found[layer.input] for layer in request.layers if layer.input in found},
+        statistics=None
+        if statistics is None
+        else LayerStatistics(
+            moments={layer.node: found[layer.input] for layer in statistics.layers},
+            shares=statistics.shares(seen.moments),
+        ),
+        moved=moved_tensors(model, smoothed),
+        smoothed=smoothed,
     )
-    moments = calibrated(prepared.model, layers, data.calibrate, prepared.subject, how, reporter).moments
-    return {**weights, **fitted_weights(prepared.model, layers, moments, recipe, stored=STORED_TYPE[plan.float_type])}
 
 
-def observe_sites(
-    ready: SmoothedGraph, recipe: Recipe, data: CalibrationInputs, subject: ModelFacts, reporter: Reporter
-) -> tuple[SmoothedGraph, ActivationSites]:
-    """What the recipe places beyond layers, and the ranges with those of it; new ones are largest magnitudes.
+def _for_layers(table: CalibrationTable, layers: Sequence[GraphLayer]) -> CalibrationTable:
+    """The ranges of the inputs of layers, under the layers' names."""
+    known = table.by_tensor()
+    ranges: dict[str, TensorRange] = {}
+    for layer in layers:
+        ranges.setdefault(layer.input, msgspec.structs.replace(known[layer.input], layer=layer.layer))
+    return msgspec.structs.replace(table, ranges=tuple(ranges.values()))
 
-    Raises:
-        GpusqError: The recipe's placement decides nothing, or there is no data to find its ranges on.
-    """
-    attentions = attentions_to_quantize(ready.model, recipe)
-    residuals = residuals_to_quantize(ready.model, recipe)
+
+def _with_sites(inputs: PlanInputs, model: ir.Model, recipe: Recipe, seen: Observations) -> PlanInputs:
+    """What the recipe places beyond layers, and the ranges with those of it: largest magnitudes."""
+    attentions = attentions_to_quantize(inputs.model, recipe)
+    residuals = residuals_to_quantize(inputs.model, recipe)
     sites = (*sites_of(attentions, recipe), *residual_sites(residuals, recipe))
-    if not sites:
-        return ready, ActivationSites()
-    if not data.real:
-        raise GpusqError(
-            "a placement beyond layers needs ranges that neither the checkpoint nor --ranges holds",
-            place=f"recipe {recipe.name}",
-            hint="add --calib FOLDER",
-        )
-    where = f"{counted(len(attentions), 'attention')} and {counted(len(residuals), 'residual add')}"
-    reporter.say(f"calibrating {counted(len(sites), 'activation')} of {where} (second pass over the calibration data)")
-    known = ready.table.by_tensor()
-    unknown = {site.tensor: site for site in sites if site.tensor not in known}
-    found = _ranges(ready.model, [*unknown.values()], data, subject, reporter)
-    table = msgspec.structs.replace(ready.table, ranges=(*ready.table.ranges, *found.ranges))
-    return replace(ready, table=table), ActivationSites(sites=sites, attentions=attentions)
-
-
-def observe_outputs(
-    ready: SmoothedGraph,
-    recipe: Recipe,
-    outputs: Int8Outputs,
-    data: CalibrationInputs,
-    subject: ModelFacts,
-    reporter: Reporter,
-) -> tuple[SmoothedGraph, tuple[Int8OutputDecision, ...]]:
-    """Which layers are to write INT8, and the ranges with those of their products, with their rules' headroom.
-
-    Raises:
-        GpusqError: There is no data to find those ranges on.
-    """
-    candidates = output_candidates(ready.layers, recipe, outputs.sparsity, outputs.wish)
-    sites = [site for layer in candidates if (site := output_site(ready.model, layer)) is not None]
-    if not candidates:
-        return ready, ()
-    if sites and not data.real:
-        raise GpusqError(
-            "INT8 outputs need ranges that neither the checkpoint nor --ranges holds",
-            place=f"recipe {recipe.name}",
-            hint="add --calib FOLDER",
-        )
-    found: tuple[TensorRange, ...] = ()
-    if sites:
-        layers = counted(len(sites), "layer")
-        reporter.say(f"calibrating the outputs of {layers} that may write INT8 (second pass over the calibration data)")
-        found = _ranges(ready.model, sites, data, subject, reporter).ranges
-    headroom = {layer.layer: rule_of(recipe, layer).headroom for layer in candidates}
+    if not sites or inputs.table is None:
+        return inputs
+    known = inputs.table.by_tensor()
+    values = {attention.value for attention in attentions}
     ranges = [
-        msgspec.structs.replace(entry, amax=entry.amax * (1 + headroom[site.module]))
-        for entry, site in zip(found, sites, strict=True)
+        _site_range(site, model, inputs, seen, moved=site.tensor in values)
+        for site in {site.tensor: site for site in sites if site.tensor not in known}.values()
     ]
-    amax = {entry.tensor: entry.amax for entry in ranges}
-    chosen = choose_outputs(ready.model, candidates, recipe, outputs.wish, (amax, ready.moments))
-    kept = {choice.tensor for choice in chosen if choice.chosen}
-    reporter.say(f"{len(kept)} of {counted(len(candidates), 'layer')} write INT8 outputs")
-    table = msgspec.structs.replace(
-        ready.table, ranges=(*ready.table.ranges, *(entry for entry in ranges if entry.tensor in kept))
-    )
-    return replace(ready, table=table), chosen
+    table = msgspec.structs.replace(inputs.table, ranges=(*inputs.table.ranges, *ranges))
+    return replace(inputs, table=table, placements=ActivationSites(sites=sites, attentions=attentions))
 
 
-def _ranges(
-    model: ir.Model, sites: Sequence[QdqSite], data: CalibrationInputs, subject: ModelFacts, reporter: Reporter
-) -> CalibrationTable:
-    """The observer looks at inputs of layers: each tensor gets a layer that stands for it."""
-    stand_ins = [
-        GraphLayer(
-            layer=f"{site.module}, {site.role}",
-            node=site.node,
-            kind="linear",
-            input=site.tensor,
-            weight="",
-            channel_axis=0,
-            n=0,
-            k=0,
-            macs=0,
+def _site_range(site: QdqSite, model: ir.Model, inputs: PlanInputs, seen: Observations, *, moved: bool) -> TensorRange:
+    assert seen.table is not None, "sites need ranges, which are observed"
+    entry = seen.table.by_tensor()[site.tensor]
+    amax = value_amax(model, site.node, inputs.smoothed, seen.moments) if moved else None
+    return entry if amax is None else msgspec.structs.replace(entry, amax=amax)
+
+
+def _with_outputs(
+    inputs: PlanInputs, model: ir.Model, recipe: Recipe, outputs: Int8Outputs, seen: Observations
+) -> PlanInputs:
+    """Which layers are to write INT8, and the ranges with those of their products, with their rules' headroom."""
+    candidates = output_candidates(inputs.layers, recipe, outputs.sparsity, outputs.wish)
+    if not candidates or inputs.table is None:
+        return inputs
+    sites = {layer.node: site for layer in candidates if (site := output_site(inputs.model, layer)) is not None}
+    amax = {
+        site.tensor: product_amax(model, site, inputs.smoothed, seen.moments) * (1 + rule_of(recipe, layer).headroom)
+        for layer in candidates
+        if (site := sites.get(layer.node)) is not None
+    }
+    chosen = choose_outputs(inputs.model, candidates, recipe, outputs.wish, (amax, inputs.moments))
+    assert seen.table is not None or not amax, "products need ranges, which are observed"
+    ranges = [
+        TensorRange(
+            tensor=choice.tensor,
+            layer=f"{choice.layer}, output",
+            amax=amax[choice.tensor],
+            origin=f"amax over {counted(0 if seen.table is None else seen.table.images, 'sample')}",
         )
-        for site in sites
+        for choice in chosen
+        if choice.chosen
     ]
-    return calibrated(model, stand_ins, data.calibrate, subject, Observing(workers=Ranks().workers()), reporter).table
+    table = msgspec.structs.replace(inputs.table, ranges=(*inputs.table.ranges, *ranges))
+    return replace(inputs, table=table, placements=replace(inputs.placements, outputs=chosen))
 
 
-def find_fp16_overflow(
-    model: ir.Model,
-    table: CalibrationTable | None,
-    data: CalibrationInputs,
-    float_type: FloatPrecision,
-    reporter: Reporter,
-) -> Fp16Overflow:
-    """What of the graph FP16 can't hold; nothing where the float type isn't FP16.
-
-    Magnitudes are those of the ranges that are known, and those seen on a few of the samples, if there are any.
-    """
-    if float_type != "fp16":
-        return Fp16Overflow()
-    seen = {} if table is None else {entry.tensor: (entry.amax, entry.origin) for entry in table.ranges}
-    if data.real:
-        source = few(data.calibrate)
-        origin = f"seen on {counted(len(source), 'sample')} of {source.name}"
-        for tensor, amax in largest_magnitudes(model, source, open_model=open_onnx).items():
-            if amax > seen.get(tensor, (0.0, ""))[0]:
-                seen[tensor] = (amax, origin)
-    wide = fp16_overflow_in(model, seen, looked=data.real)
-    if wide.tensors:
-        # Activations first: where a model overflows says more than which of its constants do.
-        kept = some([text_of(tensor) for tensor in sorted(wide.tensors, key=lambda tensor: tensor.constant)], 1)
-        reporter.say(f"kept in FP32, since FP16 can't hold {'it' if len(wide.tensors) == 1 else 'them'}: {kept}")
-    return wide
+def _say(smoothed: Sequence[SmoothedTensor], declined: Sequence[tuple[str, str]], reporter: Reporter) -> None:
+    if smoothed:
+        reporter.say(f"smoothed {counted(len(smoothed), 'activation')}")
+    for reason, layers in by_reason(declined).items():
+        reporter.say(f"not smoothed: the input of {some(layers, 1)}: {reason}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -30,7 +31,7 @@ from gpusq_deploy.numerics import (
 from gpusq_deploy.quantize.smoothing import rule_of
 
 # GPTQ's usual 0.01 fits a few dozen calibration images more than it fits others.
-_DAMPING = 0.1
+DAMPING = 0.1
 
 
 def round_weights(
@@ -94,16 +95,24 @@ def _rounded(
     step: float,
 ) -> RoundedWeight:
     if rule.rounding == "second-order" and moments.covariance is not None:
-        # Rounding the input adds noise of a step's variance to every channel, whatever the others do.
-        noisy = moments.covariance.astype(np.float64)
-        np.einsum("ii->i", noisy)[:] += step**2 / 12
-        if not rule.correct_bias:
-            # Nothing else takes the mean error up.
-            noisy += np.outer(moments.mean, moments.mean)
-        codes = second_order_codes(rows, scale, noisy, damping=_DAMPING)
+        gram = input_gram(moments, moments.covariance, step=step, corrected=rule.correct_bias)
+        codes = second_order_codes(rows, scale, gram, damping=DAMPING)
     else:
         codes = quantize(rows, scale, axis=0)
     change = None
     if rule.correct_bias:
         change = (rows.astype(np.float64) - dequantize(codes, scale, axis=0)) @ moments.mean
     return RoundedWeight(codes=codes, scale=scale, bias=change)
+
+
+def input_gram(
+    moments: ChannelMoments, covariance: npt.NDArray[np.floating[Any]], *, step: float, corrected: bool
+) -> npt.NDArray[np.float64]:
+    """Second moments [K, K] of a layer's input that is rounded to multiples of `step`, 0 for one that isn't.
+
+    `corrected` says that the bias takes the mean error up.
+    """
+    gram = covariance.astype(np.float64)
+    # Rounding the input adds noise of a step's variance to every channel, whatever the others do.
+    np.einsum("ii->i", gram)[:] += step**2 / 12
+    return gram if corrected else gram + np.outer(moments.mean, moments.mean)

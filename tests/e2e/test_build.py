@@ -231,7 +231,7 @@ def test_a_further_engine_is_built_from_the_bundle_alone(bundle: Path, tmp_path:
 
 def test_a_bundle_takes_no_other_options(bundle: Path) -> None:
     done = run_main(build, bundle, "--batch", "4", "--target", "rtx40")
-    assert done.code == 5
+    assert done.code == 2
     assert "only --target, --engine-option and --unpack apply to it, not --batch" in done.err
 
 

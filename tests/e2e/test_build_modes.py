@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections import Counter
 from pathlib import Path
 
+import onnx
 import pytest
 from commands import Finished, run_main
 
@@ -12,6 +16,7 @@ from gpusq_deploy.cli.bench import main as bench
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.inspect import main as inspect
 from gpusq_deploy.cli.validate import main as validate
+from gpusq_deploy.graph.passes.registry import PIPELINES
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +67,28 @@ def test_a_build_begins_with_size_accuracy_and_engine(without: tuple[Path, Finis
         for engine in found.receipt.engines:
             count = sum(layer.precision == "int8" for layer in engine.layers)
             assert f"{engine.target}: {count} of {len(engine.layers)} layers INT8" in lines[3]
+
+
+def test_the_graph_after_each_pass_is_written(sparse: Path, photos: Path, tmp_path: Path) -> None:
+    dump, out = tmp_path / "passes", tmp_path / "m.gpusq"
+    options = ("--int8", "--sparse", "--calib", photos, "--target", "none", "--rewrites", "all", "--out", out)
+    assert "writes nothing" in run_main(build, sparse, *options, "--dump-passes", dump, "--dry-run").err
+    done = run_main(build, sparse, *options, "--dump-passes", dump)
+    assert done.code == 0, done.err
+    passes = json.loads((dump / "passes.json").read_bytes())["passes"]
+    names = [entry["name"] for entry in passes]
+    assert names == [*PIPELINES["simple"], *PIPELINES["faster"], "smooth", "quantize", "keep-fp32", "cast"]
+    assert [entry["file"] for entry in passes] == sorted(path.name for path in dump.glob("*.onnx"))
+    for before, after in itertools.pairwise(passes):
+        assert after["before"] == before["after"]
+    smoothed = next(entry["changes"] for entry in passes if entry["name"] == "smooth")
+    assert f"smoothed {smoothed} activations" in done.err
+    built = onnx.load(out / "model.onnx").graph.node
+    assert Counter(node.op_type for node in built) == passes[-1]["after"]
+    for entry in passes:
+        nodes = onnx.load(dump / entry["file"], load_external_data=False).graph.node
+        assert Counter(node.op_type for node in nodes) == entry["after"]
+    assert "isn't empty" in run_main(build, sparse, *options, "--force", "--dump-passes", dump).err
 
 
 def test_a_dry_run_says_what_the_build_then_does(sparse: Path, photos: Path, tmp_path: Path, bundle: Path) -> None:

@@ -193,6 +193,36 @@ def test_more_classes_than_logits_are_refused(folder: Path, tmp_path: Path, dens
     refused(run(dense, many, tmp_path / "out.pt"), "65 classes, the model has only 64", tmp_path / "out.pt")
 
 
+TOWER = """
+import timm
+from torch import Tensor, nn
+
+class Tower(nn.Module):
+    gpusq_preprocessing = {"channels": 3, "height": 32, "width": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
+
+    def __init__(self):
+        super().__init__()
+        self.vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=64, num_heads=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.vit.forward_features(x)
+        return features, features[:, 0]
+"""
+
+
+@pytest.mark.parametrize("epochs", ["0", "1"])
+def test_a_model_of_two_outputs_hears_what_is_needed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: str
+) -> None:
+    (tmp_path / "a_tower.py").write_text(TOWER)
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = "a_tower:Tower"
+    torch.save(module_from_arch(arch_from_text(spec, ())).state_dict(), tmp_path / "tower.pt")
+    done = run(tmp_path / "tower.pt", folder, tmp_path / "out.pt", "--arch", spec, "--epochs", epochs)
+    refused(done, "the model returns 2: [1, 5, 64], [1, 64]", tmp_path / "out.pt")
+    assert "gpusq-build --prune" in done.err
+
+
 def test_an_output_that_can_t_be_written_is_refused_before_the_work(dense: Path, folder: Path, tmp_path: Path) -> None:
     done = run(dense, folder, tmp_path)
     assert done.code == 5

@@ -22,7 +22,6 @@ from gpusq_deploy.bundle.receipt import built_layers
 from gpusq_deploy.calibration.data import ArrayFile, open_source
 from gpusq_deploy.calibration.observe import collect_ranges
 from gpusq_deploy.cli.build import main as build
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.contrib.detectors.between import write_between
 from gpusq_deploy.contrib.detectors.mask_rcnn import Detections, MaskRcnn
 from gpusq_deploy.contrib.detectors.record import record_pooled
@@ -41,6 +40,7 @@ from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
 from gpusq_deploy.sparsity.graph_check import graph_sparsity

@@ -119,6 +119,16 @@ def test_pack_alone_is_refused(sparse: Path, options: tuple[str, ...]) -> None:
     assert "--pack needs --int8 --sparse" in done.err
 
 
+def test_a_dry_run_says_that_weights_would_be_unpacked(packed: Path) -> None:
+    without_dense(packed)
+    for options in (("--unpack",), ("--target", "orin")):
+        done = run_main(build, packed, *options, "--dry-run", "--json")
+        assert done.code == 0, done.err
+        assert done.json()["unpacked"] == 8
+        assert "8 weights into weights.dense" in run_main(build, packed, *options, "--dry-run").out
+    assert not (packed / DENSE).exists()
+
+
 def test_unpack_is_for_a_bundle_that_is_packed(sparse: Path, bundle: Path) -> None:
     assert run_main(build, sparse, "--unpack").code == 2
     done = run_main(build, bundle, "--unpack")

@@ -12,10 +12,10 @@ from gpusq_deploy.artifacts.base import json_from_value
 from gpusq_deploy.artifacts.plan import FloatPrecision, QuantPlan
 from gpusq_deploy.artifacts.recipe import load_recipe
 from gpusq_deploy.calibration.stored_ranges import table_from_recorded
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.quantize import Quantize
 from gpusq_deploy.quantize.planning import PlanRequest, make_plan
 from gpusq_deploy.sparsity.graph_check import graph_sparsity

@@ -64,7 +64,7 @@ HEAVY = (
     "PIL",
 )
 
-COMMANDS = ("build", "calibrate", "validate", "inspect", "bench", "compare", "compress", "doctor")
+COMMANDS = ("build", "calibrate", "validate", "inspect", "bench", "compare", "compress", "rewrite", "doctor")
 
 
 def room_of(path: Path) -> str:

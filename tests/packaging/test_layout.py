@@ -59,7 +59,7 @@ def test_the_mapped_folders_are_reached_by_relative_links() -> None:
 def test_every_entry_point_can_be_called(config: configparser.ConfigParser) -> None:
     lines = config["options.entry_points"]["console_scripts"].split("\n")
     targets = [line.split("=")[1].strip() for line in lines if line]
-    assert len(targets) == 8
+    assert len(targets) == 9
     for target in targets:
         module, _, name = target.partition(":")
         assert callable(getattr(importlib.import_module(module), name))
@@ -99,6 +99,12 @@ def test_the_wheel_holds_one_package_and_its_data(tmp_path: Path) -> None:
         names = wheel.namelist()
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"gpusq_deploy"}
-    for needed in ("py.typed", "calibration/recipes/static_wi8_ai8.toml", "engines/targets/a100.toml", "cli/build.py"):
+    for needed in (
+        "py.typed",
+        "calibration/recipes/static_wi8_ai8.toml",
+        "engines/targets/a100.toml",
+        "cli/build.py",
+        "cli/__init__.pyi",
+    ):
         assert f"gpusq_deploy/{needed}" in names
     assert not [name for name in names if any(f"/{folder}/" in name for folder in NOT_SHIPPED)]

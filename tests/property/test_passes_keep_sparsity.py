@@ -18,7 +18,6 @@ from hypothesis import given, settings, strategies as st
 
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.plan import FloatPrecision
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.frontend.export.onnx_export import export_float_model
 from gpusq_deploy.graph import passes
 from gpusq_deploy.graph.layers import GraphLayer, weight_rows, weighted_layers
@@ -26,6 +25,7 @@ from gpusq_deploy.graph.passes.base import Pass, run_passes
 from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
 from gpusq_deploy.graph.passes.keep_fp32 import KeepFp32
 from gpusq_deploy.graph.passes.merge_qkv import MergeQkv, find_projections
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.quantize import STORED_TYPE, Quantize, RoundedWeight
 from gpusq_deploy.graph.passes.smooth import Smooth, SmoothedTensor
 from gpusq_deploy.graph.smoothable import Smoothable, find_smoothable
@@ -164,9 +164,9 @@ def test_every_form_of_a_weight_stays_sparse(seed: int, size: float, precision: 
 @pytest.mark.parametrize(
     ("name", "fired"),
     [
-        ("vit", {"attention-scale", "smooth", "quantize", "cast-to-float-type"}),
-        ("swin", {"drop-no-ops", "window-norm", "smooth", "quantize", "cast-to-float-type"}),
-        ("transformers-vit", {"pack-projections", "quantize", "cast-to-float-type"}),
+        ("vit", {"attention-scale", "smooth", "quantize", "cast"}),
+        ("swin", {"drop-no-ops", "window-norm", "smooth", "quantize", "cast"}),
+        ("transformers-vit", {"merge-qkv", "quantize", "cast"}),
     ],
 )
 @settings(max_examples=3, deadline=None)
@@ -182,7 +182,7 @@ def test_an_exported_transformer_stays_sparse(
     model = with_sparse_weights(exports[name](), seed=seed, size=size)
     assert broken(model) == []
     changes = after_passes(model, precision, seed=seed)
-    expected = fired - {"cast-to-float-type"} if precision == "fp32" else fired
+    expected = fired - {"cast"} if precision == "fp32" else fired
     assert expected <= {step for step, count in changes.items() if count}
 
 

@@ -47,8 +47,8 @@ def test_a_need_that_nobody_meets_is_named(tmp_path: Path) -> None:
         archive.writestr(
             "thing-1.dist-info/METADATA", "Name: thing\n" + "".join(f"Requires-Dist: {n}\n" for n in needs)
         )
-    assert unmet_needs([wheel], {"numpy"}, "3.12") == ["absent (of thing-1-py3-none-any.whl)"]
-    assert unmet_needs([wheel], {"numpy"}, "3.10") == [f"{name} (of {wheel.name})" for name in ("absent", "old")]
+    assert unmet_needs([wheel], {"numpy"}, "3.12") == {"absent": "absent (of thing-1-py3-none-any.whl)"}
+    assert unmet_needs([wheel], {"numpy"}, "3.10") == {name: f"{name} (of {wheel.name})" for name in ("absent", "old")}
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def sources() -> Iterator[tuple[Path, str]]:
             relative = path.relative_to(ROOT / top).as_posix()
             linked = top == "gpusq_deploy" and relative.split("/")[0] in {"calibration", "engines", "benchmarks"}
             beside = top == "benchmarks" and "/" in relative
-            if path.is_file() and path.suffix in {".py", ".toml", ".typed"} and not (linked or beside):
+            if path.is_file() and path.suffix in {".py", ".pyi", ".toml", ".typed"} and not (linked or beside):
                 yield path, f"gpusq_deploy/{inside}{relative}"
 
 

@@ -22,12 +22,8 @@ from __future__ import annotations
 
 import fnmatch
 import operator
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from gpusq_deploy.artifacts import (
     EVERY_ENGINE,
@@ -41,16 +37,12 @@ from gpusq_deploy.artifacts import (
     Receipt,
     Verification,
     parse_bound,
+    value_from_toml,
 )
 from gpusq_deploy.bundle.report.warnings import constant_text
 from gpusq_deploy.engines import find_target
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.text import some
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _GRAMMAR = "the grammar is in docs/receipts.md"
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
@@ -69,14 +61,12 @@ def load_expectations(path: Path) -> Expectations:
         GpusqError: It can't be read, or isn't a file of expectations; the path of the offending key is named.
     """
     try:
-        content: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
-        found = msgspec.convert(content, type=Expectations)
+        text = path.read_text("utf-8")
     except OSError as error:
         raise GpusqError(f"cannot read the expectations: {error.strerror}", place=str(path), hint=_GRAMMAR) from error
-    except msgspec.ValidationError as error:
-        raise GpusqError(f"not a file of expectations: {error}", place=str(path), hint=_GRAMMAR) from error
-    except (ValueError, RecursionError) as error:  # tomllib's own, and a number of more digits than Python reads
-        raise GpusqError(f"not TOML: {error}", place=str(path), hint=_GRAMMAR) from error
+    except UnicodeDecodeError as error:
+        raise GpusqError(f"the expectations are not UTF-8 text: {error}", place=str(path), hint=_GRAMMAR) from error
+    found = value_from_toml(text, Expectations, place=str(path), what="a file of expectations", hint=_GRAMMAR)
     for name in found.engines:
         if name != EVERY_ENGINE:
             find_target(name)

@@ -59,7 +59,8 @@ def figures_text(found: Verification | PruningLoss) -> str:
         return "no figures: the output is the same for all samples"
     if found.synthetic:
         return "not measured: random samples prove nothing about real inputs"
-    return ", ".join(filter(None, [_sqnr_text(found), _agreement_text(found)]))
+    figures = ", ".join(filter(None, [_sqnr_text(found), _agreement_text(found)]))
+    return figures or "no figures: the output is of rounding errors"
 
 
 def compared_text(found: Verification | PruningLoss, *, calibrated: bool = True) -> str:
@@ -118,7 +119,7 @@ def _agreement_text(found: Verification | PruningLoss) -> str:
     if found.top1_agreement is None:
         return ""
     if found.sqnr_db is None:
-        return f"{found.top1_agreement:.1%} of the integers equal"
+        return f"{found.top1_agreement:.1%} of the values equal"
     if found.images < _FEW:
         return f"top-1 {round(found.top1_agreement * found.images)} of {found.images}"
     return f"top-1 {found.top1_agreement:.1%}"
@@ -130,6 +131,12 @@ def _doubts(found: Verification) -> Iterator[str]:
     if found.constant_others:
         names = ", ".join(found.constant_others)
         yield f"the {found.reference} model gives every sample the same {names}: figures of it prove nothing"
+    if found.rounding:
+        names = ", ".join(found.rounding)
+        yield (
+            f"{names}: the {found.reference} model computes rounding errors alone there, as in the mean of normalised "
+            "values: it isn't counted; leave it out, or take what it is computed from"
+        )
     weak = "" if found.synthetic else ", ".join(_weak_outputs(found))
     if weak:
         worst = noisiest_text(found)

@@ -7,7 +7,7 @@ import errno
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,13 +19,12 @@ from gpusq_deploy.artifacts import require_input
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.adapters.archive import require_intact, require_no_script, require_stored
 from gpusq_deploy.frontend.checkpoint.adapters.semi_structured import SAFE_CLASSES
-from gpusq_deploy.frontend.checkpoint.wrappers import plain_name
+from gpusq_deploy.frontend.checkpoint.wrappers import by_plain_name, plain_name
 from gpusq_deploy.text import with_article
 
 SELF_DESCRIBING = "gpusq.checkpoint/1"
 # `module` is DeepSpeed's.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "model_ema", "state_dict_ema")
-_PREFIXES = ("module.", "_orig_mod.")
 # Beside `module.`: how many models torch's AveragedModel took the mean of.
 _COUNT = "n_averaged"
 # How a zip file begins; that it is one its end tells.
@@ -100,23 +99,29 @@ def state_dict_in(
             content itself.
 
     Returns:
-        Tensors by name without `module.` and `_orig_mod.` prefixes, and the layout found in words.
+        Tensors by their plain names, see `plain_name`, or as they are where two would have one; and the layout found in
+        words.
 
     Raises:
         GpusqError: There is no mapping from names to tensors, or none under `key`.
     """
     where, found = _unwrapped(content) if key is None else (key, _under(content, key, place))
+    _require_tensors(found, where, place=place, hint=_choice_hint(content) or _SAVE_AGAIN)
+    layout = f"state dict under {where!r}" if where else "state dict"
+    count = next((name for name in found if _is_count(name, found)), None)
+    plain = by_plain_name([name for name in found if name != count])
+    return {name: found[old] for name, old in plain.items()}, f"{layout}, {AVERAGED}" if count else layout
+
+
+def _require_tensors(found: Mapping[str, Any], where: str, *, place: str, hint: str) -> None:
     strangers = [repr(name) for name, value in found.items() if not _is_named_tensor(name, value)]
     if strangers or not found:
         raise GpusqError(
             f"no state dict in the file: beside or instead of named tensors it has "
             f"{', '.join(strangers[:5]) or 'nothing'}" + (f", under {where!r}" if where else ""),
             place=place,
-            hint=_choice_hint(content) or _SAVE_AGAIN,
+            hint=hint,
         )
-    layout = f"state dict under {where!r}" if where else "state dict"
-    state, averaged = _without_prefixes(found)
-    return state, f"{layout}, {AVERAGED}" if averaged else layout
 
 
 def _unwrapped(content: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -188,6 +193,12 @@ def _state_dicts(content: Mapping[Any, Any], depth: int, within: str = "") -> It
             yield from _state_dicts(inner, depth - 1, f"{within}{name}.")
 
 
+def _is_count(name: str, names: Collection[str]) -> bool:
+    """Whether it is that of an AveragedModel, whose `module` holds all others: a model may have one of that name."""
+    within = f"{name.removesuffix(_COUNT)}module."
+    return plain_name(name) == _COUNT and len(names) > 1 and all(n == name or n.startswith(within) for n in names)
+
+
 def _is_state_dict(value: Any) -> bool:
     if not isinstance(value, Mapping):
         return False
@@ -197,19 +208,6 @@ def _is_state_dict(value: Any) -> bool:
 
 def _is_named_tensor(name: object, value: object) -> bool:
     return isinstance(name, str) and isinstance(value, torch.Tensor)
-
-
-def _without_prefixes(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], bool]:
-    """Names as the innermost module has them, and whether torch's AveragedModel was among its wrappers."""
-    found, averaged = dict(state), False
-    while True:
-        rest = [name for name in found if name != _COUNT]
-        prefix = next((prefix for prefix in _PREFIXES if rest and all(name.startswith(prefix) for name in rest)), None)
-        counted = _COUNT in found
-        if prefix is None or (counted and prefix != "module."):
-            return found, averaged
-        averaged = averaged or counted
-        found = {name[len(prefix) :]: tensor for name, tensor in found.items() if name != _COUNT}
 
 
 def _require_file(path: Path) -> None:

@@ -19,6 +19,7 @@ from gpusq_deploy.frontend.checkpoint.transformers_models import (
     offline,
     refusals,
     said_by,
+    size_of,
     size_of_config,
 )
 
@@ -159,7 +160,7 @@ def _size(
     asked = [_asked_size(spec, name) for name in ("input_size", "image_size") if name in spec.arguments]
     config: Any = module.config
     own, prepared = size_of_config(config), _prepared(preprocessor)
-    backbone = _two(_said(config, "image_size", "backbone_config"))
+    backbone = size_of(_said(config, "image_size", "backbone_config"))
     published = prepared if stated and own is not None and _runs(module, channels, prepared, own) else None
     rest = (prepared, backbone) if stated else (backbone, prepared)
     for size in (*asked, published, own, *rest):
@@ -173,7 +174,7 @@ def _size(
 
 
 def _asked_size(spec: ArchSpec, name: str) -> Size:
-    size = _two(spec.arguments[name])
+    size = size_of(spec.arguments[name])
     if size is None:
         raise GpusqError(
             f"{name}={spec.arguments[name]} is not a size",
@@ -188,12 +189,14 @@ def _prepared(preprocessor: Mapping[str, Any]) -> Size | None:
 
     A shorter side alone is a square: here a centre crop follows every resize.
     """
-    crop = _two(preprocessor.get("crop_size")) if preprocessor.get("do_center_crop") else None
+    crop = size_of(preprocessor.get("crop_size")) if preprocessor.get("do_center_crop") else None
     if crop is not None or preprocessor.get("do_resize") is False:
         return crop
     size: Any = preprocessor.get("size")
     named = _mapping(size)
-    return _two(named["shortest_edge"]) if "shortest_edge" in named and "longest_edge" not in named else _two(size)
+    return (
+        size_of(named["shortest_edge"]) if "shortest_edge" in named and "longest_edge" not in named else size_of(size)
+    )
 
 
 def _runs(module: torch.nn.Module, channels: int, size: Size | None, own: Size) -> bool:
@@ -273,30 +276,19 @@ def _said(config: Any, name: str, *within: str) -> Any:
     return None
 
 
-def _two(size: Any) -> Size | None:
-    """Height and width of a number, a pair, or a mapping of both."""
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, (list, tuple)):
-        sides = [int(side) for side in cast("list[Any]", size)]
-        return (sides[0], sides[1]) if len(sides) == 2 else None
-    named = _mapping(size)
-    return (int(named["height"]), int(named["width"])) if {"height", "width"} <= named.keys() else None
-
-
 def _mapping(value: Any) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
 
 
 def _crop_fraction(preprocessor: Mapping[str, Any]) -> float:
     """The share of the shorter side that the centre crop keeps; 1 where nothing is cropped."""
-    size, crop = preprocessor.get("size"), _two(preprocessor.get("crop_size"))
+    size, crop = preprocessor.get("size"), size_of(preprocessor.get("crop_size"))
     named: Any = _mapping(size).get("shortest_edge") if isinstance(size, Mapping) else size
     if preprocessor.get("crop_pct") and isinstance(named, int) and named < _CROPPED_BELOW:
         return float(preprocessor["crop_pct"])
     if not preprocessor.get("do_center_crop") or crop is None:
         return 1.0
-    shorter = named if isinstance(named, int) else min(_two(size) or crop)
+    shorter = named if isinstance(named, int) else min(size_of(size) or crop)
     return min(1.0, min(crop) / shorter)
 
 

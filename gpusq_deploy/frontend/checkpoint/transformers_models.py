@@ -141,13 +141,21 @@ def class_of_images(spec: ArchSpec) -> Any:
 def size_of_config(config: Any) -> tuple[int, int] | None:
     """Height and width that a config, or its `vision_config`, says a model is of; None where it says none."""
     for part in (config, getattr(config, "vision_config", None)):
-        size: Any = getattr(part, "image_size", None)
-        if isinstance(size, int):
-            return size, size
-        sides = cast("list[Any]", size) if isinstance(size, (list, tuple)) else []
-        if len(sides) == 2:
-            return int(sides[0]), int(sides[1])
+        size = size_of(getattr(part, "image_size", None))
+        if size is not None:
+            return size
     return None
+
+
+def size_of(said: Any) -> tuple[int, int] | None:
+    """Height and width of a number, a pair, or a mapping of both."""
+    if isinstance(said, int):
+        return said, said
+    if isinstance(said, (list, tuple)):
+        sides = cast("list[Any]", said)
+        return (int(sides[0]), int(sides[1])) if len(sides) == 2 else None
+    named: Mapping[str, Any] = cast("Mapping[str, Any]", said) if isinstance(said, Mapping) else {}
+    return (int(named["height"]), int(named["width"])) if {"height", "width"} <= named.keys() else None
 
 
 def _tensors(answers: Mapping[str, Any]) -> Any:

@@ -60,7 +60,7 @@ def own_weights(
     Raises:
         GpusqError: Several different models of the architecture are in the file.
     """
-    plain, wanted = _by_plain_name(state), _by_plain_name(expected)
+    plain, wanted = by_plain_name(state), by_plain_name(expected)
     found = _prefixes(plain, wanted)
     bare = _within_one(wanted)
     if len(wanted) not in found.values() and bare.keys() <= plain.keys():
@@ -97,7 +97,7 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _NOTHING)
 
 
-def _by_plain_name(names: Collection[str]) -> dict[str, str]:
+def by_plain_name(names: Collection[str]) -> dict[str, str]:
     """Names by their plain ones; by themselves where two would be one."""
     plain = {plain_name(name): name for name in names}
     return plain if len(plain) == len(names) else {name: name for name in names}

@@ -137,11 +137,8 @@ def _exported(
     opset: int,
     called: str,
 ) -> torch.onnx.ONNXProgram:
-    quiet = logging.getLogger("torch")  # the tracer logs the traceback of what is raised, and told, anyway
-    level = quiet.level
-    quiet.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), FourAxes():
+        with _unlogged(), warnings.catch_warnings(), torch.no_grad(), FourAxes():
             warnings.simplefilter("ignore")  # the exporter's remarks on its own internals
             program = torch.onnx.export(
                 checkpoint.module,
@@ -161,11 +158,23 @@ def _exported(
             place=str(checkpoint.arch),
             hint=_export_hint(checkpoint.module, root),
         ) from error
-    finally:
-        quiet.setLevel(level)
     if program is None:
         raise GpusqError("torch's exporter returned no program", place=str(checkpoint.arch))
     return program
+
+
+@contextmanager
+def _unlogged() -> Generator[None]:
+    """Without the tracer's traceback of what is raised, and told, anyway; without what its optimiser leaves undone."""
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _export_hint(module: torch.nn.Module, error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeAlias
 
 import onnx_ir as ir
 
@@ -24,15 +24,17 @@ class Pass(Protocol):
         ...
 
 
-def run_passes(
-    model: ir.Model, passes: Sequence[Pass], *, after: Callable[[Pass, ir.Model, int], None] | None = None
-) -> ir.Model:
+# Called after a pass with it, the graph and its number of changes.
+AfterPass: TypeAlias = Callable[[Pass, ir.Model, int], None]
+
+
+def run_passes(model: ir.Model, passes: Sequence[Pass], *, after: AfterPass | None = None) -> ir.Model:
     """Run passes in order on a copy of `model`, and check the graph's invariants after each.
 
     Args:
         model: Left as it is.
         passes: In order.
-        after: Called after each pass with the pass, the graph and its number of changes.
+        after: Called after each pass.
 
     Raises:
         GpusqError: A pass declined, with its reason.
@@ -54,11 +56,13 @@ def run_passes(
     return copy
 
 
-def heard(label: str, passes: Sequence[Pass], reporter: Reporter) -> Callable[[Pass, ir.Model, int], None]:
-    """For `run_passes`: reports each pass of several as progress."""
+def heard(label: str, passes: Sequence[Pass], reporter: Reporter, *others: AfterPass) -> AfterPass:
+    """For `run_passes`: reports each pass of several as progress; `others` are called first."""
     done = itertools.count(1)
 
-    def after(_step: Pass, _model: ir.Model, _changes: int) -> None:
+    def after(step: Pass, model: ir.Model, changes: int) -> None:
+        for other in others:
+            other(step, model, changes)
         reporter.progress(label, next(done), len(passes))
 
     return after

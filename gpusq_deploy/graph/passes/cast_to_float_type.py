@@ -43,7 +43,7 @@ class CastToFloatType:
     """
 
     precision: FloatPrecision
-    name: ClassVar[str] = "cast-to-float-type"
+    name: ClassVar[str] = "cast"
 
     def run(self, model: ir.Model) -> int:
         """See the class.

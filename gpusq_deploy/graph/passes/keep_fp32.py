@@ -41,7 +41,7 @@ class KeepFp32:
 
     tensors: tuple[str, ...]
     constants: bool = False
-    name: ClassVar[str] = "keep-wide"
+    name: ClassVar[str] = "keep-fp32"
 
     def run(self, model: ir.Model) -> int:
         """See the class.

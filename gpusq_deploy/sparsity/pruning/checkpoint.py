@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gpusq_deploy.artifacts import LayerSparsity, PruneMethod, Recipe, SparsityRecord, SparsityReport
-from gpusq_deploy.calibration import Batches, DataSource, Selection
+from gpusq_deploy.calibration import Batches, DataSource, spread_evenly
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import Checkpoint, example_input, layer_weights
 from gpusq_deploy.sparsity.check import sparsity_report
@@ -164,9 +164,7 @@ def _is_linear(checkpoint: Checkpoint, layer: LayerSparsity) -> bool:
 
 
 def _images(source: DataSource, say: Callable[[str], None]) -> torch.Tensor:
-    count = min(len(source), PRUNE_SAMPLES)
-    spread = Selection(source=source, indices=[index * len(source) // count for index in range(count)])
-    batches = Batches(source=spread, size=_BATCH)
+    batches = Batches(source=spread_evenly(source, PRUNE_SAMPLES), size=_BATCH)
     images = torch.from_numpy(np.concatenate(list(batches)))
     for skipped in batches.skipped:
         say(f"skipped: {skipped}")

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -240,13 +240,24 @@ def _logits(module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     device = next(module.parameters()).device
     logits = module(images.to(device))
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise GpusqError(
-            f"distillation needs logits [N, classes], the model returns {found}",
+            f"gpusq-compress needs one output, logits [N, classes] or without training features [N, ...]; the model "
+            f"returns {_described(logits)}",
             place="the model's output",
-            hint="wrap the model so that it returns its logits alone",
+            hint="--epochs 0 prunes a model of features alone; of several outputs, wrap it in a factory whose forward "
+            "returns the one, or prune it in the build: gpusq-build --prune",
         )
     return logits
+
+
+def _described(answer: Any) -> str:
+    """Shapes of an answer that isn't logits."""
+    if isinstance(answer, torch.Tensor):
+        return str(list(answer.shape))
+    if not isinstance(answer, (tuple, list)):
+        return f"a {type(answer).__name__}"
+    entries = cast("Sequence[Any]", answer)
+    return f"{len(entries)}: {', '.join(_described(entry) for entry in entries)}"
 
 
 def _shuffled(count: int, options: DistillOptions, epoch: int) -> list[list[int]]:

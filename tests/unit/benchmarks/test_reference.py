@@ -176,7 +176,7 @@ def test_samples_are_taken_along_their_own_axis_and_integers_are_counted(tmp_pat
     assert reference.equal == {8: 1.0}
     # Integers beside floats are told and refuse nothing.
     reference.check({"x": x}, {**right, "k": (x.argmax(1) + 1) % 3}, 8)
-    assert "0.0% of the integers equal at batch 8" in reference.note()
+    assert "0.0% of the values equal at batch 8" in reference.note()
     with pytest.raises(GpusqError, match="output 'z' agrees to -"):
         reference.check({"x": x}, {**right, "z": np.stack([-x, x])}, 8)
     with pytest.raises(GpusqError, match=r"output 'z' is \[8, 2, 3\], not \[2, 8, 3\]"):
@@ -192,6 +192,6 @@ def test_an_engine_of_integers_alone_is_refused_where_most_differ(tmp_path: Path
     x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     reference = CpuReference(path)
     reference.check({"x": x}, {"k": x.argmax(1)}, 4)
-    with pytest.raises(GpusqError, match=r"of output 'k', 0\.0% of the integers are equal"):
+    with pytest.raises(GpusqError, match=r"of output 'k', 0\.0% of the values are equal"):
         reference.check({"x": x}, {"k": (x.argmax(1) + 1) % 3}, 4)
     reference.close()

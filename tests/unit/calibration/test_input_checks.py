@@ -165,7 +165,7 @@ def test_the_same_few_samples_again_and_again_are_told() -> None:
     assert sameness_warnings(statistics_of(batch), 12) == ()
     assert sameness_warnings(statistics_of(batch[:3]), 3) == ()
     (told,) = sameness_warnings(statistics_of(batch), 1)
-    assert told == "1 of 12 calibration samples is distinct: the others repeat them"
+    assert told == "1 of 12 calibration samples is distinct: the others repeat it"
 
 
 @pytest.mark.parametrize("shape", [(64,), (4, 64), (3, 4, 8, 8)])

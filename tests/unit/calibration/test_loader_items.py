@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from gpusq_deploy.artifacts.arch import UNDECLARED, Preprocessing, preprocessing_of_shape
 from gpusq_deploy.calibration.data import open_source, preprocessing_of_arrays, source_from_iterable
@@ -118,6 +118,55 @@ def test_images_and_8_bit_pixels_are_preprocessed_as_files_are(photo: tuple[Imag
     assert len(source) == (2 if form == "batch" else 1)
     np.testing.assert_array_equal(source.sample(0), expected)
     assert ("8-bit pixels" in source.name) == (form in {"HWC", "CHW", "batch", "tensor"})
+
+
+GREY: Any = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (7, 20, 30), np.uint8))
+COLOUR: Any = torch.from_numpy(np.random.default_rng(6).integers(0, 256, (4, 3, 20, 30), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [GREY, TensorDataset(GREY), TensorDataset(GREY, torch.arange(7))],
+    ids=["images", "tuples of one", "with labels"],
+)
+@pytest.mark.parametrize("size", [3, 4])
+def test_grey_pixels_of_a_loader_are_as_many_images_as_it_has(tmp_path: Path, dataset: Any, size: int) -> None:
+    """In batches of three, [3, H, W] could be one colour image."""
+    source = source_from_iterable(DataLoader(dataset, batch_size=size), SIZE, name="mine")
+    assert len(source) == 7
+    Image.fromarray(GREY[4].numpy()).save(tmp_path / "4.png")
+    np.testing.assert_array_equal(source.sample(4), load_image(tmp_path / "4.png", SIZE))
+    assert "[N, H, W] as grey images" in source.name
+
+
+def alone(batch: list[Any]) -> Any:
+    """A collate function of batches of one."""
+    return batch[0]
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        COLOUR,
+        list(COLOUR),
+        [[*COLOUR[:3]], [*COLOUR[3:]]],
+        DataLoader(COLOUR, batch_size=3),
+        DataLoader(COLOUR, batch_size=3, collate_fn=list),
+        DataLoader(COLOUR, collate_fn=alone),
+        DataLoader(COLOUR, batch_size=None),
+    ],
+    ids=["array", "images", "lists", "loader", "unstacked", "by one", "unbatched"],
+)
+def test_colour_pixels_stay_one_image(tmp_path: Path, items: Any) -> None:
+    source = source_from_iterable(items, SIZE, name="mine")
+    assert len(source) == 4
+    Image.fromarray(COLOUR[3].permute(1, 2, 0).numpy()).save(tmp_path / "3.png")
+    np.testing.assert_array_equal(source.sample(3), load_image(tmp_path / "3.png", SIZE))
+
+
+def test_where_nothing_tells_a_colour_image_from_grey_ones_it_is_said_which_was_taken() -> None:
+    source = source_from_iterable([GREY[:3]], SIZE, name="mine")
+    assert source.name == "mine (8-bit pixels [3, H, W] as one colour image, preprocessed as the model declares)"
 
 
 @pytest.mark.parametrize(

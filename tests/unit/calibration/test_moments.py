@@ -13,11 +13,10 @@ import torch
 
 from gpusq_deploy.calibration.data import ArrayFile
 from gpusq_deploy.calibration.moments import ChannelMoments, ChannelMomentSums
+from gpusq_deploy.calibration.needs import Needs
 from gpusq_deploy.calibration.observe import Observing, observe
-from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
-from gpusq_deploy.graph.layers import GraphLayer
 
 Array = npt.NDArray[Any]
 TEXT = "g (float[B,3,2,6] input) => (float[B,3,2,6] y) { [one] a = Mul(input, two) [other] y = Add(a, two) }"
@@ -37,15 +36,7 @@ def collect(
 def observed(
     model: ir.Model, data: ArrayFile, moments: dict[str, bool], *, workers: int = 1
 ) -> dict[str, ChannelMoments]:
-    how = Observing(moments=moments, workers=workers)
-    return dict(observe(model, [reader_of(name) for name in moments], data, open_model=open_onnx, how=how).moments)
-
-
-def reader_of(tensor: str) -> GraphLayer:
-    """A layer of which only the input matters."""
-    return GraphLayer(
-        layer=tensor, node=tensor, kind="linear", input=tensor, weight="w", channel_axis=1, n=2, k=4, macs=8
-    )
+    return dict(observe(model, Needs(moments=moments), data, how=Observing(workers=workers)).moments)
 
 
 def require_moments(found: ChannelMoments, rows: Array, *, rtol: float = 1e-5) -> None:
@@ -122,9 +113,8 @@ def test_rows_beyond_those_that_wait_are_added_once() -> None:
 
 def test_channel_moments_are_refused_where_several_processes_share_the_data() -> None:
     model = tiny_models.graph(TEXT, two=np.full(1, 2, np.float32))
-    how = Observing(moments={"a": False}, world=2)
     with pytest.raises(ValueError, match="single process"):
-        observe(model, [reader_of("a")], source(np.ones((2, 3, 2, 6), np.float32)), open_model=open_onnx, how=how)
+        observe(model, Needs(moments={"a": False}), source(np.ones((2, 3, 2, 6), np.float32)), how=Observing(world=2))
 
 
 def test_an_activation_that_is_not_finite_is_named() -> None:

@@ -155,7 +155,7 @@ def test_progress_counts_samples() -> None:
         layers,
         source(np.ones((19, 3, 1, 4), np.float32)),
         open_model=open_onnx,
-        progress=lambda done, total: seen.append((done, total)),
+        how=Observing(progress=lambda done, total: seen.append((done, total))),
     )
     assert seen == [(done, 19) for done in range(1, 20)]
 
@@ -242,8 +242,8 @@ def collect_with(
 ) -> CalibrationTable:
     model = exported.model
     calibrators = dict.fromkeys(tensors_of(exported).values(), Calibrator(name=name))
-    observing = Observing(calibrators=calibrators, **how)
-    return collect_ranges(model, weighted_layers(model), source(values), open_model=one_thread, how=observing)
+    layers, observing = weighted_layers(model), Observing(**how)
+    return collect_ranges(model, layers, source(values), calibrators=calibrators, open_model=one_thread, how=observing)
 
 
 def one_thread(path: Path) -> Any:
@@ -300,8 +300,7 @@ def test_ranges_are_bit_identical_however_the_samples_are_shared_out(name: Calib
 def test_tensors_without_a_calibrator_keep_their_largest_magnitude() -> None:
     model, layers = tiny("g (float[B,3,1,4] input) => (float[B,3,1,2] y) { [fc] y = MatMul(input, w) }")
     values = np.linspace(-1, 9, 24, dtype=np.float32).reshape(2, 3, 1, 4)
-    how = Observing(calibrators={"another": Calibrator(name="mse")})
-    table = collect_ranges(model, layers, source(values), open_model=open_onnx, how=how)
+    table = collect_ranges(model, layers, source(values), calibrators={"another": Calibrator(name="mse")})
     assert [(entry.amax, entry.origin) for entry in table.ranges] == [(9.0, "amax over 2 samples")]
 
 
@@ -311,9 +310,8 @@ def test_a_counted_activation_that_is_not_finite_is_named() -> None:
     )
     values = np.ones((1, 3, 1, 4), np.float32)
     values[0, 1, 0, 2] = 0
-    how = Observing(calibrators={"h": Calibrator(name="mse")})
     with pytest.raises(GpusqError, match="NaN or infinity") as caught:
-        collect_ranges(model, layers, source(values), open_model=open_onnx, how=how)
+        collect_ranges(model, layers, source(values), calibrators={"h": Calibrator(name="mse")})
     assert caught.value.place in ("tensor h", "tensor y")
 
 

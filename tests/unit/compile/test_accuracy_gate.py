@@ -115,8 +115,18 @@ def test_integers_never_enter_the_limit_in_decibels() -> None:
     found = msgspec.structs.replace(FOUND, sqnr_db=None, cosine=None, top1_agreement=0.8, others=(boxes,))
     assert shortfalls(found, request(min_sqnr=60.0, min_agreement=0.8)) == ()
     assert shortfalls(found, request(min_agreement=0.9)) == (
-        "the share of equal integers, 0.8, is below --min-agreement 0.9",
+        "the share of equal values, 0.8, is below --min-agreement 0.9",
     )
+
+
+def test_a_further_output_that_is_constant_is_in_no_limit() -> None:
+    """Noise on a mask that no sample changes says nothing of the model, and nobody can mend it with a recipe."""
+    mask = Drift(module="", tensor="mask", sqnr_db=-20.0, median_sqnr_db=-20.0, cosine=0.0)
+    found = msgspec.structs.replace(FOUND, others=(mask,), constant_others=("mask",))
+    assert shortfalls(found, request(min_sqnr=20.0)) == ()
+    assert len(shortfalls(msgspec.structs.replace(found, constant_others=()), request(min_sqnr=20.0))) == 1
+    (said,) = shortfalls(msgspec.structs.replace(found, sqnr_db=None), request(min_sqnr=20.0))
+    assert "can't be judged" in said
 
 
 def test_the_evidence_replaces_earlier_evidence_and_nothing_else(tmp_path: Path) -> None:

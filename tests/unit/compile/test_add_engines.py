@@ -134,6 +134,48 @@ def test_one_engine_of_two_is_a_success_that_says_which_is_missing(bundle: Path)
     assert "no engine orin" in done.out
 
 
+def test_a_dry_run_reads_the_bundle_and_says_what_would_be_made_of_it(bundle: Path) -> None:
+    before = bundles.listing(bundle)
+    done = run_main(build, bundle, "--target", "orin", "--engine-option", "strip", "--dry-run", "--json")
+    assert done.code == 0, done.err
+    told = done.json()
+    assert (told["dry_run"], told["source"], told["recipe"], told["batch"]) == (True, "m.pt", "everything", "1:1:1")
+    assert (told["engines"][0]["target"], told["engines"][0]["backend"]) == ("orin", None)
+    assert told["engines"][0]["command"] == "gpusq-build 'my model.gpusq' --target orin --engine-option strip"
+    assert (told["replaced"], told["unpacked"]) == ([], None)
+    shown = run_main(build, bundle, "--target", "orin", "--dry-run").out
+    assert "(dry run: nothing was written)" in shown
+    assert "1 weighted: 1 int8; 0 with 2:4 weights" in shown
+    assert bundles.listing(bundle) == before
+
+
+@pytest.mark.parametrize("option", [("--int8",), ("--calib", "random"), ("--out", "b"), ("--arch", "timm:x")])
+def test_an_option_that_a_bundle_has_no_use_for_is_a_usage_error(bundle: Path, option: tuple[str, ...]) -> None:
+    for dry in ((), ("--dry-run",)):
+        done = run_main(build, bundle, "--target", "orin", *option, *dry)
+        assert done.code == 2
+        assert f"apply to it, not {option[0]}" in " ".join(done.err.split())
+
+
+def test_a_dry_run_stops_where_the_build_would(bundle: Path) -> None:
+    """A damaged file, an option that the target can't have, nothing to unpack."""
+    for options in (("--target", "a100", "--engine-option", "version-compatible"), ("--unpack",)):
+        built, tried = (run_main(build, bundle, *options, *dry) for dry in ((), ("--dry-run",)))
+        assert (tried.code, tried.err) == (5, built.err)
+    (bundle / "model.onnx").write_bytes(b"another model")
+    tried = run_main(build, bundle, "--target", "orin", "--dry-run")
+    assert (tried.code, "model.onnx is not the file that was built" in tried.err) == (5, True)
+    (bundle / MANIFEST).write_text("{}")
+    assert run_main(build, bundle, "--target", "orin", "--dry-run").code == 5
+
+
+@needs_rtx
+def test_a_dry_run_says_which_engine_would_be_replaced(bundle: Path) -> None:
+    assert run_main(build, bundle, "--target", "a100").code == 0
+    done = run_main(build, bundle, "--target", "a100", "--target", "rtx40", "--dry-run", "--json")
+    assert done.json()["replaced"] == ["a100"]
+
+
 def test_a_bundle_has_its_onnx_model_already(bundle: Path) -> None:
     before = bundles.listing(bundle)
     done = run_main(build, bundle, "--target", "none")

@@ -48,6 +48,7 @@ def request(**asked: Any) -> BuildRequest:
         ({"quantize": True, "calib": "p", "min_agreement": 97.0}, "from 0 to 1"),
         ({"quantize": True, "calib": "random", "min_sqnr": 30.0}, "measured on real samples"),
         ({"recipe": Path("r.toml")}, "--recipe needs"),
+        ({"dump_passes": Path("m.gpusq/passes")}, "can't lie in the bundle"),
         ({"ranges": RANGES}, "need --int8 or --fp8"),
         ({"calibrator": AMAX, "calib": "p"}, "need --int8 or --fp8"),
         ({"quantize": True, "calibrator": AMAX, "ranges": RANGES}, "changes nothing about --ranges"),

@@ -15,17 +15,23 @@ import tiny_models
 
 from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.receipt import GraphCost
-from gpusq_deploy.artifacts.sparsity import SparsityReport
-from gpusq_deploy.compile.pipeline import FASTER, SIMPLE
-from gpusq_deploy.compile.qkv_merge import MergedGraph
 from gpusq_deploy.compile.request import BuildRequest
-from gpusq_deploy.compile.rewrite_selection import Form, Speedup, Yardstick, best_form, choose_form, require_parsable
+from gpusq_deploy.compile.rewrite_selection import (
+    CostProbe,
+    RewriteSelection,
+    all_rewrites,
+    measured_rewrites,
+    require_parsable,
+    select_rewrites,
+)
 from gpusq_deploy.engines.parse_check import reason_in
 from gpusq_deploy.engines.targets import find_target
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.passes.attention_scale import AttentionScale, scales_scores
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.clean import Clean
+from gpusq_deploy.graph.passes.log import PassLog
+from gpusq_deploy.graph.passes.pipelines import FASTER, SIMPLE
 from gpusq_deploy.graph.values import NAME_SCOPES
 from gpusq_deploy.progress import Reporter
 
@@ -79,7 +85,7 @@ BOTH, ONE, TWO, NONE = frozenset({"first", "second"}), frozenset({"first"}), fro
 
 
 def chosen(costs: Mapping[frozenset[str], GraphCost]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    form = choose_form(
+    form = select_rewrites(
         tiny_models.exported_vit().model, (First(), Idle(), Second()), measure_by(costs), lambda _done, _total: None
     )
     assert {step.name for step in (*form.kept, *form.left_out)} == {"first", "second"}
@@ -112,7 +118,7 @@ def test_each_choice_says_both_figures() -> None:
 
 def test_without_a_compiler_all_are_kept_and_that_is_said() -> None:
     model = tiny_models.exported_vit().model
-    form = choose_form(model, (First(), Idle()), "no compiler here", lambda _done, _total: None)
+    form = select_rewrites(model, (First(), Idle()), "no compiler here", lambda _done, _total: None)
     assert form.kept == (First(),)
     (note,) = form.notes
     assert note == "graph rewrites applied, kernel counts not compared (no compiler here): first"
@@ -124,7 +130,7 @@ def test_a_form_that_cannot_be_compiled_is_not_chosen() -> None:
             raise GpusqError("no kernel for it", place="here", hint="none")
         return cost(10)
 
-    form = choose_form(tiny_models.exported_vit().model, (First(),), measure, lambda _done, _total: None)
+    form = select_rewrites(tiny_models.exported_vit().model, (First(),), measure, lambda _done, _total: None)
     assert form.kept == (First(),)
     assert form.notes == (
         "graph rewrite first (3 places) applied; without it the model can't be compiled: no kernel for it",
@@ -135,7 +141,7 @@ def test_where_nothing_compiles_all_are_kept() -> None:
     def measure(model: ir.Model) -> GraphCost:
         raise GpusqError(f"{len(model.graph)} nodes are too many", place="here", hint="none")
 
-    form = choose_form(tiny_models.exported_vit().model, (First(), Second()), measure, lambda _done, _total: None)
+    form = select_rewrites(tiny_models.exported_vit().model, (First(), Second()), measure, lambda _done, _total: None)
     assert form.kept == (First(), Second())
     assert "are too many" in form.notes[0]
 
@@ -153,7 +159,7 @@ class Needy:
 def test_what_another_rewrite_makes_room_for_is_named() -> None:
     costs = {BOTH: cost(8), NONE: cost(10), ONE: cost(9)}
     model = tiny_models.exported_vit().model
-    form = choose_form(model, (First(), Needy()), measure_by(costs), lambda _done, _total: None)
+    form = select_rewrites(model, (First(), Needy()), measure_by(costs), lambda _done, _total: None)
     assert form.kept == (First(), Needy())
     assert form.notes[0].endswith("; without it second has nothing to rewrite")
     assert "no place" not in form.notes[1]
@@ -161,7 +167,7 @@ def test_what_another_rewrite_makes_room_for_is_named() -> None:
 
 def test_what_is_needed_stays_whatever_it_costs() -> None:
     costs = {BOTH: cost(10), ONE: cost(10)}
-    form = choose_form(
+    form = select_rewrites(
         tiny_models.exported_vit().model,
         (First(), Second()),
         measure_by(costs),
@@ -187,30 +193,31 @@ def test_a_scale_on_scores_is_seen_and_one_on_queries_is_not() -> None:
     assert not scales_scores(tiny_models.graph(on_query, c=scale))
 
 
-def test_a_best_form_says_that_it_was_compared_only_where_it_was() -> None:
+def test_measured_rewrites_say_that_they_were_compared_only_where_they_were() -> None:
     said: list[str] = []
     reporter = Reporter(say=said.append, progress=lambda _label, _done, _total: None)
     simple = run_passes(tiny_models.exported_vit().model, SIMPLE)
-    stored = SparsityReport(source="", layers=())
-    required: list[ir.Model] = []
-
-    def form(yardstick: Yardstick | str) -> MergedGraph:
-        speedup = Speedup(before=simple, after=run_passes(simple, FASTER), rewrites=FASTER, stored=stored)
-
-        def pack(model: ir.Model) -> MergedGraph:
-            return MergedGraph(model=model, stored=stored)
-
-        return best_form(speedup, pack, yardstick, reporter, require=required.append)
-
-    compared = form(Yardstick(target=find_target("a100"), batch=2, float_type="fp16"))
+    probe = CostProbe(target=find_target("a100"), batch=2, float_type="fp16")
+    compared = measured_rewrites(simple, probe, reporter, PassLog())
     assert compared.notes[-1] == "graph rewrites compared by tensorrt-rtx for a100, fp16, batch 2, nothing timed"
     assert "left out" in compared.notes[0]
     assert changed_by(compared.model) == 1
-    assert not required, "the compiler has taken it"
-    not_compared = form("not here")
+    not_compared = measured_rewrites(simple, "not here", reporter, PassLog())
     assert len(not_compared.notes) == 1
     assert changed_by(not_compared.model) == 0
-    assert required == [not_compared.model]
+
+
+def test_all_rewrites_need_no_compiler_and_say_what_they_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written doesn't depend on whether, and in which version, a compiler is installed."""
+    monkeypatch.setattr(
+        "gpusq_deploy.compile.rewrite_selection.find_api", lambda _: pytest.fail("a compiler was asked")
+    )
+    simple = run_passes(tiny_models.exported_vit().model, SIMPLE)
+    log = PassLog()
+    found = all_rewrites(simple, Reporter(say=lambda _: None, progress=lambda *_: None), log)
+    assert found.notes == ("graph rewrite attention-scale (1 place) applied",)
+    assert changed_by(found.model) == 0
+    assert [record.name for record in log.records] == [step.name for step in FASTER]
 
 
 UNPARSABLE = """g (float[batch, 4, 8, 8] input) => (float[batch, 4, 4, 4] y) {
@@ -281,11 +288,11 @@ def changed_by(model: ir.Model) -> int:
 
 @pytest.mark.slow
 def test_the_compiler_says_what_helps_a_swin_and_what_does_not_help_a_small_vit() -> None:
-    yardstick = Yardstick(target=find_target("a100"), batch=2, float_type="fp16")
+    probe = CostProbe(target=find_target("a100"), batch=2, float_type="fp16")
     heard: list[tuple[int, int]] = []
 
-    def form_of(model: ir.Model) -> Form:
-        return choose_form(model, FASTER, yardstick.measure, lambda done, total: heard.append((done, total)))
+    def form_of(model: ir.Model) -> RewriteSelection:
+        return select_rewrites(model, FASTER, probe.measure, lambda done, total: heard.append((done, total)))
 
     swin = run_passes(tiny_models.exported_swin(), SIMPLE)
     nodes = [node.name for node in swin.graph]
@@ -293,9 +300,9 @@ def test_the_compiler_says_what_helps_a_swin_and_what_does_not_help_a_small_vit(
     assert [step.name for step in form.kept] == ["attention-scale", "window-norm"]
     assert heard[-1] == (3, 3)
     assert [node.name for node in swin.graph] == nodes  # the graph that was compared is left as it is
-    with_them, without = (yardstick.measure(run_passes(swin, steps)) for steps in (form.kept, ()))
+    with_them, without = (probe.measure(run_passes(swin, steps)) for steps in (form.kept, ()))
     assert with_them.kernels < without.kernels
 
     vit = run_passes(tiny_models.exported_vit().model, SIMPLE)
     assert [step.name for step in form_of(vit).left_out] == ["attention-scale"]
-    assert yardstick.measure(vit).kernels == yardstick.measure(run_passes(vit, FASTER)).kernels
+    assert probe.measure(vit).kernels == probe.measure(run_passes(vit, FASTER)).kernels

@@ -18,7 +18,7 @@ from gpusq_deploy.bundle.report.warnings import verification_warnings
 from gpusq_deploy.calibration.data import ArrayFile, RandomNoise, split_source
 from gpusq_deploy.compile import compare_graphs
 from gpusq_deploy.compile.compare_graphs import Pair, compare
-from gpusq_deploy.compile.export_check import require_same
+from gpusq_deploy.compile.export_check import require_repeatable, require_same
 from gpusq_deploy.compile.verify import verify
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.engines.session import Session
@@ -470,6 +470,43 @@ def test_integers_beside_floats_are_told_apart(tmp_path: Path) -> None:
     assert report.agreements[0].share == report.top1_agreement
 
 
+CENTRED = """g (float[B,1,1,64] x) => ({outputs}) {{
+  h = Reshape(x, shape)
+  n = LayerNormalization(h, ones)
+  noisy = Add(n, c)
+  y = Mul(noisy, small)
+  m = ReduceMean(noisy, axes)
+}}"""
+
+
+@pytest.mark.parametrize("first", ["y", "m"])
+def test_an_output_of_rounding_errors_alone_is_said_and_not_counted(tmp_path: Path, first: str) -> None:
+    """The mean of normalised values is 0; y is as small, and a number all the same."""
+    types = {"y": "float[B,64] y", "m": "float[B,1] m"}
+    outputs = ", ".join([types.pop(first), *types.values()])
+    noise = np.random.default_rng(4).normal(0, 1e-3, 64).astype(np.float32)
+    for name, c in (("a", noise * 0), ("b", noise)):
+        constants = {"shape": np.array([-1, 64]), "axes": np.array([1]), "small": np.array(1e-8, np.float32)}
+        made = tiny_models.graph(CENTRED.format(outputs=outputs), c=c, ones=np.ones(64, np.float32), **constants)
+        save_model(made, tmp_path / f"{name}.onnx")
+    samples = source(np.random.default_rng(3).standard_normal((19, 1, 1, 64)).astype(np.float32))
+    report = verify(Pair(reference=tmp_path / "a.onnx", built=tmp_path / "b.onnx"), samples, held_out=True)
+    assert report.rounding == ("m",)
+    assert [other.tensor for other in report.others] == ([] if first == "y" else ["y"])
+    assert (report.sqnr_db if first == "y" else report.others[0].sqnr_db) == pytest.approx(60, abs=2)
+    assert (report.sqnr_db is None, report.top1_agreement is None) == (first == "m", first == "m")
+    (doubt,) = verification_warnings(report)
+    assert doubt.startswith("m: the float model computes rounding errors alone there")
+    assert value_from_json(json_from_value(report), Verification, place="here") == report
+
+
+def test_a_bad_output_is_not_taken_for_rounding_errors(tmp_path: Path) -> None:
+    one, other = model(tmp_path, "Mul", 1), model(tmp_path, "Mul", -1)
+    report = verify(Pair(reference=one, built=other), source(), held_out=True)
+    assert report.rounding == ()
+    assert report.sqnr_db == pytest.approx(-6.02, abs=0.01)
+
+
 def test_a_single_samples_extremes_are_its_own(tmp_path: Path) -> None:
     one, other = model(tmp_path, "Mul", 1), model(tmp_path, "Add", 0.125)
     alone = [10 * np.log10((row**2).sum() / (4 * 0.125**2)) for row in SAMPLES.reshape(19, 4).astype(np.float64)]
@@ -486,6 +523,21 @@ def test_of_exported_integers_a_hundredth_may_differ(wrong: int, refused: bool) 
             require_same(reference, got, place="here")
     else:
         assert require_same(reference, got, place="here") == pytest.approx(wrong / 150)
+
+
+def test_booleans_are_not_called_integers() -> None:
+    with pytest.raises(GpusqError, match=r"50\.0% of the booleans differ"):
+        require_same(np.array([True, False]), np.array([True, True]), place="here")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_that_computes_no_numbers_is_not_called_random(value: float) -> None:
+    answers = [np.array([1, 2]), np.array([1.0, value], np.float32)]
+    with pytest.raises(GpusqError, match="computes NaN or infinity"):
+        require_repeatable(answers, answers, place="here")
+    with pytest.raises(GpusqError, match="differently each time"):
+        require_repeatable(answers[:1], [np.array([1, 3])], place="here")
+    require_repeatable(answers[:1], answers[:1], place="here")
 
 
 def test_the_first_output_stays_the_first_where_its_shape_does_not_tell_the_axis_of_samples(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gpusq_deploy.engines import fp16_codes
 from gpusq_deploy.engines.ort import cpu_name, open_onnx
 from gpusq_deploy.engines.session import TensorSpec, check_feeds
 from gpusq_deploy.errors import GpusqError
@@ -43,6 +44,39 @@ def test_the_graph_can_run_as_written(make_model: ModelMaker) -> None:
     path = make_model("int8")
     plain, fused = (open_onnx(path, optimize=optimize).run(feeds)["y"] for optimize in (False, True))
     np.testing.assert_allclose(plain, fused, rtol=0.02, atol=0.02)
+
+
+CODES = """g (float16[N] x) => (int8[N] y) {
+  y = QuantizeLinear(x, s, z)
+}"""
+
+
+@pytest.mark.parametrize("fault", ["as installed", "cuts off"])
+@pytest.mark.parametrize("optimize", [False, True])
+def test_codes_of_fp16_values_are_rounded_by_every_version(
+    make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch, fault: str, *, optimize: bool
+) -> None:
+    """Against numpy; ONNX Runtime before 1.30 alone cuts them off. The scale lies in a file beside the model."""
+    if fault == "cuts off":
+        monkeypatch.setattr(fp16_codes, "_ROUNDED_SINCE", (1000,))
+    path = make_model(CODES, external_data="weights.bin", size_threshold_bytes=0)
+    values = np.arange(-128, 129, dtype=np.float16) / np.float16(100)
+    codes = open_onnx(path, optimize=optimize).run({"x": values})["y"]
+    np.testing.assert_array_equal(codes, np.rint(values.astype(np.float32) / np.float32(np.float16(0.02))))
+
+
+@pytest.mark.parametrize(
+    ("version", "cut_off"),
+    [("1.22.0", True), ("1.29.1", True), ("1.30.0", False), ("1.32.0.dev2", False), ("2.0", False)],
+)
+def test_versions_that_cut_codes_off(version: str, *, cut_off: bool) -> None:
+    assert fp16_codes.is_cut_off(version) == cut_off
+
+
+def test_what_quantises_no_fp16_is_loaded_as_it_is(make_model: ModelMaker) -> None:
+    assert fp16_codes.quantised_in_float32(make_model("fp16")) is None
+    assert fp16_codes.quantised_in_float32(make_model("weight_only")) is None
+    assert fp16_codes.quantised_in_float32(make_model("int8")) is not None
 
 
 def test_a_closed_session_is_not_used(make_model: ModelMaker) -> None:

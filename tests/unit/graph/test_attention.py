@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tiny_models
 
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.graph.attention import find_attentions, tensors_of
 from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 
 TEXT = """
 g (float[B,2,8,4] q, float[B,2,4,8] k, float[B,2,8,4] v, float[B,2,8,8] mask) => (float[B,8,6] y) {

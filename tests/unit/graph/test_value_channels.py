@@ -10,9 +10,9 @@ import onnx_ir as ir
 import pytest
 import tiny_models
 
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.graph.attention import find_attentions
 from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.value_channels import ValueChannels, value_channels
 from gpusq_deploy.graph.values import array_of
 

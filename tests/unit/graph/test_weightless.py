@@ -11,12 +11,12 @@ import tiny_families
 import tiny_models
 
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.engines.cost import graph_cost, layers_at
 from gpusq_deploy.engines.targets import find_target
 from gpusq_deploy.frontend.export.onnx_export import export_float_model
 from gpusq_deploy.graph.files import save_model
 from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.weightless import cut_constants, share_weights
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gpusq_deploy.numerics.gptq_blocks import second_order_int4
+from gpusq_deploy.numerics.gptq import second_order_int4
 from gpusq_deploy.numerics.low_bit import int4_blocks
 from gpusq_deploy.numerics.two_four import magnitude_mask, violating_groups
 

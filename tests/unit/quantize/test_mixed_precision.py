@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import planning
 import pytest
@@ -11,13 +15,15 @@ import tiny_models
 
 from gpusq_deploy.artifacts.recipe import MixedRule, recipe_from_toml
 from gpusq_deploy.calibration.data import ArrayFile
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import GraphLayer, weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.quantize import Quantize, RoundedWeight
 from gpusq_deploy.quantize.mixed_precision import contenders, layers_to_keep_float
 from gpusq_deploy.quantize.noise_measured import noise_of_layers
+
+Array = npt.NDArray[Any]
 
 
 def shifted_codes(model: ir.Model, layer: GraphLayer) -> RoundedWeight:
@@ -35,8 +41,8 @@ def test_each_layers_noise_is_that_of_a_graph_with_it_alone_in_int8(*, static: b
     plan = planning.plan_for(model, planning.measured(model))
     layers = weighted_layers(model)
     rounded = {layer.node: shifted_codes(model, layer) for layer in layers if layer.layer.endswith("fc1")}
-    # Six samples in groups of four: a static batch is filled up with two of them again.
-    images = tiny_models.images(4 if static else 6, seed=5)
+    # Six samples in groups of four: a static batch is filled up with repetitions, which must not count.
+    images = tiny_models.images(6, seed=5)
     heard: list[tuple[int, int]] = []
     linear = [layer.node for layer in layers if layer.kind == "linear" and not layer.layer.endswith("qkv")]
     noise = noise_of_layers(
@@ -49,13 +55,48 @@ def test_each_layers_noise_is_that_of_a_graph_with_it_alone_in_int8(*, static: b
     )
     assert list(noise) == linear
     assert heard[-1][0] == heard[-1][1] == len(heard)
-    wanted = tiny_models.run_model(model, {"input": images})["output"]
+
+    def answered(graph: ir.Model) -> Array:
+        first, last = (tiny_models.run_model(graph, {"input": batch})["output"] for batch in (images[:4], images[2:]))
+        return np.concatenate([first, last[2:]])
+
+    wanted = answered(model)
     for node in linear:
         only = msgspec.structs.replace(plan, layers=tuple(entry for entry in plan.layers if entry.node == node))
         alone = Quantize(only, rounded)
-        got = tiny_models.run_model(run_passes(model, [alone]), {"input": images})["output"]
+        got = answered(run_passes(model, [alone]))
         expected = float(np.square(got - wanted).sum() / np.square(wanted).sum())
         assert noise[node] == pytest.approx(expected, rel=2e-2)
+
+
+@dataclass(kw_only=True)
+class Heard:
+    """Two batches, and in which order they are read and run."""
+
+    name: str = "heard"
+    synthetic: bool = False
+    events: list[str] = field(default_factory=list[str])
+
+    def __len__(self) -> int:
+        return 8
+
+    def sample(self, index: int) -> npt.NDArray[np.float32]:
+        self.events.append("read")
+        image: npt.NDArray[np.float32] = tiny_models.images(1, seed=index)[0]
+        return image
+
+
+@pytest.mark.slow
+def test_a_batch_is_run_before_the_next_is_read() -> None:
+    """So that memory doesn't grow with the samples."""
+    plain = run_passes(tiny_models.exported_vit().model, CANONICAL)
+    plan = planning.plan_for(plain, planning.measured(plain))
+    source = Heard()
+    node = next(layer.node for layer in weighted_layers(plain) if layer.layer.endswith("fc1"))
+    noise_of_layers(
+        plain, plan, {}, source, lambda done, total: source.events.append(f"{done} of {total}"), nodes=[node]
+    )
+    assert source.events == [*["read"] * 4, "1 of 2", *["read"] * 4, "2 of 2"]
 
 
 @pytest.mark.slow

@@ -14,11 +14,11 @@ import tiny_models
 from gpusq_deploy.artifacts.plan import QuantPlan
 from gpusq_deploy.calibration.data import ArrayFile
 from gpusq_deploy.calibration.instrument import VALUES_SUFFIX, instrumented
-from gpusq_deploy.calibration.observe import Observing, observe
-from gpusq_deploy.compile.pipeline import CANONICAL
-from gpusq_deploy.engines.ort import open_onnx
+from gpusq_deploy.calibration.needs import Needs
+from gpusq_deploy.calibration.observe import observe
 from gpusq_deploy.graph.layers import GraphLayer, weight_rows, weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.quantize import RoundedWeight
 from gpusq_deploy.graph.residual import branches_of_nodes
 from gpusq_deploy.quantize.noise_model import LayerStatistics, residual_noise, statistics_request
@@ -34,8 +34,7 @@ def linears(model: ir.Model) -> list[GraphLayer]:
 def seen(model: ir.Model) -> LayerStatistics:
     layers = linears(model)
     watch = statistics_request(model, layers)
-    how = Observing(moments=watch.tensors())
-    found = observe(model, layers, ArrayFile(name="noise", values=IMAGES), open_model=open_onnx, how=how)
+    found = observe(model, Needs(moments=watch.tensors()), ArrayFile(name="noise", values=IMAGES))
     return watch.stream(found.moments)
 
 
@@ -106,5 +105,5 @@ def test_an_input_that_never_changes_makes_no_noise() -> None:
     plan = planning.plan_for(model, planning.table({"n": 1.0}))
     watch = statistics_request(model, weighted_layers(model))
     source = ArrayFile(name="ones", values=np.ones((2, 4), np.float32))
-    found = observe(model, watch.layers, source, open_model=open_onnx, how=Observing(moments=watch.tensors()))
+    found = observe(model, Needs(moments=watch.tensors()), source)
     assert residual_noise(model, plan, {}, watch.stream(found.moments)) == {"fc": 0.0}

@@ -16,8 +16,8 @@ from gpusq_deploy.artifacts.calibration import CalibrationTable
 from gpusq_deploy.artifacts.recipe import Recipe, Rule
 from gpusq_deploy.calibration.data import ArrayFile
 from gpusq_deploy.calibration.moments import ChannelMoments
-from gpusq_deploy.calibration.observe import Observing, observe
-from gpusq_deploy.engines.ort import open_onnx
+from gpusq_deploy.calibration.needs import Needs, needs_of_layers
+from gpusq_deploy.calibration.observe import observe
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
@@ -78,8 +78,9 @@ def moments_of(model: ir.Model, values: Array = VALUES) -> dict[str, ChannelMome
 def seen(model: ir.Model, values: Array = VALUES) -> tuple[CalibrationTable, dict[str, ChannelMoments]]:
     """The ranges and moments of each layer's input."""
     layers = weighted_layers(model)
-    how = Observing(moments={layer.input: True for layer in layers})
-    found = observe(model, layers, ArrayFile(name="rows", values=values), open_model=open_onnx, how=how)
+    needs = needs_of_layers(layers) | Needs(moments={layer.input: True for layer in layers})
+    found = observe(model, needs, ArrayFile(name="rows", values=values))
+    assert found.table is not None
     return found.table, dict(found.moments)
 
 

@@ -119,8 +119,12 @@ def test_a_receipt_has_the_doubts_of_both() -> None:
             {"images": 1, "sqnr_db": 47.31, "top1_agreement": None},
             "SQNR 47 dB (one sample proves little)",
         ),
-        ({"sqnr_db": None, "cosine": None}, "87.5% of the integers equal"),
+        ({"sqnr_db": None, "cosine": None}, "87.5% of the values equal"),
         ({"constant": True}, "no figures: the output is the same for all samples"),
+        (
+            {"sqnr_db": None, "cosine": None, "top1_agreement": None, "rounding": ("y",)},
+            "no figures: the output is of rounding errors",
+        ),
         ({"synthetic": True}, "not measured: random samples prove nothing about real inputs"),
     ],
 )

@@ -193,9 +193,12 @@ def test_the_layouts_of_training_tools_are_read(tmp_path: Path, wrapper: str, pr
     assert wrapper in layout
 
 
-def test_a_prefix_that_not_all_names_have_stays() -> None:
-    mixed = {"module.a": torch.ones(1), "b": torch.ones(1)}
-    assert list(state_dict_in(mixed, place="here")[0]) == ["module.a", "b"]
+def test_wrappers_names_count_for_nothing_wherever_they_stand_unless_two_tensors_would_have_one() -> None:
+    """The rule of the module `wrappers`, also where there is no architecture to compare with."""
+    mixed = {"module.a": torch.ones(1), "b._fsdp_wrapped_module.c": torch.ones(1)}
+    assert list(state_dict_in(mixed, place="here")[0]) == ["a", "b.c"]
+    twice = {"module.a": torch.ones(1), "a": torch.zeros(1)}
+    assert list(state_dict_in(twice, place="here")[0]) == ["module.a", "a"]
 
 
 def test_a_module_that_is_called_model_is_not_a_wrapper() -> None:
@@ -414,6 +417,8 @@ def test_the_weights_of_an_averaged_model_are_read_without_its_count(tmp_path: P
     assert same(dict(reading.state), dict(inner.state_dict()))
     assert reading.layout == "state dict, averaged"
     assert "n_averaged" in reading.remarks[0]
+    compiled = reading_of({f"_orig_mod.{name}": tensor for name, tensor in content.items()}, place="here")
+    assert (same(dict(compiled.state), dict(inner.state_dict())), compiled.layout) == (True, reading.layout)
     # A model's own tensor of that name stays.
     assert same(
         state_dict_in({**SMALL, "n_averaged": torch.ones(1)}, place="here")[0], {**SMALL, "n_averaged": torch.ones(1)}

@@ -309,6 +309,17 @@ def test_what_a_model_of_ours_says_itself_isnt_hidden() -> None:
     assert (told.what, told.place, told.hint) == ("takes no [3, 8, 8]", "the model", "give it another size")
 
 
+def split_constant(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    ones, twos = torch.cat([torch.ones(4), 2 * torch.ones(4)]).chunk(2)
+    return convolved(module, x).flatten(1)[:, :4] * ones + twos
+
+
+def test_libraries_remarks_on_themselves_are_not_the_users(caplog: pytest.LogCaptureFixture) -> None:
+    """onnxscript logs each node of several outputs that it doesn't fold."""
+    export_float_model(checkpoint(split_constant), batch=tiny_models.DYNAMIC)
+    assert [record for record in caplog.records if record.name.startswith("onnxscript") and record.levelno >= 30] == []
+
+
 def test_an_output_that_is_no_tensor_is_refused() -> None:
     source = checkpoint(talkative)
     with pytest.raises(GpusqError, match="isn't a tensor"):

@@ -14,13 +14,13 @@ from torch import nn
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.frontend.checkpoint.load import Checkpoint
 from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.frontend.checkpoint.weights import layer_weights
 from gpusq_deploy.frontend.export.onnx_export import export_float_model
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 
 BATCH = BatchRange(minimum=2, optimum=2, maximum=2)
 

@@ -14,13 +14,13 @@ import torch
 from tiny_models import DYNAMIC, graph, run_model
 
 from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
-from gpusq_deploy.compile.pipeline import SIMPLE
 from gpusq_deploy.frontend.checkpoint.load import Checkpoint
 from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.frontend.export.onnx_export import example_input, export_float_model
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.clean import Clean
 from gpusq_deploy.graph.passes.fold_constants import FoldConstants
+from gpusq_deploy.graph.passes.pipelines import SIMPLE
 from gpusq_deploy.graph.values import array_of
 
 Array = npt.NDArray[Any]

@@ -15,11 +15,11 @@ import tiny_models
 from gpusq_deploy.artifacts.calibration import Calibrator
 from gpusq_deploy.artifacts.recipe import Recipe, Rule
 from gpusq_deploy.calibration.instrument import VALUES_SUFFIX, instrumented
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.blocks import block_sites, layer_sites
 from gpusq_deploy.graph.layers import weight_rows, weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.smooth import Smooth, SmoothedTensor, moved_tensors
 from gpusq_deploy.graph.smoothable import Smoothable, find_smoothable
 from gpusq_deploy.graph.values import array_of, value_name

@@ -13,7 +13,6 @@ import pytest
 import torch
 from tiny_models import DYNAMIC, STATIC, exported_swin, exported_vit, graph, run_model
 
-from gpusq_deploy.compile.pipeline import CANONICAL
 from gpusq_deploy.engines.builder import build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.layer_classes import totals
@@ -27,6 +26,7 @@ from gpusq_deploy.graph.passes.clean import Clean
 from gpusq_deploy.graph.passes.drop_no_ops import DropNoOps
 from gpusq_deploy.graph.passes.fold_constants import FoldConstants
 from gpusq_deploy.graph.passes.fold_shapes import FoldShapes
+from gpusq_deploy.graph.passes.pipelines import CANONICAL
 from gpusq_deploy.graph.passes.window_norm import WindowNorm
 from gpusq_deploy.graph.values import array_of, is_constant
 

@@ -9,7 +9,7 @@ import msgspec
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts import LayerSparsity, QuantPlan, Recipe, SparsityRecord, SparsityReport
-from gpusq_deploy.graph import MergeQkv, QkvGroup, find_projections, run_passes
+from gpusq_deploy.graph import MergeQkv, PassLog, QkvGroup, find_projections, run_passes
 from gpusq_deploy.sparsity import graph_sparsity
 from gpusq_deploy.text import by_reason, counted, some
 
@@ -34,17 +34,18 @@ class MergedGraph:
     notes: tuple[str, ...] = ()
     declined: tuple[str, ...] = ()
 
-    def noted(self, plan: QuantPlan) -> QuantPlan:
-        """The plan with these notes."""
-        return msgspec.structs.replace(plan, notes=(*plan.notes, *self.notes, *self.declined))
-
-    @property
-    def parts(self) -> dict[str, tuple[str, ...]]:
-        """By node of a merged GEMM, those that it is made of."""
-        return {triple.node: triple.nodes for triple in self.chosen}
+    def noted(self, plan: QuantPlan, rewrites: tuple[str, ...] = ()) -> QuantPlan:
+        """The plan with these notes, and those on rewrites."""
+        return msgspec.structs.replace(plan, notes=(*plan.notes, *self.notes, *rewrites, *self.declined))
 
 
-def merge_qkv(model: ir.Model, stored: SparsityReport, recipe: Recipe, record: SparsityRecord | None) -> MergedGraph:
+def merge_qkv(
+    model: ir.Model,
+    stored: SparsityReport,
+    recipe: Recipe,
+    record: SparsityRecord | None,
+    log: PassLog | None = None,
+) -> MergedGraph:
     """Pack every triple whose three layers, and the packed one by its name, are decided alike.
 
     Args:
@@ -52,6 +53,7 @@ def merge_qkv(model: ir.Model, stored: SparsityReport, recipe: Recipe, record: S
         stored: The 2:4 state of its layers.
         recipe: One of its rules must decide all of a triple: a rule for `*.q_proj` alone keeps it apart.
         record: Which layers the checkpoint says are 2:4.
+        log: Hears the pass.
     """
     found = find_projections(model)
     states = {state.layer: state for state in stored.layers}
@@ -60,7 +62,7 @@ def merge_qkv(model: ir.Model, stored: SparsityReport, recipe: Recipe, record: S
     declined = _declined(reasons)
     if not chosen:
         return MergedGraph(model=model, stored=stored, declined=declined)
-    packed = run_passes(model, [MergeQkv(chosen)])
+    packed = run_passes(model, [MergeQkv(chosen)], after=(log or PassLog()).after(model))
     report = graph_sparsity(packed, source=stored.source, recipe=recipe, record=_with_packed(record, chosen))
     count = len(chosen)
     notes = (f"merged {_PARTS * count} Q/K/V projections into {counted(count, 'GEMM')}",)

@@ -12,12 +12,12 @@ import tiny_models
 from gpusq_deploy.artifacts.plan import parts_of
 from gpusq_deploy.artifacts.recipe import Recipe, Rule
 from gpusq_deploy.artifacts.sparsity import SparsityRecord, SparsityReport
-from gpusq_deploy.compile.qkv_merge import MergedGraph, merge_qkv
 from gpusq_deploy.graph.layers import weighted_layers
 from gpusq_deploy.graph.passes.base import run_passes
 from gpusq_deploy.graph.passes.clean import Clean
 from gpusq_deploy.graph.values import NAME_SCOPES
 from gpusq_deploy.numerics.two_four import magnitude_mask
+from gpusq_deploy.quantize.qkv_merge import MergedGraph, merge_qkv
 from gpusq_deploy.sparsity.graph_check import graph_sparsity
 
 NAMES = {"qq": "attn.q_proj", "kk": "attn.k_proj", "vv": "attn.v_proj"}
