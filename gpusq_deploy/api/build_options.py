@@ -137,7 +137,6 @@ def _request(model: Path, out: Path, asked: BuildArguments) -> BuildRequest:
     recipe, types = _recipe(asked.get("recipe"), asked.get("precision"))
     ranges = batch_ranges(asked.get("batch", DEFAULT_BATCH))
     float_type, calibrator = asked.get("float_type", "fp16"), asked.get("calibrator")
-    least = asked.get("sparse_outputs")
     return BuildRequest(
         model=model,
         arch=None,
@@ -165,8 +164,8 @@ def _request(model: Path, out: Path, asked: BuildArguments) -> BuildRequest:
         permute=asked.get("permute", False),
         min_sqnr=asked.get("min_sqnr"),
         min_agreement=asked.get("min_agreement"),
-        sparse_outputs=None if least is None else Int8OutputRequest(least_db=least),
-        rewrites=asked.get("rewrites", "measured"),
+        sparse_outputs=None if (least := asked.get("sparse_outputs")) is None else Int8OutputRequest(least_db=least),
+        rewrites=asked.get("rewrites", "all"),
         dump_passes=_path(asked.get("dump_passes")),
     )
 
