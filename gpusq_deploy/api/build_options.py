@@ -59,7 +59,7 @@ class BuildOptions(TypedDict, total=False):
         sparse_outputs: Let sparse INT8 layers write INT8 where their predicted SQNR is at least this, in dB.
         pack: Also store 2:4 INT8 weights packed.
         engine_options: Options of the engine builder, `"NAME=VALUE"` each (docs/engines.md).
-        rewrites: Keep the graph rewrites that were `"measured"` to help (the default), or `"all"`.
+        rewrites: Apply `"all"` graph rewrites (the default), or those that are `"measured"` to help, compiled here.
         dump_passes: A new folder for the graph after each pass, outside the bundle.
         force: Replace a bundle that is there.
     """
