@@ -75,17 +75,19 @@ def _run(folder: Path) -> dict[str, Any]:
 
 
 def _measure(folder: Path) -> dict[str, Any]:
-    from gpusq_deploy.artifacts.calibration import Calibrator
-    from gpusq_deploy.artifacts.manifest import BatchRange
-    from gpusq_deploy.calibration.data import open_source
-    from gpusq_deploy.calibration.observe import Observing, collect_ranges
-    from gpusq_deploy.engines.ort import open_onnx
-    from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text, module_from_arch
-    from gpusq_deploy.frontend.checkpoint.load import load_checkpoint, save_checkpoint
+    from gpusq_deploy.artifacts import BatchRange, Calibrator
+    from gpusq_deploy.calibration import Observing, open_source
+    from gpusq_deploy.calibration.observe import collect_ranges
+    from gpusq_deploy.engines import open_onnx
+    from gpusq_deploy.frontend import (
+        arch_from_text,
+        export_float_model,
+        load_checkpoint,
+        module_from_arch,
+        save_checkpoint,
+    )
     from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
-    from gpusq_deploy.frontend.export.onnx_export import export_float_model
-    from gpusq_deploy.graph.layers import weighted_layers
-    from gpusq_deploy.graph.passes.base import run_passes
+    from gpusq_deploy.graph import run_passes, weighted_layers
     from gpusq_deploy.graph.passes.clean import Clean
 
     arch = arch_from_text(_ARCH, _ARGUMENTS)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gpusq_deploy.artifacts.arch import ArchArgument, ArchSpec
+from gpusq_deploy.artifacts import ArchArgument, ArchSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
