@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from gpusq_deploy.compile import BuildRequest
     from gpusq_deploy.engines import Target
+    from gpusq_deploy.quantize import Int8OutputRequest
 
 
 class BuildOptions(TypedDict, total=False):
@@ -132,7 +133,6 @@ def _request(model: Path, out: Path, asked: BuildArguments) -> BuildRequest:
     from gpusq_deploy.artifacts import Calibrator
     from gpusq_deploy.compile import BuildRequest
     from gpusq_deploy.engines import options_from_text
-    from gpusq_deploy.quantize import Int8OutputRequest
 
     recipe, types = _recipe(asked.get("recipe"), asked.get("precision"))
     ranges = batch_ranges(asked.get("batch", DEFAULT_BATCH))
@@ -164,10 +164,16 @@ def _request(model: Path, out: Path, asked: BuildArguments) -> BuildRequest:
         permute=asked.get("permute", False),
         min_sqnr=asked.get("min_sqnr"),
         min_agreement=asked.get("min_agreement"),
-        sparse_outputs=None if (least := asked.get("sparse_outputs")) is None else Int8OutputRequest(least_db=least),
+        sparse_outputs=_int8_outputs(asked.get("sparse_outputs")),
         rewrites=asked.get("rewrites", "all"),
         dump_passes=_path(asked.get("dump_passes")),
     )
+
+
+def _int8_outputs(least_db: float | None) -> Int8OutputRequest | None:
+    from gpusq_deploy.quantize import Int8OutputRequest
+
+    return None if least_db is None else Int8OutputRequest(least_db=least_db)
 
 
 def _recipe(

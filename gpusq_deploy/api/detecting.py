@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
@@ -146,22 +147,20 @@ def build_detector(  # noqa: PLR0913 - what all three parts are asked
     heard, place = reporter or SILENT, Path(out)
     own: dict[str, ArchArgument] = {"height": height, "width": width, "detector": detector or SWIN_T}
     asked = [*words_of(arguments), *words_of(own)]
+    whole = partial(
+        build,
+        model,
+        precision=precision,
+        sparse=sparse,
+        targets=targets,
+        recipe=recipe,
+        reporter=heard,
+        arch_args=asked,
+    )
 
     def build_part(name: str, calibrated: PathLike, most: int, folder: Path) -> None:
         heard.say(f"part {name}")
-        build(
-            model,
-            out=folder / f"{name}.gpusq",
-            data=calibrated,
-            precision=precision,
-            sparse=sparse,
-            targets=targets,
-            recipe=recipe,
-            reporter=heard,
-            arch=f"{_PARTS}:{name}",
-            arch_args=asked,
-            batch=f"1:{most}:{most}",
-        )
+        whole(out=folder / f"{name}.gpusq", data=calibrated, arch=f"{_PARTS}:{name}", batch=f"1:{most}:{most}")
 
     with _new_folder(place) as folder, tempfile.TemporaryDirectory() as features:
         build_part("dense", data, 1, folder)
