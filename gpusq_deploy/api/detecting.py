@@ -142,25 +142,15 @@ def build_detector(  # noqa: PLR0913 - what all three parts are asked
         GpusqError: Anything that the user can mend; nothing is left behind.
     """
     from gpusq_deploy.bundle import read_bundle
-    from gpusq_deploy.contrib import SWIN_T
 
     heard, place = reporter or SILENT, Path(out)
-    own: dict[str, ArchArgument] = {"height": height, "width": width, "detector": detector or SWIN_T}
-    asked = [*words_of(arguments), *words_of(own)]
-    whole = partial(
-        build,
-        model,
-        precision=precision,
-        sparse=sparse,
-        targets=targets,
-        recipe=recipe,
-        reporter=heard,
-        arch_args=asked,
-    )
+    asked = [*words_of(arguments), *_own_words(height, width, detector)]
+    part = partial(build, model, precision=precision, sparse=sparse, targets=targets, recipe=recipe, reporter=heard)
 
     def build_part(name: str, calibrated: PathLike, most: int, folder: Path) -> None:
         heard.say(f"part {name}")
-        whole(out=folder / f"{name}.gpusq", data=calibrated, arch=f"{_PARTS}:{name}", batch=f"1:{most}:{most}")
+        arch, batch = f"{_PARTS}:{name}", f"1:{most}:{most}"
+        part(out=folder / f"{name}.gpusq", data=calibrated, arch=arch, arch_args=asked, batch=batch)
 
     with _new_folder(place) as folder, tempfile.TemporaryDirectory() as features:
         build_part("dense", data, 1, folder)
@@ -168,6 +158,13 @@ def build_detector(  # noqa: PLR0913 - what all three parts are asked
         for name, most in regions.items():
             build_part(name, Path(features) / f"{name}.npy", most, folder)
     return {name: read_bundle(place / f"{name}.gpusq") for name in ("dense", "box", "mask")}
+
+
+def _own_words(height: int, width: int, detector: str | None) -> Sequence[str]:
+    from gpusq_deploy.contrib import SWIN_T
+
+    own: dict[str, ArchArgument] = {"height": height, "width": width, "detector": detector or SWIN_T}
+    return words_of(own)
 
 
 def _write_between(
