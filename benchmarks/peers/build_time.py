@@ -101,7 +101,7 @@ def _twice(folder: Path) -> tuple[float, float]:
     )
     from gpusq_deploy.engines import find_target
     from gpusq_deploy.graph import PassLog
-    from gpusq_deploy.progress import Reporter
+    from gpusq_deploy.progress import SILENT
 
     def request(recipe: str | None) -> BuildRequest:
         arguments: dict[str, ArchArgument] = {"img_size": 224, "num_classes": 0, "global_pool": ""}
@@ -120,17 +120,16 @@ def _twice(folder: Path) -> tuple[float, float]:
             force=True,
         )
 
-    reporter = Reporter(say=lambda _: None, progress=lambda *_: None)
     start = time.perf_counter()
     first, second = request(None), request("plain_wi8_ai8")
     recipe = expressible_recipe(first)
-    opened = open_inputs(first, recipe, reporter)
-    graph = export_graph(first, opened.checkpoint, folder, reporter, PassLog())
-    observed = observe_graph(graph, first, recipe, opened.data, reporter)
-    build_bundle(first, opened, graph, observed, reporter)
+    opened = open_inputs(first, recipe, SILENT)
+    graph = export_graph(first, opened.checkpoint, folder, SILENT, PassLog())
+    observed = observe_graph(graph, first, recipe, opened.data, SILENT)
+    build_bundle(first, opened, graph, observed, SILENT)
     middle = time.perf_counter()
-    observed = observe_graph(graph, second, expressible_recipe(second), opened.data, reporter, observed.seen)
-    build_bundle(second, opened, graph, observed, reporter)
+    observed = observe_graph(graph, second, expressible_recipe(second), opened.data, SILENT, observed.seen)
+    build_bundle(second, opened, graph, observed, SILENT)
     return round(middle - start, 2), round(time.perf_counter() - middle, 2)
 
 
