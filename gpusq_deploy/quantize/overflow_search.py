@@ -33,8 +33,9 @@ def find_fp16_overflow(
     table = inputs.table
     largest = {} if table is None else {entry.tensor: (entry.amax, entry.origin) for entry in table.ranges}
     for tensor, amax in bounds(inputs.model, seen.magnitudes, inputs.moved).items():
-        if tensor not in largest or (tensor not in inputs.moved and amax > largest[tensor][0]):
-            largest[tensor] = (amax, seen.looked)
+        exact = tensor in seen.magnitudes and tensor not in inputs.moved
+        if tensor not in largest or (exact and amax > largest[tensor][0]):
+            largest[tensor] = (amax, seen.looked if exact else f"a bound from what was {seen.looked}")
     overflow = fp16_overflow_in(inputs.model, largest, looked=bool(seen.looked))
     if overflow.tensors:
         # Activations first: where a model overflows says more than which of its constants do.

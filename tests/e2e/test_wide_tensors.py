@@ -64,8 +64,10 @@ def test_a_planted_outlier_stays_float32(
     bundle = read_bundle(out)
     wide = {tensor.module for tensor in bundle.plan.wide if not tensor.constant}
     assert wide == {"blocks.0", "blocks.0.mlp.fc2", "blocks.1", "blocks.2"}
-    # Of what smoothing changed it is a bound from above.
-    assert all(1e6 * (1 - 1e-3) <= tensor.amax <= 1.1e6 for tensor in bundle.plan.wide)
+    for tensor in bundle.plan.wide:
+        # A product that smoothing changed is bounded by its sum and its bias: twice as much at most.
+        bound = tensor.origin.startswith("a bound from")
+        assert tensor.amax == pytest.approx(1.5e6 if bound else 1e6, rel=0.34 if bound else 1e-3), tensor
     (engine,) = bundle.receipt.engines
     for tensor in bundle.plan.wide:
         assert [note for note in bundle.plan.notes if tensor.tensor in note]
