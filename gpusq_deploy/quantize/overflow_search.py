@@ -17,6 +17,7 @@ from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow, fp16_overflow_in, 
 from gpusq_deploy.quantize.prepare import PlanInputs
 from gpusq_deploy.text import some
 
+_BOUND = "a bound from what was"
 _Bound = Callable[[ir.Value], float | None]
 
 
@@ -35,12 +36,13 @@ def find_fp16_overflow(
     for tensor, amax in bounds(inputs.model, seen.magnitudes, inputs.moved).items():
         exact = tensor in seen.magnitudes and tensor not in inputs.moved
         if tensor not in largest or (exact and amax > largest[tensor][0]):
-            largest[tensor] = (amax, seen.looked if exact else f"a bound from what was {seen.looked}")
+            largest[tensor] = (amax, seen.looked if exact else f"{_BOUND} {seen.looked}")
     overflow = fp16_overflow_in(inputs.model, largest, looked=bool(seen.looked))
     if overflow.tensors:
-        # Activations first: where a model overflows says more than which of its constants do.
-        kept = some([text_of(tensor) for tensor in sorted(overflow.tensors, key=lambda tensor: tensor.constant)], 1)
-        reporter.say(f"kept in FP32, since FP16 can't hold {'it' if len(overflow.tensors) == 1 else 'them'}: {kept}")
+        # What was seen first: where a model overflows says more than a bound, or which of its constants do.
+        ordered = sorted(overflow.tensors, key=lambda tensor: (tensor.constant, tensor.origin.startswith(_BOUND)))
+        kept = some([text_of(tensor) for tensor in ordered], 1)
+        reporter.say(f"kept in FP32, since FP16 can't hold {'it' if len(ordered) == 1 else 'them'}: {kept}")
     return overflow
 
 
