@@ -1,10 +1,12 @@
 from .bundle_comparison import (
+    BundleComparison as BundleComparison,
     compare_bundles as compare_bundles,
 )
 from .recording import (
     record as record,
 )
 from .regression import (
+    Comparison as Comparison,
     compare as compare,
 )
 from .report import (
@@ -12,5 +14,6 @@ from .report import (
     text_from_runs as text_from_runs,
 )
 from .subject import (
+    MeasuredModel as MeasuredModel,
     find_subject as find_subject,
 )

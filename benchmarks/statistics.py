@@ -3,6 +3,8 @@
 Samples come as a float64 matrix [repeats, iterations]. Iterations of one repeat share a session, its memory layout
 and the state of the machine, so they are not independent of each other; repeats are. Whatever states a confidence
 therefore treats the repeat as its unit.
+
+By hand, since scipy is 112 MB on a device and its exact Mann-Whitney test ignores ties; tests compare with it.
 """
 
 from __future__ import annotations

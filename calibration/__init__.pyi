@@ -19,7 +19,11 @@ from .distributed import (
     ranks_from_environment as ranks_from_environment,
 )
 from .image_data import (
+    Fitted as Fitted,
     Sample as Sample,
+    fit_image as fit_image,
+    load_image as load_image,
+    sample_from_image as sample_from_image,
 )
 from .image_listing import (
     SUFFIXES as SUFFIXES,

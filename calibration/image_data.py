@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -29,6 +31,7 @@ _LONGEST = 200
 _GAP = 3
 
 Sample = npt.NDArray[np.float32]
+_Taken = TypeVar("_Taken")
 
 
 class _Frame(NamedTuple):
@@ -52,9 +55,40 @@ def load_image(path: Path, preprocessing: Preprocessing) -> Sample:
         GpusqError: The file can't be read as an image, is too large or too long, or doesn't say which of its values is
             white.
     """
+    return _read(path, lambda image: _normalised(_drawn(image, preprocessing), preprocessing))
+
+
+class Fitted(NamedTuple):
+    """An image that was scaled as a whole: float32 [channels, h, w], and the height and width that it had."""
+
+    sample: Sample
+    original: tuple[int, int]
+
+
+def fit_image(image: Path | Image.Image, preprocessing: Preprocessing) -> Fitted:
+    """As `load_image`, but scaled to fit height and width, one of which it fills, and not cropped.
+
+    Raises:
+        GpusqError: See `load_image`.
+    """
+    if isinstance(image, Path):
+        return _read(image, lambda found: fit_image(found, preprocessing))
+    width, height = image.size
+    scale = min(preprocessing.height / height, preprocessing.width / width)
+    sides = {"height": max(1, round(height * scale)), "width": max(1, round(width * scale))}
+    whole = msgspec.structs.replace(preprocessing, crop_fraction=1.0, **sides)
+    return Fitted(_normalised(_drawn(image, whole), preprocessing), (height, width))
+
+
+def _read(path: Path, take: Callable[[Image.Image], _Taken]) -> _Taken:
+    """What `take` makes of an image file.
+
+    Raises:
+        GpusqError: See `load_image`.
+    """
     try:
         with opened(path) as image:
-            return _normalised(_drawn(image, preprocessing), preprocessing)
+            return take(image)
     except GpusqError as error:
         raise GpusqError(error.what, place=str(path), hint=error.hint) from error
     except OSError as error:

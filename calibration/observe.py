@@ -288,7 +288,7 @@ def _seen(
     groups = _groups(len(source), batch or 1)[how.rank :: how.world]
     few = frozenset(spread_indices(len(source), SPREAD_SAMPLES)) if needs.magnitudes else frozenset[int]()
     first = [group for group in groups if not few.isdisjoint(group)]
-    rest = [group for group in groups if few.isdisjoint(group)] if needs.ranges or needs.moments else []
+    rest = [group for group in groups if few.isdisjoint(group)] if needs.ranges or needs.moments or not few else []
     seen = _Seen(count=sum(map(len, (*first, *rest))))
     weights = _channel_weights(model, needs)
     for share, magnitudes in ((first, True), (rest, False)):

@@ -138,8 +138,11 @@ def calibrated(
     if tensors := {*needs.ranges, *needs.moments}:
         samples = counted(len(source), "sample")
         reporter.say(f"calibrating {counted(len(tensors), 'tensor')} on {samples} of {source.name}")
-    how = replace(how, progress=lambda done, total: reporter.progress("calibrating", done, total))
-    seen = observe(model, needs, source, how=how)
+
+    def progress(done: int, total: int) -> None:
+        reporter.progress("calibrating", done, total)
+
+    seen = observe(model, needs, source, how=replace(how, progress=progress))
     assert seen.table is not None, "the data was looked at"
     table = seen.table
     warnings = (*few_warnings(table), *table.warnings, *range_warnings(table, needs.readers, subject.ranges))

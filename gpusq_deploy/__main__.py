@@ -9,7 +9,18 @@ import click
 
 from gpusq_deploy.cli import Grouped, run_command
 
-COMMANDS = ("build", "calibrate", "validate", "inspect", "bench", "compare", "compress", "rewrite", "doctor")
+COMMANDS = (
+    "build",
+    "calibrate",
+    "validate",
+    "inspect",
+    "bench",
+    "compare",
+    "compress",
+    "rewrite",
+    "doctor",
+    "detector",
+)
 
 
 class _Commands(Grouped):

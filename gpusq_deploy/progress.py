@@ -12,3 +12,14 @@ class Reporter:
 
     say: Callable[[str], None]
     progress: Callable[[str, int, int], None]
+
+
+def _nothing_said(_text: str) -> None:
+    """Nobody listens."""
+
+
+def _no_progress(_label: str, _done: int, _total: int) -> None:
+    """Nobody watches."""
+
+
+SILENT = Reporter(say=_nothing_said, progress=_no_progress)

@@ -14,17 +14,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 # Before torch is imported: its threads otherwise spin while they wait for each other, and on two cores that something
 # else is using too, training then takes five times as long. The commands below inherit it.
@@ -40,21 +43,9 @@ from rich.table import Table
 from torch.nn import functional
 
 import gpusq_deploy
-from gpusq_deploy.artifacts.arch import ArchSpec, Preprocessing
-from gpusq_deploy.artifacts.base import Value, digest_of_bytes, digest_of_file, json_from_value, read_value
-from gpusq_deploy.artifacts.receipt import Receipt
-from gpusq_deploy.artifacts.runs import Runs
-from gpusq_deploy.benchmarks.statistics import median
-from gpusq_deploy.calibration.image_data import load_image
-from gpusq_deploy.calibration.image_listing import image_files
-from gpusq_deploy.cli.common import run_command, say
-from gpusq_deploy.engines.ort import open_onnx
-from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend.checkpoint.architecture import module_from_arch
-from gpusq_deploy.frontend.checkpoint.load import load_checkpoint, save_checkpoint
 
 # Every GEMM dimension is a multiple of 64: 64 tokens of 8x8 pixels, heads of 64, and 64 classes, of which 10 are used.
-ARCH = ArchSpec(
+ARCH = gpusq_deploy.ArchSpec(
     source="timm",
     name="vit_tiny_patch16_224",
     arguments={
@@ -70,7 +61,7 @@ ARCH = ArchSpec(
         "weight_init": "jax",
     },
 )
-PREPROCESSING = Preprocessing(
+PREPROCESSING = gpusq_deploy.Preprocessing(
     channels=1, height=64, width=64, mean=(0.5,), std=(0.5,), interpolation="bicubic", origin="benchmarks/demo"
 )
 SEED = 0
@@ -82,10 +73,11 @@ TOLERANCE = 0.01
 OUTPUTS = ("data", "dense.pt", "model.pt", "model.gpusq", "bench.json")
 STAMPS = ".stages"
 
-Logits = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
+Logits = Callable[[Sequence[Path]], npt.NDArray[Any]]
 
 
-class Engine(Value):
+@dataclass(frozen=True, kw_only=True)
+class Engine:
     """One engine of the bundle, in short."""
 
     target: str
@@ -99,7 +91,8 @@ class Engine(Value):
     gemms: int
 
 
-class Summary(Value):
+@dataclass(frozen=True, kw_only=True)
+class Summary:
     """What the demo found; also OUT/summary.json. Accuracies are shares of the held-out images."""
 
     held_out_images: int
@@ -139,12 +132,17 @@ class Stages:
         say(f"== {name}: {self.seconds[name]} s")
 
 
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    click.echo(text, err=True)
+
+
 def digest_of(path: Path) -> str:
     """Digest of a file, or of every file below a folder."""
     if path.is_file():
-        return digest_of_file(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    return digest_of_bytes("\n".join(f"{f.relative_to(path)} {digest_of_file(f)}" for f in files).encode())
+    return hashlib.sha256("\n".join(f"{f.relative_to(path)} {digest_of(f)}" for f in files).encode()).hexdigest()
 
 
 def digest_of_program() -> str:
@@ -182,18 +180,31 @@ def held_out_indices(labels: npt.NDArray[np.int64]) -> set[int]:
     return chosen
 
 
-def read_images(folder: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Images [N, 1, 64, 64] as calibration and deployment see them, and their digits [N]."""
-    files = image_files(folder)
-    images = np.stack([load_image(file, PREPROCESSING) for file in files])
-    return images, np.asarray([int(file.parent.name) for file in files], dtype=np.int64)
+def images_in(folder: Path) -> list[Path]:
+    """All images below a folder, in one order."""
+    return sorted(folder.rglob("*.png"))
+
+
+def digits_of(files: Sequence[Path]) -> npt.NDArray[np.int64]:
+    """The digit of each, which its folder names."""
+    return np.asarray([int(file.parent.name) for file in files], dtype=np.int64)
+
+
+def read_images(files: Sequence[Path]) -> npt.NDArray[np.float32]:
+    """Images [N, 1, 64, 64] as PREPROCESSING says, from whole scans: nothing is cropped."""
+    size = (PREPROCESSING.width, PREPROCESSING.height)
+    scans = [Image.open(file).convert("L").resize(size, Image.Resampling.BICUBIC) for file in files]
+    pixels = np.stack([np.asarray(scan, dtype=np.float32) for scan in scans])[:, None]
+    return np.asarray((pixels / 255 - PREPROCESSING.mean[0]) / PREPROCESSING.std[0], dtype=np.float32)
 
 
 def train(data: Path, target: Path) -> None:
     """Train the dense model on the training images and save it."""
     torch.manual_seed(SEED)
-    images, labels = (torch.from_numpy(array) for array in read_images(data))
-    module = module_from_arch(ARCH).train()
+    files = images_in(data)
+    images, labels = torch.from_numpy(read_images(files)), torch.from_numpy(digits_of(files))
+    module: torch.nn.Module = importlib.import_module("timm").create_model(ARCH.name, **ARCH.arguments)
+    module.train()
     module.get_parameter("pos_embed").data.copy_(grid_positions())
     steps = -(-len(images) // BATCH) * EPOCHS
     optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE)
@@ -204,7 +215,7 @@ def train(data: Path, target: Path) -> None:
         losses = [training_step(module, augmented(images[some]), labels[some], optimizer, schedule) for some in batches]
         if epoch % 5 == 0:
             say(f"epoch {epoch} of {EPOCHS}: training loss {np.mean(losses):.3f}")
-    save_checkpoint(target, module.eval(), arch=ARCH, preprocessing=PREPROCESSING)
+    gpusq_deploy.save_checkpoint(target, module.eval(), arch=ARCH, preprocessing=PREPROCESSING)
 
 
 def training_step(
@@ -257,46 +268,56 @@ def run_tool(name: str, *arguments: str | Path, stdout: Path) -> None:
             process.wait()
             raise
     if code:
-        raise GpusqError(f"{name} ended with exit code {code}", place=" ".join(words), hint="its own words are above")
+        raise gpusq_deploy.GpusqError(
+            f"{name} ended with exit code {code}", place=" ".join(words), hint="its own words are above"
+        )
 
 
 def torch_logits(checkpoint: Path) -> Logits:
     """The checkpoint's model as a function of images."""
-    module = load_checkpoint(checkpoint).module
+    module = gpusq_deploy.load_checkpoint(checkpoint).module
 
-    def run(images: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+    def run(files: Sequence[Path]) -> npt.NDArray[Any]:
         with torch.no_grad():
-            return np.asarray(module(torch.from_numpy(images)))
+            return np.asarray(module(torch.from_numpy(read_images(files))))
 
     return run
 
 
-def onnx_logits(model: Path) -> Logits:
-    """The bundle's graph, INT8 and all, on ONNX Runtime."""
-    session = open_onnx(model)
-    taken, given = session.inputs[0], session.outputs[0]
-    return lambda images: session.run({taken.name: images.astype(taken.dtype)})[given.name]
-
-
-def accuracy(logits: Logits, images: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
-    """Share of images whose largest of all 64 logits is the label's."""
-    batches = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+def accuracy(logits: Logits, files: Sequence[Path]) -> float:
+    """Share of images whose largest of all 64 logits is the digit's."""
+    batches = (files[start : start + BATCH] for start in range(0, len(files), BATCH))
     predicted = np.concatenate([logits(batch).argmax(axis=1) for batch in batches])
-    return np.count_nonzero(predicted == labels) / len(labels)
+    return np.count_nonzero(predicted == digits_of(files)) / len(files)
+
+
+def bundle_accuracy(bundle: gpusq_deploy.OpenBundle, files: Sequence[Path]) -> float:
+    """The same of the bundle's graph, INT8 and all, on ONNX Runtime."""
+    with bundle.session("onnxruntime") as session:
+        (output,) = (spec.name for spec in session.outputs)
+        return accuracy(lambda batch: session.run(batch)[output], files)
+
+
+def median_latencies(file: Path) -> dict[str, float]:
+    """Milliseconds by batch size, of all samples that gpusq-bench wrote."""
+    samples: dict[str, list[float]] = {}
+    for series in json.loads(file.read_text("utf-8"))["series"]:
+        samples.setdefault(str(series["batch"]), []).extend(series["samples_ms"])
+    return {batch: float(np.median(values)) for batch, values in samples.items()}
 
 
 def summarise(out: Path, seconds: dict[str, float]) -> Summary:
     """Score the three models on the held-out images and read the receipt and the latencies."""
-    images, labels = read_images(out / "data/heldout")
-    bundle = out / "model.gpusq"
-    receipt = read_value(bundle / "receipt.json", Receipt)
-    runs = read_value(out / "bench.json", Runs)
-    files = (out / "dense.pt", out / "model.pt", bundle / "model.onnx", *sorted(bundle.glob("engines/*")))
+    images = images_in(out / "data/heldout")
+    folder = out / "model.gpusq"
+    bundle = gpusq_deploy.open_bundle(folder)
+    receipt = bundle.receipt
+    files = (out / "dense.pt", out / "model.pt", folder / "model.onnx", *sorted(folder.glob("engines/*")))
     return Summary(
         held_out_images=len(images),
-        dense_fp32=accuracy(torch_logits(out / "dense.pt"), images, labels),
-        sparse_fp32=accuracy(torch_logits(out / "model.pt"), images, labels),
-        sparse_int8=accuracy(onnx_logits(bundle / "model.onnx"), images, labels),
+        dense_fp32=accuracy(torch_logits(out / "dense.pt"), images),
+        sparse_fp32=accuracy(torch_logits(out / "model.pt"), images),
+        sparse_int8=bundle_accuracy(bundle, images),
         bytes={file.name: file.stat().st_size for file in files},
         engines=tuple(
             Engine(
@@ -313,12 +334,9 @@ def summarise(out: Path, seconds: dict[str, float]) -> Summary:
             for engine in receipt.engines
         ),
         skipped=tuple(f"{entry.target}: {entry.reason}" for entry in receipt.skipped),
-        onnxruntime_median_ms={
-            str(batch): median(np.asarray([series.samples_ms for series in runs.of_batch(batch)]))
-            for batch in runs.batches
-        },
+        onnxruntime_median_ms=median_latencies(out / "bench.json"),
         seconds=seconds,
-        bundle=str(bundle),
+        bundle=str(folder),
     )
 
 
@@ -380,8 +398,11 @@ def command(context: click.Context, *, out: Path, fresh: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if fresh:
         shutil.rmtree(out / STAMPS, ignore_errors=True)
-    summary = run_stages(out)
-    (out / "summary.json").write_bytes(json_from_value(summary))
+    try:
+        summary = run_stages(out)
+    except gpusq_deploy.GpusqError as error:
+        raise click.ClickException(str(error)) from error
+    (out / "summary.json").write_text(json.dumps(asdict(summary), indent=2))
     table = Table(title=f"{ARCH.source}:{ARCH.name} for digits, from dense FP32 to 2:4 INT8", show_header=False)
     for row in rows_of(summary):
         table.add_row(*row)
@@ -392,5 +413,11 @@ def command(context: click.Context, *, out: Path, fresh: bool) -> None:
         context.exit(1)
 
 
+def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    """SIGTERM as Ctrl-C, so that the command that runs is ended too."""
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    run_command(command)
+    signal.signal(signal.SIGTERM, interrupt)
+    command()

@@ -27,14 +27,13 @@ import torch
 from sklearn.datasets import load_digits
 from torchvision.ops import box_convert, box_iou
 
-from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.artifacts import ArchSpec
 from gpusq_deploy.benchmarks.peers.families import built, shipped_recipe
-from gpusq_deploy.bundle.files import read_bundle
-from gpusq_deploy.engines.ort import open_onnx
-from gpusq_deploy.frontend.checkpoint.architecture import module_from_arch
-from gpusq_deploy.frontend.checkpoint.load import load_checkpoint, save_checkpoint
+from gpusq_deploy.bundle import read_bundle
+from gpusq_deploy.engines import open_onnx
+from gpusq_deploy.frontend import load_checkpoint, module_from_arch, save_checkpoint
 from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
-from gpusq_deploy.numerics.error import sqnr_db
+from gpusq_deploy.numerics import sqnr_db
 
 HEIGHT, WIDTH, QUERIES, CLASSES = 64, 64, 6, 10
 STEPS, BATCH, LEARNING_RATE = 12000, 16, 5e-4

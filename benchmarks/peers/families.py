@@ -24,37 +24,31 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gpusq_deploy.artifacts.arch import ArchSpec
-from gpusq_deploy.artifacts.manifest import BatchRange
+import gpusq_deploy
 from gpusq_deploy.benchmarks.demo.digits import (
     BATCH,
     LEARNING_RATE,
     PREPROCESSING,
     augmented,
-    onnx_logits,
+    digits_of,
+    images_in,
     read_images,
     torch_logits,
     training_step,
     write_data,
 )
-from gpusq_deploy.bundle.files import read_bundle
-from gpusq_deploy.compile.pipeline import compile_checkpoint
-from gpusq_deploy.compile.request import BuildRequest
-from gpusq_deploy.engines.targets import find_target
-from gpusq_deploy.frontend.checkpoint.architecture import module_from_arch
-from gpusq_deploy.frontend.checkpoint.load import save_checkpoint
-from gpusq_deploy.numerics.error import sqnr_db
-from gpusq_deploy.progress import Reporter
+from gpusq_deploy.frontend import module_from_arch
+from gpusq_deploy.numerics import sqnr_db
 
 EPOCHS = 20
 SMALL = {"img_size": 64, "in_chans": 1, "num_classes": 10}
 FAMILIES = {
-    "deit": ArchSpec(
+    "deit": gpusq_deploy.ArchSpec(
         source="timm",
         name="deit_tiny_patch16_224",
         arguments={**SMALL, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 2},
     ),
-    "swin": ArchSpec(
+    "swin": gpusq_deploy.ArchSpec(
         source="timm",
         name="swin_tiny_patch4_window7_224",
         arguments={
@@ -109,10 +103,11 @@ def recipes(family: str) -> Iterator[tuple[str, str]]:
         yield f"{RECIPES[0]}, {pattern} in FP16", shipped[RECIPES[0]].replace("[[rule]]", kept, 1)
 
 
-def train(arch: ArchSpec, data: Path, target: Path) -> None:
+def train(arch: gpusq_deploy.ArchSpec, data: Path, target: Path) -> None:
     """As the demo trains its model, and as long."""
     torch.manual_seed(0)
-    images, labels = (torch.from_numpy(array) for array in read_images(data))
+    files = images_in(data)
+    images, labels = torch.from_numpy(read_images(files)), torch.from_numpy(digits_of(files))
     module = module_from_arch(arch).train()
     steps = -(-len(images) // BATCH) * EPOCHS
     optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE)
@@ -122,33 +117,22 @@ def train(arch: ArchSpec, data: Path, target: Path) -> None:
         batches = (order[start : start + BATCH] for start in range(0, len(order), BATCH))
         losses = [training_step(module, augmented(images[some]), labels[some], optimizer, schedule) for some in batches]
         print(f"{arch.name}, epoch {epoch + 1} of {EPOCHS}: training loss {np.mean(losses):.3f}", flush=True)
-    save_checkpoint(target, module.eval(), arch=arch, preprocessing=PREPROCESSING)
-
-
-def _ignore(*_said: object) -> None:
-    """Rows go to stdout alone."""
+    gpusq_deploy.save_checkpoint(target, module.eval(), arch=arch, preprocessing=PREPROCESSING)
 
 
 def built(out: Path, checkpoint: Path, recipe: str, calib: Path) -> Path:
     """A bundle by a recipe's TOML, in FP16 for the rest; it replaces the last one."""
     file, bundle = out / "recipe.toml", out / "model.gpusq"
     file.write_text(recipe)
-    compile_checkpoint(
-        BuildRequest(
-            model=checkpoint,
-            arch=None,
-            quantize=True,
-            sparse=False,
-            float_type="fp16",
-            recipe=file,
-            calib=str(calib),
-            targets=[find_target("rtx40")],
-            batch=BatchRange(minimum=1, optimum=8, maximum=32),
-            opset=21,
-            out=bundle,
-            force=True,
-        ),
-        Reporter(say=_ignore, progress=_ignore),
+    gpusq_deploy.build(
+        checkpoint,
+        out=bundle,
+        data=calib,
+        precision="int8",
+        targets=("rtx40",),
+        recipe=file,
+        opset=21,
+        force=True,
     )
     return bundle
 
@@ -156,10 +140,14 @@ def built(out: Path, checkpoint: Path, recipe: str, calib: Path) -> Path:
 def measured(out: Path, checkpoint: Path, recipe: str) -> dict[str, Any]:
     """One build, and its model on the held-out images beside the float one."""
     bundle = built(out, checkpoint, recipe, out / "data" / "train")
-    images, labels = read_images(out / "data" / "heldout")
-    reference: npt.NDArray[np.float32] = torch_logits(checkpoint)(images)
-    got: npt.NDArray[np.float32] = onnx_logits(bundle / "model.onnx")(images)
-    engine = read_bundle(bundle).receipt.engines[0]
+    files = images_in(out / "data" / "heldout")
+    labels = digits_of(files)
+    reference: npt.NDArray[np.float32] = torch_logits(checkpoint)(files)
+    opened = gpusq_deploy.open_bundle(bundle)
+    with opened.session("onnxruntime") as session:
+        (output,) = (spec.name for spec in session.outputs)
+        got: npt.NDArray[np.float32] = session.run(files)[output]
+    engine = opened.receipt.engines[0]
     return {
         "sqnr_db": sqnr_db(reference, got),
         "accuracy": _agreement(got, labels),

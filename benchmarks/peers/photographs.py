@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from gpusq_deploy.artifacts.arch import Preprocessing
-from gpusq_deploy.calibration.image_data import sample_from_image
+from gpusq_deploy.artifacts import Preprocessing
+from gpusq_deploy.calibration import sample_from_image
 
 _SMALLEST = 300
 

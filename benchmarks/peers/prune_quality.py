@@ -34,8 +34,7 @@ import torch
 
 from gpusq_deploy.benchmarks.environment import read_environment
 from gpusq_deploy.benchmarks.peers.photographs import crops, photographs
-from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text, module_from_arch
-from gpusq_deploy.frontend.checkpoint.load import Checkpoint, load_checkpoint
+from gpusq_deploy.frontend import Checkpoint, arch_from_text, load_checkpoint, module_from_arch
 from gpusq_deploy.sparsity.permutation.arrange import arrange
 from gpusq_deploy.sparsity.pruning.one_layer import PLAIN_SPARSEGPT, OneshotOptions
 from gpusq_deploy.sparsity.pruning.whole_model import prune_oneshot

@@ -21,13 +21,13 @@ from typing import Any
 import msgspec
 import torch
 
-from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.artifacts import ArchSpec
 from gpusq_deploy.benchmarks.environment import read_environment
-from gpusq_deploy.bundle.validation import validate
-from gpusq_deploy.compile.repair import RepairRequest, repair_checkpoint
-from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text
-from gpusq_deploy.frontend.checkpoint.load import load_checkpoint
-from gpusq_deploy.sparsity.permutation.free_channels import find_channels, permute_channels
+from gpusq_deploy.bundle import validate
+from gpusq_deploy.compile import RepairRequest, repair_checkpoint
+from gpusq_deploy.frontend import arch_from_text, load_checkpoint
+from gpusq_deploy.sparsity import find_channels
+from gpusq_deploy.sparsity.permutation.free_channels import permute_channels
 from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
 from gpusq_deploy.sparsity.pruning.whole_model import prune_oneshot
 

@@ -32,8 +32,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from gpusq_deploy.benchmarks.environment import read_environment
-from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.numerics.two_four_census import census
+from gpusq_deploy.graph import save_model
+from gpusq_deploy.numerics import census
 
 # A child starts out with its parent's peak memory (Linux keeps it across exec), so the parent has to be a small one.
 _LAUNCHER = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -38,15 +39,9 @@ def with_base(changes: RecipeChanges, base: dict[str, Any]) -> dict[str, Any]:
     """
     # A name of another type makes no name: it is refused with the rule's other keys.
     named = [rule for rule in changes.rules if isinstance(rule.get("name"), str)]
-    changed = {rule["name"]: rule for rule in named}
-    known = [rule["name"] for rule in base["rule"] if rule["name"] is not None]
-    strangers = [name for name in changed if name not in known]
-    if strangers:
-        has = f"only {', '.join(known)}" if known else "none that has a name"
-        raise ValueError(f"the base {changes.base} has no rule called {', '.join(strangers)}, {has}")
-    if len(changed) < len(named):
-        raise ValueError("two rules have the same `name`")
+    _require_known(changes.base, [rule["name"] for rule in named], base["rule"])
     new = [rule for rule in changes.rules if rule not in named]
+    changed = {rule["name"]: rule for rule in named}
     kept = [rule | changed.get(rule["name"], {}) for rule in base["rule"]]
     own = {"attention": changes.attention, "residual": changes.residual, "mixed": changes.mixed}
     tables = {key: base[key] if table is None else table for key, table in own.items()}
@@ -57,3 +52,13 @@ def with_base(changes: RecipeChanges, base: dict[str, Any]) -> dict[str, Any]:
         "rule": [*new, *kept],
         **tables,
     }
+
+
+def _require_known(base: str, names: Sequence[str], rules: Sequence[dict[str, Any]]) -> None:
+    known = [rule["name"] for rule in rules if rule["name"] is not None]
+    strangers = [name for name in names if name not in known]
+    if strangers:
+        has = f"only {', '.join(known)}" if known else "none that has a name"
+        raise ValueError(f"the base {base} has no rule called {', '.join(strangers)}, {has}")
+    if len(set(names)) < len(names):
+        raise ValueError("two rules have the same `name`")

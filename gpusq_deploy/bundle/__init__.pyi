@@ -25,6 +25,7 @@ from .report.expectations import (
 )
 from .report.sparse_chain import (
     LayerExplanation as LayerExplanation,
+    explain_layers as explain_layers,
     flops_shares as flops_shares,
     recorded as recorded,
 )
@@ -46,6 +47,7 @@ from .report.warnings import (
     compared_text as compared_text,
     constant_text as constant_text,
     pruning_doubts as pruning_doubts,
+    receipt_doubts as receipt_doubts,
     verification_warnings as verification_warnings,
 )
 from .validation import (

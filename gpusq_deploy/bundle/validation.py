@@ -49,7 +49,8 @@ _ALIKE = frozenset({"dense", "mask lost"})
 class Validation:
     """What was looked at, the 2:4 state of its layers, and everything found wrong.
 
-    `remarks` tell what of a file was changed or left out while reading it, and what there was nothing of.
+    `remarks` tell what of a file was changed or left out while reading it, and what there was nothing of. `explained`
+    says of each layer why it does or doesn't run sparse, on each GPU that was asked for.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Validation:
     sparsity_asked: bool
     findings: tuple[Finding, ...]
     remarks: tuple[str, ...] = ()
+    explained: tuple[LayerExplanation, ...] = ()
 
 
 def validate(

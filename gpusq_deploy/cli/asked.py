@@ -1,32 +1,21 @@
-"""From gpusq-build's command line to what it asks: flags become values here, and `BuildRequest` has the rules."""
+"""From gpusq-build's command line to the arguments of `gpusq_deploy.build`; `BuildRequest` has the rules."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from gpusq_deploy.cli.command import on_command_line
-from gpusq_deploy.cli.common import chosen_arch, parse_batch, say
-from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.cli.common import parse_batches, require_arch
 
 if TYPE_CHECKING:
-    from gpusq_deploy.artifacts import (
-        BatchRange,
-        CalibratorName,
-        FloatPrecision,
-        PruneMethod,
-        QuantizedPrecision,
-        RewriteChoice,
-    )
-    from gpusq_deploy.compile import BuildRequest
-    from gpusq_deploy.engines import Target
-    from gpusq_deploy.quantize import Int8OutputRequest
+    from gpusq_deploy.api import BuildArguments
+    from gpusq_deploy.artifacts import CalibratorName, FloatPrecision, PruneMethod, QuantizedPrecision, RewriteChoice
 
-DEFAULT_TARGET = "a100"
 # Of a build that ends with the ONNX model.
 NO_TARGET = "none"
 # By benchmarks/peers/sparse_outputs.py: 30 costs DINOv2 14.5 dB in all, 33 costs it 0.8.
@@ -75,74 +64,58 @@ class Given:
     dump_passes: Path | None
     as_json: bool
 
+    @property
+    def place(self) -> Path:
+        """Where the bundle goes."""
+        return self.out or Path(f"{self.model.stem}.gpusq")
 
-def build_request(given: Given) -> BuildRequest:
-    """What is asked of a build from a checkpoint, if targets and builders can do it.
+
+def build_arguments(given: Given) -> BuildArguments:
+    """What is asked of a build from a checkpoint, as the API takes it.
 
     Raises:
         click.UsageError: Words that mean nothing, or two that exclude each other.
-        GpusqError: See `BuildRequest` and `expressible_recipe`.
     """
-    from gpusq_deploy.artifacts import Calibrator
-    from gpusq_deploy.compile import BuildRequest, expressible_recipe
-    from gpusq_deploy.engines import options_from_text
-
-    quantized = _quantized(given)
-    recipe, types = _recipe(given.recipe, quantized)
-    float_type = _float_type(given)
-    batch, profiles = _batches(given.batches)
-    request = BuildRequest(
-        model=given.model,
-        arch=None,
-        state_dict=given.state_dict,
-        quantize=quantized is not None,
-        sparse=given.sparse,
-        float_type=float_type,
-        recipe=recipe,
-        calib=given.calib,
-        calib_samples=given.calib_samples,
-        calibrator=None if given.calibrator is None else Calibrator(name=given.calibrator),
-        ranges=given.ranges,
-        recalibrate=given.recalibrate,
-        allow_pickle=given.allow_pickle,
-        targets=chosen_targets(given),
-        batch=batch,
-        engine=options_from_text(given.engine_options, profiles=profiles),
-        opset=_opset(float_type, types) if given.opset is None else given.opset,
-        input_name=given.input_name,
-        output_names=() if given.output_names is None else tuple(given.output_names.split(",")),
-        out=given.out or Path(f"{given.model.stem}.gpusq"),
-        force=given.force,
-        pack=given.pack,
-        prune=given.prune,
-        permute=given.permute,
-        min_sqnr=given.min_sqnr,
-        min_agreement=given.min_agreement,
-        sparse_outputs=_output_wish(given.sparse_outputs),
-        rewrites=given.rewrites,
-        dump_passes=given.dump_passes,
-    )
-    expressible_recipe(request)
-    if not given.targets:
-        say(f"no --target: building for {DEFAULT_TARGET}")
-    # Last, for it loads torch.
-    return replace(request, arch=chosen_arch(given.model, given.arch, given.arch_args))
+    require_arch(given.model, given.arch, given.arch_args)
+    return {
+        "data": given.calib,
+        "precision": _quantized(given),
+        "sparse": given.sparse,
+        "targets": chosen_targets(given),
+        "recipe": given.recipe,
+        "arch": given.arch,
+        "arch_args": given.arch_args,
+        "state_dict": given.state_dict,
+        "allow_pickle": given.allow_pickle,
+        "float_type": _float_type(given),
+        "batch": parse_batches(given.batches),
+        "opset": given.opset,
+        "input_name": given.input_name,
+        "output_names": () if given.output_names is None else tuple(given.output_names.split(",")),
+        "calibrator": given.calibrator,
+        "samples": given.calib_samples,
+        "ranges": given.ranges,
+        "recalibrate": given.recalibrate,
+        "min_sqnr": given.min_sqnr,
+        "min_agreement": given.min_agreement,
+        "prune": given.prune,
+        "permute": given.permute,
+        "sparse_outputs": _output_wish(given.sparse_outputs),
+        "pack": given.pack,
+        "engine_options": given.engine_options,
+        "rewrites": given.rewrites,
+        "dump_passes": given.dump_passes,
+        "force": given.force,
+    }
 
 
-def chosen_targets(given: Given) -> tuple[Target, ...]:
-    """The targets that are named, each once; the default one where none is, and none where that was asked for.
-
-    Raises:
-        GpusqError: An unknown name.
-    """
-    from gpusq_deploy.engines import find_target
-
-    if NO_TARGET in given.targets:
-        if len(given.targets) > 1 or given.engine_options:
-            raise click.UsageError(f"--target {NO_TARGET} builds no engine: leave out other targets and engine options")
-        return ()
-    names = given.targets or (() if given.unpack else (DEFAULT_TARGET,))
-    return tuple({target.name: target for target in map(find_target, names)}.values())
+def chosen_targets(given: Given) -> tuple[str, ...] | None:
+    """The targets' names; None where none is named, and none of them where that was asked for."""
+    if NO_TARGET not in given.targets:
+        return given.targets or None
+    if len(given.targets) > 1 or given.engine_options:
+        raise click.UsageError(f"--target {NO_TARGET} builds no engine: leave out other targets and engine options")
+    return ()
 
 
 def refuse_other_options(context: click.Context, path: Path) -> None:
@@ -174,36 +147,8 @@ def _float_type(given: Given) -> FloatPrecision:
     return "bf16" if given.bf16 else "fp32" if given.fp32 else "fp16"
 
 
-def _recipe(
-    recipe: Path | None, quantized: QuantizedPrecision | None
-) -> tuple[Path | None, frozenset[QuantizedPrecision]]:
-    """The recipe that the precision means where none is named, and all precisions that it makes layers of.
-
-    Raises:
-        GpusqError: The recipe can't be read, or makes nothing of that precision.
-    """
-    from gpusq_deploy.artifacts import FP8_RECIPE, INT4_RECIPE, load_recipe
-
-    if quantized is None:
-        return recipe, frozenset()
-    usual = {"int8": None, "fp8": Path(FP8_RECIPE), "int4": Path(INT4_RECIPE)}
-    chosen = usual[quantized] if recipe is None else recipe
-    precisions = load_recipe(chosen).precisions
-    if quantized not in precisions:
-        makes = " or ".join(f"--{name}" for name in sorted(precisions)) or "neither --int8, --fp8 nor --int4"
-        raise GpusqError(f"the recipe makes no layer {quantized.upper()}", place=f"--recipe {recipe}", hint=makes)
-    return chosen, precisions
-
-
-def _opset(float_type: FloatPrecision, types: frozenset[QuantizedPrecision]) -> int:
-    from gpusq_deploy.artifacts import OPSETS
-
-    return max([21 if float_type == "bf16" else 20, *(OPSETS[name] for name in types)])
-
-
-def _output_wish(text: str | None) -> Int8OutputRequest | None:
-    from gpusq_deploy.quantize import Int8OutputRequest
-
+def _output_wish(text: str | None) -> float | None:
+    """The least SQNR in decibels."""
     if text is None:
         return None
     kind, colon, number = text.partition(":")
@@ -213,19 +158,4 @@ def _output_wish(text: str | None) -> Int8OutputRequest | None:
         least = math.nan
     if kind != "int8" or not math.isfinite(least):
         raise click.UsageError("--sparse-outputs is int8, or int8:DB with a number of decibels")
-    return Int8OutputRequest(least_db=least)
-
-
-def _batches(texts: tuple[str, ...]) -> tuple[BatchRange, tuple[BatchRange, ...]]:
-    """The range that holds all batches, tuned for the first, and one profile for each of several."""
-    from gpusq_deploy.artifacts import BatchRange
-
-    found = tuple(parse_batch(text) for text in texts)
-    if len(set(found)) != len(found):
-        raise click.BadParameter("a range is named twice", param_hint="--batch")
-    whole = BatchRange(
-        minimum=min(batch.minimum for batch in found),
-        optimum=found[0].optimum,
-        maximum=max(batch.maximum for batch in found),
-    )
-    return whole, found if len(found) > 1 else ()
+    return least

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+import gpusq_deploy
 from gpusq_deploy.cli.command import LOUDNESS, Command
-from gpusq_deploy.cli.common import BATCH_DIGITS, reporting, run_command, say
+from gpusq_deploy.cli.common import reporting, run_command, say
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ _STDOUT = "-"
 def _parse_batches(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
+    from gpusq_deploy.api import BATCH_DIGITS
+
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() and len(word) <= BATCH_DIGITS and int(word) > 0 for word in words):
         raise click.BadParameter(f"{text!r} is not a list of positive batch sizes such as 1,8,32")
@@ -109,22 +112,26 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
     for path in (model, *([] if reference is None else [reference])):
         require_input(path)
-    from gpusq_deploy.artifacts import MeasureSettings
-    from gpusq_deploy.benchmarks import find_subject, record, text_from_runs
+    from gpusq_deploy.benchmarks import text_from_runs
+    from gpusq_deploy.compile import RequestError
 
     target = None if json_to in (None, _STDOUT) else Path(str(json_to))
     if target is not None:
         _check_target(target)
-    subject = find_subject(model, runtime)
-    if reference is not None:
-        if subject.choice.name == "onnxruntime":
-            raise click.UsageError("--reference is for an engine: ONNX Runtime is the reference itself")
-        subject = subject._replace(reference=reference)
-    say(f"runtime: {subject.choice.name} ({subject.choice.reason})")
-    settings = MeasureSettings(warmup=counts["warmup"], iterations=counts["iterations"], repeats=counts["repeats"])
-    with reporting() as reporter:
-        chosen = batches or subject.default_batches
-        runs = record(subject, chosen, settings, threads=threads, cuda_graph=cuda_graph, progress=reporter.progress)
+    try:
+        with reporting() as reporter:
+            runs = gpusq_deploy.bench(
+                model,
+                runtime=runtime,
+                batches=batches,
+                reference=reference,
+                cuda_graph=cuda_graph,
+                threads=threads,
+                reporter=reporter,
+                **counts,
+            )
+    except RequestError as error:
+        raise click.UsageError(error.what) from error
     click.echo(json_from_value(runs).decode().rstrip() if json_to == _STDOUT else text_from_runs(runs))
     if target is not None:
         _save(runs, target)

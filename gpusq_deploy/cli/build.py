@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+import gpusq_deploy
 from gpusq_deploy.artifacts import CalibratorName, PruneMethod
-from gpusq_deploy.cli.asked import DEFAULT_TARGET, Given, build_request, chosen_targets, refuse_other_options
+from gpusq_deploy.cli.asked import Given, build_arguments, chosen_targets, refuse_other_options
 from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import (
     arch_options,
@@ -16,13 +17,14 @@ from gpusq_deploy.cli.common import (
     echo_json,
     reporting,
     run_command,
-    say,
 )
 from gpusq_deploy.cli.ending import NO_ENGINE, Ending
 from gpusq_deploy.cli.listing import LISTS, print_list
 from gpusq_deploy.cli.shares import Share
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gpusq_deploy.bundle import Bundle
 
 
@@ -189,21 +191,18 @@ def command(context: click.Context, /, **options: Any) -> None:
 
 
 def _build(given: Given) -> None:
-    request = build_request(given)
-    from gpusq_deploy.compile import compile_checkpoint
-
+    asked = build_arguments(given)
     with reporting() as reporter:
-        bundle = compile_checkpoint(request, reporter)
+        bundle = gpusq_deploy.build(given.model, out=given.place, reporter=reporter, **asked)
     _show(bundle, as_json=given.as_json)
 
 
 def _preview(given: Given) -> None:
-    request = build_request(given)
     from gpusq_deploy.cli.preview import preview_json, print_preview
-    from gpusq_deploy.compile import preview
 
+    asked = build_arguments(given)
     with reporting() as reporter:
-        found = preview(request, reporter)
+        found = gpusq_deploy.preview(given.model, out=given.place, reporter=reporter, **asked)
     if given.as_json:
         echo_json(preview_json(found))
     else:
@@ -212,32 +211,27 @@ def _preview(given: Given) -> None:
 
 def _extend(given: Given) -> int:
     """Further engines of a bundle, and its dense weights; the exit code."""
-    from gpusq_deploy.bundle import read_bundle
-    from gpusq_deploy.compile import checked_extension, extend_bundle, unpack_bundle
+    from gpusq_deploy.api import targets_of
 
     if given.engine_options and not given.targets:
         raise click.UsageError("--engine-option changes how an engine is built: name a --target")
-    if not given.targets and not given.unpack:
-        say(f"no --target: building for {DEFAULT_TARGET}")
-    targets = chosen_targets(given)
-    if not targets and not given.unpack:
+    targets = () if given.unpack and not given.targets else chosen_targets(given)
+    if targets == () and not given.unpack:
         raise click.UsageError("a bundle has its ONNX model already: name a GPU with --target")
     if given.dry_run:
-        from gpusq_deploy.cli.preview import extension_json, print_extension
-
-        checked = checked_extension(given.model, targets, engine_options=given.engine_options, unpack=given.unpack)
-        if given.as_json:
-            echo_json(extension_json(checked, targets))
-        else:
-            print_extension(checked, targets)
-        return 0
+        return _preview_engines(given, targets)
+    targets_of(targets)  # an unknown one is told before anything is done
     with reporting() as reporter:
-        unpacked = unpack_bundle(given.model, reporter) if given.unpack else None
+        unpacked = gpusq_deploy.unpack(given.model, reporter=reporter) if given.unpack else None
         extended = (
-            extend_bundle(given.model, targets, reporter, engine_options=given.engine_options) if targets else None
+            gpusq_deploy.add_engines(
+                given.model, targets=targets, engine_options=given.engine_options, reporter=reporter
+            )
+            if targets != ()
+            else None
         )
     if extended is None:
-        _show(unpacked or read_bundle(given.model), as_json=given.as_json)
+        _show(unpacked or gpusq_deploy.open_bundle(given.model).bundle, as_json=given.as_json)
         return 0
     if extended.built:
         _show(extended.bundle, as_json=given.as_json)
@@ -251,6 +245,25 @@ def _extend(given: Given) -> int:
     _show(extended.bundle, as_json=given.as_json, ending=ending)
     click.echo(str(ending), err=True)
     return ending.code
+
+
+def _preview_engines(given: Given, targets: Sequence[str] | None) -> int:
+    from gpusq_deploy.api import targets_of
+    from gpusq_deploy.cli.preview import extension_json, print_extension
+
+    with reporting() as reporter:
+        checked = gpusq_deploy.preview_engines(
+            given.model,
+            targets=targets,
+            engine_options=given.engine_options,
+            unpack=given.unpack,
+            reporter=reporter,
+        )
+    if given.as_json:
+        echo_json(extension_json(checked, targets_of(targets)))
+    else:
+        print_extension(checked, targets_of(targets))
+    return 0
 
 
 def _show(bundle: Bundle, *, as_json: bool, ending: Ending | None = None) -> None:

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+import gpusq_deploy
 from gpusq_deploy.artifacts import CalibratorName
 from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import (
     arch_options,
     calib_samples_option,
-    chosen_arch,
     echo_json,
-    parse_batch,
+    parse_batches,
     reporting,
+    require_arch,
     run_command,
 )
 from gpusq_deploy.text import counted
@@ -94,28 +95,31 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     from gpusq_deploy.artifacts import require_input
 
     require_input(model)
-    from gpusq_deploy.artifacts import Calibrator
     from gpusq_deploy.calibration import ranks_from_environment
-    from gpusq_deploy.compile import CalibrateRequest, calibrate_checkpoint
 
     ranks = ranks_from_environment(os.environ)
-    request = CalibrateRequest(
-        model=model,
-        arch=chosen_arch(model, arch, arch_args),
-        state_dict=state_dict,
-        recipe=recipe,
-        calib=calib,
-        calib_samples=calib_samples,
-        calibrator=Calibrator(name=calibrator),
-        batch=parse_batch(batch),
-        opset=opset,
-        out=out or Path(f"{model.stem}.ranges.json"),
-        force=force,
-    )
+    require_arch(model, arch, arch_args)
+    (batches,) = parse_batches([batch])
+    place = out or Path(f"{model.stem}.ranges.json")
     with reporting(silent=not ranks.first) as reporter:
-        table = calibrate_checkpoint(request, ranks, reporter)
+        table = gpusq_deploy.calibrate(
+            model,
+            out=place,
+            data=calib,
+            arch=arch,
+            arch_args=arch_args,
+            state_dict=state_dict,
+            recipe=recipe,
+            samples=calib_samples,
+            calibrator=calibrator,
+            batch=batches,
+            opset=opset,
+            force=force,
+            ranks=ranks,
+            reporter=reporter,
+        )
     if ranks.first:
-        _show(request.out, table, as_json=as_json)
+        _show(place, table, as_json=as_json)
 
 
 def _show(out: Path, table: CalibrationTable, *, as_json: bool) -> None:

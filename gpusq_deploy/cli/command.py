@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -50,11 +50,7 @@ class Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The options under their headings."""
-        records = {
-            max(param.opts, key=len): record
-            for param in self.get_params(ctx)
-            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None
-        }
+        records = dict(self._records(ctx))
         placed = {name for _, names in self.groups for name in names}
         rest = [name for name in records if name not in placed and name not in _ABOUT]
         last = ("Other" if self.groups else "Options", [*rest, *(name for name in _ABOUT if name not in placed)])
@@ -62,6 +58,12 @@ class Command(click.Command):
             if rows := [records[name] for name in names if name in records]:
                 with formatter.section(title):
                     formatter.write_dl(rows)
+
+    def _records(self, ctx: click.Context) -> Iterator[tuple[str, tuple[str, str]]]:
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record is not None:
+                yield max(param.opts, key=len), record
 
 
 class Grouped(click.Group):

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -17,17 +17,15 @@ from gpusq_deploy.cli.command import PipeClosedError
 from gpusq_deploy.cli.ending import PIPE_CLOSED, abandon_streams, end
 from gpusq_deploy.cli.plain_progress import PlainProgress
 from gpusq_deploy.cli.session import filter_advice, session
+from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gpusq_deploy.artifacts import ArchSpec, BatchRange
+    from gpusq_deploy.artifacts import BatchRange
     from gpusq_deploy.progress import Reporter
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-# No batch size has more digits: builders count in 32 bits.
-BATCH_DIGITS = 9
 
 
 def run_command(command: click.Command) -> NoReturn:
@@ -67,10 +65,10 @@ def say(text: str) -> None:
 @contextmanager
 def reporting(*, silent: bool = False) -> Generator[Reporter, None, None]:
     """Who hears how the work goes: stderr, or nobody with --quiet and where another process speaks for all."""
-    from gpusq_deploy.progress import Reporter
+    from gpusq_deploy.progress import SILENT, Reporter
 
     if session.quiet or silent:
-        yield Reporter(say=_nothing_said, progress=_no_progress)
+        yield SILENT
         return
     with progress_to_stderr() as progress:
         yield Reporter(say=say, progress=progress)
@@ -82,7 +80,7 @@ def echo_json(content: dict[str, Any]) -> None:
 
 
 def arch_options(command: _Function) -> _Function:
-    """`--arch` and `--arch-arg`, for commands that load a checkpoint, see `chosen_arch`; and `--state-dict`."""
+    """`--arch` and `--arch-arg`, for commands that load a checkpoint, see `require_arch`; and `--state-dict`."""
     for option in (
         click.option(
             "--state-dict", metavar="NAME", help="Take this state dict, such as model_ema, where MODEL holds several."
@@ -108,44 +106,31 @@ calib_samples_option = click.option(
 )
 
 
-def chosen_arch(model: Path, arch: str | None, arch_args: tuple[str, ...]) -> ArchSpec | None:
-    """What the two options name; None where the checkpoint is to describe itself.
-
-    Arguments alone go with the class that the config.json of a saved model names.
+def require_arch(model: Path, arch: str | None, arch_args: tuple[str, ...]) -> None:
+    """Refuse arguments of no architecture: alone they go with the class that the config.json of a saved model names.
 
     Raises:
-        click.UsageError: Arguments of no architecture.
-        GpusqError: Not an architecture, or an argument that isn't K=V.
+        click.UsageError: That is so.
     """
-    if arch is None and not arch_args:
-        return None
-    from gpusq_deploy.frontend import arch_from_text, saved_folder
+    if arch is None and arch_args:
+        from gpusq_deploy.frontend import saved_folder
 
-    if arch is None:
-        saved = saved_folder(model)
-        if saved is None:
+        if saved_folder(model) is None:
             raise click.UsageError("--arch-arg needs --arch")
-        arch = f"{saved.arch.source}:{saved.arch.name}"
-
-    return arch_from_text(arch, arch_args)
 
 
-def parse_batch(text: str) -> BatchRange:
-    """`MIN:OPT:MAX`, or one number for a fixed batch.
+def parse_batches(texts: Sequence[str]) -> tuple[BatchRange, ...]:
+    """Of each `MIN:OPT:MAX`, or one number for a fixed batch.
 
     Raises:
-        click.BadParameter: Neither, or out of order.
+        click.BadParameter: Neither, out of order, or twice the same.
     """
-    from gpusq_deploy.artifacts import BatchRange
+    from gpusq_deploy.api import batch_ranges
 
-    parts = text.split(":")
-    if len(parts) not in (1, 3) or not all(part.isdecimal() and len(part) <= BATCH_DIGITS for part in parts):
-        raise click.BadParameter(f"{text!r} is not MIN:OPT:MAX", param_hint="--batch")
-    sizes = [int(part) for part in parts] * (3 if len(parts) == 1 else 1)
     try:
-        return BatchRange(minimum=sizes[0], optimum=sizes[1], maximum=sizes[2])
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--batch") from error
+        return batch_ranges(texts)
+    except GpusqError as error:
+        raise click.BadParameter(error.what, param_hint="--batch") from error
 
 
 @contextmanager
@@ -167,14 +152,6 @@ def progress_to_stderr() -> Generator[Callable[[str, int, int], None], None, Non
             bar.update(tasks[label], completed=done, total=total)
 
         yield update
-
-
-def _nothing_said(_text: str) -> None:
-    """See `reporting`."""
-
-
-def _no_progress(_label: str, _done: int, _total: int) -> None:
-    """See `reporting`."""
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:

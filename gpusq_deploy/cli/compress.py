@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+import gpusq_deploy
 from gpusq_deploy.artifacts import PruneMethod
 from gpusq_deploy.cli.command import LOUDNESS, Command
-from gpusq_deploy.cli.common import arch_options, chosen_arch, echo_json, run_command, say
+from gpusq_deploy.cli.common import arch_options, echo_json, reporting, require_arch, run_command
 
 if TYPE_CHECKING:
-    from gpusq_deploy.sparsity import Compression, EpochResult
+    from gpusq_deploy.sparsity import Compression
 
 
 _GROUPS = (
@@ -143,38 +144,35 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     from gpusq_deploy.artifacts import require_input
 
     require_input(model)
-    from gpusq_deploy.sparsity import CompressReporter, CompressRequest, DistillOptions, compress_checkpoint
-
-    request = CompressRequest(
-        model=model,
-        arch=chosen_arch(model, arch, arch_args),
-        state_dict=state_dict,
-        data=data,
-        held_out=held_out,
-        dense=dense,
-        convolutions=convolutions,
-        training=DistillOptions(epochs=epochs, learning_rate=lr, batch_size=batch_size, seed=seed),
-        out=out or Path(f"{model.stem}-24.pt"),
-        force=force,
-        method=method,
-        prune_images=prune_images,
-        permute=permute,
-        recipe=recipe,
-    )
-    result = compress_checkpoint(request, CompressReporter(say=say, epoch=_say_epoch))
+    require_arch(model, arch, arch_args)
+    with reporting() as reporter:
+        result = gpusq_deploy.compress(
+            model,
+            out=out or Path(f"{model.stem}-24.pt"),
+            data=data,
+            arch=arch,
+            arch_args=arch_args,
+            state_dict=state_dict,
+            method=method,
+            prune_images=prune_images,
+            epochs=epochs,
+            learning_rate=lr,
+            batch_size=batch_size,
+            held_out=held_out,
+            permute=permute,
+            dense=dense,
+            convolutions=convolutions,
+            recipe=recipe,
+            seed=seed,
+            force=force,
+            reporter=reporter,
+        )
     if as_json:
         from gpusq_deploy.artifacts import builtins_from_value
 
         echo_json(builtins_from_value(result))
     else:
         _print(result)
-
-
-def _say_epoch(result: EpochResult) -> None:
-    scored = f"agrees with the dense model on {result.agreement:.2%}"
-    if result.accuracy is not None:
-        scored = f"held-out accuracy {result.accuracy:.2%}, {scored}"
-    say(f"epoch {result.epoch} of {result.epochs}: loss {result.loss:.4f}, {scored}")
 
 
 def _print(result: Compression) -> None:

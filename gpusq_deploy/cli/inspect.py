@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+import gpusq_deploy
 from gpusq_deploy.cli.command import Command
 from gpusq_deploy.cli.common import echo_json, run_command
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
+    from gpusq_deploy.api import OpenBundle
     from gpusq_deploy.bundle import Bundle
 
 
@@ -48,17 +50,18 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     as_json: bool,
 ) -> None:
     """Print the receipt of BUNDLE: what was asked of each layer, what the engine builder made of it, and why."""
-    from gpusq_deploy.bundle import print_receipt, read_bundle
+    from gpusq_deploy.bundle import print_receipt
 
     if expect is not None and layer is not None:
         raise click.UsageError("--expect checks the whole receipt: leave out --layer")
     if kernels is None and (inferences > 1 or target is not None):
         raise click.UsageError("--inferences and --target say what --kernels traced")
-    found = read_bundle(bundle)
+    opened = gpusq_deploy.open_bundle(bundle)
     if kernels is not None:
-        found = _profiled(found, kernels, inferences, target)
+        opened = opened.with_kernels(kernels, inferences=inferences, target=target)
     if expect is not None:
-        _check(found, expect, as_json=as_json)
+        _check(opened, expect, as_json=as_json)
+    found = opened.bundle
     if layer is not None:
         _require_layer(found, layer)
     if as_json:
@@ -67,35 +70,10 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         print_receipt(found, layer=layer)
 
 
-def _profiled(bundle: Bundle, kernels: Path, inferences: int, target: str | None) -> Bundle:
-    """The bundle with what a profiler saw in the receipt; nothing is written."""
-    from dataclasses import replace
+def _check(bundle: OpenBundle, expect: Path, *, as_json: bool) -> NoReturn:
+    from gpusq_deploy.bundle import failed
 
-    import msgspec
-
-    from gpusq_deploy.bundle import with_profile
-    from gpusq_deploy.engines import find_target, read_kernel_names
-
-    engines = bundle.receipt.engines
-    name = None if target is None else find_target(target).name
-    chosen = [engine for engine in engines if name is None or engine.target == name]
-    if len(chosen) != 1:
-        built = ", ".join(engine.target for engine in engines) or "none"
-        raise GpusqError(
-            f"--kernels speaks of one engine; {len(chosen)} fit", place=str(bundle.path), hint=f"--target: of {built}"
-        )
-    trace = read_kernel_names(kernels, inferences)
-    seen = with_profile(chosen[0], trace, profiler=f"the profiler, in {kernels.name}")
-    receipt = msgspec.structs.replace(
-        bundle.receipt, engines=tuple(seen if engine is chosen[0] else engine for engine in engines)
-    )
-    return replace(bundle, receipt=receipt)
-
-
-def _check(bundle: Bundle, expect: Path, *, as_json: bool) -> NoReturn:
-    from gpusq_deploy.bundle import check_receipt, failed, load_expectations
-
-    checks = check_receipt(load_expectations(expect), bundle.receipt, bundle.plan)
+    checks = bundle.check(expect)
     broken = failed(checks)
     if as_json:
         from gpusq_deploy.artifacts import builtins_from_value

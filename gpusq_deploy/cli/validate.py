@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+import gpusq_deploy
 from gpusq_deploy.cli.command import LOUDNESS, Command, on_command_line
-from gpusq_deploy.cli.common import arch_options, chosen_arch, echo_json, run_command, say
+from gpusq_deploy.cli.common import arch_options, echo_json, reporting, require_arch, run_command, say
 from gpusq_deploy.cli.repair import print_repair
 from gpusq_deploy.cli.shares import Share
 from gpusq_deploy.text import by_reason, counted, some
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from gpusq_deploy.artifacts import Finding, Repair
-    from gpusq_deploy.bundle import LayerExplanation, Validation
+    from gpusq_deploy.bundle import Validation
 
 # Of one rule and hint, so many findings are told one by one.
 _FEW = 3
@@ -71,37 +72,43 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     from gpusq_deploy.artifacts import require_input
 
     require_input(path)
-    from gpusq_deploy.bundle import explanations, validate
-    from gpusq_deploy.engines import find_target
+    from gpusq_deploy.api import targets_of
     from gpusq_deploy.frontend import kind_of
 
     _refuse_unread_options(context, kind_of(path))
-    gpus = [find_target(name) for name in targets]
-    spec = chosen_arch(path, arch, arch_args)
+    gpus = targets_of(targets)
+    require_arch(path, arch, arch_args)
     repair = None
     if out is not None:
         if state_dict is not None:
             raise click.UsageError("--repair takes no --state-dict: save that state dict to a file of its own")
-        from gpusq_deploy.compile import RepairRequest, repair_checkpoint
-
-        request = RepairRequest(
-            model=path, arch=spec, recipe=recipe, near_miss=near_miss, permute=permute, out=out, force=force
-        )
-        repair = repair_checkpoint(request, say)
+        with reporting() as reporter:
+            repair = gpusq_deploy.repair(
+                path,
+                out=out,
+                arch=arch,
+                arch_args=arch_args,
+                recipe=recipe,
+                near_miss=near_miss,
+                permute=permute,
+                force=force,
+                reporter=reporter,
+            )
         path = out if repair.file else path
     else:
         _refuse_repair_options(context)
-    result = validate(path, arch=spec, recipe=recipe, state_dict=state_dict)
+    result = gpusq_deploy.check(
+        path, arch=arch, arch_args=arch_args, state_dict=state_dict, recipe=recipe, targets=gpus
+    )
     for remark in result.remarks:
         say(f"{path.name}: {remark}")
-    explained = [explanations(path, result, gpu) for gpu in gpus]
     if as_json:
-        _echo_json(path, result, explained, repair)
+        _echo_json(path, result, repair)
     else:
         if repair is not None:
             print_repair(repair)
         _print(path, result)
-        _print_explained(explained)
+        _print_explained(result, [gpu.name for gpu in gpus])
     click.get_current_context().exit(1 if result.findings else 0)
 
 
@@ -117,9 +124,7 @@ def _refuse_repair_options(context: click.Context) -> None:
         raise click.UsageError(f"{option} needs --repair")
 
 
-def _echo_json(
-    path: Path, result: Validation, explained: Sequence[Sequence[LayerExplanation]], repair: Repair | None
-) -> None:
+def _echo_json(path: Path, result: Validation, repair: Repair | None) -> None:
     from gpusq_deploy.artifacts import builtins_from_value
 
     echo_json(
@@ -130,7 +135,7 @@ def _echo_json(
             "findings": builtins_from_value(result.findings),
             "remarks": list(result.remarks),
             "sparsity": builtins_from_value(result.sparsity),
-            "explained": builtins_from_value([layer for layers in explained for layer in layers]),
+            "explained": builtins_from_value(result.explained),
             **({} if repair is None else {"repair": builtins_from_value(repair)}),
         }
     )
@@ -183,11 +188,11 @@ def _named(names: Sequence[str], noun: str) -> str:
     return names[0] if len(names) == 1 else f"{counted(len(names), noun)} ({some(names)})"
 
 
-def _print_explained(explained: Sequence[Sequence[LayerExplanation]]) -> None:
+def _print_explained(result: Validation, targets: Sequence[str]) -> None:
     from gpusq_deploy.bundle import print_chains
 
-    for layers in explained:
-        print_chains(layers)
+    for target in targets:
+        print_chains([layer for layer in result.explained if layer.target == target])
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
 from .add_engines import (
+    Extended as Extended,
     Extension as Extension,
     checked_extension as checked_extension,
     extend_bundle as extend_bundle,
@@ -12,7 +13,17 @@ from .dry_run import (
     Preview as Preview,
     preview as preview,
 )
+from .float_graph import (
+    export_graph as export_graph,
+)
+from .inputs import (
+    open_inputs as open_inputs,
+)
+from .observe_stage import (
+    observe_graph as observe_graph,
+)
 from .pipeline import (
+    build_bundle as build_bundle,
     compile_checkpoint as compile_checkpoint,
 )
 from .repair import (
@@ -21,6 +32,7 @@ from .repair import (
 )
 from .request import (
     BuildRequest as BuildRequest,
+    RequestError as RequestError,
 )
 from .rewrite_selection import (
     CostProbe as CostProbe,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -66,20 +67,30 @@ def shortfalls(verification: Verification | None, request: BuildRequest) -> tupl
     if asked and verification.constant:
         return (f"{constant_text(verification)}; {asked} can't be judged on that",)
     missed: list[str] = []
+    if request.min_sqnr is not None:
+        missed.extend(_below_sqnr(verification, request.min_sqnr))
+    if request.min_agreement is not None:
+        missed.extend(_below_agreement(verification, request.min_agreement))
+    return tuple(missed)
+
+
+def _below_sqnr(verification: Verification, least: float) -> Iterator[str]:
     told = [other for other in verification.others if other.tensor not in verification.constant_others]
     outputs = (("", verification.sqnr_db), *((f" of {other.tensor}", other.sqnr_db) for other in told))
     for which, decibels in outputs:
-        if request.min_sqnr is not None and decibels is not None and decibels < request.min_sqnr:
-            missed.append(f"SQNR{which} {decibels:.6g} dB is below --min-sqnr {request.min_sqnr:g}")
+        if decibels is not None and decibels < least:
+            yield f"SQNR{which} {decibels:.6g} dB is below --min-sqnr {least:g}"
+    if all(decibels is None for _, decibels in outputs):
+        yield "no output has an SQNR: --min-sqnr can't be judged"
+
+
+def _below_agreement(verification: Verification, least: float) -> Iterator[str]:
     agreement = verification.top1_agreement
-    if request.min_sqnr is not None and all(decibels is None for _, decibels in outputs):
-        missed.append("no output has an SQNR: --min-sqnr can't be judged")
-    if request.min_agreement is not None and agreement is None:
-        missed.append("the first output has no top-1 per sample: --min-agreement can't be judged")
-    elif request.min_agreement is not None and agreement is not None and agreement < request.min_agreement:
+    if agreement is None:
+        yield "the first output has no top-1 per sample: --min-agreement can't be judged"
+    elif agreement < least:
         what = "top-1 agreement {}" if verification.sqnr_db is not None else "the share of equal values, {},"
-        missed.append(f"{what.format(f'{agreement:.6g}')} is below --min-agreement {request.min_agreement:g}")
-    return tuple(missed)
+        yield f"{what.format(f'{agreement:.6g}')} is below --min-agreement {least:g}"
 
 
 def _asked(request: BuildRequest) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,7 @@ _STEADY_DB = 20.0
 _KEPT_BYTES = 256 << 20
 
 Array = npt.NDArray[Any]
+_Figure = TypeVar("_Figure")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,23 +204,31 @@ class Seen:
     def result(self, sites: Sequence[DriftSite] = ()) -> Compared:
         """All batches as one."""
         assert self.first is not None, "a source without a readable sample is refused by its batches"
-        taps = {f"{site.tensor}{VALUES_SUFFIX}" for site in sites}
-        own = [name for name in self.axes.known if name not in taps]
+        own = self._outputs(sites)
         sums = {name: joined(parts) for name, parts in self.sums.items()}
         shares = {name: _mean(parts) for name, parts in self.equal.items()}
         constant = [name for name in own if name in self.spreads and self.spreads[name].constant]
         return Compared(
             images=self.images,
             output=sums.get(own[0]),
-            others={name: sums[name] for name in own[1:] if name in sums},
+            others=_those(sums, own[1:]),
             agreement=sum(self.top1) / self.images if self.top1 else shares.get(own[0]),
-            agreements={name: shares[name] for name in own[1:] if name in shares},
+            agreements=_those(shares, own[1:]),
             sites={site: sums[f"{site.tensor}{VALUES_SUFFIX}"] for site in sites},
             first=self.first,
             whole=tuple(name for name in own if self.axes.known[name] is None),
             constant=own[0] in constant,
             constant_others=tuple(name for name in constant if name != own[0]),
         )
+
+    def _outputs(self, sites: Sequence[DriftSite]) -> list[str]:
+        """The graphs' own outputs, without those that tap a site."""
+        taps = {f"{site.tensor}{VALUES_SUFFIX}" for site in sites}
+        return [name for name in self.axes.known if name not in taps]
+
+
+def _those(values: Mapping[str, _Figure], names: Sequence[str]) -> dict[str, _Figure]:
+    return {name: values[name] for name in names if name in values}
 
 
 def _mean(parts: Sequence[tuple[float, int]]) -> float:

@@ -11,6 +11,7 @@ from gpusq_deploy.compile.accuracy_gate import require_checkable
 from gpusq_deploy.compile.float_graph import ExportOptions, canonical_graph
 from gpusq_deploy.compile.inputs import find_data, open_samples, read_checkpoint, require_stored
 from gpusq_deploy.compile.request import BuildRequest
+from gpusq_deploy.compile.rewrite_selection import require_parsable
 from gpusq_deploy.compile.target_checks import expressible_recipe
 from gpusq_deploy.engines import BackendChoice, choose_backend
 from gpusq_deploy.graph import GraphLayer, weighted_layers
@@ -69,6 +70,7 @@ def preview(request: BuildRequest, reporter: Reporter) -> Preview:
     data = find_data(request, checkpoint, open_samples(request, checkpoint), recipe)
     model = canonical_graph(checkpoint, ExportOptions.of(request), reporter)
     require_checkable(request, model)
+    require_parsable(model, request)
     layers = weighted_layers(model)
     if request.quantize or request.sparse:
         require_used_rules(recipe, layers)

@@ -7,6 +7,7 @@ Each takes values and returns one that can be kept: a second recipe starts from 
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -37,7 +38,7 @@ from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.compile.rewrite_stage import rewrite
 from gpusq_deploy.compile.target_checks import expressible_recipe
 from gpusq_deploy.compile.verify import verify_built
-from gpusq_deploy.graph import PassLog, give_back, map_model, scratch_folder
+from gpusq_deploy.graph import PassLog, give_back, map_model, save_scratch, scratch_folder
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.sparsity import require_sparse
 
@@ -84,7 +85,7 @@ def build_bundle(
         decisions = decide_build(request, observed, opened.data, reporter, graph.log)
         sparsity = rewrite(decisions, request, folder, reporter, graph.log)
         give_back()
-        pair = Pair(reference=graph.file, built=folder / MODEL, moved=decisions.inputs.moved)
+        pair = Pair(reference=_reference(graph, observed), built=folder / MODEL, moved=decisions.inputs.moved)
         verification = verify_built(pair, opened.data, decisions.plan, reporter, reference=opened.reference)
         missed = shortfalls(verification, request)
         wanted = EngineRequest(
@@ -106,6 +107,15 @@ def build_bundle(
         if missed:
             refuse(folder, request, missed)
     return read_bundle(request.out)
+
+
+def _reference(graph: FloatGraph, observed: Observed) -> Path:
+    """The float graph that the built one is held against: with merged projections, so that layer meets layer."""
+    if not observed.graph.chosen:
+        return graph.file
+    file = Path(tempfile.mkdtemp(dir=graph.file.parent)) / MODEL
+    save_scratch(observed.graph.model, file)
+    return file
 
 
 def _receipt(

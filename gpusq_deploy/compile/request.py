@@ -88,7 +88,11 @@ class BuildRequest:
     dump_passes: Path | None = None
 
     def __post_init__(self) -> None:
-        for problems in (_range_problems, _sparsity_problems, _limit_problems, _dump_problems):
+        checks = (
+            *(_range_problems, _data_problems, _prune_problems, _sparsity_problems),
+            *(_limit_problems, _dump_problems),
+        )
+        for problems in checks:
             for problem in problems(self):
                 raise RequestError(problem)
 
@@ -121,13 +125,16 @@ def _range_problems(asked: BuildRequest) -> Iterator[str]:
         yield "--calibrator changes nothing about --ranges: give it to gpusq-calibrate"
     if asked.calibrator and asked.calib is None:
         yield "--calibrator needs --calib: recorded ranges stay as they are"
+
+
+def _data_problems(asked: BuildRequest) -> Iterator[str]:
     if asked.recalibrate and (asked.calib is None or asked.ranges is not None):
         yield "--recalibrate needs --calib, and no --ranges"
     if asked.calib_samples is not None and asked.calib is None:
         yield "--calib-samples needs --calib"
 
 
-def _sparsity_problems(asked: BuildRequest) -> Iterator[str]:
+def _prune_problems(asked: BuildRequest) -> Iterator[str]:
     if asked.permute and asked.prune is None:
         yield "--permute needs --prune: it orders channels for it"
     if asked.prune is not None and not asked.sparse:
@@ -136,6 +143,9 @@ def _sparsity_problems(asked: BuildRequest) -> Iterator[str]:
         yield "--prune changes the weights: the --ranges of another model don't hold; give --calib"
     if asked.prune not in {None, "magnitude"} and asked.calib in {None, "random"}:
         yield f"--prune {asked.prune} learns from data: give real samples with --calib"
+
+
+def _sparsity_problems(asked: BuildRequest) -> Iterator[str]:
     if asked.sparse_outputs is not None and (not (asked.quantize and asked.sparse) or asked.calib is None):
         yield _OUTPUTS
     if asked.pack and not (asked.quantize and asked.sparse):

@@ -195,31 +195,37 @@ def select_rewrites(
     """
     whole, found = _formed(model, rewrites)
     active = [step for step in rewrites if found[step.name]]
-    if not active:
-        return RewriteSelection(kept=())
-    if isinstance(measure, str):
-        return RewriteSelection(kept=tuple(active), notes=_unmeasured(active, measure))
     notes = [f"{_named(step, found)} applied: {needed[step.name]}" for step in active if step.name in needed]
     tried = [step for step in active if step.name not in needed]
     if not tried:
         return RewriteSelection(kept=tuple(active), notes=tuple(notes))
-    kept = list(active)
-    try:
-        progress(0, len(tried) + 1)
-        best = measure(whole)
-    except GpusqError as error:
-        return RewriteSelection(kept=tuple(active), notes=(*notes, *_unmeasured(tried, error.what)))
-    for done, step in enumerate(tried):
-        progress(done + 1, len(tried) + 1)
-        others = [other for other in kept if other is not step]
-        form, changes = _formed(model, others)
-        without = _measured(form, measure)
-        notes.append(f"{_named(step, found)} {_verdict(best, without)}{_lost(changes)}")
-        if not isinstance(without, str) and not _helps(best, without):
-            kept, best = others, without
+    if isinstance(measure, str):
+        return RewriteSelection(kept=tuple(active), notes=(*notes, *_unmeasured(tried, measure)))
+    progress(0, len(tried) + 1)
+    best = _measured(whole, measure)
+    if isinstance(best, str):
+        return RewriteSelection(kept=tuple(active), notes=(*notes, *_unmeasured(tried, best)))
+    kept = active
+    for done, step in enumerate(tried, 1):
+        progress(done, len(tried) + 1)
+        kept, best, verdict = _without(model, kept, step, best, measure)
+        notes.append(f"{_named(step, found)} {verdict}")
     progress(len(tried) + 1, len(tried) + 1)
     left_out = tuple(step for step in active if step not in kept)
     return RewriteSelection(kept=tuple(kept), left_out=left_out, notes=tuple(notes), compared=True)
+
+
+def _without(
+    model: ir.Model, kept: list[Pass], step: Pass, best: GraphCost, measure: Callable[[ir.Model], GraphCost]
+) -> tuple[list[Pass], GraphCost, str]:
+    """The better of two forms, with a rewrite and without it: its rewrites, its cost, and why."""
+    others = [other for other in kept if other is not step]
+    form, changes = _formed(model, others)
+    without = _measured(form, measure)
+    verdict = f"{_verdict(best, without)}{_lost(changes)}"
+    if isinstance(without, str) or _helps(best, without):
+        return kept, best, verdict
+    return others, without, verdict
 
 
 def _formed(model: ir.Model, steps: Sequence[Pass]) -> tuple[ir.Model, Mapping[str, int]]:

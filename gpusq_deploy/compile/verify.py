@@ -28,7 +28,7 @@ from gpusq_deploy.calibration import (
 )
 from gpusq_deploy.compile.compare_graphs import Compared, Pair, compare, fused_answer, in_both, of_rounding
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph import DriftSite, block_sites, large_blocks_given_back, layer_sites, map_model, value_name
+from gpusq_deploy.graph import DriftSite, block_sites, layer_sites, map_model, value_name
 from gpusq_deploy.numerics import ErrorSums, equal_share, is_floating, sqnr_db
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.text import counted
@@ -42,7 +42,6 @@ _FAR_DB = 20.0
 Array = npt.NDArray[Any]
 
 
-@large_blocks_given_back()
 def verify(
     pair: Pair,
     source: DataSource,

@@ -13,6 +13,7 @@ from .checkpoint.files import (
 )
 from .checkpoint.load import (
     Checkpoint as Checkpoint,
+    TorchModule as TorchModule,
     load_checkpoint as load_checkpoint,
     save_checkpoint as save_checkpoint,
 )

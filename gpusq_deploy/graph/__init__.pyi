@@ -43,7 +43,6 @@ from .mapped import (
 )
 from .memory import (
     give_back as give_back,
-    large_blocks_given_back as large_blocks_given_back,
 )
 from .passes.attention_scale import (
     AttentionScale as AttentionScale,

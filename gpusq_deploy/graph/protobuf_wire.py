@@ -1,5 +1,7 @@
 """As much of protobuf's wire format as it takes to walk an ONNX file without reading it.
 
+onnx_ir maps external data alone: exported and foreign models, and bundles' model.onnx, hold their weights inline.
+
 Source: https://protobuf.dev/programming-guides/encoding/
 """
 

@@ -67,23 +67,28 @@ def _scale_faults(node: ir.Node) -> Iterator[GpusqError]:
     if not (np.isfinite(values).all() and (values > 0).all()):
         yield GpusqError("a scale is not positive and finite", place=place)
     zero = node.inputs[2] if len(node.inputs) > 2 else None
-    if zero is not None and (not is_constant(zero) or zero.dtype not in _OPSETS or _any(zero)):
+    if zero is not None and not _is_zero(zero):
         what = "the zero point is not INT8 zero, nor FP8's or INT4's"
         yield GpusqError(what, place=place, hint="TensorRT takes symmetric quantisation only: zero point 0")
+    yield from _axis_faults(node, values.shape, place)
+
+
+def _is_zero(zero: ir.Value) -> bool:
+    return is_constant(zero) and zero.dtype in _OPSETS and not array_of(zero).astype(np.float32).any()
+
+
+def _axis_faults(node: ir.Node, scales: tuple[int, ...], place: str) -> Iterator[GpusqError]:
+    """As many scales as the tensor has indices along their axis, or blocks of them."""
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     axis = node.attributes.get_int("axis", 1)
     block = node.attributes.get_int("block_size", 0)
     if block and shape is not None:
-        yield from _block_faults(shape, values.shape, axis, block, place)
+        yield from _block_faults(shape, scales, axis, block, place)
         return
-    if values.ndim != 1 or shape is None:
+    if len(scales) != 1 or shape is None:
         return
-    if not -len(shape) <= axis < len(shape) or values.size != shape[axis]:
-        yield GpusqError(f"{values.size} scales for axis {axis} of {shape}", place=place)
-
-
-def _any(zero: ir.Value) -> bool:
-    return bool(array_of(zero).astype(np.float32).any())
+    if not -len(shape) <= axis < len(shape) or scales[0] != shape[axis]:
+        yield GpusqError(f"{scales[0]} scales for axis {axis} of {shape}", place=place)
 
 
 def _block_faults(shape: ir.Shape, scales: tuple[int, ...], axis: int, block: int, place: str) -> Iterator[GpusqError]:

@@ -182,8 +182,7 @@ def _count(
     seen: set[ir.Value],
     stored: dict[ir.Value, int],
 ) -> None:
-    roots = [root for entry in inputs if entry for root in entry if root in stored and root not in seen]
-    weights = {root: stored[root] for root in sorted(roots, key=value_name) if is_matrix(_shape(root))}
+    weights = _unseen_weights(inputs, seen, stored)
     held = _in_attributes(node)
     if not weights and not held:
         return
@@ -193,6 +192,14 @@ def _count(
     # A quantised stack is a weight: queries and tables are stored in float.
     plain = node.domain in _ONNX and node.op_type in {"MatMul", "Einsum", "Attention"} and not held
     group.stacks &= plain and all(_is_float_stack(root) for root in weights)
+
+
+def _unseen_weights(
+    inputs: list[frozenset[ir.Value] | None], seen: set[ir.Value], stored: dict[ir.Value, int]
+) -> dict[ir.Value, int]:
+    """Sizes of the stored matrices that inputs come from and that nobody has read, in the order of their names."""
+    roots = [root for entry in inputs if entry for root in entry if root in stored and root not in seen]
+    return {root: stored[root] for root in sorted(roots, key=value_name) if is_matrix(_shape(root))}
 
 
 def _operator(node: ir.Node, inputs: list[frozenset[ir.Value] | None], weights: Iterable[ir.Value]) -> str:

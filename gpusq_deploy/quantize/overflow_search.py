@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts import FloatPrecision
@@ -78,27 +80,28 @@ def bounds(model: ir.Model, seen: Mapping[str, float], moved: Mapping[str, Moved
 
 def _by_operator(node: ir.Node, before: _Bound, behind: _Bound) -> float | None:
     """A bound of a node's first output from its inputs', or from what is behind it."""
+    if node.op_type == "MatMul":
+        return _product(node, before, behind)
     inputs = [value for value in node.inputs if value is not None]
     found = [before(value) for value in inputs if not is_constant(value)]
     known = [amax for amax in found if amax is not None]
-    if node.op_type == "MatMul":
-        return _product(node, before, behind)
     if not known or len(known) < len(found):
         return None
     if node.op_type in MOVES or node.op_type == "Concat":
         return max(known)
-    constants = [np.abs(array_of(value)) for value in inputs if is_constant(value)]
-    if len(inputs) != 2 or len(constants) != 1:
+    if len(inputs) != 2 or len(known) != 1:
         return None
-    constant = constants[0]
-    by = {
-        "Add": known[0] + constant.max(),
-        "Sub": known[0] + constant.max(),
-        "Mul": known[0] * constant.max(),
-        "Div": known[0] / constant.min() if constant.min() > 0 and is_constant(inputs[1]) else None,
-    }
-    amax = by.get(node.op_type)
-    return None if amax is None else float(amax)
+    divides = is_constant(inputs[1])
+    return _with_constant(node.op_type, known[0], np.abs(array_of(inputs[divides])), divides=divides)
+
+
+def _with_constant(operator: str, amax: float, constant: npt.NDArray[Any], *, divides: bool) -> float | None:
+    """A bound of a sum, a difference, a product or a quotient with the magnitudes of a constant."""
+    if operator in {"Add", "Sub"}:
+        return amax + float(constant.max())
+    if operator == "Mul":
+        return amax * float(constant.max())
+    return amax / float(constant.min()) if operator == "Div" and divides and constant.min() > 0 else None
 
 
 def _product(node: ir.Node, before: _Bound, behind: _Bound) -> float | None:

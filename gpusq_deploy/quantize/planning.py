@@ -293,25 +293,34 @@ def _notes(decisions: Sequence[LayerDecision], request: PlanRequest, placements:
     unknown = [decision.layer for decision in decisions if decision.macs == 0]
     if unknown:
         notes.append(f"output shape unknown, so without FLOPs: {some(unknown)}")
-    asked = [decision for decision in decisions if decision.output_reason is not None]
-    if asked:
-        chosen = sum(decision.weight is not None and decision.weight.one_scale for decision in asked)
-        notes.append(f"INT8 outputs, with one weight scale each, in {chosen} of {counted(len(asked), 'layer')}")
+    notes.extend(_output_notes(decisions))
     if placements.sites:
-        residual = [site for site in placements.sites if site.role in {"residual", "branch"}]
-        roles = ", ".join(dict.fromkeys(site.role for site in placements.sites if site not in residual))
-        if roles:
-            notes.append(f"INT8 in {len(placements.attentions)} attentions: {roles}")
-        if residual:
-            adds = len({site.node for site in residual})
-            notes.append(f"INT8 in {adds} residual adds: {', '.join(dict.fromkeys(site.role for site in residual))}")
-        kept = "LayerNorm, GELU" if residual else "LayerNorm, GELU, residual adds"
-        notes.append(f"not quantised: {kept}, other tensors of attentions")
+        notes.extend(_site_notes(placements))
         int8 = {decision.node for decision in decisions if decision.precision == "int8"}
         notes.extend(fusion_notes(placements.attentions, request.recipe, int8_nodes=int8))
     elif request.quantize:
         notes.append("not quantised: softmax outputs, attention GEMMs, LayerNorm, GELU, residual adds")
     return tuple(notes)
+
+
+def _output_notes(decisions: Sequence[LayerDecision]) -> Iterator[str]:
+    asked = [decision for decision in decisions if decision.output_reason is not None]
+    if asked:
+        chosen = sum(decision.weight is not None and decision.weight.one_scale for decision in asked)
+        yield f"INT8 outputs, with one weight scale each, in {chosen} of {counted(len(asked), 'layer')}"
+
+
+def _site_notes(placements: ActivationSites) -> Iterator[str]:
+    """What is INT8 beyond the layers, and what then is left."""
+    residual = [site for site in placements.sites if site.role in {"residual", "branch"}]
+    roles = ", ".join(dict.fromkeys(site.role for site in placements.sites if site not in residual))
+    if roles:
+        yield f"INT8 in {len(placements.attentions)} attentions: {roles}"
+    if residual:
+        adds = len({site.node for site in residual})
+        yield f"INT8 in {adds} residual adds: {', '.join(dict.fromkeys(site.role for site in residual))}"
+    kept = "LayerNorm, GELU" if residual else "LayerNorm, GELU, residual adds"
+    yield f"not quantised: {kept}, other tensors of attentions"
 
 
 def note_others(plan: QuantPlan, model: ir.Model) -> QuantPlan:

@@ -27,7 +27,7 @@ from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize.int4_rounding import fitted_weights, layers_to_fit
 from gpusq_deploy.quantize.int8_outputs import Int8Outputs, choose_outputs, output_candidates, output_site
 from gpusq_deploy.quantize.needs import mixable, product_amax, value_amax
-from gpusq_deploy.quantize.noise_model import LayerStatistics, statistics_request
+from gpusq_deploy.quantize.noise_model import LayerStatistics, StatisticsRequest, statistics_request
 from gpusq_deploy.quantize.quant_request import QuantRequest
 from gpusq_deploy.quantize.sites import (
     ActivationSites,
@@ -92,7 +92,12 @@ def plan_inputs(
     """
     if not request.layers:
         return PlanInputs(model=model, layers=weighted_layers(model))
-    inputs = _smoothed(model, request, seen, reporter, log or PassLog())
+    if request.known is None:
+        inputs = _smoothed(model, request, seen, reporter, log or PassLog())
+    else:
+        inputs = _with_known(model, request, request.known, seen)
+        if any(rule_of(request.recipe, layer).refined for layer in request.layers):
+            reporter.say("ranges were given: activations are not smoothed, weights are rounded to nearest")
     inputs = _with_sites(inputs, model, request.recipe, seen)
     if request.outputs is not None:
         inputs = _with_outputs(inputs, model, request.recipe, request.outputs, seen)
@@ -118,22 +123,23 @@ def rounded_weights(
     return {**weights, **fitted_weights(inputs.model, layers, seen.moments, recipe, stored=stored)}
 
 
+def _with_known(model: ir.Model, request: QuantRequest, known: CalibrationTable, seen: Observations) -> PlanInputs:
+    """The graph as it is, with ranges that were found before."""
+    statistics = _statistics(model, request)
+    return PlanInputs(
+        model=model,
+        layers=weighted_layers(model),
+        table=_for_layers(known, request.layers),
+        statistics=None if statistics is None else statistics.stream(seen.moments),
+    )
+
+
 def _smoothed(
     model: ir.Model, request: QuantRequest, seen: Observations, reporter: Reporter, log: PassLog
 ) -> PlanInputs:
     """The smoothed graph with its ranges, and what becomes of the channels' moments."""
-    recipe = request.recipe
-    statistics = None if recipe.mixed is None else statistics_request(model, mixable(request.layers, recipe))
-    if request.known is not None:
-        if any(rule_of(recipe, layer).refined for layer in request.layers):
-            reporter.say("ranges were given: activations are not smoothed, weights are rounded to nearest")
-        return PlanInputs(
-            model=model,
-            layers=weighted_layers(model),
-            table=_for_layers(request.known, request.layers),
-            statistics=None if statistics is None else statistics.stream(seen.moments),
-        )
     assert seen.table is not None, "ranges that aren't known are observed"
+    recipe = request.recipe
     places, declined = places_to_smooth(model, request.layers, recipe, request.calibrators)
     smoothed = decide_smoothing(model, places, seen.moments, recipe, stored=STORED_TYPE[request.float_type])
     _say(smoothed, declined, reporter)
@@ -141,8 +147,7 @@ def _smoothed(
     layers = weighted_layers(ready)
     now = {layer.node: layer for layer in layers}
     inside = {layer.input: now[layer.node].input for layer in request.layers}
-    inputs = {layer.input for layer in request.layers}
-    found = moments_behind({name: moments for name, moments in seen.moments.items() if name in inputs}, smoothed)
+    found = moments_behind({name: seen.moments[name] for name in inside if name in seen.moments}, smoothed)
     return PlanInputs(
         model=ready,
         layers=layers,
@@ -154,14 +159,29 @@ def _smoothed(
             {inside[tensor]: calibrator for tensor, calibrator in request.calibrators.items() if tensor in inside},
         ),
         moments={layer.node: found[layer.input] for layer in request.layers if layer.input in found},
-        statistics=None
-        if statistics is None
-        else LayerStatistics(
-            moments={layer.node: found[layer.input] for layer in statistics.layers},
-            shares=statistics.shares(seen.moments),
-        ),
+        statistics=_statistics_behind(model, request, seen, found),
         moved=moved_tensors(model, smoothed),
         smoothed=smoothed,
+    )
+
+
+def _statistics(model: ir.Model, request: QuantRequest) -> StatisticsRequest | None:
+    """What a mixed recipe looks at; None for another."""
+    if request.recipe.mixed is None:
+        return None
+    return statistics_request(model, mixable(request.layers, request.recipe))
+
+
+def _statistics_behind(
+    model: ir.Model, request: QuantRequest, seen: Observations, found: Mapping[str, ChannelMoments]
+) -> LayerStatistics | None:
+    """Moments behind the smoothing, and shares of residual streams, which smoothing leaves alone."""
+    statistics = _statistics(model, request)
+    if statistics is None:
+        return None
+    return LayerStatistics(
+        moments={layer.node: found[layer.input] for layer in statistics.layers},
+        shares=statistics.shares(seen.moments),
     )
 
 

@@ -53,11 +53,7 @@ def round_weights(
         recipe: Its rules.
         workers: Layers rounded at the same time; the codes don't depend on it.
     """
-    steps = {
-        entry.node: entry.activation.scale
-        for entry in plan.layers
-        if entry.precision == "int8" and entry.activation is not None
-    }
+    steps = _steps(plan)
     single = {entry.node for entry in plan.layers if entry.weight is not None and entry.weight.one_scale}
     biased = {node.name for node in model.graph if bias_place(node) is not None}
     chosen = [layer for layer in layers if layer.node in steps and layer.node in moments and layer.kind == "linear"]
@@ -79,6 +75,15 @@ def round_weights(
 
     with single_threaded_blas(), ThreadPoolExecutor(workers) as pool:
         return dict(zip((layer.node for layer in chosen), pool.map(rounded, chosen), strict=True))
+
+
+def _steps(plan: QuantPlan) -> dict[str, float]:
+    """Scales of the inputs of INT8 layers, by node."""
+    return {
+        entry.node: entry.activation.scale
+        for entry in plan.layers
+        if entry.precision == "int8" and entry.activation is not None
+    }
 
 
 def _rounded(

@@ -15,7 +15,14 @@ from gpusq_deploy.artifacts import ArchSpec, Permuted, PruneMethod, SparsityReco
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import Checkpoint, load_checkpoint, require_another_file, save_checkpoint, weights_file
 from gpusq_deploy.sparsity.permutation.arrange import arrange
-from gpusq_deploy.sparsity.pruning.magnitude import DenseLayer, Masks, apply_masks, magnitude_masks, prunable_layers
+from gpusq_deploy.sparsity.pruning.magnitude import (
+    DenseLayer,
+    LayerChoice,
+    Masks,
+    apply_masks,
+    magnitude_masks,
+    prunable_layers,
+)
 from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
 from gpusq_deploy.sparsity.pruning.whole_model import OneshotReport, prune_oneshot
 from gpusq_deploy.sparsity.training.data import TrainingData, load_folder
@@ -107,11 +114,7 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
     Raises:
         GpusqError: The output exists, a bad checkpoint or folder, labels that don't fit the model, or divergence.
     """
-    _require_place(request)
-    recipe = load_recipe(request.recipe)
-    checkpoint = load_checkpoint(request.model, arch=request.arch, state_dict=request.state_dict)
-    _require_dense(checkpoint, request)
-    choice = prunable_layers(checkpoint.module, recipe, request.dense, convolutions=request.convolutions)
+    checkpoint, choice = _opened(request)
     training = request.training
     data = load_folder(request.data, checkpoint.preprocessing, held_out=request.held_out, seed=training.seed)
     teacher = checkpoint.module.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -125,9 +128,7 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
     notes += arranging
     for note in arranging:
         reporter.say(note)
-    student, report = _pruned(teacher, choice.pruned, data, request)
-    masks = _nonzero(student, choice.pruned) if report else magnitude_masks(teacher, choice.pruned)
-    apply_masks(student, masks)
+    student, masks, report = _pruned(teacher, choice.pruned, data, request)
     notes += tuple(_pruning_notes(report, reporter))
     pruned = recovered = measured(student)
     if training.epochs:
@@ -170,12 +171,22 @@ def _prune_images(teacher: torch.nn.Module, data: TrainingData, request: Compres
     return data.train.batch(chosen).images.to(next(teacher.parameters()).device)
 
 
+def _opened(request: CompressRequest) -> tuple[Checkpoint, LayerChoice]:
+    _require_place(request)
+    recipe = load_recipe(request.recipe)
+    checkpoint = load_checkpoint(request.model, arch=request.arch, state_dict=request.state_dict)
+    _require_dense(checkpoint, request)
+    return checkpoint, prunable_layers(checkpoint.module, recipe, request.dense, convolutions=request.convolutions)
+
+
 def _pruned(
     teacher: torch.nn.Module, layers: tuple[str, ...], data: TrainingData, request: CompressRequest
-) -> tuple[torch.nn.Module, OneshotReport | None]:
-    """A pruned copy, and what was done; None where the masks by magnitude are all there is to it."""
+) -> tuple[torch.nn.Module, Masks, OneshotReport | None]:
+    """A pruned copy, its masks, and what was done; None where the masks by magnitude are all there is to it."""
     if request.method == "magnitude":
-        return copy.deepcopy(teacher), None
+        student, masks = copy.deepcopy(teacher), magnitude_masks(teacher, layers)
+        apply_masks(student, masks)
+        return student, masks, None
     if request.convolutions:
         raise GpusqError(
             f"the method {request.method} prunes Linear layers only",
@@ -184,7 +195,9 @@ def _pruned(
         )
     options = OneshotOptions(method=request.method, seed=request.training.seed)
     pruned = prune_oneshot(teacher, layers, _prune_images(teacher, data, request), options)
-    return pruned.module, pruned.report
+    masks = _nonzero(pruned.module, layers)
+    apply_masks(pruned.module, masks)
+    return pruned.module, masks, pruned.report
 
 
 def _nonzero(module: torch.nn.Module, layers: tuple[str, ...]) -> Masks:

@@ -143,10 +143,7 @@ def test_an_fp16_remainder_keeps_50_db_on_unseen_photographs(
     assert done.code == 0, done.err
     found = read_bundle(out)
     assert found.plan.wide == ()
-    # As an engineer would check it against the table of compile quality.
-    assert any(
-        note.startswith("graph rewrite attention-scale (12 places) applied: 100 kernels") for note in found.plan.notes
-    )
+    assert "graph rewrite attention-scale (12 places) applied" in found.plan.notes
     assert features_kept(out, model, tmp_path) >= 50
     difference = float(found.manifest.notes[0].split("torch to ")[1].split()[0])
     assert difference <= 1e-5

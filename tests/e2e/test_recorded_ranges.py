@@ -54,12 +54,12 @@ def test_calibration_fills_in_and_takes_over_where_it_is_told(dense: Path, photo
     _, ranges = built(model, tmp_path / "some", "--int8", "--calib", photos)
     assert ["recorded" in ranges[layer]["origin"] for layer in LAYERS] == [True] * 9 + [False]
     manifest = json.loads((tmp_path / "some" / "manifest.json").read_text())
-    assert manifest["options"]["calib"] == f"recorded in the checkpoint; of layers that it records none of, {photos}"
+    assert (manifest["options"]["calib"], manifest["options"]["recorded_ranges"]) == (str(photos), True)
     assert {"timm", "torchvision", "transformers"} <= manifest["versions"].keys()
     done, ranges = built(model, tmp_path / "none", "--int8", "--calib", photos, "--recalibrate")
     assert not [entry for entry in ranges.values() if "recorded" in entry["origin"]]
     assert "9 ranges that the checkpoint records are not used" in done.err
-    assert json.loads((tmp_path / "none" / "manifest.json").read_text())["options"]["recalibrate"] == "true"
+    assert json.loads((tmp_path / "none" / "manifest.json").read_text())["options"]["recalibrate"] is True
 
 
 @pytest.mark.parametrize(
@@ -104,5 +104,5 @@ def test_a_module_needs_allow_pickle_which_is_loud_and_recorded(tmp_path: Path) 
     assert done.code == 0, done.err
     assert "WARNING: --allow-pickle" in done.err
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["options"]["allow_pickle"] == "true"
+    assert manifest["options"]["allow_pickle"] is True
     assert [note for note in manifest["notes"] if "code that the file names was run" in note]

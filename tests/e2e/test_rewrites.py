@@ -84,10 +84,10 @@ def test_an_operator_that_cannot_be_parsed_is_told_before_any_image_is_seen(
     torch.manual_seed(0)
     torch.save(Shrinking().state_dict(), tmp_path / "m.pt")
     out = tmp_path / "m.gpusq"
-    done = run_main(
-        build, tmp_path / "m.pt", "--arch", "shrinking_models:make", "--int8", "--calib", photos, "--out", out
-    )
+    options = ("--arch", "shrinking_models:make", "--int8", "--calib", photos, "--out", out)
+    done = run_main(build, tmp_path / "m.pt", *options)
     assert done.code == 5
+    assert run_main(build, tmp_path / "m.pt", *options, "--dry-run").err.endswith(done.err[done.err.index("error: ") :])
     assert "tensorrt-rtx can't parse Resize" in done.err
     assert "neck.shrink" in done.err
     assert "calibrating" not in done.err

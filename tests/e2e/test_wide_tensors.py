@@ -64,7 +64,8 @@ def test_a_planted_outlier_stays_float32(
     bundle = read_bundle(out)
     wide = {tensor.module for tensor in bundle.plan.wide if not tensor.constant}
     assert wide == {"blocks.0", "blocks.0.mlp.fc2", "blocks.1", "blocks.2"}
-    assert all(tensor.amax == pytest.approx(1e6, rel=1e-3) for tensor in bundle.plan.wide)
+    # Of what smoothing changed it is a bound from above.
+    assert all(1e6 * (1 - 1e-3) <= tensor.amax <= 1.1e6 for tensor in bundle.plan.wide)
     (engine,) = bundle.receipt.engines
     for tensor in bundle.plan.wide:
         assert [note for note in bundle.plan.notes if tensor.tensor in note]

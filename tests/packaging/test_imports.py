@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,42 +14,20 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "gpusq_deploy"
 
-# A room may import rooms to its left, and itself.
-ORDER = [
-    "__init__",
-    "errors",
-    "text",
-    "progress",
-    "artifacts",
-    "numerics",
-    "graph",
-    "frontend",
-    "engines",
-    "calibration",
-    "sparsity",
-    "quantize",
-    "bundle",
-    "compile",
-    "benchmarks",
-    "contrib",
-    "cli",
-    "__main__",
-]
+ROW = re.compile(r"^\| `(\w+)` \|[^|]+\|([^|]*)\|$", re.MULTILINE)
 
+
+def rooms() -> dict[str, frozenset[str]]:
+    """The rooms in import order, each with the libraries that it may import: the table in docs/architecture.md."""
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text("utf-8")
+    return {row[1]: frozenset(row[2].replace(",", " ").split()) for row in ROW.finditer(text)}
+
+
+# A room may import rooms before it, and itself.
+ORDER = ["__init__", *rooms()]
 # Who may import what, anywhere in a file.
-ROOMS_OF = {
-    # calibration: torch.distributed carries bytes between the processes that torchrun starts, and only there.
-    "torch": {"frontend", "sparsity", "compile", "contrib", "calibration"},
-    "timm": set[str](),
-    "tensorrt": {"engines"},
-    "tensorrt_rtx": {"engines"},
-    "cuda": {"engines"},
-    "pycuda": {"engines"},
-    # graph: what constants come to is worked out by it.
-    "onnxruntime": {"engines", "graph"},
-    "click": {"cli", "__main__"},
-    "rich": {"cli", "bundle", "benchmarks"},
-}
+GUARDED = {"torch", "timm", "tensorrt", "tensorrt_rtx", "cuda", "pycuda", "onnxruntime", "click", "rich"}
+MOST_FOLDERS, MOST_MODULES, MOST_FLOORS = 14, 4, 12
 
 # Importing one of these costs a second or needs hardware: no --help may.
 HEAVY = (
@@ -64,7 +44,18 @@ HEAVY = (
     "PIL",
 )
 
-COMMANDS = ("build", "calibrate", "validate", "inspect", "bench", "compare", "compress", "rewrite", "doctor")
+COMMANDS = (
+    "build",
+    "calibrate",
+    "validate",
+    "inspect",
+    "bench",
+    "compare",
+    "compress",
+    "rewrite",
+    "doctor",
+    "detector",
+)
 
 
 def room_of(path: Path) -> str:
@@ -101,9 +92,60 @@ def test_imports_run_one_way(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_libraries_stay_in_their_rooms(path: Path) -> None:
+    allowed = rooms().get(room_of(path), frozenset())
     for name in imports_of(path):
-        allowed = ROOMS_OF.get(name.partition(".")[0])
-        assert allowed is None or room_of(path) in allowed, f"{room_of(path)} must not import {name}"
+        library = name.partition(".")[0]
+        assert library not in GUARDED or library in allowed, f"{room_of(path)} must not import {name}"
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_rooms_import_each_other_through_their_faces(path: Path) -> None:
+    here = room_of(path)
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gpusq_deploy."):
+            module = str(node.module).split(".")[1:]
+            if module[0] != here and (PACKAGE / module[0]).is_dir():
+                assert len(module) == 1, f"{node.module} is no public face"
+                assert {alias.name for alias in node.names} <= face(module[0]), node.module
+
+
+@pytest.mark.parametrize("room", sorted(name for name in rooms() if (PACKAGE / name).is_dir()))
+def test_a_face_holds_what_others_use_and_no_name_of_a_module(room: str) -> None:
+    """Loading a module sets an attribute of its package: a function of its name would be shadowed by it."""
+    names = face(room)
+    modules = {path.stem for path in (PACKAGE / room).iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert not names & modules
+    package = importlib.import_module(f"gpusq_deploy.{room}")
+    assert set(package.__all__) == names
+    for name in names:
+        assert getattr(package, name) is not None
+
+
+def test_the_house_is_small() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert folders | modules == set(rooms())
+    assert len(folders) <= MOST_FOLDERS
+    assert len(modules) <= MOST_MODULES
+
+
+def test_no_chain_of_imports_is_longer_than_twelve_rooms() -> None:
+    """Imports of values: what only type checkers see loads nothing and is no floor."""
+    above: dict[str, set[str]] = {room: set() for room in rooms()}
+    for path in sources():
+        for name in imports_of(path):
+            if name.startswith("gpusq_deploy.") and room_of(path) in above:
+                above[room_of(path)].add(name.split(".")[1])
+    floors: dict[str, int] = {}
+    for room in rooms():
+        floors[room] = 1 + max((floors[other] for other in above[room] - {room}), default=0)
+    assert max(floors.values()) <= MOST_FLOORS, floors
+
+
+def face(room: str) -> set[str]:
+    """The names of a room's `__init__.pyi`."""
+    tree = ast.parse((PACKAGE / room / "__init__.pyi").read_text("utf-8"))
+    return {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
 
 
 @pytest.mark.slow

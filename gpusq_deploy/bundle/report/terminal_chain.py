@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
@@ -160,18 +160,20 @@ def _print_engine_table(console: Console, engine: BuiltEngine, explained: Sequen
 def _precision_lines(bundle: Bundle, engine: BuiltEngine) -> list[str]:
     """Each quantised precision by FLOPs (INT8 where there is none), and every layer that isn't what was asked."""
     macs = {decision.layer: decision.macs for decision in bundle.plan.layers}
-    total = sum(macs.values())
     lines: list[str] = []
-    for name in [name for name in CODED if any(layer.asked == name for layer in engine.layers)] or ["int8"]:
-        asked = [layer for layer in engine.layers if layer.asked == name]
-        kept = [layer for layer in asked if layer.precision == name]
-        counts = [
-            f"{word} {len(layers)}{_of_flops(sum(macs[layer.layer] for layer in layers) / total if total else None)}"
-            for word, layers in (("asked", asked), ("built", kept))
-        ]
+    quantised = {layer.asked for layer in engine.layers}
+    for name in [name for name in CODED if name in quantised] or ["int8"]:
+        asked = [layer.layer for layer in engine.layers if layer.asked == name]
+        kept = [layer.layer for layer in engine.layers if layer.asked == layer.precision == name]
+        counts = [f"{word} {len(layers)}{_share(layers, macs)}" for word, layers in (("asked", asked), ("built", kept))]
         lines.append(f"{name.upper()}, of {counted(len(engine.layers), 'layer')}: {', '.join(counts)}")
     wrong = [f"{layer.layer}: {layer.reason}" for layer in engine.layers if layer.precision != layer.asked]
     return [*lines, *wrong]
+
+
+def _share(layers: Sequence[str], macs: Mapping[str, int]) -> str:
+    total = sum(macs.values())
+    return _of_flops(sum(macs[layer] for layer in layers) / total if total else None)
 
 
 def _totals_lines(explained: Sequence[LayerExplanation]) -> list[str]:

@@ -106,18 +106,22 @@ def state_dict_in(
         GpusqError: There is no mapping from names to tensors, or none under `key`.
     """
     where, found = _unwrapped(content) if key is None else (key, _under(content, key, place))
+    _require_tensors(found, where, place=place, hint=_choice_hint(content) or _SAVE_AGAIN)
+    layout = f"state dict under {where!r}" if where else "state dict"
+    count = next((name for name in found if _is_count(name, found)), None)
+    plain = by_plain_name([name for name in found if name != count])
+    return {name: found[old] for name, old in plain.items()}, f"{layout}, {AVERAGED}" if count else layout
+
+
+def _require_tensors(found: Mapping[str, Any], where: str, *, place: str, hint: str) -> None:
     strangers = [repr(name) for name, value in found.items() if not _is_named_tensor(name, value)]
     if strangers or not found:
         raise GpusqError(
             f"no state dict in the file: beside or instead of named tensors it has "
             f"{', '.join(strangers[:5]) or 'nothing'}" + (f", under {where!r}" if where else ""),
             place=place,
-            hint=_choice_hint(content) or _SAVE_AGAIN,
+            hint=hint,
         )
-    layout = f"state dict under {where!r}" if where else "state dict"
-    count = next((name for name in found if _is_count(name, found)), None)
-    plain = by_plain_name([name for name in found if name != count])
-    return {name: found[old] for name, old in plain.items()}, f"{layout}, {AVERAGED}" if count else layout
 
 
 def _unwrapped(content: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

@@ -79,12 +79,16 @@ def _side(name: str, expected: State, state: State) -> int:
     if "pos" not in name.rpartition(".")[2] and "position" not in name:
         return 0
     old, new = state[name].shape, expected[name].shape
-    patch = next((t.shape[-1] for n, t in state.items() if "patch" in n and t.ndim == 4 and t.shape[-1] > 1), 0)
-    conv = patch or next((t.shape[-1] for t in state.values() if t.ndim == 4 and t.shape[1] in (1, 3)), 0)
     if old[-1] != new[-1] or len(old) != len(new) or len(old) not in (2, 3):
         return 0
     for extra in (1, 0, 2, 5):  # a class token; none; two; one and four registers
         grids = [math.isqrt(rows - extra) if rows > extra else 0 for rows in (old[-2], new[-2])]
         if all(grid and grid**2 == rows - extra for grid, rows in zip(grids, (old[-2], new[-2]), strict=True)):
-            return grids[0] * conv
+            return grids[0] * _patch(state)
     return 0
+
+
+def _patch(state: State) -> int:
+    """The side of a patch in pixels; 0 where no convolution looks like one of patches."""
+    named = next((t.shape[-1] for n, t in state.items() if "patch" in n and t.ndim == 4 and t.shape[-1] > 1), 0)
+    return named or next((t.shape[-1] for t in state.values() if t.ndim == 4 and t.shape[1] in (1, 3)), 0)

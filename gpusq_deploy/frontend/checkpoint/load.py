@@ -43,6 +43,9 @@ from gpusq_deploy.frontend.checkpoint.remarks import assumed, eight_bit_floats
 from gpusq_deploy.frontend.checkpoint.state_dict_fit import require_finite, require_fit, require_plain
 from gpusq_deploy.frontend.checkpoint.transformers_input import UndeclaredError, as_stored
 
+# For rooms that name the type and don't import torch.
+TorchModule = torch.nn.Module
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:

@@ -43,18 +43,23 @@ def resized_positions(arch: ArchSpec, state: State, expected: State) -> tuple[St
     tables = [name for name in differing if _TABLE.fullmatch(name.rpartition(".")[2])]
     if not tables or tables != differing:
         return state, ()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the library's remarks on its own internals
-            resized = _LOADERS[arch.source](arch, state)
-    except Exception:  # others' code, on weights that may be of any architecture: the caller says what doesn't fit
-        return state, ()
+    resized = _by_library(arch, state)
     fitting = {name: resized[name] for name in tables if name in resized}
     if any(fitting[name].shape != expected[name].shape for name in fitting) or len(fitting) != len(tables):
         return state, ()
     shapes = f"{list(state[tables[0]].shape)} to {list(fitting[tables[0]].shape)}"
     said = f"{arch.source} resized {counted(len(tables), 'position table')} from {shapes}: {some(tables)}"
     return {**state, **fitting}, (said,)
+
+
+def _by_library(arch: ArchSpec, state: State) -> State:
+    """The weights as the architecture's library resizes them; none where it can't load them."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the library's remarks on its own internals
+            return _LOADERS[arch.source](arch, state)
+    except Exception:  # others' code, on weights that may be of any architecture: the caller says what doesn't fit
+        return {}
 
 
 def _by_timm(arch: ArchSpec, state: State) -> State:

@@ -55,16 +55,7 @@ def require_fit(
     """
     missing = [name for name in expected if name not in state]
     surplus = [name for name in state if name not in expected]
-    shapes = [
-        f"{name} is {list(state[name].shape)}, expected {list(expected[name].shape)}{_of_shape(name, expected, state)}"
-        for name in expected
-        if name in state and state[name].shape != expected[name].shape
-    ]
-    types = [
-        f"{name} is {state[name].dtype}, expected {expected[name].dtype}"
-        for name in expected
-        if name in state and _kind(state[name]) != _kind(expected[name])
-    ]
+    shapes, types = _other_shapes(expected, state), _other_types(expected, state)
     if not (missing or surplus or shapes or types):
         return
     parts = [
@@ -80,6 +71,22 @@ def require_fit(
         or fit_hint(expected, state, arch)
         or "check --arch and --arch-arg (img_size=, num_classes=, global_pool= are the usual ones)",
     )
+
+
+def _other_shapes(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> list[str]:
+    return [
+        f"{name} is {list(state[name].shape)}, expected {list(tensor.shape)}{_of_shape(name, expected, state)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+
+
+def _other_types(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> list[str]:
+    return [
+        f"{name} is {state[name].dtype}, expected {tensor.dtype}"
+        for name, tensor in expected.items()
+        if name in state and _kind(state[name]) != _kind(tensor)
+    ]
 
 
 def _prefix_hint(missing: list[str], surplus: list[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,24 +75,44 @@ def _accounted(
     ignored: re.Pattern[str],
 ) -> Renamed:
     """Every tensor of the file is the module's, was computed into one, is told, or stays for the caller to refuse."""
-    taken = {_place(state[source]) for source in sources.values()}
-    spare = [name for name, tensor in state.items() if _place(tensor) not in taken]
+    spare = _spare(state, sources)
     left = [name for name in spare if ignored.search(name)]
     rest = [name for name in spare if name not in left]
-    _require_floats(spec, [f"{name} ({state[name].dtype})" for name in rest if not state[name].is_floating_point()])
+    _require_floats(spec, _other_types(state, rest))
     computed = {name: tensor for name, tensor in fitting.items() if name not in sources}
     by_name = {**computed, **{name: state[source] for name, source in sources.items()}}
-    if sum(state[name].numel() for name in rest) != sum(tensor.numel() for tensor in computed.values()):
-        twice = [name for name in rest if name in by_name]
-        if twice:
-            raise GpusqError(
-                f"there under an older name too: {counted(len(twice), 'tensor')} of the file, {some(twice)}",
-                place=str(spec),
-                hint="save the model again with save_pretrained, under one set of names",
-            )
+    if _numbers(state[name] for name in rest) != _numbers(computed.values()):
+        _require_one_name(spec, [name for name in rest if name in by_name])
         by_name.update({name: state[name] for name in rest})
     remarks = (f"left out, as transformers does: {some(left)}",) if left else ()
-    return Renamed(by_name, {source: name for name, source in sources.items() if source != name}, remarks)
+    return Renamed(by_name, _renamed(sources), remarks)
+
+
+def _spare(state: Mapping[str, torch.Tensor], sources: Mapping[str, str]) -> list[str]:
+    """Tensors of the file that none of the module's is."""
+    taken = {_place(state[source]) for source in sources.values()}
+    return [name for name, tensor in state.items() if _place(tensor) not in taken]
+
+
+def _other_types(state: Mapping[str, torch.Tensor], names: Iterable[str]) -> list[str]:
+    return [f"{name} ({state[name].dtype})" for name in names if not state[name].is_floating_point()]
+
+
+def _numbers(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def _renamed(sources: Mapping[str, str]) -> dict[str, str]:
+    return {source: name for name, source in sources.items() if source != name}
+
+
+def _require_one_name(spec: ArchSpec, twice: Sequence[str]) -> None:
+    if twice:
+        raise GpusqError(
+            f"there under an older name too: {counted(len(twice), 'tensor')} of the file, {some(twice)}",
+            place=str(spec),
+            hint="save the model again with save_pretrained, under one set of names",
+        )
 
 
 def _ignored_by(loaded: Any) -> re.Pattern[str]:

@@ -68,21 +68,28 @@ def own_weights(
     whole = sorted((prefix for prefix, count in found.items() if count == len(wanted)), key=lambda name: len(name))
     distinct = _distinct(whole, wanted, {name: state[key] for name, key in plain.items()})
     prefix = _chosen(distinct, place) if whole else _likeliest(found, anything=part)
-    tops = {name.partition(".")[0] for name in wanted}
-    names: dict[str, str] = {}
-    left: list[str] = []
-    for name, key in plain.items():
-        inner = _inner(name, prefix)
-        if inner is None or (inner not in wanted and _is_beside(inner, tops, part, [p for p in whole if p != prefix])):
-            left.append(key)
-        else:
-            names[key] = wanted.get(inner, inner)
+    names = _names_below(prefix, plain, wanted, part=part, whole=whole)
+    left = [key for key in plain.values() if key not in names]
     others = [other for other in distinct if other != prefix]
     return Renamed(
         {new: state[key] for key, new in names.items()},
         {key: new for key, new in names.items() if key != new},
         tuple(_remarks(prefix, len(names), left, others)),
     )
+
+
+def _names_below(
+    prefix: str, plain: Mapping[str, str], wanted: Mapping[str, str], *, part: bool, whole: Sequence[str]
+) -> dict[str, str]:
+    """The architecture's names of what lies below the prefix, by the file's; what lies beside it is left out."""
+    tops = {name.partition(".")[0] for name in wanted}
+    others = [other for other in whole if other != prefix]
+    names: dict[str, str] = {}
+    for name, key in plain.items():
+        inner = _inner(name, prefix)
+        if inner is not None and (inner in wanted or not _is_beside(inner, tops, part, others)):
+            names[key] = wanted.get(inner, inner)
+    return names
 
 
 def plain_name(name: str) -> str:

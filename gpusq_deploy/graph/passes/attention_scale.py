@@ -85,9 +85,10 @@ def scales_scores(model: ir.Model) -> bool:
 
 def _match(node: ir.Node) -> _Rewrite | None:
     """What is to be rewritten; None for another product, and for one that has the form already."""
-    first, second = node.inputs[:2] if node.op_type == "MatMul" else (None, None)
-    if first is None or second is None or is_constant(first) or is_constant(second):
+    operands = _computed_operands(node)
+    if operands is None:
         return None
+    first, second = operands
     late = _unscaled(second)
     turned = _transposed_key(late.value)
     if turned is None:
@@ -103,6 +104,14 @@ def _match(node: ir.Node) -> _Rewrite | None:
     if not scaled or not (math.isfinite(total) and total > 0):
         return None
     return _Rewrite(query.value, turned._replace(value=key.value), math.sqrt(total), scores.node)
+
+
+def _computed_operands(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+    """The operands of a MatMul of two activations; None of another node."""
+    first, second = node.inputs[:2] if node.op_type == "MatMul" else (None, None)
+    if first is None or second is None or is_constant(first) or is_constant(second):
+        return None
+    return first, second
 
 
 def _unscaled(value: ir.Value, *, shared: bool = False) -> _Factor:

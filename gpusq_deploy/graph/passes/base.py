@@ -1,4 +1,7 @@
-"""What a pass is, and the only way in which passes are run."""
+"""What a pass is, and the only way in which passes are run.
+
+Not onnx_ir's InPlacePass and PassManager: those say modified or not, and wrap what a pass raises in a PassError.
+"""
 
 from __future__ import annotations
 

@@ -56,7 +56,8 @@ class FoldConstants:
 
     Measured by TensorRT-RTX 1.7's layer list on Swin-T, FP16, batch 8: it recognises 2 of 12 attentions with the
     position bias behind Reshape, Transpose and Unsqueeze, and 12 with the bias as one constant. It can't parse a Resize
-    with `antialias` at all: with it, timm and torchvision resize position tables.
+    with `antialias` at all: with it, timm and torchvision resize position tables. onnxscript 0.7.2's
+    `fold_constants` also transposes weights, and leaves a Gelu or a Split of constants.
     """
 
     name: ClassVar[str] = "fold-constants"

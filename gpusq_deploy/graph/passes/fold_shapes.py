@@ -23,6 +23,8 @@ class FoldShapes:
        them, are filled in.
     3. Shape arithmetic that nothing reads any more is removed.
     4. Declined: targets that depend on data, and those in which two dimensions follow the batch.
+
+    onnxscript 0.7.2's optimizer leaves such targets where the batch is dynamic, and attention-scale then finds nothing.
     """
 
     name: ClassVar[str] = "fold-shapes"

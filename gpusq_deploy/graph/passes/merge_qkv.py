@@ -115,7 +115,7 @@ def _found(model: ir.Model) -> list[list[Projection]]:
 
 def _projection(node: ir.Node) -> Projection | None:
     weight = node.inputs[1]
-    if weight is None or not is_constant(weight) or array_of(weight).ndim != 2 or len(weight.uses()) != 1:
+    if weight is None or not _is_own_matrix(weight):
         return None
     after = _reader(node.outputs[0])
     bias: ir.Value | None = None
@@ -127,9 +127,18 @@ def _projection(node: ir.Node) -> Projection | None:
     if after is None or after.op_type != "Reshape" or not is_constant(after.inputs[1]):
         return None
     turned = _reader(after.outputs[0])
-    if turned is None or turned.op_type != "Transpose" or list(turned.attributes.get_ints("perm", [])) != [0, 2, 1, 3]:
+    if turned is None or not _turns_heads(turned):
         return None
     return Projection(product=node, bias=bias, heads=after, turned=turned)
+
+
+def _is_own_matrix(weight: ir.Value) -> bool:
+    return is_constant(weight) and array_of(weight).ndim == 2 and len(weight.uses()) == 1
+
+
+def _turns_heads(node: ir.Node) -> bool:
+    """Whether [batch, tokens, heads, size] becomes [batch, heads, tokens, size]."""
+    return node.op_type == "Transpose" and list(node.attributes.get_ints("perm", [])) == [0, 2, 1, 3]
 
 
 def _reader(value: ir.Value) -> ir.Node | None:

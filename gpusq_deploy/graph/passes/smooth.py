@@ -147,7 +147,7 @@ def _moved(before: Moved, channels: Sequence[int], smoothing: Smoothing) -> Move
 
 
 def _between(written: ir.Value, activation: ir.Value) -> list[str]:
-    """Tensors that lie on a way from one to the other, without the two."""
+    """Tensors that lie on the way of values from one to the other, without the two."""
     behind = {written}
     waiting = [written]
     while waiting:
@@ -158,12 +158,17 @@ def _between(written: ir.Value, activation: ir.Value) -> list[str]:
     front, waiting = {activation}, [activation]
     while waiting:
         producer = waiting.pop().producer()
-        found = () if producer is None else producer.inputs
-        for value in found:
+        for value in () if producer is None else _values_of(producer):
             if value is not None and value in behind and value not in front:
                 front.add(value)
                 waiting.append(value)
     return [value_name(value) for value in front - {written, activation}]
+
+
+def _values_of(node: ir.Node) -> Sequence[ir.Value | None]:
+    """A node's inputs; of the product of softmax and values the values: queries and keys are as before."""
+    weights = node.inputs[0].producer() if node.op_type == "MatMul" and node.inputs[0] is not None else None
+    return node.inputs[1:] if weights is not None and weights.op_type == "Softmax" else node.inputs
 
 
 def _found(nodes: Mapping[str | None, ir.Node], layer: GraphLayer) -> ir.Node:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -78,11 +78,7 @@ def block_chain(module: torch.nn.Module, image: torch.Tensor) -> Chain | None:
     for container in containers:
         container.calls = []
     _record(module, containers, torch.cat([image, image.flip(-1) + 1]))
-    sizes: dict[int, int] = {}
-    for index, (container, calls) in enumerate(zip(containers, alone, strict=True)):
-        size = sum(_linear_weights(child) for child in container.children.values())
-        if size and _linked(calls, container) and _same_extras(calls, container.calls):
-            sizes[index] = size
+    sizes = _chain_sizes(containers, alone)
     if not sizes:
         return None
     large = [index for index, size in sizes.items() if size >= _MOST * max(sizes.values())]
@@ -93,6 +89,16 @@ def block_chain(module: torch.nn.Module, image: torch.Tensor) -> Chain | None:
             Block(name=f"{prefix}{call.child}", args=call.args[1:], kwargs=call.kwargs) for call in alone[chosen]
         )
     )
+
+
+def _chain_sizes(containers: Sequence[_Container], alone: Sequence[list[_Call]]) -> dict[int, int]:
+    """Linear weights of those containers that are chains, by index; `alone` are their calls on one image."""
+    sizes: dict[int, int] = {}
+    for index, (container, calls) in enumerate(zip(containers, alone, strict=True)):
+        size = sum(_linear_weights(child) for child in container.children.values())
+        if size and _linked(calls, container) and _same_extras(calls, container.calls):
+            sizes[index] = size
+    return sizes
 
 
 def takes_any_tokens(module: torch.nn.Module, chain: Chain, tokens: torch.Tensor) -> bool:

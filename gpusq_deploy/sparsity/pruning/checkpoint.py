@@ -108,9 +108,18 @@ def _layers(checkpoint: Checkpoint, report: SparsityReport) -> _Choice:
     """
     record = checkpoint.sparsity
     expected = [layer for layer in report.layers if layer.expected]
-    valid = [layer for layer in expected if layer.valid]
-    trivial = tuple(layer for layer in valid if layer.zero_fraction >= _TRIVIAL_ZEROS)
-    already = [layer.layer for layer in valid if layer not in trivial] if record is None else list(record.layers)
+    trivial = tuple(layer for layer in expected if layer.valid and layer.zero_fraction >= _TRIVIAL_ZEROS)
+    found = [layer.layer for layer in expected if layer.valid and layer not in trivial]
+    _require_unpruned(found if record is None else record.layers, checkpoint)
+    chosen = tuple(
+        layer.layer for layer in expected if layer not in trivial and layer.k % 4 == 0 and _is_linear(checkpoint, layer)
+    )
+    if not chosen:
+        raise _nothing_to_prune(trivial, checkpoint)
+    return _Choice(chosen, trivial)
+
+
+def _require_unpruned(already: Sequence[str], checkpoint: Checkpoint) -> None:
     if already:
         raise GpusqError(
             f"{counted(len(already), 'layer')} of the checkpoint pruned to 2:4 already: {some(already)}",
@@ -118,21 +127,20 @@ def _layers(checkpoint: Checkpoint, report: SparsityReport) -> _Choice:
             hint="leave out --prune; or give the dense checkpoint that it was made from; or name such layers in a "
             "recipe rule with sparse = false",
         )
-    left = [layer for layer in expected if layer not in trivial and layer.k % 4 == 0]
-    chosen = tuple(layer.layer for layer in left if _is_linear(checkpoint, layer))
-    if not chosen and trivial:
-        raise GpusqError(
+
+
+def _nothing_to_prune(trivial: Sequence[LayerSparsity], checkpoint: Checkpoint) -> GpusqError:
+    if trivial:
+        return GpusqError(
             f"--prune finds nothing to prune: 2:4 by its zeros already: {some([layer.layer for layer in trivial])}",
             place=checkpoint.file,
             hint="leave out --prune",
         )
-    if not chosen:
-        raise GpusqError(
-            "--prune finds nothing to prune: the recipe expects no Linear layer to be 2:4 whose K is a multiple of 4",
-            place=checkpoint.file,
-            hint="name the layers in a recipe, or leave out --prune and --sparse",
-        )
-    return _Choice(chosen, trivial)
+    return GpusqError(
+        "--prune finds nothing to prune: the recipe expects no Linear layer to be 2:4 whose K is a multiple of 4",
+        place=checkpoint.file,
+        hint="name the layers in a recipe, or leave out --prune and --sparse",
+    )
 
 
 def _still_valid(

@@ -63,7 +63,8 @@ class GramSums:
     """Sums over batches, from which moments follow. Products are float32, sums over batches float64.
 
     What is summed is the distance from the first batch's means: float32 would lose a small variance beside a large
-    mean, and transformers have channels like that.
+    mean, and transformers have channels like that. Beside `calibration.ChannelMoments` it knows the products with
+    wanted outputs, and runs where the model's tensors are.
     """
 
     def __init__(self) -> None:

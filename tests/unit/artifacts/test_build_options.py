@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -13,6 +14,8 @@ from gpusq_deploy.artifacts.calibration import Calibrator
 from gpusq_deploy.artifacts.manifest import Manifest
 from gpusq_deploy.bundle.files import read_bundle
 from gpusq_deploy.errors import GpusqError
+
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | float | None"
 
 # gpusq-build of 0.1: --int8 --sparse --calib photos --calibrator percentile --min-sqnr 5 --sparse-outputs int8:30
 # --target a100 --target orin; the model and the engine are left out.
@@ -80,9 +83,9 @@ def test_texts_that_0_1_never_wrote_are_refused(name: str, text: str) -> None:
     assert caught.value.place == "manifest.json"
 
 
-def _keys(content: object, *path: str) -> list[tuple[str, ...]]:
+def _keys(content: Json, *path: str) -> list[tuple[str, ...]]:
     if isinstance(content, list):
         return [key for entry in content for key in _keys(entry, *path)]
     if not isinstance(content, dict):
         return [path]
-    return [path, *(key for name, entry in content.items() for key in _keys(entry, *path, str(name)))]
+    return [path, *(key for name, entry in content.items() for key in _keys(entry, *path, name))]

@@ -244,8 +244,8 @@ def test_a_bundle_whose_model_was_replaced_is_found(tmp_path: Path) -> None:
 
 def test_weights_that_are_not_read_are_findings_of_a_bundle_as_of_its_model(tmp_path: Path) -> None:
     out = bundles.write(tmp_path / "bundle")
-    text = "g (float[N,8] x) => (float[N,M] y) { [up] y = ConvTranspose(x, w) }"
-    save_model(tiny_models.graph(text, w=np.ones((8, 4, 2), np.float32)), out / MODEL)
+    text = "g (float[N,8,4,4] x) => (float[N,4,5,5] y) { [up] y = ConvTranspose(x, w) }"
+    save_model(tiny_models.graph(text, w=np.ones((8, 4, 2, 2), np.float32)), out / MODEL)
     of_model = validate(out / MODEL)
     of_bundle = validate(out)
     assert [finding.rule for finding in of_model.findings] == ["not-read"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from commands import run_main
 
+from gpusq_deploy import engines
 from gpusq_deploy.cli.doctor import main as doctor
 from gpusq_deploy.engines import health
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
@@ -53,9 +54,9 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
         return f"the package {backend} is not installed"
 
     for name in ("check_builder", "check_engines"):
-        monkeypatch.setattr(health, name, absent)
+        monkeypatch.setattr(engines, name, absent)
     for name in ("check_gpu", "check_onnxruntime", "check_nvidia_smi"):
-        monkeypatch.setattr(health, name, crashed)
+        monkeypatch.setattr(engines, name, crashed)
     monkeypatch.setattr("gpusq_deploy.engines.backend_choice.find_api", no_api)
 
 

@@ -40,7 +40,7 @@ def test_a_bug_is_no_verdict_and_its_report_is_in_a_file(tmp_path: Path, monkeyp
     first = f"this is a bug in gpusq-deploy {version}: TypeError: Encoding objects of type numpy.float64 is unsupported"
     lines = done.err.splitlines()
     assert lines[0] == f"error: {first}"
-    assert lines[1].startswith("  where: cli/compare.py, line ")
+    assert lines[1].startswith("  where: api/comparing.py, line ")
     assert len(lines) == 3
     (report,) = tmp_path.iterdir()
     assert str(report) in lines[2]

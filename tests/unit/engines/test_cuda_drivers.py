@@ -25,7 +25,7 @@ SESSION = """
     import numpy as np
     from gpusq_deploy.engines.cuda_api import open_cuda
     from gpusq_deploy.engines.cuda_graph import find_graph_driver
-    from gpusq_deploy.engines.cuda_session import CudaSession, Parts
+    from gpusq_deploy.engines.cuda_session import CudaParts, CudaSession
     from gpusq_deploy.errors import GpusqError
 
     library = ctypes.CDLL("libcuda.so.1")
@@ -57,7 +57,7 @@ SESSION = """
     api = Named(__version__="1", ILogger=object, Runtime=Runtime)
     def opened(graphs):
         cuda = open_cuda(["cuda-bindings"], place="p")
-        parts = Parts(engine_bytes=b"", api=api, cuda=cuda, backend="tensorrt", path=Path("p"), graphs=graphs)
+        parts = CudaParts(engine_bytes=b"", api=api, cuda=cuda, backend="tensorrt", path=Path("p"), graphs=graphs)
         return CudaSession(parts)
 
     sessions = [opened(None), opened(find_graph_driver())]

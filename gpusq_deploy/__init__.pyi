@@ -1,0 +1,36 @@
+from .api import (
+    BuildOptions as BuildOptions,
+    BundleSession as BundleSession,
+    Detector as Detector,
+    OpenBundle as OpenBundle,
+    add_engines as add_engines,
+    bench as bench,
+    build as build,
+    build_detector as build_detector,
+    calibrate as calibrate,
+    check as check,
+    compare as compare,
+    compare_bundles as compare_bundles,
+    compress as compress,
+    load_checkpoint as load_checkpoint,
+    open_bundle as open_bundle,
+    open_detector as open_detector,
+    preview as preview,
+    preview_engines as preview_engines,
+    repair as repair,
+    save_checkpoint as save_checkpoint,
+    unpack as unpack,
+)
+from .artifacts import (
+    ArchSpec as ArchSpec,
+    BatchRange as BatchRange,
+    Preprocessing as Preprocessing,
+)
+from .errors import (
+    GpusqError as GpusqError,
+)
+from .progress import (
+    Reporter as Reporter,
+)
+
+__version__: str

@@ -1,0 +1,51 @@
+from .arguments import (
+    BATCH_DIGITS as BATCH_DIGITS,
+    batch_ranges as batch_ranges,
+    say_default_target as say_default_target,
+    targets_of as targets_of,
+)
+from .build_options import (
+    BuildArguments as BuildArguments,
+    BuildOptions as BuildOptions,
+)
+from .building import (
+    add_engines as add_engines,
+    build as build,
+    preview as preview,
+    preview_engines as preview_engines,
+    unpack as unpack,
+)
+from .calibrating import (
+    calibrate as calibrate,
+)
+from .checking import (
+    check as check,
+    repair as repair,
+)
+from .checkpoints import (
+    load_checkpoint as load_checkpoint,
+    save_checkpoint as save_checkpoint,
+)
+from .comparing import (
+    compare as compare,
+    compare_bundles as compare_bundles,
+    timing_commands as timing_commands,
+)
+from .compressing import (
+    compress as compress,
+)
+from .detecting import (
+    Detector as Detector,
+    build_detector as build_detector,
+    open_detector as open_detector,
+)
+from .measuring import (
+    bench as bench,
+)
+from .opened import (
+    OpenBundle as OpenBundle,
+    open_bundle as open_bundle,
+)
+from .running import (
+    BundleSession as BundleSession,
+)

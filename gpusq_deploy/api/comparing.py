@@ -1,0 +1,121 @@
+"""Is one worse than the other: two files of runs, or two bundles."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpusq_deploy.api.arguments import PathLike
+from gpusq_deploy.errors import GpusqError
+
+if TYPE_CHECKING:
+    from gpusq_deploy.artifacts import Runs
+    from gpusq_deploy.benchmarks import BundleComparison, Comparison
+
+_NO_BUNDLE = "a folder without manifest.json"
+_ENGINE_SUFFIXES = (".plan", ".engine")
+_CHECKPOINTS = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors", ".tar")
+
+
+def compare(
+    base: Runs | PathLike, head: Runs | PathLike, *, max_regression: float = 0.03, steady: bool = False
+) -> Comparison:
+    """Is `head` slower than `base` by more than the budget? As gpusq-compare decides it.
+
+    Args:
+        base: What holds today: runs of `bench`, or a file that gpusq-bench wrote.
+        head: What would replace it.
+        max_regression: The budget as a share: 0.03 allows 3 % more latency.
+        steady: Both are of one model: was the machine the same?
+
+    Returns:
+        The verdict, and one for each batch size with its reason; `exit_code` is gpusq-compare's.
+
+    Raises:
+        GpusqError: A file can't be read, or is no file of runs.
+        ValueError: The budget is negative or not finite.
+    """
+    from gpusq_deploy import benchmarks
+
+    return benchmarks.compare(*_runs_of(base, head), max_regression, steady=steady)
+
+
+def compare_bundles(base: PathLike, head: PathLike) -> BundleComparison:
+    """What changed from one bundle to another, without timing.
+
+    Args:
+        base: A bundle's folder.
+        head: The folder of what would replace it.
+
+    Raises:
+        GpusqError: Not a bundle, or damaged.
+    """
+    from gpusq_deploy import benchmarks
+    from gpusq_deploy.bundle import read_bundle
+
+    return benchmarks.compare_bundles(read_bundle(Path(base)), read_bundle(Path(head)))
+
+
+def _what_instead(path: Path) -> str:
+    """What was given in place of a file of runs; empty for a file that may be one."""
+    from gpusq_deploy.frontend import is_bundle, is_saved_folder
+
+    if path.is_dir():
+        saved = "a checkpoint" if is_saved_folder(path) else _NO_BUNDLE
+        return "a bundle" if is_bundle(path) else saved
+    if path.suffix in _ENGINE_SUFFIXES:
+        return "an engine"
+    if path.suffix == ".onnx":
+        return "an ONNX model"
+    return "a checkpoint" if path.suffix in _CHECKPOINTS else ""
+
+
+def timing_commands(kinds: Sequence[tuple[Path, str]]) -> str:
+    """What makes files of runs of two paths, whose kinds are known, and compares them."""
+    if any(kind == _NO_BUNDLE for _, kind in kinds):
+        return "give two bundles that gpusq-build made, or two files that gpusq-bench --json wrote"
+    lines: list[str] = []
+    files: list[str] = []
+    for (path, kind), name in zip(kinds, ("base", "head"), strict=True):
+        model = str(path)
+        if kind == "a checkpoint":
+            model = f"{name}.gpusq"
+            lines.append(shlex.join(["gpusq-build", str(path), "--int8", "--calib", "IMAGES", "--out", model]))
+        reference = ["--reference", "MODEL.onnx"] if kind == "an engine" and not _in_bundle(path) else []
+        if kind:
+            lines.append(shlex.join(["gpusq-bench", model, *reference, "--json", f"{name}.json"]))
+        files.append(f"{name}.json" if kind else str(path))
+    return " && ".join([*lines, shlex.join(["gpusq-compare", *files])])
+
+
+def _runs_of(base: Runs | PathLike, head: Runs | PathLike) -> tuple[Runs, Runs]:
+    from gpusq_deploy.artifacts import Runs, require_input
+
+    given = [one if isinstance(one, Runs) else Path(one) for one in (base, head)]
+    paths = [one for one in given if isinstance(one, Path)]
+    for path in paths:
+        require_input(path)
+    kinds = [(path, _what_instead(path)) for path in paths]
+    for path, kind in kinds:
+        if kind:
+            both = len(kinds) == 2
+            raise GpusqError(
+                f"{kind} isn't what gpusq-compare takes: files of runs, which gpusq-bench --json writes",
+                place=str(path),
+                hint=timing_commands(kinds) if both else f"gpusq_deploy.bench({str(path)!r}) makes runs of it",
+            )
+    return _read(given[0]), _read(given[1])
+
+
+def _read(given: Runs | Path) -> Runs:
+    from gpusq_deploy.artifacts import Runs, read_value
+
+    return read_value(given, Runs) if isinstance(given, Path) else given
+
+
+def _in_bundle(path: Path) -> bool:
+    from gpusq_deploy.bundle import is_ours
+
+    return is_ours(path.resolve().parent.parent)

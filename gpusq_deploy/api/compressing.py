@@ -1,0 +1,96 @@
+"""A dense checkpoint in, a 2:4 checkpoint out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpusq_deploy.api.arguments import PathLike, spec_of
+from gpusq_deploy.progress import SILENT, Reporter
+
+if TYPE_CHECKING:
+    from gpusq_deploy.artifacts import ArchArgument, ArchSpec, PruneMethod
+    from gpusq_deploy.sparsity import Compression, EpochResult
+
+
+def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
+    model: PathLike,
+    *,
+    out: PathLike,
+    data: PathLike,
+    arch: ArchSpec | str | None = None,
+    arch_args: Mapping[str, ArchArgument] | Sequence[str] = (),
+    state_dict: str | None = None,
+    method: PruneMethod = "magnitude",
+    prune_images: int = 128,
+    epochs: int = 10,
+    learning_rate: float = 5e-4,
+    batch_size: int = 32,
+    held_out: float = 0.2,
+    permute: bool = False,
+    dense: Sequence[str] = (),
+    convolutions: bool = False,
+    recipe: PathLike | None = None,
+    seed: int = 0,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> Compression:
+    """Prune a dense checkpoint to 2:4 and recover it by distillation from itself, as gpusq-compress does.
+
+    Args:
+        model: The dense checkpoint.
+        out: The self-describing checkpoint to write, for `build(..., sparse=True)`.
+        data: A folder of training images: one sub-folder per class, or flat.
+        arch: Its architecture, such as `"timm:vit_small_patch16_224"`, where it doesn't describe itself.
+        arch_args: Arguments of the architecture, by name or as `"K=V"`.
+        state_dict: Which of the file's state dicts, where it holds several.
+        method: How weights are chosen before training: `"magnitude"`, `"activation"` or `"second-order"`.
+        prune_images: At most this many images serve pruning.
+        epochs: Of training; 0 only prunes.
+        learning_rate: The peak.
+        batch_size: Images per training step.
+        held_out: Share of the images that is kept out of training, to measure accuracy on.
+        permute: Permute channels first so that 2:4 keeps more magnitude.
+        dense: Patterns of layers to leave dense.
+        convolutions: Prune Conv2d layers too.
+        recipe: Which layers become 2:4: a TOML file or a shipped recipe's name; None: the default one.
+        seed: Of the split and the order of images.
+        force: Replace a file that is there.
+        reporter: Who hears how it goes; nobody.
+
+    Returns:
+        What was pruned and what wasn't, and the held-out scores of the dense, the pruned and the recovered model.
+
+    Raises:
+        GpusqError: A bad checkpoint or folder, labels that don't fit the model, divergence, or the output exists.
+    """
+    from gpusq_deploy.sparsity import CompressReporter, CompressRequest, DistillOptions, compress_checkpoint
+
+    place, heard = Path(model), reporter or SILENT
+    request = CompressRequest(
+        model=place,
+        arch=spec_of(place, arch, arch_args),
+        state_dict=state_dict,
+        data=Path(data),
+        held_out=held_out,
+        dense=tuple(dense),
+        convolutions=convolutions,
+        training=DistillOptions(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed),
+        out=Path(out),
+        force=force,
+        method=method,
+        prune_images=prune_images,
+        permute=permute,
+        recipe=None if recipe is None else Path(recipe),
+    )
+    return compress_checkpoint(
+        request, CompressReporter(say=heard.say, epoch=lambda result: heard.say(_epoch_text(result)))
+    )
+
+
+def _epoch_text(result: EpochResult) -> str:
+    scored = f"agrees with the dense model on {result.agreement:.2%}"
+    if result.accuracy is not None:
+        scored = f"held-out accuracy {result.accuracy:.2%}, {scored}"
+    return f"epoch {result.epoch} of {result.epochs}: loss {result.loss:.4f}, {scored}"
