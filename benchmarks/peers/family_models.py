@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gpusq_deploy.artifacts import ArchArgument, ArchSpec
+from gpusq_deploy.frontend import Checkpoint, module_from_arch, preprocessing_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +26,21 @@ def fill_zeros(module: torch.nn.Module, std: float) -> None:
     for parameter in module.parameters():
         if not parameter.any():
             parameter.normal_(std=std)
+
+
+def random_checkpoint(family: Family) -> Checkpoint:
+    """A family's model with seeded random weights."""
+    torch.manual_seed(0)
+    module = module_from_arch(family.spec).requires_grad_(requires_grad=False)
+    fill_zeros(module, 0.02)
+    return Checkpoint(
+        file="random weights",
+        digest="none",
+        format="none",
+        arch=family.spec,
+        module=module,
+        preprocessing=preprocessing_of(family.spec, module),
+    )
 
 
 def _timm(name: str, model: str, **arguments: ArchArgument) -> Family:

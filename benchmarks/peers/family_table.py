@@ -9,111 +9,50 @@ was stopped goes on where it was. `--only NAME` runs one family, again if it has
 
 from __future__ import annotations
 
-import argparse
-import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.artifacts.plan import QuantPlan
-from gpusq_deploy.artifacts.receipt import EngineTotals
-from gpusq_deploy.artifacts.recipe import Recipe, load_recipe
-from gpusq_deploy.benchmarks.peers.family_models import FAMILIES, Family, fill_zeros
-from gpusq_deploy.bundle.receipt import built_layers
-from gpusq_deploy.calibration.data import ArrayFile
+from gpusq_deploy.artifacts import BatchRange, EngineTotals, QuantPlan, Recipe, load_recipe
+from gpusq_deploy.benchmarks.peers.family_models import FAMILIES, Family, random_checkpoint
+from gpusq_deploy.benchmarks.peers.family_rows import Row, options_parser, run_families
+from gpusq_deploy.bundle import built_layers
+from gpusq_deploy.calibration import ArrayFile
 from gpusq_deploy.calibration.observe import collect_ranges
-from gpusq_deploy.engines.builder import build_engine
-from gpusq_deploy.engines.configure import BuildSettings
-from gpusq_deploy.engines.layer_classes import totals
-from gpusq_deploy.engines.ort import open_onnx
-from gpusq_deploy.engines.targets import find_target
+from gpusq_deploy.engines import BuildSettings, build_engine, find_target, open_onnx, totals
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend.checkpoint.architecture import module_from_arch
-from gpusq_deploy.frontend.checkpoint.load import Checkpoint
-from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
-from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
-from gpusq_deploy.frontend.export.onnx_export import example_input, export_float_model, reference_outputs
-from gpusq_deploy.graph.attention import find_attentions
-from gpusq_deploy.graph.files import save_model
-from gpusq_deploy.graph.layers import weighted_layers
-from gpusq_deploy.graph.passes.base import run_passes
-from gpusq_deploy.graph.passes.cast_to_float_type import CastToFloatType
-from gpusq_deploy.graph.passes.pipelines import CANONICAL
-from gpusq_deploy.graph.passes.quantize import Quantize
-from gpusq_deploy.quantize.planning import PlanRequest, layers_to_quantize, make_plan
-from gpusq_deploy.quantize.qkv_merge import MergedGraph, merge_qkv
-from gpusq_deploy.sparsity.graph_check import graph_sparsity
+from gpusq_deploy.frontend import Checkpoint, array_from_tensor, example_input, export_float_model, reference_outputs
+from gpusq_deploy.graph import (
+    CANONICAL,
+    CastToFloatType,
+    Quantize,
+    find_attentions,
+    run_passes,
+    save_model,
+    weighted_layers,
+)
+from gpusq_deploy.quantize import MergedGraph, PlanRequest, layers_to_quantize, make_plan, merge_qkv
+from gpusq_deploy.sparsity import graph_sparsity
 
 _BEGIN, _END = "<!-- families: made by benchmarks/peers/family_table.py -->", "<!-- families: end -->"
 
 
 def main() -> None:
     """Run what has no row yet, and write the table."""
-    options = _options()
-    if options.row:
-        print(json.dumps(_row(next(family for family in FAMILIES if family.name == options.row))))
-        return
-    rows = _rows(options.json)
-    for family in FAMILIES:
-        if family.name in (options.only or [family.name]) and (options.only or family.name not in rows):
-            rows[family.name] = _in_own_process(family)
-            print(json.dumps(rows[family.name]), flush=True)
-            _keep(options.json, rows)
+    parser = options_parser(__doc__)
+    parser.add_argument("--table", type=Path)
+    options = parser.parse_args()
+    what = "seeded random weights; static batch; FP16 remainder; recipe plain_wi8_ai8; engines for a100, not run"
+    rows = run_families(__file__, options, what, _measure)
     if options.table:
         _write_table(options.table, rows)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--table", type=Path)
-    parser.add_argument("--only", action="append")
-    parser.add_argument("--row", help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def _rows(path: Path) -> dict[str, dict[str, Any]]:
-    if not path.exists():
-        return {}
-    return {row["family"]: row for row in json.loads(path.read_text())["rows"]}
-
-
-def _keep(path: Path, rows: dict[str, dict[str, Any]]) -> None:
-    ordered = [rows[family.name] for family in FAMILIES if family.name in rows]
-    what = "seeded random weights; static batch; FP16 remainder; recipe plain_wi8_ai8; engines for a100, not run"
-    path.write_text(json.dumps({"what": what, "rows": ordered}, indent=2) + "\n")
-
-
-def _in_own_process(family: Family) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--json", "-", "--row", family.name]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True)
-    if ended.returncode == 0:
-        found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-        return found
-    last = ended.stderr.strip().splitlines()[-1:] or [f"exit {ended.returncode}"]
-    return {"family": family.name, "model": str(family.spec), "failed": last[0]}
-
-
-def _row(family: Family) -> dict[str, Any]:
-    row: dict[str, Any] = {"family": family.name, "model": str(family.spec), "batch": family.batch}
-    try:
-        _measure(family, row)
-    except GpusqError as error:
-        row["failed"] = str(error)
-    row["peak_rss_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
-    return row
-
-
-def _measure(family: Family, row: dict[str, Any]) -> None:
-    checkpoint = _checkpoint(family)
+def _measure(family: Family, row: Row) -> None:
+    checkpoint = random_checkpoint(family)
     row["parameters"] = sum(parameter.numel() for parameter in checkpoint.module.parameters())
     batch = BatchRange(minimum=family.batch, optimum=family.batch, maximum=family.batch)
     start = time.perf_counter()
@@ -138,16 +77,6 @@ def _measure(family: Family, row: dict[str, Any]) -> None:
         found, row["int8_build_seconds"], row["linear_flops_int8"] = _built(path, batch, plan)
         row["int8_kernels"], row["int8_attention_fused"] = found.kernels, found.attention_fused
         row["gemms"] = dict(found.gemms)
-
-
-def _checkpoint(family: Family) -> Checkpoint:
-    torch.manual_seed(0)
-    module = module_from_arch(family.spec).requires_grad_(requires_grad=False)
-    fill_zeros(module, 0.02)
-    size = preprocessing_of(family.spec, module)
-    return Checkpoint(
-        file="random weights", digest="none", format="none", arch=family.spec, module=module, preprocessing=size
-    )
 
 
 def _difference(checkpoint: Checkpoint, path: Path, batch: int) -> float:
@@ -181,7 +110,7 @@ def _built(path: Path, batch: BatchRange, plan: QuantPlan) -> tuple[EngineTotals
     return totals(build.layers), round(build.seconds, 1), share
 
 
-def _write_table(path: Path, rows: dict[str, dict[str, Any]]) -> None:
+def _write_table(path: Path, rows: Mapping[str, Row]) -> None:
     lines = [
         "| family | exports | error | Linear FLOPs INT8 | attention fused | kernels per block | kernels | build |",
         "|---|---|---|---|---|---|---|---|",
@@ -192,7 +121,7 @@ def _write_table(path: Path, rows: dict[str, dict[str, Any]]) -> None:
     path.write_text("\n".join([before + _BEGIN, "", *lines, "", _END + (after or "\n")]))
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: Row) -> str:
     if "failed" in row:
         return f"| {row['family']} | {row['failed'].splitlines()[0]} | | | | | | |"
     blocks = "" if row["fp16_kernels_per_block"] is None else f"{row['fp16_kernels_per_block']:.1f}"

@@ -36,6 +36,7 @@ from .request import (
 )
 from .rewrite_selection import (
     CostProbe as CostProbe,
+    RewriteSelection as RewriteSelection,
     select_rewrites as select_rewrites,
 )
 from .target_checks import (
