@@ -133,7 +133,8 @@ def needs_of_layers(layers: Sequence[GraphLayer], calibrators: Mapping[str, Cali
 
 
 def _joined(tables: Sequence[CalibrationTable]) -> CalibrationTable:
-    last = tables[-1]
+    """The ranges of all, about the most samples that any saw: a look for magnitudes alone sees few."""
+    most = max(tables, key=lambda table: table.images)
     ranges = {entry.tensor: entry for table in tables for entry in table.ranges}
     observers = dict.fromkeys(name for table in tables for name in table.observer.split(", "))
-    return msgspec.structs.replace(last, observer=", ".join(sorted(observers)), ranges=tuple(ranges.values()))
+    return msgspec.structs.replace(most, observer=", ".join(sorted(observers)), ranges=tuple(ranges.values()))

@@ -317,13 +317,7 @@ def _seen(
     return seen
 
 
-def _run(
-    observer: _Observer,
-    groups: Sequence[range],
-    seen: _Seen,
-    needs: Needs,
-    how: Observing,
-) -> None:
+def _run(observer: _Observer, groups: Sequence[range], seen: _Seen, needs: Needs, how: Observing) -> None:
     """Look at some groups, and add up what they show, in order."""
     tally = seen.tally
     with single_threaded_blas(), ThreadPoolExecutor(how.workers) as adders:

@@ -12,8 +12,8 @@ from .backend_choice import (
     open_session as open_session,
 )
 from .builder import (
-    BuildOptions as BuildOptions,
     EngineBuild as EngineBuild,
+    EngineBuildOptions as EngineBuildOptions,
     build_engine as build_engine,
 )
 from .configure import (

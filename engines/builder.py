@@ -60,7 +60,7 @@ class EngineBuild:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildOptions:
+class EngineBuildOptions:
     """How to build, as far as it doesn't change what is asked for.
 
     Attributes:
@@ -79,7 +79,7 @@ class BuildOptions:
 
 
 def build_engine(
-    model: Path, target: Target, settings: BuildSettings, options: BuildOptions | None = None
+    model: Path, target: Target, settings: BuildSettings, options: EngineBuildOptions | None = None
 ) -> EngineBuild:
     """Compile an ONNX model for one target.
 
@@ -95,7 +95,7 @@ def build_engine(
         GpusqError: The backend isn't here, can't build for the target or can't do what the options ask; the model
             can't be parsed, has a dynamic dimension besides the batch, or can't be built.
     """
-    options = options or BuildOptions()
+    options = options or EngineBuildOptions()
     backend = options.backend or default_backend(target)
     if not model.is_file():
         raise GpusqError("there is no such model file", place=str(model))
@@ -114,7 +114,9 @@ def default_backend(target: Target) -> BackendName:
 class _Build:
     """One build: the builder, what it says, and the steps from a model to an engine."""
 
-    def __init__(self, api: Api, model: Path, target: Target, settings: BuildSettings, options: BuildOptions) -> None:
+    def __init__(
+        self, api: Api, model: Path, target: Target, settings: BuildSettings, options: EngineBuildOptions
+    ) -> None:
         self._api = api
         self._backend: BackendName = options.backend or default_backend(target)
         self._model = model

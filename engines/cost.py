@@ -22,7 +22,7 @@ from pathlib import Path
 
 from gpusq_deploy.artifacts import BatchRange, EngineLayer, EngineTensor, GraphCost
 from gpusq_deploy.engines.api import BackendName
-from gpusq_deploy.engines.builder import BuildOptions, build_engine
+from gpusq_deploy.engines.builder import EngineBuildOptions, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.layer_classes import classify, weights_of
 from gpusq_deploy.engines.targets import Target
@@ -60,7 +60,7 @@ def layers_at(
         GpusqError: See `build_engine`.
     """
     settings = BuildSettings(batch=BatchRange(minimum=batch, optimum=batch, maximum=batch))
-    return build_engine(model, target, settings, BuildOptions(backend=backend)).layers
+    return build_engine(model, target, settings, EngineBuildOptions(backend=backend)).layers
 
 
 def graph_cost(layers: Iterable[EngineLayer], *, batch: int) -> GraphCost:

@@ -18,7 +18,7 @@ from gpusq_deploy.benchmarks.gpu.graphs import Variant, Variants, leave_out
 from gpusq_deploy.benchmarks.gpu.possible import BATCH, CAPABILITIES
 from gpusq_deploy.benchmarks.gpu.references import save_reference
 from gpusq_deploy.benchmarks.gpu.runs import why
-from gpusq_deploy.engines.builder import BuildOptions, build_engine
+from gpusq_deploy.engines.builder import EngineBuildOptions, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.cost import bytes_of, flops_of, layers_at
 from gpusq_deploy.engines.layer_classes import classify
@@ -114,7 +114,7 @@ def make_small(out: Path) -> None:
             write_whole(model, (made / MODEL).read_bytes())
     save_reference(model, out / "reference.npz")
     for capability in CAPABILITIES:
-        options = BuildOptions(backend="tensorrt-rtx", capability=capability)
+        options = EngineBuildOptions(backend="tensorrt-rtx", capability=capability)
         built = build_engine(model, find_target("a100"), BuildSettings(batch=BATCH, sparse=True), options)
         write_whole(out / f"{capability or 'none'}.plan", built.engine_bytes)
 

@@ -32,7 +32,7 @@ from gpusq_deploy.benchmarks.gpu.runs import (
 from gpusq_deploy.benchmarks.gpu.values import Fact, Finding, Way, Ways
 from gpusq_deploy.engines.api import find_api, load_api
 from gpusq_deploy.engines.build_log import BuildLog
-from gpusq_deploy.engines.builder import BuildOptions, build_engine
+from gpusq_deploy.engines.builder import EngineBuildOptions, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.cuda_api import find_cuda
 from gpusq_deploy.engines.cuda_graph import find_graph_driver
@@ -130,7 +130,7 @@ def _built_here(finding: Finding, way: Way, ground: Ground) -> Iterator[Finding]
         yield refused(finding, reason)
         return
     settings = BuildSettings(batch=BATCH, sparse=True)
-    options = BuildOptions(backend=way.backend, capability=way.capability)
+    options = EngineBuildOptions(backend=way.backend, capability=way.capability)
     built = build_engine(ground.kit / "small" / "model.onnx", target_here(), settings, options)
     plan = ground.work / f"{way.name.replace(' ', '-')}.plan"
     write_whole(plan, built.engine_bytes)

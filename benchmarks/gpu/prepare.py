@@ -24,7 +24,7 @@ from gpusq_deploy.benchmarks.gpu.possible import BATCH
 from gpusq_deploy.benchmarks.gpu.references import save_reference
 from gpusq_deploy.benchmarks.gpu.runs import Ground, built_kernels, target_here, why
 from gpusq_deploy.benchmarks.gpu.values import BuiltKernel, Way
-from gpusq_deploy.engines.builder import BuildOptions, build_engine
+from gpusq_deploy.engines.builder import EngineBuildOptions, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 
 _POLL_SECONDS = 0.05
@@ -122,7 +122,7 @@ def _built(source: Variant | GemmCase, model: Path, plan: Path, way: Way) -> Pre
         batch = BatchRange(minimum=source.batch, optimum=source.batch, maximum=source.batch)
     try:
         settings = BuildSettings(batch=batch, sparse="2:4" in source.name)
-        options = BuildOptions(backend=way.backend, capability=way.capability)
+        options = EngineBuildOptions(backend=way.backend, capability=way.capability)
         built = build_engine(model, target_here(), settings, options)
     except Exception as error:
         return Prepared(why_not=f"building failed: {why(error)}")

@@ -29,14 +29,13 @@ from gpusq_deploy.calibration import (
     preprocessing_of_arrays,
     split_source,
 )
-from gpusq_deploy.compile.float_graph import ExportOptions, canonical_graph
+from gpusq_deploy.compile.float_graph import ExportOptions, canonical_graph, merged_graph
 from gpusq_deploy.compile.inputs import facts_of
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import load_checkpoint, require_another_file, weights_file
 from gpusq_deploy.graph import weighted_layers
 from gpusq_deploy.progress import Reporter
-from gpusq_deploy.quantize import layers_to_quantize, merge_qkv
-from gpusq_deploy.sparsity import graph_sparsity
+from gpusq_deploy.quantize import layers_to_quantize
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,8 +80,7 @@ def calibrate_checkpoint(request: CalibrateRequest, ranks: Ranks, reporter: Repo
         reporter.say(f"{checkpoint.file}: {remark}")
     source, _, _ = split_source(open_source(request.calib, checkpoint.preprocessing, most=request.calib_samples))
     canonical = canonical_graph(checkpoint, ExportOptions(batch=request.batch, opset=request.opset), reporter)
-    stored = graph_sparsity(canonical, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)
-    model = merge_qkv(canonical, stored, recipe, checkpoint.sparsity).model
+    model = merged_graph(canonical, checkpoint, recipe).model
     layers = weighted_layers(model)
     require_used_rules(recipe, layers)
     wanted = layers_to_quantize(layers, recipe)

@@ -25,9 +25,9 @@ from gpusq_deploy.bundle import built_layers, recorded
 from gpusq_deploy.compile.target_checks import gemm_needs
 from gpusq_deploy.engines import (
     BackendName,
-    BuildOptions,
     BuildSettings,
     EngineBuild,
+    EngineBuildOptions,
     Gpu,
     Target,
     build_engine,
@@ -112,7 +112,7 @@ def _built(request: EngineRequest, target: Target, backend: BackendName) -> Buil
     settings = BuildSettings(batch=request.batch, sparse=request.plan.sparse_asked, options=request.options)
     cache = _timing_cache(backend, settings)
     timings = None if cache is None else read_cache(cache, required=request.options.error_on_cache_miss)
-    options = BuildOptions(
+    options = EngineBuildOptions(
         backend=backend,
         progress=request.reporter.progress,
         timing_cache=timings,

@@ -41,9 +41,7 @@ class FloatGraph:
 
     def for_recipe(self, recipe: Recipe) -> MergedGraph:
         """The graph with the projections merged that a recipe decides alike, and the 2:4 state that it expects."""
-        record = self.checkpoint.sparsity
-        stored = graph_sparsity(self.model, source=self.checkpoint.file, recipe=recipe, record=record)
-        return merge_qkv(self.model, stored, recipe, record, self.log)
+        return merged_graph(self.model, self.checkpoint, recipe, self.log)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +94,12 @@ def canonical_graph(checkpoint: Checkpoint, options: ExportOptions, reporter: Re
     """
     log = PassLog()
     return all_rewrites(simple_graph(checkpoint, options, reporter, log), reporter, log).model
+
+
+def merged_graph(model: ir.Model, checkpoint: Checkpoint, recipe: Recipe, log: PassLog | None = None) -> MergedGraph:
+    """A checkpoint's canonical graph in the form that a recipe gives it; see `FloatGraph.for_recipe`."""
+    stored = graph_sparsity(model, source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity)
+    return merge_qkv(model, stored, recipe, checkpoint.sparsity, log)
 
 
 def simple_graph(checkpoint: Checkpoint, options: ExportOptions, reporter: Reporter, log: PassLog) -> ir.Model:

@@ -18,7 +18,7 @@ from gpusq_deploy.calibration import (
     needs_of_layers,
 )
 from gpusq_deploy.compile.float_graph import FloatGraph
-from gpusq_deploy.compile.inputs import facts_of
+from gpusq_deploy.compile.inputs import facts_of, repair_command
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.graph import GraphLayer, weighted_layers
 from gpusq_deploy.progress import Reporter
@@ -30,6 +30,7 @@ from gpusq_deploy.quantize import (
     observations_needed,
     require_data,
 )
+from gpusq_deploy.sparsity import require_sparse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,9 +71,12 @@ def observe_graph(
         seen: Of this graph and this data, from another recipe.
 
     Raises:
-        GpusqError: Something needs data, and there is none; or see `known_ranges` and `observe`.
+        GpusqError: Weights aren't 2:4 that should be; something needs data, and there is none; or see `known_ranges`
+            and `observe`.
     """
     merged, seen = graph.for_recipe(recipe), seen or Observations()
+    if request.sparse:
+        require_sparse(merged.stored, command=repair_command(request))
     layers = layers_to_quantize(weighted_layers(merged.model), recipe) if request.quantize else ()
     calibrators = calibrators_for(layers, recipe, usual=request.usual_calibrator)
     known = _known(graph, recipe, data, calibrators, reporter) if layers else None

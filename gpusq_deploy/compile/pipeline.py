@@ -31,7 +31,7 @@ from gpusq_deploy.compile.cost_estimate import estimate_cost, with_estimates
 from gpusq_deploy.compile.decisions import Decisions, decide_build
 from gpusq_deploy.compile.engine_stage import EngineRequest, build_engines
 from gpusq_deploy.compile.float_graph import FloatGraph, export_graph
-from gpusq_deploy.compile.inputs import Opened, open_inputs, repair_command
+from gpusq_deploy.compile.inputs import Opened, open_inputs
 from gpusq_deploy.compile.manifest import BuildFacts, make_manifest
 from gpusq_deploy.compile.observe_stage import Observed, observe_graph
 from gpusq_deploy.compile.request import BuildRequest
@@ -40,7 +40,6 @@ from gpusq_deploy.compile.target_checks import expressible_recipe
 from gpusq_deploy.compile.verify import verify_built
 from gpusq_deploy.graph import PassLog, give_back, map_model, save_scratch, scratch_folder
 from gpusq_deploy.progress import Reporter
-from gpusq_deploy.sparsity import require_sparse
 
 
 def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
@@ -79,8 +78,6 @@ def build_bundle(
     Raises:
         GpusqError: See `compile_checkpoint`.
     """
-    if request.sparse:
-        require_sparse(observed.graph.stored, command=repair_command(request))
     with new_bundle(request.out, force=request.force) as folder:
         decisions = decide_build(request, observed, opened.data, reporter, graph.log)
         sparsity = rewrite(decisions, request, folder, reporter, graph.log)

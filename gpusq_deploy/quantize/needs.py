@@ -37,8 +37,6 @@ from gpusq_deploy.quantize.sites import (
 )
 from gpusq_deploy.quantize.smoothing import places_to_smooth, rule_of
 
-_CALIB = "add --calib FOLDER"
-
 
 def observations_needed(model: ir.Model, request: QuantRequest) -> Needs:
     """All that the deciders of a request ask to see of a float graph.
@@ -63,16 +61,15 @@ def require_data(needs: Needs, recipe: Recipe, *, mixed: bool) -> None:
     Raises:
         GpusqError: Says what needs it.
     """
-    place = f"recipe {recipe.name}"
-    if needs.ranges and recipe.attention is None and recipe.residual is None:
-        what = "INT8 outputs need ranges that neither the checkpoint nor --ranges holds"
-        raise GpusqError(what, place=place, hint=_CALIB)
+    what = ""
     if needs.ranges:
-        what = "a placement beyond layers needs ranges that neither the checkpoint nor --ranges holds"
-        raise GpusqError(what, place=place, hint=_CALIB)
-    if mixed:
+        placed = recipe.attention is not None or recipe.residual is not None
+        who = "a placement beyond layers needs" if placed else "INT8 outputs need"
+        what = f"{who} ranges that neither the checkpoint nor --ranges holds"
+    elif mixed:
         what = "a mixed recipe measures what each layer costs, and there is no data to measure on"
-        raise GpusqError(what, place=place, hint=_CALIB)
+    if what:
+        raise GpusqError(what, place=f"recipe {recipe.name}", hint="add --calib FOLDER")
 
 
 def rounding_needs(layers: Sequence[GraphLayer], places: Sequence[Smoothable], recipe: Recipe) -> Needs:
@@ -119,10 +116,10 @@ def output_needs(model: ir.Model, recipe: Recipe, outputs: Int8Outputs | None) -
     if outputs is None:
         return Needs()
     candidates = output_candidates(weighted_layers(model), recipe, outputs.sparsity, outputs.wish)
-    sites = (output_site(model, layer) for layer in candidates)
+    sites = [site for layer in candidates if (site := output_site(model, layer)) is not None]
     return Needs(
-        ranges={site.tensor: RangeNeed(label=f"{site.module}, output") for site in sites if site is not None},
-        moments={site.tensor: False for layer in candidates if (site := output_site(model, layer)) is not None},
+        ranges={site.tensor: RangeNeed(label=f"{site.module}, output") for site in sites},
+        moments={site.tensor: False for site in sites},
     )
 
 

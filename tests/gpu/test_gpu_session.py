@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
 from gpusq_deploy.engines.api import BackendName
 from gpusq_deploy.engines.backend_choice import open_session, why_not
-from gpusq_deploy.engines.builder import BuildOptions, build_engine
+from gpusq_deploy.engines.builder import EngineBuildOptions, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.cuda_api import CUDA_NAMES, CudaName, find_cuda, open_cuda
 from gpusq_deploy.engines.cuda_session import open_engine
@@ -82,7 +82,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     whole = BatchRange(minimum=1, optimum=4, maximum=32)
     settings = BuildSettings(batch=whole, options=EngineOptions(profiles=(small, large)))
     capability = "CURRENT" if backend == "tensorrt-rtx" else None
-    result = build_engine(model, target, settings, BuildOptions(backend=backend, capability=capability))
+    result = build_engine(model, target, settings, EngineBuildOptions(backend=backend, capability=capability))
     assert totals(result.layers).gemms == {"int8": 1}
     plan.write_bytes(result.engine_bytes)
     return Built(model=model, plan=plan, backend=backend)

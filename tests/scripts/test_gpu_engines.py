@@ -25,7 +25,7 @@ from gpusq_deploy.benchmarks.gpu.references import repeated, save_reference
 from gpusq_deploy.benchmarks.gpu.runs import ITERATIONS, TIME_IS_UP, Engine, Ground
 from gpusq_deploy.benchmarks.gpu.values import Finding, Way, Ways
 from gpusq_deploy.engines.backend_choice import open_session
-from gpusq_deploy.engines.builder import BuildOptions, build_engine
+from gpusq_deploy.engines.builder import EngineBuildOptions, build_engine
 from gpusq_deploy.engines.configure import BuildSettings
 from gpusq_deploy.engines.engine_file import engine_capabilities
 from gpusq_deploy.engines.gpu import Gpu
@@ -232,7 +232,7 @@ def test_a_builder_takes_a_capability_in_its_own_words(
     ground: Ground, capability: str | None, found: tuple[str, ...]
 ) -> None:
     settings = BuildSettings(batch=BatchRange(minimum=1, optimum=1, maximum=1))
-    options = BuildOptions(backend="tensorrt-rtx", capability=capability)
+    options = EngineBuildOptions(backend="tensorrt-rtx", capability=capability)
     plan = build_engine(ground.kit / "m.onnx", find_target("a100"), settings, options).engine_bytes
     assert engine_capabilities(plan) == found
 

@@ -19,7 +19,7 @@ import pytest
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
 from gpusq_deploy.engines import builder
 from gpusq_deploy.engines.api import Api, load_api, needed_names
-from gpusq_deploy.engines.builder import BuildOptions, build_engine, default_backend
+from gpusq_deploy.engines.builder import EngineBuildOptions, build_engine, default_backend
 from gpusq_deploy.engines.configure import BuildSettings, profile_shapes
 from gpusq_deploy.engines.engine_file import check_engine_header, engine_capabilities, engine_misfits, engine_version
 from gpusq_deploy.engines.inspection import Made, inspect_plan
@@ -120,7 +120,7 @@ def test_a_plan_says_that_it_is_for_another_gpu_or_of_another_version(make_model
 @pytest.mark.parametrize("name", ["orin", "h100"])
 def test_rtx_refuses_other_gpus(make_model: ModelMaker, name: str) -> None:
     with pytest.raises(GpusqError, match=r"can't build for SM(87|90)") as caught:
-        build_engine(make_model("fp16"), find_target(name), DYNAMIC, BuildOptions(backend="tensorrt-rtx"))
+        build_engine(make_model("fp16"), find_target(name), DYNAMIC, EngineBuildOptions(backend="tensorrt-rtx"))
     assert "SM80" in str(caught.value.hint)
 
 
@@ -279,7 +279,7 @@ def test_progress_is_told(make_model: ModelMaker) -> None:
     def see(phase: str, done: int, steps: int) -> None:
         seen.append((phase, done, steps))
 
-    build_engine(make_model("fp16"), A100, DYNAMIC, BuildOptions(progress=see))
+    build_engine(make_model("fp16"), A100, DYNAMIC, EngineBuildOptions(progress=see))
     assert ("Building engine", 1, 6) in seen
     assert all(done <= steps for _, done, steps in seen)
 
@@ -293,7 +293,7 @@ def test_a_failing_callback_stops_the_build_and_is_raised(make_model: ModelMaker
         raise RuntimeError("no screen")
 
     with pytest.raises(RuntimeError, match="no screen"):
-        build_engine(make_model("fp16"), A100, DYNAMIC, BuildOptions(progress=fail))
+        build_engine(make_model("fp16"), A100, DYNAMIC, EngineBuildOptions(progress=fail))
     assert len(calls) == 1
 
 
@@ -312,7 +312,7 @@ def test_ctrl_c_stops_a_build_cleanly(make_model: ModelMaker) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            build_engine(make_model("fp16"), A100, DYNAMIC, BuildOptions(progress=press))
+            build_engine(make_model("fp16"), A100, DYNAMIC, EngineBuildOptions(progress=press))
     finally:
         signal.signal(signal.SIGINT, before)
     assert pressed
@@ -323,7 +323,7 @@ def test_ctrl_c_stops_a_build_cleanly(make_model: ModelMaker) -> None:
 @needs_rtx
 def test_rtx_has_no_timing_cache(make_model: ModelMaker) -> None:
     with pytest.raises(GpusqError, match="tensorrt-rtx times nothing"):
-        build_engine(make_model("fp16"), A100, DYNAMIC, BuildOptions(timing_cache=b""))
+        build_engine(make_model("fp16"), A100, DYNAMIC, EngineBuildOptions(timing_cache=b""))
 
 
 # What an inspector answers of a dynamic engine, without and with an execution context.

@@ -160,6 +160,12 @@ def test_magnitudes_alone_are_seen_on_a_few_samples() -> None:
     assert seen.table is not None
     assert seen.table.images == SPREAD_SAMPLES
     assert seen.looked == "seen on 8 samples of rows"
+    ranges = observe(graph, Needs(ranges={"h": RangeNeed(label="act")}), ArrayFile(name="rows", values=values))
+    later = ranges.joined(seen)
+    assert later.table is not None
+    assert later.table.images == len(values)
+    assert later.table.ranges[0].amax == pytest.approx(9)
+    assert later.magnitudes["h"] == seen.magnitudes["h"]
     both = observe(graph, Needs(moments={"h": False}, magnitudes=True), ArrayFile(name="rows", values=values))
     assert both.table is not None
     assert both.table.images == len(values)
