@@ -58,6 +58,10 @@ from .layer_cost import (
     compared as compared,
     layer_shares as layer_shares,
 )
+from .layers_apart import (
+    LayerLists as LayerLists,
+    layers_apart as layers_apart,
+)
 from .option_text import (
     options_from_text as options_from_text,
     texts_from_options as texts_from_options,

@@ -81,8 +81,12 @@ def _built(tree: Path, folder: Path) -> float:
 
 
 def _run(tree: Path, *words: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(tree.resolve())}
-    done = subprocess.run([sys.executable, *words], env=environment, check=False, capture_output=True, text=True)
+    tree = tree.resolve()
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    # -m imports from the working directory before PYTHONPATH.
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tree, env=environment, check=False, capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     return done.stdout

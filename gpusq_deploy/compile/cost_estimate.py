@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,51 +17,82 @@ from gpusq_deploy.artifacts import (
     EngineLayer,
     LayerCost,
     QuantPlan,
+    SkippedTarget,
 )
 from gpusq_deploy.bundle import layer_cost_text
 from gpusq_deploy.compile.engine_stage import EngineRequest
 from gpusq_deploy.engines import (
+    BackendChoice,
+    LayerLists,
     Target,
+    choose_backend,
     compared,
     graph_cost,
     layer_shares,
-    layers_at,
+    layers_apart,
 )
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import CastToFloatType, keep_fp32, known_tensors, run_passes, save_model, scratch_folder
 
 
-def estimate_cost(request: EngineRequest, engines: Sequence[BuiltEngine], float_model: ir.Model) -> CostEstimate | None:
-    """What quantising does to kernels and bytes moved, against the model as it is: a prediction, said where it is bad.
+Estimate = Callable[[Sequence[BuiltEngine]], CostEstimate | None]
+
+
+@contextmanager
+def estimating(request: EngineRequest, float_model: ir.Model) -> Generator[Estimate]:
+    """Estimate what quantising does to kernels and bytes moved, against the model as it is: a prediction.
 
     Both graphs are built for the optimal batch size, because the layer list of a dynamic batch hides sizes: one or two
-    seconds each for a ViT-S. Only a builder that needs no device is worth that; on a device it would be minutes.
+    seconds each for a ViT-S, in a process beside this one. Only a builder that needs no device is worth that; on a
+    device it would be minutes.
 
     Args:
-        request: What the engines were built from.
-        engines: Those that were built.
+        request: What the engines will be built from; `folder/model.onnx` is there.
         float_model: The float32 graph before quantisation; not changed.
 
-    Returns:
-        None where nothing is quantised. A comparison that fails says why in its note: the engines are good without it.
+    Yields:
+        From the engines that were built to the estimate; None where nothing is quantised. A comparison that fails says
+        why in its note: the engines are good without it.
     """
-    if all(layer.weight is None for layer in request.plan.layers):
-        return None
-    what = " and ".join(sorted({layer.precision.upper() for layer in request.plan.layers if layer.weight is not None}))
-    ahead = {target.name: target for target in request.targets if target.ahead_of_time}
-    first = next((engine for engine in engines if engine.target in ahead and engine.backend == "tensorrt-rtx"), None)
-    if first is None:
-        # Further engines may come later, and this must stay true.
-        return _not_compared(what, "when the bundle was made, no engine was built ahead of time")
-    target, batch = ahead[first.target], request.batch.optimum
-    request.reporter.say(f"building the same model without {what} to compare kernels ({target.name}, batch {batch})")
-    try:
-        found = _comparison(request, first, float_model, target, what)
-    except (GpusqError, OSError) as error:
-        why = error.what if isinstance(error, GpusqError) else str(error)
-        request.reporter.say(f"warning: the comparison failed: {why}")
-        return _not_compared(what, why)
-    return found
+    types = {layer.precision.upper() for layer in request.plan.layers if layer.weight is not None}
+    what = " and ".join(sorted(types))
+    target = _first_ahead(request)
+    if not what or target is None:
+        yield lambda _engines: _not_built(what) if what else None
+        return
+    say, batch = request.reporter.say, request.batch.optimum
+    say(f"building the same model without {what} to compare kernels ({target.name}, batch {batch})")
+    with ExitStack() as stack:
+        layers = _started(stack, request, float_model, target)
+
+        def estimate(engines: Sequence[BuiltEngine]) -> CostEstimate:
+            engine = next((engine for engine in engines if engine.target == target.name), None)
+            if engine is None:
+                return _not_built(what)
+            try:
+                return _compared(request, engine, layers(), target, what)
+            except (GpusqError, OSError) as error:
+                why = error.what if isinstance(error, GpusqError) else str(error)
+                say(f"warning: the comparison failed: {why}")
+                return _not_compared(what, why)
+
+        yield estimate
+
+
+def _first_ahead(request: EngineRequest) -> Target | None:
+    """The first target whose engine tensorrt-rtx builds ahead of time here."""
+    ahead = (target for target in request.targets if target.ahead_of_time)
+    choices = ((target, choose_backend(target, bundle=request.name)) for target in ahead)
+    return next((target for target, found in choices if _is_rtx(found)), None)
+
+
+def _is_rtx(found: BackendChoice | SkippedTarget) -> bool:
+    return isinstance(found, BackendChoice) and found.name == "tensorrt-rtx"
+
+
+def _not_built(what: str) -> CostEstimate:
+    # Further engines may come later, and this must stay true.
+    return _not_compared(what, "when the bundle was made, no engine was built ahead of time")
 
 
 def _not_compared(what: str, why: str) -> CostEstimate:
@@ -68,23 +100,33 @@ def _not_compared(what: str, why: str) -> CostEstimate:
     return CostEstimate(target=None, built=None, unquantised=None, note=note, what=what)
 
 
-def _comparison(
-    request: EngineRequest, engine: BuiltEngine, float_model: ir.Model, target: Target, what: str
-) -> CostEstimate:
-    batch = request.batch.optimum
-    built = (
-        engine.engine_layers
-        if request.batch.static
-        else layers_at(request.folder / MODEL, target, batch, backend="tensorrt-rtx")
-    )
-    with scratch_folder() as scratch:
-        path = Path(scratch) / MODEL
+def _started(
+    stack: ExitStack, request: EngineRequest, float_model: ir.Model, target: Target
+) -> Callable[[], LayerLists]:
+    """Start to build the float graph and, where the engine's layers hide their sizes, the built one."""
+    try:
+        path = Path(stack.enter_context(scratch_folder())) / MODEL
         # Smoothing may have made other tensors than this graph has.
         names = known_tensors(float_model.graph)
         whole = keep_fp32(request.plan)
         wide = replace(whole, tensors=tuple(name for name in whole.tensors if name in names))
         save_model(run_passes(float_model, [wide, CastToFloatType(request.plan.float_type)]), path)
-        other = layers_at(path, target, batch, backend="tensorrt-rtx")
+        models = [path] if request.batch.static else [path, request.folder / MODEL]
+        return stack.enter_context(layers_apart(models, target, request.batch.optimum))
+    except (GpusqError, OSError) as error:
+        failure = error
+
+        def fail() -> LayerLists:
+            raise failure
+
+        return fail
+
+
+def _compared(
+    request: EngineRequest, engine: BuiltEngine, layers: LayerLists, target: Target, what: str
+) -> CostEstimate:
+    batch = request.batch.optimum
+    other, built = layers[0], engine.engine_layers if request.batch.static else layers[1]
     return CostEstimate(
         target=target.name,
         built=graph_cost(built, batch=batch),

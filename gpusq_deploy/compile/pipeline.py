@@ -8,6 +8,7 @@ Each takes values and returns one that can be kept: a second recipe starts from 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -18,16 +19,13 @@ from gpusq_deploy.artifacts import (
     MODEL,
     PLAN,
     RECEIPT,
-    BuiltEngine,
     Receipt,
-    SkippedTarget,
-    Verification,
     digest_of_file,
 )
 from gpusq_deploy.bundle import Bundle, files_in, new_bundle, read_bundle, require_place, write_value
 from gpusq_deploy.compile.accuracy_gate import refuse, shortfalls
 from gpusq_deploy.compile.compare_graphs import Pair
-from gpusq_deploy.compile.cost_estimate import estimate_cost, with_estimates
+from gpusq_deploy.compile.cost_estimate import estimating, with_estimates
 from gpusq_deploy.compile.decisions import Decisions, decide_build
 from gpusq_deploy.compile.engine_stage import EngineRequest, build_engines
 from gpusq_deploy.compile.float_graph import FloatGraph, export_graph
@@ -82,20 +80,31 @@ def build_bundle(
         decisions = decide_build(request, observed, opened.data, reporter, graph.log)
         sparsity = rewrite(decisions, request, folder, reporter, graph.log)
         give_back()
-        pair = Pair(reference=_reference(graph, observed), built=folder / MODEL, moved=decisions.inputs.moved)
-        verification = verify_built(pair, opened.data, decisions.plan, reporter, reference=opened.reference)
-        missed = shortfalls(verification, request)
         wanted = EngineRequest(
             folder=folder,
             name=request.out.name,
             plan=decisions.plan,
             sparsity=sparsity,
             batch=request.batch,
-            targets=() if missed else request.targets,
+            targets=request.targets,
             reporter=reporter,
             options=request.engine,
         )
-        receipt = _receipt(wanted, build_engines(wanted), observed, opened, verification, missed)
+        pair = Pair(reference=_reference(graph, observed), built=folder / MODEL, moved=decisions.inputs.moved)
+        with estimating(wanted, observed.graph.model) as estimate:
+            verification = verify_built(pair, opened.data, decisions.plan, reporter, reference=opened.reference)
+            missed = shortfalls(verification, request)
+            engines, skipped = build_engines(replace(wanted, targets=()) if missed else wanted)
+            cost = estimate(engines)
+        receipt = Receipt(
+            model_digest=digest_of_file(folder / MODEL),
+            verification=verification,
+            engines=engines,
+            skipped=skipped,
+            shortfalls=missed,
+            cost=cost,
+            pruning=opened.pruning,
+        )
         _write(folder, decisions, receipt)
         synthetic = decisions.inputs.table is not None and decisions.inputs.table.synthetic
         facts = BuildFacts(sparsity, graph.difference, synthetic=synthetic)
@@ -113,26 +122,6 @@ def _reference(graph: FloatGraph, observed: Observed) -> Path:
     file = Path(tempfile.mkdtemp(dir=graph.file.parent)) / MODEL
     save_scratch(observed.graph.model, file)
     return file
-
-
-def _receipt(
-    wanted: EngineRequest,
-    built: tuple[tuple[BuiltEngine, ...], tuple[SkippedTarget, ...]],
-    observed: Observed,
-    opened: Opened,
-    verification: Verification | None,
-    missed: tuple[str, ...],
-) -> Receipt:
-    engines, skipped = built
-    return Receipt(
-        model_digest=digest_of_file(wanted.folder / MODEL),
-        verification=verification,
-        engines=engines,
-        skipped=skipped,
-        shortfalls=missed,
-        cost=estimate_cost(wanted, engines, observed.graph.model),
-        pruning=opened.pruning,
-    )
 
 
 def _write(folder: Path, decisions: Decisions, receipt: Receipt) -> None:

@@ -19,7 +19,7 @@ from gpusq_deploy.artifacts.receipt import CostEstimate, GraphCost, LayerCost, L
 from gpusq_deploy.artifacts.recipe import FP8_RECIPE, INT4_RECIPE, load_recipe
 from gpusq_deploy.artifacts.sparsity import SparsityReport
 from gpusq_deploy.bundle.report.cost_text import cost_text, cost_verdict, layer_costs_line
-from gpusq_deploy.compile.cost_estimate import estimate_cost, with_estimates
+from gpusq_deploy.compile.cost_estimate import estimating, with_estimates
 from gpusq_deploy.compile.engine_stage import EngineRequest, build_engines
 from gpusq_deploy.compile.target_checks import TargetDemands, require_reachable, require_types
 from gpusq_deploy.engines.targets import find_target
@@ -62,8 +62,8 @@ def request(folder: Path, made: planning.Quantized, said: list[str], *targets: s
 
 
 def estimate(wished: EngineRequest, made: planning.Quantized) -> CostEstimate:
-    engines, _ = build_engines(wished)
-    found = estimate_cost(wished, engines, made.before)
+    with estimating(wished, made.before) as estimated:
+        found = estimated(build_engines(wished)[0])
     assert found is not None
     return found
 
@@ -168,7 +168,8 @@ def test_a_float_graph_is_its_own_comparison(tmp_path: Path) -> None:
         recipe=planning.EVERYTHING.__class__(schema="gpusq.recipe/1", name="none", description="nothing", rules=()),
     )
     wished = request(tmp_path, planning.Quantized(before=made.before, after=made.before, plan=plain), [], "orin")
-    assert estimate_cost(wished, (), made.before) is None
+    with estimating(wished, made.before) as estimated:
+        assert estimated(()) is None
 
 
 @pytest.mark.parametrize(
