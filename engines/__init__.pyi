@@ -58,7 +58,7 @@ from .layer_cost import (
     compared as compared,
     layer_shares as layer_shares,
 )
-from .layers_apart import (
+from .layer_lists import (
     LayerLists as LayerLists,
     layers_apart as layers_apart,
 )

@@ -94,7 +94,7 @@ def _run(tree: Path, *words: str) -> str:
 
 def _twice(folder: Path) -> tuple[float, float]:
     """Seconds of a build, and of a second one with another recipe, from what the first has exported and observed."""
-    from gpusq_deploy.artifacts import ArchArgument, ArchSpec, BatchRange
+    from gpusq_deploy.artifacts import ArchArgument, ArchSpec, BatchRange, load_recipe
     from gpusq_deploy.compile import (
         BuildRequest,
         build_bundle,
@@ -115,7 +115,7 @@ def _twice(folder: Path) -> tuple[float, float]:
             quantize=True,
             sparse=False,
             float_type="fp16",
-            recipe=None if recipe is None else Path(recipe),
+            recipe=None if recipe is None else load_recipe(Path(recipe)),
             calib=str(folder / "photos"),
             targets=[find_target("a100")],
             batch=BatchRange(minimum=1, optimum=8, maximum=32),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         FloatPrecision,
         PruneMethod,
         QuantizedPrecision,
+        Recipe,
         RewriteChoice,
     )
     from gpusq_deploy.compile import BuildRequest
@@ -134,7 +135,7 @@ def _request(model: Path, out: Path, asked: BuildArguments) -> BuildRequest:
     from gpusq_deploy.compile import BuildRequest
     from gpusq_deploy.engines import options_from_text
 
-    recipe, types = _recipe(asked.get("recipe"), asked.get("precision"))
+    recipe = _recipe(asked.get("recipe"), asked.get("precision"))
     ranges = batch_ranges(asked.get("batch", DEFAULT_BATCH))
     float_type, calibrator = asked.get("float_type", "fp16"), asked.get("calibrator")
     return BuildRequest(
@@ -154,7 +155,7 @@ def _request(model: Path, out: Path, asked: BuildArguments) -> BuildRequest:
         targets=targets_of(asked.get("targets")),
         batch=whole_range(ranges),
         engine=options_from_text(asked.get("engine_options", ()), profiles=ranges if len(ranges) > 1 else ()),
-        opset=_opset(float_type, types) if (opset := asked.get("opset")) is None else opset,
+        opset=_opset(float_type, recipe, asked.get("precision")) if (opset := asked.get("opset")) is None else opset,
         input_name=asked.get("input_name"),
         output_names=tuple(asked.get("output_names", ())),
         out=out,
@@ -176,10 +177,8 @@ def _int8_outputs(least_db: float | None) -> Int8OutputRequest | None:
     return None if least_db is None else Int8OutputRequest(least_db=least_db)
 
 
-def _recipe(
-    recipe: PathLike | None, quantized: QuantizedPrecision | None
-) -> tuple[Path | None, frozenset[QuantizedPrecision]]:
-    """The recipe that the precision means where none is named, and all precisions that it makes layers of.
+def _recipe(recipe: PathLike | None, quantized: QuantizedPrecision | None) -> Recipe | None:
+    """The recipe that was named, else the one that the precision means; None where neither was said.
 
     Raises:
         GpusqError: The recipe can't be read, or makes nothing of that precision.
@@ -187,19 +186,20 @@ def _recipe(
     from gpusq_deploy.artifacts import FP8_RECIPE, INT4_RECIPE, load_recipe
 
     if quantized is None:
-        return _path(recipe), frozenset()
+        return None if recipe is None else load_recipe(Path(recipe))
     usual = {"int8": None, "fp8": Path(FP8_RECIPE), "int4": Path(INT4_RECIPE)}
-    chosen = usual[quantized] if recipe is None else Path(recipe)
-    precisions = load_recipe(chosen).precisions
-    if quantized not in precisions:
-        makes = " or ".join(f"--{name}" for name in sorted(precisions)) or "neither --int8, --fp8 nor --int4"
+    found = load_recipe(usual[quantized] if recipe is None else Path(recipe))
+    if quantized not in found.precisions:
+        makes = " or ".join(f"--{name}" for name in sorted(found.precisions)) or "neither --int8, --fp8 nor --int4"
         raise GpusqError(f"the recipe makes no layer {quantized.upper()}", place=f"--recipe {recipe}", hint=makes)
-    return chosen, precisions
+    return found
 
 
-def _opset(float_type: FloatPrecision, types: frozenset[QuantizedPrecision]) -> int:
+def _opset(float_type: FloatPrecision, recipe: Recipe | None, quantized: QuantizedPrecision | None) -> int:
+    """The lowest that says the types, from 20 on."""
     from gpusq_deploy.artifacts import OPSETS
 
+    types = recipe.precisions if recipe is not None and quantized is not None else ()
     return max([21 if float_type == "bf16" else 20, *(OPSETS[name] for name in types)])
 
 

@@ -64,17 +64,8 @@ def build(  # noqa: PLR0913 - those options of gpusq-build that most people need
     return compile_checkpoint(request_of(model, out, asked, heard), heard)
 
 
-def preview(  # noqa: PLR0913 - as build
-    model: PathLike,
-    *,
-    out: PathLike,
-    data: PathLike | None = None,
-    precision: QuantizedPrecision | None = None,
-    sparse: bool = False,
-    targets: Sequence[str | Target] | None = None,
-    recipe: PathLike | None = None,
-    reporter: Reporter | None = None,
-    **options: Unpack[BuildOptions],
+def preview(
+    model: PathLike, *, out: PathLike, reporter: Reporter | None = None, **asked: Unpack[BuildArguments]
 ) -> Preview:
     """What `build` would make, asked the same: the checkpoint is loaded and exported, and nothing is written.
 
@@ -85,14 +76,6 @@ def preview(  # noqa: PLR0913 - as build
     from gpusq_deploy import compile as rooms
 
     heard = reporter or SILENT
-    asked: BuildArguments = {
-        "data": data,
-        "precision": precision,
-        "sparse": sparse,
-        "targets": targets,
-        "recipe": recipe,
-        **options,
-    }
     return rooms.preview(request_of(model, out, asked, heard), heard)
 
 

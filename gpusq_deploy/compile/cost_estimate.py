@@ -34,7 +34,6 @@ from gpusq_deploy.engines import (
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import CastToFloatType, keep_fp32, known_tensors, run_passes, save_model, scratch_folder
 
-
 Estimate = Callable[[Sequence[BuiltEngine]], CostEstimate | None]
 
 

@@ -62,7 +62,7 @@ class BuildRequest:
     quantize: bool
     sparse: bool
     float_type: FloatPrecision
-    recipe: Path | None
+    recipe: Recipe | None
     calib: str | None
     targets: Sequence[Target]
     batch: BatchRange

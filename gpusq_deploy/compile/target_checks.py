@@ -81,10 +81,10 @@ def expressible_recipe(request: BuildRequest) -> Recipe:
     """The recipe, if the targets, their builders and the opset can do what is asked: that is told before any work.
 
     Raises:
-        GpusqError: See `load_recipe`, `BuildRequest.require_recipe`, `require_reachable` and `require_types`; or the
-            opset is too low for the recipe.
+        GpusqError: See `BuildRequest.require_recipe`, `require_reachable` and `require_types`; or the opset is too low
+            for the recipe.
     """
-    recipe = load_recipe(request.recipe)
+    recipe = load_recipe(None) if request.recipe is None else request.recipe
     request.require_recipe(recipe)
     # INT4 weights are unpacked, and multiply in the float type.
     made: frozenset[QuantizedPrecision] = recipe.precisions if request.quantize else frozenset()

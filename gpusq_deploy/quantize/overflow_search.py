@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from gpusq_deploy.graph import Moved, array_of, is_constant, value_name
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize.fp16_overflow import Fp16Overflow, fp16_overflow_in, text_of
 from gpusq_deploy.quantize.prepare import PlanInputs
-from gpusq_deploy.text import some
+from gpusq_deploy.text import counted, some
 
 _BOUND = "a bound from what was"
 _Bound = Callable[[ir.Value], float | None]
@@ -31,12 +31,7 @@ def find_fp16_overflow(
     """
     if float_type != "fp16":
         return Fp16Overflow()
-    table = inputs.table
-    largest = {} if table is None else {entry.tensor: (entry.amax, entry.origin) for entry in table.ranges}
-    for tensor, amax in bounds(inputs.model, seen.magnitudes, inputs.moved).items():
-        exact = tensor in seen.magnitudes and tensor not in inputs.moved
-        if tensor not in largest or (exact and amax > largest[tensor][0]):
-            largest[tensor] = (amax, seen.looked if exact else f"{_BOUND} {seen.looked}")
+    largest = _largest(inputs, seen, reporter)
     overflow = fp16_overflow_in(inputs.model, largest, looked=bool(seen.looked))
     if overflow.tensors:
         # What was seen first: where a model overflows says more than a bound, or which of its constants do.
@@ -44,6 +39,27 @@ def find_fp16_overflow(
         kept = some([text_of(tensor) for tensor in ordered], 1)
         reporter.say(f"kept in FP32, since FP16 can't hold {'it' if len(ordered) == 1 else 'them'}: {kept}")
     return overflow
+
+
+def _largest(inputs: PlanInputs, seen: Observations, reporter: Reporter) -> dict[str, tuple[float, str]]:
+    """The largest magnitude known of each tensor, and where it is from."""
+    table = inputs.table
+    largest = {} if table is None else {entry.tensor: (entry.amax, entry.origin) for entry in table.ranges}
+    bounded = bounds(inputs.model, seen.magnitudes, inputs.moved)
+    unknown = [name for name in _float_tensors(inputs.model) if name not in bounded] if seen.looked else []
+    if unknown:
+        reporter.say(
+            f"no bound is known of {counted(len(unknown), 'tensor')}, which FP16 may not hold: {some(unknown)}"
+        )
+    for tensor, amax in bounded.items():
+        exact = tensor in seen.magnitudes and tensor not in inputs.moved
+        if tensor not in largest or (exact and amax > largest[tensor][0]):
+            largest[tensor] = (amax, seen.looked if exact else f"{_BOUND} {seen.looked}")
+    return largest
+
+
+def _float_tensors(model: ir.Model) -> Iterator[str]:
+    return (value_name(value) for node in model.graph for value in node.outputs if value.dtype == ir.DataType.FLOAT)
 
 
 def bounds(model: ir.Model, seen: Mapping[str, float], moved: Mapping[str, Moved | None]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import pytest
 
 from gpusq_deploy.artifacts.base import digest_of_file
 from gpusq_deploy.artifacts.manifest import BatchRange
+from gpusq_deploy.artifacts.recipe import load_recipe
 from gpusq_deploy.calibration.data import ImageFolder
 from gpusq_deploy.compile.float_graph import export_graph
 from gpusq_deploy.compile.inputs import open_inputs
@@ -29,7 +30,7 @@ def request(model: Path, photos: Path, out: Path, recipe: str | None) -> BuildRe
         quantize=True,
         sparse=False,
         float_type="fp16",
-        recipe=None if recipe is None else Path(recipe),
+        recipe=None if recipe is None else load_recipe(Path(recipe)),
         calib=str(photos),
         targets=(),
         batch=BatchRange(minimum=1, optimum=2, maximum=4),

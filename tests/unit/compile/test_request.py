@@ -9,7 +9,7 @@ import pytest
 
 from gpusq_deploy.artifacts.calibration import Calibrator
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.artifacts.recipe import INT4_RECIPE
+from gpusq_deploy.artifacts.recipe import INT4_RECIPE, load_recipe
 from gpusq_deploy.compile.request import BuildRequest, RequestError
 from gpusq_deploy.compile.target_checks import expressible_recipe
 from gpusq_deploy.errors import GpusqError
@@ -69,7 +69,7 @@ def test_contradictions_are_mistakes_in_the_command(asked: dict[str, Any], said:
 
 @pytest.mark.parametrize("asked", [{"pack": True}, {"sparse_outputs": WISH}, {"ranges": RANGES}, {"calibrator": AMAX}])
 def test_int8s_options_need_a_recipe_that_makes_int8(asked: dict[str, Any]) -> None:
-    wished = request(quantize=True, sparse=True, calib="p", recipe=Path(INT4_RECIPE), opset=21, **asked)
+    wished = request(quantize=True, sparse=True, calib="p", recipe=load_recipe(Path(INT4_RECIPE)), opset=21, **asked)
     with pytest.raises(RequestError):
         expressible_recipe(wished)
 
@@ -91,4 +91,4 @@ def test_what_agrees_is_a_request() -> None:
 
 def test_the_opset_must_have_the_recipes_types() -> None:
     with pytest.raises(GpusqError, match="opset 21 on, not in 20"):
-        expressible_recipe(request(quantize=True, recipe=Path(INT4_RECIPE)))
+        expressible_recipe(request(quantize=True, recipe=load_recipe(Path(INT4_RECIPE))))

@@ -21,7 +21,7 @@ from gpusq_deploy.engines.targets import Target
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.text import one_line
 
-_RUN = "from gpusq_deploy.engines.layers_apart import main; main()"
+_RUN = "from gpusq_deploy.engines.layer_lists import main; main()"
 _ROOT = Path(__file__).absolute().parents[1]
 
 LayerLists = tuple[tuple[EngineLayer, ...], ...]
