@@ -1,6 +1,9 @@
 from .calibrator_choice import (
     calibrators_for as calibrators_for,
 )
+from .calibrators import (
+    range_of as range_of,
+)
 from .data import (
     RANDOM as RANDOM,
     ArrayFile as ArrayFile,
@@ -17,6 +20,11 @@ from .data import (
 from .distributed import (
     Ranks as Ranks,
     ranks_from_environment as ranks_from_environment,
+)
+from .histogram import (
+    Counts as Counts,
+    Histogram as Histogram,
+    counts_of as counts_of,
 )
 from .image_data import (
     Fitted as Fitted,

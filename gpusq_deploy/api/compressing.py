@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpusq_deploy.api.arguments import PathLike, spec_of
+from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.progress import SILENT, Reporter
+from gpusq_deploy.text import counted
 
 if TYPE_CHECKING:
     from gpusq_deploy.artifacts import ArchArgument, ArchSpec, PruneMethod
-    from gpusq_deploy.sparsity import Compression, EpochResult
+    from gpusq_deploy.sparsity import Compression, CompressStage, EpochResult
 
 
 def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
@@ -24,7 +26,8 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
     state_dict: str | None = None,
     method: PruneMethod = "magnitude",
     prune_images: int = 128,
-    epochs: int = 10,
+    stages: Sequence[CompressStage] = ("prune",),
+    epochs: int | Sequence[int] = 10,
     learning_rate: float = 5e-4,
     batch_size: int = 32,
     held_out: float = 0.2,
@@ -36,7 +39,7 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> Compression:
-    """Prune a dense checkpoint to 2:4 and recover it by distillation from itself, as gpusq-compress does.
+    """Prune a dense checkpoint to 2:4 and recover it by distillation, and train it in INT8, as gpusq-compress does.
 
     Args:
         model: The dense checkpoint.
@@ -47,8 +50,10 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         state_dict: Which of the file's state dicts, where it holds several.
         method: How weights are chosen before training: `"magnitude"`, `"activation"` or `"second-order"`.
         prune_images: At most this many images serve pruning.
-        epochs: Of training; 0 only prunes.
-        learning_rate: The peak.
+        stages: `"prune"`, or `("prune", "qat")`: then quantisation-aware training from the sparse model, whose input
+            ranges the checkpoint records.
+        epochs: Of training, one number or one for each stage; 0 trains nothing.
+        learning_rate: The peak; a tenth of it in quantisation-aware training.
         batch_size: Images per training step.
         held_out: Share of the images that is kept out of training, to measure accuracy on.
         permute: Permute channels first so that 2:4 keeps more magnitude.
@@ -68,6 +73,7 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
     from gpusq_deploy.sparsity import CompressReporter, CompressRequest, DistillOptions, compress_checkpoint
 
     place, heard = Path(model), reporter or SILENT
+    prune_epochs, qat_epochs = _epochs(stages, epochs)
     request = CompressRequest(
         model=place,
         arch=spec_of(place, arch, arch_args),
@@ -76,17 +82,32 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         held_out=held_out,
         dense=tuple(dense),
         convolutions=convolutions,
-        training=DistillOptions(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed),
+        training=DistillOptions(epochs=prune_epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed),
         out=Path(out),
         force=force,
         method=method,
         prune_images=prune_images,
         permute=permute,
         recipe=None if recipe is None else Path(recipe),
+        qat_epochs=qat_epochs,
     )
     return compress_checkpoint(
         request, CompressReporter(say=heard.say, epoch=lambda result: heard.say(_epoch_text(result)))
     )
+
+
+def _epochs(stages: Sequence[CompressStage], epochs: int | Sequence[int]) -> tuple[int, int | None]:
+    """Those of pruning, and of quantisation-aware training where it is a stage.
+
+    Raises:
+        GpusqError: Other stages or another order, or another number of epochs than stages.
+    """
+    if tuple(stages) not in {("prune",), ("prune", "qat")}:
+        raise GpusqError("the stages are prune, or prune and then qat", place=f"stages {', '.join(stages) or 'none'}")
+    each = [epochs] * len(stages) if isinstance(epochs, int) else list(epochs)
+    if len(each) != len(stages):
+        raise GpusqError(f"{len(each)} numbers of epochs for {counted(len(stages), 'stage')}", place="epochs")
+    return each[0], each[1] if len(each) > 1 else None
 
 
 def _epoch_text(result: EpochResult) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
@@ -11,13 +11,14 @@ import gpusq_deploy
 from gpusq_deploy.artifacts import PruneMethod
 from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import arch_options, echo_json, reporting, require_arch, run_command
+from gpusq_deploy.text import counted
 
 if TYPE_CHECKING:
-    from gpusq_deploy.sparsity import Compression
+    from gpusq_deploy.sparsity import Compression, CompressStage
 
 
 _GROUPS = (
-    ("Most used", ("--data", "--method", "--epochs", "--out")),
+    ("Most used", ("--data", "--method", "--stage", "--epochs", "--out")),
     (
         "What to prune",
         (
@@ -34,6 +35,16 @@ _GROUPS = (
     ("Training", ("--lr", "--batch-size", "--held-out", "--seed")),
     ("Output", ("--force", *LOUDNESS)),
 )
+
+
+def _counts(_context: click.Context, _option: click.Parameter, text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(number) for number in text.split(","))
+    except ValueError:
+        found = (-1,)
+    if min(found) < 0:
+        raise click.BadParameter(f"{text!r} is not a number of epochs, or one for each stage such as 10,5")
+    return found
 
 
 @click.command(cls=Command, groups=_GROUPS)
@@ -61,11 +72,19 @@ _GROUPS = (
     help="Use at most this many images for pruning.",
 )
 @click.option(
-    "--epochs",
-    type=click.IntRange(min=0),
-    default=10,
+    "--stage",
+    type=click.Choice(["prune", "prune,qat"]),
+    default="prune",
     show_default=True,
-    help="Train for this many epochs; 0 only prunes.",
+    help="Prune and recover; with qat, then train in INT8 and record the inputs' ranges.",
+)
+@click.option(
+    "--epochs",
+    callback=_counts,
+    metavar="N|N,N",
+    default="10",
+    show_default=True,
+    help="Train for this many epochs, one number or one for each stage; 0 trains nothing.",
 )
 @click.option(
     "--lr",
@@ -123,7 +142,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     data: Path,
     method: PruneMethod,
     prune_images: int,
-    epochs: int,
+    stage: str,
+    epochs: tuple[int, ...],
     lr: float,
     batch_size: int,
     held_out: float,
@@ -138,13 +158,16 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 ) -> None:
     """Prune MODEL, a dense checkpoint, to 2:4 and recover it by distillation from itself.
 
-    The result is a self-describing checkpoint for gpusq-build --sparse. Its weights are 2:4 and still floating-point:
-    quantisation-aware training is not part of this command yet, INT8 ranges come from gpusq-build --calib.
+    The result is a self-describing checkpoint for gpusq-build --sparse. With --stage prune,qat it records the ranges of
+    what was trained in INT8, and gpusq-build --int8 --sparse needs no --calib.
     """
     from gpusq_deploy.artifacts import require_input
 
     require_input(model)
     require_arch(model, arch, arch_args)
+    stages = cast("tuple[CompressStage, ...]", tuple(stage.split(",")))
+    if len(epochs) not in {1, len(stages)}:
+        raise click.UsageError(f"--epochs names {len(epochs)} numbers for {counted(len(stages), 'stage')}")
     with reporting() as reporter:
         result = gpusq_deploy.compress(
             model,
@@ -155,7 +178,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             state_dict=state_dict,
             method=method,
             prune_images=prune_images,
-            epochs=epochs,
+            stages=stages,
+            epochs=epochs[0] if len(epochs) == 1 else epochs,
             learning_rate=lr,
             batch_size=batch_size,
             held_out=held_out,
@@ -184,10 +208,16 @@ def _print(result: Compression) -> None:
     click.echo(f"dense ({len(result.dense)} layers):")
     for entry in result.dense:
         click.echo(f"  {entry.layer}: {entry.reason}")
-    click.echo(
-        f"held-out {scores.measure} on {result.held_out_images} images: dense {scores.dense:.2%}, "
-        f"pruned {scores.pruned:.2%}, recovered {scores.recovered:.2%}"
+    if result.int8:
+        click.echo(f"INT8: {counted(len(result.int8), 'layer')}; float ({len(result.float_layers)} layers):")
+    for kept in result.float_layers:
+        click.echo(f"  {kept.layer}: {kept.reason}")
+    told = (
+        *(("dense", scores.dense), ("pruned", scores.pruned), ("recovered", scores.recovered)),
+        *(("in INT8", scores.quantized), ("trained in INT8", scores.trained)),
     )
+    shares = ", ".join(f"{name} {share:.2%}" for name, share in told if share is not None)
+    click.echo(f"held-out {scores.measure} on {result.held_out_images} images: {shares}")
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from .compress import (
     Compression as Compression,
     CompressReporter as CompressReporter,
     CompressRequest as CompressRequest,
+    CompressStage as CompressStage,
     compress_checkpoint as compress_checkpoint,
 )
 from .compressed_file import (

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import msgspec
 import torch
 
-from gpusq_deploy.artifacts import ArchSpec, Permuted, PruneMethod, SparsityRecord, Value, load_recipe
+from gpusq_deploy.artifacts import ArchSpec, Permuted, PruneMethod, Recipe, SparsityRecord, Value, load_recipe
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import Checkpoint, load_checkpoint, require_another_file, save_checkpoint, weights_file
 from gpusq_deploy.sparsity.permutation.arrange import arrange
@@ -30,14 +31,21 @@ from gpusq_deploy.sparsity.training.distill import (
     DistillOptions,
     EpochResult,
     LogitPair,
+    Recovery,
     Scores,
+    block_weights,
     count_classes,
     later_blocks,
     predict,
     recover,
     score,
 )
+from gpusq_deploy.sparsity.training.qat import FloatLayer, InputScales, fake_quantized, int8_layers, observed_scales
+from gpusq_deploy.text import counted
 
+CompressStage = Literal["prune", "qat"]
+# Of the first stage's peak learning rate: the weights are trained already, and are to stay near.
+_QAT_RATE = 0.1
 _CHANCE = 1.2  # times one over the number of classes
 
 
@@ -49,6 +57,7 @@ class CompressRequest:
     `dense` holds patterns of layers to leave alone beside those.
     `method` chooses the weights before any training; of the training images at most `prune_images` serve it.
     `permute` arranges channels first, so that 2:4 keeps more.
+    `qat_epochs` of quantisation-aware training follow those of `training`; None: its weights stay float.
     """
 
     model: Path
@@ -65,6 +74,7 @@ class CompressRequest:
     permute: bool = False
     state_dict: str | None = None
     recipe: Path | None = None
+    qat_epochs: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +86,10 @@ class CompressReporter:
 
 
 class HeldOutScore(Value):
-    """Share of held-out samples predicted right: the dense model, pruned, and recovered.
+    """Share of held-out samples predicted right: the dense model, pruned, recovered, and in INT8.
+
+    `quantized` is in INT8 by the ranges that were observed, `trained` after training with them; None where there are
+    none.
 
     Right is what the label says, or, where there are none, what the dense model predicts (then `dense` is 1). Of a
     model without logits it is the mean cosine of its output vectors with the dense model's.
@@ -86,6 +99,8 @@ class HeldOutScore(Value):
     dense: float
     pruned: float
     recovered: float
+    quantized: float | None = None
+    trained: float | None = None
 
 
 class Compression(Value):
@@ -106,36 +121,62 @@ class Compression(Value):
     held_out: HeldOutScore
     notes: tuple[str, ...]
     permuted: tuple[Permuted, ...] = ()
+    int8: tuple[str, ...] = ()
+    float_layers: tuple[FloatLayer, ...] = ()
+
+
+class _Quantized(NamedTuple):
+    """What quantisation-aware training made: the layers, their inputs' scales, and the scores before and after."""
+
+    layers: tuple[str, ...]
+    kept_float: tuple[FloatLayer, ...]
+    scales: InputScales
+    before: Scores
+    after: Scores
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Run:
+    """What all steps of one compression share; `notes` grows."""
+
+    request: CompressRequest
+    reporter: CompressReporter
+    recipe: Recipe
+    data: TrainingData
+    measured: Callable[[torch.nn.Module], Scores]
+    notes: list[str] = field(default_factory=list[str])
+
+    def say(self, *lines: str) -> None:
+        """Tell, and keep for the record."""
+        for line in lines:
+            self.reporter.say(line)
+        self.notes.extend(lines)
 
 
 def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) -> Compression:
-    """Prune to 2:4, recover by distillation, save. Nothing is written before the last step.
+    """Prune to 2:4, recover by distillation, train in INT8 where that was asked, save. Nothing is written before.
 
     Raises:
         GpusqError: The output exists, a bad checkpoint or folder, labels that don't fit the model, or divergence.
     """
-    checkpoint, choice = _opened(request)
+    checkpoint, recipe, choice = _opened(request)
     training = request.training
     data = load_folder(request.data, checkpoint.preprocessing, held_out=request.held_out, seed=training.seed)
     teacher = checkpoint.module.to("cuda" if torch.cuda.is_available() else "cpu")
     measured = _score_function(teacher, data, request)
-    dense = measured(teacher)
-    features = _only_features(teacher, data, request)
-    notes = tuple(_notes(checkpoint, data, dense, features=features, trains=training.epochs > 0))
-    for note in (*notes, *(f"skipped {name}" for name in data.skipped)):
-        reporter.say(note)
-    teacher, permuted, arranging = _arranged(teacher, choice.pruned, data, request)
-    notes += arranging
-    for note in arranging:
-        reporter.say(note)
-    student, masks, report = _pruned(teacher, choice.pruned, data, request)
-    notes += tuple(_pruning_notes(report, reporter))
-    pruned = recovered = measured(student)
-    if training.epochs:
-        recover(LogitPair(student=student, teacher=teacher, masks=masks), data, training, reporter.epoch)
-        recovered = measured(student)
-    method = f"{request.method} + distillation" if training.epochs else request.method
-    _save(request, checkpoint, student, SparsityRecord(method=method, layers=choice.pruned))
+    run = _Run(request=request, reporter=reporter, recipe=recipe, data=data, measured=measured)
+    dense, features = measured(teacher), _only_features(teacher, data, request)
+    run.say(*_notes(checkpoint, data, dense, features=features, trains=training.epochs > 0))
+    for name in data.skipped:
+        reporter.say(f"skipped {name}")
+    teacher, permuted = _arranged(run, teacher, choice.pruned)
+    student, masks = _pruned(run, teacher, choice.pruned)
+    pruned = measured(student)
+    recovery = _recovered(run, LogitPair(student=student, teacher=teacher, masks=masks))
+    recovered = pruned if recovery is None else measured(student)
+    quantized = _quantized(run, student, masks, recovery)
+    method = " + ".join([request.method, *_ways_of_training(request)])
+    _save(request, checkpoint, student, SparsityRecord(method=method, layers=choice.pruned), quantized)
     return Compression(
         file=str(request.out),
         arch=str(checkpoint.arch),
@@ -148,22 +189,70 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
         skipped=data.skipped,
         feature_blocks=len(later_blocks(student)),
         epochs=training.epochs,
-        held_out=_held_out(dense, pruned, recovered, features=features),
-        notes=notes,
+        held_out=_held_out((dense, pruned, recovered), quantized, features=features),
+        notes=tuple(run.notes),
         permuted=permuted,
+        int8=quantized.layers if quantized else (),
+        float_layers=quantized.kept_float if quantized else (),
     )
 
 
+def _ways_of_training(request: CompressRequest) -> Iterator[str]:
+    if request.training.epochs:
+        yield "distillation"
+    if request.qat_epochs is not None:
+        yield "quantisation-aware training"
+
+
+def _recovered(run: _Run, pair: LogitPair) -> Recovery | None:
+    options = run.request.training
+    if not options.epochs:
+        return None
+    found = recover(pair, run.data, options, run.reporter.epoch)
+    run.say(*_kept(found, options.epochs))
+    return found
+
+
+def _kept(found: Recovery, epochs: int) -> Iterator[str]:
+    """Where another epoch than the last was best."""
+    if found.epoch < epochs:
+        which = f"epoch {found.epoch}" if found.epoch else "the start"
+        yield f"kept {which}: {found.kept:.2%} of the validation images, the last epoch {found.last:.2%}"
+
+
+def _quantized(run: _Run, student: torch.nn.Module, masks: Masks, recovery: Recovery | None) -> _Quantized | None:
+    """Train the sparse model in INT8, with itself as it is now for its teacher."""
+    epochs = run.request.qat_epochs
+    if epochs is None:
+        return None
+    layers, kept_float = int8_layers(student, run.recipe)
+    images = torch.split(_prune_images(student, run.data, run.request), run.request.training.batch_size)
+    scales = observed_scales(student, layers, run.recipe, images)
+    run.say(f"trains {counted(len(layers), 'layer')} in INT8, {len(kept_float)} stay float")
+    teacher = copy.deepcopy(student).requires_grad_(requires_grad=False).eval()
+    training = run.request.training
+    options = msgspec.structs.replace(training, epochs=epochs, learning_rate=_QAT_RATE * training.learning_rate)
+    weights = block_weights(recovery.block_losses) if recovery is not None and recovery.block_losses else None
+    pair = LogitPair(student=student, teacher=teacher, masks=masks, scales=scales.parameters(), weights=weights)
+    with fake_quantized(student, scales):
+        before = run.measured(student)
+        run.say(*_kept(recover(pair, run.data, options, run.reporter.epoch), epochs))
+        after = run.measured(student)
+    return _Quantized(layers, kept_float, scales, before, after)
+
+
 def _arranged(
-    teacher: torch.nn.Module, layers: tuple[str, ...], data: TrainingData, request: CompressRequest
-) -> tuple[torch.nn.Module, tuple[Permuted, ...], tuple[str, ...]]:
+    run: _Run, teacher: torch.nn.Module, layers: tuple[str, ...]
+) -> tuple[torch.nn.Module, tuple[Permuted, ...]]:
     """The dense model in the order in which 2:4 keeps most: it teaches too, for its blocks may be in another order."""
+    request = run.request
     if not request.permute:
-        return teacher, (), ()
-    images = _prune_images(teacher, data, request)
+        return teacher, ()
+    images = _prune_images(teacher, run.data, request)
     learnt = None if request.method == "magnitude" else images
     arranged = arrange(teacher, layers, learnt, images, seed=request.training.seed)
-    return arranged.module, arranged.permuted, arranged.lines()
+    run.say(*arranged.lines())
+    return arranged.module, arranged.permuted
 
 
 def _prune_images(teacher: torch.nn.Module, data: TrainingData, request: CompressRequest) -> torch.Tensor:
@@ -171,22 +260,24 @@ def _prune_images(teacher: torch.nn.Module, data: TrainingData, request: Compres
     return data.train.batch(chosen).images.to(next(teacher.parameters()).device)
 
 
-def _opened(request: CompressRequest) -> tuple[Checkpoint, LayerChoice]:
+def _opened(request: CompressRequest) -> tuple[Checkpoint, Recipe, LayerChoice]:
+    _require_one_process()
     _require_place(request)
     recipe = load_recipe(request.recipe)
     checkpoint = load_checkpoint(request.model, arch=request.arch, state_dict=request.state_dict)
     _require_dense(checkpoint, request)
-    return checkpoint, prunable_layers(checkpoint.module, recipe, request.dense, convolutions=request.convolutions)
+    _require_logits(checkpoint, request)
+    choice = prunable_layers(checkpoint.module, recipe, request.dense, convolutions=request.convolutions)
+    return checkpoint, recipe, choice
 
 
-def _pruned(
-    teacher: torch.nn.Module, layers: tuple[str, ...], data: TrainingData, request: CompressRequest
-) -> tuple[torch.nn.Module, Masks, OneshotReport | None]:
-    """A pruned copy, its masks, and what was done; None where the masks by magnitude are all there is to it."""
+def _pruned(run: _Run, teacher: torch.nn.Module, layers: tuple[str, ...]) -> tuple[torch.nn.Module, Masks]:
+    """A pruned copy, and its masks."""
+    request = run.request
     if request.method == "magnitude":
         student, masks = copy.deepcopy(teacher), magnitude_masks(teacher, layers)
         apply_masks(student, masks)
-        return student, masks, None
+        return student, masks
     if request.convolutions:
         raise GpusqError(
             f"the method {request.method} prunes Linear layers only",
@@ -194,29 +285,25 @@ def _pruned(
             hint="leave it out, or take --method magnitude",
         )
     options = OneshotOptions(method=request.method, seed=request.training.seed)
-    pruned = prune_oneshot(teacher, layers, _prune_images(teacher, data, request), options)
+    pruned = prune_oneshot(teacher, layers, _prune_images(teacher, run.data, request), options)
     masks = _nonzero(pruned.module, layers)
     apply_masks(pruned.module, masks)
-    return pruned.module, masks, pruned.report
+    run.say(*_pruning_notes(pruned.report))
+    return pruned.module, masks
 
 
 def _nonzero(module: torch.nn.Module, layers: tuple[str, ...]) -> Masks:
     return {layer: module.get_parameter(f"{layer}.weight").detach() != 0 for layer in layers}
 
 
-def _pruning_notes(report: OneshotReport | None, reporter: CompressReporter) -> Iterator[str]:
-    if report is None:
-        return
-    lines = [f"pruned by {report.options.method} on {report.images} images, block by block ({report.blocks})"]
-    lines += [f"{layer.layer}: {layer.note}" for layer in report.layers if layer.note is not None]
-    for line in lines:
-        reporter.say(line)
-        yield line
+def _pruning_notes(report: OneshotReport) -> Iterator[str]:
+    yield f"pruned by {report.options.method} on {report.images} images, block by block ({report.blocks})"
+    yield from (f"{layer.layer}: {layer.note}" for layer in report.layers if layer.note is not None)
 
 
 def _only_features(teacher: torch.nn.Module, data: TrainingData, request: CompressRequest) -> bool:
     """True where nothing is trained and the model returns no logits [N, classes], but tokens or maps."""
-    if request.training.epochs:
+    if _trains(request):
         return False
     images = data.held_out.batch([0]).images.to(next(teacher.parameters()).device)
     with torch.no_grad():
@@ -246,12 +333,15 @@ def _cosine(module: torch.nn.Module, teacher: torch.nn.Module, data: TrainingDat
     return float(torch.cat(cosines).double().mean())
 
 
-def _held_out(dense: Scores, pruned: Scores, recovered: Scores, *, features: bool) -> HeldOutScore:
+def _held_out(floats: tuple[Scores, Scores, Scores], quantized: _Quantized | None, *, features: bool) -> HeldOutScore:
+    dense, pruned, recovered = floats
     return HeldOutScore(
         measure="cosine" if features else "agreement" if dense.accuracy is None else "accuracy",
         dense=_main(dense),
         pruned=_main(pruned),
         recovered=_main(recovered),
+        quantized=None if quantized is None else _main(quantized.before),
+        trained=None if quantized is None else _main(quantized.after),
     )
 
 
@@ -273,6 +363,31 @@ def _notes(checkpoint: Checkpoint, data: TrainingData, dense: Scores, *, feature
         yield "the model has no container `blocks`: distilling without the feature term"
     if checkpoint.ranges:
         yield f"the {len(checkpoint.ranges)} activation ranges of the dense model no longer hold and are left out"
+
+
+def _trains(request: CompressRequest) -> bool:
+    return bool(request.training.epochs or request.qat_epochs is not None)
+
+
+def _require_one_process() -> None:
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world != "1":
+        raise GpusqError(
+            f"compressing runs in one process, and WORLD_SIZE is {world}: each would train everything and write one "
+            "file",
+            place="torchrun",
+            hint="run gpusq-compress without torchrun",
+        )
+
+
+def _require_logits(checkpoint: Checkpoint, request: CompressRequest) -> None:
+    """A model without a classifier answers an embedding, which has the shape of logits."""
+    if _trains(request) and getattr(checkpoint.module, "num_classes", None) == 0:
+        raise GpusqError(
+            "training needs logits, and the model has no classifier: num_classes is 0",
+            place=str(checkpoint.arch),
+            hint="--epochs 0 prunes it; --method second-order loses least",
+        )
 
 
 def _require_place(request: CompressRequest) -> None:
@@ -313,10 +428,21 @@ def _require_classes(teacher: torch.nn.Module, data: TrainingData, request: Comp
         )
 
 
-def _save(request: CompressRequest, checkpoint: Checkpoint, student: torch.nn.Module, sparsity: SparsityRecord) -> None:
+def _save(
+    request: CompressRequest,
+    checkpoint: Checkpoint,
+    student: torch.nn.Module,
+    sparsity: SparsityRecord,
+    quantized: _Quantized | None,
+) -> None:
     try:
         save_checkpoint(
-            request.out, student, arch=checkpoint.arch, preprocessing=checkpoint.preprocessing, sparsity=sparsity
+            request.out,
+            student,
+            arch=checkpoint.arch,
+            preprocessing=checkpoint.preprocessing,
+            sparsity=sparsity,
+            ranges=None if quantized is None else quantized.scales.ranges(),
         )
     except OSError as error:
         raise GpusqError(f"cannot write the checkpoint: {error.strerror}", place=str(request.out)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,10 +13,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import timm
 import torch
 from commands import Finished, run_main
 from PIL import Image
 
+from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.compress import main as compress
 from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text, module_from_arch
 from gpusq_deploy.frontend.checkpoint.load import load_checkpoint, save_checkpoint
@@ -65,7 +68,7 @@ def test_the_result_is_a_2_4_checkpoint_that_describes_itself(dense: Path, folde
     result = msgspec.json.decode(done.out, type=Compression)
     assert list(result.pruned) == PRUNED
     assert {entry.layer for entry in result.dense} == {"patch_embed.proj", "head"}
-    assert (result.train_images, result.held_out_images, result.classes) == (19, 5, 2)
+    assert (result.train_images, result.held_out_images, result.classes) == (18, 5, 2)
     assert result.held_out.measure == "accuracy"
     assert "epoch 1 of 1" in done.err
     assert "no more than chance" in done.err
@@ -298,7 +301,7 @@ def test_one_shot_pruning_by_the_images(dense: Path, folder: Path, tmp_path: Pat
     assert done.code == 0, done.err
     result = msgspec.json.decode(done.out, type=Compression)
     assert result.method == method
-    assert any("on 19 images, block by block (2)" in note for note in result.notes)
+    assert any("on 18 images, block by block (2)" in note for note in result.notes)
     saved = load_checkpoint(out)
     assert saved.sparsity is not None
     assert saved.sparsity.method == method
@@ -341,3 +344,51 @@ def test_without_logits_labels_play_no_part_and_nothing_claims_they_do(folder: P
     assert any("returns no logits: scored by the cosine" in note for note in result.notes)
     assert "label" not in done.err
     assert "distilling" not in done.err
+
+
+def test_trained_in_int8_it_is_built_without_data(dense: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "int8.pt"
+    done = run(dense, folder, out, "--stage", "prune,qat", "--epochs", "1,2", "--json")
+    assert done.code == 0, done.err
+    result = msgspec.json.decode(done.out, type=Compression)
+    assert set(result.int8) == {*PRUNED, "patch_embed.proj", "head"}
+    assert result.held_out.quantized is not None
+    assert result.held_out.trained is not None
+    assert "epoch 2 of 2" in done.err
+    saved = load_checkpoint(out)
+    assert saved.sparsity is not None
+    assert saved.sparsity.method == "magnitude + distillation + quantisation-aware training"
+    assert set(saved.ranges) == set(result.int8)
+    assert all(groups_with_three(saved.module.get_parameter(f"{layer}.weight")) == 0 for layer in PRUNED)
+    bundle = tmp_path / "bundle"
+    built = run_main(build, out, "--int8", "--sparse", "--target", "orin", "--out", bundle)
+    assert built.code == 0, built.err
+    ranges = {
+        entry["layer"]: entry["amax"] for entry in json.loads((bundle / "calibration.json").read_text())["ranges"]
+    }
+    assert ranges == pytest.approx(saved.ranges)
+
+
+def test_a_model_without_a_classifier_isnt_trained(folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "backbone.pt"
+    arch = ("--arch", "timm:vit_tiny_patch16_224", "--arch-arg", "img_size=32", "--arch-arg", "depth=1")
+    torch.save(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=0).state_dict(), model)
+    refused(
+        run(model, folder, tmp_path / "o.pt", *arch, "--arch-arg", "num_classes=0"),
+        "training needs logits, and the model has no classifier",
+        tmp_path / "o.pt",
+    )
+
+
+def test_under_torchrun_it_says_that_it_runs_alone(
+    dense: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(run(dense, folder, tmp_path / "o.pt"), "WORLD_SIZE is 2", tmp_path / "o.pt")
+
+
+@pytest.mark.parametrize("epochs", ["ten", "1,2,3", "-1"])
+def test_epochs_are_one_number_or_one_for_each_stage(dense: Path, folder: Path, tmp_path: Path, epochs: str) -> None:
+    done = run_main(compress, dense, "--data", folder, "--out", tmp_path / "o.pt", "--epochs", epochs)
+    assert done.code == 2
+    assert "epochs" in done.err

@@ -18,6 +18,7 @@ from gpusq_deploy.errors import GpusqError
 
 _KEEP_BELOW = 2 << 30  # bytes of float32 samples that are kept in memory
 _CHECK_BATCH = 64
+_PER_VALIDATION = 10  # of so many samples that aren't held out, one
 
 Labels = npt.NDArray[np.int64]
 
@@ -52,9 +53,13 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingData:
-    """A folder, read and split. `classes` is empty where there are no labels; `skipped` names unreadable files."""
+    """A folder, read and split. `classes` is empty where there are no labels; `skipped` names unreadable files.
+
+    `validation` chooses among the epochs of training; of less than ten training samples it is those themselves.
+    """
 
     train: Samples
+    validation: Samples
     held_out: Samples
     classes: tuple[str, ...]
     skipped: tuple[str, ...]
@@ -95,9 +100,13 @@ def load_folder(
         else None,
         kept=kept,
     )
-    held, trained = _split(len(readable), held_out, seed)
+    held, left = _split(len(readable), held_out, seed)
+    chosen = len(left) // _PER_VALIDATION
+    order = [left[int(index)] for index in np.random.default_rng((seed, 1)).permutation(len(left))]
+    validation, trained = sorted(order[:chosen] or left), sorted(order[chosen:])
     return TrainingData(
         train=_selected(every, trained),
+        validation=_selected(every, validation),
         held_out=_selected(every, held),
         classes=classes,
         skipped=tuple(skipped),

@@ -75,8 +75,10 @@ def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) 
     return temperature**2 * divergence
 
 
-def feature_loss(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], agree: torch.Tensor) -> torch.Tensor:
-    """Mean over blocks of MSE(student, teacher) / Var(teacher), over the samples where both predict one class.
+def feature_losses(
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], agree: torch.Tensor
+) -> torch.Tensor:
+    """Of each block, MSE(student, teacher) / Var(teacher), over the samples where both predict one class.
 
     Args:
         student: The student's block outputs, each [N, ...].
@@ -84,15 +86,27 @@ def feature_loss(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor
         agree: Booleans [N].
 
     Returns:
-        A scalar; 0 where no sample agrees or no block is compared.
+        [blocks]; zeros where no sample agrees.
     """
     if not student or not bool(agree.any()):
-        return torch.zeros((), device=agree.device)
+        return torch.zeros(len(student), device=agree.device)
     terms = [
         functional.mse_loss(ours[agree], theirs[agree]) / theirs[agree].var(correction=0).clamp_min(_TINY)
         for ours, theirs in zip(student, teacher, strict=True)
     ]
-    return torch.stack(terms).mean()
+    return torch.stack(terms)
+
+
+def block_weights(losses: Sequence[float]) -> tuple[float, ...]:
+    """Weights of blocks in the feature term of quantisation-aware training: 1 / loss, scaled to a mean of 1.
+
+    A larger loss in the first stage gives a smaller weight, as reported for GPUSQ-ViT; the formula is our own choice.
+
+    Args:
+        losses: The first stage's feature losses, of each block.
+    """
+    inverse = [1 / max(loss, _TINY) for loss in losses]
+    return tuple(weight * len(inverse) / sum(inverse) for weight in inverse)
 
 
 def later_blocks(module: torch.nn.Module) -> tuple[torch.nn.Module, ...]:
@@ -134,23 +148,42 @@ def score(module: torch.nn.Module, samples: Samples, teacher: torch.Tensor, batc
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogitPair:
-    """The model to recover, the dense one it came from, and the weights it may keep; all on one device."""
+    """The model to recover, the one it came from, and the weights it may keep; all on one device.
+
+    `scales` are trained with the student's parameters; `weights` are those of the compared blocks, None: all 1.
+    """
 
     student: torch.nn.Module
     teacher: torch.nn.Module
     masks: Masks
+    scales: Sequence[torch.nn.Parameter] = ()
+    weights: tuple[float, ...] | None = None
+
+
+class Recovery(NamedTuple):
+    """The epoch that is kept, 0 for the start; its score, the start's and the last one's on the validation samples.
+
+    `block_losses` are the mean feature losses of the compared blocks over the last epoch.
+    """
+
+    epoch: int
+    kept: float
+    start: float
+    last: float
+    block_losses: tuple[float, ...]
 
 
 def recover(
     pair: LogitPair, data: TrainingData, options: DistillOptions, report: Callable[[EpochResult], None]
-) -> None:
-    """Train the student in place. Its masked weights are zero after every step.
+) -> Recovery:
+    """Train the student in place, and keep the best by the validation samples. Masked weights stay zero.
 
     A CPU repeats it to the bit for one seed, one torch version and one number of threads.
 
     Args:
-        pair: Student and teacher; only the student changes, and ends in eval mode.
-        data: Training samples, and held-out ones that are scored after each epoch but choose nothing.
+        pair: Student and teacher; only the student and its scales change, and it ends in eval mode.
+        data: Training samples, validation samples, which choose an epoch or the start, and held-out ones, which are
+            scored after each epoch and choose nothing.
         options: See `DistillOptions`.
         report: Called after each epoch.
 
@@ -158,19 +191,77 @@ def recover(
         GpusqError: The loss became infinite or NaN, or a model's output isn't logits.
     """
     apply_masks(pair.student, pair.masks)
-    reference = predict(pair.teacher, data.held_out, options.batch_size)
     steps = max(1, options.epochs * math.ceil(len(data.train) / options.batch_size))
-    parameters = pair.student.requires_grad_(requires_grad=True).parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+    optimizer = torch.optim.AdamW(_parameter_groups(pair, options), lr=options.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    judge = _Judge(pair, data, options.batch_size)
     with torch.random.fork_rng(devices=[]), later_outputs(pair.student) as ours, later_outputs(pair.teacher) as theirs:
         torch.manual_seed(options.seed)
         trainer = _Trainer(pair, optimizer, schedule, _Outputs(ours, theirs))
+        best, losses = _State.of(pair, 0, judge.validation()), _Means()
+        start = last = best.score
         for epoch in range(1, options.epochs + 1):
-            loss = _train_epoch(trainer, data.train, options, epoch)
-            scores = score(pair.student, data.held_out, reference, options.batch_size)
-            report(EpochResult(epoch=epoch, epochs=options.epochs, loss=loss, **scores._asdict()))
+            losses = _train_epoch(trainer, data.train, options, epoch)
+            last = judge.validation()
+            best = best if last < best.score else _State.of(pair, epoch, last)
+            scores = judge.held_out()
+            report(EpochResult(epoch=epoch, epochs=options.epochs, loss=losses.total, **scores._asdict()))
+    best.restore(pair)
     pair.student.requires_grad_(requires_grad=False).eval()
+    return Recovery(epoch=best.epoch, kept=best.score, start=start, last=last, block_losses=losses.blocks)
+
+
+def _parameter_groups(pair: LogitPair, options: DistillOptions) -> list[dict[str, Any]]:
+    weights = list(pair.student.requires_grad_(requires_grad=True).parameters())
+    # Decay would pull a logarithm towards the scale 1.
+    return [
+        {"params": weights, "weight_decay": options.weight_decay},
+        *([{"params": list(pair.scales), "weight_decay": 0.0}] if pair.scales else []),
+    ]
+
+
+class _Judge:
+    """Scores the student on the samples that training doesn't see."""
+
+    def __init__(self, pair: LogitPair, data: TrainingData, batch_size: int) -> None:
+        self._student, self._data, self._size = pair.student, data, batch_size
+        self._held_out = predict(pair.teacher, data.held_out, batch_size)
+        self._validation = predict(pair.teacher, data.validation, batch_size)
+
+    def held_out(self) -> Scores:
+        return score(self._student, self._data.held_out, self._held_out, self._size)
+
+    def validation(self) -> float:
+        """Accuracy, or agreement with the teacher where there are no labels."""
+        found = score(self._student, self._data.validation, self._validation, self._size)
+        return found.agreement if found.accuracy is None else found.accuracy
+
+
+class _State(NamedTuple):
+    """A student as it was after an epoch, and its validation score."""
+
+    epoch: int
+    score: float
+    tensors: dict[str, torch.Tensor]
+    scales: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, pair: LogitPair, epoch: int, found: float) -> _State:
+        tensors = {name: tensor.detach().clone() for name, tensor in pair.student.state_dict().items()}
+        return cls(epoch, found, tensors, [scale.detach().clone() for scale in pair.scales])
+
+    def restore(self, pair: LogitPair) -> None:
+        pair.student.load_state_dict(self.tensors)
+        with torch.no_grad():
+            for scale, kept in zip(pair.scales, self.scales, strict=True):
+                scale.copy_(kept)
+
+
+class _Means(NamedTuple):
+    """Of an epoch: the mean loss, and the mean feature loss of each compared block."""
+
+    total: float = 0.0
+    blocks: tuple[float, ...] = ()
 
 
 class _Outputs(NamedTuple):
@@ -185,18 +276,19 @@ class _Trainer(NamedTuple):
     outputs: _Outputs
 
 
-def _train_epoch(trainer: _Trainer, samples: Samples, options: DistillOptions, epoch: int) -> float:
+def _train_epoch(trainer: _Trainer, samples: Samples, options: DistillOptions, epoch: int) -> _Means:
     pair = trainer.pair
-    total = 0.0
+    total, blocks = 0.0, torch.zeros(len(later_blocks(pair.student)))
     for indices in _shuffled(len(samples), options, epoch):
-        loss = _loss(pair, samples.batch(indices), options, trainer.outputs)
+        loss, features = _loss(pair, samples.batch(indices), options, trainer.outputs)
         total += _require_finite(loss, epoch) * len(indices)
+        blocks += features.detach().cpu() * len(indices)
         trainer.optimizer.zero_grad()
         torch.autograd.backward(loss)
         trainer.optimizer.step()
         trainer.schedule.step()
         apply_masks(pair.student, pair.masks)
-    return total / len(samples)
+    return _Means(total / len(samples), tuple(float(block) / len(samples) for block in blocks))
 
 
 @contextmanager
@@ -222,18 +314,24 @@ def later_outputs(module: torch.nn.Module) -> Generator[deque[torch.Tensor], Non
             handle.remove()
 
 
-def _loss(pair: LogitPair, batch: Batch, options: DistillOptions, outputs: _Outputs) -> torch.Tensor:
+def _loss(
+    pair: LogitPair, batch: Batch, options: DistillOptions, outputs: _Outputs
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss [], and the feature losses [blocks] in it."""
     pair.student.train()
     with torch.no_grad():
         teacher = _logits(pair.teacher, batch.images)
     student = _logits(pair.student, batch.images)
     labels = None if batch.labels is None else batch.labels.to(student.device)
     agree = student.argmax(dim=1) == teacher.argmax(dim=1)
-    return (
+    features = feature_losses(outputs.student, outputs.teacher, agree)
+    weighted = features if pair.weights is None else features * features.new_tensor(pair.weights)
+    loss = (
         options.alpha * hard_loss(student, teacher, labels)
         + options.beta * soft_loss(student, teacher, options.temperature)
-        + options.gamma * feature_loss(outputs.student, outputs.teacher, agree)
+        + options.gamma * (weighted.mean() if len(features) else 0.0)
     )
+    return loss, features
 
 
 def _logits(module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -262,7 +360,10 @@ def _described(answer: Any) -> str:
 
 def _shuffled(count: int, options: DistillOptions, epoch: int) -> list[list[int]]:
     order = [int(index) for index in np.random.default_rng((options.seed, epoch)).permutation(count)]
-    return [order[start : start + options.batch_size] for start in range(0, count, options.batch_size)]
+    batches = [order[start : start + options.batch_size] for start in range(0, count, options.batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:  # BatchNorm has no variance of one sample
+        batches[-2:] = [batches[-2] + batches[-1]]
+    return batches
 
 
 def _require_finite(loss: torch.Tensor, epoch: int) -> float:

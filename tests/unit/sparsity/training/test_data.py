@@ -75,7 +75,11 @@ def test_the_split_is_fixed_by_the_seed_and_loses_nothing(tmp_path: Path) -> Non
     assert held_out[0] == held_out[1]
     assert held_out[0] != held_out[2]
     assert len(held_out[0]) == 5
-    assert sorted((*held_out[0], *splits[0].train.source.files)) == sorted(folder.rglob("*.png"))
+    assert len(splits[0].validation) == 1
+    parts = (held_out[0], splits[0].train.source.files, splits[0].validation.source.files)
+    assert sorted(file for part in parts for file in part) == sorted(folder.rglob("*.png"))
+    few = load(class_folder(tmp_path / "few", {"a": 4}))
+    assert few.validation.source.files == few.train.source.files
 
 
 @pytest.mark.parametrize("share", [0.001, 0.999])

@@ -21,7 +21,8 @@ from gpusq_deploy.sparsity.training.distill import (
     DistillOptions,
     EpochResult,
     LogitPair,
-    feature_loss,
+    block_weights,
+    feature_losses,
     hard_loss,
     later_blocks,
     later_outputs,
@@ -74,6 +75,7 @@ def samples(count: int, seed: int, *, labelled: bool = True) -> Samples:
 def training_data(*, labelled: bool = True) -> TrainingData:
     return TrainingData(
         train=samples(256, 1, labelled=labelled),
+        validation=samples(64, 3, labelled=labelled),
         held_out=samples(128, 2, labelled=labelled),
         classes=tuple("abcdefghij") if labelled else (),
         skipped=(),
@@ -134,13 +136,13 @@ def test_feature_loss_counts_only_the_samples_that_agree() -> None:
         rows = teacher[[0, 2]]
         error = ((student[[0, 2]] - rows) ** 2).mean()
         terms.append(error / ((rows - rows.mean()) ** 2).mean())
-    torch.testing.assert_close(feature_loss(ours, theirs, agree), (terms[0] + terms[1]) / 2)
+    torch.testing.assert_close(feature_losses(ours, theirs, agree), torch.stack([terms[0], terms[1]]))
 
 
 def test_feature_loss_is_zero_without_agreement_or_blocks() -> None:
     features = [torch.ones(2, 3)]
-    assert feature_loss(features, [torch.zeros(2, 3)], torch.tensor([False, False])) == 0
-    assert feature_loss([], [], torch.tensor([True])) == 0
+    assert feature_losses(features, [torch.zeros(2, 3)], torch.tensor([False, False])) == 0
+    assert feature_losses([], [], torch.tensor([True])).shape == (0,)
 
 
 def test_later_blocks_are_the_later_half_and_their_outputs_the_latest() -> None:
@@ -197,12 +199,27 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(teacher: nn.Module) -> None:
         terms = (
             1.0 * hard_loss(student, wanted, points.labels),
             10.0 * soft_loss(student, wanted, 2.0),
-            5.0 * feature_loss(ours, theirs, agree),
+            5.0 * feature_losses(ours, theirs, agree).mean(),
         )
     assert all(float(term) > 0.01 for term in terms)
     options = DistillOptions(epochs=1, learning_rate=1e-9, batch_size=256, seed=0)
     recover(pair, data, options, results.append)
     assert results[0].loss == pytest.approx(float(sum(terms)), rel=1e-4)
+
+
+def test_a_start_that_no_epoch_beats_is_kept(teacher: nn.Module) -> None:
+    student = copy.deepcopy(teacher)
+    before = copy.deepcopy(student.state_dict())
+    pair = LogitPair(student=student, teacher=teacher, masks={})
+    ruinous = DistillOptions(epochs=2, learning_rate=3.0, batch_size=32, seed=0)
+    found = recover(pair, training_data(labelled=False), ruinous, ignore)
+    assert (found.epoch, found.start, found.kept) == (0, 1.0, 1.0)
+    assert found.last < 0.9
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_blocks_that_lost_more_before_weigh_less() -> None:
+    assert block_weights([0.1, 0.2, 0.4]) == pytest.approx([12 / 7, 6 / 7, 3 / 7])
 
 
 def test_training_keeps_the_pruned_weights_zero_and_changes_the_others(teacher: nn.Module) -> None:
