@@ -11,6 +11,9 @@ from .checkpoint.files import (
     read_checkpoint_file as read_checkpoint_file,
     require_another_file as require_another_file,
 )
+from .checkpoint.layer_names import (
+    layer_of as layer_of,
+)
 from .checkpoint.load import (
     Checkpoint as Checkpoint,
     TorchModule as TorchModule,
@@ -39,7 +42,6 @@ from .checkpoint.tensors import (
     release_weights as release_weights,
 )
 from .checkpoint.weights import (
-    layer_of as layer_of,
     layer_weights as layer_weights,
     rows_of as rows_of,
     weights_in_file as weights_in_file,

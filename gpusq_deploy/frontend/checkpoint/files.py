@@ -18,6 +18,7 @@ import torch
 from gpusq_deploy.artifacts import require_input
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.adapters.archive import require_intact, require_no_script, require_stored
+from gpusq_deploy.frontend.checkpoint.adapters.class_hints import class_hint
 from gpusq_deploy.frontend.checkpoint.adapters.semi_structured import SAFE_CLASSES
 from gpusq_deploy.frontend.checkpoint.wrappers import by_plain_name, plain_name
 from gpusq_deploy.text import with_article
@@ -122,6 +123,11 @@ def _require_tensors(found: Mapping[str, Any], where: str, *, place: str, hint: 
             place=place,
             hint=hint,
         )
+
+
+def innermost(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What lies in the innermost of the wrappers that training tools use, of whatever kind."""
+    return _unwrapped(content)[1]
 
 
 def _unwrapped(content: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -263,7 +269,7 @@ def _refused(path: Path, message: str) -> GpusqError:
     return CodeRefusedError(
         f"refused: the file asks to import {wanted[0]}, and loading it would run code",
         place=str(path),
-        hint=_SAVE_AGAIN,
+        hint=class_hint(wanted[0]) or _SAVE_AGAIN,
     )
 
 

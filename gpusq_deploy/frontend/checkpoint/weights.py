@@ -13,10 +13,11 @@ import torch
 
 from gpusq_deploy.artifacts import ArchSpec, LayerKind, SparsityRecord
 from gpusq_deploy.frontend.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
-from gpusq_deploy.frontend.checkpoint.adapters.registry import reading_of
+from gpusq_deploy.frontend.checkpoint.adapters.registry import reading_of, require_readable
 from gpusq_deploy.frontend.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file, require_no_choice
+from gpusq_deploy.frontend.checkpoint.layer_names import is_layer_weight, layer_of, weighted_layers
 from gpusq_deploy.frontend.checkpoint.load import StoredWeights, load_checkpoint, stored_weights
-from gpusq_deploy.frontend.checkpoint.macs import PROJECTIONS, Layer, count_macs
+from gpusq_deploy.frontend.checkpoint.macs import count_macs
 from gpusq_deploy.frontend.checkpoint.pretrained_folder import saved_folder, weights_file
 from gpusq_deploy.frontend.checkpoint.state_dict_fit import require_finite
 from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor, release
@@ -46,15 +47,10 @@ def layer_weights(module: torch.nn.Module, state: Mapping[str, torch.Tensor] | N
         module: The model.
         state: Tensors to look at instead of the module's own, by the names of its state dict.
     """
-    for tensor, child in _layers(module):
+    for tensor, child in weighted_layers(module):
         kind = _conv_kind(child) if isinstance(child, torch.nn.Conv2d) else "linear"
         weight = getattr(child, tensor.rpartition(".")[2]) if state is None else state[tensor]
         yield _layer_weight(tensor, kind, weight)
-
-
-def layer_of(tensor: str) -> str:
-    """The layer whose weight a tensor is, by their names: `attn.in_proj` for `attn.in_proj_weight`."""
-    return tensor.removesuffix("_weight") if _is_projection(tensor) else tensor.removesuffix(".weight")
 
 
 def rows_of(tensor: torch.Tensor) -> npt.NDArray[Any]:
@@ -83,7 +79,7 @@ def weights_in_file(path: Path, arch: ArchSpec | None, *, state_dict: str | None
     content = None if described else read_checkpoint_file(file)
     if content is None or content.get("format") == SELF_DESCRIBING:
         stored = stored_weights(path, arch=arch, state_dict=state_dict, content=content)
-        if all(name in stored.state for name, _ in _layers(stored.skeleton)):
+        if all(name in stored.state for name, _ in weighted_layers(stored.skeleton)):
             shapes = _shapes(stored.state, but=_tables(stored.skeleton))
             return FileWeights(_finite(stored, place=str(path)), stored.sparsity, stored.remarks, shapes)
         # A parametrised weight: only the module can compute it.
@@ -92,6 +88,7 @@ def weights_in_file(path: Path, arch: ArchSpec | None, *, state_dict: str | None
         shapes = _shapes(module.state_dict(), but=_tables(module))
         return FileWeights(layers, checkpoint.sparsity, checkpoint.remarks, shapes)
     reading = reading_of(content, place=str(file), key=state_dict)
+    require_readable(reading)
     state = dict(reading.state)
     return FileWeights(_guessed(state), reading.sparsity, reading.remarks, _shapes(state))
 
@@ -111,22 +108,11 @@ def _tables(module: torch.nn.Module) -> set[str]:
     return {f"{name}.weight" for name, child in untyped.named_modules() if isinstance(child, torch.nn.Embedding)}
 
 
-def _layers(module: torch.nn.Module) -> Iterator[tuple[str, Layer]]:
-    """Names of weights, and the modules that hold them."""
-    untyped: Any = module  # named_modules() has a partly open type
-    for name, child in untyped.named_modules():
-        prefix = f"{name}." if name else ""
-        if isinstance(child, (torch.nn.Linear, torch.nn.Conv2d)):
-            yield f"{prefix}weight", child
-        elif isinstance(child, torch.nn.MultiheadAttention):
-            yield from ((f"{prefix}{weight}", child) for weight in PROJECTIONS if getattr(child, weight) is not None)
-
-
 def _finite(stored: StoredWeights, *, place: str) -> Iterator[LayerWeight]:
     """The layers' weights; every tensor is looked at as soon as it is read, and let go."""
     rest, how = dict(stored.state), stored.preprocessing
     shape = () if how is None else how.sample_shape
-    macs = count_macs(stored.skeleton, dict(_layers(stored.skeleton)), shape)
+    macs = count_macs(stored.skeleton, dict(weighted_layers(stored.skeleton)), shape)
     for weight in _released(layer_weights(stored.skeleton, stored.state), stored.state):
         require_finite({weight.tensor: rest.pop(weight.tensor)}, place=place)
         yield replace(weight, macs=macs[weight.tensor])
@@ -139,16 +125,11 @@ def _guessed(state: Mapping[str, torch.Tensor]) -> Iterator[LayerWeight]:
 
 def _guesses(state: Mapping[str, torch.Tensor]) -> Iterator[LayerWeight]:
     for name, tensor in state.items():
-        known = tensor.ndim in {2, 4} if name.endswith(".weight") else _is_projection(name) and tensor.ndim == 2
-        if not known:
+        if not is_layer_weight(name, tensor.shape):
             continue
         conv: LayerKind = "patch_embed" if "patch_embed" in name else "conv"
         kind = "linear" if tensor.ndim == 2 else conv
         yield _layer_weight(name, kind, tensor)
-
-
-def _is_projection(tensor: str) -> bool:
-    return tensor.rpartition(".")[2] in PROJECTIONS
 
 
 def _layer_weight(tensor: str, kind: LayerKind, weight: torch.Tensor) -> LayerWeight:
