@@ -1,3 +1,9 @@
+from .checkpoint.account import (
+    form_of as form_of,
+)
+from .checkpoint.adapters.refusal import (
+    ForeignFormatError as ForeignFormatError,
+)
 from .checkpoint.architecture import (
     arch_from_text as arch_from_text,
     module_from_arch as module_from_arch,

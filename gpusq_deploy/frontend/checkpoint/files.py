@@ -18,7 +18,8 @@ import torch
 from gpusq_deploy.artifacts import require_input
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.adapters.archive import require_intact, require_no_script, require_stored
-from gpusq_deploy.frontend.checkpoint.adapters.class_hints import class_hint
+from gpusq_deploy.frontend.checkpoint.adapters.class_hints import class_conversion
+from gpusq_deploy.frontend.checkpoint.adapters.refusal import ForeignFormatError
 from gpusq_deploy.frontend.checkpoint.adapters.semi_structured import SAFE_CLASSES
 from gpusq_deploy.frontend.checkpoint.wrappers import by_plain_name, plain_name
 from gpusq_deploy.text import with_article
@@ -43,6 +44,10 @@ _SAVE_AGAIN = "save the weights alone: torch.save(model.state_dict(), 'weights.p
 
 class CodeRefusedError(GpusqError):
     """The file asks to import something."""
+
+
+class ForeignCodeError(CodeRefusedError, ForeignFormatError):
+    """The file asks to import a class of a library that is known."""
 
 
 def read_checkpoint_file(path: Path) -> Mapping[str, Any]:
@@ -266,11 +271,12 @@ def _refused(path: Path, message: str) -> GpusqError:
     wanted = [word.split()[0] for word in wanted if word]
     if not wanted:
         return GpusqError("not a PyTorch file, or damaged: its pickle can't be read", place=str(path), hint=_SAVE_AGAIN)
-    return CodeRefusedError(
-        f"refused: the file asks to import {wanted[0]}, and loading it would run code",
-        place=str(path),
-        hint=class_hint(wanted[0]) or _SAVE_AGAIN,
-    )
+    what = f"refused: the file asks to import {wanted[0]}, and loading it would run code"
+    known = class_conversion(wanted[0])
+    if known is None:
+        return CodeRefusedError(what, place=str(path), hint=_SAVE_AGAIN)
+    producer, hint = known
+    return ForeignCodeError(f"{what}; it is of {producer}", place=str(path), hint=hint, producer=producer)
 
 
 def _require_pickle(path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from gpusq_deploy.artifacts import (
     ArchSpec,
+    FileAccount,
     Preprocessing,
     SparsityRecord,
     builtins_from_value,
@@ -23,6 +24,7 @@ from gpusq_deploy.artifacts import (
     written_whole,
 )
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend.checkpoint.account import account_of
 from gpusq_deploy.frontend.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
 from gpusq_deploy.frontend.checkpoint.adapters.reading import Reading
 from gpusq_deploy.frontend.checkpoint.adapters.registry import reading_of, require_readable
@@ -76,7 +78,8 @@ class Checkpoint:
 class StoredWeights:
     """A model's weights where they lie in its file, and a module that says what they are; its own mean nothing.
 
-    `preprocessing` is None where the architecture declares none; `remarks` are those of `Checkpoint`.
+    `preprocessing` is None where the architecture declares none; `remarks` are those of `Checkpoint`;
+    `account` says what of the file is read.
     """
 
     skeleton: torch.nn.Module
@@ -84,6 +87,7 @@ class StoredWeights:
     sparsity: SparsityRecord | None
     preprocessing: Preprocessing | None
     remarks: tuple[str, ...] = ()
+    account: FileAccount | None = None
 
 
 def load_checkpoint(
@@ -269,6 +273,7 @@ def stored_weights(
         sparsity=reading.sparsity,
         preprocessing=preprocessing,
         remarks=reading.remarks,
+        account=account_of(read.file, reading),
     )
 
 

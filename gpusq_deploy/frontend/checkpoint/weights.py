@@ -11,7 +11,8 @@ import ml_dtypes
 import numpy.typing as npt
 import torch
 
-from gpusq_deploy.artifacts import ArchSpec, LayerKind, SparsityRecord
+from gpusq_deploy.artifacts import ArchSpec, FileAccount, LayerKind, SparsityRecord
+from gpusq_deploy.frontend.checkpoint.account import account_of
 from gpusq_deploy.frontend.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
 from gpusq_deploy.frontend.checkpoint.adapters.registry import reading_of, require_readable
 from gpusq_deploy.frontend.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file, require_no_choice
@@ -23,19 +24,23 @@ from gpusq_deploy.frontend.checkpoint.state_dict_fit import require_finite
 from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor, release
 from gpusq_deploy.numerics import LayerWeight, rows_from_conv
 
+# Types that codes of quantised weights have, and hardly anything else.
+_CODES = frozenset({torch.int8, torch.uint8})
 _PLAIN = frozenset({torch.float16, torch.float32, torch.float64, torch.int8})
 
 
 class FileWeights(NamedTuple):
     """Weighted layers of a checkpoint, to be read once and one after another, and what its file says beside them.
 
-    `remarks` tell what was changed or left out while reading; `shapes` are those of all tensors that may be weights.
+    `remarks` tell what was changed or left out while reading; `shapes` are those of all tensors that may be weights;
+    `account` says what the file is and what of it is read.
     """
 
     layers: Iterable[LayerWeight]
     sparsity: SparsityRecord | None
     remarks: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]]
+    account: FileAccount | None = None
 
 
 def layer_weights(module: torch.nn.Module, state: Mapping[str, torch.Tensor] | None = None) -> Iterator[LayerWeight]:
@@ -75,30 +80,34 @@ def weights_in_file(path: Path, arch: ArchSpec | None, *, state_dict: str | None
         require_no_choice(state_dict, place=str(file))
         program = read_exported_program(file)
         state = dict(program.state)
-        return FileWeights(_guessed(state), None, program.remarks, _shapes(state))
+        return FileWeights(_guessed(state), None, program.remarks, _shapes(state), account_of(file, program))
     content = None if described else read_checkpoint_file(file)
     if content is None or content.get("format") == SELF_DESCRIBING:
         stored = stored_weights(path, arch=arch, state_dict=state_dict, content=content)
         if all(name in stored.state for name, _ in weighted_layers(stored.skeleton)):
             shapes = _shapes(stored.state, but=_tables(stored.skeleton))
-            return FileWeights(_finite(stored, place=str(path)), stored.sparsity, stored.remarks, shapes)
+            return FileWeights(
+                _finite(stored, place=str(path)), stored.sparsity, stored.remarks, shapes, stored.account
+            )
         # A parametrised weight: only the module can compute it.
         checkpoint = load_checkpoint(path, arch=arch, state_dict=state_dict)
         module, layers = checkpoint.module, tuple(layer_weights(checkpoint.module))
         shapes = _shapes(module.state_dict(), but=_tables(module))
-        return FileWeights(layers, checkpoint.sparsity, checkpoint.remarks, shapes)
+        return FileWeights(layers, checkpoint.sparsity, checkpoint.remarks, shapes, stored.account)
     reading = reading_of(content, place=str(file), key=state_dict)
     require_readable(reading)
     state = dict(reading.state)
-    return FileWeights(_guessed(state), reading.sparsity, reading.remarks, _shapes(state))
+    return FileWeights(_guessed(state), reading.sparsity, reading.remarks, _shapes(state), account_of(file, reading))
 
 
 def _shapes(state: Mapping[str, torch.Tensor], *, but: Container[str] = ()) -> dict[str, tuple[int, ...]]:
-    """Float tensors, and codes that are called weights; what a parametrisation computes from is left out."""
+    """Float tensors, and codes; what a parametrisation computes from is left out."""
     return {
         name: tuple(tensor.shape)
         for name, tensor in state.items()
-        if (tensor.is_floating_point() or "weight" in name) and name not in but and ".parametrizations." not in name
+        if (tensor.is_floating_point() or tensor.dtype in _CODES or "weight" in name)
+        and name not in but
+        and ".parametrizations." not in name
     }
 
 

@@ -80,6 +80,14 @@ _FORMS = (
         "save weight.dequantize() of each layer, or the weights from before quantize_()",
     ),
     _Form(
+        "NNCF",
+        _names(
+            r"(?:__nncf_hooks|_nncf)\..*\.(?!(?:_num_bits|signed_tensor|enabled|scale|input_low|_?input_range)$)\w+"
+        ),
+        "compressed by NNCF: what its hooks hold changes the weights or the inputs",
+        "call nncf.strip(model) and save its state_dict(), or the weights from before nncf.compress_weights()",
+    ),
+    _Form(
         "torch spectral_norm",
         _names(r"weight_u|parametrizations\.\w+\.\d+\._u"),
         "weights that torch's spectral_norm computes from others as the model runs",

@@ -3,8 +3,8 @@
     LAYER.base_layer.weight, LAYER.lora_A.NAME.weight, LAYER.lora_B.NAME.weight
     LAYER.original_module.…, LAYER.modules_to_save.NAME.…
 
-1. A layer computes (W + s * B A) x with s = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora. Where the file holds
-   a LoraConfig's entries as plain values, W + s * B A is read.
+1. A layer computes (W + s * B A) x with s = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora. Where the file
+   holds a LoraConfig's entries as plain values, W + s * B A is read.
 2. Adapters whose B is zero do nothing: W is read, whatever s is.
 3. `modules_to_save` replace their `original_module`, as PEFT does.
 4. Anything else (DoRA, IA3, several adapters, an adapter without its base) is refused: PEFT merges it.

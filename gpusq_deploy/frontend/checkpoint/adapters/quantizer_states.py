@@ -3,6 +3,7 @@
     LAYER.weight_fake_quant.…, LAYER.activation_post_process.…, activation_post_process_0.…     torch's QAT, eager or FX
     LAYER.weight_quant.tensor_quant.…, LAYER.input_quant.fused_activation_quant_proxy.…         Brevitas
     LAYER.input_scale, LAYER.output_scale                                                       quanto, before freeze()
+    __nncf_hooks.post_hooks.LAYER/linear/0__0.0.scale, …._num_bits, …                           NNCF
     LAYER.weight_scale, LAYER.weight_zero_point, LAYER.input_scale                              compressed-tensors
 
 torch's observers stand behind modules, ours before layers: which belongs to which only the program shows. Brevitas
@@ -38,6 +39,11 @@ _KINDS = (
         "Brevitas",
         re.compile(r"(?:.*\.)?(?:input|output|weight|bias|act)_quant\..*(?:_impl|_quant|_proxy|scaling|zero_point).*"),
         "they don't say of how many bits they are",
+    ),
+    _Kind(
+        "NNCF",
+        re.compile(r"(?:.*\.)?(?:__nncf_hooks|_nncf)\..+"),
+        "they are of operators' outputs, and INT8 needs the ranges of layers' inputs",
     ),
 )
 _SCALES = re.compile(r"(?P<layer>.+)\.(?:input|output|weight)_(?:scale|zero_point|global_scale|g_idx)")
