@@ -25,7 +25,8 @@ from gpusq_deploy.artifacts import (
 from gpusq_deploy.bundle.files import damaged_files, read_bundle
 from gpusq_deploy.bundle.report.sparse_chain import LayerExplanation, explain_layers, meaning_of
 from gpusq_deploy.engines import Target
-from gpusq_deploy.frontend import ForeignFormatError, form_of, kind_of
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend import kind_of
 from gpusq_deploy.graph import Unread, lint, map_model, unread_weights
 from gpusq_deploy.sparsity import (
     PACKED,
@@ -181,12 +182,13 @@ def _model_account(model: ir.Model, report: SparsityReport, unused: tuple[str, .
 
 
 def _validate_checkpoint(path: Path, arch: ArchSpec | None, recipe: Path | None, state_dict: str | None) -> Validation:
-    from gpusq_deploy.frontend import weights_in_file
+    from gpusq_deploy.frontend import ForeignFormatError, form_of, weights_in_file
 
     try:
         found = weights_in_file(path, arch, state_dict=state_dict)
     except ForeignFormatError as error:
-        return _foreign(path, error)
+        account = FileAccount(form=form_of(path), producers=(error.producer,), unused=(f"the weights: {error.what}",))
+        return replace(_unreadable(path, error), account=account)
     report = sparsity_report(found.layers, source=path.name, recipe=load_recipe(recipe), record=found.sparsity)
     require_known_layers(found.sparsity, report)
     findings = list(_unread_findings(path, report, found.shapes))
@@ -194,13 +196,10 @@ def _validate_checkpoint(path: Path, arch: ArchSpec | None, recipe: Path | None,
     return replace(result, remarks=found.remarks, account=found.account)
 
 
-def _foreign(path: Path, error: ForeignFormatError) -> Validation:
+def _unreadable(path: Path, error: GpusqError) -> Validation:
     """Weights of a form that only their producer reads: nobody checked them."""
-    what, hint = error.what, error.hint or _NAME_IT
-    finding = Finding(rule="not-read", place=error.place or str(path), what=what, hint=hint)
-    account = FileAccount(form=form_of(path), producers=(error.producer,), unused=(f"the weights: {what}",))
-    report = SparsityReport(source=path.name, layers=())
-    return replace(_validation("checkpoint", report, [finding], sparsity_asked=True), account=account)
+    finding = Finding(rule="not-read", place=error.place or str(path), what=error.what, hint=error.hint or _NAME_IT)
+    return _validation("checkpoint", SparsityReport(source=path.name, layers=()), [finding], sparsity_asked=True)
 
 
 def _unread_findings(path: Path, report: SparsityReport, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """loralib's low-rank adapters: `LAYER.lora_A` and `LAYER.lora_B` beside `LAYER.weight`.
 
-loralib adds B A to the weight in eval mode and keeps A and B, so no file shows whether its weight holds them. Where B is
-zero it makes no difference, and the weight is read.
+loralib adds B A to the weight in eval mode and keeps A and B, so no file shows whether its weight holds them. Where B
+is zero it makes no difference, and the weight is read.
 """
 
 from __future__ import annotations
