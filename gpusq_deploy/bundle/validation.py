@@ -164,9 +164,9 @@ def _validate_model(path: Path, recipe: Path | None) -> Validation:
     report = graph_sparsity(model, source=path.name, recipe=load_recipe(recipe), only_seen=True)
     unread, remarks = _told(_unread(model, report))
     findings = [*lint(model), *unread]
+    account = _model_account(model, report, remarks)
     if not report.layers and not unread and not remarks:
         remarks = ("the model has no stored weight of a GEMM or convolution: there was none to check",)
-    account = _model_account(model, report, remarks)
     return replace(_validation("ONNX model", report, findings, sparsity_asked=True), remarks=remarks, account=account)
 
 

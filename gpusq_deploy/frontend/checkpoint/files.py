@@ -18,7 +18,7 @@ import torch
 from gpusq_deploy.artifacts import require_input
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.adapters.archive import require_intact, require_no_script, require_stored
-from gpusq_deploy.frontend.checkpoint.adapters.class_hints import class_conversion
+from gpusq_deploy.frontend.checkpoint.adapters.class_hints import DEFAULTDICT, class_conversion
 from gpusq_deploy.frontend.checkpoint.adapters.refusal import ForeignFormatError
 from gpusq_deploy.frontend.checkpoint.adapters.semi_structured import SAFE_CLASSES
 from gpusq_deploy.frontend.checkpoint.wrappers import by_plain_name, plain_name
@@ -274,7 +274,8 @@ def _refused(path: Path, message: str) -> GpusqError:
     what = f"refused: the file asks to import {wanted[0]}, and loading it would run code"
     known = class_conversion(wanted[0])
     if known is None:
-        return CodeRefusedError(what, place=str(path), hint=_SAVE_AGAIN)
+        hint = DEFAULTDICT if wanted[0] == "collections.defaultdict" else _SAVE_AGAIN
+        return CodeRefusedError(what, place=str(path), hint=hint)
     producer, hint = known
     return ForeignCodeError(f"{what}; it is of {producer}", place=str(path), hint=hint, producer=producer)
 

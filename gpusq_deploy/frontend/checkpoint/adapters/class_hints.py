@@ -10,10 +10,6 @@ _KNOWN = {
         "torch.distributed, of a sharded model",
         "save a full state dict: get_model_state_dict with full_state_dict=True, or tensor.full_tensor() of each",
     ),
-    "collections.defaultdict": (
-        "torch.ao.pruning, perhaps: its sparsifiers keep a defaultdict",
-        "call sparsifier.squash_mask() and save the model's state_dict() alone, or --allow-pickle",
-    ),
     "peft.": ("PEFT", "call model.merge_and_unload() and save its state_dict()"),
     "bitsandbytes.": ("bitsandbytes", "call model.dequantize() and save its state_dict()"),
     "optimum.quanto.": ("Hugging Face quanto", "save layer.weight.dequantize(), or the weights from before freeze()"),
@@ -26,6 +22,12 @@ _KNOWN = {
     "modelopt.": ("NVIDIA ModelOpt", "save with mto.save(), or the model's state_dict() alone"),
     "pytorch_quantization.": ("pytorch-quantization", "save the model's state_dict() alone"),
 }
+
+
+# Of a class that is nobody's own, but that a tool's files hold.
+DEFAULTDICT = (
+    "torch.ao.pruning's sparsifiers keep such: call sparsifier.squash_mask() and save the model's state_dict() alone"
+)
 
 
 def class_conversion(name: str) -> tuple[str, str] | None:

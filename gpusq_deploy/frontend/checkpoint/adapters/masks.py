@@ -106,6 +106,8 @@ def is_24(mask: torch.Tensor) -> bool:
 
 def _masked(state: Mapping[str, torch.Tensor], mask: Mask, outcome: _Outcome, *, place: str) -> torch.Tensor:
     kept, weight = _checked(mask, state.get(mask.source), place=place)
+    if weight.is_floating_point() and weight.element_size() == 1:  # nothing can be computed with FP8
+        weight = weight.float()
     layer = layer_of(mask.parameter)
     if bool(kept.all()):
         outcome.dense.append(layer)

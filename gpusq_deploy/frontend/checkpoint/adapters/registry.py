@@ -24,6 +24,7 @@ from gpusq_deploy.frontend.checkpoint.adapters.torch_prune import read_torch_mas
 from gpusq_deploy.frontend.checkpoint.adapters.weight_norm import read_weight_norm
 from gpusq_deploy.frontend.checkpoint.adapters.writers import writers_of
 from gpusq_deploy.frontend.checkpoint.files import AVERAGED, innermost, state_dict_in, state_dicts_in
+from gpusq_deploy.frontend.checkpoint.state_dict_fit import require_plain
 from gpusq_deploy.text import some
 
 
@@ -75,6 +76,8 @@ def require_readable(reading: Reading) -> None:
 
 def _through_adapters(reading: Reading, content: Mapping[str, Any], *, place: str) -> Reading:
     reading = read_tensor_subclasses(read_semi_structured(reading, place=place), place=place)
+    if reading.problem is None:
+        require_plain(reading.state, place=place)
     # What a weight is made from comes first, what restricts it next: ranges of weights are those of the pruned ones.
     reading = read_loralib(read_weight_norm(reading), place=place)
     reading = read_peft(reading, content, place=place)
