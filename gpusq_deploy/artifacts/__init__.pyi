@@ -47,6 +47,9 @@ from .expectations import (
     LayerExpectation as LayerExpectation,
     parse_bound as parse_bound,
 )
+from .file_account import (
+    FileAccount as FileAccount,
+)
 from .finding import (
     Finding as Finding,
 )

@@ -14,6 +14,7 @@ from onnx_ir.passes import common
 from gpusq_deploy.artifacts import (
     MODEL,
     ArchSpec,
+    FileAccount,
     Finding,
     LayerSparsity,
     SparsityRecord,
@@ -24,6 +25,7 @@ from gpusq_deploy.artifacts import (
 from gpusq_deploy.bundle.files import damaged_files, read_bundle
 from gpusq_deploy.bundle.report.sparse_chain import LayerExplanation, explain_layers, meaning_of
 from gpusq_deploy.engines import Target
+from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import kind_of
 from gpusq_deploy.graph import Unread, lint, map_model, unread_weights
 from gpusq_deploy.sparsity import (
@@ -50,7 +52,8 @@ class Validation:
     """What was looked at, the 2:4 state of its layers, and everything found wrong.
 
     `remarks` tell what of a file was changed or left out while reading it, and what there was nothing of. `explained`
-    says of each layer why it does or doesn't run sparse, on each GPU that was asked for.
+    says of each layer why it does or doesn't run sparse, on each GPU that was asked for. `account` says what a file is,
+    who wrote it, and what of it is read; a bundle has its manifest instead.
     """
 
     kind: str
@@ -59,6 +62,7 @@ class Validation:
     findings: tuple[Finding, ...]
     remarks: tuple[str, ...] = ()
     explained: tuple[LayerExplanation, ...] = ()
+    account: FileAccount | None = None
 
 
 def validate(
@@ -160,19 +164,42 @@ def _validate_model(path: Path, recipe: Path | None) -> Validation:
     report = graph_sparsity(model, source=path.name, recipe=load_recipe(recipe), only_seen=True)
     unread, remarks = _told(_unread(model, report))
     findings = [*lint(model), *unread]
+    account = _model_account(model, report, remarks)
     if not report.layers and not unread and not remarks:
         remarks = ("the model has no stored weight of a GEMM or convolution: there was none to check",)
-    return replace(_validation("ONNX model", report, findings, sparsity_asked=True), remarks=remarks)
+    return replace(_validation("ONNX model", report, findings, sparsity_asked=True), remarks=remarks, account=account)
+
+
+def _model_account(model: ir.Model, report: SparsityReport, unused: tuple[str, ...]) -> FileAccount:
+    producer = f"{model.producer_name or ''} {model.producer_version or ''}".strip()
+    opsets = ", ".join(f"{domain or 'opset'} {version}" for domain, version in model.opset_imports.items())
+    return FileAccount(
+        form=f"ONNX model, IR {model.ir_version}, {opsets}",
+        producers=(producer,) if producer else (),
+        used=(f"the weights of {counted(len(report.layers), 'GEMM or convolution')}",),
+        unused=unused,
+    )
 
 
 def _validate_checkpoint(path: Path, arch: ArchSpec | None, recipe: Path | None, state_dict: str | None) -> Validation:
-    from gpusq_deploy.frontend import weights_in_file
+    from gpusq_deploy.frontend import ForeignFormatError, form_of, weights_in_file
 
-    found = weights_in_file(path, arch, state_dict=state_dict)
+    try:
+        found = weights_in_file(path, arch, state_dict=state_dict)
+    except ForeignFormatError as error:
+        account = FileAccount(form=form_of(path), producers=(error.producer,), unused=(f"the weights: {error.what}",))
+        return replace(_unreadable(path, error), account=account)
     report = sparsity_report(found.layers, source=path.name, recipe=load_recipe(recipe), record=found.sparsity)
     require_known_layers(found.sparsity, report)
     findings = list(_unread_findings(path, report, found.shapes))
-    return replace(_validation("checkpoint", report, findings, sparsity_asked=True), remarks=found.remarks)
+    result = _validation("checkpoint", report, findings, sparsity_asked=True)
+    return replace(result, remarks=found.remarks, account=found.account)
+
+
+def _unreadable(path: Path, error: GpusqError) -> Validation:
+    """Weights of a form that only their producer reads: nobody checked them."""
+    finding = Finding(rule="not-read", place=error.place or str(path), what=error.what, hint=error.hint or _NAME_IT)
+    return _validation("checkpoint", SparsityReport(source=path.name, layers=()), [finding], sparsity_asked=True)
 
 
 def _unread_findings(path: Path, report: SparsityReport, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from gpusq_deploy.text import by_reason, counted, some
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from gpusq_deploy.artifacts import Finding, Repair
+    from gpusq_deploy.artifacts import FileAccount, Finding, Repair
     from gpusq_deploy.bundle import Validation
 
 # Of one rule and hint, so many findings are told one by one.
@@ -100,8 +100,10 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     result = gpusq_deploy.check(
         path, arch=arch, arch_args=arch_args, state_dict=state_dict, recipe=recipe, targets=gpus
     )
+    told = result.account.unused if result.account is not None and not as_json else ()
     for remark in result.remarks:
-        say(f"{path.name}: {remark}")
+        if remark not in told:
+            say(f"{path.name}: {remark}")
     if as_json:
         _echo_json(path, result, repair)
     else:
@@ -131,6 +133,7 @@ def _echo_json(path: Path, result: Validation, repair: Repair | None) -> None:
         {
             "path": str(path),
             "kind": result.kind,
+            "file": None if result.account is None else builtins_from_value(result.account),
             "ok": not result.findings,
             "findings": builtins_from_value(result.findings),
             "remarks": list(result.remarks),
@@ -145,6 +148,8 @@ def _print(path: Path, result: Validation) -> None:
     from gpusq_deploy.bundle import flops_shares, print_rows, result_console
 
     console = result_console()
+    for line in _account_lines(result.account):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     rows: list[tuple[str, ...]] = []
     shares = flops_shares(result.sparsity.layers)
     for layer in result.sparsity.layers:
@@ -156,6 +161,16 @@ def _print(path: Path, result: Validation) -> None:
     print_rows(console, f"{path} ({result.kind})", ("layer", "N x K", "zeros", "FLOPs", "2:4", "expected"), rows)
     for line in (*_dense_lines(result), *_finding_lines(result.findings), counted(len(result.findings), "finding")):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _account_lines(account: FileAccount | None) -> Iterator[str]:
+    """What the file is, who wrote it, and what of it is read, one line each."""
+    if account is None:
+        return
+    yield f"file: {account.form}"
+    yield f"written by: {', '.join(account.producers) or 'nothing in the file says it'}"
+    yield from (f"used: {line}" for line in account.used)
+    yield from (f"not used: {line.removeprefix('not used, ')}" for line in account.unused)
 
 
 def _dense_lines(result: Validation) -> Iterator[str]:

@@ -1,3 +1,9 @@
+from .checkpoint.account import (
+    form_of as form_of,
+)
+from .checkpoint.adapters.refusal import (
+    ForeignFormatError as ForeignFormatError,
+)
 from .checkpoint.architecture import (
     arch_from_text as arch_from_text,
     module_from_arch as module_from_arch,
@@ -10,6 +16,9 @@ from .checkpoint.files import (
     SELF_DESCRIBING as SELF_DESCRIBING,
     read_checkpoint_file as read_checkpoint_file,
     require_another_file as require_another_file,
+)
+from .checkpoint.layer_names import (
+    layer_of as layer_of,
 )
 from .checkpoint.load import (
     Checkpoint as Checkpoint,
@@ -39,7 +48,6 @@ from .checkpoint.tensors import (
     release_weights as release_weights,
 )
 from .checkpoint.weights import (
-    layer_of as layer_of,
     layer_weights as layer_weights,
     rows_of as rows_of,
     weights_in_file as weights_in_file,

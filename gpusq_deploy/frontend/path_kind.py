@@ -8,7 +8,7 @@ from typing import Literal
 
 from gpusq_deploy.artifacts import MANIFEST, require_input
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend.checkpoint.pretrained_folder import CONFIG, is_saved_folder
+from gpusq_deploy.frontend.checkpoint.pretrained_folder import CONFIG, foreign_folder, is_saved_folder
 
 
 def is_bundle(path: Path) -> bool:
@@ -29,6 +29,9 @@ def kind_of(path: Path) -> Literal["bundle", "checkpoint", "ONNX model"]:
         return "bundle"
     if is_saved_folder(path):
         return "checkpoint"
+    foreign = foreign_folder(path)
+    if foreign is not None:
+        raise GpusqError(foreign[0], place=str(path), hint=foreign[1])
     raise GpusqError(
         f"not a bundle: it has no {MANIFEST}; and no folder of save_pretrained: no {CONFIG}, no weights",
         place=str(path),

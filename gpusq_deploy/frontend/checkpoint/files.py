@@ -18,6 +18,8 @@ import torch
 from gpusq_deploy.artifacts import require_input
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.adapters.archive import require_intact, require_no_script, require_stored
+from gpusq_deploy.frontend.checkpoint.adapters.class_hints import DEFAULTDICT, class_conversion
+from gpusq_deploy.frontend.checkpoint.adapters.refusal import ForeignFormatError
 from gpusq_deploy.frontend.checkpoint.adapters.semi_structured import SAFE_CLASSES
 from gpusq_deploy.frontend.checkpoint.wrappers import by_plain_name, plain_name
 from gpusq_deploy.text import with_article
@@ -42,6 +44,10 @@ _SAVE_AGAIN = "save the weights alone: torch.save(model.state_dict(), 'weights.p
 
 class CodeRefusedError(GpusqError):
     """The file asks to import something."""
+
+
+class ForeignCodeError(CodeRefusedError, ForeignFormatError):
+    """The file asks to import a class of a library that is known."""
 
 
 def read_checkpoint_file(path: Path) -> Mapping[str, Any]:
@@ -122,6 +128,11 @@ def _require_tensors(found: Mapping[str, Any], where: str, *, place: str, hint: 
             place=place,
             hint=hint,
         )
+
+
+def innermost(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What lies in the innermost of the wrappers that training tools use, of whatever kind."""
+    return _unwrapped(content)[1]
 
 
 def _unwrapped(content: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -260,11 +271,13 @@ def _refused(path: Path, message: str) -> GpusqError:
     wanted = [word.split()[0] for word in wanted if word]
     if not wanted:
         return GpusqError("not a PyTorch file, or damaged: its pickle can't be read", place=str(path), hint=_SAVE_AGAIN)
-    return CodeRefusedError(
-        f"refused: the file asks to import {wanted[0]}, and loading it would run code",
-        place=str(path),
-        hint=_SAVE_AGAIN,
-    )
+    what = f"refused: the file asks to import {wanted[0]}, and loading it would run code"
+    known = class_conversion(wanted[0])
+    if known is None:
+        hint = DEFAULTDICT if wanted[0] == "collections.defaultdict" else _SAVE_AGAIN
+        return CodeRefusedError(what, place=str(path), hint=hint)
+    producer, hint = known
+    return ForeignCodeError(f"{what}; it is of {producer}", place=str(path), hint=hint, producer=producer)
 
 
 def _require_pickle(path: Path) -> None:

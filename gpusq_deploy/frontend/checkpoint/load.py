@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from gpusq_deploy.artifacts import (
     ArchSpec,
+    FileAccount,
     Preprocessing,
     SparsityRecord,
     builtins_from_value,
@@ -22,9 +24,10 @@ from gpusq_deploy.artifacts import (
     written_whole,
 )
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend.checkpoint.account import account_of
 from gpusq_deploy.frontend.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
 from gpusq_deploy.frontend.checkpoint.adapters.reading import Reading
-from gpusq_deploy.frontend.checkpoint.adapters.registry import reading_of
+from gpusq_deploy.frontend.checkpoint.adapters.registry import reading_of, require_readable
 from gpusq_deploy.frontend.checkpoint.architecture import module_from_arch, skeleton_from_arch, text_from_arch
 from gpusq_deploy.frontend.checkpoint.files import (
     SELF_DESCRIBING,
@@ -36,13 +39,17 @@ from gpusq_deploy.frontend.checkpoint.files import (
     write_torch,
 )
 from gpusq_deploy.frontend.checkpoint.input_shape import require_one_input
+from gpusq_deploy.frontend.checkpoint.layer_names import layer_of, weighted_layers
 from gpusq_deploy.frontend.checkpoint.naming import named_for
 from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.frontend.checkpoint.pretrained_folder import CONFIG, saved_folder, weights_file
 from gpusq_deploy.frontend.checkpoint.remarks import assumed, eight_bit_floats
 from gpusq_deploy.frontend.checkpoint.state_dict_fit import require_finite, require_fit, require_plain
 from gpusq_deploy.frontend.checkpoint.transformers_input import UndeclaredError, as_stored
+from gpusq_deploy.frontend.checkpoint.wrappers import plain_name
+from gpusq_deploy.text import some
 
+PRODUCT = "gpusq-deploy"
 # For rooms that name the type and don't import torch.
 TorchModule = torch.nn.Module
 
@@ -71,7 +78,8 @@ class Checkpoint:
 class StoredWeights:
     """A model's weights where they lie in its file, and a module that says what they are; its own mean nothing.
 
-    `preprocessing` is None where the architecture declares none; `remarks` are those of `Checkpoint`.
+    `preprocessing` is None where the architecture declares none; `remarks` are those of `Checkpoint`;
+    `account` says what of the file is read.
     """
 
     skeleton: torch.nn.Module
@@ -79,6 +87,7 @@ class StoredWeights:
     sparsity: SparsityRecord | None
     preprocessing: Preprocessing | None
     remarks: tuple[str, ...] = ()
+    account: FileAccount | None = None
 
 
 def load_checkpoint(
@@ -143,6 +152,7 @@ class _Read:
         preprocessing: Of a file that describes itself; None: it is the architecture's, or as `preprocessor` says.
         preprocessor: What preprocessor_config.json holds.
         described: The content of a file that describes itself.
+        again: Reads the file with some of its names left as they are; None where no adapter took any.
     """
 
     file: Path
@@ -151,6 +161,7 @@ class _Read:
     preprocessing: Preprocessing | None = None
     preprocessor: Mapping[str, Any] | None = None
     described: Mapping[str, Any] | None = None
+    again: Callable[[Collection[str]], Reading] | None = None
 
 
 def _read(
@@ -166,18 +177,27 @@ def _read(
     place = str(file)
     if is_exported_program(file):
         require_no_choice(state_dict, place=place)
-        reading = read_exported_program(file)
+        again, reading = None, read_exported_program(file)
     else:
         content, remarks = content_of(file)
         if content.get("format") == SELF_DESCRIBING:
             require_no_choice(state_dict, place=place)
             return _read_self_describing(file, content, arch, remarks)
-        reading = reading_of(content, place=place, key=state_dict)
-        reading = replace(reading, remarks=(*remarks, *reading.remarks))
+        again = partial(_reading_of, content, remarks, place, state_dict)
+        reading = again(())
     arch, preprocessor = named or _named(path, arch)
+    if arch is None:
+        require_readable(reading)
     require_plain(reading.state, place=place)
     arch = as_stored(_known(arch, file), reading.state)
-    return _Read(file=file, arch=arch, reading=reading, preprocessor=preprocessor)
+    return _Read(file=file, arch=arch, reading=reading, preprocessor=preprocessor, again=again)
+
+
+def _reading_of(
+    content: Mapping[str, Any], remarks: tuple[str, ...], place: str, key: str | None, keep: Collection[str]
+) -> Reading:
+    reading = reading_of(content, place=place, key=key, keep=keep)
+    return replace(reading, remarks=(*remarks, *reading.remarks))
 
 
 def _read_self_describing(
@@ -191,7 +211,7 @@ def _read_self_describing(
     return _Read(
         file=file,
         arch=arch,
-        reading=Reading(state=state, layout=SELF_DESCRIBING, sparsity=sparsity, remarks=remarks),
+        reading=Reading(state=state, layout=SELF_DESCRIBING, sparsity=sparsity, remarks=remarks, producers=(PRODUCT,)),
         preprocessing=_field(content, "preprocessing", Preprocessing, place),
         described=content,
     )
@@ -253,6 +273,7 @@ def stored_weights(
         sparsity=reading.sparsity,
         preprocessing=preprocessing,
         remarks=reading.remarks,
+        account=account_of(read.file, reading),
     )
 
 
@@ -346,10 +367,43 @@ def _ranges(content: Mapping[str, Any], place: str) -> dict[str, float]:
 
 
 def _reading_for(read: _Read, module: torch.nn.Module) -> Reading:
-    """What was read, under the module's names; a file that describes itself has them."""
+    """What was read, under the module's names; a file that describes itself has them.
+
+    Raises:
+        GpusqError: The weights are of a form that can't be read, or see `named_for`.
+    """
     if read.described is not None:
         return read.reading
-    return named_for(read.arch, read.reading, module.state_dict(), place=str(read.file))
+    expected, reading = module.state_dict(), read.reading
+    own = set(_own(reading.taken, expected)) if reading.taken else set[str]()
+    if own and read.again is not None:
+        reading = read.again(own)
+    require_readable(reading)
+    return _recorded_layers(named_for(read.arch, reading, expected, place=str(read.file)), module)
+
+
+def _own(names: Collection[str], expected: Collection[str]) -> Iterator[str]:
+    """Names of the file that the architecture has, whatever they stand under: its layers compute with them."""
+    wanted = {plain_name(name) for name in expected}
+    for name in names:
+        parts = name.split(".")
+        if name in wanted or any(".".join(parts[at:]) in wanted for at in range(1, len(parts) - 1)):
+            yield name
+
+
+def _recorded_layers(reading: Reading, module: torch.nn.Module) -> Reading:
+    """The reading with a record of Linear and Conv2d layers alone: of others nobody can ask 2:4."""
+    record = reading.sparsity
+    if record is None:
+        return reading
+    known = {layer_of(name) for name, _ in weighted_layers(module)}
+    others = [layer for layer in record.layers if layer not in known]
+    if not others:
+        return reading
+    kept = tuple(layer for layer in record.layers if layer in known)
+    said = f"{record.method}'s 2:4 is applied, and not asked of what is no Linear or Conv2d layer: {some(others)}"
+    sparsity = msgspec.structs.replace(record, layers=kept) if kept else None
+    return replace(reading, sparsity=sparsity, remarks=(*reading.remarks, said))
 
 
 def _module_with_weights(read: _Read, *, place: str) -> tuple[torch.nn.Module, Reading]:

@@ -10,6 +10,7 @@ import torch
 
 from gpusq_deploy.artifacts import ArchSpec
 from gpusq_deploy.frontend.checkpoint.adapters.reading import Reading
+from gpusq_deploy.frontend.checkpoint.layer_names import layer_of
 from gpusq_deploy.frontend.checkpoint.positions import resized_positions
 from gpusq_deploy.frontend.checkpoint.transformers_models import is_part_of_config, whole_of
 from gpusq_deploy.frontend.checkpoint.transformers_weights import weights_by_module_names
@@ -37,8 +38,8 @@ def named_for(arch: ArchSpec, reading: Reading, expected: Mapping[str, torch.Ten
     if arch.source == "transformers":
         renamed = _after(renamed, weights_by_module_names(arch, renamed.state))
     state, resized = resized_positions(arch, renamed.state, expected)
-    layers = {old.removesuffix(".weight"): new.removesuffix(".weight") for old, new in renamed.names.items()}
-    left = {name.removesuffix(".weight") for name in reading.state if renamed.names.get(name, name) not in state}
+    layers = {layer_of(old): layer_of(new) for old, new in renamed.names.items()}
+    left = {layer_of(name) for name in reading.state if renamed.names.get(name, name) not in state}
     record = reading.sparsity
     if record is not None:
         kept = tuple(layers.get(layer, layer) for layer in record.layers if layer not in left)

@@ -37,6 +37,25 @@ class SavedFolder:
     preprocessor: Mapping[str, Any] | None
 
 
+def foreign_folder(folder: Path) -> tuple[str, str] | None:
+    """What a folder of a known tool is, whose weights only that tool puts together, and how; None where it is none."""
+    names = set(os.listdir(folder))
+    if "adapter_config.json" in names:
+        return (
+            "a folder of PEFT: an adapter, without the weights that it belongs to",
+            "load the base model with it: model.merge_and_unload().save_pretrained(folder)",
+        )
+    if "zero_to_fp32.py" in names or any(name.endswith("_optim_states.pt") for name in names):
+        whole = "; of ZeRO 1 and 2, give mp_rank_00_model_states.pt"
+        return "a folder of DeepSpeed: shards of all ranks", f"python zero_to_fp32.py FOLDER OUT, and give OUT{whole}"
+    if ".metadata" in names and any(name.endswith(".distcp") for name in names):
+        return (
+            "a folder of torch.distributed.checkpoint: shards of all ranks",
+            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE, and give FILE",
+        )
+    return None
+
+
 def is_saved_folder(path: Path) -> bool:
     """True for a folder with a config.json or with weights, as save_pretrained names them."""
     return os.path.isdir(path) and any((path / name).is_file() for name in (CONFIG, *_WEIGHTS, *_SHARDS))
@@ -58,6 +77,19 @@ def saved_folder(path: Path) -> SavedFolder | None:
         return None
 
 
+def saved_by(file: Path) -> str:
+    """`transformers 5.2.0` where a config beside the file, of the same save, says so; empty where none does.
+
+    Raises:
+        GpusqError: The config can't be read.
+    """
+    config = file.parent / CONFIG
+    if file.name not in _WEIGHTS or not config.is_file():
+        return ""
+    version: object = _json(config).get("transformers_version")
+    return f"transformers {version}" if isinstance(version, str) else ""
+
+
 def weights_file(path: Path) -> Path:
     """The file itself, or the one with the weights in a folder.
 
@@ -75,6 +107,9 @@ def weights_file(path: Path) -> Path:
             place=str(path),
             hint='save them in one: model.save_pretrained(folder, max_shard_size="100GB")',
         )
+    foreign = foreign_folder(path)
+    if foreign is not None:
+        raise GpusqError(foreign[0], place=str(path), hint=foreign[1])
     raise GpusqError(
         "not a file, and no weights in the folder", place=str(path), hint=f"it needs {' or '.join(_WEIGHTS)}"
     )

@@ -238,9 +238,12 @@ def config_of(spec: ArchSpec) -> Any:
             place=str(spec),
             hint="check --arch and the config's model_type",
         )
-    if whole.get("quantization_config") or given.get("quantization_config"):
+    quantised: Any = whole.get("quantization_config") or given.get("quantization_config")
+    if quantised:
+        held = cast("dict[str, object]", quantised) if isinstance(quantised, dict) else {}
+        by = f" by {held['quant_method']}" if "quant_method" in held else ""
         raise GpusqError(
-            "the config says that the weights are quantised, in a format that isn't supported",
+            f"the config says that the weights are quantised{by}, in a format that isn't supported",
             place=f"{spec}, config",
             hint="save it dequantised: model.dequantize().save_pretrained(folder)",
         )

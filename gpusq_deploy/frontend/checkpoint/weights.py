@@ -11,30 +11,36 @@ import ml_dtypes
 import numpy.typing as npt
 import torch
 
-from gpusq_deploy.artifacts import ArchSpec, LayerKind, SparsityRecord
+from gpusq_deploy.artifacts import ArchSpec, FileAccount, LayerKind, SparsityRecord
+from gpusq_deploy.frontend.checkpoint.account import account_of
 from gpusq_deploy.frontend.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
-from gpusq_deploy.frontend.checkpoint.adapters.registry import reading_of
+from gpusq_deploy.frontend.checkpoint.adapters.registry import reading_of, require_readable
 from gpusq_deploy.frontend.checkpoint.files import SELF_DESCRIBING, read_checkpoint_file, require_no_choice
+from gpusq_deploy.frontend.checkpoint.layer_names import is_layer_weight, layer_of, weighted_layers
 from gpusq_deploy.frontend.checkpoint.load import StoredWeights, load_checkpoint, stored_weights
-from gpusq_deploy.frontend.checkpoint.macs import PROJECTIONS, Layer, count_macs
+from gpusq_deploy.frontend.checkpoint.macs import count_macs
 from gpusq_deploy.frontend.checkpoint.pretrained_folder import saved_folder, weights_file
 from gpusq_deploy.frontend.checkpoint.state_dict_fit import require_finite
 from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor, release
 from gpusq_deploy.numerics import LayerWeight, rows_from_conv
 
+# Types that codes of quantised weights have, and hardly anything else.
+_CODES = frozenset({torch.int8, torch.uint8})
 _PLAIN = frozenset({torch.float16, torch.float32, torch.float64, torch.int8})
 
 
 class FileWeights(NamedTuple):
     """Weighted layers of a checkpoint, to be read once and one after another, and what its file says beside them.
 
-    `remarks` tell what was changed or left out while reading; `shapes` are those of all tensors that may be weights.
+    `remarks` tell what was changed or left out while reading; `shapes` are those of all tensors that may be weights;
+    `account` says what the file is and what of it is read.
     """
 
     layers: Iterable[LayerWeight]
     sparsity: SparsityRecord | None
     remarks: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]]
+    account: FileAccount | None = None
 
 
 def layer_weights(module: torch.nn.Module, state: Mapping[str, torch.Tensor] | None = None) -> Iterator[LayerWeight]:
@@ -46,15 +52,10 @@ def layer_weights(module: torch.nn.Module, state: Mapping[str, torch.Tensor] | N
         module: The model.
         state: Tensors to look at instead of the module's own, by the names of its state dict.
     """
-    for tensor, child in _layers(module):
+    for tensor, child in weighted_layers(module):
         kind = _conv_kind(child) if isinstance(child, torch.nn.Conv2d) else "linear"
         weight = getattr(child, tensor.rpartition(".")[2]) if state is None else state[tensor]
         yield _layer_weight(tensor, kind, weight)
-
-
-def layer_of(tensor: str) -> str:
-    """The layer whose weight a tensor is, by their names: `attn.in_proj` for `attn.in_proj_weight`."""
-    return tensor.removesuffix("_weight") if _is_projection(tensor) else tensor.removesuffix(".weight")
 
 
 def rows_of(tensor: torch.Tensor) -> npt.NDArray[Any]:
@@ -79,29 +80,34 @@ def weights_in_file(path: Path, arch: ArchSpec | None, *, state_dict: str | None
         require_no_choice(state_dict, place=str(file))
         program = read_exported_program(file)
         state = dict(program.state)
-        return FileWeights(_guessed(state), None, program.remarks, _shapes(state))
+        return FileWeights(_guessed(state), None, program.remarks, _shapes(state), account_of(file, program))
     content = None if described else read_checkpoint_file(file)
     if content is None or content.get("format") == SELF_DESCRIBING:
         stored = stored_weights(path, arch=arch, state_dict=state_dict, content=content)
-        if all(name in stored.state for name, _ in _layers(stored.skeleton)):
+        if all(name in stored.state for name, _ in weighted_layers(stored.skeleton)):
             shapes = _shapes(stored.state, but=_tables(stored.skeleton))
-            return FileWeights(_finite(stored, place=str(path)), stored.sparsity, stored.remarks, shapes)
+            return FileWeights(
+                _finite(stored, place=str(path)), stored.sparsity, stored.remarks, shapes, stored.account
+            )
         # A parametrised weight: only the module can compute it.
         checkpoint = load_checkpoint(path, arch=arch, state_dict=state_dict)
         module, layers = checkpoint.module, tuple(layer_weights(checkpoint.module))
         shapes = _shapes(module.state_dict(), but=_tables(module))
-        return FileWeights(layers, checkpoint.sparsity, checkpoint.remarks, shapes)
+        return FileWeights(layers, checkpoint.sparsity, checkpoint.remarks, shapes, stored.account)
     reading = reading_of(content, place=str(file), key=state_dict)
+    require_readable(reading)
     state = dict(reading.state)
-    return FileWeights(_guessed(state), reading.sparsity, reading.remarks, _shapes(state))
+    return FileWeights(_guessed(state), reading.sparsity, reading.remarks, _shapes(state), account_of(file, reading))
 
 
 def _shapes(state: Mapping[str, torch.Tensor], *, but: Container[str] = ()) -> dict[str, tuple[int, ...]]:
-    """Float tensors, and codes that are called weights; what a parametrisation computes from is left out."""
+    """Float tensors, and codes; what a parametrisation computes from is left out."""
     return {
         name: tuple(tensor.shape)
         for name, tensor in state.items()
-        if (tensor.is_floating_point() or "weight" in name) and name not in but and ".parametrizations." not in name
+        if (tensor.is_floating_point() or tensor.dtype in _CODES or "weight" in name)
+        and name not in but
+        and ".parametrizations." not in name
     }
 
 
@@ -111,22 +117,11 @@ def _tables(module: torch.nn.Module) -> set[str]:
     return {f"{name}.weight" for name, child in untyped.named_modules() if isinstance(child, torch.nn.Embedding)}
 
 
-def _layers(module: torch.nn.Module) -> Iterator[tuple[str, Layer]]:
-    """Names of weights, and the modules that hold them."""
-    untyped: Any = module  # named_modules() has a partly open type
-    for name, child in untyped.named_modules():
-        prefix = f"{name}." if name else ""
-        if isinstance(child, (torch.nn.Linear, torch.nn.Conv2d)):
-            yield f"{prefix}weight", child
-        elif isinstance(child, torch.nn.MultiheadAttention):
-            yield from ((f"{prefix}{weight}", child) for weight in PROJECTIONS if getattr(child, weight) is not None)
-
-
 def _finite(stored: StoredWeights, *, place: str) -> Iterator[LayerWeight]:
     """The layers' weights; every tensor is looked at as soon as it is read, and let go."""
     rest, how = dict(stored.state), stored.preprocessing
     shape = () if how is None else how.sample_shape
-    macs = count_macs(stored.skeleton, dict(_layers(stored.skeleton)), shape)
+    macs = count_macs(stored.skeleton, dict(weighted_layers(stored.skeleton)), shape)
     for weight in _released(layer_weights(stored.skeleton, stored.state), stored.state):
         require_finite({weight.tensor: rest.pop(weight.tensor)}, place=place)
         yield replace(weight, macs=macs[weight.tensor])
@@ -139,16 +134,11 @@ def _guessed(state: Mapping[str, torch.Tensor]) -> Iterator[LayerWeight]:
 
 def _guesses(state: Mapping[str, torch.Tensor]) -> Iterator[LayerWeight]:
     for name, tensor in state.items():
-        known = tensor.ndim in {2, 4} if name.endswith(".weight") else _is_projection(name) and tensor.ndim == 2
-        if not known:
+        if not is_layer_weight(name, tensor.shape):
             continue
         conv: LayerKind = "patch_embed" if "patch_embed" in name else "conv"
         kind = "linear" if tensor.ndim == 2 else conv
         yield _layer_weight(name, kind, tensor)
-
-
-def _is_projection(tensor: str) -> bool:
-    return tensor.rpartition(".")[2] in PROJECTIONS
 
 
 def _layer_weight(tensor: str, kind: LayerKind, weight: torch.Tensor) -> LayerWeight:

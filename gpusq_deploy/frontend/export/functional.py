@@ -11,9 +11,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
+from gpusq_deploy.frontend.checkpoint.layer_names import layer_of
 from gpusq_deploy.frontend.checkpoint.macs import PROJECTIONS
 from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
-from gpusq_deploy.frontend.checkpoint.weights import layer_of
 from gpusq_deploy.graph import NAME_SCOPES, array_of, is_constant, module_of, origin
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gpusq_deploy.artifacts import SparsityRecord
+from gpusq_deploy.frontend.checkpoint.adapters.refusal import ForeignFormatError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +22,10 @@ class Reading:
         origins: Who recorded each of them.
         sparsity: The layers that the file says were pruned.
         remarks: What was changed or left out on the way; all of it is said and kept in the manifest.
+        producers: Who wrote the file, as far as it shows.
+        unused: Of the remarks, those on what is in the file and isn't used.
+        taken: The file's names that adapters took out of `state`: an architecture that has them keeps them.
+        problem: Why the weights can't be read; whoever has no architecture with such names of its own raises it.
     """
 
     state: Mapping[str, torch.Tensor]
@@ -29,3 +34,7 @@ class Reading:
     origins: Mapping[str, str] = field(default_factory=dict[str, str])
     sparsity: SparsityRecord | None = None
     remarks: tuple[str, ...] = ()
+    producers: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    taken: frozenset[str] = frozenset()
+    problem: ForeignFormatError | None = None

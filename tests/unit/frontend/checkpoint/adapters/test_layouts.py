@@ -16,10 +16,12 @@ import pytest
 import torch
 from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
 
+from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.bundle.validation import validate
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.adapters.registry import reading_of
 from gpusq_deploy.frontend.checkpoint.files import read_checkpoint_file
-from gpusq_deploy.frontend.checkpoint.load import Checkpoint, load_checkpoint
+from gpusq_deploy.frontend.checkpoint.load import Checkpoint, load_checkpoint, stored_weights
 from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
 
 State = dict[str, torch.Tensor]
@@ -142,7 +144,6 @@ def test_masks_that_were_applied_already_are_no_news(state: State, load: Load) -
 @pytest.mark.parametrize(
     ("mask", "words"),
     [
-        (torch.cat([torch.ones(48, 12), torch.zeros(48, 4)], 1).bool(), "isn't 2:4"),
         (torch.ones(48, 8).bool(), r"mask of \[48, 8\]"),
         (torch.full((48, 16), 0.5), "other values"),
     ],
@@ -153,14 +154,63 @@ def test_a_mask_that_makes_no_sense_is_refused(state: State, load: Load, mask: t
         load(state)
 
 
-def test_a_conv_s_mask_runs_along_its_channels(state: State, load: Load) -> None:
-    """Three channels make no group of four: no mask of that weight can be 2:4."""
-    name = "patch_embed.proj"
-    mask = torch.ones_like(state[f"{name}.weight"], dtype=torch.bool)
-    mask[0, 0] = False
+@pytest.mark.parametrize("name", [QKV, "patch_embed.proj"])
+def test_a_mask_that_isn_t_24_is_applied_and_not_recorded(state: State, load: Load, name: str) -> None:
+    """Three channels make no group of four: no mask of a patch embedding can be 2:4."""
+    weight = state[f"{name}.weight"]
+    mask = torch.ones_like(weight, dtype=torch.bool)
+    mask[:, :3] = False
     state[f"{name}.__weight_mma_mask"] = mask
-    with pytest.raises(GpusqError, match="isn't 2:4"):
-        load(state)
+    loaded = load(state)
+    assert torch.equal(loaded.module.state_dict()[f"{name}.weight"], weight * mask)
+    assert loaded.sparsity is None
+    assert [remark for remark in loaded.remarks if "aren't 2:4" in remark and name in remark]
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_asp_masks_of_an_attention_are_those_of_its_projections(tmp_path: Path, separate: bool, prefix: str) -> None:
+    """apex can't be installed here; its names are `__{parameter}_mma_mask`, of `named_parameters(recurse=False)`."""
+    torch.manual_seed(0)
+    kdim, vdim = (24, 40) if separate else (32, 32)
+    module = torch.nn.Sequential(torch.nn.MultiheadAttention(32, 2, kdim=kdim, vdim=vdim))
+    names = ("q_proj", "k_proj", "v_proj") if separate else ("in_proj",)
+    state = dict(module.state_dict())
+    for name in names:
+        mask = two_in_four(state[f"0.{name}_weight"])
+        state[f"0.__{name}_weight_mma_mask"] = mask.clone()
+        state[f"0.__{name}_weight_mma_pruned_p"] = state[f"0.{name}_weight"] * ~mask
+    torch.save({f"{prefix}{name}": tensor for name, tensor in state.items()}, tmp_path / "m.pt")
+    result = validate(tmp_path / "m.pt")
+    assert {layer.layer for layer in result.sparsity.layers if layer.expected} == {
+        f"{prefix}0.{name}" for name in names
+    }
+    assert {layer.diagnosis for layer in result.sparsity.layers if layer.expected} == {"valid"}
+    assert result.findings == ()
+
+
+def test_the_record_of_an_attention_has_the_architecture_s_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "attention_of_this_test.py").write_text(
+        "import torch\n\n\ndef make():\n    return torch.nn.Sequential(torch.nn.MultiheadAttention(32, 2))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    state = dict(torch.nn.Sequential(torch.nn.MultiheadAttention(32, 2)).state_dict())
+    state["0.__in_proj_weight_mma_mask"] = two_in_four(state["0.in_proj_weight"])
+    torch.save({f"net.{name}": tensor for name, tensor in state.items()}, tmp_path / "m.pt")
+    spec = ArchSpec(source="factory", name="attention_of_this_test:make", arguments={})
+    record = stored_weights(tmp_path / "m.pt", arch=spec).sparsity
+    assert record is not None
+    assert record.layers == ("0.in_proj",)
+
+
+def test_both_names_of_one_tensor_see_asp_s_mask() -> None:
+    weight = torch.rand(8, 8)
+    mask = two_in_four(weight)
+    reading = reading_of({"a.weight": weight, "b.weight": weight, "a.__weight_mma_mask": mask}, place="here")
+    assert torch.equal(reading.state["a.weight"], weight * mask)
+    assert torch.equal(reading.state["b.weight"], weight * mask)
 
 
 def packed(weight: torch.Tensor, device: str = "cpu") -> torch.Tensor:
