@@ -16,10 +16,11 @@ from gpusq_deploy.calibration.needs import Needs, Observations
 from gpusq_deploy.calibration.observe import Observing, observe
 from gpusq_deploy.calibration.stored_ranges import table_for_layers, table_from_recorded
 from gpusq_deploy.calibration.tensorrt_cache import table_from_cache
+from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import GraphLayer, weighted_layers
 from gpusq_deploy.numerics import MOST_ADDERS, cpu_workers
 from gpusq_deploy.progress import Reporter
-from gpusq_deploy.text import counted
+from gpusq_deploy.text import counted, some
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +32,7 @@ class ModelFacts:
         digest: Of the checkpoint; empty where there is none.
         preprocessing: What its data should look like; None leaves that unchecked.
         ranges: amax by layer that it records; `origins` says who recorded them, where known.
+        problems: What is wrong with the ranges of further layers.
     """
 
     file: str
@@ -38,6 +40,7 @@ class ModelFacts:
     preprocessing: Preprocessing | None = None
     ranges: Mapping[str, float] = field(default_factory=dict[str, float])
     origins: Mapping[str, str] = field(default_factory=dict[str, str])
+    problems: Mapping[str, GpusqError] = field(default_factory=dict[str, GpusqError])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +91,9 @@ def known_ranges(
         subject: May record ranges.
         calibrators: By tensor; recorded ranges heed none.
         reporter: Hears which ranges are used.
+
+    Raises:
+        GpusqError: The range of one of the layers is missing or can't be.
     """
     if data.table is not None:
         reporter.say(f"using {counted(len(data.table.ranges), 'stored range')}, calibrated on {data.table.source}")
@@ -95,21 +101,29 @@ def known_ranges(
     if data.cache is not None:
         reporter.say(f"using the ranges of the TensorRT calibration cache {data.ranges}")
         return KnownRanges(table_from_cache(data.cache, model, layers, source=data.ranges))
+    for layer in layers:
+        if (name := _module_of(layer)) in subject.problems:
+            raise subject.problems[name]
     if not subject.ranges:
         return None
     reporter.say(f"using {counted(len(subject.ranges), 'range')} that the checkpoint records")
     if any(calibrator != AMAX for calibrator in calibrators.values()):
         reporter.say("warning: --calibrator has no effect: the checkpoint records its ranges (see --recalibrate)")
-    covered = {layer.input for layer in layers if layer.layer in subject.ranges}
+    known = {_module_of(layer) for layer in weighted_layers(model)}
+    if strangers := [name for name in subject.ranges if name not in known]:
+        reporter.say(f"warning: not used: recorded ranges of modules that the graph doesn't have: {some(strangers)}")
+    ranges = {layer.layer: subject.ranges[name] for layer in layers if (name := _module_of(layer)) in subject.ranges}
+    origins = {layer.layer: subject.origins.get(_module_of(layer), "") for layer in layers}
+    covered = {layer.input for layer in layers if layer.layer in ranges}
     rest = tuple(layer for layer in layers if layer.input not in covered) if data.real else ()
-    recorded = table_from_recorded(
-        subject.ranges,
-        [layer for layer in layers if layer not in rest],
-        source=subject.file,
-        known=weighted_layers(model),
-        origins=subject.origins,
-    )
+    wanted = [layer for layer in layers if layer not in rest]
+    recorded = table_from_recorded(ranges, wanted, source=subject.file, origins=origins)
     return KnownRanges(recorded, rest)
+
+
+def _module_of(layer: GraphLayer) -> str:
+    """The module's name: of one that runs twice, the layer's name has the node's behind it."""
+    return layer.layer.partition("/")[0]
 
 
 def joined_ranges(recorded: CalibrationTable, found: CalibrationTable, rest: Sequence[GraphLayer]) -> CalibrationTable:

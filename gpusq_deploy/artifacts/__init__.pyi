@@ -88,16 +88,21 @@ from .receipt import (
     EngineLayer as EngineLayer,
     EngineTensor as EngineTensor,
     EngineTotals as EngineTotals,
+    ExpectedOutput as ExpectedOutput,
     GraphCost as GraphCost,
     LayerCost as LayerCost,
     LayerShare as LayerShare,
     Payoff as Payoff,
+    ProducerComparison as ProducerComparison,
     PruningLoss as PruningLoss,
     Receipt as Receipt,
     Reference as Reference,
     SkippedTarget as SkippedTarget,
     Verification as Verification,
     YesNoUnknown as YesNoUnknown,
+)
+from .recorded_recipe import (
+    RecordedRecipe as RecordedRecipe,
 )
 from .recipe import (
     DEFAULT_RECIPE as DEFAULT_RECIPE,

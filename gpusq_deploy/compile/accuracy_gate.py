@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import Verification
+from gpusq_deploy.artifacts import ProducerComparison, Verification
 from gpusq_deploy.bundle import constant_text, keep_beside, read_bundle, require_place
+from gpusq_deploy.calibration import RANDOM
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.errors import GpusqError
 
@@ -61,8 +62,8 @@ def shortfalls(verification: Verification | None, request: BuildRequest) -> tupl
     A limit is missed too where the first output is constant: nothing can be measured on it. A further one that is
     constant is only told, see `doubts`.
     """
-    if verification is None:
-        return ()
+    if verification is None or (request.expect_outputs is not None and request.calib in {None, RANDOM}):
+        return ()  # with a producer's outputs limits can be asked of those alone
     asked = _asked(request)
     if asked and verification.constant:
         return (f"{constant_text(verification)}; {asked} can't be judged on that",)
@@ -71,6 +72,29 @@ def shortfalls(verification: Verification | None, request: BuildRequest) -> tupl
         missed.extend(_below_sqnr(verification, request.min_sqnr))
     if request.min_agreement is not None:
         missed.extend(_below_agreement(verification, request.min_agreement))
+    return tuple(missed)
+
+
+def producer_shortfalls(found: Sequence[ProducerComparison], request: BuildRequest) -> tuple[str, ...]:
+    """What was asked of the producer's own outputs and not reached; those that torch computed here are told alone."""
+    if request.expect_outputs is None:
+        return ()
+    given = [each for each in found if each.source == request.expect_outputs.name]
+    if not given and request.min_sqnr is not None:
+        return ("the built graph wasn't compared with --expect-outputs: --min-sqnr can't be judged",)
+    missed = [
+        f"SQNR {output.sqnr_db:.6g} dB of {output.tensor} to {each.source} is below --min-sqnr {request.min_sqnr:g}"
+        for each in given
+        for output in each.outputs
+        if request.min_sqnr is not None and output.sqnr_db is not None and output.sqnr_db < request.min_sqnr
+    ]
+    missed += [
+        f"top-1 agreement {each.top1_agreement:.6g} with {each.source} is below --min-agreement {request.min_agreement:g}"
+        for each in given
+        if request.min_agreement is not None
+        and each.top1_agreement is not None
+        and each.top1_agreement < request.min_agreement
+    ]
     return tuple(missed)
 
 

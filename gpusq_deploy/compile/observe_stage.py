@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from gpusq_deploy.artifacts import Calibrator, Recipe
 from gpusq_deploy.calibration import (
@@ -19,10 +19,12 @@ from gpusq_deploy.calibration import (
 )
 from gpusq_deploy.compile.float_graph import FloatGraph
 from gpusq_deploy.compile.inputs import facts_of, repair_command
+from gpusq_deploy.compile.recorded import grids_of
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.graph import GraphLayer, weighted_layers
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize import (
+    Grid,
     Int8Outputs,
     MergedGraph,
     QuantRequest,
@@ -43,6 +45,7 @@ class Observed:
         seen: Everything that was seen of it; also what earlier recipes needed.
         wanted: What is to be quantised, with the ranges that were found before.
         notes: Which rewrites were applied, for the plan.
+        grids: Recorded grids of weights that are kept, by the checkpoint's names of layers.
     """
 
     recipe: Recipe
@@ -50,6 +53,7 @@ class Observed:
     seen: Observations
     wanted: QuantRequest
     notes: tuple[str, ...] = ()
+    grids: Mapping[str, Grid] = field(default_factory=dict[str, Grid])
 
 
 def observe_graph(
@@ -98,7 +102,8 @@ def observe_graph(
         seen = seen.joined(calibrated(merged.model, lacking, data.calibrate, facts, reporter))
     if known is not None and rest and seen.table is not None:
         wanted = replace(wanted, known=joined_ranges(known.table, seen.table, rest))
-    return Observed(recipe=recipe, graph=merged, seen=seen, wanted=wanted, notes=graph.notes)
+    grids = {} if wanted.known is None else grids_of(graph.checkpoint)
+    return Observed(recipe=recipe, graph=merged, seen=seen, wanted=wanted, notes=graph.notes, grids=grids)
 
 
 def _known(

@@ -25,7 +25,8 @@ from gpusq_deploy.artifacts import (
     digest_of_file,
 )
 from gpusq_deploy.bundle import Bundle, files_in, new_bundle, read_bundle, require_place, write_value
-from gpusq_deploy.compile.accuracy_gate import refuse, shortfalls
+from gpusq_deploy.compile.accuracy_gate import producer_shortfalls, refuse, shortfalls
+from gpusq_deploy.compile.compare_expected import compare_expected
 from gpusq_deploy.compile.compare_graphs import Pair
 from gpusq_deploy.compile.cost_estimate import estimate_cost, with_estimates
 from gpusq_deploy.compile.decisions import Decisions, decide_build
@@ -34,6 +35,7 @@ from gpusq_deploy.compile.float_graph import FloatGraph, export_graph
 from gpusq_deploy.compile.inputs import Opened, open_inputs
 from gpusq_deploy.compile.manifest import BuildFacts, make_manifest
 from gpusq_deploy.compile.observe_stage import Observed, observe_graph
+from gpusq_deploy.compile.recorded import recorded_recipe
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.compile.rewrite_stage import rewrite
 from gpusq_deploy.compile.target_checks import expressible_recipe
@@ -53,6 +55,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
     require_place(request.out, force=request.force)
     log = PassLog(request.dump_passes)
     opened = open_inputs(request, recipe, reporter)
+    recipe = recorded_recipe(recipe, opened.checkpoint)
     with scratch_folder() as scratch:
         graph = export_graph(request, opened.checkpoint, Path(scratch), reporter, log)
         observed = observe_graph(graph, request, recipe, opened.data, reporter)
@@ -84,7 +87,8 @@ def build_bundle(
         give_back()
         pair = Pair(reference=_reference(graph, observed), built=folder / MODEL, moved=decisions.inputs.moved)
         verification = verify_built(pair, opened.data, decisions.plan, reporter, reference=opened.reference)
-        missed = shortfalls(verification, request)
+        producer = compare_expected(folder / MODEL, opened.expected, decisions.plan, reporter)
+        missed = (*shortfalls(verification, request), *producer_shortfalls(producer, request))
         wanted = EngineRequest(
             folder=folder,
             name=request.out.name,
@@ -96,6 +100,7 @@ def build_bundle(
             options=request.engine,
         )
         receipt = _receipt(wanted, build_engines(wanted), observed, opened, verification, missed)
+        receipt = msgspec.structs.replace(receipt, producer=producer)
         _write(folder, decisions, receipt)
         synthetic = decisions.inputs.table is not None and decisions.inputs.table.synthetic
         facts = BuildFacts(sparsity, graph.difference, synthetic=synthetic)

@@ -1,3 +1,8 @@
+from .checkpoint.adapters.quantizer_record import (
+    QuantizerRecord as QuantizerRecord,
+    RangeProblem as RangeProblem,
+    WeightGrid as WeightGrid,
+)
 from .checkpoint.architecture import (
     arch_from_text as arch_from_text,
     module_from_arch as module_from_arch,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gpusq_deploy.artifacts import SparsityRecord
+from gpusq_deploy.frontend.checkpoint.adapters.quantizer_record import QuantizerRecord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +22,7 @@ class Reading:
         origins: Who recorded each of them.
         sparsity: The layers that the file says were pruned.
         remarks: What was changed or left out on the way; all of it is said and kept in the manifest.
+        quantizers: What else the producer recorded of its quantisers.
     """
 
     state: Mapping[str, torch.Tensor]
@@ -29,3 +31,4 @@ class Reading:
     origins: Mapping[str, str] = field(default_factory=dict[str, str])
     sparsity: SparsityRecord | None = None
     remarks: tuple[str, ...] = ()
+    quantizers: QuantizerRecord = field(default_factory=QuantizerRecord)
