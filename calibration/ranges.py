@@ -12,10 +12,11 @@ import onnx_ir as ir
 from gpusq_deploy.artifacts import AMAX, CalibrationTable, Calibrator, Preprocessing
 from gpusq_deploy.calibration.data import DataSource
 from gpusq_deploy.calibration.input_checks import few_warnings, range_warnings
+from gpusq_deploy.calibration.named_ranges import NamedRanges
 from gpusq_deploy.calibration.needs import Needs, Observations
 from gpusq_deploy.calibration.observe import Observing, observe
 from gpusq_deploy.calibration.stored_ranges import table_for_layers, table_from_recorded
-from gpusq_deploy.calibration.tensorrt_cache import table_from_cache
+from gpusq_deploy.calibration.tensorrt_cache import require_evidence, table_from_cache
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import GraphLayer, weighted_layers
 from gpusq_deploy.numerics import MOST_ADDERS, cpu_workers
@@ -47,15 +48,14 @@ class ModelFacts:
 class CalibrationInputs:
     """Samples to calibrate on and to verify on; `held_out` says that the two are apart.
 
-    `table` are stored ranges, `cache` those of a TensorRT calibration cache by its tensors' names; `ranges` is the file
-    of either. `real` says that `calibrate` was asked for: it may be used where ranges are missing.
+    `table` are stored ranges, `cache` those of another graph by its tensors' names; `ranges` is the file of either. `real` says that `calibrate` was asked for: it may be used where ranges are missing.
     """
 
     calibrate: DataSource
     verify: DataSource
     held_out: bool
     table: CalibrationTable | None = None
-    cache: Mapping[str, float] | None = None
+    cache: NamedRanges | None = None
     ranges: str = ""
     real: bool = False
 
@@ -66,10 +66,11 @@ class CalibrationInputs:
 
 
 class KnownRanges(NamedTuple):
-    """Ranges that were found before, and the layers that have none."""
+    """Ranges that were found before, the layers that have none, and those whose range samples have to bear out."""
 
     table: CalibrationTable
     rest: tuple[GraphLayer, ...] = ()
+    doubtful: tuple[GraphLayer, ...] = ()
 
 
 def known_ranges(
@@ -99,8 +100,13 @@ def known_ranges(
         reporter.say(f"using {counted(len(data.table.ranges), 'stored range')}, calibrated on {data.table.source}")
         return KnownRanges(table_for_layers(data.table, layers, place="--ranges"))
     if data.cache is not None:
-        reporter.say(f"using the ranges of the TensorRT calibration cache {data.ranges}")
-        return KnownRanges(table_from_cache(data.cache, model, layers, source=data.ranges))
+        reporter.say(f"using the ranges of the {data.cache.kind} {data.ranges}")
+        if data.cache.warning:
+            reporter.say(f"warning: {data.ranges}: {data.cache.warning}")
+        matched = table_from_cache(data.cache, model, layers, source=data.ranges)
+        if not data.real or data.calibrate.synthetic:
+            require_evidence(matched, source=data.ranges)
+        return KnownRanges(matched.table, doubtful=matched.doubtful)
     for layer in layers:
         if (name := _module_of(layer)) in subject.problems:
             raise subject.problems[name]

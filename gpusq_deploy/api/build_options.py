@@ -54,8 +54,8 @@ class BuildOptions(TypedDict, total=False):
         ranges: A file of `calibrate`, a TensorRT calibration cache, or an ONNX Runtime calibration table.
         recalibrate: Set aside the ranges that the checkpoint records.
         keep_grid: Keep the INT8 grids of weights that the checkpoint records (the default), as they were trained.
-        expect_outputs: An .npz of inputs and the quantised model's own outputs: what is built is compared with them, and
-            `min_sqnr` and `min_agreement` are asked of that too.
+        expect_outputs: An .npz of inputs and the quantised model's own outputs: what is built is compared with them,
+            and `min_sqnr` and `min_agreement` are asked of that too.
         min_sqnr: Fail, and keep the evidence, where an output's SQNR to the float model is lower, in dB.
         min_agreement: The same of top-1 agreement, a share.
         prune: Prune the recipe's layers to 2:4 first, by this method.

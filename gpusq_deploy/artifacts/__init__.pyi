@@ -101,9 +101,6 @@ from .receipt import (
     Verification as Verification,
     YesNoUnknown as YesNoUnknown,
 )
-from .recorded_recipe import (
-    RecordedRecipe as RecordedRecipe,
-)
 from .recipe import (
     DEFAULT_RECIPE as DEFAULT_RECIPE,
     FP8_RECIPE as FP8_RECIPE,
@@ -122,6 +119,9 @@ from .recipe import (
     Rule as Rule,
     load_recipe as load_recipe,
     require_used_rules as require_used_rules,
+)
+from .recorded_recipe import (
+    RecordedRecipe as RecordedRecipe,
 )
 from .repair import (
     ChannelAxis as ChannelAxis,

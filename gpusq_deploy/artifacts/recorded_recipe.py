@@ -12,8 +12,10 @@ from gpusq_deploy.artifacts.recipe import Recipe, Rule
 
 
 class RecordedRecipe(Recipe):
-    """A recipe for a checkpoint whose producer quantised it: `why_float` says of a layer's name and the precision that a
-    rule gives it why the layer stays float all the same; empty where the rule stands. It is never written to a file.
+    """A recipe for a checkpoint whose producer quantised it. It is never written to a file.
+
+    `why_float` says of a layer's name and the precision that a rule gives it why the layer stays float all the same;
+    empty where the rule stands.
     """
 
     why_float: Callable[[str, str], str]

@@ -136,7 +136,7 @@ _GROUPS = (
     "--expect-outputs",
     type=click.Path(path_type=Path),
     metavar="FILE.npz",
-    help="Compare the built model with these inputs and outputs of the quantised model, and hold --min-sqnr against it.",
+    help="Compare the built model with these inputs and outputs of the quantised one; --min-sqnr holds of that too.",
 )
 @click.option(
     "--batch",

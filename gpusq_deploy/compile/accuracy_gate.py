@@ -89,7 +89,7 @@ def producer_shortfalls(found: Sequence[ProducerComparison], request: BuildReque
         if request.min_sqnr is not None and output.sqnr_db is not None and output.sqnr_db < request.min_sqnr
     ]
     missed += [
-        f"top-1 agreement {each.top1_agreement:.6g} with {each.source} is below --min-agreement {request.min_agreement:g}"
+        f"agreement with {each.source}, {each.top1_agreement:.6g}, is below --min-agreement {request.min_agreement:g}"
         for each in given
         if request.min_agreement is not None
         and each.top1_agreement is not None

@@ -1,9 +1,9 @@
-"""What the model's producer answers: from a file, or by running the quantisers that the checkpoint records, in torch."""
+"""What the model's producer answers: from a file, or by running in torch the quantisers that the checkpoint records."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from gpusq_deploy.calibration import Batches, CalibrationInputs, spread_evenly
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend import Checkpoint, WeightGrid, reference_outputs
+from gpusq_deploy.frontend import Checkpoint, InputQuantizer, WeightGrid, reference_outputs
 from gpusq_deploy.progress import Reporter
 
 _SAMPLES = 8
@@ -114,27 +114,20 @@ def _sample(answer: Array) -> Array:
 
 
 class _Quantized(NamedTuple):
-    """A layer with quantisers: its name, module, input range and grid."""
+    """A module with quantisers: its name, itself, its input's quantiser, its range in the build, and its grid."""
 
     name: str
     module: Any
+    quantizer: InputQuantizer
     amax: float
     grid: WeightGrid | None
 
 
 @contextmanager
-def _quantizers(checkpoint: Checkpoint, *, synthetic: bool) -> Iterator[None]:
+def _quantizers(checkpoint: Checkpoint, *, synthetic: bool) -> Generator[None]:
     """While active, the module's layers compute with fake-quantised inputs and weights."""
-    untyped: Any = checkpoint.module  # named_modules() has a partly open type
-    record = checkpoint.quantizers
-    layers = [
-        _Quantized(name, child, checkpoint.ranges[name], record.grids.get(name))
-        for name, child in untyped.named_modules()
-        if name in checkpoint.ranges
-        and hasattr(child, "weight")
-        and not record.why_float(name, checkpoint.ranges, "int8")
-    ]
-    kept = [(layer.module, layer.module.weight) for layer in layers]
+    layers = [*_quantized_modules(checkpoint)]
+    kept = [(layer.module, layer.module.weight) for layer in layers if layer.grid is not None]
     hooks: list[Any] = []
     try:
         for layer in layers:
@@ -150,6 +143,17 @@ def _quantizers(checkpoint: Checkpoint, *, synthetic: bool) -> Iterator[None]:
             module.weight = weight
 
 
+def _quantized_modules(checkpoint: Checkpoint) -> Iterator[_Quantized]:
+    untyped: Any = checkpoint.module  # named_modules() has a partly open type
+    record, ranges = checkpoint.quantizers, checkpoint.ranges
+    for name, child in untyped.named_modules():
+        if name in ranges and not record.why_float(name, ranges, "int8"):
+            quantizer = record.inputs.get(name, InputQuantizer(ranges[name] / 127))
+            yield _Quantized(name, child, quantizer, ranges[name], record.grids.get(name))
+        elif name in record.inputs and name not in ranges:
+            yield _Quantized(name, child, record.inputs[name], 0.0, None)
+
+
 def _rounded_weight(weight: torch.Tensor, grid: WeightGrid) -> torch.Tensor:
     step = torch.where(grid.amax > 0, grid.amax, 127.0).reshape(-1, *([1] * (weight.ndim - 1))) / 127
     return (torch.clamp(torch.round(weight / step), -128, 127) * step).to(weight.dtype)
@@ -159,12 +163,13 @@ def _hook(layer: _Quantized, file: str, *, synthetic: bool) -> Any:
     slack = _SYNTHETIC_SLACK if synthetic else 1.0
 
     def hook(_module: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        values = given[0]
+        values: torch.Tensor = given[0]
         _require_live(values, layer, file, slack)
-        if layer.amax == 0:
+        scale, low, high, offset = layer.quantizer
+        if not scale > 0:
             return given
-        step = layer.amax / 127
-        return (torch.clamp(torch.round(values / step), -128, 127) * step, *given[1:])
+        codes = torch.clamp(torch.round((values - offset) / scale), low, high)
+        return (codes * scale + offset, *given[1:])
 
     return hook
 

@@ -7,6 +7,7 @@ import shlex
 from typing import NamedTuple
 
 from gpusq_deploy.artifacts import (
+    CalibrationTable,
     PruningLoss,
     Recipe,
     Reference,
@@ -16,11 +17,9 @@ from gpusq_deploy.calibration import (
     CalibrationInputs,
     DataSource,
     ModelFacts,
-    is_tensorrt_cache,
     open_source,
     preprocessing_of_arrays,
-    read_table,
-    read_tensorrt_cache,
+    read_ranges,
     split_source,
 )
 from gpusq_deploy.compile.expected_outputs import ExpectedOutputs, expected_outputs
@@ -58,11 +57,7 @@ def find_data(request: BuildRequest, checkpoint: Checkpoint, samples: DataSource
         GpusqError: The recipe's layers need ranges, and there are neither ranges nor data.
     """
     ranged = request.quantize and any(rule.ranged for rule in recipe.rules)
-    cache = table = None
-    if request.ranges is not None and is_tensorrt_cache(request.ranges):
-        cache = read_tensorrt_cache(request.ranges)
-    elif request.ranges is not None:
-        table = read_table(request.ranges, model=checkpoint.digest)
+    given = None if request.ranges is None else read_ranges(request.ranges, model=checkpoint.digest)
     recorded = checkpoint.ranges or checkpoint.quantizers.producer
     if request.calib is None and ranged and not recorded and request.ranges is None:
         raise GpusqError(
@@ -75,8 +70,8 @@ def find_data(request: BuildRequest, checkpoint: Checkpoint, samples: DataSource
         calibrate=calibrate,
         verify=apart,
         held_out=held_out,
-        table=table,
-        cache=cache,
+        table=given if isinstance(given, CalibrationTable) else None,
+        cache=None if isinstance(given, CalibrationTable) else given,
         ranges=str(request.ranges or ""),
         real=request.calib is not None,
     )

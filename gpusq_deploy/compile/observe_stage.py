@@ -16,6 +16,7 @@ from gpusq_deploy.calibration import (
     joined_ranges,
     known_ranges,
     needs_of_layers,
+    require_borne_out,
 )
 from gpusq_deploy.compile.float_graph import FloatGraph
 from gpusq_deploy.compile.inputs import facts_of, repair_command
@@ -92,14 +93,16 @@ def observe_graph(
         known=None if known is None else known.table,
         outputs=Int8Outputs(wish=request.sparse_outputs, sparsity=merged.stored),
     )
-    rest = _rest(known, layers)
-    needs = observations_needed(merged.model, wanted) | needs_of_layers(rest, calibrators)
+    rest, doubtful = _among(known.rest if known else (), layers), _among(known.doubtful if known else (), layers)
+    needs = observations_needed(merged.model, wanted) | needs_of_layers((*rest, *doubtful), calibrators)
     if not data.real:
         require_data(needs, recipe, mixed=bool(layers) and recipe.mixed is not None)
         needs = Needs()
     if lacking := seen.lacking(needs):
         facts = facts_of(graph.checkpoint)
         seen = seen.joined(calibrated(merged.model, lacking, data.calibrate, facts, reporter))
+    if known is not None and doubtful and seen.table is not None:
+        require_borne_out(known.table, seen.table.by_tensor(), doubtful, source=data.ranges)
     if known is not None and rest and seen.table is not None:
         wanted = replace(wanted, known=joined_ranges(known.table, seen.table, rest))
     grids = {} if wanted.known is None else grids_of(graph.checkpoint)
@@ -118,7 +121,7 @@ def _known(
     return known_ranges(graph.model, layers, data, facts_of(graph.checkpoint), calibrators, reporter)
 
 
-def _rest(known: KnownRanges | None, layers: tuple[GraphLayer, ...]) -> tuple[GraphLayer, ...]:
-    """The layers whose ranges aren't among the known ones."""
-    lacking = set[str]() if known is None else {layer.input for layer in known.rest}
-    return tuple(layer for layer in layers if layer.input in lacking)
+def _among(known: tuple[GraphLayer, ...], layers: tuple[GraphLayer, ...]) -> tuple[GraphLayer, ...]:
+    """Of the layers those that read what known ones read: projections are merged here."""
+    inputs = {layer.input for layer in known}
+    return tuple(layer for layer in layers if layer.input in inputs)

@@ -53,7 +53,7 @@ class BuildRequest:
     `input_name` and `output_names` are those of the graph; None and empty: the model's own.
     `min_sqnr` (dB) and `min_agreement` (a share) are what the verification must reach.
     `keep_grid` keeps the grids of weights that the checkpoint records; else their scales are computed anew.
-    `expect_outputs` is an .npz of an input and what the model's producer answers to it: the built graph is held against it.
+    `expect_outputs` is an .npz of inputs and what the model's producer answers: the built graph is held against it.
     `dump_passes` is a new folder for the graph after each pass; it can't lie in the bundle.
     No `targets` means no engine: the bundle holds the ONNX model alone.
 

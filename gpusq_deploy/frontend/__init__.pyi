@@ -1,4 +1,5 @@
 from .checkpoint.adapters.quantizer_record import (
+    InputQuantizer as InputQuantizer,
     QuantizerRecord as QuantizerRecord,
     RangeProblem as RangeProblem,
     WeightGrid as WeightGrid,

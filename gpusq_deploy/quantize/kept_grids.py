@@ -23,7 +23,7 @@ _CHANGED = "the graph's weights are not the checkpoint's, channel by channel"
 
 
 class Grid(NamedTuple):
-    """A weight's grid by output channel, [N] each: codes are round(127 · w / amax). max |w| and Σ|w| are as it was read."""
+    """A weight's grid by output channel, [N] each: round(127 · w / amax) are codes; max |w| and Σ|w| as it was read."""
 
     amax: npt.NDArray[np.float32]
     largest: npt.NDArray[np.float32]

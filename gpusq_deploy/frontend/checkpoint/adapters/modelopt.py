@@ -6,8 +6,8 @@ Both keep a range beside the weight of the layer that it belongs to:
     LAYER._input_quantizer._amax   LAYER._weight_quantizer._amax     pytorch-quantization
     LAYER._input_quantizer.clip.clip_value_min, …clip_value_max      pytorch-quantization, learned
 
-1. An input's range must be one number: TensorRT quantises activations per tensor. Of an affine quantiser (`_bias_value`)
-   it is the larger end, |bias| + amax; of an unsigned one its end. Both are told: the grid is coarser.
+1. An input's range must be one number: TensorRT quantises activations per tensor. Of an affine quantiser it is the
+   larger end, |_bias_value| + amax; of an unsigned one its end. Both are told: the grid is coarser.
 2. A weight's range is its grid, [N] along the output channels or one number; which axis it has is in its shape. Along
    another axis TensorRT can't have it: the layer stays float.
 3. A layer whose input has no quantiser, or a disabled one, stays float; with a quantised weight that weight is rounded
@@ -27,6 +27,7 @@ from typing import Any, cast
 import torch
 
 from gpusq_deploy.frontend.checkpoint.adapters.quantizer_record import (
+    InputQuantizer,
     QuantizerRecord,
     RangeProblem,
     WeightGrid,
@@ -45,7 +46,8 @@ _USED = {"input": ("_amax", "_bias_value", "_pre_quant_scale", *_CLIP_FIELDS), "
 _AGAIN = "calibrate the quantiser again: its calibrator saw no data; or calibrate here with --recalibrate --calib"
 # A thousandth is far below half an INT8 step, 1/254: rounding of a stored range, not clipping.
 _SLACK = 1e-3
-_INT8_BITS, _INT4_BITS, _FP8_BITS = 8, 4, (4, 3)
+# By `_num_bits`; of floats those of the exponent and of the mantissa.
+_KINDS = {"8": "int8", "4": "int4", "(4, 3)": "fp8"}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -67,9 +69,8 @@ class _Quantizer:
     @property
     def kind(self) -> str:
         """`int8` where nothing else is said."""
-        bits = self.settings.get("_num_bits", _INT8_BITS)
-        known = {_INT8_BITS: "int8", _INT4_BITS: "int4", _FP8_BITS: "fp8"}
-        return known.get(bits, f"{bits} bits") if isinstance(bits, (int, tuple)) else str(bits)
+        bits = str(self.settings.get("_num_bits", "8"))
+        return _KINDS.get(bits, f"{bits} bits")
 
 
 _OFF = _Quantizer(key="")
@@ -88,6 +89,7 @@ class _Found:
     types: dict[str, str] = field(default_factory=dict[str, str])
     grids: dict[str, WeightGrid] = field(default_factory=dict[str, WeightGrid])
     per_tensor: list[str] = field(default_factory=list[str])
+    inputs: dict[str, InputQuantizer] = field(default_factory=dict[str, InputQuantizer])
     factors: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
     weightless: list[str] = field(default_factory=list[str])
     coarser: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
@@ -130,6 +132,7 @@ def read_quantizers(reading: Reading, content: Mapping[str, Any], *, place: str)
             problems=found.problems,
             types=found.types,
             grids=found.grids,
+            inputs=found.inputs,
             factors=found.factors,
         ),
     )
@@ -184,6 +187,9 @@ def _look_at_layer(found: _Found, layer: str, given: _Quantizer, weight: _Quanti
     if stored is None or stored.ndim < 2 or not stored.is_floating_point():
         if given.ranged or weight.ranged:
             found.weightless.append(layer)
+            amax = given.fields.get("_amax")
+            if not given.disabled and given.kind == "int8" and amax is not None and amax.numel() == 1:
+                found.inputs[layer] = InputQuantizer(float(amax) / 127)
         return
     problem = _factor(found, layer, given, stored, place) or _weight_grid(found, layer, weight, stored, place)
     reason = _why_float(given, weight)
@@ -229,9 +235,11 @@ def _input_range(found: _Found, layer: str, given: _Quantizer, place: str) -> Ra
     if bias is not None:
         if damage := _damage(bias, signed=True):
             return RangeProblem(damage, f"{place}, {given.key}", _AGAIN)
+        found.inputs[layer] = InputQuantizer(amax / 127, offset=bias.detach().float())
         amax += float(bias.detach().float().abs().max())
         found.coarser.append(("affine (_bias_value): the range is |bias| + amax", layer))
     if given.settings.get("_unsigned") is True:
+        found.inputs[layer] = InputQuantizer(amax / 255, 0, 255)
         found.coarser.append(("unsigned", layer))
     found.ranges[layer] = amax
     found.origins[layer] = f"{found.producer}, {'learned input range' if ends else 'input_quantizer._amax'}"
@@ -329,26 +337,29 @@ def _remarks(found: _Found, unused: list[str]) -> Iterator[str]:
     if found.weightless:
         count = counted(len(found.weightless), "module")
         yield f"not used: {found.producer}'s ranges of {count} without weights to multiply by: {some(found.weightless)}"
-    for reason, layers in by_reason([(layer, reason) for layer, reason in found.floats.items()]).items():
+    for reason, layers in by_reason([*found.floats.items()]).items():
         yield f"stays float, since {reason}: {some(layers)}"
     for kind, layers in by_reason([*found.types.items()]).items():
         built = f"--{kind} builds them" if kind in {"fp8", "int4"} else "no precision of ours is that"
         yield f"quantised to {kind.upper()}, not to INT8 ({built}): {some(layers)}"
     for reason, layers in by_reason([(layer, reason) for reason, layer in found.coarser]).items():
         yield f"inputs that were quantised {reason} get symmetric ranges, a coarser grid: {some(layers)}"
+    if found.factors:
+        count = counted(len(found.factors), "layer")
+        names = some([*found.factors])
+        yield f"SmoothQuant or AWQ: the inputs of {count} are multiplied by a factor per channel: {names}"
+    yield from _weight_remarks(found)
+    if unused:
+        yield f"not used, since only inputs and weights of layers are quantised: {some(unused)}"
+
+
+def _weight_remarks(found: _Found) -> Iterator[str]:
     if found.clipped:
-        total, names = sum(found.clipped.values()), some(list(found.clipped))
-        yield f"{total} weights lie outside their recorded ranges and saturate there, as in training: {names}"
+        total, layers = sum(found.clipped.values()), some([*found.clipped])
+        yield f"{total} weights lie outside their recorded ranges and saturate there, as in training: {layers}"
     if found.wider:
         yield f"the recorded ranges of weights are wider than the weights; their grid is kept: {some(found.wider)}"
     if found.untyped and len(found.per_tensor) == len(found.grids) > 1:
         yield "ranges of weights are per tensor and the file doesn't say of which type: taken for INT8's, not FP8's"
     if found.rounded:
         yield f"weights that alone are quantised are rounded to their grid, as they ran: {some(found.rounded)}"
-    if found.factors:
-        yield (
-            f"SmoothQuant or AWQ: the inputs of {counted(len(found.factors), 'layer')} are multiplied by a factor per "
-            f"channel: {some(list(found.factors))}"
-        )
-    if unused:
-        yield f"not used, since only inputs and weights of layers are quantised: {some(unused)}"

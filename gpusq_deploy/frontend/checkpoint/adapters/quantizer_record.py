@@ -21,10 +21,19 @@ class RangeProblem(NamedTuple):
     hint: str
 
 
+class InputQuantizer(NamedTuple):
+    """x → scale · clamp(round((x - offset) / scale), low, high) + offset, whose shape goes with x's."""
+
+    scale: float
+    low: float = -128
+    high: float = 127
+    offset: torch.Tensor | float = 0.0
+
+
 class WeightGrid(NamedTuple):
     """The INT8 grid of a weight [N, …]: codes are round(127 · w / amax). All float32 [N].
 
-    `largest` and `total` are max |w| and Σ|w| of each output channel: where a graph scales a channel, it scales its grid.
+    `largest` and `total` are max |w| and Σ|w| of each channel: where a graph scales a channel, it scales its grid.
     """
 
     amax: torch.Tensor
@@ -49,6 +58,8 @@ class QuantizerRecord:
         problems: Layers whose range can't be used.
         types: The precision of a layer's quantisers where it isn't INT8: `fp8`, `int4` or the producer's word.
         grids: The grids of weights.
+        inputs: Quantisers of inputs that aren't symmetric INT8 ones of a layer's: affine or unsigned ones, and those of
+            modules that multiply by no weight. None of them is built; the model as its producer ran it has them.
         factors: What the layer's input is multiplied by before it is quantised, [K]: SmoothQuant, AWQ.
     """
 
@@ -57,6 +68,7 @@ class QuantizerRecord:
     problems: Mapping[str, RangeProblem] = field(default_factory=dict[str, RangeProblem])
     types: Mapping[str, str] = field(default_factory=dict[str, str])
     grids: Mapping[str, WeightGrid] = field(default_factory=dict[str, WeightGrid])
+    inputs: Mapping[str, InputQuantizer] = field(default_factory=dict[str, InputQuantizer])
     factors: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
     def renamed(self, names: Mapping[str, str], left: Collection[str]) -> QuantizerRecord:
@@ -71,6 +83,7 @@ class QuantizerRecord:
             problems=under(self.problems),
             types=under(self.types),
             grids=under(self.grids),
+            inputs=under(self.inputs),
             factors=under(self.factors),
         )
 
