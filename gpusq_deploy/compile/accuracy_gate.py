@@ -80,22 +80,19 @@ def producer_shortfalls(found: Sequence[ProducerComparison], request: BuildReque
     if request.expect_outputs is None:
         return ()
     given = [each for each in found if each.source == request.expect_outputs.name]
-    if not given and request.min_sqnr is not None:
-        return ("the built graph wasn't compared with --expect-outputs: --min-sqnr can't be judged",)
-    missed = [
-        f"SQNR {output.sqnr_db:.6g} dB of {output.tensor} to {each.source} is below --min-sqnr {request.min_sqnr:g}"
-        for each in given
-        for output in each.outputs
-        if request.min_sqnr is not None and output.sqnr_db is not None and output.sqnr_db < request.min_sqnr
-    ]
-    missed += [
-        f"agreement with {each.source}, {each.top1_agreement:.6g}, is below --min-agreement {request.min_agreement:g}"
-        for each in given
-        if request.min_agreement is not None
-        and each.top1_agreement is not None
-        and each.top1_agreement < request.min_agreement
-    ]
-    return tuple(missed)
+    if not given and _asked(request):
+        return (f"the built graph wasn't compared with --expect-outputs: {_asked(request)} can't be judged",)
+    return tuple(missed for each in given for missed in _below_producer(each, request))
+
+
+def _below_producer(found: ProducerComparison, request: BuildRequest) -> Iterator[str]:
+    least, share = request.min_sqnr, request.min_agreement
+    for output in found.outputs:
+        if least is not None and output.sqnr_db is not None and output.sqnr_db < least:
+            yield f"SQNR {output.sqnr_db:.6g} dB of {output.tensor} to {found.source} is below --min-sqnr {least:g}"
+    agreement = found.top1_agreement
+    if share is not None and agreement is not None and agreement < share:
+        yield f"agreement {agreement:.6g} with {found.source} is below --min-agreement {share:g}"
 
 
 def _below_sqnr(verification: Verification, least: float) -> Iterator[str]:

@@ -35,13 +35,12 @@ Array = npt.NDArray[Any]
 class ExpectedOutputs:
     """Inputs [N, …] and what the producer's model answers, in the order of the model's outputs.
 
-    `source` says who answered; `limited` whether `--min-sqnr` is asked of it.
+    `source` says who answered.
     """
 
     source: str
     inputs: npt.NDArray[np.float32]
     outputs: tuple[Array, ...]
-    limited: bool = False
 
 
 def expected_outputs(
@@ -71,13 +70,7 @@ def read_expected(path: Path) -> ExpectedOutputs:
     Raises:
         GpusqError: Not such a file, or arrays that don't go together.
     """
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise GpusqError("too large for expected outputs", place=str(path), hint="a few dozen samples are enough")
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
-        raise GpusqError(f"not an .npz that can be read: {error}", place=str(path), hint=f"give {_FORM}") from error
+    arrays = _arrays(path)
     first = "input" if "input" in arrays else next(iter(arrays), "")
     inputs = arrays.pop(first, np.zeros(0))
     outputs = tuple(arrays.values())
@@ -93,7 +86,17 @@ def read_expected(path: Path) -> ExpectedOutputs:
             place=str(path),
             hint=f"give {_FORM}",
         )
-    return ExpectedOutputs(source=path.name, inputs=inputs, outputs=outputs, limited=True)
+    return ExpectedOutputs(source=path.name, inputs=inputs, outputs=outputs)
+
+
+def _arrays(path: Path) -> dict[str, Array]:
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise GpusqError("too large for expected outputs", place=str(path), hint="a few dozen samples are enough")
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
+        raise GpusqError(f"not an .npz that can be read: {error}", place=str(path), hint=f"give {_FORM}") from error
 
 
 def _finite(array: Array) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from gpusq_deploy.artifacts import Calibrator, Recipe
 from gpusq_deploy.calibration import (
@@ -93,7 +94,7 @@ def observe_graph(
         known=None if known is None else known.table,
         outputs=Int8Outputs(wish=request.sparse_outputs, sparsity=merged.stored),
     )
-    rest, doubtful = _among(known.rest if known else (), layers), _among(known.doubtful if known else (), layers)
+    rest, doubtful = _among("rest", known, layers), _among("doubtful", known, layers)
     needs = observations_needed(merged.model, wanted) | needs_of_layers((*rest, *doubtful), calibrators)
     if not data.real:
         require_data(needs, recipe, mixed=bool(layers) and recipe.mixed is not None)
@@ -101,10 +102,9 @@ def observe_graph(
     if lacking := seen.lacking(needs):
         facts = facts_of(graph.checkpoint)
         seen = seen.joined(calibrated(merged.model, lacking, data.calibrate, facts, reporter))
-    if known is not None and doubtful and seen.table is not None:
+    if known is not None and seen.table is not None:
         require_borne_out(known.table, seen.table.by_tensor(), doubtful, source=data.ranges)
-    if known is not None and rest and seen.table is not None:
-        wanted = replace(wanted, known=joined_ranges(known.table, seen.table, rest))
+        wanted = replace(wanted, known=joined_ranges(known.table, seen.table, rest) if rest else known.table)
     grids = {} if wanted.known is None else grids_of(graph.checkpoint)
     return Observed(recipe=recipe, graph=merged, seen=seen, wanted=wanted, notes=graph.notes, grids=grids)
 
@@ -121,7 +121,9 @@ def _known(
     return known_ranges(graph.model, layers, data, facts_of(graph.checkpoint), calibrators, reporter)
 
 
-def _among(known: tuple[GraphLayer, ...], layers: tuple[GraphLayer, ...]) -> tuple[GraphLayer, ...]:
-    """Of the layers those that read what known ones read: projections are merged here."""
-    inputs = {layer.input for layer in known}
+def _among(
+    which: Literal["rest", "doubtful"], known: KnownRanges | None, layers: tuple[GraphLayer, ...]
+) -> tuple[GraphLayer, ...]:
+    """Of the layers those that read what such known ones read: projections are merged here."""
+    inputs = set[str]() if known is None else {layer.input for layer in getattr(known, which)}
     return tuple(layer for layer in layers if layer.input in inputs)

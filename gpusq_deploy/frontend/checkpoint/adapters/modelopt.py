@@ -19,6 +19,7 @@ Both keep a range beside the weight of the layer that it belongs to:
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -186,10 +187,7 @@ def _look_at_layer(found: _Found, layer: str, given: _Quantizer, weight: _Quanti
     stored = found.state.get(f"{layer}.weight")
     if stored is None or stored.ndim < 2 or not stored.is_floating_point():
         if given.ranged or weight.ranged:
-            found.weightless.append(layer)
-            amax = given.fields.get("_amax")
-            if not given.disabled and given.kind == "int8" and amax is not None and amax.numel() == 1:
-                found.inputs[layer] = InputQuantizer(float(amax) / 127)
+            _look_at_other(found, layer, given)
         return
     problem = _factor(found, layer, given, stored, place) or _weight_grid(found, layer, weight, stored, place)
     reason = _why_float(given, weight)
@@ -204,6 +202,14 @@ def _look_at_layer(found: _Found, layer: str, given: _Quantizer, weight: _Quanti
         found.ranges.pop(layer, None)
     if kinds := {given.kind, weight.kind} - {"int8"}:
         found.types[layer] = " and ".join(sorted(kinds))
+
+
+def _look_at_other(found: _Found, layer: str, given: _Quantizer) -> None:
+    """A module that multiplies by no weight: its quantiser is no part of the build."""
+    found.weightless.append(layer)
+    amax = given.fields.get("_amax")
+    if not given.disabled and given.kind == "int8" and amax is not None and amax.numel() == 1:
+        found.inputs[layer] = InputQuantizer(float(amax) / 127)
 
 
 def _why_float(given: _Quantizer, weight: _Quantizer) -> str:
@@ -274,12 +280,11 @@ def _weight_grid(
     """The grid along the output channels; a layer with another one stays float."""
     if not weight.ranged or weight.disabled or weight.kind != "int8":
         return None
-    values = [weight.fields[name] for name in _CLIP_FIELDS if name in weight.fields] or [weight.fields["_amax"]]
-    for value in values:
-        if damage := _damage(value, signed="_amax" not in weight.fields or len(values) > 1):
-            return RangeProblem(damage, f"{place}, {weight.key}", _AGAIN)
-    amax = values[0] if len(values) == 1 else torch.maximum(values[0].abs(), values[1].abs())
-    amax = amax.detach().float().abs()
+    ends = [weight.fields[name] for name in _CLIP_FIELDS if name in weight.fields]
+    values = ends or [weight.fields["_amax"]]
+    if damage := next(filter(None, (_damage(value, signed=bool(ends)) for value in values)), ""):
+        return RangeProblem(damage, f"{place}, {weight.key}", _AGAIN)
+    amax = functools.reduce(torch.maximum, [value.detach().float().abs() for value in values])
     axis = _axis(amax, stored, weight)
     if axis is None:
         what = f"the range has {amax.numel()} values, the weight {stored.shape[0]} output channels"
@@ -288,20 +293,25 @@ def _weight_grid(
     if axis > 0:
         found.floats[layer] = f"its weight's range runs along axis {axis}; TensorRT has one scale per output channel"
         return None
-    grid = amax.flatten()
+    if not _keep_grid(found, layer, amax.flatten(), stored):
+        return RangeProblem("the range is 0, and the weights are not", f"{place}, {weight.key}", _AGAIN)
+    return None
+
+
+def _keep_grid(found: _Found, layer: str, grid: torch.Tensor, stored: torch.Tensor) -> bool:
+    """Keep a grid [N] or [1]; False where it has no room for weights that are there."""
     shaped = grid.reshape(-1, *([1] * (stored.ndim - 1)))
     if bool(((shaped == 0) & (stored != 0)).any()):
-        return RangeProblem("the range is 0, and the weights are not", f"{place}, {weight.key}", _AGAIN)
+        return False
     found.grids[layer] = weight_grid(grid, stored)
     if grid.numel() == 1:
         found.per_tensor.append(layer)
-    outside = int((stored.abs() > shaped * (1 + _SLACK)).sum())
-    if outside:
+    if outside := int((stored.abs() > shaped * (1 + _SLACK)).sum()):
         found.clipped[layer] = outside
     largest = stored.abs().flatten(1).amax(1) if grid.numel() > 1 else stored.abs().amax()
     if bool((grid > largest * (1 + _SLACK)).any()):
         found.wider.append(layer)
-    return None
+    return True
 
 
 def _axis(amax: torch.Tensor, stored: torch.Tensor, weight: _Quantizer) -> int | None:
