@@ -10,7 +10,9 @@ from typing import Any, cast
 
 from gpusq_deploy.errors import GpusqError
 
-TAKEN = "gpusq-calibrate's JSON, a TensorRT calibration cache, or ONNX Runtime's calibration.json, .cache or .flatbuffers"
+TAKEN = (
+    "gpusq-calibrate's JSON, a TensorRT calibration cache, or ONNX Runtime's calibration.json, .cache or .flatbuffers"
+)
 LARGEST_FILE = 64 << 20
 # Encodings by the mark that a file begins with; PowerShell's `>` writes the second.
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}

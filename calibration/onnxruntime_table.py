@@ -2,8 +2,8 @@
 
 1. `calibration.json`: `{"CLS": "TensorsData", "data": {TENSOR: {"lowest": …, "highest": …}}}`, in older releases
    `{TENSOR: [lowest, highest]}`. amax is the larger magnitude.
-2. `calibration.cache`, lines of `TENSOR VALUE`, and `calibration.flatbuffers`, a table of the same strings. They keep the
-   upper end alone, which is told: of a tensor that reaches further down the range is too small.
+2. `calibration.cache`, lines of `TENSOR VALUE`, and `calibration.flatbuffers`, a table of the same strings. They keep
+   the upper end alone, which is told: of a tensor that reaches further down the range is too small.
 """
 
 from __future__ import annotations
@@ -100,15 +100,15 @@ def _ends(value: object) -> tuple[float, float] | None:
     numbers = cast("list[object]", value)
     if len(numbers) != 2 or not all(isinstance(end, (int, float)) for end in numbers):
         return None
-    low, high = cast("list[float]", numbers)
-    return float(low), float(high)
+    low, high = (float(str(end)) for end in numbers)
+    return low, high
 
 
-def _scalar(value: object) -> Any:
+def _scalar(value: object) -> object:
     """The number of an encoded array of one."""
-    held: Any = cast("dict[str, Any]", value).get("data") if isinstance(value, dict) else value
-    while isinstance(held, list) and len(cast("list[Any]", held)) == 1:
-        held = held[0]
+    held: object = cast("dict[str, object]", value).get("data") if isinstance(value, dict) else value
+    while isinstance(held, list) and len(inside := cast("list[object]", held)) == 1:
+        held = inside[0]
     return held
 
 

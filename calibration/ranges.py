@@ -48,7 +48,8 @@ class ModelFacts:
 class CalibrationInputs:
     """Samples to calibrate on and to verify on; `held_out` says that the two are apart.
 
-    `table` are stored ranges, `cache` those of another graph by its tensors' names; `ranges` is the file of either. `real` says that `calibrate` was asked for: it may be used where ranges are missing.
+    `table` are stored ranges, `cache` those of another graph by its tensors' names; `ranges` is the file of either.
+    `real` says that `calibrate` was asked for: it may be used where ranges are missing.
     """
 
     calibrate: DataSource
@@ -100,13 +101,7 @@ def known_ranges(
         reporter.say(f"using {counted(len(data.table.ranges), 'stored range')}, calibrated on {data.table.source}")
         return KnownRanges(table_for_layers(data.table, layers, place="--ranges"))
     if data.cache is not None:
-        reporter.say(f"using the ranges of the {data.cache.kind} {data.ranges}")
-        if data.cache.warning:
-            reporter.say(f"warning: {data.ranges}: {data.cache.warning}")
-        matched = table_from_cache(data.cache, model, layers, source=data.ranges)
-        if not data.real or data.calibrate.synthetic:
-            require_evidence(matched, source=data.ranges)
-        return KnownRanges(matched.table, doubtful=matched.doubtful)
+        return _by_name(data.cache, model, layers, data, reporter)
     for layer in layers:
         if (name := _module_of(layer)) in subject.problems:
             raise subject.problems[name]
@@ -115,13 +110,33 @@ def known_ranges(
     reporter.say(f"using {counted(len(subject.ranges), 'range')} that the checkpoint records")
     if any(calibrator != AMAX for calibrator in calibrators.values()):
         reporter.say("warning: --calibrator has no effect: the checkpoint records its ranges (see --recalibrate)")
+    return _recorded(model, layers, subject, reporter, real=data.real)
+
+
+def _by_name(
+    cache: NamedRanges, model: ir.Model, layers: Sequence[GraphLayer], data: CalibrationInputs, reporter: Reporter
+) -> KnownRanges:
+    """Ranges of another graph's tensors."""
+    reporter.say(f"using the ranges of the {cache.kind} {data.ranges}")
+    if cache.warning:
+        reporter.say(f"warning: {data.ranges}: {cache.warning}")
+    matched = table_from_cache(cache, model, layers, source=data.ranges)
+    if not data.real or data.calibrate.synthetic:
+        require_evidence(matched, source=data.ranges)
+    return KnownRanges(matched.table, doubtful=matched.doubtful)
+
+
+def _recorded(
+    model: ir.Model, layers: Sequence[GraphLayer], subject: ModelFacts, reporter: Reporter, *, real: bool
+) -> KnownRanges:
+    """Ranges that the checkpoint records; with `real` data, what it lacks is found there."""
     known = {_module_of(layer) for layer in weighted_layers(model)}
     if strangers := [name for name in subject.ranges if name not in known]:
         reporter.say(f"warning: not used: recorded ranges of modules that the graph doesn't have: {some(strangers)}")
     ranges = {layer.layer: subject.ranges[name] for layer in layers if (name := _module_of(layer)) in subject.ranges}
     origins = {layer.layer: subject.origins.get(_module_of(layer), "") for layer in layers}
     covered = {layer.input for layer in layers if layer.layer in ranges}
-    rest = tuple(layer for layer in layers if layer.input not in covered) if data.real else ()
+    rest = tuple(layer for layer in layers if layer.input not in covered) if real else ()
     wanted = [layer for layer in layers if layer not in rest]
     recorded = table_from_recorded(ranges, wanted, source=subject.file, origins=origins)
     return KnownRanges(recorded, rest)

@@ -33,7 +33,9 @@ def read_ranges(path: Path, *, model: str) -> CalibrationTable | NamedRanges:
     if not found.amax:
         first = next((f": {name}: {why}" for name, why in found.unusable.items()), "")
         raise GpusqError(
-            f"the {found.kind} holds no range that can be used{first}", place=str(path), hint="calibrate again, with data"
+            f"the {found.kind} holds no range that can be used{first}",
+            place=str(path),
+            hint="calibrate again, with data",
         )
     return found
 
@@ -49,7 +51,9 @@ def _named(path: Path, data: bytes) -> NamedRanges | None:
 
 def _content(path: Path) -> bytes:
     if path.is_dir():
-        inside = " (a bundle: its own ranges lie in its calibration.json)" if (path / "calibration.json").exists() else ""
+        inside = (
+            " (a bundle: its own ranges lie in its calibration.json)" if (path / "calibration.json").exists() else ""
+        )
         raise GpusqError(f"a folder, not a file of ranges{inside}", place=str(path), hint=f"give {TAKEN}")
     try:
         if path.stat().st_size > LARGEST_FILE:

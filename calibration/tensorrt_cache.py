@@ -8,8 +8,8 @@ A line holds a tensor of the ONNX file that was calibrated, and the scale as the
 zeros may be missing. amax = 127 · scale. A line whose scale is 0 or not finite matters where a layer needs its tensor.
 The graph of today has other tensors, so they are found by these rules, the first that gives one answer:
 
-1. The same name, where it is a path to a module or the model's input. A name without a path, such as `view_2` of torch's
-   newer exporter, is given to another tensor by the next release: it counts where samples bear it out, see `doubtful`.
+1. The same name, where it is a path to a module or the model's input. A name without a path, such as `view_2` of
+   torch's newer exporter, is given to another tensor by the next release: it counts where samples bear it out.
 2. The same module and operator: torch's older exporter names tensors `/path/to/module/Operator_1_output_0`. Of several
    with one operator the last is the module's result.
 3. The module's last step, where the old graph spelt an operator out: `Add` for a LayerNormalization, `Mul` for a Gelu.
@@ -145,8 +145,8 @@ def require_evidence(matched: MatchedRanges, *, source: str) -> None:
     if matched.doubtful:
         names = some([f"{layer.layer} (reads {layer.input})" for layer in matched.doubtful])
         raise GpusqError(
-            f"tensors of the file have the same names as ours, without a path to a module, and such names are given anew "
-            f"by each export: {names}",
+            f"tensors of the file have the same names as ours, without a path to a module, and such names are given "
+            f"anew by each export: {names}",
             place=source,
             hint="add --calib FOLDER: the ranges are then checked against samples; or calibrate anew, without --ranges",
         )

@@ -14,6 +14,7 @@ import torch
 from commands import Finished, run_main
 
 from gpusq_deploy.cli.build import main as build
+from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
 
 pytestmark = pytest.mark.slow
 
@@ -106,7 +107,8 @@ def test_what_falls_short_of_the_producers_outputs_is_refused(tmp_path: Path) ->
     with np.load(model.with_suffix(".npz")) as stored:
         np.savez(tmp_path / "other.npz", input=stored["input"], output=stored["output"] + 0.3)
     done = run_main(
-        *(build, model, *ARCH, *ARGUMENTS, "--int8", "--fp32", "--target", "none", "--out", tmp_path / "out"),
+        build,
+        *(model, *ARCH, *ARGUMENTS, "--int8", "--fp32", "--target", "none", "--out", tmp_path / "out"),
         *("--expect-outputs", tmp_path / "other.npz", "--min-sqnr", 45),
     )
     assert done.code == 5
@@ -132,7 +134,7 @@ def test_an_fp8_file_is_built_as_fp8(tmp_path: Path) -> None:
 
 def test_a_recipe_that_is_named_decides_in_the_producers_place(tmp_path: Path) -> None:
     samples = tmp_path / "samples.npy"
-    np.save(samples, producers.images().numpy())
+    np.save(samples, array_from_tensor(producers.images()))
     done, layers, _ = built(
         "disabled", tmp_path / "out", "--int8", "--fp32", "--recipe", "plain_wi8_ai8", "--calib", samples
     )
@@ -142,7 +144,7 @@ def test_a_recipe_that_is_named_decides_in_the_producers_place(tmp_path: Path) -
 
 def test_disabled_quantisers_mean_float_with_data_too(tmp_path: Path) -> None:
     samples = tmp_path / "samples.npy"
-    np.save(samples, producers.images().numpy())
+    np.save(samples, array_from_tensor(producers.images()))
     _, layers, _ = built("disabled", tmp_path / "out", "--int8", "--calib", samples)
     assert layers["blocks.0.mlp.fc1"]["precision_reason"] == "its quantisers are disabled"
 
@@ -192,10 +194,12 @@ def test_a_decomposed_program_is_built_as_the_one_it_was_made_of(tmp_path: Path)
     program: Any = torch.export.load(FIXTURES / "pt2e_x86.pt2").run_decompositions()
     torch.export.save(program, tmp_path / "flat.pt2")
     inputs = producers.images()
-    np.savez(tmp_path / "e.npz", input=inputs.numpy(), output=producers.answers(program.module(), inputs).numpy())
+    expected = producers.answers(program.module(), inputs)
+    np.savez(tmp_path / "e.npz", input=array_from_tensor(inputs), output=array_from_tensor(expected))
     arguments = [word for name, value in producers.SPEC.arguments.items() for word in ("--arch-arg", f"{name}={value}")]
     done = run_main(
-        *(build, tmp_path / "flat.pt2", *ARCH, *arguments, "--int8", "--fp32", "--target", "none"),
+        build,
+        *(tmp_path / "flat.pt2", *ARCH, *arguments, "--int8", "--fp32", "--target", "none"),
         *("--out", tmp_path / "out", "--expect-outputs", tmp_path / "e.npz", "--recipe", "plain_wi8_ai8"),
     )
     assert done.code == 0, done.err

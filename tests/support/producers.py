@@ -19,6 +19,7 @@ import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.frontend.checkpoint.architecture import module_from_arch
+from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
 
 SPEC = ArchSpec(
     source="timm",
@@ -113,12 +114,14 @@ def answers(module: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """The module's logits; of an exported program, which knows no other mode, and of a module in eval mode."""
     with torch.no_grad():
         answer: Any = module(inputs)
-    return getattr(answer, "logits", answer)
+    logits: torch.Tensor = getattr(answer, "logits", answer)
+    return logits
 
 
 def told(path: Path, module: torch.nn.Module) -> None:
     """Beside a file: inputs and the library's own fake-quantised outputs, as --expect-outputs takes them."""
-    np.savez(path.with_suffix(".npz"), input=other_images().numpy(), output=answers(module, other_images()).numpy())
+    expected = array_from_tensor(answers(module, other_images()))
+    np.savez(path.with_suffix(".npz"), input=array_from_tensor(other_images()), output=expected)
 
 
 def torchvision_model() -> torch.nn.Module:
@@ -154,7 +157,7 @@ def transformers_model() -> torch.nn.Module:
 def mixed_model() -> torch.nn.Module:
     """A Linear, a ConvTranspose, a BatchNorm and a pooling in one."""
     torch.manual_seed(0)
-    module: Any = torch.nn.Sequential(
+    module = torch.nn.Sequential(
         torch.nn.Conv2d(3, 16, 4, stride=4),
         torch.nn.BatchNorm2d(16),
         torch.nn.ConvTranspose2d(16, 16, 2, stride=2),
@@ -162,7 +165,8 @@ def mixed_model() -> torch.nn.Module:
         torch.nn.Flatten(),
         torch.nn.Linear(64, 4),
     )
-    module.gpusq_preprocessing = {"channels": 3, "height": 16, "width": 16, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    described: Any = module
+    described.gpusq_preprocessing = {"channels": 3, "height": 16, "width": 16, "mean": (0.5,) * 3, "std": (0.5,) * 3}
     return module.eval()
 
 
@@ -175,19 +179,23 @@ def seeded(module: torch.nn.Module) -> torch.nn.Module:
     return module.eval()
 
 
+def _calibrate(module: torch.nn.Module) -> None:
+    answers(module, images())
+
+
 def quantized_by_modelopt(module: torch.nn.Module, config: str) -> Any:
     """A copy of the module that ModelOpt quantised by one of its own configurations."""
     mtq: Any = importlib.import_module("modelopt.torch.quantization")
-    return mtq.quantize(copy.deepcopy(module), getattr(mtq, config), lambda copied: answers(copied, images()))
+    return mtq.quantize(copy.deepcopy(module), getattr(mtq, config), _calibrate)
 
 
 def make_modelopt_kinds(folder: Path) -> None:
     """Files of ModelOpt, each with the library's own outputs beside it.
 
-    `int8_torchvision`, `int8_transformers`, `int8_mixed` have ranges of norms and poolings too; `smooth` is SmoothQuant;
-    `weights` INT8 weights alone; `fp8`, `int4` say what they are; `disabled` has quantisers of a block switched off;
-    `wide` has grids of weights 1.7 times as wide as they are, as they stay when QAT shrinks them; `affine` has affine
-    quantisers of inputs.
+    `int8_torchvision`, `int8_transformers` and `int8_mixed` have ranges of norms and poolings too; `smooth` is
+    SmoothQuant; `weights` INT8 weights alone; `fp8`, `int4` say what they are; `disabled` has quantisers of a block
+    switched off; `wide` has grids of weights 1.7 times as wide as they are, as they stay when QAT shrinks them;
+    `affine` has affine quantisers of inputs.
     """
     mtq: Any = importlib.import_module("modelopt.torch.quantization")
     mto: Any = importlib.import_module("modelopt.torch.opt")
@@ -210,7 +218,7 @@ def make_modelopt_kinds(folder: Path) -> None:
     affine["quant_cfg"].append(
         {"quantizer_name": "*blocks*input_quantizer", "cfg": {"num_bits": 8, "bias": {-1: None, "type": "static"}}}
     )
-    made["affine"] = mtq.quantize(wider_model(), affine, lambda copied: answers(copied, images()))
+    made["affine"] = mtq.quantize(wider_model(), affine, _calibrate)
     for name, module in made.items():
         path = folder / f"modelopt_{name}.pt"
         mto.save(module, path)

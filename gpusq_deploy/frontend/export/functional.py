@@ -53,7 +53,8 @@ def _fused(node: ir.Node, module: torch.nn.Module) -> str:
     """The name of the convolution that was fused with a BatchNorm; empty where it wasn't."""
     recorded, (weight, _) = module_of(node), origin(node.inputs[1])
     name = "" if weight is None or weight.name is None else weight.name.removesuffix(".weight")
-    modules: dict[str, torch.nn.Module] = dict(module.named_modules())
+    untyped: Any = module  # named_modules() has a partly open type
+    modules: dict[str, torch.nn.Module] = dict(untyped.named_modules())
     norm, conv = modules.get(recorded), modules.get(name)
     return name if name != recorded and isinstance(norm, _NORMS) and isinstance(conv, torch.nn.Conv2d) else ""
 

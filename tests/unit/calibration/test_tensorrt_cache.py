@@ -156,7 +156,7 @@ def test_samples_bear_a_numbered_name_out_or_contradict_it(tmp_path: Path, seen:
     if fits:
         require_borne_out(known.table, found, known.doubtful, source="a")
         return
-    with pytest.raises(GpusqError, match=rf"blocks\.0\.attn\.qkv \(63\.5, samples reach {seen:g}"):
+    with pytest.raises(GpusqError, match=r"blocks\.0\.attn\.qkv \(63\.5, samples reach"):
         require_borne_out(known.table, found, known.doubtful, source="a")
 
 
