@@ -107,9 +107,8 @@ def _ends(value: object) -> tuple[float, float] | None:
 def _scalar(value: object) -> object:
     """The number of an encoded array of one."""
     held: object = cast("dict[str, object]", value).get("data") if isinstance(value, dict) else value
-    while isinstance(held, list) and len(inside := cast("list[object]", held)) == 1:
-        held = inside[0]
-    return held
+    inside = cast("list[object]", held) if isinstance(held, list) else []
+    return inside[0] if len(inside) == 1 else cast("object", held)
 
 
 def _number(text: str) -> float | None:

@@ -1,4 +1,4 @@
-"""The table of docs/import.md: files that producers' own libraries made, built, and held against the producers' outputs.
+"""The table of docs/import.md: files that producers' libraries made, built, and held against the producers' outputs.
 
     PYTHONPATH=tests/support python -m benchmarks.peers.import_table ROWS.json … > table.md
 

@@ -93,7 +93,8 @@ def _arrays(path: Path) -> dict[str, Array]:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise GpusqError("too large for expected outputs", place=str(path), hint="a few dozen samples are enough")
-        with np.load(path, allow_pickle=False) as stored:
+        # By its stream: numpy leaves the file open where what it holds is damaged.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
         raise GpusqError(f"not an .npz that can be read: {error}", place=str(path), hint=f"give {_FORM}") from error

@@ -128,7 +128,7 @@ def read_checkpoint(request: BuildRequest, reporter: Reporter) -> Checkpoint:
         allow_pickle=request.allow_pickle,
         state_dict=request.state_dict,
         undeclared=functools.partial(preprocessing_of_arrays, request.calib),
-        keep_factors=not request.recalibrate and request.prune is None,
+        keep_factors=not request.recalibrate and request.prune is None and request.ranges is None,
     )
     return say_remarks(checkpoint, request, reporter)
 

@@ -26,9 +26,10 @@ def grid_of(rows: Array, amax: Array) -> Grid:
 
 @pytest.fixture(scope="module")
 def planned() -> tuple[PlannedWeights, tuple[GraphLayer, ...]]:
-    layers = weighted_layers(tiny_models.exported_vit().model)
+    model = tiny_models.exported_vit().model
+    layers = weighted_layers(model)
     ranges = planning.table({layer.input: 4.0 for layer in layers})
-    return PlannedWeights(planning.plan(layers, ranges, "fp32"), {}), layers
+    return PlannedWeights(planning.plan_for(model, ranges), {}), layers
 
 
 def rows_of(layer: GraphLayer) -> Array:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers.import_table import Row, measured, rows_of
+from gpusq_deploy.benchmarks.peers.import_table import Row, measured, rows_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
 ROWS = rows_of(FIXTURES / "imports_ranges.json")
-LINES = [line for line in (ROOT / "docs" / "import.md").read_text("utf-8").splitlines() if line.startswith("| ModelOpt")]
+LINES = [
+    line for line in (ROOT / "docs" / "import.md").read_text("utf-8").splitlines() if line.startswith("| ModelOpt")
+]
 
 
 def test_every_row_is_in_the_table() -> None:
