@@ -105,10 +105,14 @@ def _ends(value: object) -> tuple[float, float] | None:
 
 
 def _scalar(value: object) -> object:
-    """The number of an encoded array of one."""
-    held: object = cast("dict[str, object]", value).get("data") if isinstance(value, dict) else value
-    inside = cast("list[object]", held) if isinstance(held, list) else []
-    return inside[0] if len(inside) == 1 else cast("object", held)
+    """The number of an encoded array of one; None of a longer one, as a range for each channel has."""
+    if not isinstance(value, dict):
+        return value
+    held = cast("dict[str, object]", value).get("data")
+    if not isinstance(held, list):
+        return held
+    inside = cast("list[object]", held)
+    return inside[0] if len(inside) == 1 else None
 
 
 def _number(text: str) -> float | None:

@@ -75,7 +75,7 @@ def test_a_wider_range_of_a_weight_is_its_grid(state: State, load: Load) -> None
     state[f"{QKV}.weight_quantizer._amax"] = torch.tensor(50.0)
     loaded = load(state)
     assert torch.equal(loaded.module.state_dict()[f"{QKV}.weight"], state[f"{QKV}.weight"])
-    assert set(loaded.quantizers.grids[QKV].amax.tolist()) == {50.0}
+    assert bool((loaded.quantizers.grids[QKV].amax == 50.0).all())
     assert [remark for remark in loaded.remarks if "wider" in remark and QKV in remark]
 
 
