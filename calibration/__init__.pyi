@@ -62,10 +62,9 @@ from .ranges import (
     joined_ranges as joined_ranges,
     known_ranges as known_ranges,
 )
-from .stored_ranges import (
-    read_table as read_table,
+from .ranges_file import (
+    read_ranges as read_ranges,
 )
 from .tensorrt_cache import (
-    is_tensorrt_cache as is_tensorrt_cache,
-    read_tensorrt_cache as read_tensorrt_cache,
+    require_borne_out as require_borne_out,
 )

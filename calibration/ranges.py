@@ -12,14 +12,16 @@ import onnx_ir as ir
 from gpusq_deploy.artifacts import AMAX, CalibrationTable, Calibrator, Preprocessing
 from gpusq_deploy.calibration.data import DataSource
 from gpusq_deploy.calibration.input_checks import few_warnings, range_warnings
+from gpusq_deploy.calibration.named_ranges import NamedRanges
 from gpusq_deploy.calibration.needs import Needs, Observations
 from gpusq_deploy.calibration.observe import Observing, observe
 from gpusq_deploy.calibration.stored_ranges import table_for_layers, table_from_recorded
-from gpusq_deploy.calibration.tensorrt_cache import table_from_cache
+from gpusq_deploy.calibration.tensorrt_cache import require_evidence, table_from_cache
+from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import GraphLayer, weighted_layers
 from gpusq_deploy.numerics import MOST_ADDERS, cpu_workers
 from gpusq_deploy.progress import Reporter
-from gpusq_deploy.text import counted
+from gpusq_deploy.text import counted, some
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +33,7 @@ class ModelFacts:
         digest: Of the checkpoint; empty where there is none.
         preprocessing: What its data should look like; None leaves that unchecked.
         ranges: amax by layer that it records; `origins` says who recorded them, where known.
+        problems: What is wrong with the ranges of further layers.
     """
 
     file: str
@@ -38,21 +41,22 @@ class ModelFacts:
     preprocessing: Preprocessing | None = None
     ranges: Mapping[str, float] = field(default_factory=dict[str, float])
     origins: Mapping[str, str] = field(default_factory=dict[str, str])
+    problems: Mapping[str, GpusqError] = field(default_factory=dict[str, GpusqError])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrationInputs:
     """Samples to calibrate on and to verify on; `held_out` says that the two are apart.
 
-    `table` are stored ranges, `cache` those of a TensorRT calibration cache by its tensors' names; `ranges` is the file
-    of either. `real` says that `calibrate` was asked for: it may be used where ranges are missing.
+    `table` are stored ranges, `cache` those of another graph by its tensors' names; `ranges` is the file of either.
+    `real` says that `calibrate` was asked for: it may be used where ranges are missing.
     """
 
     calibrate: DataSource
     verify: DataSource
     held_out: bool
     table: CalibrationTable | None = None
-    cache: Mapping[str, float] | None = None
+    cache: NamedRanges | None = None
     ranges: str = ""
     real: bool = False
 
@@ -63,10 +67,11 @@ class CalibrationInputs:
 
 
 class KnownRanges(NamedTuple):
-    """Ranges that were found before, and the layers that have none."""
+    """Ranges that were found before, the layers that have none, and those whose range samples have to bear out."""
 
     table: CalibrationTable
     rest: tuple[GraphLayer, ...] = ()
+    doubtful: tuple[GraphLayer, ...] = ()
 
 
 def known_ranges(
@@ -88,28 +93,58 @@ def known_ranges(
         subject: May record ranges.
         calibrators: By tensor; recorded ranges heed none.
         reporter: Hears which ranges are used.
+
+    Raises:
+        GpusqError: The range of one of the layers is missing or can't be.
     """
     if data.table is not None:
         reporter.say(f"using {counted(len(data.table.ranges), 'stored range')}, calibrated on {data.table.source}")
         return KnownRanges(table_for_layers(data.table, layers, place="--ranges"))
     if data.cache is not None:
-        reporter.say(f"using the ranges of the TensorRT calibration cache {data.ranges}")
-        return KnownRanges(table_from_cache(data.cache, model, layers, source=data.ranges))
+        return _by_name(data.cache, model, layers, data, reporter)
+    for layer in layers:
+        if (name := _module_of(layer)) in subject.problems:
+            raise subject.problems[name]
     if not subject.ranges:
         return None
     reporter.say(f"using {counted(len(subject.ranges), 'range')} that the checkpoint records")
     if any(calibrator != AMAX for calibrator in calibrators.values()):
         reporter.say("warning: --calibrator has no effect: the checkpoint records its ranges (see --recalibrate)")
-    covered = {layer.input for layer in layers if layer.layer in subject.ranges}
-    rest = tuple(layer for layer in layers if layer.input not in covered) if data.real else ()
-    recorded = table_from_recorded(
-        subject.ranges,
-        [layer for layer in layers if layer not in rest],
-        source=subject.file,
-        known=weighted_layers(model),
-        origins=subject.origins,
-    )
+    return _recorded(model, layers, subject, reporter, real=data.real)
+
+
+def _by_name(
+    cache: NamedRanges, model: ir.Model, layers: Sequence[GraphLayer], data: CalibrationInputs, reporter: Reporter
+) -> KnownRanges:
+    """Ranges of another graph's tensors."""
+    reporter.say(f"using the ranges of the {cache.kind} {data.ranges}")
+    if cache.warning:
+        reporter.say(f"warning: {data.ranges}: {cache.warning}")
+    matched = table_from_cache(cache, model, layers, source=data.ranges)
+    if not data.real or data.calibrate.synthetic:
+        require_evidence(matched, source=data.ranges)
+    return KnownRanges(matched.table, doubtful=matched.doubtful)
+
+
+def _recorded(
+    model: ir.Model, layers: Sequence[GraphLayer], subject: ModelFacts, reporter: Reporter, *, real: bool
+) -> KnownRanges:
+    """Ranges that the checkpoint records; with `real` data, what it lacks is found there."""
+    known = {_module_of(layer) for layer in weighted_layers(model)}
+    if strangers := [name for name in subject.ranges if name not in known]:
+        reporter.say(f"warning: not used: recorded ranges of modules that the graph doesn't have: {some(strangers)}")
+    ranges = {layer.layer: subject.ranges[name] for layer in layers if (name := _module_of(layer)) in subject.ranges}
+    origins = {layer.layer: subject.origins.get(_module_of(layer), "") for layer in layers}
+    covered = {layer.input for layer in layers if layer.layer in ranges}
+    rest = tuple(layer for layer in layers if layer.input not in covered) if real else ()
+    wanted = [layer for layer in layers if layer not in rest]
+    recorded = table_from_recorded(ranges, wanted, source=subject.file, origins=origins)
     return KnownRanges(recorded, rest)
+
+
+def _module_of(layer: GraphLayer) -> str:
+    """The module's name: of one that runs twice, the layer's name has the node's behind it."""
+    return layer.layer.partition("/")[0]
 
 
 def joined_ranges(recorded: CalibrationTable, found: CalibrationTable, rest: Sequence[GraphLayer]) -> CalibrationTable:

@@ -67,34 +67,27 @@ def table_from_recorded(
     layers: Sequence[GraphLayer],
     *,
     source: str,
-    known: Sequence[GraphLayer] = (),
     origins: Mapping[str, str] | None = None,
 ) -> CalibrationTable:
     """A table from ranges that the checkpoint carries, by layer name.
 
-    Two layers that read one tensor share its range: the larger of theirs.
+    Two layers that read one tensor share its range: the larger of theirs. Ranges of other layers are left out.
 
     Args:
         recorded: amax of each layer's input.
         layers: The layers that need a range.
         source: The checkpoint.
-        known: Further layers of the model, whose ranges may be recorded without being needed.
         origins: Who recorded a layer's range, where known.
 
     Raises:
-        GpusqError: A range fits no layer, or a layer has none.
+        GpusqError: A layer has no range.
     """
-    names = {layer.layer for layer in layers}
-    strangers = sorted(set(recorded) - names - {layer.layer for layer in known})
-    missing = sorted(names - set(recorded))
-    if strangers or missing:
-        problem = (
-            f"fit no layer: {', '.join(strangers[:3])}" if strangers else f"are missing for {', '.join(missing[:3])}"
-        )
+    missing = sorted({layer.layer for layer in layers} - set(recorded))
+    if missing:
         raise GpusqError(
-            f"the checkpoint's recorded ranges {problem}",
+            f"the checkpoint's recorded ranges are missing for {', '.join(missing[:3])}",
             place=source,
-            hint="make the checkpoint again, or save its weights alone and calibrate with --calib FOLDER",
+            hint="add --calib FOLDER to calibrate those layers, or a recipe that leaves them float",
         )
     largest: dict[str, TensorRange] = {}
     for layer in layers:

@@ -52,8 +52,11 @@ class BuildOptions(TypedDict, total=False):
         output_names: The graph's outputs, in order; empty: the model's own.
         calibrator: For rules of the recipe that name none; None: amax.
         samples: Use at most so many of the data's samples, spread evenly; None: all.
-        ranges: A file of `calibrate`, or a TensorRT calibration cache.
+        ranges: A file of `calibrate`, a TensorRT calibration cache, or an ONNX Runtime calibration table.
         recalibrate: Set aside the ranges that the checkpoint records.
+        keep_grid: Keep the INT8 grids of weights that the checkpoint records (the default), as they were trained.
+        expect_outputs: An .npz of inputs and the quantised model's own outputs: what is built is compared with them,
+            and `min_sqnr` and `min_agreement` are asked of that too.
         min_sqnr: Fail, and keep the evidence, where an output's SQNR to the float model is lower, in dB.
         min_agreement: The same of top-1 agreement, a share.
         prune: Prune the recipe's layers to 2:4 first, by this method.
@@ -79,6 +82,8 @@ class BuildOptions(TypedDict, total=False):
     samples: int | None
     ranges: PathLike | None
     recalibrate: bool
+    keep_grid: bool
+    expect_outputs: PathLike | None
     min_sqnr: float | None
     min_agreement: float | None
     prune: PruneMethod | None
@@ -151,6 +156,8 @@ def _request(model: Path, out: Path, asked: BuildArguments) -> BuildRequest:
         calibrator=None if calibrator is None else Calibrator(name=calibrator),
         ranges=_path(asked.get("ranges")),
         recalibrate=asked.get("recalibrate", False),
+        keep_grid=asked.get("keep_grid", True),
+        expect_outputs=_path(asked.get("expect_outputs")),
         allow_pickle=asked.get("allow_pickle", False),
         targets=targets_of(asked.get("targets")),
         batch=whole_range(ranges),

@@ -91,10 +91,12 @@ from .receipt import (
     EngineLayer as EngineLayer,
     EngineTensor as EngineTensor,
     EngineTotals as EngineTotals,
+    ExpectedOutput as ExpectedOutput,
     GraphCost as GraphCost,
     LayerCost as LayerCost,
     LayerShare as LayerShare,
     Payoff as Payoff,
+    ProducerComparison as ProducerComparison,
     PruningLoss as PruningLoss,
     Receipt as Receipt,
     Reference as Reference,
@@ -120,6 +122,9 @@ from .recipe import (
     Rule as Rule,
     load_recipe as load_recipe,
     require_used_rules as require_used_rules,
+)
+from .recorded_recipe import (
+    RecordedRecipe as RecordedRecipe,
 )
 from .repair import (
     ChannelAxis as ChannelAxis,

@@ -277,11 +277,36 @@ class PruningLoss(Value):
     highest_sqnr_db: float | None = None
 
 
+class ExpectedOutput(Value):
+    """One output of the built graph beside the producer's: `sqnr_db` of floats, else the share of equal values."""
+
+    tensor: str
+    sqnr_db: float | None
+    equal: float | None = None
+
+
+class ProducerComparison(Value):
+    """The built graph, run by ONNX Runtime on the CPU, against the quantised model as its producer ran it.
+
+    Attributes:
+        source: Who answered: a file of its outputs, or its quantisers as the checkpoint records them, run in torch.
+        images: On how many samples.
+        outputs: In the graph's order.
+        top1_agreement: Share of samples whose largest logit is the same class, of a first output [N, classes].
+    """
+
+    source: str
+    images: int
+    outputs: tuple[ExpectedOutput, ...]
+    top1_agreement: float | None = None
+
+
 class Receipt(Value):
     """Everything that can be proven about a bundle's engines.
 
     `shortfalls` say what was asked of the verification and not reached: such a bundle is evidence and has no engines.
-    `cost` is None where nothing is INT8, `pruning` where the build didn't prune.
+    `cost` is None where nothing is INT8, `pruning` where the build didn't prune. `producer` is empty where nobody is
+    known to have quantised the checkpoint.
     """
 
     schema: Literal["gpusq.receipt/1"] = "gpusq.receipt/1"
@@ -292,3 +317,4 @@ class Receipt(Value):
     shortfalls: tuple[str, ...] = ()
     cost: CostEstimate | None = None
     pruning: PruningLoss | None = None
+    producer: tuple[ProducerComparison, ...] = ()

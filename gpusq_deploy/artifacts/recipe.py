@@ -247,9 +247,17 @@ class Recipe(Value):
         """What its rules make of layers."""
         return frozenset(rule.precision for rule in self.rules if rule.precision != "float")
 
-    def rule_for(self, layer: str, kind: LayerKind) -> Rule | None:
-        """The first rule that applies."""
+    def first_rule(self, layer: str, kind: LayerKind) -> Rule | None:
+        """The first of its rules that matches."""
         return next((rule for rule in self.rules if rule.decides(layer, kind)), None)
+
+    def rule_for(self, layer: str, kind: LayerKind) -> Rule | None:
+        """The rule that applies: the first."""
+        return self.first_rule(layer, kind)
+
+    def reason_of(self, rule: Rule) -> str:
+        """A rule's reason, and whose it is."""
+        return f"recipe {self.name}: {rule.reason}"
 
     def expects_sparse(self, layer: str, kind: LayerKind, k: int) -> tuple[bool, str]:
         """Whether a layer of K inputs is to be 2:4, and why or why not."""
@@ -257,7 +265,7 @@ class Recipe(Value):
         if rule is None:
             return False, f"no rule of recipe {self.name} matches it"
         short = rule.too_short(kind, k)
-        return rule.sparse and not short, short or f"recipe {self.name}: {rule.reason}"
+        return rule.sparse and not short, short or self.reason_of(rule)
 
 
 class _Layer(Protocol):
@@ -331,7 +339,7 @@ def require_used_rules(recipe: Recipe, layers: Iterable[_Layer]) -> None:
     Raises:
         GpusqError: Names each such rule.
     """
-    used = {id(recipe.rule_for(layer.layer, layer.kind)) for layer in layers}
+    used = {id(recipe.first_rule(layer.layer, layer.kind)) for layer in layers}
     idle = [rule for rule in recipe.rules if rule.required and id(rule) not in used]
     if idle:
         listed = "; ".join(f"match = {rule.match!r}, kind = {rule.kind!r}" for rule in idle)

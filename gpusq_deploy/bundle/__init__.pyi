@@ -46,6 +46,7 @@ from .report.terminal_chain import (
 from .report.warnings import (
     compared_text as compared_text,
     constant_text as constant_text,
+    producer_text as producer_text,
     pruning_doubts as pruning_doubts,
     receipt_doubts as receipt_doubts,
     verification_warnings as verification_warnings,

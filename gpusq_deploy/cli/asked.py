@@ -48,10 +48,12 @@ class Given:
     calibrator: CalibratorName | None
     ranges: Path | None
     recalibrate: bool
+    keep_grid: bool
     allow_pickle: bool
     targets: tuple[str, ...]
     min_sqnr: float | None
     min_agreement: float | None
+    expect_outputs: Path | None
     batches: tuple[str, ...]
     engine_options: tuple[str, ...]
     rewrites: RewriteChoice
@@ -96,6 +98,8 @@ def build_arguments(given: Given) -> BuildArguments:
         "samples": given.calib_samples,
         "ranges": given.ranges,
         "recalibrate": given.recalibrate,
+        "keep_grid": given.keep_grid,
+        "expect_outputs": given.expect_outputs,
         "min_sqnr": given.min_sqnr,
         "min_agreement": given.min_agreement,
         "prune": given.prune,

@@ -48,7 +48,13 @@ _GROUPS = (
             *("--recipe", "--batch", "--opset", "--input-name", "--output-names"),
         ),
     ),
-    ("Accuracy", ("--calibrator", "--calib-samples", "--ranges", "--recalibrate", "--min-sqnr", "--min-agreement")),
+    (
+        "Accuracy",
+        (
+            *("--calibrator", "--calib-samples", "--ranges", "--recalibrate", "--keep-grid"),
+            *("--min-sqnr", "--min-agreement", "--expect-outputs"),
+        ),
+    ),
     ("Sparsity", ("--prune", "--permute", "--sparse-outputs", "--pack", "--unpack")),
     ("Engine", ("--engine-option", "--rewrites")),
     ("Output", ("--force", "--dry-run", "--dump-passes", "--list", *LOUDNESS)),
@@ -97,9 +103,15 @@ _GROUPS = (
     "--ranges",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Use the ranges of gpusq-calibrate or of a TensorRT calibration cache.",
+    help="Use the ranges of gpusq-calibrate, of a TensorRT calibration cache or of an ONNX Runtime calibration table.",
 )
 @click.option("--recalibrate", is_flag=True, help="Calibrate again, and ignore the ranges that the checkpoint records.")
+@click.option(
+    "--keep-grid/--no-keep-grid",
+    default=True,
+    show_default=True,
+    help="Keep the INT8 grids of weights that the checkpoint records, as they were trained.",
+)
 @click.option("--allow-pickle", is_flag=True, help="Run code that MODEL names; only for a file that you made yourself.")
 @click.option(
     "--target",
@@ -119,6 +131,12 @@ _GROUPS = (
     type=Share(),
     metavar="SHARE",
     help="Fail, and keep the evidence, if top-1 agreement is lower (0.99 or 99%).",
+)
+@click.option(
+    "--expect-outputs",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npz",
+    help="Compare the built model with these inputs and outputs of the quantised one; --min-sqnr holds of that too.",
 )
 @click.option(
     "--batch",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import Verification
+from gpusq_deploy.artifacts import ProducerComparison, Verification
 from gpusq_deploy.bundle import constant_text, keep_beside, read_bundle, require_place
+from gpusq_deploy.calibration import RANDOM
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.errors import GpusqError
 
@@ -61,8 +62,8 @@ def shortfalls(verification: Verification | None, request: BuildRequest) -> tupl
     A limit is missed too where the first output is constant: nothing can be measured on it. A further one that is
     constant is only told, see `doubts`.
     """
-    if verification is None:
-        return ()
+    if verification is None or (request.expect_outputs is not None and request.calib in {None, RANDOM}):
+        return ()  # with a producer's outputs limits can be asked of those alone
     asked = _asked(request)
     if asked and verification.constant:
         return (f"{constant_text(verification)}; {asked} can't be judged on that",)
@@ -72,6 +73,26 @@ def shortfalls(verification: Verification | None, request: BuildRequest) -> tupl
     if request.min_agreement is not None:
         missed.extend(_below_agreement(verification, request.min_agreement))
     return tuple(missed)
+
+
+def producer_shortfalls(found: Sequence[ProducerComparison], request: BuildRequest) -> tuple[str, ...]:
+    """What was asked of the producer's own outputs and not reached; those that torch computed here are told alone."""
+    if request.expect_outputs is None:
+        return ()
+    given = [each for each in found if each.source == request.expect_outputs.name]
+    if not given and _asked(request):
+        return (f"the built graph wasn't compared with --expect-outputs: {_asked(request)} can't be judged",)
+    return tuple(missed for each in given for missed in _below_producer(each, request))
+
+
+def _below_producer(found: ProducerComparison, request: BuildRequest) -> Iterator[str]:
+    least, share = request.min_sqnr, request.min_agreement
+    for output in found.outputs:
+        if least is not None and output.sqnr_db is not None and output.sqnr_db < least:
+            yield f"SQNR {output.sqnr_db:.6g} dB of {output.tensor} to {found.source} is below --min-sqnr {least:g}"
+    agreement = found.top1_agreement
+    if share is not None and agreement is not None and agreement < share:
+        yield f"agreement {agreement:.6g} with {found.source} is below --min-agreement {share:g}"
 
 
 def _below_sqnr(verification: Verification, least: float) -> Iterator[str]:

@@ -21,6 +21,7 @@ from gpusq_deploy.quantize import (
     make_plan,
     note_others,
     plan_inputs,
+    with_kept_grids,
 )
 
 
@@ -63,7 +64,8 @@ def decide_build(
             inputs.layers, asked, table=inputs.table, sparsity=graph.stored, placements=placements, wide=overflow
         )
 
-    plan, rounded = decide(planned, inputs, observed.recipe, seen, data.calibrate, reporter)
+    decided = decide(planned, inputs, observed.recipe, seen, data.calibrate, reporter)
+    plan, rounded = with_kept_grids(decided, inputs.model, observed.grids)
     plan = note_others(graph.noted(plan, observed.notes), inputs.model)
     require_possible(plan, request.targets)
     return Decisions(plan=plan, rounded=rounded, inputs=inputs, stored=graph.stored, recipe=observed.recipe)

@@ -10,6 +10,7 @@ from gpusq_deploy.calibration import CalibrationInputs
 from gpusq_deploy.compile.accuracy_gate import require_checkable
 from gpusq_deploy.compile.float_graph import ExportOptions, canonical_graph
 from gpusq_deploy.compile.inputs import find_data, open_samples, read_checkpoint, require_stored
+from gpusq_deploy.compile.recorded import recorded_recipe
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.compile.rewrite_selection import require_parsable
 from gpusq_deploy.compile.target_checks import expressible_recipe
@@ -68,6 +69,7 @@ def preview(request: BuildRequest, reporter: Reporter) -> Preview:
     checkpoint = read_checkpoint(request, reporter)
     require_stored(checkpoint, request, recipe, sparse=request.sparse and request.prune is None)
     data = find_data(request, checkpoint, open_samples(request, checkpoint), recipe)
+    recipe = recorded_recipe(recipe, checkpoint)
     model = canonical_graph(checkpoint, ExportOptions.of(request), reporter)
     require_checkable(request, model)
     require_parsable(model, request)
@@ -97,7 +99,7 @@ def _layers(
 def _layer(layer: GraphLayer, state: LayerSparsity | None, request: BuildRequest, recipe: Recipe) -> LayerPreview:
     rule = recipe.rule_for(layer.layer, layer.kind)
     precision: Precision = request.float_type
-    reason = f"no rule of recipe {recipe.name} matches it" if rule is None else f"recipe {recipe.name}: {rule.reason}"
+    reason = f"no rule of recipe {recipe.name} matches it" if rule is None else recipe.reason_of(rule)
     if not request.quantize:
         reason = "nothing is quantised"
     elif rule is not None and rule.precision != "float":

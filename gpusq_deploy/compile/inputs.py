@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import shlex
-from dataclasses import replace
 from typing import NamedTuple
 
 from gpusq_deploy.artifacts import (
+    CalibrationTable,
     PruningLoss,
     Recipe,
     Reference,
@@ -17,34 +17,26 @@ from gpusq_deploy.calibration import (
     CalibrationInputs,
     DataSource,
     ModelFacts,
-    is_tensorrt_cache,
     open_source,
     preprocessing_of_arrays,
-    read_table,
-    read_tensorrt_cache,
+    read_ranges,
     split_source,
 )
+from gpusq_deploy.compile.expected_outputs import ExpectedOutputs, expected_outputs
 from gpusq_deploy.compile.prune_stage import prune_as_asked
+from gpusq_deploy.compile.recorded import heeded
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import Checkpoint, layer_weights, load_checkpoint, text_from_arch
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.sparsity import require_known_layers, require_sparse, sparsity_report
-from gpusq_deploy.text import counted
 
 
 def say_remarks(checkpoint: Checkpoint, request: BuildRequest, reporter: Reporter) -> Checkpoint:
-    """Say what was changed or left out while reading, and set recorded ranges aside where that was asked."""
+    """Say what was changed or left out while reading, and set aside what was asked to be."""
     for remark in checkpoint.remarks:
         reporter.say(f"{checkpoint.file}: {remark}")
-    if not request.recalibrate or not checkpoint.ranges:
-        return checkpoint
-    verb = "is" if len(checkpoint.ranges) == 1 else "are"
-    remark = (
-        f"--recalibrate: the {counted(len(checkpoint.ranges), 'range')} that the checkpoint records {verb} not used"
-    )
-    reporter.say(remark)
-    return replace(checkpoint, ranges={}, origins={}, remarks=(*checkpoint.remarks, remark))
+    return heeded(checkpoint, request, reporter)
 
 
 def open_samples(request: BuildRequest, checkpoint: Checkpoint) -> DataSource:
@@ -65,12 +57,9 @@ def find_data(request: BuildRequest, checkpoint: Checkpoint, samples: DataSource
         GpusqError: The recipe's layers need ranges, and there are neither ranges nor data.
     """
     ranged = request.quantize and any(rule.ranged for rule in recipe.rules)
-    cache = table = None
-    if request.ranges is not None and is_tensorrt_cache(request.ranges):
-        cache = read_tensorrt_cache(request.ranges)
-    elif request.ranges is not None:
-        table = read_table(request.ranges, model=checkpoint.digest)
-    if request.calib is None and ranged and not checkpoint.ranges and request.ranges is None:
+    given = None if request.ranges is None else read_ranges(request.ranges, model=checkpoint.digest)
+    recorded = checkpoint.ranges or checkpoint.quantizers.producer
+    if request.calib is None and ranged and not recorded and request.ranges is None:
         raise GpusqError(
             "INT8 and FP8 need activation ranges: the checkpoint records none, and there is no calibration data",
             place=str(request.model),
@@ -81,8 +70,8 @@ def find_data(request: BuildRequest, checkpoint: Checkpoint, samples: DataSource
         calibrate=calibrate,
         verify=apart,
         held_out=held_out,
-        table=table,
-        cache=cache,
+        table=given if isinstance(given, CalibrationTable) else None,
+        cache=None if isinstance(given, CalibrationTable) else given,
         ranges=str(request.ranges or ""),
         real=request.calib is not None,
     )
@@ -96,6 +85,10 @@ def facts_of(checkpoint: Checkpoint) -> ModelFacts:
         preprocessing=checkpoint.preprocessing,
         ranges=checkpoint.ranges,
         origins=checkpoint.origins,
+        problems={
+            layer: GpusqError(found.what, place=found.place, hint=found.hint)
+            for layer, found in checkpoint.quantizers.problems.items()
+        },
     )
 
 
@@ -110,11 +103,15 @@ def repair_command(request: BuildRequest) -> str:
 
 
 class Opened(NamedTuple):
-    """What a build starts from; `pruning` is what that cost, None where nothing was pruned."""
+    """What a build starts from; `pruning` is what that cost, None where nothing was pruned.
+
+    `expected` are answers of the model's producer, which the built graph is held against.
+    """
 
     checkpoint: Checkpoint
     data: CalibrationInputs
     pruning: PruningLoss | None
+    expected: tuple[ExpectedOutputs, ...] = ()
 
     @property
     def reference(self) -> Reference:
@@ -131,6 +128,7 @@ def read_checkpoint(request: BuildRequest, reporter: Reporter) -> Checkpoint:
         allow_pickle=request.allow_pickle,
         state_dict=request.state_dict,
         undeclared=functools.partial(preprocessing_of_arrays, request.calib),
+        keep_factors=not request.recalibrate and request.prune is None and request.ranges is None,
     )
     return say_remarks(checkpoint, request, reporter)
 
@@ -155,4 +153,5 @@ def open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> Op
     samples = open_samples(request, checkpoint)
     checkpoint, loss = prune_as_asked(checkpoint, request, recipe, samples, reporter)
     require_stored(checkpoint, request, recipe, sparse=request.sparse)
-    return Opened(checkpoint, find_data(request, checkpoint, samples, recipe), loss)
+    data = find_data(request, checkpoint, samples, recipe)
+    return Opened(checkpoint, data, loss, expected_outputs(request, checkpoint, data, reporter))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from gpusq_deploy.artifacts import Calibrator, Recipe
 from gpusq_deploy.calibration import (
@@ -16,13 +17,16 @@ from gpusq_deploy.calibration import (
     joined_ranges,
     known_ranges,
     needs_of_layers,
+    require_borne_out,
 )
 from gpusq_deploy.compile.float_graph import FloatGraph
 from gpusq_deploy.compile.inputs import facts_of, repair_command
+from gpusq_deploy.compile.recorded import grids_of
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.graph import GraphLayer, weighted_layers
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize import (
+    Grid,
     Int8Outputs,
     MergedGraph,
     QuantRequest,
@@ -43,6 +47,7 @@ class Observed:
         seen: Everything that was seen of it; also what earlier recipes needed.
         wanted: What is to be quantised, with the ranges that were found before.
         notes: Which rewrites were applied, for the plan.
+        grids: Recorded grids of weights that are kept, by the checkpoint's names of layers.
     """
 
     recipe: Recipe
@@ -50,6 +55,7 @@ class Observed:
     seen: Observations
     wanted: QuantRequest
     notes: tuple[str, ...] = ()
+    grids: Mapping[str, Grid] = field(default_factory=dict[str, Grid])
 
 
 def observe_graph(
@@ -88,17 +94,19 @@ def observe_graph(
         known=None if known is None else known.table,
         outputs=Int8Outputs(wish=request.sparse_outputs, sparsity=merged.stored),
     )
-    rest = _rest(known, layers)
-    needs = observations_needed(merged.model, wanted) | needs_of_layers(rest, calibrators)
+    rest, doubtful = _among("rest", known, layers), _among("doubtful", known, layers)
+    needs = observations_needed(merged.model, wanted) | needs_of_layers((*rest, *doubtful), calibrators)
     if not data.real:
         require_data(needs, recipe, mixed=bool(layers) and recipe.mixed is not None)
         needs = Needs()
     if lacking := seen.lacking(needs):
         facts = facts_of(graph.checkpoint)
         seen = seen.joined(calibrated(merged.model, lacking, data.calibrate, facts, reporter))
-    if known is not None and rest and seen.table is not None:
-        wanted = replace(wanted, known=joined_ranges(known.table, seen.table, rest))
-    return Observed(recipe=recipe, graph=merged, seen=seen, wanted=wanted, notes=graph.notes)
+    if known is not None and seen.table is not None:
+        require_borne_out(known.table, seen.table.by_tensor(), doubtful, source=data.ranges)
+        wanted = replace(wanted, known=joined_ranges(known.table, seen.table, rest) if rest else known.table)
+    grids = {} if wanted.known is None else grids_of(graph.checkpoint)
+    return Observed(recipe=recipe, graph=merged, seen=seen, wanted=wanted, notes=graph.notes, grids=grids)
 
 
 def _known(
@@ -113,7 +121,9 @@ def _known(
     return known_ranges(graph.model, layers, data, facts_of(graph.checkpoint), calibrators, reporter)
 
 
-def _rest(known: KnownRanges | None, layers: tuple[GraphLayer, ...]) -> tuple[GraphLayer, ...]:
-    """The layers whose ranges aren't among the known ones."""
-    lacking = set[str]() if known is None else {layer.input for layer in known.rest}
-    return tuple(layer for layer in layers if layer.input in lacking)
+def _among(
+    which: Literal["rest", "doubtful"], known: KnownRanges | None, layers: tuple[GraphLayer, ...]
+) -> tuple[GraphLayer, ...]:
+    """Of the layers those that read what such known ones read: projections are merged here."""
+    inputs = set[str]() if known is None else {layer.input for layer in getattr(known, which)}
+    return tuple(layer for layer in layers if layer.input in inputs)

@@ -23,7 +23,8 @@ from gpusq_deploy.artifacts import (
     digest_of_file,
 )
 from gpusq_deploy.bundle import Bundle, files_in, new_bundle, read_bundle, require_place, write_value
-from gpusq_deploy.compile.accuracy_gate import refuse, shortfalls
+from gpusq_deploy.compile.accuracy_gate import producer_shortfalls, refuse, shortfalls
+from gpusq_deploy.compile.compare_expected import compare_expected
 from gpusq_deploy.compile.compare_graphs import Pair
 from gpusq_deploy.compile.cost_estimate import estimating, with_estimates
 from gpusq_deploy.compile.decisions import Decisions, decide_build
@@ -32,6 +33,7 @@ from gpusq_deploy.compile.float_graph import FloatGraph, export_graph
 from gpusq_deploy.compile.inputs import Opened, open_inputs
 from gpusq_deploy.compile.manifest import BuildFacts, make_manifest
 from gpusq_deploy.compile.observe_stage import Observed, observe_graph
+from gpusq_deploy.compile.recorded import recorded_recipe
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.compile.rewrite_stage import rewrite
 from gpusq_deploy.compile.target_checks import expressible_recipe
@@ -51,6 +53,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
     require_place(request.out, force=request.force)
     log = PassLog(request.dump_passes)
     opened = open_inputs(request, recipe, reporter)
+    recipe = recorded_recipe(recipe, opened.checkpoint)
     with scratch_folder() as scratch:
         graph = export_graph(request, opened.checkpoint, Path(scratch), reporter, log)
         observed = observe_graph(graph, request, recipe, opened.data, reporter)
@@ -93,7 +96,8 @@ def build_bundle(
         pair = Pair(reference=_reference(graph, observed), built=folder / MODEL, moved=decisions.inputs.moved)
         with estimating(wanted, observed.graph.model) as estimate:
             verification = verify_built(pair, opened.data, decisions.plan, reporter, reference=opened.reference)
-            missed = shortfalls(verification, request)
+            producer = compare_expected(folder / MODEL, opened.expected, decisions.plan, reporter)
+            missed = (*shortfalls(verification, request), *producer_shortfalls(producer, request))
             engines, skipped = build_engines(replace(wanted, targets=()) if missed else wanted)
             cost = estimate(engines)
         receipt = Receipt(
@@ -104,6 +108,7 @@ def build_bundle(
             shortfalls=missed,
             cost=cost,
             pruning=opened.pruning,
+            producer=producer,
         )
         _write(folder, decisions, receipt)
         synthetic = decisions.inputs.table is not None and decisions.inputs.table.synthetic

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from gpusq_deploy.artifacts import (
     AMAX,
+    FP8_RECIPE,
+    INT4_RECIPE,
     NO_OPTIONS,
     ArchSpec,
     BatchRange,
@@ -50,6 +52,8 @@ class BuildRequest:
     `rewrites` says which of the rewrites for speed are applied: all, or those that are seen to help, compiled here.
     `input_name` and `output_names` are those of the graph; None and empty: the model's own.
     `min_sqnr` (dB) and `min_agreement` (a share) are what the verification must reach.
+    `keep_grid` keeps the grids of weights that the checkpoint records; else their scales are computed anew.
+    `expect_outputs` is an .npz of inputs and what the model's producer answers: the built graph is held against it.
     `dump_passes` is a new folder for the graph after each pass; it can't lie in the bundle.
     No `targets` means no engine: the bundle holds the ONNX model alone.
 
@@ -86,15 +90,22 @@ class BuildRequest:
     output_names: tuple[str, ...] = ()
     calib_samples: int | None = None
     dump_passes: Path | None = None
+    keep_grid: bool = True
+    expect_outputs: Path | None = None
 
     def __post_init__(self) -> None:
         checks = (
             *(_range_problems, _data_problems, _prune_problems, _sparsity_problems),
-            *(_limit_problems, _dump_problems),
+            *(_limit_problems, _producer_problems, _dump_problems),
         )
         for problems in checks:
             for problem in problems(self):
                 raise RequestError(problem)
+
+    @property
+    def own_recipe(self) -> bool:
+        """Whether the user named a recipe, and not a precision alone, which means a shipped one."""
+        return self.recipe is not None and str(self.recipe) not in {FP8_RECIPE, INT4_RECIPE}
 
     @property
     def usual_calibrator(self) -> Calibrator:
@@ -155,14 +166,21 @@ def _sparsity_problems(asked: BuildRequest) -> Iterator[str]:
 def _limit_problems(asked: BuildRequest) -> Iterator[str]:
     if asked.min_sqnr is None and asked.min_agreement is None:
         return
-    if asked.calib in {None, "random"}:
-        yield "--min-sqnr and --min-agreement are measured on real samples: give them with --calib"
+    if asked.calib in {None, "random"} and asked.expect_outputs is None:
+        yield "--min-sqnr and --min-agreement are measured on real samples: give them with --calib or --expect-outputs"
     if asked.float_type == "bf16":
         yield "--min-sqnr and --min-agreement can't be checked with --bf16: the CPU can't run it"
     if asked.min_sqnr is not None and not math.isfinite(asked.min_sqnr):
         yield "--min-sqnr is a number of decibels"
     if asked.min_agreement is not None and not 0 <= asked.min_agreement <= 1:
         yield "--min-agreement is a share, from 0 to 1"
+
+
+def _producer_problems(asked: BuildRequest) -> Iterator[str]:
+    if asked.expect_outputs is not None and asked.float_type == "bf16":
+        yield "--expect-outputs can't be checked with --bf16: the CPU can't run it"
+    if not asked.keep_grid and not asked.quantize:
+        yield "--no-keep-grid needs --int8: other layers have no grid"
 
 
 def _dump_problems(asked: BuildRequest) -> Iterator[str]:

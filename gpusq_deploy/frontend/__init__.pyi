@@ -1,6 +1,12 @@
 from .checkpoint.account import (
     form_of as form_of,
 )
+from .checkpoint.adapters.quantizer_record import (
+    InputQuantizer as InputQuantizer,
+    QuantizerRecord as QuantizerRecord,
+    RangeProblem as RangeProblem,
+    WeightGrid as WeightGrid,
+)
 from .checkpoint.adapters.refusal import (
     ForeignFormatError as ForeignFormatError,
 )

@@ -4,7 +4,12 @@ from .fp16_overflow import (
 from .int8_outputs import (
     Int8Outputs as Int8Outputs,
 )
+from .kept_grids import (
+    Grid as Grid,
+    with_kept_grids as with_kept_grids,
+)
 from .mixed_precision import (
+    PlannedWeights as PlannedWeights,
     decide as decide,
 )
 from .needs import (

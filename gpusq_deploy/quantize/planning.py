@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -39,6 +39,9 @@ DENSE: dict[Precision, str] = {
     "int4": "dense: INT4 weights are unpacked for a dense float GEMM; zeros stay zeros",
     "fp32": "dense: sparse tensor cores have no FP32; zeros stay zeros",
 }
+_TINY = "its input's range is too small for a scale in the float type"
+# Of the largest code, half a step: a scale that is further off moves it.
+_HALF_STEP = 1 / 254
 _LARGEST: dict[FloatPrecision, float] = {
     "fp32": float(np.finfo(np.float32).max),
     "fp16": float(np.finfo(np.float16).max),
@@ -94,8 +97,16 @@ def make_plan(
     _require_representable([known for known in ranges.values() if known.tensor not in kept], request.float_type)
     states = {state.layer: state for state in sparsity.layers}
     outputs = {choice.node: choice for choice in placements.outputs}
+    around = replace(request, float_type="fp32")
     decided = (
-        _decision(layer, request, ranges, states.get(layer.layer), outputs.get(layer.node), placements.floats)
+        _decision(
+            layer,
+            around if layer.node in wide.nodes else request,
+            ranges,
+            states.get(layer.layer),
+            outputs.get(layer.node),
+            placements.floats,
+        )
         for layer in layers
     )
     decisions = tuple(_kept_float32(entry, layer, wide) for entry, layer in zip(decided, layers, strict=True))
@@ -170,8 +181,7 @@ def _kept_float32(decision: LayerDecision, layer: GraphLayer, wide: Fp16Overflow
             activation=None,
             weight=None,
         )
-    scale = float(_SCALES[decision.precision](known.amax, dtype=np.float32))
-    return msgspec.structs.replace(decision, activation=msgspec.structs.replace(known, scale=scale))
+    return decision
 
 
 def _wide_notes(wide: Fp16Overflow) -> Iterator[str]:
@@ -192,13 +202,13 @@ def _precision(
     if rule is None:
         return request.float_type, f"no rule of recipe {request.recipe.name} matches it"
     if rule.precision == "float":
-        return request.float_type, f"recipe {request.recipe.name}: {rule.reason}"
+        return request.float_type, request.recipe.reason_of(rule)
     if layer.node in floats:
         return request.float_type, f"recipe {request.recipe.name}, mixed: {floats[layer.node]}"
-    against = _against(layer, rule, ranges)
+    against = _against(layer, rule, ranges) or _too_small(layer, rule, ranges, request.float_type)
     if against:
         return request.float_type, against
-    return rule.precision, f"recipe {request.recipe.name}: {rule.reason}"
+    return rule.precision, request.recipe.reason_of(rule)
 
 
 def _against(layer: GraphLayer, rule: Rule, ranges: Mapping[str, TensorRange]) -> str:
@@ -217,6 +227,15 @@ def _against(layer: GraphLayer, rule: Rule, ranges: Mapping[str, TensorRange]) -
     if known.amax == 0:
         return f"its input is zero on all calibration data ({known.origin}): it has no scale"
     return ""
+
+
+def _too_small(layer: GraphLayer, rule: Rule, ranges: Mapping[str, TensorRange], float_type: FloatPrecision) -> str:
+    """Why the layer stays float where the float type holds no scale near its range's; empty where it does."""
+    if not rule.ranged or ranges[layer.input].amax > _LARGEST[float_type]:
+        return ""
+    amax = ranges[layer.input].amax
+    exact, stored = (float(_SCALES[rule.precision](amax, dtype=kind)) for kind in (np.float64, STORED_TYPE[float_type]))
+    return "" if abs(stored - exact) <= _HALF_STEP * exact else f"{_TINY} ({amax:.3g}, {ranges[layer.input].origin})"
 
 
 def _input(
@@ -263,7 +282,11 @@ def _placed(site: QdqSite, ranges: Mapping[str, TensorRange], float_type: FloatP
 def _activation(
     known: TensorRange, float_type: FloatPrecision, precision: Precision = "int8"
 ) -> ActivationQuantization:
-    scale = float(_SCALES[precision](known.amax, dtype=STORED_TYPE[float_type]))
+    try:
+        scale = float(_SCALES[precision](known.amax, dtype=STORED_TYPE[float_type]))
+    except ValueError as error:
+        place = f"input of {known.layer}, tensor {known.tensor}"
+        raise GpusqError(str(error), place=place, hint="build with --bf16 or --fp32") from error
     return ActivationQuantization(tensor=known.tensor, amax=known.amax, scale=scale, origin=known.origin)
 
 
@@ -293,6 +316,8 @@ def _notes(decisions: Sequence[LayerDecision], request: PlanRequest, placements:
     unknown = [decision.layer for decision in decisions if decision.macs == 0]
     if unknown:
         notes.append(f"output shape unknown, so without FLOPs: {some(unknown)}")
+    if small := [decision.layer for decision in decisions if decision.precision_reason.startswith(_TINY)]:
+        notes.append(f"{some(small)}: {_TINY}: build with --fp32 to quantise them")
     notes.extend(_output_notes(decisions))
     if placements.sites:
         notes.extend(_site_notes(placements))

@@ -51,7 +51,7 @@ def test_recorded_ranges_are_used_and_beat_calibration(dense: Path, photos: Path
 
 def test_calibration_fills_in_and_takes_over_where_it_is_told(dense: Path, photos: Path, tmp_path: Path) -> None:
     model = with_entries(dense, tmp_path / "q.pt", modelopt(LAYERS[:-1]))
-    _, ranges = built(model, tmp_path / "some", "--int8", "--calib", photos)
+    _, ranges = built(model, tmp_path / "some", "--int8", "--calib", photos, "--recipe", "static_wi8_ai8")
     assert ["recorded" in ranges[layer]["origin"] for layer in LAYERS] == [True] * 9 + [False]
     manifest = json.loads((tmp_path / "some" / "manifest.json").read_text())
     assert (manifest["options"]["calib"], manifest["options"]["recorded_ranges"]) == (str(photos), True)
@@ -62,21 +62,32 @@ def test_calibration_fills_in_and_takes_over_where_it_is_told(dense: Path, photo
     assert json.loads((tmp_path / "none" / "manifest.json").read_text())["options"]["recalibrate"] is True
 
 
-@pytest.mark.parametrize(
-    ("entries", "words"),
-    [
-        (modelopt(LAYERS[:-1]), "missing for head"),
-        (modelopt([*LAYERS, "blocks.9.mlp.fc1"]), "fit no layer: blocks.9.mlp.fc1"),
-    ],
-)
-def test_ranges_that_do_not_fit_exit_5(
-    dense: Path, tmp_path: Path, entries: dict[str, torch.Tensor], words: str
-) -> None:
+def test_a_layer_that_its_producer_left_float_stays_float(dense: Path, photos: Path, tmp_path: Path) -> None:
+    model = with_entries(dense, tmp_path / "q.pt", modelopt([*LAYERS[:-1], "blocks.9.mlp.fc1"]))
+    done, ranges = built(model, tmp_path / "out", "--int8", "--calib", photos)
+    assert set(ranges) == {*LAYERS[:-1]}
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    (head,) = [entry for entry in plan["layers"] if entry["layer"] == "head"]
+    assert head["precision"] == "fp16"
+    assert "ModelOpt left it in floating point" in head["precision_reason"]
+    assert "1 module without weights to multiply by: blocks.9.mlp.fc1" in done.err
+
+
+def test_ranges_that_are_missing_for_what_a_recipe_wants_exit_5(dense: Path, tmp_path: Path) -> None:
+    model = with_entries(dense, tmp_path / "q.pt", modelopt(LAYERS[:-1]))
+    recipe = ("--recipe", "static_wi8_ai8")
+    done = run_main(build, model, *OPTIONS, *recipe, "--int8", "--target", "orin", "--out", tmp_path / "out")
+    assert done.code == 5
+    assert "missing for head" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_range_that_cannot_be_exits_5_where_its_layer_is_quantised(dense: Path, tmp_path: Path) -> None:
+    entries = modelopt(LAYERS) | {"head.input_quantizer._amax": torch.tensor(float("nan"))}
     model = with_entries(dense, tmp_path / "q.pt", entries)
     done = run_main(build, model, *OPTIONS, "--int8", "--target", "orin", "--out", tmp_path / "out")
     assert done.code == 5
-    assert words in done.err
-    assert not (tmp_path / "out").exists()
+    assert "head.input_quantizer._amax" in done.err
 
 
 def test_a_calibration_cache_gives_the_ranges(dense: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Make the files of tests/fixtures with the libraries that write such files.
 
-`python tests/support/producers.py KIND DIR`: KIND is `modelopt` (needs nvidia-modelopt) or `pt2e` (needs torchao).
+`python tests/support/producers.py KIND DIR`: KIND is a key of KINDS; what begins with `modelopt` needs nvidia-modelopt,
+with `pt2e` torchao.
 Beside a file lies what the library itself says of it. The libraries' pins don't go together, so the files are kept.
 """
 
@@ -13,10 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.frontend.checkpoint.architecture import module_from_arch
+from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
 
 SPEC = ArchSpec(
     source="timm",
@@ -80,5 +83,153 @@ def make_pt2e(folder: Path) -> None:
     torch.export.save(final, folder / "pt2e_x86.pt2")
 
 
+# Of 32 channels, which is enough for INT8 by every recipe.
+WIDER = ArchSpec(
+    source="timm",
+    name="vit_tiny_patch16_224",
+    arguments={
+        "img_size": 16,
+        "patch_size": 8,
+        "embed_dim": 32,
+        "depth": 1,
+        "num_heads": 2,
+        "mlp_ratio": 2,
+        "num_classes": 4,
+    },
+)
+
+
+def wider_model() -> torch.nn.Module:
+    """A seeded ViT of one block that every recipe quantises whole."""
+    torch.manual_seed(0)
+    return seeded(module_from_arch(WIDER))
+
+
+def other_images() -> torch.Tensor:
+    """Seeded noise that no quantiser was calibrated on, [4, 3, 16, 16]."""
+    return torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+def answers(module: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """The module's logits; of an exported program, which knows no other mode, and of a module in eval mode."""
+    with torch.no_grad():
+        answer: Any = module(inputs)
+    logits: torch.Tensor = getattr(answer, "logits", answer)
+    return logits
+
+
+def told(path: Path, module: torch.nn.Module) -> None:
+    """Beside a file: inputs and the library's own fake-quantised outputs, as --expect-outputs takes them."""
+    expected = array_from_tensor(answers(module, other_images()))
+    np.savez(path.with_suffix(".npz"), input=array_from_tensor(other_images()), output=expected)
+
+
+def torchvision_model() -> torch.nn.Module:
+    """A seeded ViT of torchvision's, of one block: its attention is nn.MultiheadAttention, its norms nn.LayerNorm."""
+    models: Any = importlib.import_module("torchvision.models")
+    torch.manual_seed(0)
+    module: Any = models.VisionTransformer(
+        image_size=16, patch_size=8, num_layers=1, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=4
+    )
+    module.gpusq_preprocessing = {"channels": 3, "height": 16, "width": 16, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return seeded(module)
+
+
+def transformers_model() -> torch.nn.Module:
+    """A seeded ViT of transformers', of one block."""
+    library: Any = importlib.import_module("transformers")
+    torch.manual_seed(0)
+    module: Any = library.ViTForImageClassification(
+        library.ViTConfig(
+            image_size=16,
+            patch_size=8,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=64,
+            num_labels=4,
+        )
+    )
+    module.gpusq_preprocessing = {"channels": 3, "height": 16, "width": 16, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return seeded(module)
+
+
+def mixed_model() -> torch.nn.Module:
+    """A Linear, a ConvTranspose, a BatchNorm and a pooling in one."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 4, stride=4),
+        torch.nn.BatchNorm2d(16),
+        torch.nn.ConvTranspose2d(16, 16, 2, stride=2),
+        torch.nn.AdaptiveAvgPool2d(2),
+        torch.nn.Flatten(),
+        torch.nn.Linear(64, 4),
+    )
+    described: Any = module
+    described.gpusq_preprocessing = {"channels": 3, "height": 16, "width": 16, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return module.eval()
+
+
+def seeded(module: torch.nn.Module) -> torch.nn.Module:
+    """The module with weights that do something, in eval mode."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.1)
+    return module.eval()
+
+
+def _calibrate(module: torch.nn.Module) -> None:
+    answers(module, images())
+
+
+def quantized_by_modelopt(module: torch.nn.Module, config: str) -> Any:
+    """A copy of the module that ModelOpt quantised by one of its own configurations."""
+    mtq: Any = importlib.import_module("modelopt.torch.quantization")
+    return mtq.quantize(copy.deepcopy(module), getattr(mtq, config), _calibrate)
+
+
+def make_modelopt_kinds(folder: Path) -> None:
+    """Files of ModelOpt, each with the library's own outputs beside it.
+
+    `int8_torchvision`, `int8_transformers` and `int8_mixed` have ranges of norms and poolings too; `smooth` is
+    SmoothQuant; `weights` INT8 weights alone; `fp8`, `int4` say what they are; `disabled` has quantisers of a block
+    switched off; `wide` has grids of weights 1.7 times as wide as they are, as they stay when QAT shrinks them;
+    `affine` has affine quantisers of inputs.
+    """
+    mtq: Any = importlib.import_module("modelopt.torch.quantization")
+    mto: Any = importlib.import_module("modelopt.torch.opt")
+    made = {
+        "int8_torchvision": quantized_by_modelopt(torchvision_model(), "INT8_DEFAULT_CFG"),
+        "int8_transformers": quantized_by_modelopt(transformers_model(), "INT8_DEFAULT_CFG"),
+        "int8_mixed": quantized_by_modelopt(mixed_model(), "INT8_DEFAULT_CFG"),
+        "smooth": quantized_by_modelopt(wider_model(), "INT8_SMOOTHQUANT_CFG"),
+        "weights": quantized_by_modelopt(wider_model(), "INT8_WEIGHT_ONLY_CFG"),
+        "fp8": quantized_by_modelopt(wider_model(), "FP8_DEFAULT_CFG"),
+        "int4": quantized_by_modelopt(wider_model(), "INT4_BLOCKWISE_WEIGHT_ONLY_CFG"),
+        "disabled": quantized_by_modelopt(wider_model(), "INT8_DEFAULT_CFG"),
+        "wide": quantized_by_modelopt(wider_model(), "INT8_DEFAULT_CFG"),
+    }
+    mtq.disable_quantizer(made["disabled"], "blocks.0.mlp*")
+    for child in made["wide"].modules():
+        if hasattr(child, "weight_quantizer") and child.weight_quantizer.is_enabled:
+            child.weight_quantizer.amax = 1.7 * child.weight_quantizer.amax
+    affine = copy.deepcopy(mtq.INT8_DEFAULT_CFG)
+    affine["quant_cfg"].append(
+        {"quantizer_name": "*blocks*input_quantizer", "cfg": {"num_bits": 8, "bias": {-1: None, "type": "static"}}}
+    )
+    made["affine"] = mtq.quantize(wider_model(), affine, _calibrate)
+    for name, module in made.items():
+        path = folder / f"modelopt_{name}.pt"
+        mto.save(module, path)
+        told(path, module)
+
+
+KINDS = {
+    "modelopt": make_modelopt,
+    "pt2e": make_pt2e,
+    "modelopt-kinds": make_modelopt_kinds,
+}
+
 if __name__ == "__main__":
-    {"modelopt": make_modelopt, "pt2e": make_pt2e}[sys.argv[1]](Path(sys.argv[2]))
+    KINDS[sys.argv[1]](Path(sys.argv[2]))

@@ -22,7 +22,7 @@ from gpusq_deploy.bundle.report.headline import headline, no_engine_text
 from gpusq_deploy.bundle.report.tables import print_pairs, result_console
 from gpusq_deploy.bundle.report.terminal_chain import print_engine, print_layer, print_plan
 from gpusq_deploy.bundle.report.terminal_drift import drift_line, print_drift
-from gpusq_deploy.bundle.report.warnings import compared_text, figures_text, outputs_text, receipt_doubts
+from gpusq_deploy.bundle.report.warnings import compared_text, figures_text, outputs_text, producer_text, receipt_doubts
 from gpusq_deploy.sparsity import PACKED, compressed_line, packed_index
 from gpusq_deploy.text import counted
 
@@ -78,6 +78,7 @@ def _rows(bundle: Bundle) -> list[tuple[str, str]]:
         *([("packed", compressed_line(packed))] if packed is not None else []),
         *([("calibration", noise)] if manifest.synthetic_calibration else []),
         *([("pruned", compared_text(receipt.pruning))] if receipt.pruning is not None else []),
+        *(("as trained", producer_text(found)) for found in receipt.producer),
         *([("verified", f"{limits} reached")] if limits and _compared(bundle) == "verified" else []),
         *(("warning", warning) for warning in receipt_doubts(receipt)),
         *((f"engine {engine.target}", _engine_text(engine, bundle)) for engine in receipt.engines),
@@ -124,6 +125,8 @@ def _print_verification(console: Console, bundle: Bundle, layer: str | None) -> 
     if bundle.receipt.pruning is not None:
         console.print(f"pruned: {pruning_text(bundle.receipt.pruning)}", soft_wrap=True)
     console.print(f"{_compared(bundle)}: {verification_text(verification)}", soft_wrap=True)
+    for found in bundle.receipt.producer:
+        console.print(f"as trained: {producer_text(found)}", soft_wrap=True, markup=False)
     for note in bundle.plan.notes if layer is None else ():
         console.print(f"note: {note}", markup=False, highlight=False)
     for warning in receipt_doubts(bundle.receipt):

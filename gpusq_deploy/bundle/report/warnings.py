@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gpusq_deploy.artifacts import PruningLoss, Receipt, Verification
+from gpusq_deploy.artifacts import ProducerComparison, PruningLoss, Receipt, Verification
 from gpusq_deploy.text import counted
 
 # There the error has a tenth of the signal's energy, 32 % of its amplitude. Every shipped recipe, INT4's too, keeps
@@ -77,6 +77,20 @@ def compared_text(found: Verification | PruningLoss, *, calibrated: bool = True)
         return figures
     seen = "" if not calibrated else "held-out " if found.held_out else "calibration "
     return f"{figures}, against the {reference} model, on {counted(found.images, f'{seen}sample')}"
+
+
+def producer_text(found: ProducerComparison) -> str:
+    """The figures of every output beside the producer's."""
+    first, *rest = (
+        f"{decibels_text(output.sqnr_db, found.images)}"
+        if output.sqnr_db is not None
+        else f"{output.equal or 0:.1%} equal"
+        for output in found.outputs
+    )
+    others = (f"{output.tensor} {figure}" for output, figure in zip(found.outputs[1:], rest, strict=True))
+    agreement = [] if found.top1_agreement is None else [f"top-1 agreement {found.top1_agreement:.1%}"]
+    figures = ", ".join([first, *agreement])
+    return f"{'; '.join([figures, *others])}, against {found.source}, on {counted(found.images, 'sample')}"
 
 
 def outputs_text(found: Verification) -> str:

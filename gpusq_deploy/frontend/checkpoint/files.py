@@ -254,8 +254,9 @@ def _read_torch(path: Path) -> object:
             require_no_script(path)
             require_stored(path)
             require_intact(path)
-        # A Namespace is a bag of attributes, which training scripts keep their options in: making one runs nothing.
-        with torch.serialization.safe_globals([*SAFE_CLASSES, argparse.Namespace]):
+        # A Namespace is a bag of attributes, which training scripts keep their options in: making one runs nothing. No
+        # more does making a slice, which ModelOpt keeps of weights in blocks.
+        with torch.serialization.safe_globals([*SAFE_CLASSES, argparse.Namespace, slice]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except GpusqError:
         raise

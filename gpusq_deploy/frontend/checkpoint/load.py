@@ -26,6 +26,7 @@ from gpusq_deploy.artifacts import (
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.account import account_of
 from gpusq_deploy.frontend.checkpoint.adapters.exported_program import is_exported_program, read_exported_program
+from gpusq_deploy.frontend.checkpoint.adapters.quantizer_record import QuantizerRecord
 from gpusq_deploy.frontend.checkpoint.adapters.reading import Reading
 from gpusq_deploy.frontend.checkpoint.adapters.registry import reading_of, require_readable
 from gpusq_deploy.frontend.checkpoint.architecture import module_from_arch, skeleton_from_arch, text_from_arch
@@ -38,6 +39,7 @@ from gpusq_deploy.frontend.checkpoint.files import (
     state_dict_in,
     write_torch,
 )
+from gpusq_deploy.frontend.checkpoint.input_factors import with_factors
 from gpusq_deploy.frontend.checkpoint.input_shape import require_one_input
 from gpusq_deploy.frontend.checkpoint.layer_names import layer_of, weighted_layers
 from gpusq_deploy.frontend.checkpoint.naming import named_for
@@ -59,7 +61,8 @@ class Checkpoint:
     """A model with its weights (float32, eval mode, CPU) and everything its file said about it.
 
     `ranges` holds recorded input amax by layer name, `origins` who recorded them; `sparsity` the layers that were
-    pruned, if the file says so; `remarks` what was changed or left out while reading.
+    pruned, if the file says so; `remarks` what was changed or left out while reading; `quantizers` what else
+    its producer recorded of quantisers.
     """
 
     file: str
@@ -72,6 +75,7 @@ class Checkpoint:
     ranges: Mapping[str, float] = field(default_factory=dict[str, float])
     origins: Mapping[str, str] = field(default_factory=dict[str, str])
     remarks: tuple[str, ...] = ()
+    quantizers: QuantizerRecord = field(default_factory=QuantizerRecord)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +101,7 @@ def load_checkpoint(
     allow_pickle: bool = False,
     state_dict: str | None = None,
     undeclared: Callable[[], Preprocessing | None] = lambda: None,
+    keep_factors: bool = False,
 ) -> Checkpoint:
     """Load a checkpoint: self-describing, a state dict, safetensors or an exported program. Nothing in it is executed.
 
@@ -107,6 +112,8 @@ def load_checkpoint(
         allow_pickle: Run code that the file names, where it can't be read otherwise; a remark says when that was done.
         state_dict: Which of the file's state dicts, where it holds several; see `state_dict_in`.
         undeclared: What is known of the input of an architecture that declares no preprocessing; None: nothing.
+        keep_factors: Multiply inputs by the factors that SmoothQuant or AWQ recorded, as the producer ran the model;
+            else the weights are multiplied by them, which is the same in floating point, and their ranges are left out.
 
     Raises:
         GpusqError: A bad file, no architecture, weights that don't fit it, or weights that aren't finite.
@@ -118,6 +125,7 @@ def load_checkpoint(
     read = _read(path, arch, content_of, state_dict)
     place = str(read.file)
     module, reading = _module_with_weights(read, place=place)
+    reading = with_factors(module, reading, keep=keep_factors)
     preprocessing, remarks = read.preprocessing, reading.remarks
     if preprocessing is None:
         preprocessing, lacking = _declared(read, module, undeclared)
@@ -138,6 +146,7 @@ def load_checkpoint(
         ranges=reading.ranges if read.described is None else _ranges(read.described, place),
         origins=reading.origins,
         remarks=remarks,
+        quantizers=reading.quantizers,
     )
 
 

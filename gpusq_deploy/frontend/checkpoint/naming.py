@@ -49,6 +49,7 @@ def named_for(arch: ArchSpec, reading: Reading, expected: Mapping[str, torch.Ten
         state=state,
         ranges={layers.get(layer, layer): amax for layer, amax in reading.ranges.items() if layer not in left},
         origins={layers.get(layer, layer): origin for layer, origin in reading.origins.items() if layer not in left},
+        quantizers=reading.quantizers.renamed(layers, left),
         sparsity=record,
         remarks=(*reading.remarks, *renamed.remarks, *resized),
     )

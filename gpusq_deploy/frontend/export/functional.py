@@ -16,6 +16,8 @@ from gpusq_deploy.frontend.checkpoint.macs import PROJECTIONS
 from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
 from gpusq_deploy.graph import NAME_SCOPES, array_of, is_constant, module_of, origin
 
+_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
+
 
 def name_functional_layers(graph: ir.Graph, module: torch.nn.Module) -> int:
     """Give products the names of the layers whose weights they read, as checkpoints, recipes and ranges name them.
@@ -28,20 +30,33 @@ def name_functional_layers(graph: ir.Graph, module: torch.nn.Module) -> int:
     2. Recorded under a torch.nn.MultiheadAttention, it gets the name of the input projection that it is, or is a part
        of: `attention.in_proj`, where the parameter is `attention.in_proj_weight`. Several parts have one name.
     3. Where several children or projections have that weight, or none, nothing changes.
+    4. A Conv that the exporter fused with the BatchNorm behind it, and recorded under that, gets back the name of the
+       convolution, which its weight has kept.
 
     Returns:
         Products that were named.
     """
     named = 0
     for node in graph:
-        if node.op_type not in {"MatMul", "Gemm"}:
-            continue
-        child = _child(node, module)
+        child = _fused(node, module) if node.op_type == "Conv" else ""
+        if node.op_type in {"MatMul", "Gemm"}:
+            child = _child(node, module)
         if child:
             *scopes, operator = ast.literal_eval(node.metadata_props[NAME_SCOPES])
-            node.metadata_props[NAME_SCOPES] = repr([*scopes, child, operator])
+            kept = scopes[:-1] if node.op_type == "Conv" else scopes
+            node.metadata_props[NAME_SCOPES] = repr([*kept, child, operator])
             named += 1
     return named
+
+
+def _fused(node: ir.Node, module: torch.nn.Module) -> str:
+    """The name of the convolution that was fused with a BatchNorm; empty where it wasn't."""
+    recorded, (weight, _) = module_of(node), origin(node.inputs[1])
+    name = "" if weight is None or weight.name is None else weight.name.removesuffix(".weight")
+    untyped: Any = module  # named_modules() has a partly open type
+    modules: dict[str, torch.nn.Module] = dict(untyped.named_modules())
+    norm, conv = modules.get(recorded), modules.get(name)
+    return name if name != recorded and isinstance(norm, _NORMS) and isinstance(conv, torch.nn.Conv2d) else ""
 
 
 def _child(node: ir.Node, module: torch.nn.Module) -> str:

@@ -12,7 +12,7 @@ import torch
 from gpusq_deploy.artifacts import LayerSparsity, PruneMethod, Recipe, SparsityRecord, SparsityReport
 from gpusq_deploy.calibration import Batches, DataSource, spread_evenly
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend import Checkpoint, example_input, layer_weights
+from gpusq_deploy.frontend import Checkpoint, QuantizerRecord, example_input, layer_weights
 from gpusq_deploy.sparsity.check import sparsity_report
 from gpusq_deploy.sparsity.permutation.arrange import arrange
 from gpusq_deploy.sparsity.permutation.module_parts import ModuleParts
@@ -90,6 +90,7 @@ def prune_checkpoint(
         sparsity=SparsityRecord(method=f"gpusq-build --prune {how.method}", layers=named),
         ranges={},
         origins={},
+        quantizers=QuantizerRecord(floats=checkpoint.quantizers.floats),
         remarks=(*checkpoint.remarks, _made_text(pruned.report), *remarks),
     )
 

@@ -14,9 +14,17 @@ import tiny_models
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from gpusq_deploy.artifacts import TensorRange
 from gpusq_deploy.calibration.data import open_source
+from gpusq_deploy.calibration.named_ranges import NamedRanges
 from gpusq_deploy.calibration.observe import collect_ranges
-from gpusq_deploy.calibration.tensorrt_cache import is_tensorrt_cache, read_tensorrt_cache, table_from_cache
+from gpusq_deploy.calibration.tensorrt_cache import (
+    MatchedRanges,
+    read_tensorrt_cache,
+    require_borne_out,
+    require_evidence,
+    table_from_cache,
+)
 from gpusq_deploy.engines.ort import open_onnx
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.layers import weighted_layers
@@ -36,19 +44,16 @@ def written(path: Path, entries: dict[str, float], header: str = HEADER) -> Path
 def test_scales_are_big_endian_bits_and_amax_is_127_of_them(tmp_path: Path) -> None:
     path = tmp_path / "a.cache"
     path.write_text(f"{HEADER}\ninput: 3f800000\na:b: 40000000\n(Unnamed Layer* 64) [Shuffle]_output: 0\n")
-    assert read_tensorrt_cache(path) == {"input": 127.0, "a:b": 254.0}
-    assert is_tensorrt_cache(path)
+    found = read_tensorrt_cache(path)
+    assert dict(found.amax) == {"input": 127.0, "a:b": 254.0}
+    assert "line 4: the scale is 0" in found.unusable["(Unnamed Layer* 64) [Shuffle]_output"]
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "empty"),
-        ("hello", "not a calibration cache"),
-        (f"{HEADER}\n", "holds no range"),
-        (f"{HEADER}\nx: 7f800000\n", "scale is inf"),
-        (f"{HEADER}\nx: bf800000\n", "scale is -1"),
-        (f"{HEADER}\nx: 7fc00000\n", "scale is nan"),
+        ("hello", "it starts with 'hello'"),
         (f"{HEADER}\nx: 3f8000001\n", "not NAME: HEX"),
         (f"{HEADER}\nx 3f800000\n", "not NAME: HEX"),
         (f"{HEADER}\nx: hello\n", "not NAME: HEX"),
@@ -58,6 +63,38 @@ def test_what_is_no_cache_is_refused(tmp_path: Path, text: str, words: str) -> N
     (tmp_path / "a.cache").write_text(text)
     with pytest.raises(GpusqError, match=words):
         read_tensorrt_cache(tmp_path / "a.cache")
+
+
+@pytest.mark.parametrize(
+    ("bits_", "word"), [("7f800000", "inf"), ("bf800000", "-1"), ("7fc00000", "nan"), ("0", "never saw it")]
+)
+def test_a_line_without_a_usable_scale_matters_where_its_tensor_is_needed(
+    tmp_path: Path, bits_: str, word: str
+) -> None:
+    model = tiny_models.exported_vit().model
+    layers = [layer for layer in weighted_layers(model) if layer.layer != "head"]
+    path = written(tmp_path / "a.cache", VIT)
+    path.write_text(f"{path.read_text()}/nobody/Reads_output_0: {bits_}\n")
+    assert len(table_from_cache(read_tensorrt_cache(path), model, layers, source="a.cache").table.ranges) == 5
+    name = "/blocks/blocks.0/norm1/LayerNormalization_output_0"
+    path.write_text(path.read_text().replace(f"{name}: {bits(VIT[name])}", f"{name}: {bits_}"))
+    with pytest.raises(GpusqError, match=word) as caught:
+        table_from_cache(read_tensorrt_cache(path), model, layers, source="a.cache")
+    assert "line 3" in caught.value.what
+    assert "blocks.0.attn.qkv" in str(caught.value.place)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_no_part_of_a_cache(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.cache").write_bytes(f"{HEADER}\r\nx: 3f800000\r\n".encode(encoding))
+    assert dict(read_tensorrt_cache(tmp_path / "a.cache").amax) == {"x": 127.0}
+
+
+def test_a_line_that_stands_there_twice_counts_where_both_agree(tmp_path: Path) -> None:
+    (tmp_path / "a.cache").write_text(f"{HEADER}\nx: 3f800000\ny: 3f800000\nx: 3f800000\ny: 40000000\n")
+    found = read_tensorrt_cache(tmp_path / "a.cache")
+    assert dict(found.amax) == {"x": 127.0}
+    assert found.unusable == {"y": "lines 3 and 5 give it different scales"}
 
 
 # As torch's older exporter names the tensors of a ViT; LayerNormalization as one operator, then spelt out.
@@ -85,7 +122,8 @@ def test_tensors_of_the_older_exporter_are_found(tmp_path: Path) -> None:
     model = tiny_models.exported_vit().model
     layers = [layer for layer in weighted_layers(model) if layer.layer != "head"]
     cache = read_tensorrt_cache(written(tmp_path / "a.cache", VIT))
-    table = table_from_cache(cache, model, layers, source="a.cache")
+    table, doubtful = table_from_cache(cache, model, layers, source="a.cache")
+    assert not doubtful
     assert {entry.layer: entry.amax for entry in table.ranges} == pytest.approx(
         {layer: 127 * scale for layer, scale in EXPECTED.items()}
     )
@@ -93,11 +131,33 @@ def test_tensors_of_the_older_exporter_are_found(tmp_path: Path) -> None:
     assert "/blocks/blocks.0/mlp/act/Mul_1_output_0" in origins["blocks.0.mlp.fc2"]
 
 
-def test_the_same_name_beats_every_rule(tmp_path: Path) -> None:
+def test_a_name_without_a_path_is_no_evidence(tmp_path: Path) -> None:
+    """torch's newer exporter numbers tensors: `layer_norm_1` is another one in the next release's graph."""
     model = tiny_models.exported_vit().model
     (layer,) = [layer for layer in weighted_layers(model) if layer.layer == "blocks.0.attn.qkv"]
-    cache = read_tensorrt_cache(written(tmp_path / "a.cache", {**VIT, layer.input: 0.5}))
-    assert table_from_cache(cache, model, [layer], source="a").ranges[0].amax == 63.5
+    assert "/" not in layer.input
+    both = read_tensorrt_cache(written(tmp_path / "a.cache", {**VIT, layer.input: 0.5}))
+    assert table_from_cache(both, model, [layer], source="a").table.ranges[0].amax == pytest.approx(127 * 0.03)
+    alone = read_tensorrt_cache(written(tmp_path / "a.cache", {layer.input: 0.5}))
+    matched = table_from_cache(alone, model, [layer], source="a")
+    assert matched.doubtful == (layer,)
+    with pytest.raises(GpusqError, match="anew by each export") as caught:
+        require_evidence(matched, source="a")
+    assert "--calib" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(("seen", "fits"), [(63.5, True), (200.0, True), (20.0, False), (2000.0, False)])
+def test_samples_bear_a_numbered_name_out_or_contradict_it(tmp_path: Path, seen: float, fits: bool) -> None:
+    model = tiny_models.exported_vit().model
+    (layer,) = [layer for layer in weighted_layers(model) if layer.layer == "blocks.0.attn.qkv"]
+    cache = read_tensorrt_cache(written(tmp_path / "a.cache", {layer.input: 0.5}))
+    known: MatchedRanges = table_from_cache(cache, model, [layer], source="a")
+    found = {layer.input: TensorRange(tensor=layer.input, layer=layer.layer, amax=seen, origin="seen")}
+    if fits:
+        require_borne_out(known.table, found, known.doubtful, source="a")
+        return
+    with pytest.raises(GpusqError, match=r"blocks\.0\.attn\.qkv \(63\.5, samples reach"):
+        require_borne_out(known.table, found, known.doubtful, source="a")
 
 
 def test_inputs_that_fit_nothing_are_an_error_that_names_both_sides(tmp_path: Path) -> None:
@@ -113,7 +173,7 @@ def test_two_inputs_without_a_path_are_no_answer() -> None:
     model = tiny_models.exported_vit().model
     (layer,) = [layer for layer in weighted_layers(model) if layer.layer == "patch_embed.proj"]
     with pytest.raises(GpusqError, match="fit no tensor"):
-        table_from_cache({"images": 1.0, "mask": 1.0}, model, [layer], source="a")
+        table_from_cache(NamedRanges(kind="", amax={"images": 1.0, "mask": 1.0}), model, [layer], source="a")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
@@ -127,11 +187,10 @@ def test_damage_is_refused_or_harmless(tmp_path: Path, data: st.DataObject) -> N
     found: dict[str, float] = {}
     refusal = None
     try:
-        found = read_tensorrt_cache(path)
+        found = dict(read_tensorrt_cache(path).amax)
     except GpusqError as error:
         refusal = error
     assert all(0 < amax < float("inf") for amax in found.values())
-    assert bool(found) != (refusal is not None)
     assert refusal is None or (str(path) in str(refusal.place) and refusal.hint)
 
 
@@ -164,7 +223,7 @@ def test_a_cache_of_an_old_export_gives_the_ranges_of_today_s_graph(tmp_path: Pa
     seen = all_amax(old, batch)
     cache = read_tensorrt_cache(written(tmp_path / "a.cache", {name: amax / 127 for name, amax in seen.items()}))
     layers = weighted_layers(exported.model)
-    table = table_from_cache(cache, exported.model, layers, source="a.cache")
+    table, _ = table_from_cache(cache, exported.model, layers, source="a.cache")
     np.save(tmp_path / "batch.npy", batch)
     source = open_source(str(tmp_path / "batch.npy"), exported.checkpoint.preprocessing)
     today = collect_ranges(exported.model, layers, source, open_model=open_onnx)

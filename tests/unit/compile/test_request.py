@@ -44,6 +44,8 @@ def request(**asked: Any) -> BuildRequest:
         ({"quantize": True, "sparse": True, "prune": "magnitude", "ranges": RANGES}, "--prune changes the weights"),
         # Nobody would have checked it, and the build would have passed.
         ({"quantize": True, "calib": "p", "float_type": "bf16", "min_sqnr": 30.0}, "can't be checked with --bf16"),
+        ({"expect_outputs": Path("e.npz"), "float_type": "bf16"}, "--expect-outputs can't be checked with --bf16"),
+        ({"keep_grid": False}, "--no-keep-grid needs --int8"),
         ({"quantize": True, "calib": "p", "min_sqnr": float("nan")}, "--min-sqnr is a number"),
         ({"quantize": True, "calib": "p", "min_agreement": 97.0}, "from 0 to 1"),
         ({"quantize": True, "calib": "random", "min_sqnr": 30.0}, "measured on real samples"),
@@ -72,6 +74,10 @@ def test_int8s_options_need_a_recipe_that_makes_int8(asked: dict[str, Any]) -> N
     wished = request(quantize=True, sparse=True, calib="p", recipe=load_recipe(Path(INT4_RECIPE)), opset=21, **asked)
     with pytest.raises(RequestError):
         expressible_recipe(wished)
+
+
+def test_a_producers_outputs_are_samples_enough_for_a_limit() -> None:
+    assert request(quantize=True, expect_outputs=Path("e.npz"), min_sqnr=45.0).min_sqnr == 45.0
 
 
 def test_what_agrees_is_a_request() -> None:

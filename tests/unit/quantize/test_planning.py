@@ -15,7 +15,7 @@ import planning
 import pytest
 
 from gpusq_deploy.artifacts.base import json_from_value, value_from_json
-from gpusq_deploy.artifacts.plan import FloatPrecision, LayerDecision, LayerKind, QuantPlan
+from gpusq_deploy.artifacts.plan import FloatPrecision, Fp32Tensor, LayerDecision, LayerKind, QuantPlan
 from gpusq_deploy.artifacts.recipe import SHIPPED, Recipe, Rule, load_recipe
 from gpusq_deploy.artifacts.sparsity import LayerSparsity, SparsityReport
 from gpusq_deploy.engines.targets import GemmNeed, check_request, find_target
@@ -357,3 +357,24 @@ def test_every_shipped_recipe_of_tensor_core_types_has_the_instructions_k() -> N
         rule = load_recipe(Path(name)).rule_for("blocks.0.mlp.fc1", "linear")
         assert rule is not None
         assert rule.least_k == (32 if rule.ranged else 0), name
+
+
+def test_a_range_too_small_for_an_fp16_scale_leaves_its_layer_float_and_is_told() -> None:
+    tiny = plan(FC, ranges={FC.input: 1e-5}, recipe=low_bit(precision="int8"))
+    assert decisions(tiny)[FC.layer].precision == "fp16"
+    assert "too small for a scale" in decisions(tiny)[FC.layer].precision_reason
+    assert [note for note in tiny.notes if FC.layer in note and "--fp32" in note]
+    whole = plan(FC, ranges={FC.input: 1e-5}, float_type="fp32", recipe=low_bit(precision="int8"))
+    assert decisions(whole)[FC.layer].precision == "int8"
+
+
+def test_a_range_whose_scale_fp16_cannot_hold_gets_one_in_float32() -> None:
+    wide = Fp16Overflow(
+        tensors=(Fp32Tensor(tensor=FC.input, module="", amax=8.4e6, origin="given"),), nodes=frozenset({FC.node})
+    )
+    recipe = low_bit(precision="int8")
+    request = PlanRequest(recipe=recipe, quantize=True, sparse=False, float_type="fp16")
+    table = planning.table({FC.input: 8.4e6})
+    (fc,) = make_plan([FC], request, table=table, sparsity=states((FC,)), wide=wide).layers
+    assert fc.activation is not None
+    assert fc.activation.scale == pytest.approx(8.4e6 / 127)

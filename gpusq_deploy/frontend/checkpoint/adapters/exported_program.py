@@ -3,12 +3,15 @@
 `torch.export.load` unpickles what a file says it should, so it isn't used: weights are raw bytes in the archive and the
 program is JSON, and those alone are read. Sample inputs, which are pickled, are never opened.
 
-1. A Linear's or Conv2d's input that comes out of a dequantisation has a range: of a symmetric quantiser qmax · scale;
-   of another (uint8 with a zero point) the larger end of what it can hold, since TensorRT has symmetric ones only.
-2. A weight that comes out of one, from stored codes or quantised on the fly, is the dequantised weight: what the
-   program computes with.
-3. A layer is named by its bias, else by the module that torch.export recorded.
-4. Other quantised values (of additions, say) are told and not used. Quantisers of unknown kinds are refused.
+1. A layer is a linear or a convolution, or what `run_decompositions()` makes of a linear: addmm, mm or bmm by a
+   parameter. What only moves values (view, permute, expand) between it and a dequantisation counts for nothing.
+2. A layer's input that comes out of a dequantisation has a range: of a symmetric quantiser qmax · scale; of another
+   (uint8 with a zero point) the larger end of what it can hold, since TensorRT has symmetric ones only.
+3. A weight that comes out of one, from stored codes or quantised on the fly, is the dequantised weight: what the
+   program computes with. Its scales are its grid, where they are symmetric and per output channel or tensor.
+4. A layer is named by its bias, else by the module that torch.export recorded.
+5. Where a layer is quantised, one whose input isn't stays float.
+6. Other quantised values (of additions, say) are told and not used. Quantisers of unknown kinds are refused.
 """
 
 from __future__ import annotations
@@ -26,10 +29,17 @@ import torch
 
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.adapters.archive import require_stored
+from gpusq_deploy.frontend.checkpoint.adapters.quantizer_record import (
+    InputQuantizer,
+    QuantizerRecord,
+    WeightGrid,
+    weight_grid,
+)
 from gpusq_deploy.frontend.checkpoint.adapters.reading import Reading
 from gpusq_deploy.text import some
 
 LAYOUT = "torch exported program"
+_PRODUCER = "torch PT2E"
 ORIGIN = "torch PT2E, the input's quantize_per_tensor"
 _HINT = "save it again with torch.export.save, by torch 2.8 or newer"
 # torch._export.serde.schema.ScalarType
@@ -45,8 +55,15 @@ _TYPES = {
     12: torch.bool,
     13: torch.bfloat16,
 }
-_LAYERS = re.compile(r"torch\.ops\.aten\.(linear|conv2d|convolution)\b.*")
+_LAYERS = re.compile(r"torch\.ops\.aten\.(linear|conv2d|convolution|addmm|mm|bmm)\b.*")
+# Products by their arguments' names: of the input, and of the weight.
+_OPERANDS = {"addmm": ("mat1", "mat2"), "mm": ("self", "mat2"), "bmm": ("self", "mat2")}
+_MOVES = re.compile(
+    r"torch\.ops\.aten\.(_unsafe_view|view|reshape|permute|t|transpose|expand|clone|contiguous|unsqueeze|squeeze|alias"
+    r"|detach|flatten|lift_fresh_copy)\b.*"
+)
 _QUANTIZER = re.compile(r"torch\.ops\.quantized_decomposed\.(de)?quantize_per_(tensor|channel)\.\w+")
+_INT8_HIGH = 127
 _NONE: Mapping[str, Any] = {}
 
 
@@ -67,6 +84,9 @@ class _Found:
     weights: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
     asymmetric: list[str] = field(default_factory=list[str])
     used: set[str] = field(default_factory=set[str])
+    grids: dict[str, WeightGrid] = field(default_factory=dict[str, WeightGrid])
+    inputs: dict[str, InputQuantizer] = field(default_factory=dict[str, InputQuantizer])
+    floats: dict[str, str] = field(default_factory=dict[str, str])
 
 
 def is_exported_program(path: Path) -> bool:
@@ -156,6 +176,12 @@ def _reading(program: _Program, *, place: str) -> Reading:
         ranges=found.ranges,
         origins=dict.fromkeys(found.ranges, ORIGIN),
         remarks=tuple(_remarks(program, found)),
+        quantizers=QuantizerRecord(
+            producer=_PRODUCER if found.ranges or found.weights else "",
+            floats=found.floats,
+            grids=found.grids,
+            inputs=found.inputs,
+        ),
     )
 
 
@@ -171,8 +197,12 @@ def _require_known(program: _Program, place: str) -> None:
 
 def _look_at_layer(program: _Program, node: Mapping[str, Any], found: _Found, place: str) -> None:
     arguments = _arguments(node)
-    layer = _layer_name(program, node, arguments)
-    source = program.nodes.get(_tensor_name(arguments["input"]), _NONE)
+    given, multiplied = _operands(node)
+    weight = _moved_from(program, _tensor_name(arguments[multiplied]))
+    if _is_product(node) and weight not in program.names and not _is_dequantize(program.nodes.get(weight, _NONE)):
+        return  # of two activations, as in an attention
+    layer = _layer_name(program, node, {**arguments, "weight": {"as_tensor": {"name": weight}}})
+    source = program.nodes.get(_moved_from(program, _tensor_name(arguments[given])), _NONE)
     if _is_dequantize(source):
         found.used.add(_output(source))
         found.used.add(_tensor_name(_arguments(source)["input"]))
@@ -180,9 +210,46 @@ def _look_at_layer(program: _Program, node: Mapping[str, Any], found: _Found, pl
         found.ranges[layer] = max(amax, found.ranges.get(layer, 0.0))
         if not symmetric:
             found.asymmetric.append(layer)
-    weight = program.nodes.get(_tensor_name(arguments["weight"]), _NONE)
-    if _is_dequantize(weight):
-        found.weights[f"{layer}.weight"] = _value(program, _tensor_name(arguments["weight"]), found.used)
+            found.inputs[layer] = _input_quantizer(program, source)
+    quantizer = program.nodes.get(weight, _NONE)
+    if _is_dequantize(quantizer):
+        value = _value(program, weight, found.used)
+        found.weights[f"{layer}.weight"] = value
+        grid = _grid(program, quantizer)
+        if grid is not None and grid.numel() in (1, len(value)):
+            found.grids[layer] = weight_grid(grid, value)
+        if not _is_dequantize(source):
+            found.floats[layer] = "its weights alone are quantised; its input isn't"
+
+
+def _operands(node: Mapping[str, Any]) -> tuple[str, str]:
+    """The names of the arguments that are the layer's input and its weight."""
+    return next((pair for name, pair in _OPERANDS.items() if f".{name}." in node["target"]), ("input", "weight"))
+
+
+def _is_product(node: Mapping[str, Any]) -> bool:
+    return _operands(node) != ("input", "weight")
+
+
+def _moved_from(program: _Program, name: str) -> str:
+    """Where a value comes from, before what only moved it."""
+    while (node := program.nodes.get(name)) is not None and _MOVES.fullmatch(node["target"]):
+        name = _tensor_name(node["inputs"][0]["arg"])
+    return name
+
+
+def _grid(program: _Program, node: Mapping[str, Any]) -> torch.Tensor | None:
+    """Largest magnitudes that a dequantised weight's grid holds, [N] or [1]; None where it isn't symmetric."""
+    arguments = _arguments(node)
+    if "per_channel" in node["target"]:
+        scale = _value(program, _tensor_name(arguments["scales"]), set()).float()
+        zero = _value(program, _tensor_name(arguments["zero_points"]), set())
+        symmetric = arguments["axis"]["as_int"] == 0 and not bool((zero != 0).any())
+    else:
+        scale = torch.tensor([_number(program, arguments, "scale")])
+        symmetric = _number(program, arguments, "zero_point") == 0
+    high = _number(program, arguments, "quant_max")
+    return scale * high if symmetric and high == _INT8_HIGH else None
 
 
 def _layer_name(program: _Program, node: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
@@ -209,6 +276,13 @@ def _range(program: _Program, node: Mapping[str, Any], *, place: str) -> tuple[f
         raise GpusqError(f"the input's quantiser has scale {scale}", place=place, hint="calibrate it on real data")
     symmetric = zero in ((low + high + 1) // 2, (low + high) / 2)
     return (high - zero) * scale if symmetric else max(abs(low - zero), abs(high - zero)) * scale, symmetric
+
+
+def _input_quantizer(program: _Program, node: Mapping[str, Any]) -> InputQuantizer:
+    arguments = _arguments(node)
+    scale, zero = _number(program, arguments, "scale"), _number(program, arguments, "zero_point")
+    low, high = _number(program, arguments, "quant_min"), _number(program, arguments, "quant_max")
+    return InputQuantizer(scale, low - zero, high - zero)
 
 
 def _value(program: _Program, name: str, used: set[str]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Ranges of NVIDIA ModelOpt and of pytorch-quantization, from which ModelOpt grew.
+"""Quantisers of NVIDIA ModelOpt and of pytorch-quantization, from which ModelOpt grew.
 
 Both keep a range beside the weight of the layer that it belongs to:
 
@@ -6,44 +6,98 @@ Both keep a range beside the weight of the layer that it belongs to:
     LAYER._input_quantizer._amax   LAYER._weight_quantizer._amax     pytorch-quantization
     LAYER._input_quantizer.clip.clip_value_min, …clip_value_max      pytorch-quantization, learned
 
-1. An input's range must be one number: TensorRT quantises activations per tensor.
-2. A weight's range narrower than the weights clips them, as it did in training: the weights are clamped to it. A wider
-   one is told and not used: scales of weights are computed from the weights, which gives a finer grid.
-3. Disabled quantisers (ModelOpt says so in `modelopt_state`) and those of anything but a layer's input and weight are
-   left out, and told.
-4. SmoothQuant and AWQ multiply a layer's input by a factor per channel (`_pre_quant_scale`), without which the weights
-   are wrong: such a file is refused.
+1. An input's range must be one number: TensorRT quantises activations per tensor. Of an affine quantiser it is the
+   larger end, |_bias_value| + amax; of an unsigned one its end. Both are told: the grid is coarser.
+2. A weight's range is its grid, [N] along the output channels or one number; which axis it has is in its shape. Along
+   another axis TensorRT can't have it: the layer stays float.
+3. A layer whose input has no quantiser, or a disabled one, stays float; with a quantised weight that weight is rounded
+   to its grid, as its producer ran it. ModelOpt says in `modelopt_state` what is disabled, and INT8, FP8 or INT4.
+4. A range that can't be, such as NaN, is kept as a problem: it matters where the layer is to be quantised.
+5. SmoothQuant and AWQ multiply a layer's input by a factor per channel (`_pre_quant_scale`), which is kept.
+6. Ranges of modules without a weight, and quantisers of anything but inputs and weights, are left out, and told.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 
-from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend.checkpoint.adapters.quantizer_record import (
+    InputQuantizer,
+    QuantizerRecord,
+    RangeProblem,
+    WeightGrid,
+    weight_grid,
+)
 from gpusq_deploy.frontend.checkpoint.adapters.reading import Reading
-from gpusq_deploy.text import some
+from gpusq_deploy.frontend.checkpoint.wrappers import plain_name
+from gpusq_deploy.text import by_reason, counted, some
 
 _KEY = re.compile(
     r"(?P<layer>.+)\.(?P<private>_?)(?P<role>\w+)_quantizer\.(?P<field>_\w+|clip\.clip_value_(?:min|max))"
 )
+_NAME = re.compile(r"(?P<layer>.+)\._?(?P<role>\w+)_quantizer")
 _CLIP_FIELDS = ("clip.clip_value_min", "clip.clip_value_max")
+_USED = {"input": ("_amax", "_bias_value", "_pre_quant_scale", *_CLIP_FIELDS), "weight": ("_amax", *_CLIP_FIELDS)}
+_AGAIN = "calibrate the quantiser again: its calibrator saw no data; or calibrate here with --recalibrate --calib"
 # A thousandth is far below half an INT8 step, 1/254: rounding of a stored range, not clipping.
 _SLACK = 1e-3
+# By `_num_bits`; of floats those of the exponent and of the mantissa.
+_KINDS = {"8": "int8", "4": "int4", "(4, 3)": "fp8"}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Entry:
+@dataclass(kw_only=True, slots=True)
+class _Quantizer:
+    """One quantiser: its tensors by field, and what ModelOpt's state says of it."""
+
     key: str
-    layer: str
-    role: str
-    field: str
+    fields: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def ranged(self) -> bool:
+        return any(name in self.fields for name in ("_amax", *_CLIP_FIELDS))
+
+    @property
+    def disabled(self) -> bool:
+        return self.settings.get("_disabled") is True
+
+    @property
+    def kind(self) -> str:
+        """`int8` where nothing else is said."""
+        bits = str(self.settings.get("_num_bits", "8"))
+        return _KINDS.get(bits, f"{bits} bits")
+
+
+_OFF = _Quantizer(key="")
+
+
+@dataclass(kw_only=True, slots=True)
+class _Found:
+    """What the layers come to; the lists of layers are for remarks."""
+
     producer: str
-    value: torch.Tensor
+    state: dict[str, torch.Tensor]
+    ranges: dict[str, float] = field(default_factory=dict[str, float])
+    origins: dict[str, str] = field(default_factory=dict[str, str])
+    floats: dict[str, str] = field(default_factory=dict[str, str])
+    problems: dict[str, RangeProblem] = field(default_factory=dict[str, RangeProblem])
+    types: dict[str, str] = field(default_factory=dict[str, str])
+    grids: dict[str, WeightGrid] = field(default_factory=dict[str, WeightGrid])
+    per_tensor: list[str] = field(default_factory=list[str])
+    inputs: dict[str, InputQuantizer] = field(default_factory=dict[str, InputQuantizer])
+    factors: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+    weightless: list[str] = field(default_factory=list[str])
+    coarser: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    clipped: dict[str, int] = field(default_factory=dict[str, int])
+    wider: list[str] = field(default_factory=list[str])
+    rounded: list[str] = field(default_factory=list[str])
+    untyped: bool = False
 
 
 def read_quantizers(reading: Reading, content: Mapping[str, Any], *, place: str) -> Reading:
@@ -51,66 +105,77 @@ def read_quantizers(reading: Reading, content: Mapping[str, Any], *, place: str)
 
     Args:
         reading: What was read so far.
-        content: The whole file; ModelOpt's own saves say there which quantisers were disabled.
+        content: The whole file; ModelOpt's own saves say there what each quantiser is.
         place: The file.
-
-    Raises:
-        GpusqError: A range that isn't finite or not one number, that fits no weight, or a factor before the input.
     """
-    entries = list(_entries(reading.state))
-    if not entries:
+    keys = {key: match for key in reading.state if (match := _KEY.fullmatch(key)) is not None}
+    settings = _settings(content)
+    if not keys and not settings:
         return reading
-    _require_no_factors(entries, place)
-    disabled = _disabled(content)
-    active = [entry for entry in entries if entry.key.rpartition("_quantizer.")[0] + "_quantizer" not in disabled]
-    taken = {entry.key for entry in entries}
-    state = {name: tensor for name, tensor in reading.state.items() if name not in taken}
-    ranges, origins = _input_ranges(active, place)
-    remarks = [*_clip_weights(state, active, place), *_left_out(entries, active)]
+    private = any(match["private"] for match in keys.values())
+    found = _Found(
+        producer="pytorch-quantization" if private else "ModelOpt",
+        state={name: tensor for name, tensor in reading.state.items() if name not in keys},
+        untyped=not settings,
+    )
+    layers, unused = _quantizers(reading.state, keys, settings)
+    for layer, roles in layers.items():
+        _look_at_layer(found, layer, roles.get("input", _OFF), roles.get("weight", _OFF), place)
     return replace(
         reading,
-        state=state,
-        ranges={**reading.ranges, **ranges},
-        origins={**reading.origins, **origins},
-        remarks=(*reading.remarks, *remarks),
+        state=found.state,
+        ranges={**reading.ranges, **found.ranges},
+        origins={**reading.origins, **found.origins},
+        remarks=(*reading.remarks, *_remarks(found, unused)),
+        quantizers=QuantizerRecord(
+            producer=found.producer,
+            floats=found.floats,
+            problems=found.problems,
+            types=found.types,
+            grids=found.grids,
+            inputs=found.inputs,
+            factors=found.factors,
+        ),
     )
 
 
-def _entries(state: Mapping[str, torch.Tensor]) -> Iterator[_Entry]:
-    for key, value in state.items():
-        found = _KEY.fullmatch(key)
-        if found is not None:
-            yield _Entry(
-                key=key,
-                layer=found["layer"],
-                role=found["role"],
-                field=found["field"],
-                producer="pytorch-quantization" if found["private"] else "ModelOpt",
-                value=value,
-            )
+def _quantizers(
+    state: Mapping[str, torch.Tensor], keys: Mapping[str, re.Match[str]], settings: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, dict[str, _Quantizer]], list[str]]:
+    """Quantisers by layer and role, and the entries that nothing is made of."""
+    layers: dict[str, dict[str, _Quantizer]] = {}
+    unused: list[str] = []
+    plain: dict[str, str] = {plain_name(name): name.removesuffix(".weight") for name in state if _is_weight(name)}
+    for name, told in settings.items():
+        match = _NAME.fullmatch(name)
+        layer = plain.get(plain_name(f"{match['layer']}.weight")) if match is not None else None
+        if match is not None and layer is not None and match["role"] in _USED:
+            layers.setdefault(layer, {})[match["role"]] = _Quantizer(key=name, settings=told)
+    for key, match in keys.items():
+        if match["field"] not in _USED.get(match["role"], ()):
+            unused.append(key)
+            continue
+        roles = layers.setdefault(match["layer"], {})
+        roles.setdefault(match["role"], _Quantizer(key=key)).fields[match["field"]] = state[key]
+        roles[match["role"]].key = key
+    return layers, unused
 
 
-def _require_no_factors(entries: list[_Entry], place: str) -> None:
-    for entry in entries:
-        if entry.field == "_pre_quant_scale":
-            raise GpusqError(
-                "SmoothQuant or AWQ: the layer's input is multiplied by a factor per channel, its weights are divided",
-                place=f"{place}, {entry.key}",
-                hint="save the weights from before quantisation and give --calib, or quantise with INT8_DEFAULT_CFG",
-            )
+def _is_weight(name: str) -> bool:
+    return name.endswith(".weight")
 
 
-def _disabled(content: Mapping[str, Any]) -> frozenset[str]:
-    """Quantisers that ModelOpt's state names as disabled, by the last of its modes that says anything."""
+def _settings(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What ModelOpt's state says of each quantiser, by the last of its modes that says anything."""
     modes = _mapping(content.get("modelopt_state")).get("modelopt_state_dict")
-    off: dict[str, bool] = {}
+    told: dict[str, Mapping[str, Any]] = {}
     for mode in cast("list[object]", modes) if isinstance(modes, list) else ():
         # A mode is its name and what it keeps.
         kept = cast("tuple[object, ...]", mode)[-1:] if isinstance(mode, tuple) else ()
         for value in kept:
             states = _mapping(_mapping(_mapping(value).get("metadata")).get("quantizer_state"))
-            off.update({name: _mapping(state).get("_disabled") is True for name, state in states.items()})
-    return frozenset(name for name, disabled in off.items() if disabled)
+            told.update({name: _mapping(state) for name, state in states.items()})
+    return told
 
 
 def _mapping(value: object) -> dict[str, Any]:
@@ -118,89 +183,193 @@ def _mapping(value: object) -> dict[str, Any]:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
-def _input_ranges(entries: list[_Entry], place: str) -> tuple[dict[str, float], dict[str, str]]:
-    ranges: dict[str, float] = {}
-    origins: dict[str, str] = {}
-    for entry in entries:
-        if entry.role != "input" or entry.field not in ("_amax", *_CLIP_FIELDS):
-            continue
-        if entry.value.numel() != 1:
-            raise GpusqError(
-                f"the input's range has {entry.value.numel()} values: TensorRT quantises activations per tensor",
-                place=f"{place}, {entry.key}",
-                hint="quantise inputs per tensor (axis None)",
-            )
-        amax = float(_finite(entry, place).abs())
-        learned = entry.field in _CLIP_FIELDS
-        # A learned range is what the quantiser used; the buffer beside it is where learning started.
-        if learned or "learned" not in origins.get(entry.layer, ""):
-            before = ranges.get(entry.layer, 0.0) if learned and "learned" in origins.get(entry.layer, "") else 0.0
-            ranges[entry.layer] = max(amax, before)
-            how = "learned input range" if learned else "input_quantizer._amax"
-            origins[entry.layer] = f"{entry.producer}, {how}"
-    return ranges, origins
+def _look_at_layer(found: _Found, layer: str, given: _Quantizer, weight: _Quantizer, place: str) -> None:
+    stored = found.state.get(f"{layer}.weight")
+    if stored is None or stored.ndim < 2 or not stored.is_floating_point():
+        if given.ranged or weight.ranged:
+            _look_at_other(found, layer, given)
+        return
+    problem = _factor(found, layer, given, stored, place) or _weight_grid(found, layer, weight, stored, place)
+    reason = _why_float(given, weight)
+    if reason:
+        found.floats.setdefault(layer, reason)
+        if weight.ranged and not weight.disabled and "alone" in reason:
+            _round_weight(found, layer, weight, stored)
+        return
+    problem = problem or _input_range(found, layer, given, place)
+    if problem is not None:
+        found.problems[layer] = problem
+        found.ranges.pop(layer, None)
+    if kinds := {given.kind, weight.kind} - {"int8"}:
+        found.types[layer] = " and ".join(sorted(kinds))
 
 
-def _clip_weights(state: dict[str, torch.Tensor], entries: list[_Entry], place: str) -> Iterator[str]:
-    clipped: list[str] = []
-    wider: list[str] = []
-    values = 0
-    for entry in entries:
-        if entry.role != "weight" or entry.field not in ("_amax", *_CLIP_FIELDS):
-            continue
-        name = f"{entry.layer}.weight"
-        weight = state.get(name)
-        if weight is None or not weight.is_floating_point():
-            raise GpusqError("the range fits no weight", place=f"{place}, {entry.key}", hint=f"it should be {name}")
-        limit = _per_channel(entry, weight, place)
-        outside = weight.abs() > limit * (1 + _SLACK)
-        if bool(outside.any()):
-            state[name] = torch.minimum(torch.maximum(weight, -limit), limit)
-            clipped.append(entry.layer)
-            values += int(outside.sum())
-        largest = weight.abs().flatten(1).amax(1) if limit.numel() > 1 else weight.abs().amax()
-        if bool((limit.flatten() > largest * (1 + _SLACK)).any()):
-            wider.append(entry.layer)
-    if clipped:
-        yield f"{values} weights are clipped to their recorded ranges, as in training: {some(clipped)}"
-    if wider:
-        yield f"the recorded ranges of weights are wider than the weights, whose own are used: {some(wider)}"
+def _look_at_other(found: _Found, layer: str, given: _Quantizer) -> None:
+    """A module that multiplies by no weight: its quantiser is no part of the build."""
+    found.weightless.append(layer)
+    amax = given.fields.get("_amax")
+    if not given.disabled and given.kind == "int8" and amax is not None and amax.numel() == 1:
+        found.inputs[layer] = InputQuantizer(float(amax) / 127)
 
 
-def _per_channel(entry: _Entry, weight: torch.Tensor, place: str) -> torch.Tensor:
-    """The range as [N, 1, …], or [1] for the whole weight, in the weight's type."""
-    limit = _finite(entry, place).abs().to(weight.dtype).flatten()
-    if limit.numel() not in (1, weight.shape[0]):
-        raise GpusqError(
-            f"the range has {limit.numel()} values, the weight {weight.shape[0]} output channels",
-            place=f"{place}, {entry.key}",
-            hint="quantise weights per output channel (axis 0) or per tensor",
-        )
-    shaped = limit.reshape(-1, *([1] * (weight.ndim - 1))) if limit.numel() > 1 else limit
-    if bool(((shaped == 0) & (weight != 0)).any()):
-        raise GpusqError(
-            "the range is 0, and the weights are not", place=f"{place}, {entry.key}", hint="calibrate the quantiser"
-        )
-    return shaped
+def _why_float(given: _Quantizer, weight: _Quantizer) -> str:
+    """Why the layer ran in floating point; empty where its input and its weight were quantised."""
+    if given.ranged and not given.disabled:
+        return "its weight's quantiser is disabled" if weight.disabled else ""
+    if given.settings.get("_dynamic") is True and not given.disabled:
+        return "its input is quantised dynamically, with a range for each tensor that comes"
+    if given.settings and not given.disabled:
+        return "its input's quantiser was never run: it has no range"
+    if weight.ranged and not weight.disabled:
+        kind = f", to {weight.kind.upper()}" if weight.settings else ""
+        return f"its weights alone are quantised{kind}; its input isn't"
+    return "its quantisers are disabled"
 
 
-def _finite(entry: _Entry, place: str) -> torch.Tensor:
-    value = entry.value.detach().float()
-    bad = not bool(torch.isfinite(value).all()) or (entry.field == "_amax" and bool((value < 0).any()))
-    if bad or not value.numel():
-        raise GpusqError(
-            "a recorded range is empty, negative or not finite",
-            place=f"{place}, {entry.key}",
-            hint="calibrate the quantiser again: its calibrator saw no data",
-        )
-    return value
+def _input_range(found: _Found, layer: str, given: _Quantizer, place: str) -> RangeProblem | None:
+    ends = [given.fields[name] for name in _CLIP_FIELDS if name in given.fields]
+    # A learned range is what the quantiser used; the buffer beside it is where learning started.
+    values = ends or [given.fields["_amax"]]
+    for value in values:
+        if value.numel() != 1:
+            what = f"the input's range has {value.numel()} values: TensorRT quantises activations per tensor"
+            return RangeProblem(what, f"{place}, {given.key}", "quantise inputs per tensor (axis None)")
+        if damage := _damage(value, signed=bool(ends)):
+            return RangeProblem(damage, f"{place}, {given.key}", _AGAIN)
+    amax = max(float(value.detach().float().abs()) for value in values)
+    bias = given.fields.get("_bias_value")
+    if bias is not None:
+        if damage := _damage(bias, signed=True):
+            return RangeProblem(damage, f"{place}, {given.key}", _AGAIN)
+        found.inputs[layer] = InputQuantizer(amax / 127, offset=bias.detach().float())
+        amax += float(bias.detach().float().abs().max())
+        found.coarser.append(("affine (_bias_value): the range is |bias| + amax", layer))
+    if given.settings.get("_unsigned") is True:
+        found.inputs[layer] = InputQuantizer(amax / 255, 0, 255)
+        found.coarser.append(("unsigned", layer))
+    found.ranges[layer] = amax
+    found.origins[layer] = f"{found.producer}, {'learned input range' if ends else 'input_quantizer._amax'}"
+    return None
 
 
-def _left_out(entries: list[_Entry], active: list[_Entry]) -> Iterator[str]:
-    off = [entry.key for entry in entries if entry not in active]
-    used = ("_amax", *_CLIP_FIELDS)
-    others = [entry.key for entry in active if entry.role not in ("input", "weight") or entry.field not in used]
-    if off:
-        yield f"not used, since the quantiser is disabled: {some(off)}"
-    if others:
-        yield f"not used, since only inputs and weights of layers are quantised: {some(others)}"
+def _damage(value: torch.Tensor, *, signed: bool) -> str:
+    """What is wrong with recorded numbers; empty where nothing is."""
+    numbers = value.detach().float()
+    bad = not numbers.numel() or not bool(torch.isfinite(numbers).all()) or (not signed and bool((numbers < 0).any()))
+    return "a recorded range is empty, negative or not finite" if bad else ""
+
+
+def _factor(found: _Found, layer: str, given: _Quantizer, stored: torch.Tensor, place: str) -> RangeProblem | None:
+    factor = given.fields.get("_pre_quant_scale")
+    if factor is None or given.settings.get("_enable_pre_quant_scale") is False:
+        return None
+    hint = "save the weights from before quantisation and give --calib, or quantise with INT8_DEFAULT_CFG"
+    numbers = factor.detach().float().flatten()
+    if stored.ndim != 2 or numbers.numel() not in (1, stored.shape[1]):
+        what = f"a factor of {list(factor.shape)} before an input of {stored.shape[1]} channels"
+        return RangeProblem(what, f"{place}, {given.key}", hint)
+    if not bool(torch.isfinite(numbers).all()) or bool((numbers <= 0).any()):
+        return RangeProblem("a factor before the input isn't positive and finite", f"{place}, {given.key}", hint)
+    found.factors[layer] = numbers.expand(stored.shape[1]).clone()
+    return None
+
+
+def _weight_grid(
+    found: _Found, layer: str, weight: _Quantizer, stored: torch.Tensor, place: str
+) -> RangeProblem | None:
+    """The grid along the output channels; a layer with another one stays float."""
+    if not weight.ranged or weight.disabled or weight.kind != "int8":
+        return None
+    ends = [weight.fields[name] for name in _CLIP_FIELDS if name in weight.fields]
+    values = ends or [weight.fields["_amax"]]
+    if damage := next(filter(None, (_damage(value, signed=bool(ends)) for value in values)), ""):
+        return RangeProblem(damage, f"{place}, {weight.key}", _AGAIN)
+    amax = functools.reduce(torch.maximum, [value.detach().float().abs() for value in values])
+    axis = _axis(amax, stored, weight)
+    if axis is None:
+        what = f"the range has {amax.numel()} values, the weight {stored.shape[0]} output channels"
+        hint = "quantise weights per output channel (axis 0) or per tensor"
+        return RangeProblem(what, f"{place}, {weight.key}", hint)
+    if axis > 0:
+        found.floats[layer] = f"its weight's range runs along axis {axis}; TensorRT has one scale per output channel"
+        return None
+    if not _keep_grid(found, layer, amax.flatten(), stored):
+        return RangeProblem("the range is 0, and the weights are not", f"{place}, {weight.key}", _AGAIN)
+    return None
+
+
+def _keep_grid(found: _Found, layer: str, grid: torch.Tensor, stored: torch.Tensor) -> bool:
+    """Keep a grid [N] or [1]; False where it has no room for weights that are there."""
+    shaped = grid.reshape(-1, *([1] * (stored.ndim - 1)))
+    if bool(((shaped == 0) & (stored != 0)).any()):
+        return False
+    found.grids[layer] = weight_grid(grid, stored)
+    if grid.numel() == 1:
+        found.per_tensor.append(layer)
+    if outside := int((stored.abs() > shaped * (1 + _SLACK)).sum()):
+        found.clipped[layer] = outside
+    largest = stored.abs().flatten(1).amax(1) if grid.numel() > 1 else stored.abs().amax()
+    if bool((grid > largest * (1 + _SLACK)).any()):
+        found.wider.append(layer)
+    return True
+
+
+def _axis(amax: torch.Tensor, stored: torch.Tensor, weight: _Quantizer) -> int | None:
+    """Along which of the weight's axes the range runs: its shape tells, else the settings; None: along no one of them.
+
+    One number is along axis 0.
+    """
+    count = amax.numel()
+    if count == 1:
+        return 0
+    if amax.ndim == stored.ndim:
+        long = [index for index, size in enumerate(amax.shape) if size != 1]
+        return long[0] if len(long) == 1 and amax.shape[long[0]] == stored.shape[long[0]] else None
+    told = weight.settings.get("_axis")
+    fits = [index for index, size in enumerate(stored.shape) if size == count]
+    return told if isinstance(told, int) and told in fits else fits[0] if fits else None
+
+
+def _round_weight(found: _Found, layer: str, weight: _Quantizer, stored: torch.Tensor) -> None:
+    """The weight as its producer ran it: on its grid, in floating point."""
+    grid = found.grids.get(layer)
+    if grid is None or f"{layer.rpartition('.')[0]}.in_proj_weight" in found.state:
+        # A nn.MultiheadAttention multiplies by its out_proj's weight without calling it: no quantiser ever ran.
+        return
+    step = grid.amax.reshape(-1, *([1] * (stored.ndim - 1))) / 127
+    step = torch.where(step == 0, torch.ones_like(step), step)
+    low = -127 if weight.settings.get("_narrow_range") is True else -128
+    found.state[f"{layer}.weight"] = (torch.clamp(torch.round(stored.float() / step), low, 127) * step).to(stored.dtype)
+    found.rounded.append(layer)
+
+
+def _remarks(found: _Found, unused: list[str]) -> Iterator[str]:
+    if found.weightless:
+        count = counted(len(found.weightless), "module")
+        yield f"not used: {found.producer}'s ranges of {count} without weights to multiply by: {some(found.weightless)}"
+    for reason, layers in by_reason([*found.floats.items()]).items():
+        yield f"stays float, since {reason}: {some(layers)}"
+    for kind, layers in by_reason([*found.types.items()]).items():
+        built = f"--{kind} builds them" if kind in {"fp8", "int4"} else "no precision of ours is that"
+        yield f"quantised to {kind.upper()}, not to INT8 ({built}): {some(layers)}"
+    for reason, layers in by_reason([(layer, reason) for reason, layer in found.coarser]).items():
+        yield f"inputs that were quantised {reason} get symmetric ranges, a coarser grid: {some(layers)}"
+    if found.factors:
+        count = counted(len(found.factors), "layer")
+        names = some([*found.factors])
+        yield f"SmoothQuant or AWQ: the inputs of {count} are multiplied by a factor per channel: {names}"
+    yield from _weight_remarks(found)
+    if unused:
+        yield f"not used, since only inputs and weights of layers are quantised: {some(unused)}"
+
+
+def _weight_remarks(found: _Found) -> Iterator[str]:
+    if found.clipped:
+        total, layers = sum(found.clipped.values()), some([*found.clipped])
+        yield f"{total} weights lie outside their recorded ranges and saturate there, as in training: {layers}"
+    if found.wider:
+        yield f"the recorded ranges of weights are wider than the weights; their grid is kept: {some(found.wider)}"
+    if found.untyped and len(found.per_tensor) == len(found.grids) > 1:
+        yield "ranges of weights are per tensor and the file doesn't say of which type: taken for INT8's, not FP8's"
+    if found.rounded:
+        yield f"weights that alone are quantised are rounded to their grid, as they ran: {some(found.rounded)}"

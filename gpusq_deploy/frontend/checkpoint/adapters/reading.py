@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gpusq_deploy.artifacts import SparsityRecord
+from gpusq_deploy.frontend.checkpoint.adapters.quantizer_record import QuantizerRecord
 from gpusq_deploy.frontend.checkpoint.adapters.refusal import ForeignFormatError
 
 
@@ -26,6 +27,7 @@ class Reading:
         unused: Of the remarks, those on what is in the file and isn't used.
         taken: The file's names that adapters took out of `state`: an architecture that has them keeps them.
         problem: Why the weights can't be read; whoever has no architecture with such names of its own raises it.
+        quantizers: What else the producer recorded of its quantisers.
     """
 
     state: Mapping[str, torch.Tensor]
@@ -38,3 +40,4 @@ class Reading:
     unused: tuple[str, ...] = ()
     taken: frozenset[str] = frozenset()
     problem: ForeignFormatError | None = None
+    quantizers: QuantizerRecord = field(default_factory=QuantizerRecord)

@@ -1,0 +1,56 @@
+"""What a checkpoint's producer recorded, as far as a build heeds it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gpusq_deploy.artifacts import Recipe, RecordedRecipe
+from gpusq_deploy.compile.request import BuildRequest
+from gpusq_deploy.frontend import Checkpoint, array_from_tensor
+from gpusq_deploy.progress import Reporter
+from gpusq_deploy.quantize import Grid
+from gpusq_deploy.text import counted
+
+
+def heeded(checkpoint: Checkpoint, request: BuildRequest, reporter: Reporter) -> Checkpoint:
+    """The checkpoint without what was asked to be set aside, which is said.
+
+    1. A recipe that the user names decides what is quantised, whatever the producer left in floating point.
+    2. `recalibrate` sets recorded ranges and grids aside; what the producer left in floating point stays so.
+    3. Without `keep_grid` scales of weights are computed anew.
+    """
+    record, said = checkpoint.quantizers, list[str]()
+    if request.own_recipe and record.producer:
+        said.append(f"--recipe decides what is quantised, not what {record.producer} did")
+        record = replace(record, producer="", floats={}, types={})
+    if request.recalibrate and (checkpoint.ranges or record.problems):
+        count = counted(len(checkpoint.ranges), "range")
+        verb = "is" if len(checkpoint.ranges) == 1 else "are"
+        said.append(f"--recalibrate: the {count} that the checkpoint records {verb} not used")
+        record = replace(record, producer="", problems={}, types={}, grids={})
+        checkpoint = replace(checkpoint, ranges={}, origins={})
+    if not request.keep_grid and record.grids:
+        said.append("--no-keep-grid: scales of weights are computed anew")
+        record = replace(record, grids={})
+    for remark in said:
+        reporter.say(remark)
+    return replace(checkpoint, quantizers=record, remarks=(*checkpoint.remarks, *said))
+
+
+def grids_of(checkpoint: Checkpoint) -> dict[str, Grid]:
+    """The recorded grids of weights, by layer."""
+    return {
+        layer: Grid(*(array_from_tensor(part) for part in grid)) for layer, grid in checkpoint.quantizers.grids.items()
+    }
+
+
+def recorded_recipe(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
+    """The recipe, but for the layers that the checkpoint's producer left in floating point."""
+    record, ranges = checkpoint.quantizers, checkpoint.ranges
+    if not (record.producer or record.floats):
+        return recipe
+
+    def why_float(layer: str, precision: str) -> str:
+        return "" if precision == "int4" else record.why_float(layer, ranges, precision)
+
+    return RecordedRecipe.of(recipe, why_float)

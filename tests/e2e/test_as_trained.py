@@ -1,0 +1,207 @@
+"""Files that ModelOpt itself made (tests/support/producers.py), built, and held against ModelOpt's own outputs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import producers
+import pytest
+import torch
+from commands import Finished, run_main
+
+from gpusq_deploy.cli.build import main as build
+from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
+
+pytestmark = pytest.mark.slow
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+ARCH = ("--arch", "timm:vit_tiny_patch16_224")
+ARGUMENTS = [word for name, value in producers.WIDER.arguments.items() for word in ("--arch-arg", f"{name}={value}")]
+FACTORIES = {
+    "int8_torchvision": "producers:torchvision_model",
+    "int8_transformers": "producers:transformers_model",
+    "int8_mixed": "producers:mixed_model",
+}
+BLOCK = {"blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2"}
+ALL = {*BLOCK, "patch_embed.proj", "head"}
+
+
+def built(name: str, out: Path, *options: object) -> tuple[Finished, dict[str, Any], dict[str, Any]]:
+    """The command, the plan's layers by name, and the receipt."""
+    model = FIXTURES / f"modelopt_{name}.pt"
+    arch = ("--arch", FACTORIES[name]) if name in FACTORIES else (*ARCH, *ARGUMENTS)
+    expected = ("--expect-outputs", model.with_suffix(".npz"))
+    done = run_main(build, model, *arch, *expected, "--target", "none", "--out", out, *options)
+    assert done.code == 0, done.err
+    plan = json.loads((out / "plan.json").read_text())
+    return done, {entry["layer"]: entry for entry in plan["layers"]}, json.loads((out / "receipt.json").read_text())
+
+
+def decibels(receipt: dict[str, Any]) -> float:
+    """To the outputs that ModelOpt computed."""
+    (given,) = [each for each in receipt["producer"] if each["source"].endswith(".npz")]
+    assert given["top1_agreement"] == 1
+    return float(given["outputs"][0]["sqnr_db"])
+
+
+@pytest.mark.parametrize(
+    ("name", "int8", "least"),
+    [
+        # Nothing but sums in another order: 130 dB and more were measured.
+        ("wide", ALL, 100),
+        ("smooth", ALL, 100),
+        ("disabled", {"patch_embed.proj", "head", "blocks.0.attn.qkv", "blocks.0.attn.proj"}, 100),
+        ("weights", set[str](), 100),
+        ("int8_mixed", {"0", "5"}, 45),  # without the quantisers of a ConvTranspose and a pooling
+        ("affine", ALL, 25),  # symmetric grids are coarser
+        # Without the quantisers of norms, that are on the residual stream.
+        (
+            "int8_torchvision",
+            {"conv_proj", "heads.head"} | {f"encoder.layers.encoder_layer_0.mlp.{i}" for i in (0, 3)},
+            20,
+        ),
+    ],
+)
+def test_the_built_graph_is_the_model_that_was_quantised(
+    tmp_path: Path, name: str, int8: set[str], least: float
+) -> None:
+    done, layers, receipt = built(name, tmp_path / "out", "--int8", "--fp32")
+    assert {layer for layer, entry in layers.items() if entry["precision"] == "int8"} == int8
+    assert decibels(receipt) > least
+    assert "as trained" in done.err
+
+
+def test_with_fp16_around_it_the_codes_round_otherwise(tmp_path: Path) -> None:
+    _, _, receipt = built("wide", tmp_path / "out", "--int8")
+    assert decibels(receipt) > 25
+
+
+def test_transformers_layers_keep_their_ranges_and_grids(tmp_path: Path) -> None:
+    _, layers, receipt = built("int8_transformers", tmp_path / "out", "--int8", "--fp32")
+    assert {entry["precision"] for entry in layers.values()} == {"int8"}
+    assert decibels(receipt) > 20  # without the quantisers of norms
+    notes = json.loads((tmp_path / "out" / "plan.json").read_text())["notes"]
+    assert f"weights of {len(layers)} layers are on the grid that the checkpoint records" in notes
+
+
+def test_ranges_of_norms_are_named_once_and_the_rest_is_used(tmp_path: Path) -> None:
+    done, _, _ = built("int8_torchvision", tmp_path / "out", "--int8", "--fp32")
+    (said,) = [line for line in done.err.splitlines() if "modules without weights" in line]
+    assert "3 modules" in said
+    assert "encoder.layers.encoder_layer_0.ln_1" in said
+
+
+def test_without_its_grid_the_trained_model_is_lost(tmp_path: Path) -> None:
+    _, _, kept = built("wide", tmp_path / "kept", "--int8", "--fp32")
+    done, _, anew = built("wide", tmp_path / "anew", "--int8", "--fp32", "--no-keep-grid")
+    assert decibels(anew) < 40 < decibels(kept)
+    assert "--no-keep-grid: scales of weights are computed anew" in done.err
+
+
+def test_what_falls_short_of_the_producers_outputs_is_refused(tmp_path: Path) -> None:
+    model = FIXTURES / "modelopt_wide.pt"
+    with np.load(model.with_suffix(".npz")) as stored:
+        np.savez(tmp_path / "other.npz", input=stored["input"], output=stored["output"] + 0.3)
+    done = run_main(
+        build,
+        *(model, *ARCH, *ARGUMENTS, "--int8", "--fp32", "--target", "none", "--out", tmp_path / "out"),
+        *("--expect-outputs", tmp_path / "other.npz", "--min-sqnr", 45),
+    )
+    assert done.code == 5
+    assert "to other.npz is below --min-sqnr 45" in done.err
+    assert (tmp_path / "out.failed" / "receipt.json").exists()
+
+
+@pytest.mark.parametrize("name", ["fp8", "int4"])
+def test_files_of_other_types_are_not_built_as_int8_in_silence(tmp_path: Path, name: str) -> None:
+    done, layers, _ = built(name, tmp_path / "out", "--int8")
+    assert {entry["precision"] for entry in layers.values()} == {"fp16"}
+    assert all(name.upper() in entry["precision_reason"] for entry in layers.values())
+    assert name.upper() in done.err
+
+
+def test_an_fp8_file_is_built_as_fp8(tmp_path: Path) -> None:
+    _, layers, _ = built("fp8", tmp_path / "out", "--fp8", "--fp32")
+    assert {layer for layer, entry in layers.items() if entry["precision"] == "fp8"} == {*BLOCK, "head"}
+    stored = torch.load(FIXTURES / "modelopt_fp8.pt", weights_only=False)["model_state_dict"]
+    told = float(stored["head.input_quantizer._amax"])
+    assert layers["head"]["activation"]["amax"] == told
+
+
+def test_a_recipe_that_is_named_decides_in_the_producers_place(tmp_path: Path) -> None:
+    samples = tmp_path / "samples.npy"
+    np.save(samples, array_from_tensor(producers.images()))
+    done, layers, _ = built(
+        "disabled", tmp_path / "out", "--int8", "--fp32", "--recipe", "plain_wi8_ai8", "--calib", samples
+    )
+    assert layers["blocks.0.mlp.fc1"]["precision"] == "int8"
+    assert "--recipe decides what is quantised, not what ModelOpt did" in done.err
+
+
+def test_disabled_quantisers_mean_float_with_data_too(tmp_path: Path) -> None:
+    samples = tmp_path / "samples.npy"
+    np.save(samples, array_from_tensor(producers.images()))
+    _, layers, _ = built("disabled", tmp_path / "out", "--int8", "--calib", samples)
+    assert layers["blocks.0.mlp.fc1"]["precision_reason"] == "its quantisers are disabled"
+
+
+def changed(name: str, path: Path, entries: dict[str, torch.Tensor]) -> Path:
+    """The state dict of a file that ModelOpt made, with other entries."""
+    state = torch.load(FIXTURES / f"modelopt_{name}.pt", weights_only=False)["model_state_dict"]
+    torch.save({**state, **entries}, path)
+    return path
+
+
+def test_a_range_that_its_layer_is_far_beyond_is_refused_with_the_layer(tmp_path: Path) -> None:
+    model = changed("wide", tmp_path / "q.pt", {"blocks.0.mlp.fc1.input_quantizer._amax": torch.tensor(1e-30)})
+    done = run_main(build, model, *ARCH, *ARGUMENTS, "--int8", "--target", "none", "--out", tmp_path / "out")
+    assert done.code == 5
+    assert "1e-30" in done.err
+    assert "layer blocks.0.mlp.fc1" in done.err
+
+
+def test_a_range_beyond_fp16_keeps_its_layer_in_fp32(tmp_path: Path) -> None:
+    model = changed("wide", tmp_path / "q.pt", {"blocks.0.mlp.fc1.input_quantizer._amax": torch.tensor(8.4e6)})
+    done = run_main(build, model, *ARCH, *ARGUMENTS, "--int8", "--target", "none", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "8.4e+06" in done.err
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    (layer,) = [entry for entry in plan["layers"] if entry["layer"] == "blocks.0.mlp.fc1"]
+    assert layer["activation"]["scale"] == pytest.approx(8.4e6 / 127)
+
+
+def test_a_range_along_the_inputs_of_a_square_linear_leaves_it_float(tmp_path: Path) -> None:
+    weight = producers.wider_model().state_dict()["blocks.0.attn.proj.weight"]
+    entries = {"blocks.0.attn.proj.weight_quantizer._amax": weight.abs().amax(0, keepdim=True)}
+    model = changed("wide", tmp_path / "q.pt", entries)
+    done = run_main(build, model, *ARCH, *ARGUMENTS, "--int8", "--fp32", "--target", "none", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    reasons = {entry["layer"]: entry["precision_reason"] for entry in plan["layers"] if entry["precision"] != "int8"}
+    assert reasons == {
+        "blocks.0.attn.proj": "its weight's range runs along axis 1; TensorRT has one scale per output channel"
+    }
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's loader about itself
+def test_a_decomposed_program_is_built_as_the_one_it_was_made_of(tmp_path: Path) -> None:
+    """Reference: the program itself, run by torch; its quantisers are asymmetric, which costs."""
+    importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers the operators that the program holds
+    program: Any = torch.export.load(FIXTURES / "pt2e_x86.pt2").run_decompositions()
+    torch.export.save(program, tmp_path / "flat.pt2")
+    inputs = producers.images()
+    expected = producers.answers(program.module(), inputs)
+    np.savez(tmp_path / "e.npz", input=array_from_tensor(inputs), output=array_from_tensor(expected))
+    arguments = [word for name, value in producers.SPEC.arguments.items() for word in ("--arch-arg", f"{name}={value}")]
+    done = run_main(
+        build,
+        *(tmp_path / "flat.pt2", *ARCH, *arguments, "--int8", "--fp32", "--target", "none"),
+        *("--out", tmp_path / "out", "--expect-outputs", tmp_path / "e.npz", "--recipe", "plain_wi8_ai8"),
+    )
+    assert done.code == 0, done.err
+    receipt = json.loads((tmp_path / "out" / "receipt.json").read_text())
+    assert decibels(receipt) > 25
