@@ -185,7 +185,7 @@ def _int8_outputs(least_db: float | None) -> Int8OutputRequest | None:
 
 
 def _recipe(recipe: PathLike | None, quantized: QuantizedPrecision | None) -> Recipe | None:
-    """The recipe that was named, else the one that the precision means; None where neither was said.
+    """The recipe that was named, else the one that the precision means; None for the default one.
 
     Raises:
         GpusqError: The recipe can't be read, or makes nothing of that precision.
@@ -199,14 +199,14 @@ def _recipe(recipe: PathLike | None, quantized: QuantizedPrecision | None) -> Re
     if quantized not in found.precisions:
         makes = " or ".join(f"--{name}" for name in sorted(found.precisions)) or "neither --int8, --fp8 nor --int4"
         raise GpusqError(f"the recipe makes no layer {quantized.upper()}", place=f"--recipe {recipe}", hint=makes)
-    return found
+    return None if recipe is None and quantized == "int8" else found
 
 
 def _opset(float_type: FloatPrecision, recipe: Recipe | None, quantized: QuantizedPrecision | None) -> int:
     """The lowest that says the types, from 20 on."""
     from gpusq_deploy.artifacts import OPSETS
 
-    types = recipe.precisions if recipe is not None and quantized is not None else ()
+    types = () if quantized is None else (quantized,) if recipe is None else recipe.precisions
     return max([21 if float_type == "bf16" else 20, *(OPSETS[name] for name in types)])
 
 

@@ -94,30 +94,35 @@ def build_bundle(
             options=request.engine,
         )
         pair = Pair(reference=_reference(graph, observed), built=folder / MODEL, moved=decisions.inputs.moved)
-        with estimating(wanted, observed.graph.model) as estimate:
-            verification = verify_built(pair, opened.data, decisions.plan, reporter, reference=opened.reference)
-            producer = compare_expected(folder / MODEL, opened.expected, decisions.plan, reporter)
-            missed = (*shortfalls(verification, request), *producer_shortfalls(producer, request))
-            engines, skipped = build_engines(replace(wanted, targets=()) if missed else wanted)
-            cost = estimate(engines)
-        receipt = Receipt(
-            model_digest=digest_of_file(folder / MODEL),
-            verification=verification,
-            engines=engines,
-            skipped=skipped,
-            shortfalls=missed,
-            cost=cost,
-            pruning=opened.pruning,
-            producer=producer,
-        )
+        receipt = _receipt(request, opened, pair, wanted, observed)
         _write(folder, decisions, receipt)
         synthetic = decisions.inputs.table is not None and decisions.inputs.table.synthetic
         facts = BuildFacts(sparsity, graph.difference, synthetic=synthetic)
         manifest = make_manifest(request, observed.recipe, opened.checkpoint, map_model(folder / MODEL), facts)
         write_value(folder, MANIFEST, msgspec.structs.replace(manifest, files=files_in(folder)))
-        if missed:
-            refuse(folder, request, missed)
+        if receipt.shortfalls:
+            refuse(folder, request, receipt.shortfalls)
     return read_bundle(request.out)
+
+
+def _receipt(request: BuildRequest, opened: Opened, pair: Pair, wanted: EngineRequest, observed: Observed) -> Receipt:
+    """Verify the graph, build its engines where it reaches what was asked, and tell of both."""
+    reporter, plan = wanted.reporter, wanted.plan
+    with estimating(wanted, observed.graph.model) as estimate:
+        verification = verify_built(pair, opened.data, plan, reporter, reference=opened.reference)
+        producer = compare_expected(pair.built, opened.expected, plan, reporter)
+        missed = (*shortfalls(verification, request), *producer_shortfalls(producer, request))
+        engines, skipped = build_engines(replace(wanted, targets=()) if missed else wanted)
+        return Receipt(
+            model_digest=digest_of_file(pair.built),
+            verification=verification,
+            engines=engines,
+            skipped=skipped,
+            shortfalls=missed,
+            cost=estimate(engines),
+            pruning=opened.pruning,
+            producer=producer,
+        )
 
 
 def _reference(graph: FloatGraph, observed: Observed) -> Path:
