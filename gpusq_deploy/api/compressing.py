@@ -11,7 +11,7 @@ from gpusq_deploy.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
     from gpusq_deploy.artifacts import ArchArgument, ArchSpec, PruneMethod
-    from gpusq_deploy.sparsity import Compression, EpochResult
+    from gpusq_deploy.sparsity import Compression, EpochResult, Stage
 
 
 def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
@@ -22,9 +22,10 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
     arch: ArchSpec | str | None = None,
     arch_args: Mapping[str, ArchArgument] | Sequence[str] = (),
     state_dict: str | None = None,
-    method: PruneMethod = "magnitude",
+    stage: Stage = "prune",
+    method: PruneMethod | None = None,
     prune_images: int = 128,
-    epochs: int = 10,
+    epochs: int | None = None,
     learning_rate: float = 5e-4,
     batch_size: int = 32,
     held_out: float = 0.2,
@@ -36,7 +37,7 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> Compression:
-    """Prune a dense checkpoint to 2:4 and recover it by distillation from itself, as gpusq-compress does.
+    """Prune a dense checkpoint to 2:4 and recover it from itself, as gpusq-compress does.
 
     Args:
         model: The dense checkpoint.
@@ -45,9 +46,12 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         arch: Its architecture, such as `"timm:vit_small_patch16_224"`, where it doesn't describe itself.
         arch_args: Arguments of the architecture, by name or as `"K=V"`.
         state_dict: Which of the file's state dicts, where it holds several.
-        method: How weights are chosen before training: `"magnitude"`, `"activation"` or `"second-order"`.
-        prune_images: At most this many images serve pruning.
-        epochs: Of training; 0 only prunes.
+        stage: What follows pruning: `"prune"` trains the whole model by distillation, `"reconstruct"` fits the blocks
+            one after another to the dense ones without labels, from the method `"second-order"` with `permute`.
+        method: How weights are chosen before: `"magnitude"`, `"activation"` or `"second-order"`; None: the first, or
+            the last where the stage is `"reconstruct"`.
+        prune_images: At most this many images serve pruning and reconstruction.
+        epochs: Of training; 0 only prunes; None: 10, or none where the stage is `"reconstruct"`.
         learning_rate: The peak.
         batch_size: Images per training step.
         held_out: Share of the images that is kept out of training, to measure accuracy on.
@@ -60,14 +64,18 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         reporter: Who hears how it goes; nobody.
 
     Returns:
-        What was pruned and what wasn't, and the held-out scores of the dense, the pruned and the recovered model.
+        What was pruned and what wasn't, the held-out scores of the dense, the pruned and the recovered model, and what
+        reconstruction did.
 
     Raises:
-        GpusqError: A bad checkpoint or folder, labels that don't fit the model, divergence, or the output exists.
+        GpusqError: A bad checkpoint or folder, labels that don't fit the model, divergence, no blocks to reconstruct, or
+            the output exists.
     """
     from gpusq_deploy.sparsity import CompressReporter, CompressRequest, DistillOptions, compress_checkpoint
 
     place, heard = Path(model), reporter or SILENT
+    rebuilds = stage == "reconstruct"
+    trained = (0 if rebuilds else 10) if epochs is None else epochs
     request = CompressRequest(
         model=place,
         arch=spec_of(place, arch, arch_args),
@@ -76,12 +84,13 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         held_out=held_out,
         dense=tuple(dense),
         convolutions=convolutions,
-        training=DistillOptions(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed),
+        training=DistillOptions(epochs=trained, learning_rate=learning_rate, batch_size=batch_size, seed=seed),
         out=Path(out),
         force=force,
-        method=method,
+        stage=stage,
+        method=method or ("second-order" if rebuilds else "magnitude"),
         prune_images=prune_images,
-        permute=permute,
+        permute=permute or rebuilds,
         recipe=None if recipe is None else Path(recipe),
     )
     return compress_checkpoint(

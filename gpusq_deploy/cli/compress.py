@@ -13,11 +13,11 @@ from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import arch_options, echo_json, reporting, require_arch, run_command
 
 if TYPE_CHECKING:
-    from gpusq_deploy.sparsity import Compression
+    from gpusq_deploy.sparsity import Compression, Reconstruction, Stage
 
 
 _GROUPS = (
-    ("Most used", ("--data", "--method", "--epochs", "--out")),
+    ("Most used", ("--data", "--stage", "--method", "--epochs", "--out")),
     (
         "What to prune",
         (
@@ -47,24 +47,30 @@ _GROUPS = (
     help="Train on these images: one sub-folder per class in the order of the model's classes, or flat.",
 )
 @click.option(
+    "--stage",
+    type=click.Choice(["prune", "reconstruct"]),
+    default="prune",
+    show_default=True,
+    help="After pruning, train the whole model by distillation (prune), or fit its blocks one after another to the "
+    "dense ones, without labels and in minutes (reconstruct, docs/compress.md).",
+)
+@click.option(
     "--method",
     type=click.Choice(get_args(PruneMethod)),
-    default="magnitude",
-    show_default=True,
-    help="Prune by this method before training; activation and second-order use the images (docs/pruning.md).",
+    show_default="magnitude; with --stage reconstruct second-order",
+    help="Prune by this method first; activation and second-order use the images (docs/pruning.md).",
 )
 @click.option(
     "--prune-images",
     type=click.IntRange(min=1),
     default=128,
     show_default=True,
-    help="Use at most this many images for pruning.",
+    help="Use at most this many images for pruning and reconstruction.",
 )
 @click.option(
     "--epochs",
     type=click.IntRange(min=0),
-    default=10,
-    show_default=True,
+    show_default="10; none with --stage reconstruct",
     help="Train for this many epochs; 0 only prunes.",
 )
 @click.option(
@@ -121,9 +127,10 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     arch_args: tuple[str, ...],
     state_dict: str | None,
     data: Path,
-    method: PruneMethod,
+    stage: Stage,
+    method: PruneMethod | None,
     prune_images: int,
-    epochs: int,
+    epochs: int | None,
     lr: float,
     batch_size: int,
     held_out: float,
@@ -136,7 +143,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     force: bool,
     as_json: bool,
 ) -> None:
-    """Prune MODEL, a dense checkpoint, to 2:4 and recover it by distillation from itself.
+    """Prune MODEL, a dense checkpoint, to 2:4 and recover it from itself, by distillation or reconstruction.
 
     The result is a self-describing checkpoint for gpusq-build --sparse. Its weights are 2:4 and still floating-point:
     quantisation-aware training is not part of this command yet, INT8 ranges come from gpusq-build --calib.
@@ -153,6 +160,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             arch=arch,
             arch_args=arch_args,
             state_dict=state_dict,
+            stage=stage,
             method=method,
             prune_images=prune_images,
             epochs=epochs,
@@ -184,10 +192,18 @@ def _print(result: Compression) -> None:
     click.echo(f"dense ({len(result.dense)} layers):")
     for entry in result.dense:
         click.echo(f"  {entry.layer}: {entry.reason}")
+    if result.reconstruction is not None:
+        _print_reconstruction(result.reconstruction)
     click.echo(
         f"held-out {scores.measure} on {result.held_out_images} images: dense {scores.dense:.2%}, "
         f"pruned {scores.pruned:.2%}, recovered {scores.recovered:.2%}"
     )
+
+
+def _print_reconstruction(done: Reconstruction) -> None:
+    click.echo(f"reconstructed on {done.images} images, kept: {done.kept}; relative error behind each block:")
+    for block in done.blocks:
+        click.echo(f"  {block.block}: pruned {block.pruned:.4f}, reconstructed {block.reconstructed:.4f}")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -25,6 +25,8 @@ from gpusq_deploy.sparsity.pruning.magnitude import (
 )
 from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
 from gpusq_deploy.sparsity.pruning.whole_model import OneshotReport, prune_oneshot
+from gpusq_deploy.sparsity.reconstruction.one_block import Pair
+from gpusq_deploy.sparsity.reconstruction.reconstruct import Data, Reconstruction, ReconstructOptions, reconstruct
 from gpusq_deploy.sparsity.training.data import TrainingData, load_folder
 from gpusq_deploy.sparsity.training.distill import (
     DistillOptions,
@@ -38,6 +40,11 @@ from gpusq_deploy.sparsity.training.distill import (
     score,
 )
 
+Stage = Literal["prune", "reconstruct"]
+"""What follows pruning: distillation of the whole model, or reconstruction block by block, without labels."""
+
+# Held-out images on which reconstruction tells the error of each block.
+_TOLD_IMAGES = 32
 _CHANCE = 1.2  # times one over the number of classes
 
 
@@ -48,7 +55,8 @@ class CompressRequest:
     `recipe` says which layers are to be 2:4; None is the default one, as in a build.
     `dense` holds patterns of layers to leave alone beside those.
     `method` chooses the weights before any training; of the training images at most `prune_images` serve it.
-    `permute` arranges channels first, so that 2:4 keeps more.
+    `permute` arranges channels first, so that 2:4 keeps more. `stage` `"reconstruct"` takes the method `second-order`,
+    and no epochs of training.
     """
 
     model: Path
@@ -65,6 +73,7 @@ class CompressRequest:
     permute: bool = False
     state_dict: str | None = None
     recipe: Path | None = None
+    stage: Stage = "prune"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,10 +115,17 @@ class Compression(Value):
     held_out: HeldOutScore
     notes: tuple[str, ...]
     permuted: tuple[Permuted, ...] = ()
+    reconstruction: Reconstruction | None = None
+
+
+class _Recovered(NamedTuple):
+    module: torch.nn.Module
+    method: str
+    reconstruction: Reconstruction | None
 
 
 def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) -> Compression:
-    """Prune to 2:4, recover by distillation, save. Nothing is written before the last step.
+    """Prune to 2:4, recover by distillation or reconstruction, save. Nothing is written before the last step.
 
     Raises:
         GpusqError: The output exists, a bad checkpoint or folder, labels that don't fit the model, or divergence.
@@ -130,16 +146,14 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
         reporter.say(note)
     student, masks, report = _pruned(teacher, choice.pruned, data, request)
     notes += tuple(_pruning_notes(report, reporter))
-    pruned = recovered = measured(student)
-    if training.epochs:
-        recover(LogitPair(student=student, teacher=teacher, masks=masks), data, training, reporter.epoch)
-        recovered = measured(student)
-    method = f"{request.method} + distillation" if training.epochs else request.method
-    _save(request, checkpoint, student, SparsityRecord(method=method, layers=choice.pruned))
+    pruned = measured(student)
+    done = _recovered(LogitPair(student=student, teacher=teacher, masks=masks), data, request, reporter)
+    recovered = pruned if done.method == request.method else measured(done.module)
+    _save(request, checkpoint, done.module, SparsityRecord(method=done.method, layers=choice.pruned))
     return Compression(
         file=str(request.out),
         arch=str(checkpoint.arch),
-        method=method,
+        method=done.method,
         pruned=choice.pruned,
         dense=choice.dense,
         classes=len(data.classes),
@@ -151,7 +165,43 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
         held_out=_held_out(dense, pruned, recovered, features=features),
         notes=notes,
         permuted=permuted,
+        reconstruction=done.reconstruction,
     )
+
+
+def _recovered(pair: LogitPair, data: TrainingData, request: CompressRequest, reporter: CompressReporter) -> _Recovered:
+    """What follows pruning; where nothing does, the pruned student."""
+    if request.stage == "reconstruct":
+        return _reconstructed(pair, data, request, reporter)
+    if not request.training.epochs:
+        return _Recovered(pair.student, request.method, None)
+    recover(pair, data, request.training, reporter.epoch)
+    return _Recovered(pair.student, f"{request.method} + distillation", None)
+
+
+def _reconstructed(
+    pair: LogitPair, data: TrainingData, request: CompressRequest, reporter: CompressReporter
+) -> _Recovered:
+    """The best of the pruned student and the passes, by the score that is reported and then by the outputs' cosine."""
+    size, device = request.training.batch_size, next(pair.teacher.parameters()).device
+    measured = _score_function(pair.teacher, data, request)
+    told = data.held_out.batch(range(min(len(data.held_out), _TOLD_IMAGES))).images.to(device)
+    options = ReconstructOptions(prune=OneshotOptions(method=request.method, seed=request.training.seed))
+    module, report = reconstruct(
+        Pair(teacher=pair.teacher, student=pair.student),
+        tuple(pair.masks),
+        Data(
+            images=_prune_images(pair.teacher, data, request),
+            held_out=told,
+            quality=lambda module: (_main(measured(module)), _cosine(module, pair.teacher, data, size)),
+        ),
+        options,
+        reporter.say,
+    )
+    for note in report.notes:
+        reporter.say(note)
+    done = report.kept != report.passes[0].name
+    return _Recovered(module, f"{request.method} + reconstruction" if done else request.method, report)
 
 
 def _arranged(
@@ -173,6 +223,7 @@ def _prune_images(teacher: torch.nn.Module, data: TrainingData, request: Compres
 
 def _opened(request: CompressRequest) -> tuple[Checkpoint, LayerChoice]:
     _require_place(request)
+    _require_stage(request)
     recipe = load_recipe(request.recipe)
     checkpoint = load_checkpoint(request.model, arch=request.arch, state_dict=request.state_dict)
     _require_dense(checkpoint, request)
@@ -291,6 +342,23 @@ def _require_place(request: CompressRequest) -> None:
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise GpusqError("the output can't be written there", place=str(parent), hint="choose another --out")
+
+
+def _require_stage(request: CompressRequest) -> None:
+    if request.stage != "reconstruct":
+        return
+    if request.method != "second-order":
+        raise GpusqError(
+            f"reconstruction starts from the method second-order, not from {request.method}",
+            place="--stage reconstruct",
+            hint="leave out --method, or take --stage prune",
+        )
+    if request.training.epochs:
+        raise GpusqError(
+            f"reconstruction trains no epochs, {request.training.epochs} are asked for",
+            place="--stage reconstruct",
+            hint="leave out --epochs, or take --stage prune",
+        )
 
 
 def _require_dense(checkpoint: Checkpoint, request: CompressRequest) -> None:
