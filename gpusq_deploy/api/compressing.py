@@ -68,8 +68,8 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         reconstruction did.
 
     Raises:
-        GpusqError: A bad checkpoint or folder, labels that don't fit the model, divergence, no blocks to reconstruct, or
-            the output exists.
+        GpusqError: A bad checkpoint or folder, labels that don't fit the model, divergence, no blocks to reconstruct,
+            or the output exists.
     """
     from gpusq_deploy.sparsity import CompressReporter, CompressRequest, DistillOptions, compress_checkpoint
 
