@@ -74,7 +74,7 @@ def fit_block(block: Block, pair: Pair, streams: Streams, joins: Mapping[str, Ju
 def run_block(block: Block, module: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """The block's output for all of [n, ...], `BATCH` at a time, without gradients."""
     with torch.no_grad():
-        return torch.cat([block.run(module, part) for part in tokens.split(BATCH)])
+        return torch.cat([block.run(module, part) for part in torch.split(tokens, BATCH)])
 
 
 def stream_error(streams: Streams) -> float:
@@ -94,7 +94,7 @@ def _moments(
 ) -> Moments:
     layer, junction = next(iter(joins.items()))
     sums = GramSums()
-    for index, part in enumerate(tokens.split(BATCH)):
+    for index, part in enumerate(torch.split(tokens, BATCH)):
         seen = _Seen()
         with _watching(student, joins, seen, stop=layer):
             _run(block, student, part, seen, joins)
@@ -113,7 +113,7 @@ def _run(
     """The block's output; empty where a hook has stopped it."""
     outputs: list[torch.Tensor] = []
     with torch.no_grad():
-        for part in tokens.split(BATCH):
+        for part in torch.split(tokens, BATCH):
             try:
                 outputs.append(block.run(module, part))
             except _Reached:

@@ -229,10 +229,8 @@ def _refitting(plan: _Plan, pair: Pair) -> Fit:
     def fit(layer: str, moments: Moments) -> None:
         linear = pair.student.get_submodule(layer)
         assert isinstance(linear, torch.nn.Linear), "junctions are those of Linear layers"
-        weight, bias = refit_kept(
-            linear, linear.weight != 0, moments, damping=plan.options.prune.damping, steps=plan.options.steps
-        )
-        _store(pair.student, layer, weight, bias)
+        ridge, steps = plan.options.prune.damping, plan.options.steps
+        _store(pair.student, layer, *refit_kept(linear.weight, linear.bias, moments, damping=ridge, steps=steps))
 
     return fit
 

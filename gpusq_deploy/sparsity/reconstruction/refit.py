@@ -9,7 +9,7 @@ from gpusq_deploy.sparsity.pruning.sparsegpt import damped, solve_kept
 
 
 def refit_kept(
-    linear: torch.nn.Linear, kept: torch.Tensor, moments: Moments, *, damping: float, steps: int
+    weight: torch.Tensor, bias: torch.Tensor | None, moments: Moments, *, damping: float, steps: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """W and the bias that minimise Σ|y - W·x - b|² + ridge·|W - W₀|² over the kept places of every row.
 
@@ -17,21 +17,19 @@ def refit_kept(
     equations of each row, restricted to its kept columns, are solved by conjugate gradients; K/2 steps are exact.
 
     Args:
-        linear: The pruned layer, zero outside `kept`; not changed.
-        kept: Booleans [N, K].
-        moments: Of its inputs, with wanted outputs.
+        weight: W₀ [N, K] of the pruned layer, whose non-zeros are the kept places; not changed.
+        bias: [N], or None.
+        moments: Of the layer's inputs, with wanted outputs.
         damping: 0 or more.
         steps: Of conjugate gradients.
 
     Returns:
         The weight [N, K] and the bias [N], or None where the layer has none.
     """
-    weight = linear.weight.detach()
-    bias = None if linear.bias is None else linear.bias.detach()
     told = moments if bias is not None else moments.uncentred(None)
     assert told.cross is not None, "collected with wanted outputs"
     assert told.target_mean is not None, "collected with wanted outputs"
     gram = damped(told.gram, damping)
     cross = told.cross + weight @ (gram - told.gram)
-    solved = solve_kept(weight, kept, gram, cross, steps=steps)
+    solved = solve_kept(weight, weight != 0, gram, cross, steps=steps)
     return solved, None if bias is None else told.target_mean - solved @ told.mean
