@@ -26,7 +26,7 @@ _SMALLEST_GAIN = 1e-3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Junction:
-    """z = gain ⊙ y + rest, with z the first argument of the module `place` in the block, or `OUTPUT`.
+    """z = gain ⊙ y + rest, row by row, with z the first argument of the module `place`, or `OUTPUT` of the block.
 
     `gain` [N], never zero where `joins` [N] is true; the other channels hardly reach z.
     """
@@ -48,8 +48,8 @@ class _Trace:
 def find_junctions(module: torch.nn.Module, block: Block, tokens: torch.Tensor) -> dict[str, Junction | None]:
     """The last junction of each Linear that the block calls exactly once, in the order of the calls.
 
-    None where y joins nothing of its own shape: in front of an activation's shape change or an attention, or where a
-    window or a permutation of tokens lies between.
+    None where y joins nothing of its own width and number of rows. Where windows or another order of tokens lie between
+    it and the stream, the junction is the last tensor before those, which is y itself.
 
     Args:
         module: The model.
@@ -65,14 +65,20 @@ def find_junctions(module: torch.nn.Module, block: Block, tokens: torch.Tensor) 
         moved = _traced(module, block, tokens, {layer: shift})
         found[layer] = None
         for place, value in still.inputs.items():
-            if value.shape == output.shape and place in moved.inputs and still.calls.get(place, 1) == 1:
-                found[layer] = _junction(place, value, moved.inputs[place] - value, shift) or found[layer]
+            if _like(value, output) and place in moved.inputs and still.calls.get(place, 1) == 1:
+                change = (moved.inputs[place] - value).reshape_as(output)
+                found[layer] = _junction(place, value, change, shift) or found[layer]
     return found
 
 
 def linears_of(module: torch.nn.Module, block: Block) -> dict[str, torch.nn.Linear]:
     """The Linear modules inside a block, by their names in the model."""
     return {name: child for name, child in _inside(module, block) if isinstance(child, torch.nn.Linear)}
+
+
+def _like(value: torch.Tensor, output: torch.Tensor) -> bool:
+    """As many rows of the same width: a grid [n, H, W, D] may hold what [n, H·W, D] does."""
+    return value.numel() == output.numel() and value.shape[-1:] == output.shape[-1:]
 
 
 def _inside(module: torch.nn.Module, block: Block) -> list[tuple[str, torch.nn.Module]]:

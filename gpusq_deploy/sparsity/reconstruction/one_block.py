@@ -101,7 +101,7 @@ def _moments(
         wanted = dense.outputs[layer][index]
         if junction is not None:
             away = dense.joined[layer][index] - seen.joined[layer][0]
-            aimed = seen.outputs[layer][0] + away / junction.gain
+            aimed = seen.outputs[layer][0] + away.reshape_as(wanted) / junction.gain
             wanted = torch.where(junction.joins, aimed, wanted)
         sums.add(seen.inputs[layer][0], wanted)
     return sums.moments()

@@ -186,6 +186,16 @@ def swin() -> nn.Module:
     )
 
 
+@pytest.mark.slow
+def test_a_swin_joins_across_a_grid_but_not_across_windows() -> None:
+    module = swin().eval().requires_grad_(requires_grad=False)
+    joins = find_junctions(module, *first_block(module, random(1, 3, 32, 32)))
+    proj, last = joins["layers.0.blocks.0.attn.proj"], joins["layers.0.blocks.0.mlp.fc2"]
+    assert proj is not None
+    assert last is not None
+    assert (proj.place, last.place) == ("layers.0.blocks.0.attn.proj_drop", "layers.0.blocks.1.norm1")
+
+
 def dinov2() -> nn.Module:
     torch.manual_seed(0)
     config = transformers.Dinov2Config(
