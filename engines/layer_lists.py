@@ -19,7 +19,6 @@ from gpusq_deploy.artifacts import EngineLayer, Value
 from gpusq_deploy.engines.cost import layers_at
 from gpusq_deploy.engines.targets import Target
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.text import one_line
 
 _RUN = "from gpusq_deploy.engines.layer_lists import main; main()"
 _ROOT = Path(__file__).absolute().parents[1]
@@ -81,7 +80,7 @@ def layers_apart(models: Sequence[Path], target: Target, batch: int) -> Generato
 
 def _layers(code: int, answer: bytes, said: bytes) -> LayerLists:
     if code:
-        last = one_line(said.decode(errors="replace").strip().rpartition("\n")[2])
+        last = said.decode(errors="replace").strip().rpartition("\n")[2].strip()
         raise GpusqError(f"the builder's process ended with {code}: {last or 'it gave no reason'}")
     found = msgspec.json.decode(answer, type=_Answer)
     if found.error is not None:
