@@ -13,7 +13,7 @@ from gpusq_deploy.text import counted
 
 if TYPE_CHECKING:
     from gpusq_deploy.artifacts import ArchArgument, ArchSpec, PruneMethod
-    from gpusq_deploy.sparsity import Compression, CompressStage, EpochResult
+    from gpusq_deploy.sparsity import Compression, EpochResult, Stage
 
 
 def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
@@ -24,10 +24,10 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
     arch: ArchSpec | str | None = None,
     arch_args: Mapping[str, ArchArgument] | Sequence[str] = (),
     state_dict: str | None = None,
-    method: PruneMethod = "magnitude",
+    stage: Stage = "prune",
+    method: PruneMethod | None = None,
     prune_images: int = 128,
-    stages: Sequence[CompressStage] = ("prune",),
-    epochs: int | Sequence[int] = 10,
+    epochs: int | Sequence[int] | None = None,
     learning_rate: float = 5e-4,
     batch_size: int = 32,
     held_out: float = 0.2,
@@ -39,7 +39,7 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> Compression:
-    """Prune a dense checkpoint to 2:4 and recover it by distillation, and train it in INT8, as gpusq-compress does.
+    """Prune a dense checkpoint to 2:4 and recover it from itself, and train it in INT8, as gpusq-compress does.
 
     Args:
         model: The dense checkpoint.
@@ -48,12 +48,15 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         arch: Its architecture, such as `"timm:vit_small_patch16_224"`, where it doesn't describe itself.
         arch_args: Arguments of the architecture, by name or as `"K=V"`.
         state_dict: Which of the file's state dicts, where it holds several.
-        method: How weights are chosen before training: `"magnitude"`, `"activation"` or `"second-order"`.
-        prune_images: At most this many images serve pruning.
-        stages: `"prune"`, or `("prune", "qat")`: then quantisation-aware training from the sparse model, whose input
-            ranges the checkpoint records.
-        epochs: Of training, one number or one for each stage; 0 trains nothing.
-        learning_rate: The peak; a tenth of it in quantisation-aware training.
+        stage: What follows pruning. `"prune"` trains the whole model by distillation; `"prune,qat"` then trains it in
+            INT8 and records its inputs' ranges; `"reconstruct"` fits the blocks one after another to the dense ones
+            without labels, from the method `"second-order"` with `permute`.
+        method: How weights are chosen before: `"magnitude"`, `"activation"` or `"second-order"`; None: the first, or
+            the last where the stage is `"reconstruct"`.
+        prune_images: At most this many images serve pruning and reconstruction, and the first ranges.
+        epochs: Of training, one number, or two for `"prune,qat"`; 0 trains nothing; None: 10, or none where the stage
+            is `"reconstruct"`.
+        learning_rate: The peak; a tenth of it in INT8.
         batch_size: Images per training step.
         held_out: Share of the images that is kept out of training, to measure accuracy on.
         permute: Permute channels first so that 2:4 keeps more magnitude.
@@ -65,15 +68,18 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         reporter: Who hears how it goes; nobody.
 
     Returns:
-        What was pruned and what wasn't, and the held-out scores of the dense, the pruned and the recovered model.
+        What was pruned and what wasn't, the held-out scores of the dense, the pruned and the recovered model, and what
+        reconstruction did.
 
     Raises:
-        GpusqError: A bad checkpoint or folder, labels that don't fit the model, divergence, or the output exists.
+        GpusqError: A bad checkpoint or folder, labels that don't fit the model, divergence, no blocks to reconstruct,
+            or the output exists.
     """
     from gpusq_deploy.sparsity import CompressReporter, CompressRequest, DistillOptions, compress_checkpoint
 
     place, heard = Path(model), reporter or SILENT
-    prune_epochs, qat_epochs = _epochs(stages, epochs)
+    rebuilds = stage == "reconstruct"
+    prune_epochs, qat_epochs = _epochs(stage, epochs)
     request = CompressRequest(
         model=place,
         arch=spec_of(place, arch, arch_args),
@@ -85,9 +91,10 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         training=DistillOptions(epochs=prune_epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed),
         out=Path(out),
         force=force,
-        method=method,
+        stage=stage,
+        method=method or ("second-order" if rebuilds else "magnitude"),
         prune_images=prune_images,
-        permute=permute,
+        permute=permute or rebuilds,
         recipe=None if recipe is None else Path(recipe),
         qat_epochs=qat_epochs,
     )
@@ -96,18 +103,17 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
     )
 
 
-def _epochs(stages: Sequence[CompressStage], epochs: int | Sequence[int]) -> tuple[int, int | None]:
+def _epochs(stage: Stage, epochs: int | Sequence[int] | None) -> tuple[int, int | None]:
     """Those of pruning, and of quantisation-aware training where it is a stage.
 
     Raises:
-        GpusqError: Other stages or another order, or another number of epochs than stages.
+        GpusqError: Another number of epochs than stages.
     """
-    if tuple(stages) not in {("prune",), ("prune", "qat")}:
-        raise GpusqError("the stages are prune, or prune and then qat", place=f"stages {', '.join(stages) or 'none'}")
-    each = [epochs] * len(stages) if isinstance(epochs, int) else list(epochs)
-    if len(each) != len(stages):
-        raise GpusqError(f"{len(each)} numbers of epochs for {counted(len(stages), 'stage')}", place="epochs")
-    return each[0], each[1] if len(each) > 1 else None
+    count, usual = stage.count(",") + 1, 0 if stage == "reconstruct" else 10
+    each = [usual if epochs is None else epochs] * count if epochs is None or isinstance(epochs, int) else list(epochs)
+    if len(each) != count:
+        raise GpusqError(f"{len(each)} numbers of epochs for {counted(count, 'stage')}", place=f"stage {stage}")
+    return each[0], each[1] if count > 1 else None
 
 
 def _epoch_text(result: EpochResult) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 
@@ -14,11 +14,11 @@ from gpusq_deploy.cli.common import arch_options, echo_json, reporting, require_
 from gpusq_deploy.text import counted
 
 if TYPE_CHECKING:
-    from gpusq_deploy.sparsity import Compression, CompressStage
+    from gpusq_deploy.sparsity import Compression, Reconstruction, Stage
 
 
 _GROUPS = (
-    ("Most used", ("--data", "--method", "--stage", "--epochs", "--out")),
+    ("Most used", ("--data", "--stage", "--method", "--epochs", "--out")),
     (
         "What to prune",
         (
@@ -37,7 +37,9 @@ _GROUPS = (
 )
 
 
-def _counts(_context: click.Context, _option: click.Parameter, text: str) -> tuple[int, ...]:
+def _counts(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
     try:
         found = tuple(int(number) for number in text.split(","))
     except ValueError:
@@ -58,32 +60,31 @@ def _counts(_context: click.Context, _option: click.Parameter, text: str) -> tup
     help="Train on these images: one sub-folder per class in the order of the model's classes, or flat.",
 )
 @click.option(
+    "--stage",
+    type=click.Choice(["prune", "prune,qat", "reconstruct"]),
+    default="prune",
+    show_default=True,
+    help="After pruning, train the whole model by distillation (prune), then in INT8 (prune,qat); or fit its blocks "
+    "one after another to the dense ones, without labels and in minutes (reconstruct): docs/compress.md.",
+)
+@click.option(
     "--method",
     type=click.Choice(get_args(PruneMethod)),
-    default="magnitude",
-    show_default=True,
-    help="Prune by this method before training; activation and second-order use the images (docs/pruning.md).",
+    show_default="magnitude; with --stage reconstruct second-order",
+    help="Prune by this method first; activation and second-order use the images (docs/pruning.md).",
 )
 @click.option(
     "--prune-images",
     type=click.IntRange(min=1),
     default=128,
     show_default=True,
-    help="Use at most this many images for pruning.",
-)
-@click.option(
-    "--stage",
-    type=click.Choice(["prune", "prune,qat"]),
-    default="prune",
-    show_default=True,
-    help="Prune and recover; with qat, then train in INT8 and record the inputs' ranges.",
+    help="Use at most this many images for pruning and reconstruction.",
 )
 @click.option(
     "--epochs",
     callback=_counts,
     metavar="N|N,N",
-    default="10",
-    show_default=True,
+    show_default="10; none with --stage reconstruct",
     help="Train for this many epochs, one number or one for each stage; 0 trains nothing.",
 )
 @click.option(
@@ -140,10 +141,10 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     arch_args: tuple[str, ...],
     state_dict: str | None,
     data: Path,
-    method: PruneMethod,
+    stage: Stage,
+    method: PruneMethod | None,
     prune_images: int,
-    stage: str,
-    epochs: tuple[int, ...],
+    epochs: tuple[int, ...] | None,
     lr: float,
     batch_size: int,
     held_out: float,
@@ -156,7 +157,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     force: bool,
     as_json: bool,
 ) -> None:
-    """Prune MODEL, a dense checkpoint, to 2:4 and recover it by distillation from itself.
+    """Prune MODEL, a dense checkpoint, to 2:4 and recover it from itself, by distillation or reconstruction.
 
     The result is a self-describing checkpoint for gpusq-build --sparse. With --stage prune,qat it records the ranges of
     what was trained in INT8, and gpusq-build --int8 --sparse needs no --calib.
@@ -165,9 +166,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
     require_input(model)
     require_arch(model, arch, arch_args)
-    stages = cast("tuple[CompressStage, ...]", tuple(stage.split(",")))
-    if len(epochs) not in {1, len(stages)}:
-        raise click.UsageError(f"--epochs names {len(epochs)} numbers for {counted(len(stages), 'stage')}")
+    count = stage.count(",") + 1
+    if epochs is not None and len(epochs) not in {1, count}:
+        raise click.UsageError(f"--epochs names {len(epochs)} numbers for {counted(count, 'stage')}")
     with reporting() as reporter:
         result = gpusq_deploy.compress(
             model,
@@ -176,10 +177,10 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             arch=arch,
             arch_args=arch_args,
             state_dict=state_dict,
+            stage=stage,
             method=method,
             prune_images=prune_images,
-            stages=stages,
-            epochs=epochs[0] if len(epochs) == 1 else epochs,
+            epochs=epochs[0] if epochs is not None and len(epochs) == 1 else epochs,
             learning_rate=lr,
             batch_size=batch_size,
             held_out=held_out,
@@ -208,6 +209,8 @@ def _print(result: Compression) -> None:
     click.echo(f"dense ({len(result.dense)} layers):")
     for entry in result.dense:
         click.echo(f"  {entry.layer}: {entry.reason}")
+    if result.reconstruction is not None:
+        _print_reconstruction(result.reconstruction)
     if result.int8:
         click.echo(f"INT8: {counted(len(result.int8), 'layer')}; float ({len(result.float_layers)} layers):")
     for kept in result.float_layers:
@@ -218,6 +221,12 @@ def _print(result: Compression) -> None:
     )
     shares = ", ".join(f"{name} {share:.2%}" for name, share in told if share is not None)
     click.echo(f"held-out {scores.measure} on {result.held_out_images} images: {shares}")
+
+
+def _print_reconstruction(done: Reconstruction) -> None:
+    click.echo(f"reconstructed on {done.images} images, kept: {done.kept}; relative error behind each block:")
+    for block in done.blocks:
+        click.echo(f"  {block.block}: pruned {block.pruned:.4f}, reconstructed {block.reconstructed:.4f}")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from .compress import (
     Compression as Compression,
     CompressReporter as CompressReporter,
     CompressRequest as CompressRequest,
-    CompressStage as CompressStage,
+    Stage as Stage,
     compress_checkpoint as compress_checkpoint,
 )
 from .compressed_file import (
@@ -54,6 +54,11 @@ from .permutation.search import (
 from .pruning.checkpoint import (
     Pruning as Pruning,
     prune_checkpoint as prune_checkpoint,
+)
+from .reconstruction.reconstruct import (
+    BlockError as BlockError,
+    PassResult as PassResult,
+    Reconstruction as Reconstruction,
 )
 from .repair.equivalence import (
     TensorRunner as TensorRunner,

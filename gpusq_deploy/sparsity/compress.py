@@ -26,6 +26,8 @@ from gpusq_deploy.sparsity.pruning.magnitude import (
 )
 from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
 from gpusq_deploy.sparsity.pruning.whole_model import OneshotReport, prune_oneshot
+from gpusq_deploy.sparsity.reconstruction.one_block import Pair
+from gpusq_deploy.sparsity.reconstruction.reconstruct import Data, Reconstruction, ReconstructOptions, reconstruct
 from gpusq_deploy.sparsity.training.data import TrainingData, load_folder
 from gpusq_deploy.sparsity.training.distill import (
     DistillOptions,
@@ -43,7 +45,11 @@ from gpusq_deploy.sparsity.training.distill import (
 from gpusq_deploy.sparsity.training.qat import FloatLayer, InputScales, fake_quantized, int8_layers, observed_scales
 from gpusq_deploy.text import counted
 
-CompressStage = Literal["prune", "qat"]
+Stage = Literal["prune", "prune,qat", "reconstruct"]
+"""What follows pruning: distillation of the whole model, training in INT8 too, or reconstruction block by block."""
+
+# Held-out images on which reconstruction tells the error of each block.
+_TOLD_IMAGES = 32
 # Of the first stage's peak learning rate: the weights are trained already, and are to stay near.
 _QAT_RATE = 0.1
 _CHANCE = 1.2  # times one over the number of classes
@@ -56,8 +62,8 @@ class CompressRequest:
     `recipe` says which layers are to be 2:4; None is the default one, as in a build.
     `dense` holds patterns of layers to leave alone beside those.
     `method` chooses the weights before any training; of the training images at most `prune_images` serve it.
-    `permute` arranges channels first, so that 2:4 keeps more.
-    `qat_epochs` of quantisation-aware training follow those of `training`; None: its weights stay float.
+    `permute` arranges channels first, so that 2:4 keeps more. `stage` `"reconstruct"` takes the method `second-order`,
+    and no epochs of training. `qat_epochs` of training in INT8 follow those of `training`; None: there are none.
     """
 
     model: Path
@@ -74,6 +80,7 @@ class CompressRequest:
     permute: bool = False
     state_dict: str | None = None
     recipe: Path | None = None
+    stage: Stage = "prune"
     qat_epochs: int | None = None
 
 
@@ -123,6 +130,16 @@ class Compression(Value):
     permuted: tuple[Permuted, ...] = ()
     int8: tuple[str, ...] = ()
     float_layers: tuple[FloatLayer, ...] = ()
+    reconstruction: Reconstruction | None = None
+
+
+class _Recovered(NamedTuple):
+    """The sparse model, how it came about, and what its recovery tells."""
+
+    module: torch.nn.Module
+    method: str
+    training: Recovery | None = None
+    reconstruction: Reconstruction | None = None
 
 
 class _Quantized(NamedTuple):
@@ -154,7 +171,7 @@ class _Run:
 
 
 def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) -> Compression:
-    """Prune to 2:4, recover by distillation, train in INT8 where that was asked, save. Nothing is written before.
+    """Prune to 2:4, recover by distillation or reconstruction, train in INT8 where asked, save: nothing before that.
 
     Raises:
         GpusqError: The output exists, a bad checkpoint or folder, labels that don't fit the model, or divergence.
@@ -172,11 +189,11 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
     teacher, permuted = _arranged(run, teacher, choice.pruned)
     student, masks = _pruned(run, teacher, choice.pruned)
     pruned = measured(student)
-    recovery = _recovered(run, LogitPair(student=student, teacher=teacher, masks=masks))
-    recovered = pruned if recovery is None else measured(student)
-    quantized = _quantized(run, student, masks, recovery)
-    method = " + ".join([request.method, *_ways_of_training(request)])
-    _save(request, checkpoint, student, SparsityRecord(method=method, layers=choice.pruned), quantized)
+    done = _recovered(run, LogitPair(student=student, teacher=teacher, masks=masks))
+    recovered = pruned if done.method == request.method else measured(done.module)
+    quantized = _quantized(run, done.module, masks, done.training)
+    method = done.method if quantized is None else f"{done.method} + quantisation-aware training"
+    _save(request, checkpoint, done.module, SparsityRecord(method=method, layers=choice.pruned), quantized)
     return Compression(
         file=str(request.out),
         arch=str(checkpoint.arch),
@@ -187,30 +204,49 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
         train_images=len(data.train),
         held_out_images=len(data.held_out),
         skipped=data.skipped,
-        feature_blocks=len(later_blocks(student)),
+        feature_blocks=len(later_blocks(done.module)),
         epochs=training.epochs,
         held_out=_held_out((dense, pruned, recovered), quantized, features=features),
         notes=tuple(run.notes),
         permuted=permuted,
         int8=quantized.layers if quantized else (),
         float_layers=quantized.kept_float if quantized else (),
+        reconstruction=done.reconstruction,
     )
 
 
-def _ways_of_training(request: CompressRequest) -> Iterator[str]:
-    if request.training.epochs:
-        yield "distillation"
-    if request.qat_epochs is not None:
-        yield "quantisation-aware training"
-
-
-def _recovered(run: _Run, pair: LogitPair) -> Recovery | None:
-    options = run.request.training
+def _recovered(run: _Run, pair: LogitPair) -> _Recovered:
+    """What follows pruning; where nothing does, the pruned student."""
+    request, options = run.request, run.request.training
+    if request.stage == "reconstruct":
+        return _reconstructed(run, pair)
     if not options.epochs:
-        return None
+        return _Recovered(pair.student, request.method)
     found = recover(pair, run.data, options, run.reporter.epoch)
     run.say(*_kept(found, options.epochs))
-    return found
+    return _Recovered(pair.student, f"{request.method} + distillation", found)
+
+
+def _reconstructed(run: _Run, pair: LogitPair) -> _Recovered:
+    """The best of the pruned student and the passes, by the score that is reported and then by the outputs' cosine."""
+    request, data, teacher = run.request, run.data, pair.teacher
+    size = request.training.batch_size
+    told = data.held_out.batch(range(min(len(data.held_out), _TOLD_IMAGES))).images
+    module, report = reconstruct(
+        Pair(teacher=teacher, student=pair.student),
+        tuple(pair.masks),
+        Data(
+            images=_prune_images(teacher, data, request),
+            held_out=told.to(next(teacher.parameters()).device),
+            quality=lambda module: (_main(run.measured(module)), _cosine(module, teacher, data, size)),
+        ),
+        ReconstructOptions(prune=OneshotOptions(method=request.method, seed=request.training.seed)),
+        run.reporter.say,
+    )
+    run.say(*report.notes)
+    done = report.kept != report.passes[0].name
+    method = f"{request.method} + reconstruction" if done else request.method
+    return _Recovered(module, method, reconstruction=report)
 
 
 def _kept(found: Recovery, epochs: int) -> Iterator[str]:
@@ -263,6 +299,7 @@ def _prune_images(teacher: torch.nn.Module, data: TrainingData, request: Compres
 def _opened(request: CompressRequest) -> tuple[Checkpoint, Recipe, LayerChoice]:
     _require_one_process()
     _require_place(request)
+    _require_stage(request)
     recipe = load_recipe(request.recipe)
     checkpoint = load_checkpoint(request.model, arch=request.arch, state_dict=request.state_dict)
     _require_dense(checkpoint, request)
@@ -387,6 +424,23 @@ def _require_logits(checkpoint: Checkpoint, request: CompressRequest) -> None:
             "training needs logits, and the model has no classifier: num_classes is 0",
             place=str(checkpoint.arch),
             hint="--epochs 0 prunes it; --method second-order loses least",
+        )
+
+
+def _require_stage(request: CompressRequest) -> None:
+    if request.stage != "reconstruct":
+        return
+    if request.method != "second-order":
+        raise GpusqError(
+            f"reconstruction starts from the method second-order, not from {request.method}",
+            place="--stage reconstruct",
+            hint="leave out --method, or take --stage prune",
+        )
+    if request.training.epochs:
+        raise GpusqError(
+            f"reconstruction trains no epochs, {request.training.epochs} are asked for",
+            place="--stage reconstruct",
+            hint="leave out --epochs, or take --stage prune",
         )
 
 

@@ -392,3 +392,34 @@ def test_epochs_are_one_number_or_one_for_each_stage(dense: Path, folder: Path, 
     done = run_main(compress, dense, "--data", folder, "--out", tmp_path / "o.pt", "--epochs", epochs)
     assert done.code == 2
     assert "epochs" in done.err
+
+
+def test_reconstruction_needs_no_labels_and_no_epochs(dense: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rebuilt.pt"
+    done = run_main(compress, dense, "--data", folder / "dark", "--out", out, "--stage", "reconstruct", "--json")
+    assert done.code == 0, done.err
+    result = msgspec.json.decode(done.out, type=Compression)
+    assert result.reconstruction is not None
+    assert [entry.block for entry in result.reconstruction.blocks] == ["blocks.0", "blocks.1"]
+    assert result.held_out.recovered >= result.held_out.pruned
+    assert result.permuted
+    assert "pass 1 of 2, block 2 of 2: relative error " in done.err
+    saved = load_checkpoint(out)
+    assert saved.sparsity is not None
+    assert saved.sparsity.method == result.method
+    assert saved.sparsity.method.startswith("second-order")
+    assert list(saved.sparsity.layers) == PRUNED
+    assert all(groups_with_three(saved.module.get_parameter(f"{layer}.weight")) == 0 for layer in PRUNED)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_reconstruction_does_not_take_is_refused(dense: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rebuilt.pt"
+    asked = (compress, dense, "--data", folder / "dark", "--out", out, "--stage", "reconstruct")
+    refused(run_main(*asked, "--epochs", "3"), "reconstruction trains no epochs, 3 are asked for", out)
+    refused(run_main(*asked, "--method", "magnitude"), "from the method second-order, not from magnitude", out)
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / "a.png").write_bytes((folder / "dark" / "0.png").read_bytes())
+    alone = run_main(compress, dense, "--data", one, "--out", out, "--stage", "reconstruct")
+    refused(alone, "1 images in the folder: training and holding out need two", out)

@@ -142,7 +142,7 @@ def _independent(teacher: torch.nn.Module, work: _Work, images: torch.Tensor) ->
 def _along(chain: Chain, teacher: torch.nn.Module, work: _Work, images: torch.Tensor) -> None:
     dense = first_inputs(teacher, chain.blocks[0], images, _BATCH)
     if work.options.token_share < 1 and takes_any_tokens(teacher, chain, dense[:1]):
-        dense = _some_tokens(dense, work.options)
+        dense = some_tokens(dense, work.options)
     work.blocks, work.tokens = len(chain.blocks), dense.shape[1] if dense.ndim == 3 else None
     pruned = dense
     for block in chain.blocks:
@@ -155,7 +155,7 @@ def _along(chain: Chain, teacher: torch.nn.Module, work: _Work, images: torch.Te
             pruned = block.run(work.student, pruned)
 
 
-def _some_tokens(tokens: torch.Tensor, options: OneshotOptions) -> torch.Tensor:
+def some_tokens(tokens: torch.Tensor, options: OneshotOptions) -> torch.Tensor:
     """Other tokens of each image; the first always, for in most models it sums up the image.
 
     Attention then sees fewer neighbours than it will, as in training with dropped patches.

@@ -1,0 +1,269 @@
+"""Reconstruction without labels: the sparse model's blocks are fitted to the dense one's, in closed form.
+
+Passes over the chain of blocks, from the first to the last; in each, every layer meets the inputs that the blocks
+before it now produce, and aims at the dense model's stream (`one_block`). The first pass chooses the weights again by
+the second-order method, with that aim; the others keep the pattern and solve for the kept weights (`refit`). Of the
+pruned start and the passes, the one that scores best on the held-out images is the result.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gpusq_deploy.artifacts import Value
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.sparsity.pruning.block_chain import Chain, block_chain, first_inputs, takes_any_tokens
+from gpusq_deploy.sparsity.pruning.input_moments import Moments
+from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions, solve_layer
+from gpusq_deploy.sparsity.pruning.whole_model import some_tokens
+from gpusq_deploy.sparsity.reconstruction.junctions import Junction, find_junctions
+from gpusq_deploy.sparsity.reconstruction.one_block import (
+    BATCH,
+    Fit,
+    Pair,
+    Streams,
+    fit_block,
+    run_block,
+    stream_error,
+)
+from gpusq_deploy.sparsity.reconstruction.refit import refit_kept
+from gpusq_deploy.text import counted, some
+
+# An error this many times as large on held-out images as on the others is that of too few images.
+_FORGETS = 1.5
+
+Quality = Callable[[torch.nn.Module], tuple[float, ...]]
+"""Scores a model on the held-out images: larger is better, the first number counts first."""
+
+
+class ReconstructOptions(Value):
+    """`passes` over the blocks. `prune` chooses weights, and draws the tokens. `steps` of conjugate gradients refit."""
+
+    passes: int = 2
+    prune: OneshotOptions = OneshotOptions()
+    steps: int = 4
+
+
+class BlockError(Value):
+    """Relative error of what a block passes on, on held-out images: pruned, and reconstructed."""
+
+    block: str
+    pruned: float
+    reconstructed: float
+
+
+class PassResult(Value):
+    """A state of the model: the pruned start, or the end of a pass; `seconds` and CPU seconds from the beginning.
+
+    `fitted` is the relative error behind the last block on the images it was fitted to; None of the start.
+    """
+
+    name: str
+    scores: tuple[float, ...]
+    fitted: float | None
+    seconds: float
+    cpu_seconds: float
+
+
+class Reconstruction(Value):
+    """What was done. `kept` names the pass that is the result."""
+
+    images: int
+    kept: str
+    passes: tuple[PassResult, ...]
+    blocks: tuple[BlockError, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """Images [n, C, H, W] on the models' device: to fit on, and held-out ones on which the error of blocks is told."""
+
+    images: torch.Tensor
+    held_out: torch.Tensor
+    quality: Quality
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    chain: Chain
+    joins: Mapping[str, Mapping[str, Junction | None]]
+    tokens: torch.Tensor
+    options: ReconstructOptions
+    say: Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Clock:
+    wall: float
+    cpu: float
+
+    @classmethod
+    def started(cls) -> _Clock:
+        return cls(wall=time.perf_counter(), cpu=time.process_time())
+
+    def since(self) -> dict[str, float]:
+        return {"seconds": time.perf_counter() - self.wall, "cpu_seconds": time.process_time() - self.cpu}
+
+
+def reconstruct(
+    pair: Pair,
+    layers: Sequence[str],
+    data: Data,
+    options: ReconstructOptions,
+    say: Callable[[str], None],
+) -> tuple[torch.nn.Module, Reconstruction]:
+    """Fit the pruned model to the dense one; never worse on the held-out images than it was.
+
+    Args:
+        pair: The dense model, and the pruned one to start from; neither is changed.
+        layers: Names of its 2:4 Linear layers; those outside the blocks stay as they are, and the notes say so.
+        data: Unlabelled images.
+        options: See `ReconstructOptions`.
+        say: Hears the loss of each block and the time left.
+
+    Returns:
+        The best module, every named layer 2:4, and what was done.
+
+    Raises:
+        GpusqError: The model has no chain of blocks that holds one of the layers, or inputs that aren't finite.
+    """
+    plan = _planned(pair.teacher, layers, data.images, options, say)
+    outside = sorted(set(layers) - {layer for joins in plan.joins.values() for layer in joins})
+    notes = [f"outside the blocks, as pruned: {some(outside)}"] if outside else []
+    clock = _Clock.started()
+    best = copy.deepcopy(pair.student)
+    passes = [PassResult(name="pruned", scores=data.quality(best), fitted=None, **clock.since())]
+    kept = passes[0]
+    work = Pair(teacher=pair.teacher, student=copy.deepcopy(pair.student))
+    for number in range(1, options.passes + 1):
+        fitted = _one_pass(plan, work, number)
+        passes.append(
+            PassResult(name=f"pass {number}", scores=data.quality(work.student), fitted=fitted, **clock.since())
+        )
+        if passes[-1].scores > kept.scores:
+            kept, best = passes[-1], copy.deepcopy(work.student)
+    blocks = _block_errors(plan.chain, pair, best, data.held_out)
+    notes += _limits(blocks, kept)
+    report = Reconstruction(
+        images=len(data.images), kept=kept.name, passes=tuple(passes), blocks=blocks, notes=tuple(notes)
+    )
+    return best, report
+
+
+def _planned(
+    teacher: torch.nn.Module,
+    layers: Sequence[str],
+    images: torch.Tensor,
+    options: ReconstructOptions,
+    say: Callable[[str], None],
+) -> _Plan:
+    chain = block_chain(teacher, images[:1])
+    if chain is None:
+        raise GpusqError(
+            "the model has no repeated blocks, each fed by the one before: nothing to reconstruct block by block",
+            place="--stage reconstruct",
+            hint="prune it by --method second-order --epochs 0, or recover it by distillation: --stage prune",
+        )
+    tokens = first_inputs(teacher, chain.blocks[0], images, BATCH)
+    if options.prune.token_share < 1 and takes_any_tokens(teacher, chain, tokens[:1]):
+        tokens = some_tokens(tokens, options.prune)
+    joins = _joins(teacher, chain, layers, tokens[:1])
+    if not any(joins.values()):
+        raise GpusqError(
+            f"none of the {counted(len(layers), '2:4 layer')} lies in the {counted(len(chain.blocks), 'block')} that "
+            f"were found, the first {chain.blocks[0].name}",
+            place="--stage reconstruct",
+            hint="relax --dense or the recipe, or take --stage prune",
+        )
+    return _Plan(chain=chain, joins=joins, tokens=tokens, options=options, say=say)
+
+
+def _joins(
+    teacher: torch.nn.Module, chain: Chain, layers: Sequence[str], tokens: torch.Tensor
+) -> dict[str, dict[str, Junction | None]]:
+    """By block, the junctions of its layers in the order of their calls."""
+    wanted = set(layers)
+    found: dict[str, dict[str, Junction | None]] = {}
+    for block in chain.blocks:
+        joins = find_junctions(teacher, block, tokens)
+        found[block.name] = {layer: junction for layer, junction in joins.items() if layer in wanted}
+        tokens = run_block(block, teacher, tokens)
+    return found
+
+
+def _one_pass(plan: _Plan, pair: Pair, number: int) -> float:
+    """Fit every block in its order; the relative error behind the last on the images of the fit."""
+    fit = _choosing(plan, pair) if number == 1 else _refitting(plan, pair)
+    streams = Streams(dense=plan.tokens, sparse=plan.tokens)
+    error, begun = 0.0, time.perf_counter()
+    for done, block in enumerate(plan.chain.blocks, start=1):
+        streams = fit_block(block, pair, streams, plan.joins[block.name], fit)
+        error = stream_error(streams)
+        left = (time.perf_counter() - begun) / done * (len(plan.chain.blocks) - done)
+        plan.say(
+            f"pass {number} of {plan.options.passes}, block {done} of {len(plan.chain.blocks)}: relative error "
+            f"{error:.4f}, {left:.0f} s left in this pass"
+        )
+    return error
+
+
+def _choosing(plan: _Plan, pair: Pair) -> Fit:
+    """Choose the weights of the dense layer again, with the aim of reconstruction."""
+
+    def fit(layer: str, moments: Moments) -> None:
+        dense = pair.teacher.get_submodule(layer)
+        assert isinstance(dense, torch.nn.Linear), "junctions are those of Linear layers"
+        solution = solve_layer(dense.weight, dense.bias, moments, plan.options.prune)
+        _store(pair.student, layer, solution.weight, solution.bias)
+
+    return fit
+
+
+def _refitting(plan: _Plan, pair: Pair) -> Fit:
+    def fit(layer: str, moments: Moments) -> None:
+        linear = pair.student.get_submodule(layer)
+        assert isinstance(linear, torch.nn.Linear), "junctions are those of Linear layers"
+        ridge, steps = plan.options.prune.damping, plan.options.steps
+        _store(pair.student, layer, *refit_kept(linear.weight, linear.bias, moments, damping=ridge, steps=steps))
+
+    return fit
+
+
+def _store(student: torch.nn.Module, layer: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    with torch.no_grad():
+        student.get_parameter(f"{layer}.weight").copy_(weight)
+        if bias is not None:
+            student.get_parameter(f"{layer}.bias").copy_(bias)
+
+
+def _block_errors(chain: Chain, pair: Pair, best: torch.nn.Module, images: torch.Tensor) -> tuple[BlockError, ...]:
+    dense = pruned = rebuilt = first_inputs(pair.teacher, chain.blocks[0], images, BATCH)
+    found: list[BlockError] = []
+    for block in chain.blocks:
+        dense, pruned = run_block(block, pair.teacher, dense), run_block(block, pair.student, pruned)
+        rebuilt = run_block(block, best, rebuilt)
+        before, after = (stream_error(Streams(dense=dense, sparse=sparse)) for sparse in (pruned, rebuilt))
+        found.append(BlockError(block=block.name, pruned=before, reconstructed=after))
+    return tuple(found)
+
+
+def _limits(blocks: Sequence[BlockError], kept: PassResult) -> list[str]:
+    """What limits the result, in sentences."""
+    last, worst = blocks[-1], max(blocks, key=lambda block: block.reconstructed)
+    told = [
+        f"relative error behind the last block on held-out images: {last.pruned:.4f} pruned, {last.reconstructed:.4f} "
+        f"reconstructed; the largest is {worst.reconstructed:.4f} behind {worst.block}"
+    ]
+    if kept.fitted is None:
+        return [*told, "no pass scored above the pruned model on the held-out images: more images may help"]
+    ratio = last.reconstructed / kept.fitted if kept.fitted > 0 else 1.0
+    limit = (
+        "other images than these would help" if ratio > _FORGETS else "the kept weights are the limit, not the images"
+    )
+    return [*told, f"on the images of the fit it is {kept.fitted:.4f}, {ratio:.1f} times less: {limit}"]
