@@ -16,6 +16,7 @@ from .data import (
     preprocessing_of_arrays as preprocessing_of_arrays,
     split_source as split_source,
     spread_evenly as spread_evenly,
+    spread_indices as spread_indices,
 )
 from .distributed import (
     Ranks as Ranks,

@@ -15,13 +15,14 @@ from tempfile import TemporaryFile
 
 import msgspec
 
+import gpusq_deploy
 from gpusq_deploy.artifacts import EngineLayer, Value
 from gpusq_deploy.engines.cost import layers_at
 from gpusq_deploy.engines.targets import Target
 from gpusq_deploy.errors import GpusqError
 
 _RUN = "from gpusq_deploy.engines.layer_lists import main; main()"
-_ROOT = Path(__file__).absolute().parents[1]
+_ROOT = Path(gpusq_deploy.__file__).absolute().parents[1]
 
 LayerLists = tuple[tuple[EngineLayer, ...], ...]
 
@@ -53,7 +54,8 @@ def layers_apart(models: Sequence[Path], target: Target, batch: int) -> Generato
         OSError: No process can be started.
     """
     asked = _Asked(models=tuple(str(model.absolute()) for model in models), target=target, batch=batch)
-    paths = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+    inherited = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    paths = os.pathsep.join([str(_ROOT), *map(os.path.abspath, inherited)])
     with TemporaryFile() as answer, TemporaryFile() as said:
         process = subprocess.Popen(
             [sys.executable, "-c", _RUN, msgspec.json.encode(asked).decode()],

@@ -137,9 +137,11 @@ def _require_checkpoint(model: Path) -> None:
 def _request(model: Path, out: Path, asked: BuildArguments) -> BuildRequest:
     """All but the architecture, which nothing depends on yet."""
     from gpusq_deploy.artifacts import Calibrator
-    from gpusq_deploy.compile import BuildRequest
+    from gpusq_deploy.compile import UNUSED_RECIPE, BuildRequest, RequestError
     from gpusq_deploy.engines import options_from_text
 
+    if asked.get("recipe") is not None and asked.get("precision") is None and not asked.get("sparse"):
+        raise RequestError(UNUSED_RECIPE)  # before the file is read
     recipe = _recipe(asked.get("recipe"), asked.get("precision"))
     ranges = batch_ranges(asked.get("batch", DEFAULT_BATCH))
     float_type, calibrator = asked.get("float_type", "fp16"), asked.get("calibrator")

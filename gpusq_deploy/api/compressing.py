@@ -107,12 +107,18 @@ def _epochs(stage: Stage, epochs: int | Sequence[int] | None) -> tuple[int, int 
     """Those of pruning, and of quantisation-aware training where it is a stage.
 
     Raises:
-        GpusqError: Another number of epochs than stages.
+        GpusqError: An unknown stage, another number of epochs than stages, or a negative one.
     """
+    from gpusq_deploy.sparsity import STAGES
+
+    if stage not in STAGES:
+        raise GpusqError("there is no such stage", place=f"stage {stage!r}", hint=f"one of {', '.join(STAGES)}")
     count, usual = stage.count(",") + 1, 0 if stage == "reconstruct" else 10
     each = [usual if epochs is None else epochs] * count if epochs is None or isinstance(epochs, int) else list(epochs)
     if len(each) != count:
         raise GpusqError(f"{len(each)} numbers of epochs for {counted(count, 'stage')}", place=f"stage {stage}")
+    if min(each) < 0:
+        raise GpusqError(f"{min(each)} epochs can't be trained", place="epochs")
     return each[0], each[1] if count > 1 else None
 
 

@@ -64,8 +64,7 @@ def _counts(_context: click.Context, _option: click.Parameter, text: str | None)
     type=click.Choice(["prune", "prune,qat", "reconstruct"]),
     default="prune",
     show_default=True,
-    help="After pruning, train the whole model by distillation (prune), then in INT8 (prune,qat); or fit its blocks "
-    "one after another to the dense ones, without labels and in minutes (reconstruct): docs/compress.md.",
+    help="Then distil the whole model (prune), in INT8 too (prune,qat), or fit blocks without labels (reconstruct).",
 )
 @click.option(
     "--method",

@@ -31,6 +31,7 @@ from .repair import (
     repair_checkpoint as repair_checkpoint,
 )
 from .request import (
+    UNUSED_RECIPE as UNUSED_RECIPE,
     BuildRequest as BuildRequest,
     RequestError as RequestError,
 )

@@ -90,7 +90,11 @@ def _below_producer(found: ProducerComparison, request: BuildRequest) -> Iterato
     for output in found.outputs:
         if least is not None and output.sqnr_db is not None and output.sqnr_db < least:
             yield f"SQNR {output.sqnr_db:.6g} dB of {output.tensor} to {found.source} is below --min-sqnr {least:g}"
-    agreement = found.top1_agreement
+    if least is not None and all(output.sqnr_db is None for output in found.outputs):
+        yield f"no output of {found.source} has an SQNR: --min-sqnr can't be judged"
+    agreement = found.top1_agreement if found.top1_agreement is not None else found.outputs[0].equal
+    if share is not None and agreement is None:
+        yield f"the first output of {found.source} has no top-1: --min-agreement can't be judged"
     if share is not None and agreement is not None and agreement < share:
         yield f"agreement {agreement:.6g} with {found.source} is below --min-agreement {share:g}"
 

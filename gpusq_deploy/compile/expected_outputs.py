@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,7 +97,16 @@ def _arrays(path: Path) -> dict[str, Array]:
         # By its stream: numpy leaves the file open where what it holds is damaged.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        ValueError,
+        zipfile.BadZipFile,
+        EOFError,
+        AttributeError,
+        TypeError,
+        zlib.error,
+        RuntimeError,
+    ) as error:
         raise GpusqError(f"not an .npz that can be read: {error}", place=str(path), hint=f"give {_FORM}") from error
 
 

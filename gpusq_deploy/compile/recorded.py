@@ -23,10 +23,11 @@ def heeded(checkpoint: Checkpoint, request: BuildRequest, reporter: Reporter) ->
     if request.own_recipe and record.producer:
         said.append(f"--recipe decides what is quantised, not what {record.producer} did")
         record = replace(record, producer="", floats={}, types={})
-    if request.recalibrate and (checkpoint.ranges or record.problems):
-        count = counted(len(checkpoint.ranges), "range")
-        verb = "is" if len(checkpoint.ranges) == 1 else "are"
-        said.append(f"--recalibrate: the {count} that the checkpoint records {verb} not used")
+    if request.recalibrate and (checkpoint.ranges or record.problems or record.grids):
+        ranges, grids = len(checkpoint.ranges) + len(record.problems), len(record.grids)
+        counts = " and ".join(counted(count, what) for count, what in ((ranges, "range"), (grids, "grid")) if count)
+        verb = "is" if ranges + grids == 1 else "are"
+        said.append(f"--recalibrate: the {counts} that the checkpoint records {verb} not used")
         record = replace(record, producer="", problems={}, types={}, grids={})
         checkpoint = replace(checkpoint, ranges={}, origins={})
     if not request.keep_grid and record.grids:

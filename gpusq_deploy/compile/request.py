@@ -28,6 +28,7 @@ from gpusq_deploy.quantize import Int8OutputRequest
 
 # What is told of a request and of its recipe alike.
 _PACK = "--pack needs --int8 --sparse: it stores 2:4 INT8 weights"
+UNUSED_RECIPE = "--recipe needs --int8, --fp8, --int4 or --sparse: it says which layers those mean"
 _OUTPUTS = "--sparse-outputs needs --int8, --sparse and --calib: it places quantisers by data"
 
 
@@ -129,7 +130,7 @@ class BuildRequest:
 
 def _range_problems(asked: BuildRequest) -> Iterator[str]:
     if asked.recipe is not None and not (asked.quantize or asked.sparse):
-        yield "--recipe needs --int8, --fp8, --int4 or --sparse: it says which layers those mean"
+        yield UNUSED_RECIPE
     if (asked.calibrator or asked.ranges) and not asked.quantize:
         yield "--calibrator and --ranges need --int8 or --fp8"
     if asked.calibrator and asked.ranges:

@@ -8,6 +8,7 @@ from .check import (
     worst_text as worst_text,
 )
 from .compress import (
+    STAGES as STAGES,
     Compression as Compression,
     CompressReporter as CompressReporter,
     CompressRequest as CompressRequest,

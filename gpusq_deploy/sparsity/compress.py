@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import msgspec
 import torch
 
 from gpusq_deploy.artifacts import ArchSpec, Permuted, PruneMethod, Recipe, SparsityRecord, Value, load_recipe
+from gpusq_deploy.calibration import spread_indices
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import Checkpoint, load_checkpoint, require_another_file, save_checkpoint, weights_file
 from gpusq_deploy.sparsity.permutation.arrange import arrange
@@ -47,6 +48,8 @@ from gpusq_deploy.text import counted
 
 Stage = Literal["prune", "prune,qat", "reconstruct"]
 """What follows pruning: distillation of the whole model, training in INT8 too, or reconstruction block by block."""
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 # Held-out images on which reconstruction tells the error of each block.
 _TOLD_IMAGES = 32
@@ -128,6 +131,7 @@ class Compression(Value):
     held_out: HeldOutScore
     notes: tuple[str, ...]
     permuted: tuple[Permuted, ...] = ()
+    qat_epochs: int | None = None
     int8: tuple[str, ...] = ()
     float_layers: tuple[FloatLayer, ...] = ()
     reconstruction: Reconstruction | None = None
@@ -150,6 +154,7 @@ class _Quantized(NamedTuple):
     scales: InputScales
     before: Scores
     after: Scores
+    epoch: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,7 +197,8 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
     done = _recovered(run, LogitPair(student=student, teacher=teacher, masks=masks))
     recovered = pruned if done.method == request.method else measured(done.module)
     quantized = _quantized(run, done.module, masks, done.training)
-    method = done.method if quantized is None else f"{done.method} + quantisation-aware training"
+    trained = quantized is not None and quantized.epoch > 0
+    method = f"{done.method} + quantisation-aware training" if trained else done.method
     _save(request, checkpoint, done.module, SparsityRecord(method=method, layers=choice.pruned), quantized)
     return Compression(
         file=str(request.out),
@@ -206,6 +212,7 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
         skipped=data.skipped,
         feature_blocks=len(later_blocks(done.module)),
         epochs=training.epochs,
+        qat_epochs=request.qat_epochs,
         held_out=_held_out((dense, pruned, recovered), quantized, features=features),
         notes=tuple(run.notes),
         permuted=permuted,
@@ -224,14 +231,15 @@ def _recovered(run: _Run, pair: LogitPair) -> _Recovered:
         return _Recovered(pair.student, request.method)
     found = recover(pair, run.data, options, run.reporter.epoch)
     run.say(*_kept(found, options.epochs))
-    return _Recovered(pair.student, f"{request.method} + distillation", found)
+    method = f"{request.method} + distillation" if found.epoch else request.method
+    return _Recovered(pair.student, method, found)
 
 
 def _reconstructed(run: _Run, pair: LogitPair) -> _Recovered:
     """The best of the pruned student and the passes, by the score that is reported and then by the outputs' cosine."""
     request, data, teacher = run.request, run.data, pair.teacher
     size = request.training.batch_size
-    told = data.held_out.batch(range(min(len(data.held_out), _TOLD_IMAGES))).images
+    told = data.held_out.batch(spread_indices(len(data.held_out), _TOLD_IMAGES)).images
     module, report = reconstruct(
         Pair(teacher=teacher, student=pair.student),
         tuple(pair.masks),
@@ -272,9 +280,10 @@ def _quantized(run: _Run, student: torch.nn.Module, masks: Masks, recovery: Reco
     pair = LogitPair(student=student, teacher=teacher, masks=masks, scales=scales.parameters(), weights=weights)
     with fake_quantized(student, scales):
         before = run.measured(student)
-        run.say(*_kept(recover(pair, run.data, options, run.reporter.epoch), epochs))
+        found = recover(pair, run.data, options, run.reporter.epoch)
+        run.say(*_kept(found, epochs))
         after = run.measured(student)
-    return _Quantized(layers, kept_float, scales, before, after)
+    return _Quantized(layers, kept_float, scales, before, after, found.epoch)
 
 
 def _arranged(
@@ -292,7 +301,8 @@ def _arranged(
 
 
 def _prune_images(teacher: torch.nn.Module, data: TrainingData, request: CompressRequest) -> torch.Tensor:
-    chosen = range(min(len(data.train), request.prune_images))
+    # Files are sorted by class: the first of them would be of one.
+    chosen = spread_indices(len(data.train), request.prune_images)
     return data.train.batch(chosen).images.to(next(teacher.parameters()).device)
 
 
@@ -304,6 +314,8 @@ def _opened(request: CompressRequest) -> tuple[Checkpoint, Recipe, LayerChoice]:
     checkpoint = load_checkpoint(request.model, arch=request.arch, state_dict=request.state_dict)
     _require_dense(checkpoint, request)
     _require_logits(checkpoint, request)
+    if request.qat_epochs is not None:
+        int8_layers(checkpoint.module, recipe)  # before anything is trained
     choice = prunable_layers(checkpoint.module, recipe, request.dense, convolutions=request.convolutions)
     return checkpoint, recipe, choice
 
@@ -345,7 +357,7 @@ def _only_features(teacher: torch.nn.Module, data: TrainingData, request: Compre
     images = data.held_out.batch([0]).images.to(next(teacher.parameters()).device)
     with torch.no_grad():
         output = teacher(images)
-    return isinstance(output, torch.Tensor) and output.ndim > 2
+    return isinstance(output, torch.Tensor) and (output.ndim > 2 or _headless(teacher))
 
 
 def _score_function(
@@ -417,9 +429,14 @@ def _require_one_process() -> None:
         )
 
 
+def _headless(module: torch.nn.Module) -> bool:
+    """Whether the model says that it has no classifier, as timm's do: its answer is an embedding."""
+    return getattr(module, "num_classes", None) == 0
+
+
 def _require_logits(checkpoint: Checkpoint, request: CompressRequest) -> None:
     """A model without a classifier answers an embedding, which has the shape of logits."""
-    if _trains(request) and getattr(checkpoint.module, "num_classes", None) == 0:
+    if _trains(request) and _headless(checkpoint.module):
         raise GpusqError(
             "training needs logits, and the model has no classifier: num_classes is 0",
             place=str(checkpoint.arch),
@@ -497,6 +514,7 @@ def _save(
             preprocessing=checkpoint.preprocessing,
             sparsity=sparsity,
             ranges=None if quantized is None else quantized.scales.ranges(),
+            floats=None if quantized is None else {kept.layer: kept.reason for kept in quantized.kept_float},
         )
     except OSError as error:
         raise GpusqError(f"cannot write the checkpoint: {error.strerror}", place=str(request.out)) from error

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,8 +19,10 @@ import torch
 from commands import Finished, run_main
 from PIL import Image
 
+from gpusq_deploy.api import compress as gpusq_compress
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.compress import main as compress
+from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text, module_from_arch
 from gpusq_deploy.frontend.checkpoint.load import load_checkpoint, save_checkpoint
 from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
@@ -367,6 +370,39 @@ def test_trained_in_int8_it_is_built_without_data(dense: Path, folder: Path, tmp
         entry["layer"]: entry["amax"] for entry in json.loads((bundle / "calibration.json").read_text())["ranges"]
     }
     assert ranges == pytest.approx(saved.ranges)
+
+
+def test_layers_that_stay_float_in_training_stay_so_in_the_build(dense: Path, folder: Path, tmp_path: Path) -> None:
+    mine, out, bundle = tmp_path / "mine.toml", tmp_path / "int8.pt", tmp_path / "bundle"
+    mine.write_text(
+        'schema = "gpusq.recipe/1"\nname = "mine"\ndescription = "x"\nbase = "static_wi8_ai8"\n'
+        '[[rule]]\nmatch = "blocks.1.*"\nprecision = "float"\nrequired = false\nreason = "the last block"\n',
+        "utf-8",
+    )
+    done = run(dense, folder, out, "--stage", "prune,qat", "--epochs", "0,1", "--recipe", mine)
+    assert done.code == 0, done.err
+    assert "blocks.1.mlp.fc1: recipe mine makes it float: the last block" in done.out
+    built = run_main(build, out, "--int8", "--target", "none", "--out", bundle)
+    assert built.code == 0, built.err
+    layers = json.loads((bundle / "plan.json").read_text())["layers"]
+    (kept,) = [entry for entry in layers if entry["layer"] == "blocks.1.mlp.fc1"]
+    assert kept["precision"] == "fp16"
+    assert "recipe mine makes it float" in kept["precision_reason"]
+
+
+def test_what_cant_be_trained_in_int8_is_told_before_training(dense: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.pt"
+    done = run(dense, folder, out, "--stage", "prune,qat", "--recipe", "static_wf8_af8")
+    refused(done, "the recipe makes no layer INT8 that can be trained", out)
+    assert "epoch" not in done.err
+
+
+@pytest.mark.parametrize(("stage", "epochs"), [("qat", 1), ("prune", -1), ("prune,qat", (1, 2, 3))])
+def test_from_python_stages_and_epochs_are_checked(
+    dense: Path, folder: Path, tmp_path: Path, stage: Any, epochs: Any
+) -> None:
+    with pytest.raises(GpusqError, match=r"stage|epochs"):
+        gpusq_compress(dense, out=tmp_path / "o.pt", data=folder, stage=stage, epochs=epochs)
 
 
 def test_a_model_without_a_classifier_isnt_trained(folder: Path, tmp_path: Path) -> None:

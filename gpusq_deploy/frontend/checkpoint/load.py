@@ -146,7 +146,7 @@ def load_checkpoint(
         ranges=reading.ranges if read.described is None else _ranges(read.described, place),
         origins=reading.origins,
         remarks=remarks,
-        quantizers=reading.quantizers,
+        quantizers=reading.quantizers if read.described is None else _floats(read.described, place),
     )
 
 
@@ -306,7 +306,7 @@ def _content(path: Path, *, allow_pickle: bool) -> tuple[Mapping[str, Any], tupl
         return run_checkpoint_file(path), (f"WARNING: --allow-pickle: code that the file names was run ({error.what})",)
 
 
-def save_checkpoint(
+def save_checkpoint(  # noqa: PLR0913 - the fields of the file
     path: Path,
     module: torch.nn.Module,
     *,
@@ -314,8 +314,11 @@ def save_checkpoint(
     preprocessing: Preprocessing,
     sparsity: SparsityRecord | None = None,
     ranges: Mapping[str, float] | None = None,
+    floats: Mapping[str, str] | None = None,
 ) -> None:
     """Write a self-describing checkpoint, whole or not at all. It loads with `torch.load(weights_only=True)`.
+
+    `floats` are layers that were trained in floating point among others in INT8, each with the reason.
 
     Raises:
         OSError: The disk refused.
@@ -326,6 +329,7 @@ def save_checkpoint(
         "preprocessing": builtins_from_value(preprocessing),
         "sparsity": None if sparsity is None else builtins_from_value(sparsity),
         "ranges": dict(ranges or {}),
+        **({"floats": dict(floats)} if floats else {}),
         "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -361,6 +365,11 @@ def _field(content: Mapping[str, Any], name: str, kind: Any, place: str) -> Any:
         raise GpusqError(
             f"the checkpoint's {name} can't be read: {reason}", place=place, hint="make it again with gpusq-compress"
         ) from error
+
+
+def _floats(content: Mapping[str, Any], place: str) -> QuantizerRecord:
+    """The layers that were trained in floating point, each with the reason; older files have no such field."""
+    return QuantizerRecord(floats=_field({"floats": {}, **content}, "floats", dict[str, str], place))
 
 
 def _ranges(content: Mapping[str, Any], place: str) -> dict[str, float]:

@@ -80,11 +80,13 @@ def _children(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
 def _float_reason(module: torch.nn.Module, layer: str, rule: Rule | None, recipe: Recipe, k: int) -> str | None:
     if rule is None:
         return f"no rule of recipe {recipe.name} matches it"
-    child = _children(module).get(layer)
+    children = _children(module)
+    child, parent = children.get(layer), children.get(layer.rpartition(".")[0])
     if rule.precision != "int8":
         return f"recipe {recipe.name} makes it {rule.precision}: {rule.reason}"
-    if not isinstance(child, (torch.nn.Linear, torch.nn.Conv2d)):
-        return "its weight is a parameter of nn.MultiheadAttention, which multiplies by it inside"
+    # torch multiplies by out_proj's weight without calling it.
+    if isinstance(parent, torch.nn.MultiheadAttention) or not isinstance(child, (torch.nn.Linear, torch.nn.Conv2d)):
+        return "nn.MultiheadAttention multiplies by its weight inside"
     short = rule.too_short("linear", k) if isinstance(child, torch.nn.Linear) else ""
     return short or None
 
@@ -139,7 +141,7 @@ def observed_scales(
     device = next(module.parameters()).device
     module.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _without_fast_path():
             for batch in batches:
                 module(batch.to(device))
     finally:
@@ -157,7 +159,14 @@ def _calibrators(module: torch.nn.Module, recipe: Recipe) -> dict[str, Calibrato
 def _scales(
     observer: _Observer, layers: Sequence[str], calibrators: Mapping[str, Calibrator], device: torch.device
 ) -> InputScales:
-    silent = [layer for layer in layers if layer not in observer.seen or not observer.seen[layer].amax]
+    idle = [layer for layer in layers if layer not in observer.seen]
+    if idle:
+        raise GpusqError(
+            "the module isn't called as the model runs, so its input has no range",
+            place=f"layer {idle[0]}",
+            hint="leave it float in the recipe",
+        )
+    silent = [layer for layer in layers if not observer.seen[layer].amax]
     if silent:
         raise GpusqError(
             "the layer reads nothing but zeros, so its input has no range",
@@ -193,10 +202,22 @@ def fake_quantized(module: torch.nn.Module, scales: InputScales) -> Generator[No
         # A module's own attribute goes before its class's method.
         setattr(child, "forward", partial(_forward, child, scale))  # noqa: B010 - mypy refuses to assign a method
     try:
-        yield
+        with _without_fast_path():
+            yield
     finally:
         for child, _ in changed:
             delattr(child, "forward")
+
+
+@contextmanager
+def _without_fast_path() -> Generator[None]:
+    """While it is active, nn.TransformerEncoderLayer calls its layers in eval mode too."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _forward(layer: Layer, logarithm: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

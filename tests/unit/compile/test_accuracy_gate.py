@@ -12,8 +12,8 @@ import pytest
 import tiny_models
 
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.artifacts.receipt import Drift, Verification
-from gpusq_deploy.compile.accuracy_gate import failed_place, require_checkable, shortfalls
+from gpusq_deploy.artifacts.receipt import Drift, ExpectedOutput, ProducerComparison, Verification
+from gpusq_deploy.compile.accuracy_gate import failed_place, producer_shortfalls, require_checkable, shortfalls
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.errors import GpusqError
 
@@ -145,3 +145,24 @@ def test_the_evidence_replaces_earlier_evidence_and_nothing_else(tmp_path: Path)
     receipt["shortfalls"] = ["SQNR 3 dB is below --min-sqnr 9"]
     (bundle / "receipt.json").write_bytes(msgspec.json.encode(receipt))
     require_checkable(request(out, min_sqnr=1), CLASSES)
+
+
+def compared(**changes: Any) -> ProducerComparison:
+    """Of a file `expected.npz`, one output."""
+    output = ExpectedOutput(tensor="y", sqnr_db=changes.pop("sqnr_db", None), equal=changes.pop("equal", None))
+    return ProducerComparison(source="expected.npz", images=4, outputs=(output,), **changes)
+
+
+@pytest.mark.parametrize(
+    ("found", "limits", "words"),
+    [
+        (compared(sqnr_db=50.0, top1_agreement=1.0), {"min_sqnr": 45.0, "min_agreement": 0.9}, ""),
+        (compared(sqnr_db=40.0), {"min_sqnr": 45.0}, "SQNR 40 dB of y to expected.npz is below"),
+        (compared(equal=0.2), {"min_agreement": 0.9}, "agreement 0.2 with expected.npz is below"),
+        (compared(equal=1.0), {"min_sqnr": 45.0}, "--min-sqnr can't be judged"),
+        (compared(sqnr_db=50.0), {"min_agreement": 0.9}, "--min-agreement can't be judged"),
+    ],
+)
+def test_limits_on_a_producer_s_outputs(found: ProducerComparison, limits: dict[str, Any], words: str) -> None:
+    missed = producer_shortfalls([found], request(expect_outputs=Path("expected.npz"), **limits))
+    assert (words in "; ".join(missed)) if words else missed == ()

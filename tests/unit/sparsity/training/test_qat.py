@@ -76,9 +76,11 @@ def test_layers_that_read_one_tensor_share_its_scale() -> None:
     assert len(scales.parameters()) == 2
     assert scales.ranges()["q"] == scales.ranges()["k"] == pytest.approx(3 * float(x.abs().max()))
     assert scales.ranges()["v"] == pytest.approx(float((module.q(3 * x) * module.k(3 * x)).detach().abs().max()))
-    with pytest.raises(GpusqError, match="reads nothing but zeros") as caught:
+    with pytest.raises(GpusqError, match="isn't called") as caught:
         observed_scales(module, ("idle",), load_recipe(None), [x])
     assert caught.value.place == "layer idle"
+    with pytest.raises(GpusqError, match="reads nothing but zeros"):
+        observed_scales(module, ("q",), load_recipe(None), [0 * x])
 
 
 def test_what_stays_float_says_why() -> None:
@@ -86,9 +88,10 @@ def test_what_stays_float_says_why() -> None:
         {"attn": torch.nn.MultiheadAttention(32, 2), "short": torch.nn.Linear(8, 8), "head": torch.nn.Linear(32, 4)}
     )
     chosen, kept = int8_layers(module, load_recipe(None))
-    assert chosen == ("attn.out_proj", "head")
+    assert chosen == ("head",)
     reasons = {entry.layer: entry.reason for entry in kept}
-    assert "nn.MultiheadAttention" in reasons["attn.in_proj"]
+    inside = "nn.MultiheadAttention multiplies by its weight inside"
+    assert reasons["attn.in_proj"] == reasons["attn.out_proj"] == inside
     assert "32" in reasons["short"]
     nothing = (
         'schema = "gpusq.recipe/1"\nname = "none"\ndescription = "x"\n[[rule]]\nprecision = "float"\nreason = "float"\n'
