@@ -21,7 +21,7 @@ ENDS = {"input": (-2.5, 3.25), "/fc/MatMul_output_0": (-7.0, 1.5), "/act/Relu_ou
 
 def written(folder: Path) -> Path:
     """What ONNX Runtime's own function writes."""
-    ends: dict[str, Any] = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ENDS.items()}
+    ends: dict[str, Any] = {name: tuple(np.array(end, np.float32) for end in pair) for name, pair in ENDS.items()}
     untyped: Any = quant_utils
     untyped.write_calibration_table(TensorsData(CalibrationMethod.MinMax, ends), dir=str(folder))
     return folder
