@@ -55,12 +55,11 @@ def main() -> None:
 
 
 def _floor(module: torch.nn.Module, images: torch.Tensor) -> dict[str, float]:
-    recipe = load_recipe(None)
-    layers, _ = int8_layers(module, recipe)
+    calibrators, _ = int8_layers(module, load_recipe(None))
     positions = module.get_parameter("pos_embed")
     still, generator = positions.detach().clone(), torch.Generator().manual_seed(0)
     found: dict[str, float] = {}
-    with fake_quantized(module, observed_scales(module, layers, recipe, [images[:8]])), torch.no_grad():
+    with fake_quantized(module, observed_scales(module, calibrators, [images[:8]])), torch.no_grad():
         reference = module(images[8:]).numpy()
         for nudge in _NUDGES:
             positions.copy_(still * (1 + nudge * torch.randn(still.shape, generator=generator)))

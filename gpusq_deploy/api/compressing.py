@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from gpusq_deploy.api.arguments import PathLike, spec_of
-from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.artifacts import CompressStage
 from gpusq_deploy.progress import SILENT, Reporter
 from gpusq_deploy.text import counted
 
 if TYPE_CHECKING:
     from gpusq_deploy.artifacts import ArchArgument, ArchSpec, PruneMethod
-    from gpusq_deploy.sparsity import Compression, EpochResult, Stage
+    from gpusq_deploy.sparsity import Compression, EpochResult
 
 
 def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
@@ -24,7 +24,7 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
     arch: ArchSpec | str | None = None,
     arch_args: Mapping[str, ArchArgument] | Sequence[str] = (),
     state_dict: str | None = None,
-    stage: Stage = "prune",
+    stage: CompressStage = "prune",
     method: PruneMethod | None = None,
     prune_images: int = 128,
     epochs: int | Sequence[int] | None = None,
@@ -103,22 +103,24 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
     )
 
 
-def _epochs(stage: Stage, epochs: int | Sequence[int] | None) -> tuple[int, int | None]:
+def _epochs(stage: CompressStage, epochs: int | Sequence[int] | None) -> tuple[int, int | None]:
     """Those of pruning, and of quantisation-aware training where it is a stage.
 
     Raises:
-        GpusqError: An unknown stage, another number of epochs than stages, or a negative one.
+        RequestError: An unknown stage, another number of epochs than stages, or a negative one.
     """
-    from gpusq_deploy.sparsity import STAGES
+    from gpusq_deploy.compile import RequestError
 
-    if stage not in STAGES:
-        raise GpusqError("there is no such stage", place=f"stage {stage!r}", hint=f"one of {', '.join(STAGES)}")
+    stages = get_args(CompressStage)
+    if stage not in stages:
+        raise RequestError("there is no such stage", place=f"stage {stage!r}", hint=f"one of {', '.join(stages)}")
     count, usual = stage.count(",") + 1, 0 if stage == "reconstruct" else 10
-    each = [usual if epochs is None else epochs] * count if epochs is None or isinstance(epochs, int) else list(epochs)
+    asked = usual if epochs is None else epochs
+    each = [asked] * count if isinstance(asked, int) else list(asked)
     if len(each) != count:
-        raise GpusqError(f"{len(each)} numbers of epochs for {counted(count, 'stage')}", place=f"stage {stage}")
+        raise RequestError(f"{len(each)} numbers of epochs for {counted(count, 'stage')}", place=f"stage {stage}")
     if min(each) < 0:
-        raise GpusqError(f"{min(each)} epochs can't be trained", place="epochs")
+        raise RequestError(f"{min(each)} epochs can't be trained", place="epochs")
     return each[0], each[1] if count > 1 else None
 
 

@@ -13,6 +13,8 @@ Diagnosis = Literal[
 
 # How weights are chosen, without training. The meaning of each: sparsity/pruning/one_layer.py and docs/pruning.md.
 PruneMethod = Literal["magnitude", "activation", "second-order"]
+# What follows pruning: distillation of the whole model, training in INT8 too, or reconstruction block by block.
+CompressStage = Literal["prune", "prune,qat", "reconstruct"]
 
 
 class GroupViolation(Value):

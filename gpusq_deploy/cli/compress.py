@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 import gpusq_deploy
-from gpusq_deploy.artifacts import PruneMethod
+from gpusq_deploy.artifacts import CompressStage, PruneMethod
 from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import arch_options, echo_json, reporting, require_arch, run_command
 from gpusq_deploy.text import counted
 
 if TYPE_CHECKING:
-    from gpusq_deploy.sparsity import Compression, Reconstruction, Stage
+    from gpusq_deploy.sparsity import Compression, Reconstruction
 
 
 _GROUPS = (
@@ -61,7 +61,7 @@ def _counts(_context: click.Context, _option: click.Parameter, text: str | None)
 )
 @click.option(
     "--stage",
-    type=click.Choice(["prune", "prune,qat", "reconstruct"]),
+    type=click.Choice(get_args(CompressStage)),
     default="prune",
     show_default=True,
     help="Then distil the whole model (prune), in INT8 too (prune,qat), or fit blocks without labels (reconstruct).",
@@ -140,7 +140,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     arch_args: tuple[str, ...],
     state_dict: str | None,
     data: Path,
-    stage: Stage,
+    stage: CompressStage,
     method: PruneMethod | None,
     prune_images: int,
     epochs: tuple[int, ...] | None,
@@ -165,9 +165,6 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
     require_input(model)
     require_arch(model, arch, arch_args)
-    count = stage.count(",") + 1
-    if epochs is not None and len(epochs) not in {1, count}:
-        raise click.UsageError(f"--epochs names {len(epochs)} numbers for {counted(count, 'stage')}")
     with reporting() as reporter:
         result = gpusq_deploy.compress(
             model,

@@ -17,7 +17,7 @@ import torch
 from gpusq_deploy.calibration import Batches, CalibrationInputs, spread_evenly
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend import Checkpoint, InputQuantizer, WeightGrid, reference_outputs
+from gpusq_deploy.frontend import Checkpoint, InputQuantizer, WeightGrid, named_modules, reference_outputs
 from gpusq_deploy.progress import Reporter
 
 _SAMPLES = 8
@@ -158,9 +158,8 @@ def _quantizers(checkpoint: Checkpoint, *, synthetic: bool) -> Generator[None]:
 
 
 def _quantized_modules(checkpoint: Checkpoint) -> Iterator[_Quantized]:
-    untyped: Any = checkpoint.module  # named_modules() has a partly open type
     record, ranges = checkpoint.quantizers, checkpoint.ranges
-    for name, child in untyped.named_modules():
+    for name, child in named_modules(checkpoint.module):
         if name in ranges and not record.why_float(name, ranges, "int8"):
             quantizer = record.inputs.get(name, InputQuantizer(ranges[name] / 127))
             yield _Quantized(name, child, quantizer, ranges[name], record.grids.get(name))

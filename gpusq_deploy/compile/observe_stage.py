@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from gpusq_deploy.artifacts import Calibrator, Recipe
 from gpusq_deploy.calibration import (
@@ -94,7 +93,8 @@ def observe_graph(
         known=None if known is None else known.table,
         outputs=Int8Outputs(wish=request.sparse_outputs, sparsity=merged.stored),
     )
-    rest, doubtful = _among("rest", known, layers), _among("doubtful", known, layers)
+    rest = _reading_alike(() if known is None else known.rest, layers)
+    doubtful = _reading_alike(() if known is None else known.doubtful, layers)
     needs = observations_needed(merged.model, wanted) | needs_of_layers((*rest, *doubtful), calibrators)
     if not data.real:
         require_data(needs, recipe, mixed=bool(layers) and recipe.mixed is not None)
@@ -121,9 +121,7 @@ def _known(
     return known_ranges(graph.model, layers, data, facts_of(graph.checkpoint), calibrators, reporter)
 
 
-def _among(
-    which: Literal["rest", "doubtful"], known: KnownRanges | None, layers: tuple[GraphLayer, ...]
-) -> tuple[GraphLayer, ...]:
-    """Of the layers those that read what such known ones read: projections are merged here."""
-    inputs = set[str]() if known is None else {layer.input for layer in getattr(known, which)}
+def _reading_alike(others: Sequence[GraphLayer], layers: tuple[GraphLayer, ...]) -> tuple[GraphLayer, ...]:
+    """Of the layers those that read what the others do: projections are merged here, and not there."""
+    inputs = {layer.input for layer in others}
     return tuple(layer for layer in layers if layer.input in inputs)

@@ -32,6 +32,9 @@ from .checkpoint.load import (
     load_checkpoint as load_checkpoint,
     save_checkpoint as save_checkpoint,
 )
+from .checkpoint.modules import (
+    named_modules as named_modules,
+)
 from .checkpoint.optional_libraries import (
     current_folder as current_folder,
     library as library,

@@ -8,11 +8,9 @@ from .check import (
     worst_text as worst_text,
 )
 from .compress import (
-    STAGES as STAGES,
     Compression as Compression,
     CompressReporter as CompressReporter,
     CompressRequest as CompressRequest,
-    Stage as Stage,
     compress_checkpoint as compress_checkpoint,
 )
 from .compressed_file import (

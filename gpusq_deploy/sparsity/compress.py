@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import msgspec
 import torch
 
-from gpusq_deploy.artifacts import ArchSpec, Permuted, PruneMethod, Recipe, SparsityRecord, Value, load_recipe
+from gpusq_deploy.artifacts import ArchSpec, CompressStage, Permuted, PruneMethod, SparsityRecord, Value, load_recipe
 from gpusq_deploy.calibration import spread_indices
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import Checkpoint, load_checkpoint, require_another_file, save_checkpoint, weights_file
@@ -43,13 +43,15 @@ from gpusq_deploy.sparsity.training.distill import (
     recover,
     score,
 )
-from gpusq_deploy.sparsity.training.qat import FloatLayer, InputScales, fake_quantized, int8_layers, observed_scales
+from gpusq_deploy.sparsity.training.qat import (
+    FloatLayer,
+    InputScales,
+    Int8Layers,
+    fake_quantized,
+    int8_layers,
+    observed_scales,
+)
 from gpusq_deploy.text import counted
-
-Stage = Literal["prune", "prune,qat", "reconstruct"]
-"""What follows pruning: distillation of the whole model, training in INT8 too, or reconstruction block by block."""
-
-STAGES: tuple[Stage, ...] = get_args(Stage)
 
 # Held-out images on which reconstruction tells the error of each block.
 _TOLD_IMAGES = 32
@@ -83,7 +85,7 @@ class CompressRequest:
     permute: bool = False
     state_dict: str | None = None
     recipe: Path | None = None
-    stage: Stage = "prune"
+    stage: CompressStage = "prune"
     qat_epochs: int | None = None
 
 
@@ -149,8 +151,7 @@ class _Recovered(NamedTuple):
 class _Quantized(NamedTuple):
     """What quantisation-aware training made: the layers, their inputs' scales, and the scores before and after."""
 
-    layers: tuple[str, ...]
-    kept_float: tuple[FloatLayer, ...]
+    layers: Int8Layers
     scales: InputScales
     before: Scores
     after: Scores
@@ -159,13 +160,17 @@ class _Quantized(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Run:
-    """What all steps of one compression share; `notes` grows."""
+    """What all steps of one compression share; `notes` grows.
+
+    `int8` is None where nothing is trained so; `features` where the model returns no logits.
+    """
 
     request: CompressRequest
     reporter: CompressReporter
-    recipe: Recipe
+    int8: Int8Layers | None
     data: TrainingData
     measured: Callable[[torch.nn.Module], Scores]
+    features: bool
     notes: list[str] = field(default_factory=list[str])
 
     def say(self, *lines: str) -> None:
@@ -181,13 +186,14 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
     Raises:
         GpusqError: The output exists, a bad checkpoint or folder, labels that don't fit the model, or divergence.
     """
-    checkpoint, recipe, choice = _opened(request)
+    checkpoint, choice, int8 = _opened(request)
     training = request.training
     data = load_folder(request.data, checkpoint.preprocessing, held_out=request.held_out, seed=training.seed)
     teacher = checkpoint.module.to("cuda" if torch.cuda.is_available() else "cpu")
-    measured = _score_function(teacher, data, request)
-    run = _Run(request=request, reporter=reporter, recipe=recipe, data=data, measured=measured)
-    dense, features = measured(teacher), _only_features(teacher, data, request)
+    features = _only_features(teacher, data, request)
+    measured = _score_function(teacher, data, request, features=features)
+    run = _Run(request=request, reporter=reporter, int8=int8, data=data, measured=measured, features=features)
+    dense = measured(teacher)
     run.say(*_notes(checkpoint, data, dense, features=features, trains=training.epochs > 0))
     for name in data.skipped:
         reporter.say(f"skipped {name}")
@@ -197,8 +203,7 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
     done = _recovered(run, LogitPair(student=student, teacher=teacher, masks=masks))
     recovered = pruned if done.method == request.method else measured(done.module)
     quantized = _quantized(run, done.module, masks, done.training)
-    trained = quantized is not None and quantized.epoch > 0
-    method = f"{done.method} + quantisation-aware training" if trained else done.method
+    method = f"{done.method} + quantisation-aware training" if quantized and quantized.epoch else done.method
     _save(request, checkpoint, done.module, SparsityRecord(method=method, layers=choice.pruned), quantized)
     return Compression(
         file=str(request.out),
@@ -216,8 +221,8 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
         held_out=_held_out((dense, pruned, recovered), quantized, features=features),
         notes=tuple(run.notes),
         permuted=permuted,
-        int8=quantized.layers if quantized else (),
-        float_layers=quantized.kept_float if quantized else (),
+        int8=tuple(quantized.layers.calibrators) if quantized else (),
+        float_layers=quantized.layers.kept_float if quantized else (),
         reconstruction=done.reconstruction,
     )
 
@@ -239,6 +244,11 @@ def _reconstructed(run: _Run, pair: LogitPair) -> _Recovered:
     """The best of the pruned student and the passes, by the score that is reported and then by the outputs' cosine."""
     request, data, teacher = run.request, run.data, pair.teacher
     size = request.training.batch_size
+
+    def quality(module: torch.nn.Module) -> tuple[float, ...]:
+        score = _main(run.measured(module))
+        return (score,) if run.features else (score, _cosine(module, teacher, data, size))
+
     told = data.held_out.batch(spread_indices(len(data.held_out), _TOLD_IMAGES)).images
     module, report = reconstruct(
         Pair(teacher=teacher, student=pair.student),
@@ -246,7 +256,7 @@ def _reconstructed(run: _Run, pair: LogitPair) -> _Recovered:
         Data(
             images=_prune_images(teacher, data, request),
             held_out=told.to(next(teacher.parameters()).device),
-            quality=lambda module: (_main(run.measured(module)), _cosine(module, teacher, data, size)),
+            quality=quality,
         ),
         ReconstructOptions(prune=OneshotOptions(method=request.method, seed=request.training.seed)),
         run.reporter.say,
@@ -266,13 +276,12 @@ def _kept(found: Recovery, epochs: int) -> Iterator[str]:
 
 def _quantized(run: _Run, student: torch.nn.Module, masks: Masks, recovery: Recovery | None) -> _Quantized | None:
     """Train the sparse model in INT8, with itself as it is now for its teacher."""
-    epochs = run.request.qat_epochs
-    if epochs is None:
+    epochs, layers = run.request.qat_epochs, run.int8
+    if epochs is None or layers is None:
         return None
-    layers, kept_float = int8_layers(student, run.recipe)
     images = torch.split(_prune_images(student, run.data, run.request), run.request.training.batch_size)
-    scales = observed_scales(student, layers, run.recipe, images)
-    run.say(f"trains {counted(len(layers), 'layer')} in INT8, {len(kept_float)} stay float")
+    scales = observed_scales(student, layers.calibrators, images)
+    run.say(f"trains {counted(len(layers.calibrators), 'layer')} in INT8, {len(layers.kept_float)} stay float")
     teacher = copy.deepcopy(student).requires_grad_(requires_grad=False).eval()
     training = run.request.training
     options = msgspec.structs.replace(training, epochs=epochs, learning_rate=_QAT_RATE * training.learning_rate)
@@ -283,7 +292,7 @@ def _quantized(run: _Run, student: torch.nn.Module, masks: Masks, recovery: Reco
         found = recover(pair, run.data, options, run.reporter.epoch)
         run.say(*_kept(found, epochs))
         after = run.measured(student)
-    return _Quantized(layers, kept_float, scales, before, after, found.epoch)
+    return _Quantized(layers, scales, before, after, found.epoch)
 
 
 def _arranged(
@@ -306,7 +315,8 @@ def _prune_images(teacher: torch.nn.Module, data: TrainingData, request: Compres
     return data.train.batch(chosen).images.to(next(teacher.parameters()).device)
 
 
-def _opened(request: CompressRequest) -> tuple[Checkpoint, Recipe, LayerChoice]:
+def _opened(request: CompressRequest) -> tuple[Checkpoint, LayerChoice, Int8Layers | None]:
+    """The checkpoint, what is pruned, and what is trained in INT8: refused before anything is trained."""
     _require_one_process()
     _require_place(request)
     _require_stage(request)
@@ -314,10 +324,9 @@ def _opened(request: CompressRequest) -> tuple[Checkpoint, Recipe, LayerChoice]:
     checkpoint = load_checkpoint(request.model, arch=request.arch, state_dict=request.state_dict)
     _require_dense(checkpoint, request)
     _require_logits(checkpoint, request)
-    if request.qat_epochs is not None:
-        int8_layers(checkpoint.module, recipe)  # before anything is trained
+    int8 = None if request.qat_epochs is None else int8_layers(checkpoint.module, recipe)
     choice = prunable_layers(checkpoint.module, recipe, request.dense, convolutions=request.convolutions)
-    return checkpoint, recipe, choice
+    return checkpoint, choice, int8
 
 
 def _pruned(run: _Run, teacher: torch.nn.Module, layers: tuple[str, ...]) -> tuple[torch.nn.Module, Masks]:
@@ -361,10 +370,10 @@ def _only_features(teacher: torch.nn.Module, data: TrainingData, request: Compre
 
 
 def _score_function(
-    teacher: torch.nn.Module, data: TrainingData, request: CompressRequest
+    teacher: torch.nn.Module, data: TrainingData, request: CompressRequest, *, features: bool
 ) -> Callable[[torch.nn.Module], Scores]:
     size = request.training.batch_size
-    if _only_features(teacher, data, request):
+    if features:
         return lambda module: Scores(None, _cosine(module, teacher, data, size))
     _require_classes(teacher, data, request)
     reference = predict(teacher, data.held_out, size)
@@ -514,7 +523,7 @@ def _save(
             preprocessing=checkpoint.preprocessing,
             sparsity=sparsity,
             ranges=None if quantized is None else quantized.scales.ranges(),
-            floats=None if quantized is None else {kept.layer: kept.reason for kept in quantized.kept_float},
+            floats=None if quantized is None else {kept.layer: kept.reason for kept in quantized.layers.kept_float},
         )
     except OSError as error:
         raise GpusqError(f"cannot write the checkpoint: {error.strerror}", place=str(request.out)) from error

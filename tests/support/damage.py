@@ -53,6 +53,14 @@ EDITS = st.lists(
 )
 
 
+def overwritten_and_cut(content: bytes, data: st.DataObject) -> bytes:
+    """Up to four bytes changed to any, and the end left out."""
+    changed = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    return bytes(changed[: data.draw(st.integers(0, len(changed)))])
+
+
 def damaged(data: bytes, edits: Sequence[Edit]) -> bytes:
     """All edits, one after another."""
     for edit in edits:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from gpusq_deploy.frontend.checkpoint.adapters.reading import Reading
+from gpusq_deploy.frontend.checkpoint.modules import named_modules
 from gpusq_deploy.text import some
 
 
@@ -21,13 +22,14 @@ def with_factors(module: torch.nn.Module, reading: Reading, *, keep: bool) -> Re
             what is recorded of those layers' quantisers no longer holds and is left out.
     """
     record = reading.quantizers
-    layers = {name: child for name, child in _modules(module) if name in record.factors}
+    layers = {name: child for name, child in named_modules(module) if name in record.factors}
     for name, child in layers.items():
         factor = record.factors[name].to(torch.float32)
         if keep:
             child.register_forward_pre_hook(_multiplied(factor))
         else:
-            child.weight = torch.nn.Parameter(child.weight.detach() * factor, requires_grad=False)
+            weight = child.get_parameter("weight").detach() * factor
+            child.register_parameter("weight", torch.nn.Parameter(weight, requires_grad=False))
     record = replace(record, factors={})
     if keep or not layers:
         return replace(reading, quantizers=record)
@@ -41,11 +43,6 @@ def with_factors(module: torch.nn.Module, reading: Reading, *, keep: bool) -> Re
             f"the factors are multiplied into the weights, in floating point: {some(list(layers))}",
         ),
     )
-
-
-def _modules(module: torch.nn.Module) -> list[tuple[str, Any]]:
-    untyped: Any = module  # named_modules() has a partly open type
-    return [*untyped.named_modules()]
 
 
 def _multiplied(factor: torch.Tensor) -> Any:

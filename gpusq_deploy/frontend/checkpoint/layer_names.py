@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from gpusq_deploy.frontend.checkpoint.macs import PROJECTIONS, Layer
+from gpusq_deploy.frontend.checkpoint.modules import named_modules
 
 
 def layer_of(tensor: str) -> str:
@@ -27,8 +27,7 @@ def is_layer_weight(tensor: str, shape: torch.Size) -> bool:
 
 def weighted_layers(module: torch.nn.Module) -> Iterator[tuple[str, Layer]]:
     """Names of weights, and the modules that hold them."""
-    untyped: Any = module  # named_modules() has a partly open type
-    for name, child in untyped.named_modules():
+    for name, child in named_modules(module):
         prefix = f"{name}." if name else ""
         if isinstance(child, (torch.nn.Linear, torch.nn.Conv2d)):
             yield f"{prefix}weight", child

@@ -10,6 +10,7 @@ import torch
 
 from gpusq_deploy.artifacts import ArchSpec, Interpolation, Preprocessing
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend.checkpoint.mappings import mapping_of
 from gpusq_deploy.frontend.checkpoint.optional_libraries import library
 from gpusq_deploy.frontend.checkpoint.pretrained_folder import PREPROCESSOR
 from gpusq_deploy.frontend.checkpoint.transformers_models import (
@@ -193,7 +194,7 @@ def _prepared(preprocessor: Mapping[str, Any]) -> Size | None:
     if crop is not None or preprocessor.get("do_resize") is False:
         return crop
     size: Any = preprocessor.get("size")
-    named = _mapping(size)
+    named = mapping_of(size)
     return (
         size_of(named["shortest_edge"]) if "shortest_edge" in named and "longest_edge" not in named else size_of(size)
     )
@@ -276,14 +277,10 @@ def _said(config: Any, name: str, *within: str) -> Any:
     return None
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
-
-
 def _crop_fraction(preprocessor: Mapping[str, Any]) -> float:
     """The share of the shorter side that the centre crop keeps; 1 where nothing is cropped."""
     size, crop = preprocessor.get("size"), size_of(preprocessor.get("crop_size"))
-    named: Any = _mapping(size).get("shortest_edge") if isinstance(size, Mapping) else size
+    named: Any = size if isinstance(size, int) else mapping_of(size).get("shortest_edge")
     if preprocessor.get("crop_pct") and isinstance(named, int) and named < _CROPPED_BELOW:
         return float(preprocessor["crop_pct"])
     if not preprocessor.get("do_center_crop") or crop is None:

@@ -19,6 +19,7 @@ from gpusq_deploy.frontend.checkpoint.files import SELF_DESCRIBING, read_checkpo
 from gpusq_deploy.frontend.checkpoint.layer_names import is_layer_weight, layer_of, weighted_layers
 from gpusq_deploy.frontend.checkpoint.load import StoredWeights, load_checkpoint, stored_weights
 from gpusq_deploy.frontend.checkpoint.macs import count_macs
+from gpusq_deploy.frontend.checkpoint.modules import named_modules
 from gpusq_deploy.frontend.checkpoint.pretrained_folder import saved_folder, weights_file
 from gpusq_deploy.frontend.checkpoint.state_dict_fit import require_finite
 from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor, release
@@ -113,8 +114,7 @@ def _shapes(state: Mapping[str, torch.Tensor], *, but: Container[str] = ()) -> d
 
 def _tables(module: torch.nn.Module) -> set[str]:
     """Names of the embedding tables, which multiply nothing."""
-    untyped: Any = module  # named_modules() has a partly open type
-    return {f"{name}.weight" for name, child in untyped.named_modules() if isinstance(child, torch.nn.Embedding)}
+    return {f"{name}.weight" for name, child in named_modules(module) if isinstance(child, torch.nn.Embedding)}
 
 
 def _finite(stored: StoredWeights, *, place: str) -> Iterator[LayerWeight]:

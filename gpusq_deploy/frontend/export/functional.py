@@ -53,10 +53,16 @@ def _fused(node: ir.Node, module: torch.nn.Module) -> str:
     """The name of the convolution that was fused with a BatchNorm; empty where it wasn't."""
     recorded, (weight, _) = module_of(node), origin(node.inputs[1])
     name = "" if weight is None or weight.name is None else weight.name.removesuffix(".weight")
-    untyped: Any = module  # named_modules() has a partly open type
-    modules: dict[str, torch.nn.Module] = dict(untyped.named_modules())
-    norm, conv = modules.get(recorded), modules.get(name)
+    norm, conv = _submodule(module, recorded), _submodule(module, name)
     return name if name != recorded and isinstance(norm, _NORMS) and isinstance(conv, torch.nn.Conv2d) else ""
+
+
+def _submodule(module: torch.nn.Module, name: str) -> torch.nn.Module | None:
+    """None where the exporter made the name up."""
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 def _child(node: ir.Node, module: torch.nn.Module) -> str:
@@ -65,9 +71,8 @@ def _child(node: ir.Node, module: torch.nn.Module) -> str:
     weight, _ = origin(node.inputs[1])
     if not parent or weight is None or not is_constant(weight) or weight.shape is None:
         return ""
-    try:
-        found = module.get_submodule(parent)
-    except AttributeError:  # the exporter's own names
+    found = _submodule(module, parent)
+    if found is None:
         return ""
     shape = weight.shape.numpy()
     fitting = [(name, rows) for name, rows in _layers(found) if tuple(rows.shape) in (shape, shape[::-1])]

@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import torch
 
+from gpusq_deploy.frontend import named_modules
+
 _MOST = 0.9
 _TOLERANCE = 1e-4
 
@@ -70,7 +72,7 @@ def block_chain(module: torch.nn.Module, image: torch.Tensor) -> Chain | None:
     """
     containers = [
         _Container(name=name, children=dict(child.named_children()))
-        for name, child in _children(module)
+        for name, child in named_modules(module)
         if isinstance(child, (torch.nn.Sequential, torch.nn.ModuleList)) and len(child) > 1
     ]
     _record(module, containers, image)
@@ -150,14 +152,8 @@ def first_inputs(module: torch.nn.Module, block: Block, images: torch.Tensor, ba
     return torch.cat(held)
 
 
-def _children(module: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
-    # torch doesn't annotate it.
-    untyped: Any = module
-    return list(untyped.named_modules())
-
-
 def _linear_weights(module: torch.nn.Module) -> int:
-    return sum(child.weight.numel() for _, child in _children(module) if isinstance(child, torch.nn.Linear))
+    return sum(child.weight.numel() for _, child in named_modules(module) if isinstance(child, torch.nn.Linear))
 
 
 def _record(module: torch.nn.Module, containers: list[_Container], images: torch.Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 
 from gpusq_deploy.artifacts import Recipe, Value
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend import named_modules
 from gpusq_deploy.numerics import GROUP, magnitude_mask, rows_from_conv
 
 _CONVOLUTION = "a convolution: dense unless asked for"
@@ -103,18 +104,14 @@ def apply_masks(module: torch.nn.Module, masks: Masks) -> None:
 def _weights(module: torch.nn.Module) -> list[_Weight]:
     return [
         _Weight(layer=name, convolution=isinstance(child, torch.nn.Conv2d), k=int(child.weight.shape[1]))
-        for name, child in _children(module)
+        for name, child in named_modules(module)
         if isinstance(child, (torch.nn.Linear, torch.nn.Conv2d))
     ]
 
 
-def _children(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-    # torch doesn't annotate it.
-    return cast("Iterator[tuple[str, torch.nn.Module]]", module.named_modules())
-
-
 def _fused_projections(module: torch.nn.Module) -> list[str]:
-    return [f"{name}.in_proj" for name, child in _children(module) if isinstance(child, torch.nn.MultiheadAttention)]
+    children = named_modules(module)
+    return [f"{name}.in_proj" for name, child in children if isinstance(child, torch.nn.MultiheadAttention)]
 
 
 def _dense_reason(weight: _Weight, recipe: Recipe, dense: Sequence[str], *, convolutions: bool) -> str | None:

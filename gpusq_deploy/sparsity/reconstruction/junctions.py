@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from gpusq_deploy.frontend import named_modules
 from gpusq_deploy.sparsity.pruning.block_chain import Block
 
 OUTPUT = ""
@@ -82,8 +83,8 @@ def _like(value: torch.Tensor, output: torch.Tensor) -> bool:
 
 
 def _inside(module: torch.nn.Module, block: Block) -> list[tuple[str, torch.nn.Module]]:
-    untyped: Any = module.get_submodule(block.name)  # torch doesn't annotate named_modules
-    return [(f"{block.name}.{name}", child) for name, child in untyped.named_modules() if name]
+    inside = named_modules(module.get_submodule(block.name))
+    return [(f"{block.name}.{name}", child) for name, child in inside if name]
 
 
 def _junction(place: str, value: torch.Tensor, change: torch.Tensor, shift: torch.Tensor) -> Junction | None:

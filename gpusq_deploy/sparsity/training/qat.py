@@ -11,11 +11,11 @@ weight. That of an input starts at what a calibrator chooses and is learned as l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +24,8 @@ from torch.nn import functional
 from gpusq_deploy.artifacts import AMAX, Calibrator, Recipe, Rule, Value
 from gpusq_deploy.calibration import Counts, Histogram, counts_of, range_of
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend import array_from_tensor, layer_weights
-from gpusq_deploy.numerics import INT8_MAX
+from gpusq_deploy.frontend import array_from_tensor, layer_weights, named_modules
+from gpusq_deploy.numerics import INT8_MAX, LayerWeight
 
 Layer = torch.nn.Linear | torch.nn.Conv2d
 
@@ -52,43 +52,51 @@ class InputScales:
         return {layer: INT8_MAX * float(scale.detach().exp()) for layer, scale in self.logarithms.items()}
 
 
-def int8_layers(module: torch.nn.Module, recipe: Recipe) -> tuple[tuple[str, ...], tuple[FloatLayer, ...]]:
+class Int8Layers(NamedTuple):
+    """The calibrators of the layers that are trained in INT8, by layer; and the layers that aren't."""
+
+    calibrators: Mapping[str, Calibrator]
+    kept_float: tuple[FloatLayer, ...]
+
+
+def int8_layers(module: torch.nn.Module, recipe: Recipe) -> Int8Layers:
     """The layers that a recipe makes INT8, and those that it doesn't or that can't be trained so, with the reason.
+
+    A layer's calibrator is the one that its rule names, amax where it names none.
 
     Raises:
         GpusqError: There is no layer to quantise.
     """
-    reasons = {
-        weight.layer: _float_reason(
-            module, weight.layer, recipe.rule_for(weight.layer, weight.kind), recipe, weight.rows.shape[1]
-        )
-        for weight in layer_weights(module)
-    }
-    chosen = tuple(layer for layer, reason in reasons.items() if reason is None)
-    if not chosen:
+    calibrators: dict[str, Calibrator] = {}
+    kept: list[FloatLayer] = []
+    children = dict(named_modules(module))
+    for weight in layer_weights(module):
+        rule = recipe.rule_for(weight.layer, weight.kind)
+        reason = _float_reason(children, weight, rule, recipe)
+        if rule is None or reason:
+            kept.append(FloatLayer(layer=weight.layer, reason=reason))
+        else:
+            calibrators[weight.layer] = rule.calibrator_or(AMAX)
+    if not calibrators:
         raise GpusqError(
             "the recipe makes no layer INT8 that can be trained", place=f"recipe {recipe.name}", hint="--stage prune"
         )
-    return chosen, tuple(FloatLayer(layer=layer, reason=why) for layer, why in reasons.items() if why is not None)
+    return Int8Layers(calibrators, tuple(kept))
 
 
-def _children(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    # torch doesn't annotate it.
-    return dict(cast("Iterator[tuple[str, torch.nn.Module]]", module.named_modules()))
-
-
-def _float_reason(module: torch.nn.Module, layer: str, rule: Rule | None, recipe: Recipe, k: int) -> str | None:
+def _float_reason(
+    children: Mapping[str, torch.nn.Module], weight: LayerWeight, rule: Rule | None, recipe: Recipe
+) -> str:
+    """Why a layer isn't trained in INT8; empty where it is."""
     if rule is None:
         return f"no rule of recipe {recipe.name} matches it"
-    children = _children(module)
-    child, parent = children.get(layer), children.get(layer.rpartition(".")[0])
+    child, parent = children.get(weight.layer), children.get(weight.layer.rpartition(".")[0])
     if rule.precision != "int8":
         return f"recipe {recipe.name} makes it {rule.precision}: {rule.reason}"
     # torch multiplies by out_proj's weight without calling it.
     if isinstance(parent, torch.nn.MultiheadAttention) or not isinstance(child, (torch.nn.Linear, torch.nn.Conv2d)):
         return "nn.MultiheadAttention multiplies by its weight inside"
-    short = rule.too_short("linear", k) if isinstance(child, torch.nn.Linear) else ""
-    return short or None
+    return rule.too_short(weight.kind, weight.rows.shape[1])
 
 
 @dataclass(slots=True)
@@ -121,14 +129,13 @@ class _Observer:
 
 
 def observed_scales(
-    module: torch.nn.Module, layers: Sequence[str], recipe: Recipe, batches: Sequence[torch.Tensor]
+    module: torch.nn.Module, calibrators: Mapping[str, Calibrator], batches: Sequence[torch.Tensor]
 ) -> InputScales:
-    """Scales by the calibrators that the recipe names, amax where it names none.
+    """Scales of layers' inputs, by calibrators.
 
     Args:
         module: The model; in eval mode meanwhile, and not changed.
-        layers: Linear and Conv2d modules, by name.
-        recipe: The rule that decides a layer decides its calibrator.
+        calibrators: Of Linear and Conv2d modules, by name; see `int8_layers`.
         batches: Images, each [n, channels, height, width], on any device.
 
     Raises:
@@ -136,8 +143,9 @@ def observed_scales(
             A layer isn't run, or all that it reads is zero.
     """
     observer, training = _Observer(), module.training
-    children = _children(module)
-    handles = [children[layer].register_forward_pre_hook(partial(observer.look, layer)) for layer in layers]
+    handles = [
+        module.get_submodule(layer).register_forward_pre_hook(partial(observer.look, layer)) for layer in calibrators
+    ]
     device = next(module.parameters()).device
     module.eval()
     try:
@@ -148,25 +156,18 @@ def observed_scales(
         for handle in handles:
             handle.remove()
         module.train(training)
-    return _scales(observer, layers, _calibrators(module, recipe), device)
+    return _scales(observer, calibrators, device)
 
 
-def _calibrators(module: torch.nn.Module, recipe: Recipe) -> dict[str, Calibrator]:
-    rules = ((weight.layer, recipe.rule_for(weight.layer, weight.kind)) for weight in layer_weights(module))
-    return {layer: rule.calibrator_or(AMAX) for layer, rule in rules if rule is not None}
-
-
-def _scales(
-    observer: _Observer, layers: Sequence[str], calibrators: Mapping[str, Calibrator], device: torch.device
-) -> InputScales:
-    idle = [layer for layer in layers if layer not in observer.seen]
+def _scales(observer: _Observer, calibrators: Mapping[str, Calibrator], device: torch.device) -> InputScales:
+    idle = [layer for layer in calibrators if layer not in observer.seen]
     if idle:
         raise GpusqError(
             "the module isn't called as the model runs, so its input has no range",
             place=f"layer {idle[0]}",
             hint="leave it float in the recipe",
         )
-    silent = [layer for layer in layers if not observer.seen[layer].amax]
+    silent = [layer for layer in calibrators if not observer.seen[layer].amax]
     if silent:
         raise GpusqError(
             "the layer reads nothing but zeros, so its input has no range",
@@ -174,16 +175,16 @@ def _scales(
             hint="leave it float in the recipe, or give other images",
         )
     tensors, largest = observer.tensors(), dict[tuple[object, ...], float]()
-    for layer in layers:
+    for layer, calibrator in calibrators.items():
         seen = observer.seen[layer]
         assert seen.counts is not None, "amax and counts are seen together"
-        amax = range_of(Histogram(counts=seen.counts, amax=seen.amax), calibrators[layer])
+        amax = range_of(Histogram(counts=seen.counts, amax=seen.amax), calibrator)
         largest[tensors[layer]] = max(amax, largest.get(tensors[layer], 0.0))
     scales = {
         tensor: torch.nn.Parameter(torch.tensor(math.log(amax / INT8_MAX), device=device))
         for tensor, amax in largest.items()
     }
-    return InputScales(logarithms={layer: scales[tensors[layer]] for layer in layers})
+    return InputScales(logarithms={layer: scales[tensors[layer]] for layer in calibrators})
 
 
 @contextmanager
@@ -195,8 +196,7 @@ def fake_quantized(module: torch.nn.Module, scales: InputScales) -> Generator[No
         scales: Of the inputs of its Linear and Conv2d layers; in bfloat16 and float16 too, which are computed in
             float32.
     """
-    children = _children(module)
-    changed = [(children[layer], scale) for layer, scale in scales.logarithms.items()]
+    changed = [(module.get_submodule(layer), scale) for layer, scale in scales.logarithms.items()]
     for child, scale in changed:
         assert isinstance(child, (torch.nn.Linear, torch.nn.Conv2d)), "scales are of such layers"
         # A module's own attribute goes before its class's method.

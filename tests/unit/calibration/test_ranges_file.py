@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from damage import overwritten_and_cut
 from hypothesis import HealthCheck, given, settings, strategies as st
 from onnxruntime.quantization import quant_utils
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
@@ -99,10 +100,7 @@ def test_a_file_without_one_usable_range_names_the_first(tmp_path: Path) -> None
 def test_damage_is_refused_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(["calibration.json", "calibration.cache", "calibration.flatbuffers"]))
     path = written(tmp_path) / name
-    content = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    path.write_bytes(overwritten_and_cut(path.read_bytes(), data))
     found: dict[str, float] = {}
     refusal = None
     try:

@@ -12,6 +12,7 @@ import onnxruntime as ort
 import pytest
 import tiny_models
 import torch
+from damage import overwritten_and_cut
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from gpusq_deploy.artifacts import TensorRange
@@ -180,10 +181,7 @@ def test_two_inputs_without_a_path_are_no_answer() -> None:
 @given(data=st.data())
 def test_damage_is_refused_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
     path = written(tmp_path / "a.cache", VIT)
-    content = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    path.write_bytes(overwritten_and_cut(path.read_bytes(), data))
     found: dict[str, float] = {}
     refusal = None
     try:

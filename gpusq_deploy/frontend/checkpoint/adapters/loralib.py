@@ -36,10 +36,4 @@ def read_loralib(reading: Reading, *, place: str) -> Reading:
         )
         return replace(reading, problem=error)
     said = f"{PRODUCER}: adapters are zero and left out: {some(list(factors))}"
-    return replace(
-        reading,
-        state={name: tensor for name, tensor in reading.state.items() if name not in factors},
-        remarks=(*reading.remarks, said),
-        unused=(*reading.unused, said),
-        producers=(*reading.producers, PRODUCER),
-    )
+    return reading.without(factors, PRODUCER, said)

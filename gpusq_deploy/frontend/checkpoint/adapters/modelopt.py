@@ -35,6 +35,7 @@ from gpusq_deploy.frontend.checkpoint.adapters.quantizer_record import (
     weight_grid,
 )
 from gpusq_deploy.frontend.checkpoint.adapters.reading import Reading
+from gpusq_deploy.frontend.checkpoint.mappings import mapping_of
 from gpusq_deploy.frontend.checkpoint.wrappers import plain_name
 from gpusq_deploy.text import by_reason, counted, some
 
@@ -167,20 +168,15 @@ def _is_weight(name: str) -> bool:
 
 def _settings(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """What ModelOpt's state says of each quantiser, by the last of its modes that says anything."""
-    modes = _mapping(content.get("modelopt_state")).get("modelopt_state_dict")
+    modes = mapping_of(content.get("modelopt_state")).get("modelopt_state_dict")
     told: dict[str, Mapping[str, Any]] = {}
     for mode in cast("list[object]", modes) if isinstance(modes, list) else ():
         # A mode is its name and what it keeps.
         kept = cast("tuple[object, ...]", mode)[-1:] if isinstance(mode, tuple) else ()
         for value in kept:
-            states = _mapping(_mapping(_mapping(value).get("metadata")).get("quantizer_state"))
-            told.update({name: _mapping(state) for name, state in states.items()})
+            states = mapping_of(mapping_of(mapping_of(value).get("metadata")).get("quantizer_state"))
+            told.update({name: mapping_of(state) for name, state in states.items()})
     return told
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    """The value as a dictionary, an empty one where it is anything else."""
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _look_at_layer(found: _Found, layer: str, given: _Quantizer, weight: _Quantizer, place: str) -> None:

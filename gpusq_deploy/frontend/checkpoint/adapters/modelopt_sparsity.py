@@ -16,6 +16,7 @@ import torch
 from gpusq_deploy.artifacts import SparsityRecord
 from gpusq_deploy.frontend.checkpoint.adapters.masks import Mask, apply_masks, is_24
 from gpusq_deploy.frontend.checkpoint.adapters.reading import Reading
+from gpusq_deploy.frontend.checkpoint.mappings import mapping_of
 
 METHOD = "NVIDIA ModelOpt sparsity"
 _MASK = "._weight_mask"
@@ -48,18 +49,13 @@ def read_modelopt_sparsity(reading: Reading, content: Mapping[str, Any], *, plac
 
 def _exported(content: Mapping[str, Any]) -> Iterator[str]:
     """Layers that ModelOpt's state lists as sparsified."""
-    modes: object = _mapping(content.get("modelopt_state")).get("modelopt_state_dict")
+    modes: object = mapping_of(content.get("modelopt_state")).get("modelopt_state_dict")
     for mode in cast("list[object]", modes) if isinstance(modes, list) else ():
         if isinstance(mode, tuple) and mode[:1] == ("export_sparse",):
-            listed = _mapping(
-                _mapping(_mapping(cast("tuple[object, ...]", mode)[-1]).get("metadata")).get("subnet_config")
+            listed = mapping_of(
+                mapping_of(mapping_of(cast("tuple[object, ...]", mode)[-1]).get("metadata")).get("subnet_config")
             )
             yield from (name.removesuffix(_LISTED) for name in listed if name.endswith(_LISTED))
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    """The value as a dictionary, an empty one where it is anything else."""
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _is_pruned(weight: torch.Tensor | None) -> bool:

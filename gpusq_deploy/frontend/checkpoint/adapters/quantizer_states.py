@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -73,11 +72,4 @@ def _without(reading: Reading, names: list[str], producer: str, why: str) -> Rea
     if not names:
         return reading
     said = f"{producer}: not used, {counted(len(names), 'tensor')} of its quantisers ({some(names)}): {why}"
-    gone = set(names)
-    return replace(
-        reading,
-        state={name: tensor for name, tensor in reading.state.items() if name not in gone},
-        remarks=(*reading.remarks, said),
-        unused=(*reading.unused, said),
-        producers=(*reading.producers, producer),
-    )
+    return reading.without(set(names), producer, said)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -41,3 +41,13 @@ class Reading:
     taken: frozenset[str] = frozenset()
     problem: ForeignFormatError | None = None
     quantizers: QuantizerRecord = field(default_factory=QuantizerRecord)
+
+    def without(self, names: Collection[str], producer: str, said: str) -> Reading:
+        """Leave tensors of a producer out of the state, which is said."""
+        return replace(
+            self,
+            state={name: tensor for name, tensor in self.state.items() if name not in names},
+            remarks=(*self.remarks, said),
+            unused=(*self.unused, said),
+            producers=(*self.producers, producer),
+        )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, cast
 
+from gpusq_deploy.frontend.checkpoint.mappings import mapping_of
+
 
 def writers_of(content: Mapping[str, Any], names: Collection[str]) -> Iterator[str]:
     """Trainers and tools, with their versions where the file has them.
@@ -23,10 +25,10 @@ def writers_of(content: Mapping[str, Any], names: Collection[str]) -> Iterator[s
     if isinstance(state, Mapping):
         modes = _modes(cast("Mapping[str, object]", state))
         yield f"NVIDIA ModelOpt {state.get('modelopt_version', '')}".rstrip() + (f" ({modes})" if modes else "")
-    if "mmengine_version" in _mapping(content.get("meta")):
-        yield f"MMEngine {_mapping(content.get('meta'))['mmengine_version']}"
-    elif "mmcv_version" in _mapping(content.get("meta")):
-        yield f"MMCV {_mapping(content.get('meta'))['mmcv_version']}"
+    if "mmengine_version" in mapping_of(content.get("meta")):
+        yield f"MMEngine {mapping_of(content.get('meta'))['mmengine_version']}"
+    elif "mmcv_version" in mapping_of(content.get("meta")):
+        yield f"MMCV {mapping_of(content.get('meta'))['mmcv_version']}"
     if any("_orig_mod" in name.split(".") for name in names):
         yield "torch.compile"
     if names and all(name.startswith("module.") for name in names):
@@ -37,7 +39,3 @@ def _modes(state: Mapping[str, object]) -> str:
     listed = state.get("modelopt_state_dict")
     modes = cast("list[object]", listed) if isinstance(listed, list) else []
     return ", ".join(str(cast("tuple[object, ...]", mode)[0]) for mode in modes if isinstance(mode, tuple) and mode)
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}

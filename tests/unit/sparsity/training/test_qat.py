@@ -11,6 +11,7 @@ import pytest
 import tiny_models
 import torch
 
+from gpusq_deploy.artifacts.calibration import AMAX, Calibrator
 from gpusq_deploy.artifacts.recipe import load_recipe, recipe_from_toml
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.load import load_checkpoint, save_checkpoint
@@ -23,6 +24,8 @@ from gpusq_deploy.sparsity.training.qat import (
     quantized_input,
     quantized_weight,
 )
+
+AMAX_OF: dict[str, Calibrator] = dict.fromkeys(("q", "k", "v"), AMAX)
 
 
 class Shared(torch.nn.Module):
@@ -72,15 +75,15 @@ def test_layers_that_read_one_tensor_share_its_scale() -> None:
     torch.manual_seed(0)
     module = Shared()
     x = torch.randn(4, 32)
-    scales = observed_scales(module, ("q", "k", "v"), load_recipe(None), [x, 3 * x])
+    scales = observed_scales(module, AMAX_OF, [x, 3 * x])
     assert len(scales.parameters()) == 2
     assert scales.ranges()["q"] == scales.ranges()["k"] == pytest.approx(3 * float(x.abs().max()))
     assert scales.ranges()["v"] == pytest.approx(float((module.q(3 * x) * module.k(3 * x)).detach().abs().max()))
     with pytest.raises(GpusqError, match="isn't called") as caught:
-        observed_scales(module, ("idle",), load_recipe(None), [x])
+        observed_scales(module, {"idle": AMAX}, [x])
     assert caught.value.place == "layer idle"
     with pytest.raises(GpusqError, match="reads nothing but zeros"):
-        observed_scales(module, ("q",), load_recipe(None), [0 * x])
+        observed_scales(module, {"q": AMAX}, [0 * x])
 
 
 def test_what_stays_float_says_why() -> None:
@@ -88,7 +91,7 @@ def test_what_stays_float_says_why() -> None:
         {"attn": torch.nn.MultiheadAttention(32, 2), "short": torch.nn.Linear(8, 8), "head": torch.nn.Linear(32, 4)}
     )
     chosen, kept = int8_layers(module, load_recipe(None))
-    assert chosen == ("head",)
+    assert [*chosen] == ["head"]
     reasons = {entry.layer: entry.reason for entry in kept}
     inside = "nn.MultiheadAttention multiplies by its weight inside"
     assert reasons["attn.in_proj"] == reasons["attn.out_proj"] == inside
@@ -104,7 +107,7 @@ def test_forward_is_the_module_s_own_again_afterwards() -> None:
     torch.manual_seed(0)
     module, x = Shared(), torch.randn(2, 32)
     plain = module(x)
-    with fake_quantized(module, observed_scales(module, ("q", "k", "v"), load_recipe(None), [x])):
+    with fake_quantized(module, observed_scales(module, AMAX_OF, [x])):
         assert not torch.equal(module(x), plain)
     assert torch.equal(module(x), plain)
     assert "forward" not in vars(module.q)
@@ -117,8 +120,8 @@ def test_the_built_graph_computes_what_was_trained(tmp_path: Path) -> None:
     tiny_models.write_vit(tmp_path / "dense.pt")
     checkpoint = load_checkpoint(tmp_path / "dense.pt", arch=tiny_models.vit_spec())
     images = torch.randn(6, *checkpoint.preprocessing.sample_shape, generator=torch.Generator().manual_seed(0))
-    layers, _ = int8_layers(checkpoint.module, load_recipe(None))
-    scales = observed_scales(checkpoint.module, layers, load_recipe(None), [images])
+    layers = int8_layers(checkpoint.module, load_recipe(None))
+    scales = observed_scales(checkpoint.module, layers.calibrators, [images])
     save_checkpoint(
         tmp_path / "qat.pt",
         checkpoint.module,
