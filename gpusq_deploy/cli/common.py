@@ -44,7 +44,6 @@ def run_command(command: click.Command) -> NoReturn:
     except (BrokenPipeError, PipeClosedError):
         abandon_streams()
         code = PIPE_CLOSED
-    gc.freeze()  # and nobody needs garbage looked for as the process ends, which takes two seconds
     sys.exit(code)
 
 

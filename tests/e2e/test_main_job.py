@@ -64,3 +64,11 @@ def test_ranges_of_gpusq_calibrate_are_built_from(folder: Path, photos: Path) ->
     answer(folder, "calibrate", "model.pt", *ARCH, "--calib", photos, "--out", "ranges.json")
     options = ("--int8", "--ranges", "ranges.json", "--out", "again.gpusq")
     assert answer(folder, "build", "model.pt", *ARCH, *options)["int8_layers"] == 10
+
+
+def test_trained_in_int8_it_is_built_without_data_and_a_quiet_command_says_nothing(folder: Path, photos: Path) -> None:
+    options = ("--data", photos, "--stage", "prune,qat", "--epochs", "1", "--out", "trained.pt")
+    assert len(answer(folder, "compress", "model.pt", *ARCH, *options)["int8"]) == 10
+    done = run(folder, "build", "trained.pt", "--int8", "--sparse", "--target", "none", "--quiet")
+    # Libraries speak as the process ends too: of what they believe was not given back.
+    assert (done.returncode, done.stderr) == (0, "")
