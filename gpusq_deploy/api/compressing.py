@@ -126,6 +126,6 @@ def _epochs(stage: CompressStage, epochs: int | Sequence[int] | None) -> tuple[i
 
 def _epoch_text(result: EpochResult) -> str:
     scored = f"agrees with the dense model on {result.agreement:.2%}"
-    if result.accuracy is not None:
-        scored = f"held-out accuracy {result.accuracy:.2%}, {scored}"
+    if result.score is not None:
+        scored = f"held-out {result.measure} {result.score:.2%}, {scored}"
     return f"epoch {result.epoch} of {result.epochs}: loss {result.loss:.4f}, {scored}"

@@ -29,20 +29,16 @@ from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
 from gpusq_deploy.sparsity.pruning.whole_model import OneshotReport, prune_oneshot
 from gpusq_deploy.sparsity.reconstruction.one_block import Pair
 from gpusq_deploy.sparsity.reconstruction.reconstruct import Data, Reconstruction, ReconstructOptions, reconstruct
-from gpusq_deploy.sparsity.training.data import TrainingData, load_folder
+from gpusq_deploy.sparsity.training.data import load_folder
 from gpusq_deploy.sparsity.training.distill import (
+    Distilled,
     DistillOptions,
     EpochResult,
-    LogitPair,
     Recovery,
-    Scores,
-    block_weights,
-    count_classes,
     later_blocks,
-    predict,
     recover,
-    score,
 )
+from gpusq_deploy.sparsity.training.losses import block_weights
 from gpusq_deploy.sparsity.training.qat import (
     FloatLayer,
     InputScales,
@@ -51,6 +47,10 @@ from gpusq_deploy.sparsity.training.qat import (
     int8_layers,
     observed_scales,
 )
+from gpusq_deploy.sparsity.training.samples import TrainingData
+from gpusq_deploy.sparsity.training.scoring import Scores, predict, score
+from gpusq_deploy.sparsity.training.tasks.classification import Classification
+from gpusq_deploy.sparsity.training.tasks.task import Measure, Task
 from gpusq_deploy.text import counted
 
 # Held-out images on which reconstruction tells the error of each block.
@@ -107,7 +107,7 @@ class HeldOutScore(Value):
     model without logits it is the mean cosine of its output vectors with the dense model's.
     """
 
-    measure: Literal["accuracy", "agreement", "cosine"]
+    measure: Measure | Literal["agreement", "cosine"]
     dense: float
     pruned: float
     recovered: float
@@ -167,6 +167,7 @@ class _Run:
 
     request: CompressRequest
     reporter: CompressReporter
+    task: Task
     int8: Int8Layers | None
     data: TrainingData
     measured: Callable[[torch.nn.Module], Scores]
@@ -191,8 +192,11 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
     data = load_folder(request.data, checkpoint.preprocessing, held_out=request.held_out, seed=training.seed)
     teacher = checkpoint.module.to("cuda" if torch.cuda.is_available() else "cpu")
     features = _only_features(teacher, data, request)
-    measured = _score_function(teacher, data, request, features=features)
-    run = _Run(request=request, reporter=reporter, int8=int8, data=data, measured=measured, features=features)
+    task = Classification()
+    measured = _score_function(teacher, task, data, request, features=features)
+    run = _Run(
+        request=request, reporter=reporter, task=task, int8=int8, data=data, measured=measured, features=features
+    )
     dense = measured(teacher)
     run.say(*_notes(checkpoint, data, dense, features=features, trains=training.epochs > 0))
     for name in data.skipped:
@@ -200,7 +204,7 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
     teacher, permuted = _arranged(run, teacher, choice.pruned)
     student, masks = _pruned(run, teacher, choice.pruned)
     pruned = measured(student)
-    done = _recovered(run, LogitPair(student=student, teacher=teacher, masks=masks))
+    done = _recovered(run, Distilled(student=student, teacher=teacher, masks=masks, task=task))
     recovered = pruned if done.method == request.method else measured(done.module)
     quantized = _quantized(run, done.module, masks, done.training)
     method = f"{done.method} + quantisation-aware training" if quantized and quantized.epoch else done.method
@@ -218,7 +222,7 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
         feature_blocks=len(later_blocks(done.module)),
         epochs=training.epochs,
         qat_epochs=request.qat_epochs,
-        held_out=_held_out((dense, pruned, recovered), quantized, features=features),
+        held_out=_held_out(run, (dense, pruned, recovered), quantized),
         notes=tuple(run.notes),
         permuted=permuted,
         int8=tuple(quantized.layers.calibrators) if quantized else (),
@@ -227,7 +231,7 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
     )
 
 
-def _recovered(run: _Run, pair: LogitPair) -> _Recovered:
+def _recovered(run: _Run, pair: Distilled) -> _Recovered:
     """What follows pruning; where nothing does, the pruned student."""
     request, options = run.request, run.request.training
     if request.stage == "reconstruct":
@@ -240,13 +244,13 @@ def _recovered(run: _Run, pair: LogitPair) -> _Recovered:
     return _Recovered(pair.student, method, found)
 
 
-def _reconstructed(run: _Run, pair: LogitPair) -> _Recovered:
+def _reconstructed(run: _Run, pair: Distilled) -> _Recovered:
     """The best of the pruned student and the passes, by the score that is reported and then by the outputs' cosine."""
     request, data, teacher = run.request, run.data, pair.teacher
     size = request.training.batch_size
 
     def quality(module: torch.nn.Module) -> tuple[float, ...]:
-        score = _main(run.measured(module))
+        score = run.measured(module).main
         return (score,) if run.features else (score, _cosine(module, teacher, data, size))
 
     told = data.held_out.batch(spread_indices(len(data.held_out), _TOLD_IMAGES)).images
@@ -286,7 +290,14 @@ def _quantized(run: _Run, student: torch.nn.Module, masks: Masks, recovery: Reco
     training = run.request.training
     options = msgspec.structs.replace(training, epochs=epochs, learning_rate=_QAT_RATE * training.learning_rate)
     weights = block_weights(recovery.block_losses) if recovery is not None and recovery.block_losses else None
-    pair = LogitPair(student=student, teacher=teacher, masks=masks, scales=scales.parameters(), weights=weights)
+    pair = Distilled(
+        student=student,
+        teacher=teacher,
+        masks=masks,
+        task=run.task,
+        scales=scales.parameters(),
+        weights=weights,
+    )
     with fake_quantized(student, scales):
         before = run.measured(student)
         found = recover(pair, run.data, options, run.reporter.epoch)
@@ -370,14 +381,14 @@ def _only_features(teacher: torch.nn.Module, data: TrainingData, request: Compre
 
 
 def _score_function(
-    teacher: torch.nn.Module, data: TrainingData, request: CompressRequest, *, features: bool
+    teacher: torch.nn.Module, task: Task, data: TrainingData, request: CompressRequest, *, features: bool
 ) -> Callable[[torch.nn.Module], Scores]:
     size = request.training.batch_size
     if features:
         return lambda module: Scores(None, _cosine(module, teacher, data, size))
     _require_classes(teacher, data, request)
-    reference = predict(teacher, data.held_out, size)
-    return lambda module: score(module, data.held_out, reference, size)
+    reference = predict(task, teacher, data.held_out, size)
+    return lambda module: score(task, module, data.held_out, reference, size)
 
 
 def _cosine(module: torch.nn.Module, teacher: torch.nn.Module, data: TrainingData, size: int) -> float:
@@ -391,20 +402,16 @@ def _cosine(module: torch.nn.Module, teacher: torch.nn.Module, data: TrainingDat
     return float(torch.cat(cosines).double().mean())
 
 
-def _held_out(floats: tuple[Scores, Scores, Scores], quantized: _Quantized | None, *, features: bool) -> HeldOutScore:
+def _held_out(run: _Run, floats: tuple[Scores, Scores, Scores], quantized: _Quantized | None) -> HeldOutScore:
     dense, pruned, recovered = floats
     return HeldOutScore(
-        measure="cosine" if features else "agreement" if dense.accuracy is None else "accuracy",
-        dense=_main(dense),
-        pruned=_main(pruned),
-        recovered=_main(recovered),
-        quantized=None if quantized is None else _main(quantized.before),
-        trained=None if quantized is None else _main(quantized.after),
+        measure="cosine" if run.features else "agreement" if dense.labelled is None else run.task.measure,
+        dense=dense.main,
+        pruned=pruned.main,
+        recovered=recovered.main,
+        quantized=None if quantized is None else quantized.before.main,
+        trained=None if quantized is None else quantized.after.main,
     )
-
-
-def _main(scores: Scores) -> float:
-    return scores.agreement if scores.accuracy is None else scores.accuracy
 
 
 def _notes(checkpoint: Checkpoint, data: TrainingData, dense: Scores, *, features: bool, trains: bool) -> Iterator[str]:
@@ -412,9 +419,9 @@ def _notes(checkpoint: Checkpoint, data: TrainingData, dense: Scores, *, feature
         yield "the model returns no logits: scored by the cosine of its output vectors with the dense model's"
     elif not data.classes:
         yield "no class folders: the dense model's predictions serve as labels"
-    elif dense.accuracy is not None and dense.accuracy < _CHANCE / len(data.classes):
+    elif dense.labelled is not None and dense.labelled < _CHANCE / len(data.classes):
         yield (
-            f"the dense model is right on only {dense.accuracy:.1%} of the held-out images, no more than chance: are "
+            f"the dense model is right on only {dense.labelled:.1%} of the held-out images, no more than chance: are "
             "the class folders, sorted by name, in the order of the model's classes? a flat folder needs no labels"
         )
     if trains and not later_blocks(checkpoint.module):
@@ -499,7 +506,8 @@ def _require_dense(checkpoint: Checkpoint, request: CompressRequest) -> None:
 
 
 def _require_classes(teacher: torch.nn.Module, data: TrainingData, request: CompressRequest) -> None:
-    outputs = count_classes(teacher, data.held_out)
+    with torch.no_grad():
+        outputs = Classification().answer(teacher, data.held_out.batch([0]).images).shape[1]
     if len(data.classes) > outputs:
         raise GpusqError(
             f"the folder has {len(data.classes)} classes, the model has only {outputs}",

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ import torch
 from gpusq_deploy.artifacts import Preprocessing
 from gpusq_deploy.calibration import SUFFIXES, Batches, ImageFolder, Sample, image_files
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.sparsity.training.samples import Batch, TrainingData
 
 _KEEP_BELOW = 2 << 30  # bytes of float32 samples that are kept in memory
 _CHECK_BATCH = 64
@@ -23,46 +23,31 @@ _PER_VALIDATION = 10  # of so many samples that aren't held out, one
 Labels = npt.NDArray[np.int64]
 
 
-class Batch(NamedTuple):
-    """Images float32 [n, channels, height, width], and labels int64 [n] where there are any."""
-
-    images: torch.Tensor
-    labels: torch.Tensor | None
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Samples:
-    """Images by index, kept in memory or read again each time, and their labels [N], if any."""
+class FolderSamples:
+    """Images by index, kept in memory or read again each time, and their labels [N], if any; none is augmented."""
 
     source: ImageFolder
     labels: Labels | None
     kept: torch.Tensor | None
 
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return self.labels is not None
+
     def __len__(self) -> int:
         return len(self.source)
 
-    def batch(self, indices: Sequence[int]) -> Batch:
+    def batch(self, indices: Sequence[int], epoch: int = 0) -> Batch:
         """The samples at these indices, in this order."""
+        del epoch
         chosen = list(indices)
         if self.kept is not None:
             images = self.kept[chosen]
         else:
             images = torch.from_numpy(np.stack([self.source.sample(index) for index in chosen]))
-        return Batch(images, None if self.labels is None else torch.from_numpy(self.labels[chosen]))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingData:
-    """A folder, read and split. `classes` is empty where there are no labels; `skipped` names unreadable files.
-
-    `validation` chooses among the epochs of training; of less than ten training samples it is those themselves.
-    """
-
-    train: Samples
-    validation: Samples
-    held_out: Samples
-    classes: tuple[str, ...]
-    skipped: tuple[str, ...]
+        return Batch(images, None if self.labels is None else [int(label) for label in self.labels[chosen]])
 
 
 def load_folder(
@@ -93,7 +78,7 @@ def load_folder(
     source = ImageFolder(name=str(folder), files=tuple(files), preprocessing=preprocessing)
     size = 4 * math.prod(preprocessing.sample_shape) * len(files)
     readable, kept, skipped = _read(source, keep=size < keep_below)
-    every = Samples(
+    every = FolderSamples(
         source=ImageFolder(name=source.name, files=tuple(files[i] for i in readable), preprocessing=preprocessing),
         labels=np.asarray([classes.index(files[i].relative_to(folder).parts[0]) for i in readable], dtype=np.int64)
         if classes
@@ -169,10 +154,10 @@ def _split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
     return sorted(order[:held]), sorted(order[held:])
 
 
-def _selected(samples: Samples, indices: list[int]) -> Samples:
+def _selected(samples: FolderSamples, indices: list[int]) -> FolderSamples:
     whole = samples.source
     files = tuple(whole.files[index] for index in indices)
-    return Samples(
+    return FolderSamples(
         source=ImageFolder(name=whole.name, files=files, preprocessing=whole.preprocessing),
         labels=None if samples.labels is None else samples.labels[indices],
         kept=None if samples.kept is None else samples.kept[indices],

@@ -1,10 +1,6 @@
 """Recover a pruned model by distillation from the dense one it came from.
 
-    L = alpha · L_hard + beta · L_soft + gamma · L_feature        alpha = 1, beta = 10, gamma = 5
-
-As reported for GPUSQ-ViT (Yu, Chen, Gan, Fan, CVPR 2023, arXiv 2305.10727): the weights and the three terms come
-from summaries of the paper at second hand, not from its text. Temperature, the norm of the feature term, optimiser
-and learning rate are not reported there; those below are our own choice.
+The loss is that of `losses`, its hard and soft term the task's.
 """
 
 from __future__ import annotations
@@ -14,18 +10,18 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from gpusq_deploy.artifacts import Value
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.sparsity.pruning.magnitude import Masks, apply_masks
-from gpusq_deploy.sparsity.training.data import Batch, Samples, TrainingData
-
-_TINY = 1e-12
+from gpusq_deploy.sparsity.training.losses import feature_losses
+from gpusq_deploy.sparsity.training.samples import Batch, Samples, TrainingData
+from gpusq_deploy.sparsity.training.scoring import Scores, predict, score
+from gpusq_deploy.sparsity.training.tasks.task import Measure, Task
 
 
 class DistillOptions(Value):
@@ -38,75 +34,18 @@ class DistillOptions(Value):
     alpha: float = 1.0
     beta: float = 10.0
     gamma: float = 5.0
-    temperature: float = 2.0
     weight_decay: float = 0.01
 
 
 class EpochResult(Value):
-    """One epoch: mean loss, and the held-out scores after it. `accuracy` is None where there are no labels."""
+    """One epoch: mean loss, and the held-out scores after it, 0…1. `score` is None where there are no labels."""
 
     epoch: int
     epochs: int
     loss: float
-    accuracy: float | None
+    measure: Measure
+    score: float | None
     agreement: float
-
-
-class Scores(NamedTuple):
-    """Share of samples predicted as labelled (None without labels), and as the teacher predicts."""
-
-    accuracy: float | None
-    agreement: float
-
-
-def hard_loss(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-    """Cross entropy of the student's logits [N, classes] on labels [N], or on the teacher's predictions without."""
-    return functional.cross_entropy(student, teacher.argmax(dim=1) if labels is None else labels)
-
-
-def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), mean over samples.
-
-    T² keeps the gradient's size independent of T: Hinton, Vinyals, Dean, arXiv 1503.02531.
-    """
-    student_log = functional.log_softmax(student / temperature, dim=1)
-    teacher_log = functional.log_softmax(teacher / temperature, dim=1)
-    divergence = functional.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True)
-    return temperature**2 * divergence
-
-
-def feature_losses(
-    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], agree: torch.Tensor
-) -> torch.Tensor:
-    """Of each block, MSE(student, teacher) / Var(teacher), over the samples where both predict one class.
-
-    Args:
-        student: The student's block outputs, each [N, ...].
-        teacher: The teacher's, of the same shapes.
-        agree: Booleans [N].
-
-    Returns:
-        [blocks]; zeros where no sample agrees.
-    """
-    if not student or not bool(agree.any()):
-        return torch.zeros(len(student), device=agree.device)
-    terms = [
-        functional.mse_loss(ours[agree], theirs[agree]) / theirs[agree].var(correction=0).clamp_min(_TINY)
-        for ours, theirs in zip(student, teacher, strict=True)
-    ]
-    return torch.stack(terms)
-
-
-def block_weights(losses: Sequence[float]) -> tuple[float, ...]:
-    """Weights of blocks in the feature term of quantisation-aware training: 1 / loss, scaled to a mean of 1.
-
-    A larger loss in the first stage gives a smaller weight, as reported for GPUSQ-ViT; the formula is our own choice.
-
-    Args:
-        losses: The first stage's feature losses, of each block.
-    """
-    inverse = [1 / max(loss, _TINY) for loss in losses]
-    return tuple(weight * len(inverse) / sum(inverse) for weight in inverse)
 
 
 def later_blocks(module: torch.nn.Module) -> tuple[torch.nn.Module, ...]:
@@ -117,38 +56,9 @@ def later_blocks(module: torch.nn.Module) -> tuple[torch.nn.Module, ...]:
     return tuple(blocks)[len(blocks) // 2 :]
 
 
-def count_classes(module: torch.nn.Module, samples: Samples) -> int:
-    """Number of logits that the model returns for one of the samples."""
-    with torch.no_grad():
-        return int(_logits(module, samples.batch([0]).images).shape[1])
-
-
-def predict(module: torch.nn.Module, samples: Samples, batch_size: int) -> torch.Tensor:
-    """Predicted classes of all samples, int64 [N] on the CPU, in eval mode; the module's mode is kept."""
-    training = module.training
-    module.eval()
-    with torch.no_grad():
-        found = [
-            _logits(module, samples.batch(range(start, min(start + batch_size, len(samples)))).images)
-            .argmax(dim=1)
-            .cpu()
-            for start in range(0, len(samples), batch_size)
-        ]
-    module.train(training)
-    return torch.cat(found)
-
-
-def score(module: torch.nn.Module, samples: Samples, teacher: torch.Tensor, batch_size: int) -> Scores:
-    """Score a model on samples against their labels and the teacher's predictions [N]."""
-    predicted = predict(module, samples, batch_size)
-    labels = samples.labels
-    accuracy = None if labels is None else float((predicted == torch.from_numpy(labels)).double().mean())
-    return Scores(accuracy, float((predicted == teacher).double().mean()))
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LogitPair:
-    """The model to recover, the one it came from, and the weights it may keep; all on one device.
+class Distilled:
+    """The model to recover, the one it came from, their task, and the weights it may keep; all on one device.
 
     `scales` are trained with the student's parameters; `weights` are those of the compared blocks, None: all 1.
     """
@@ -156,6 +66,7 @@ class LogitPair:
     student: torch.nn.Module
     teacher: torch.nn.Module
     masks: Masks
+    task: Task
     scales: Sequence[torch.nn.Parameter] = ()
     weights: tuple[float, ...] | None = None
 
@@ -174,7 +85,7 @@ class Recovery(NamedTuple):
 
 
 def recover(
-    pair: LogitPair, data: TrainingData, options: DistillOptions, report: Callable[[EpochResult], None]
+    pair: Distilled, data: TrainingData, options: DistillOptions, report: Callable[[EpochResult], None]
 ) -> Recovery:
     """Train the student in place, and keep the best by the validation samples. Masked weights stay zero.
 
@@ -188,7 +99,7 @@ def recover(
         report: Called after each epoch.
 
     Raises:
-        GpusqError: The loss became infinite or NaN, or a model's output isn't logits.
+        GpusqError: The loss became infinite or NaN, or a model's answer isn't one of its task.
     """
     apply_masks(pair.student, pair.masks)
     steps = max(1, options.epochs * math.ceil(len(data.train) / options.batch_size))
@@ -204,14 +115,13 @@ def recover(
             losses = _train_epoch(trainer, data.train, options, epoch)
             last = judge.validation()
             best = best if last < best.score else _State.of(pair, epoch, last)
-            scores = judge.held_out()
-            report(EpochResult(epoch=epoch, epochs=options.epochs, loss=losses.total, **scores._asdict()))
+            report(_result(pair.task, options, epoch, losses.total, judge.held_out()))
     best.restore(pair)
     pair.student.requires_grad_(requires_grad=False).eval()
     return Recovery(epoch=best.epoch, kept=best.score, start=start, last=last, block_losses=losses.blocks)
 
 
-def _parameter_groups(pair: LogitPair, options: DistillOptions) -> list[dict[str, Any]]:
+def _parameter_groups(pair: Distilled, options: DistillOptions) -> list[dict[str, Any]]:
     weights = list(pair.student.requires_grad_(requires_grad=True).parameters())
     # Decay would pull a logarithm towards the scale 1.
     return [
@@ -220,21 +130,32 @@ def _parameter_groups(pair: LogitPair, options: DistillOptions) -> list[dict[str
     ]
 
 
+def _result(task: Task, options: DistillOptions, epoch: int, loss: float, scores: Scores) -> EpochResult:
+    return EpochResult(
+        epoch=epoch,
+        epochs=options.epochs,
+        loss=loss,
+        measure=task.measure,
+        score=scores.labelled,
+        agreement=scores.agreement,
+    )
+
+
 class _Judge:
     """Scores the student on the samples that training doesn't see."""
 
-    def __init__(self, pair: LogitPair, data: TrainingData, batch_size: int) -> None:
-        self._student, self._data, self._size = pair.student, data, batch_size
-        self._held_out = predict(pair.teacher, data.held_out, batch_size)
-        self._validation = predict(pair.teacher, data.validation, batch_size)
+    def __init__(self, pair: Distilled, data: TrainingData, batch_size: int) -> None:
+        self._pair, self._data, self._size = pair, data, batch_size
+        self._held_out = predict(pair.task, pair.teacher, data.held_out, batch_size)
+        self._validation = predict(pair.task, pair.teacher, data.validation, batch_size)
 
     def held_out(self) -> Scores:
-        return score(self._student, self._data.held_out, self._held_out, self._size)
+        return score(self._pair.task, self._pair.student, self._data.held_out, self._held_out, self._size)
 
     def validation(self) -> float:
-        """Accuracy, or agreement with the teacher where there are no labels."""
-        found = score(self._student, self._data.validation, self._validation, self._size)
-        return found.agreement if found.accuracy is None else found.accuracy
+        """By the labels, or by the teacher's predictions where there are none."""
+        samples = self._data.validation
+        return score(self._pair.task, self._pair.student, samples, self._validation, self._size).main
 
 
 class _State(NamedTuple):
@@ -246,11 +167,11 @@ class _State(NamedTuple):
     scales: list[torch.Tensor]
 
     @classmethod
-    def of(cls, pair: LogitPair, epoch: int, found: float) -> _State:
+    def of(cls, pair: Distilled, epoch: int, found: float) -> _State:
         tensors = {name: tensor.detach().clone() for name, tensor in pair.student.state_dict().items()}
         return cls(epoch, found, tensors, [scale.detach().clone() for scale in pair.scales])
 
-    def restore(self, pair: LogitPair) -> None:
+    def restore(self, pair: Distilled) -> None:
         pair.student.load_state_dict(self.tensors)
         with torch.no_grad():
             for scale, kept in zip(pair.scales, self.scales, strict=True):
@@ -270,7 +191,7 @@ class _Outputs(NamedTuple):
 
 
 class _Trainer(NamedTuple):
-    pair: LogitPair
+    pair: Distilled
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     outputs: _Outputs
@@ -280,7 +201,7 @@ def _train_epoch(trainer: _Trainer, samples: Samples, options: DistillOptions, e
     pair = trainer.pair
     total, blocks = 0.0, torch.zeros(len(later_blocks(pair.student)))
     for indices in _shuffled(len(samples), options, epoch):
-        loss, features = _loss(pair, samples.batch(indices), options, trainer.outputs)
+        loss, features = _loss(pair, samples.batch(indices, epoch), options, trainer.outputs)
         total += _require_finite(loss, epoch) * len(indices)
         blocks += features.detach().cpu() * len(indices)
         trainer.optimizer.zero_grad()
@@ -315,47 +236,24 @@ def later_outputs(module: torch.nn.Module) -> Generator[deque[torch.Tensor], Non
 
 
 def _loss(
-    pair: LogitPair, batch: Batch, options: DistillOptions, outputs: _Outputs
+    pair: Distilled, batch: Batch, options: DistillOptions, outputs: _Outputs
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss [], and the feature losses [blocks] in it."""
     pair.student.train()
+    task = pair.task
     with torch.no_grad():
-        teacher = _logits(pair.teacher, batch.images)
-    student = _logits(pair.student, batch.images)
-    labels = None if batch.labels is None else batch.labels.to(student.device)
-    agree = student.argmax(dim=1) == teacher.argmax(dim=1)
-    features = feature_losses(outputs.student, outputs.teacher, agree)
+        teacher = task.answer(pair.teacher, batch.images)
+    student = task.answer(pair.student, batch.images)
+    targets = task.as_targets(task.predictions(teacher)) if batch.targets is None else batch.targets
+    terms = task.losses(pair.student, student, teacher, targets)
+    features = feature_losses(outputs.student, outputs.teacher, terms.agree)
     weighted = features if pair.weights is None else features * features.new_tensor(pair.weights)
     loss = (
-        options.alpha * hard_loss(student, teacher, labels)
-        + options.beta * soft_loss(student, teacher, options.temperature)
+        options.alpha * terms.hard
+        + options.beta * terms.soft
         + options.gamma * (weighted.mean() if len(features) else 0.0)
     )
     return loss, features
-
-
-def _logits(module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    device = next(module.parameters()).device
-    logits = module(images.to(device))
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        raise GpusqError(
-            f"gpusq-compress needs one output, logits [N, classes] or without training features [N, ...]; the model "
-            f"returns {_described(logits)}",
-            place="the model's output",
-            hint="--epochs 0 prunes a model of features alone; of several outputs, wrap it in a factory whose forward "
-            "returns the one, or prune it in the build: gpusq-build --prune",
-        )
-    return logits
-
-
-def _described(answer: Any) -> str:
-    """Shapes of an answer that isn't logits."""
-    if isinstance(answer, torch.Tensor):
-        return str(list(answer.shape))
-    if not isinstance(answer, (tuple, list)):
-        return f"a {type(answer).__name__}"
-    entries = cast("Sequence[Any]", answer)
-    return f"{len(entries)}: {', '.join(_described(entry) for entry in entries)}"
 
 
 def _shuffled(count: int, options: DistillOptions, epoch: int) -> list[list[int]]:

@@ -12,7 +12,8 @@ from PIL import Image
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.calibration.image_data import load_image
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.sparsity.training.data import TrainingData, load_folder
+from gpusq_deploy.sparsity.training.data import FolderSamples, load_folder
+from gpusq_deploy.sparsity.training.samples import Samples, TrainingData
 
 PREPROCESSING = Preprocessing(channels=1, height=8, width=8, mean=(0.5,), std=(0.25,), origin="test")
 
@@ -32,6 +33,11 @@ def class_folder(root: Path, counts: dict[str, int]) -> Path:
     return root
 
 
+def in_folder(samples: Samples) -> FolderSamples:
+    assert isinstance(samples, FolderSamples)
+    return samples
+
+
 def load(folder: Path, *, seed: int = 0, held_out: float = 0.25, keep_below: int = 1 << 20) -> TrainingData:
     return load_folder(folder, PREPROCESSING, held_out=held_out, seed=seed, keep_below=keep_below)
 
@@ -43,25 +49,25 @@ def test_labels_follow_the_sorted_names_and_stay_with_their_images(tmp_path: Pat
     assert len(data.held_out) == 3
     for part in (data.train, data.held_out):
         batch = part.batch(range(len(part)))
-        assert batch.labels is not None
+        assert batch.targets is not None
         levels = torch.round((batch.images[:, 0, 0, 0] * 0.25 + 0.5) * 255)
-        assert torch.equal(torch.div(levels, 10, rounding_mode="floor").long(), batch.labels)
+        assert torch.equal(torch.div(levels, 10, rounding_mode="floor").long(), torch.tensor(batch.targets))
 
 
 def test_an_empty_class_keeps_its_place(tmp_path: Path) -> None:
     data = load(class_folder(tmp_path, {"a": 2, "b": 0, "c": 2}))
     assert data.classes == ("a", "b", "c")
-    labels = [int(label) for part in (data.train, data.held_out) if part.labels is not None for label in part.labels]
+    labels = [label for part in (data.train, data.held_out) for label in part.batch(range(len(part))).targets or ()]
     assert sorted(labels) == [0, 0, 2, 2]
 
 
 def test_samples_are_what_calibration_sees_kept_or_not(tmp_path: Path) -> None:
     folder = class_folder(tmp_path, {"a": 4, "b": 4})
     kept, read = load(folder), load(folder, keep_below=0)
-    assert kept.train.kept is not None
-    assert read.train.kept is None
+    assert in_folder(kept.train).kept is not None
+    assert in_folder(read.train).kept is None
     for order in ([3, 0], [1, 1, 5]):
-        expected = np.stack([load_image(kept.train.source.files[index], PREPROCESSING) for index in order])
+        expected = np.stack([load_image(in_folder(kept.train).source.files[index], PREPROCESSING) for index in order])
         for data in (kept, read):
             batch = data.train.batch(order)
             assert torch.equal(batch.images, torch.from_numpy(expected))
@@ -71,15 +77,15 @@ def test_samples_are_what_calibration_sees_kept_or_not(tmp_path: Path) -> None:
 def test_the_split_is_fixed_by_the_seed_and_loses_nothing(tmp_path: Path) -> None:
     folder = class_folder(tmp_path, {"a": 10, "b": 10})
     splits = [load(folder, seed=seed) for seed in (0, 0, 1)]
-    held_out = [data.held_out.source.files for data in splits]
+    held_out = [in_folder(data.held_out).source.files for data in splits]
     assert held_out[0] == held_out[1]
     assert held_out[0] != held_out[2]
     assert len(held_out[0]) == 5
     assert len(splits[0].validation) == 1
-    parts = (held_out[0], splits[0].train.source.files, splits[0].validation.source.files)
+    parts = (held_out[0], in_folder(splits[0].train).source.files, in_folder(splits[0].validation).source.files)
     assert sorted(file for part in parts for file in part) == sorted(folder.rglob("*.png"))
     few = load(class_folder(tmp_path / "few", {"a": 4}))
-    assert few.validation.source.files == few.train.source.files
+    assert in_folder(few.validation).source.files == in_folder(few.train).source.files
 
 
 @pytest.mark.parametrize("share", [0.001, 0.999])
@@ -94,8 +100,8 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path, inner: str) -> None:
         write(tmp_path / inner / f"{index}.png", index)
     data = load(tmp_path)
     assert data.classes == ()
-    assert data.train.labels is None
-    assert data.train.batch([0]).labels is None
+    assert not data.train.labelled
+    assert data.train.batch([0]).targets is None
 
 
 def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
@@ -112,7 +118,7 @@ def test_a_damaged_image_is_skipped_and_named_and_labels_stay_right(tmp_path: Pa
     data = load(folder)
     assert len(data.skipped) == 1
     assert "1.png" in data.skipped[0]
-    for part in (data.train, data.held_out):
+    for part in map(in_folder, (data.train, data.held_out)):
         assert part.labels is not None
         assert [file.parent.name for file in part.source.files] == ["ab"[label] for label in part.labels]
         assert len(part) == len(part.labels) == len(part.batch(range(len(part))).images)

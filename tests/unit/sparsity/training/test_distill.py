@@ -16,23 +16,22 @@ from gpusq_deploy.artifacts.recipe import recipe_from_toml
 from gpusq_deploy.calibration.data import ImageFolder
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.sparsity.pruning.magnitude import apply_masks, magnitude_masks, prunable_layers
-from gpusq_deploy.sparsity.training.data import Samples, TrainingData
+from gpusq_deploy.sparsity.training.data import FolderSamples
 from gpusq_deploy.sparsity.training.distill import (
+    Distilled,
     DistillOptions,
     EpochResult,
-    LogitPair,
-    block_weights,
-    feature_losses,
-    hard_loss,
     later_blocks,
     later_outputs,
-    predict,
     recover,
-    score,
-    soft_loss,
 )
+from gpusq_deploy.sparsity.training.losses import block_weights, feature_losses, soft_loss
+from gpusq_deploy.sparsity.training.samples import TrainingData
+from gpusq_deploy.sparsity.training.scoring import predict, score
+from gpusq_deploy.sparsity.training.tasks.classification import Classification
 
 CLASSES = 10
+TASK = Classification()
 OPTIONS = DistillOptions(epochs=12, learning_rate=3e-3, batch_size=32, seed=0)
 PIXELS = Preprocessing(channels=1, height=4, width=4, mean=(0.0,), std=(1.0,), origin="test")
 
@@ -58,14 +57,14 @@ class Blocks(nn.Module):
         return logits
 
 
-def samples(count: int, seed: int, *, labelled: bool = True) -> Samples:
+def samples(count: int, seed: int, *, labelled: bool = True) -> FolderSamples:
     """Points around one seeded centre per class: separable, but not by one weight."""
     centres = np.random.default_rng(99).standard_normal((CLASSES, 16))
     rng = np.random.default_rng(seed)
     labels = rng.integers(CLASSES, size=count)
     images = (centres[labels] + 0.4 * rng.standard_normal((count, 16))).astype(np.float32)
     files = tuple(Path(f"{index}.png") for index in range(count))
-    return Samples(
+    return FolderSamples(
         source=ImageFolder(name="points", files=files, preprocessing=PIXELS),
         labels=labels.astype(np.int64) if labelled else None,
         kept=torch.from_numpy(images.reshape(count, 1, 4, 4)),
@@ -88,19 +87,20 @@ def teacher() -> nn.Module:
     module = Blocks()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
     points = samples(256, 1).batch(range(256))
-    assert points.labels is not None
+    assert points.targets is not None
+    labels = torch.tensor(points.targets)
     for _ in range(80):
         optimizer.zero_grad()
-        torch.autograd.backward(nn.functional.cross_entropy(module(points.images), points.labels))
+        torch.autograd.backward(nn.functional.cross_entropy(module(points.images), labels))
         optimizer.step()
     return module.requires_grad_(requires_grad=False).eval()
 
 
-def pruned_pair(teacher: nn.Module) -> LogitPair:
+def pruned_pair(teacher: nn.Module) -> Distilled:
     student = copy.deepcopy(teacher)
     masks = magnitude_masks(student, prunable_layers(student, SMALL_TOO).pruned)
     apply_masks(student, masks)
-    return LogitPair(student=student, teacher=teacher, masks=masks)
+    return Distilled(student=student, teacher=teacher, masks=masks, task=TASK)
 
 
 def ignore(_result: EpochResult) -> None:
@@ -110,11 +110,17 @@ def ignore(_result: EpochResult) -> None:
 def test_hard_loss_is_the_mean_negative_log_likelihood_of_the_label() -> None:
     student = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]])
     teacher = torch.tensor([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0]])
-    probabilities = torch.exp(student) / torch.exp(student).sum(dim=1, keepdim=True)
-    labelled = -(probabilities[0, 1].log() + probabilities[1, 2].log()) / 2
-    predicted = -(probabilities[0, 0].log() + probabilities[1, 1].log()) / 2
-    torch.testing.assert_close(hard_loss(student, teacher, torch.tensor([1, 2])), labelled)
-    torch.testing.assert_close(hard_loss(student, teacher, None), predicted)
+    logs = (torch.exp(student) / torch.exp(student).sum(dim=1, keepdim=True)).log()
+    labels, shares = torch.tensor([1, 2]), torch.tensor([[0.2, 0.8, 0.0], [0.0, 0.0, 1.0]])
+    predicted = TASK.as_targets(TASK.predictions(teacher))
+    for targets, wanted in (
+        (labels.tolist(), torch.eye(3)[labels]),
+        (predicted, torch.eye(3)[[0, 1]]),
+        (list(shares), shares),
+    ):
+        found = TASK.losses(nn.Identity(), student, teacher, targets)
+        torch.testing.assert_close(found.hard, -(wanted * logs).sum(dim=1).mean())
+        assert found.agree.tolist() == [False, False]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -164,7 +170,7 @@ def test_predictions_keep_the_module_s_mode_and_cover_a_last_short_batch(teacher
     points = samples(10, 5)
     assert points.kept is not None
     teacher.train()
-    assert torch.equal(predict(teacher, points, 4), teacher(points.kept).argmax(dim=1))
+    assert torch.equal(torch.tensor(predict(TASK, teacher, points, 4)), teacher(points.kept).argmax(dim=1))
     assert teacher.training
     teacher.eval()
 
@@ -173,31 +179,31 @@ def test_predictions_keep_the_module_s_mode_and_cover_a_last_short_batch(teacher
 def test_distillation_recovers_what_pruning_lost(teacher: nn.Module, labelled: bool) -> None:
     data, truth = training_data(labelled=labelled), samples(128, 2)
     pair = pruned_pair(teacher)
-    reference = predict(teacher, truth, 32)
-    before = score(pair.student, truth, reference, 32)
+    reference = predict(TASK, teacher, truth, 32)
+    before = score(TASK, pair.student, truth, reference, 32)
     epochs: list[EpochResult] = []
     recover(pair, data, OPTIONS, epochs.append)
-    after = score(pair.student, truth, reference, 32)
-    assert before.accuracy is not None
-    assert after.accuracy is not None
-    assert after.accuracy > before.accuracy + 0.05
-    assert after.accuracy > 0.97
+    after = score(TASK, pair.student, truth, reference, 32)
+    assert before.labelled is not None
+    assert after.labelled is not None
+    assert after.labelled > before.labelled + 0.05
+    assert after.labelled > 0.97
     assert [result.epoch for result in epochs] == list(range(1, 13))
     assert epochs[-1].loss < epochs[0].loss
-    assert epochs[-1].accuracy == (after.accuracy if labelled else None)
+    assert epochs[-1].score == (after.labelled if labelled else None)
     assert epochs[-1].agreement == after.agreement
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(teacher: nn.Module) -> None:
     pair, data, results = pruned_pair(teacher), training_data(), list[EpochResult]()
     points = data.train.batch(range(256))
-    assert points.labels is not None
+    assert points.targets is not None
     with later_outputs(pair.student) as ours, later_outputs(teacher) as theirs:
         student, wanted = pair.student(points.images), teacher(points.images)
         agree = student.argmax(dim=1) == wanted.argmax(dim=1)
         assert 0 < int(agree.sum()) < 256
         terms = (
-            1.0 * hard_loss(student, wanted, points.labels),
+            1.0 * nn.functional.cross_entropy(student, torch.tensor(points.targets)),
             10.0 * soft_loss(student, wanted, 2.0),
             5.0 * feature_losses(ours, theirs, agree).mean(),
         )
@@ -210,7 +216,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(teacher: nn.Module) -> None:
 def test_a_start_that_no_epoch_beats_is_kept(teacher: nn.Module) -> None:
     student = copy.deepcopy(teacher)
     before = copy.deepcopy(student.state_dict())
-    pair = LogitPair(student=student, teacher=teacher, masks={})
+    pair = Distilled(student=student, teacher=teacher, masks={}, task=TASK)
     ruinous = DistillOptions(epochs=2, learning_rate=3.0, batch_size=32, seed=0)
     found = recover(pair, training_data(labelled=False), ruinous, ignore)
     assert (found.epoch, found.start, found.kept) == (0, 1.0, 1.0)
@@ -280,4 +286,4 @@ def test_an_output_that_is_no_logits_is_refused() -> None:
     module = nn.ModuleDict({"pixels": nn.Linear(4, 4)})
     module.forward = module["pixels"].forward
     with pytest.raises(GpusqError, match=r"the model returns \[4, 1, 4, 4\]"):
-        predict(module, samples(8, 0), 4)
+        predict(TASK, module, samples(8, 0), 4)
