@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,11 +115,12 @@ def test_hard_loss_is_the_mean_negative_log_likelihood_of_the_label() -> None:
     logs = (torch.exp(student) / torch.exp(student).sum(dim=1, keepdim=True)).log()
     labels, shares = torch.tensor([1, 2]), torch.tensor([[0.2, 0.8, 0.0], [0.0, 0.0, 1.0]])
     predicted = TASK.as_targets(TASK.predictions(teacher))
-    for targets, wanted in (
-        (labels.tolist(), torch.eye(3)[labels]),
+    cases: list[tuple[Sequence[Any], torch.Tensor]] = [
+        ([1, 2], torch.eye(3)[labels]),
         (predicted, torch.eye(3)[[0, 1]]),
         (list(shares), shares),
-    ):
+    ]
+    for targets, wanted in cases:
         found = TASK.losses(nn.Identity(), student, teacher, targets)
         torch.testing.assert_close(found.hard, -(wanted * logs).sum(dim=1).mean())
         assert found.agree.tolist() == [False, False]
