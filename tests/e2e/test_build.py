@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 import torch
 from commands import Finished, run_main
+from exact_sessions import exact_session
 from numpy_scalars import scalars_in
 
 from gpusq_deploy.artifacts.base import json_from_value
@@ -126,7 +126,7 @@ def test_by_the_default_recipe_the_weights_are_still_two_in_four(bundle: Path) -
 def test_the_graph_answers_as_torch_does(bundle: Path, sparse: Path, photos: Path) -> None:
     checkpoint = load_checkpoint(sparse)
     (batch,) = Batches(source=open_source(str(photos), checkpoint.preprocessing), size=24)
-    session = ort.InferenceSession(str(bundle / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = exact_session(bundle / "model.onnx")
     got = np.asarray(session.run(["output"], {"input": batch})[0])
     with torch.no_grad():
         reference = np.asarray(checkpoint.module(torch.from_numpy(batch)))

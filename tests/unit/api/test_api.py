@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import pytest
 import tiny_models
 import torch
+from exact_sessions import exact_session
 from PIL import Image
 
 import gpusq_deploy
@@ -67,7 +67,7 @@ def by_hand(files: list[Path]) -> npt.NDArray[np.float32]:
 
 
 def of_onnxruntime(bundle: Path, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    session = onnxruntime.InferenceSession(str(bundle / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = exact_session(bundle / "model.onnx")
     (taken,) = session.get_inputs()
     return np.asarray(session.run(None, {taken.name: samples})[0])
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import tiny_models
+from exact_sessions import exact_session
 
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.base import json_from_value, value_from_json
@@ -234,10 +235,11 @@ def test_what_onnx_runtime_makes_of_a_quantized_product_is_measured(tmp_path: Pa
     report = verify(Pair(reference=path, built=path), source(), held_out=True)
     batch = SAMPLES[:4]
     plain, fused = (
-        np.asarray(
-            ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run(None, {"x": batch})[0]
+        np.asarray(session.run(None, {"x": batch})[0])
+        for session in (
+            ort.InferenceSession(str(path), unfused_options(), providers=["CPUExecutionProvider"]),
+            exact_session(path),
         )
-        for options in (unfused_options(), ort.SessionOptions())
     )
     assert report.fused_images == 4
     assert report.fused_sqnr_db == pytest.approx(min(sqnr_db(plain, fused), 300.0))

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_models
 from numpy.typing import NDArray
 
 from gpusq_deploy.engines import fp16_codes
 from gpusq_deploy.engines.ort import cpu_name, open_onnx
 from gpusq_deploy.engines.session import TensorSpec, check_feeds
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.graph.files import save_model
 
 ModelMaker = Callable[..., Path]
 
@@ -44,6 +46,29 @@ def test_the_graph_can_run_as_written(make_model: ModelMaker) -> None:
     path = make_model("int8")
     plain, fused = (open_onnx(path, optimize=optimize).run(feeds)["y"] for optimize in (False, True))
     np.testing.assert_allclose(plain, fused, rtol=0.02, atol=0.02)
+
+
+LONG_PRODUCT = """g (float[N,1,64] x) => (float[N,64] y) {
+  h = Reshape(x, shape)
+  q = QuantizeLinear(h, one, zero)
+  d = DequantizeLinear(q, one, zero)
+  wd = DequantizeLinear(w, one, zero)
+  y = MatMul(d, wd)
+}"""
+
+
+def test_integer_products_of_the_largest_codes_do_not_saturate(tmp_path: Path) -> None:
+    """Shifted to uint8, 255 · 127 · 2 is beyond 16 bits, in which the default kernel of a CPU without VNNI adds."""
+    whole = tiny_models.graph(
+        LONG_PRODUCT,
+        shape=np.array([-1, 64]),
+        one=np.array(1, np.float32),
+        zero=np.array(0, np.int8),
+        w=np.full((64, 64), 127, np.int8),
+    )
+    save_model(whole, tmp_path / "m.onnx")
+    found = open_onnx(tmp_path / "m.onnx").run({"x": np.full((3, 1, 64), 127, np.float32)})["y"]
+    np.testing.assert_array_equal(found, np.full((3, 64), 64 * 127 * 127, np.float32))
 
 
 CODES = """g (float16[N] x) => (int8[N] y) {

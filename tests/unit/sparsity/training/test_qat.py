@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import tiny_models
 import torch
+from exact_sessions import exact_session
 
 from gpusq_deploy.artifacts.calibration import AMAX, Calibrator
 from gpusq_deploy.artifacts.recipe import load_recipe, recipe_from_toml
@@ -130,11 +130,7 @@ def test_the_built_graph_computes_what_was_trained(tmp_path: Path) -> None:
         ranges=scales.ranges(),
     )
     build(tmp_path / "qat.pt", out=tmp_path / "b", precision="int8", float_type="fp32", targets=())
-    options = onnxruntime.SessionOptions()
-    # On a CPU without VNNI the integer kernels that it would put in saturate at 16 bits.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    model = str(tmp_path / "b" / "model.onnx")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = exact_session(tmp_path / "b" / "model.onnx")
     with fake_quantized(checkpoint.module, scales), torch.no_grad():
         trained = array_from_tensor(checkpoint.module(images))
     (built,) = session.run(None, {session.get_inputs()[0].name: array_from_tensor(images)})
