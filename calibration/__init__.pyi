@@ -1,3 +1,7 @@
+from .array_data import (
+    called as called,
+    names_factory as names_factory,
+)
 from .calibrator_choice import (
     calibrators_for as calibrators_for,
 )
@@ -14,6 +18,7 @@ from .data import (
     filled as filled,
     open_source as open_source,
     preprocessing_of_arrays as preprocessing_of_arrays,
+    require_few_skipped as require_few_skipped,
     split_source as split_source,
     spread_evenly as spread_evenly,
     spread_indices as spread_indices,

@@ -30,20 +30,24 @@ _KINDS = (
 )
 
 
-class DataSource(Protocol):
-    """Samples by index; loading one may fail with a GpusqError that names its file."""
+class Counted(Protocol):
+    """So many samples from somewhere."""
 
     @property
     def name(self) -> str:
         """Where it comes from, for the manifest."""
         ...
 
+    def __len__(self) -> int: ...
+
+
+class DataSource(Counted, Protocol):
+    """Samples by index; loading one may fail with a GpusqError that names its file."""
+
     @property
     def synthetic(self) -> bool:
         """True where no real data is in it."""
         ...
-
-    def __len__(self) -> int: ...
 
     def sample(self, index: int) -> Sample:
         """Sample `index` as float32, in the shape of the model's input without N: [C, H, W] of images."""
@@ -179,7 +183,7 @@ class Batches:
         require_few_skipped(self.skipped, self.source)
 
 
-def require_few_skipped(skipped: Sequence[str], source: DataSource) -> None:
+def require_few_skipped(skipped: Sequence[str], source: Counted) -> None:
     """Refuse data that is damaged as a whole; `skipped` names each unreadable sample that was met, and its fault.
 
     Raises:

@@ -21,6 +21,11 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
     *,
     out: PathLike,
     data: PathLike,
+    annotations: PathLike | None = None,
+    reduce_labels: bool = False,
+    augment: bool = False,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
     arch: ArchSpec | str | None = None,
     arch_args: Mapping[str, ArchArgument] | Sequence[str] = (),
     state_dict: str | None = None,
@@ -44,7 +49,14 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
     Args:
         model: The dense checkpoint.
         out: The self-describing checkpoint to write, for `build(..., sparse=True)`.
-        data: A folder of training images: one sub-folder per class, or flat.
+        data: Training images: a folder, with one sub-folder per class, flat, or with `images/` and label maps in
+            `annotations/`; one that Hugging Face's `save_to_disk` wrote; WebDataset shards, such as
+            `"train-{000..015}.tar"` or their folder; or `"package.module:factory"` of a map-style torch Dataset.
+        annotations: COCO's file of the boxes in `data`'s images, for a detector.
+        reduce_labels: In label maps 0 is no class and 1 is the first, as in ADE20K's files.
+        augment: Crop, flip and change training images at random, as timm's recipes do.
+        mixup: Alpha of Mixup, 0 for none.
+        cutmix: Alpha of CutMix, 0 for none.
         arch: Its architecture, such as `"timm:vit_small_patch16_224"`, where it doesn't describe itself.
         arch_args: Arguments of the architecture, by name or as `"K=V"`.
         state_dict: Which of the file's state dicts, where it holds several.
@@ -75,7 +87,14 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         GpusqError: A bad checkpoint or folder, labels that don't fit the model, divergence, no blocks to reconstruct,
             or the output exists.
     """
-    from gpusq_deploy.sparsity import CompressReporter, CompressRequest, DistillOptions, compress_checkpoint
+    from gpusq_deploy.sparsity import (
+        CompressReporter,
+        CompressRequest,
+        DataRequest,
+        DistillOptions,
+        SplitOptions,
+        compress_checkpoint,
+    )
 
     place, heard = Path(model), reporter or SILENT
     rebuilds = stage == "reconstruct"
@@ -84,8 +103,15 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         model=place,
         arch=spec_of(place, arch, arch_args),
         state_dict=state_dict,
-        data=Path(data),
-        held_out=held_out,
+        data=DataRequest(
+            data=str(data),
+            split=SplitOptions(held_out=held_out, seed=seed),
+            annotations=None if annotations is None else Path(annotations),
+            reduce_labels=reduce_labels,
+            augment=augment,
+            mixup=mixup,
+            cutmix=cutmix,
+        ),
         dense=tuple(dense),
         convolutions=convolutions,
         training=DistillOptions(epochs=prune_epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed),

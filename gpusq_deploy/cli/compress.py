@@ -32,7 +32,8 @@ _GROUPS = (
             "--permute",
         ),
     ),
-    ("Training", ("--lr", "--batch-size", "--held-out", "--seed")),
+    ("Data", ("--annotations", "--reduce-labels", "--augment", "--mixup", "--cutmix", "--held-out", "--seed")),
+    ("Training", ("--lr", "--batch-size")),
     ("Output", ("--force", *LOUDNESS)),
 )
 
@@ -55,9 +56,22 @@ def _counts(_context: click.Context, _option: click.Parameter, text: str | None)
 @click.option(
     "--data",
     required=True,
+    metavar="DIR|SHARDS|MODULE:FACTORY",
+    help="Train on these images: a folder with one sub-folder per class in the model's order, or flat.",
+)
+@click.option(
+    "--annotations",
     type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Train on these images: one sub-folder per class in the order of the model's classes, or flat.",
+    metavar="FILE",
+    help="Train a detector on the boxes of this COCO file, whose images lie in --data.",
+)
+@click.option("--reduce-labels", is_flag=True, help="Take 0 in label maps for no class and 1 for the first.")
+@click.option("--augment", is_flag=True, help="Crop, flip and change training images at random, as timm's recipes do.")
+@click.option(
+    "--mixup", type=click.FloatRange(min=0), default=0.0, metavar="ALPHA", help="Mix pairs of images (Mixup)."
+)
+@click.option(
+    "--cutmix", type=click.FloatRange(min=0), default=0.0, metavar="ALPHA", help="Paste parts of images (CutMix)."
 )
 @click.option(
     "--stage",
@@ -139,7 +153,12 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     arch: str | None,
     arch_args: tuple[str, ...],
     state_dict: str | None,
-    data: Path,
+    data: str,
+    annotations: Path | None,
+    reduce_labels: bool,
+    augment: bool,
+    mixup: float,
+    cutmix: float,
     stage: CompressStage,
     method: PruneMethod | None,
     prune_images: int,
@@ -170,6 +189,11 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             model,
             out=out or Path(f"{model.stem}-24.pt"),
             data=data,
+            annotations=annotations,
+            reduce_labels=reduce_labels,
+            augment=augment,
+            mixup=mixup,
+            cutmix=cutmix,
             arch=arch,
             arch_args=arch_args,
             state_dict=state_dict,

@@ -65,6 +65,12 @@ from .repair.equivalence import (
 from .repair.near_misses import (
     mend_near_misses as mend_near_misses,
 )
+from .training.data.load import (
+    DataRequest as DataRequest,
+)
+from .training.data.split import (
+    SplitOptions as SplitOptions,
+)
 from .training.distill import (
     DistillOptions as DistillOptions,
     EpochResult as EpochResult,

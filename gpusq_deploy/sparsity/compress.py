@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
 import torch
 
-from gpusq_deploy.artifacts import ArchSpec, CompressStage, Permuted, PruneMethod, SparsityRecord, Value, load_recipe
+from gpusq_deploy.artifacts import (
+    ArchSpec,
+    CompressStage,
+    Permuted,
+    Preprocessing,
+    PruneMethod,
+    SparsityRecord,
+    Value,
+    load_recipe,
+)
 from gpusq_deploy.calibration import spread_indices
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import Checkpoint, load_checkpoint, require_another_file, save_checkpoint, weights_file
@@ -29,7 +39,9 @@ from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
 from gpusq_deploy.sparsity.pruning.whole_model import OneshotReport, prune_oneshot
 from gpusq_deploy.sparsity.reconstruction.one_block import Pair
 from gpusq_deploy.sparsity.reconstruction.reconstruct import Data, Reconstruction, ReconstructOptions, reconstruct
-from gpusq_deploy.sparsity.training.data import load_folder
+from gpusq_deploy.sparsity.training.data.class_order import other_order
+from gpusq_deploy.sparsity.training.data.label_maps import has_maps
+from gpusq_deploy.sparsity.training.data.load import DataRequest, Labels, load_data
 from gpusq_deploy.sparsity.training.distill import (
     Distilled,
     DistillOptions,
@@ -49,7 +61,8 @@ from gpusq_deploy.sparsity.training.qat import (
 )
 from gpusq_deploy.sparsity.training.samples import TrainingData
 from gpusq_deploy.sparsity.training.scoring import Scores, predict, score
-from gpusq_deploy.sparsity.training.tasks.classification import Classification
+from gpusq_deploy.sparsity.training.tasks.choose import task_of
+from gpusq_deploy.sparsity.training.tasks.classification import require_logits
 from gpusq_deploy.sparsity.training.tasks.task import Measure, Task
 from gpusq_deploy.text import counted
 
@@ -73,8 +86,7 @@ class CompressRequest:
 
     model: Path
     arch: ArchSpec | None
-    data: Path
-    held_out: float
+    data: DataRequest
     dense: tuple[str, ...]
     convolutions: bool
     training: DistillOptions
@@ -189,22 +201,17 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
     """
     checkpoint, choice, int8 = _opened(request)
     training = request.training
-    data = load_folder(request.data, checkpoint.preprocessing, held_out=request.held_out, seed=training.seed)
     teacher = checkpoint.module.to("cuda" if torch.cuda.is_available() else "cpu")
-    features = _only_features(teacher, data, request)
-    task = Classification()
-    measured = _score_function(teacher, task, data, request, features=features)
-    run = _Run(
-        request=request, reporter=reporter, task=task, int8=int8, data=data, measured=measured, features=features
-    )
+    run = _begun(request, reporter, checkpoint, int8)
+    data, measured = run.data, run.measured
     dense = measured(teacher)
-    run.say(*_notes(checkpoint, data, dense, features=features, trains=training.epochs > 0))
+    run.say(*_notes(checkpoint, data, dense, features=run.features, trains=training.epochs > 0), *data.remarks)
     for name in data.skipped:
         reporter.say(f"skipped {name}")
     teacher, permuted = _arranged(run, teacher, choice.pruned)
     student, masks = _pruned(run, teacher, choice.pruned)
     pruned = measured(student)
-    done = _recovered(run, Distilled(student=student, teacher=teacher, masks=masks, task=task))
+    done = _recovered(run, Distilled(student=student, teacher=teacher, masks=masks, task=run.task))
     recovered = pruned if done.method == request.method else measured(done.module)
     quantized = _quantized(run, done.module, masks, done.training)
     method = f"{done.method} + quantisation-aware training" if quantized and quantized.epoch else done.method
@@ -229,6 +236,24 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
         float_layers=quantized.layers.kept_float if quantized else (),
         reconstruction=done.reconstruction,
     )
+
+
+def _begun(
+    request: CompressRequest, reporter: CompressReporter, checkpoint: Checkpoint, int8: Int8Layers | None
+) -> _Run:
+    """The model's task, the data, and how models are scored."""
+    teacher, declared = checkpoint.module, checkpoint.preprocessing
+    answer = _answer(teacher, declared)
+    task = task_of(teacher, answer, maps=has_maps(Path(request.data.data)))
+    features = _only_features(teacher, task, answer, request)
+    labels = Labels(sys.maxsize, {}) if features else _labels(teacher, task, answer)
+    data = load_data(request.data, declared, task.measure, labels)
+    measured = _score_function(teacher, task, data, request, features=features)
+    run = _Run(
+        request=request, reporter=reporter, task=task, int8=int8, data=data, measured=measured, features=features
+    )
+    _require_order(run, teacher)
+    return run
 
 
 def _recovered(run: _Run, pair: Distilled) -> _Recovered:
@@ -370,14 +395,52 @@ def _pruning_notes(report: OneshotReport) -> Iterator[str]:
     yield from (f"{layer.layer}: {layer.note}" for layer in report.layers if layer.note is not None)
 
 
-def _only_features(teacher: torch.nn.Module, data: TrainingData, request: CompressRequest) -> bool:
-    """True where nothing is trained and the model returns no logits [N, classes], but tokens or maps."""
-    if _trains(request):
-        return False
-    images = data.held_out.batch([0]).images.to(next(teacher.parameters()).device)
+def _answer(teacher: torch.nn.Module, preprocessing: Preprocessing) -> Any:
+    """What the model answers to one image of zeros."""
+    device = next(teacher.parameters()).device
     with torch.no_grad():
-        output = teacher(images)
-    return isinstance(output, torch.Tensor) and (output.ndim > 2 or _headless(teacher))
+        return teacher(torch.zeros(1, *preprocessing.sample_shape, device=device))
+
+
+def _require_order(run: _Run, teacher: torch.nn.Module) -> None:
+    """Labels in another order would teach the model that what it knows is wrong."""
+    samples, classes, size = run.data.held_out, run.data.classes, run.request.training.batch_size
+    if run.features or not samples.labelled or run.task.measure != "accuracy":
+        return
+    targets = [target for index in range(len(samples)) for target in samples.batch([index]).targets or ()]
+    order = other_order(predict(run.task, teacher, samples, size), targets)
+    if order:
+        wrong, right = next(pair for pair in order.items() if pair[0] != pair[1])
+        name = f"{classes[wrong]!r} ({wrong})" if classes else str(wrong)
+        raise GpusqError(
+            f"the data's classes are in another order than the model's: of class {name} it predicts {right}",
+            place=run.request.data.data,
+            hint="name the class folders so that they sort in the model's order; a flat folder needs no labels",
+        )
+
+
+def _only_features(teacher: torch.nn.Module, task: Task, answer: Any, request: CompressRequest) -> bool:
+    """True where nothing is trained and the model answers neither classes, boxes nor label maps, but tokens or maps."""
+    if _trains(request) or task.measure != "accuracy":
+        return False
+    first = _first(answer)
+    return first is not None and (first is not answer or first.ndim > 2 or _headless(teacher))
+
+
+def _first(answer: Any) -> torch.Tensor | None:
+    """An answer, or the first of several; None where that is no tensor."""
+    while isinstance(answer, (tuple, list)) and answer:
+        answer = cast("Sequence[Any]", answer)[0]
+    return answer if isinstance(answer, torch.Tensor) else None
+
+
+def _labels(teacher: torch.nn.Module, task: Task, answer: Any) -> Labels:
+    """The model's labels, by its answer to zeros and by the config of a transformers model."""
+    if task.measure == "accuracy":
+        return Labels(require_logits(answer).shape[1], {})
+    config: Any = getattr(teacher, "config", None)
+    count = answer.shape[1] if isinstance(answer, torch.Tensor) else answer[0].shape[-1]
+    return Labels(getattr(config, "num_labels", count), getattr(config, "id2label", {}))
 
 
 def _score_function(
@@ -386,7 +449,6 @@ def _score_function(
     size = request.training.batch_size
     if features:
         return lambda module: Scores(None, _cosine(module, teacher, data, size))
-    _require_classes(teacher, data, request)
     reference = predict(task, teacher, data.held_out, size)
     return lambda module: score(task, module, data.held_out, reference, size)
 
@@ -398,7 +460,9 @@ def _cosine(module: torch.nn.Module, teacher: torch.nn.Module, data: TrainingDat
     with torch.no_grad():
         for start in range(0, len(data.held_out), size):
             images = data.held_out.batch(range(start, min(start + size, len(data.held_out)))).images.to(device)
-            cosines.append(torch.nn.functional.cosine_similarity(module(images), teacher(images), dim=-1).flatten())
+            ours, theirs = _first(module(images)), _first(teacher(images))
+            assert ours is not None and theirs is not None, "found before"  # noqa: PT018 - no test
+            cosines.append(torch.nn.functional.cosine_similarity(ours, theirs, dim=-1).flatten())
     return float(torch.cat(cosines).double().mean())
 
 
@@ -502,17 +566,6 @@ def _require_dense(checkpoint: Checkpoint, request: CompressRequest) -> None:
             f"the checkpoint says that {len(record.layers)} of its layers are {record.pattern} already",
             place=str(request.model),
             hint="give the dense checkpoint that it was made from: it teaches the pruned one",
-        )
-
-
-def _require_classes(teacher: torch.nn.Module, data: TrainingData, request: CompressRequest) -> None:
-    with torch.no_grad():
-        outputs = Classification().answer(teacher, data.held_out.batch([0]).images).shape[1]
-    if len(data.classes) > outputs:
-        raise GpusqError(
-            f"the folder has {len(data.classes)} classes, the model has only {outputs}",
-            place=str(request.data),
-            hint="one sub-folder per class of the model; a flat folder trains without labels",
         )
 
 

@@ -216,17 +216,21 @@ class Tower(nn.Module):
 """
 
 
-@pytest.mark.parametrize("epochs", ["0", "1"])
-def test_a_model_of_two_outputs_hears_what_is_needed(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: str
+def test_a_model_of_two_outputs_is_pruned_and_hears_what_training_needs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a_tower.py").write_text(TOWER)
     monkeypatch.syspath_prepend(tmp_path)
     spec = "a_tower:Tower"
     torch.save(module_from_arch(arch_from_text(spec, ())).state_dict(), tmp_path / "tower.pt")
-    done = run(tmp_path / "tower.pt", folder, tmp_path / "out.pt", "--arch", spec, "--epochs", epochs)
+    done = run(tmp_path / "tower.pt", folder, tmp_path / "out.pt", "--arch", spec, "--epochs", "1")
     refused(done, "the model returns 2: [1, 5, 64], [1, 64]", tmp_path / "out.pt")
     assert "gpusq-build --prune" in done.err
+    done = run(tmp_path / "tower.pt", folder, tmp_path / "out.pt", "--arch", spec, "--epochs", "0", "--json")
+    assert done.code == 0
+    found = json.loads(done.out)
+    assert found["held_out"]["measure"] == "cosine"
+    assert 0.5 < found["held_out"]["pruned"] < 1
 
 
 def test_an_output_that_can_t_be_written_is_refused_before_the_work(dense: Path, folder: Path, tmp_path: Path) -> None:

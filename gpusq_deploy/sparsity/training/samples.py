@@ -43,3 +43,4 @@ class TrainingData:
     held_out: Samples
     classes: tuple[str, ...]
     skipped: tuple[str, ...]
+    remarks: tuple[str, ...] = ()

@@ -27,16 +27,7 @@ class Classification:
 
     def answer(self, module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
         """Logits [N, classes]; see `Task`."""
-        logits = module(images.to(next(module.parameters()).device))
-        if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-            raise GpusqError(
-                f"gpusq-compress needs one output, logits [N, classes] or without training features [N, ...]; the "
-                f"model returns {_described(logits)}",
-                place="the model's output",
-                hint="--epochs 0 prunes a model of features alone; of several outputs, wrap it in a factory whose "
-                "forward returns the one, or prune it in the build: gpusq-build --prune",
-            )
-        return logits
+        return require_logits(module(images.to(next(module.parameters()).device)))
 
     def losses(
         self, module: torch.nn.Module, student: torch.Tensor, teacher: torch.Tensor, targets: Sequence[Any]
@@ -61,6 +52,22 @@ class Classification:
     def quality(self, predictions: Sequence[int], targets: Sequence[int]) -> float:
         """The share that is right."""
         return sum(int(ours == theirs) for ours, theirs in zip(predictions, targets, strict=True)) / len(predictions)
+
+
+def require_logits(answer: Any) -> torch.Tensor:
+    """An answer that is logits [N, classes].
+
+    Raises:
+        GpusqError: It is another.
+    """
+    if isinstance(answer, torch.Tensor) and answer.ndim == 2:
+        return answer
+    raise GpusqError(
+        f"training needs logits [N, classes], logits and boxes, or label maps; the model returns {_described(answer)}",
+        place="the model's output",
+        hint="--epochs 0 prunes a model of features; of other outputs, wrap it in a factory whose forward returns the "
+        "one, or prune it in the build: gpusq-build --prune",
+    )
 
 
 def _described(answer: Any) -> str:

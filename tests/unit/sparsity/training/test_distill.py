@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,10 @@ from torch import nn
 
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.recipe import recipe_from_toml
-from gpusq_deploy.calibration.data import ImageFolder
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.sparsity.pruning.magnitude import apply_masks, magnitude_masks, prunable_layers
-from gpusq_deploy.sparsity.training.data import FolderSamples
+from gpusq_deploy.sparsity.training.data.class_reader import ClassReader
+from gpusq_deploy.sparsity.training.data.entries import Entry, EntrySamples, Read
 from gpusq_deploy.sparsity.training.distill import (
     Distilled,
     DistillOptions,
@@ -59,18 +59,30 @@ class Blocks(nn.Module):
         return logits
 
 
-def samples(count: int, seed: int, *, labelled: bool = True) -> FolderSamples:
+@dataclass
+class Points:
+    """Kept in memory alone."""
+
+    count: int
+    labelled: bool
+    name: str = "points"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def entry(self, index: int) -> Entry:
+        raise NotImplementedError(index)
+
+
+def samples(count: int, seed: int, *, labelled: bool = True) -> EntrySamples:
     """Points around one seeded centre per class: separable, but not by one weight."""
     centres = np.random.default_rng(99).standard_normal((CLASSES, 16))
     rng = np.random.default_rng(seed)
     labels = rng.integers(CLASSES, size=count)
     images = (centres[labels] + 0.4 * rng.standard_normal((count, 16))).astype(np.float32)
-    files = tuple(Path(f"{index}.png") for index in range(count))
-    return FolderSamples(
-        source=ImageFolder(name="points", files=files, preprocessing=PIXELS),
-        labels=labels.astype(np.int64) if labelled else None,
-        kept=torch.from_numpy(images.reshape(count, 1, 4, 4)),
-    )
+    kept = [Read(pixels.reshape(1, 4, 4), int(label)) for pixels, label in zip(images, labels, strict=True)]
+    points = Points(count=count, labelled=labelled)
+    return EntrySamples(entries=points, indices=range(count), reader=ClassReader(PIXELS), kept=kept)
 
 
 def training_data(*, labelled: bool = True) -> TrainingData:
@@ -171,9 +183,9 @@ def test_later_blocks_are_the_later_half_and_their_outputs_the_latest() -> None:
 
 def test_predictions_keep_the_module_s_mode_and_cover_a_last_short_batch(teacher: nn.Module) -> None:
     points = samples(10, 5)
-    assert points.kept is not None
     teacher.train()
-    assert torch.equal(torch.tensor(predict(TASK, teacher, points, 4)), teacher(points.kept).argmax(dim=1))
+    images = points.batch(range(10)).images
+    assert torch.equal(torch.tensor(predict(TASK, teacher, points, 4)), teacher(images).argmax(dim=1))
     assert teacher.training
     teacher.eval()
 

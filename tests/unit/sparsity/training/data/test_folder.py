@@ -12,7 +12,9 @@ from PIL import Image
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.calibration.image_data import load_image
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.sparsity.training.data import FolderSamples, load_folder
+from gpusq_deploy.sparsity.training.data.entries import EntrySamples
+from gpusq_deploy.sparsity.training.data.load import DataRequest, Labels, load_data
+from gpusq_deploy.sparsity.training.data.split import SplitOptions
 from gpusq_deploy.sparsity.training.samples import Samples, TrainingData
 
 PREPROCESSING = Preprocessing(channels=1, height=8, width=8, mean=(0.5,), std=(0.25,), origin="test")
@@ -33,13 +35,20 @@ def class_folder(root: Path, counts: dict[str, int]) -> Path:
     return root
 
 
-def in_folder(samples: Samples) -> FolderSamples:
-    assert isinstance(samples, FolderSamples)
-    return samples
-
-
 def load(folder: Path, *, seed: int = 0, held_out: float = 0.25, keep_below: int = 1 << 20) -> TrainingData:
-    return load_folder(folder, PREPROCESSING, held_out=held_out, seed=seed, keep_below=keep_below)
+    split = SplitOptions(held_out=held_out, seed=seed, keep_below=keep_below)
+    return load_data(DataRequest(data=str(folder), split=split), PREPROCESSING, "accuracy", Labels(10, {}))
+
+
+def files(samples: Samples) -> list[Path]:
+    assert isinstance(samples, EntrySamples)
+    found = [samples.entries.entry(index).image for index in samples.indices]
+    return [image for image in found if isinstance(image, Path)]
+
+
+def is_kept(samples: Samples) -> bool:
+    assert isinstance(samples, EntrySamples)
+    return samples.kept is not None
 
 
 def test_labels_follow_the_sorted_names_and_stay_with_their_images(tmp_path: Path) -> None:
@@ -59,15 +68,16 @@ def test_an_empty_class_keeps_its_place(tmp_path: Path) -> None:
     assert data.classes == ("a", "b", "c")
     labels = [label for part in (data.train, data.held_out) for label in part.batch(range(len(part))).targets or ()]
     assert sorted(labels) == [0, 0, 2, 2]
+    assert data.remarks == ("no images of 1 class: b",)
 
 
 def test_samples_are_what_calibration_sees_kept_or_not(tmp_path: Path) -> None:
     folder = class_folder(tmp_path, {"a": 4, "b": 4})
     kept, read = load(folder), load(folder, keep_below=0)
-    assert in_folder(kept.train).kept is not None
-    assert in_folder(read.train).kept is None
+    assert is_kept(kept.train)
+    assert not is_kept(read.train)
     for order in ([3, 0], [1, 1, 5]):
-        expected = np.stack([load_image(in_folder(kept.train).source.files[index], PREPROCESSING) for index in order])
+        expected = np.stack([load_image(files(kept.train)[index], PREPROCESSING) for index in order])
         for data in (kept, read):
             batch = data.train.batch(order)
             assert torch.equal(batch.images, torch.from_numpy(expected))
@@ -77,15 +87,15 @@ def test_samples_are_what_calibration_sees_kept_or_not(tmp_path: Path) -> None:
 def test_the_split_is_fixed_by_the_seed_and_loses_nothing(tmp_path: Path) -> None:
     folder = class_folder(tmp_path, {"a": 10, "b": 10})
     splits = [load(folder, seed=seed) for seed in (0, 0, 1)]
-    held_out = [in_folder(data.held_out).source.files for data in splits]
+    held_out = [files(data.held_out) for data in splits]
     assert held_out[0] == held_out[1]
     assert held_out[0] != held_out[2]
     assert len(held_out[0]) == 5
     assert len(splits[0].validation) == 1
-    parts = (held_out[0], in_folder(splits[0].train).source.files, in_folder(splits[0].validation).source.files)
+    parts = (held_out[0], files(splits[0].train), files(splits[0].validation))
     assert sorted(file for part in parts for file in part) == sorted(folder.rglob("*.png"))
     few = load(class_folder(tmp_path / "few", {"a": 4}))
-    assert in_folder(few.validation).source.files == in_folder(few.train).source.files
+    assert files(few.validation) == files(few.train)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.999])
@@ -118,10 +128,11 @@ def test_a_damaged_image_is_skipped_and_named_and_labels_stay_right(tmp_path: Pa
     data = load(folder)
     assert len(data.skipped) == 1
     assert "1.png" in data.skipped[0]
-    for part in map(in_folder, (data.train, data.held_out)):
-        assert part.labels is not None
-        assert [file.parent.name for file in part.source.files] == ["ab"[label] for label in part.labels]
-        assert len(part) == len(part.labels) == len(part.batch(range(len(part))).images)
+    for part in (data.train, data.held_out):
+        batch = part.batch(range(len(part)))
+        assert batch.targets is not None
+        assert [file.parent.name for file in files(part)] == ["ab"[label] for label in batch.targets]
+        assert len(part) == len(batch.images)
 
 
 def test_too_many_damaged_images_are_an_error(tmp_path: Path) -> None:
@@ -149,7 +160,7 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path: Path) -> None:
 def test_one_readable_image_is_not_enough(tmp_path: Path) -> None:
     write(tmp_path / "one.png", 1)
     (tmp_path / "two.png").write_bytes(b"not an image")
-    with pytest.raises(GpusqError, match="only one image can be read"):
+    with pytest.raises(GpusqError, match="1 of 2 images can be read"):
         load(tmp_path)
 
 
@@ -157,4 +168,10 @@ def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
     folder = class_folder(tmp_path, {"a": 2, "b": 2})
     write(folder / "stray.png", 1)
     with pytest.raises(GpusqError, match=r"beside the class folders, the first stray\.png"):
+        load(folder)
+
+
+def test_more_classes_than_the_model_has_are_refused(tmp_path: Path) -> None:
+    folder = class_folder(tmp_path, dict.fromkeys("abcdefghijk", 1))
+    with pytest.raises(GpusqError, match="11 classes, the model has only 10"):
         load(folder)

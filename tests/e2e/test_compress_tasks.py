@@ -1,0 +1,168 @@
+"""gpusq-compress of a detector and a segmentation model of the transformers library, on scenes of photographs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from commands import Finished, run_main
+from exact_sessions import exact_session
+from PIL import Image
+from skimage import data as photographs
+
+from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.calibration.image_data import sample_from_image
+from gpusq_deploy.cli.build import main as build
+from gpusq_deploy.cli.compress import main as compress
+from gpusq_deploy.frontend.checkpoint.load import load_checkpoint, save_checkpoint
+from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
+from gpusq_deploy.frontend.checkpoint.transformers_models import module_from_transformers
+
+pytestmark = pytest.mark.slow
+SIDE = 64
+SEGFORMER: dict[str, Any] = {
+    "hidden_sizes": [32, 32, 64, 64],
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 1, 2, 2],
+    "sr_ratios": [4, 2, 1, 1],
+    "decoder_hidden_size": 64,
+    "num_labels": 3,
+    "input_size": [SIDE, SIDE],
+}
+DETR: dict[str, Any] = {
+    "d_model": 64,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+    "num_queries": 6,
+    "num_labels": 3,
+    "input_size": [SIDE, SIDE],
+}
+
+
+def scene(rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], tuple[int, int, int, int], int]:
+    """A piece of one photograph with a rectangle of another in it: pixels, its box, and which."""
+    whole = [photographs.astronaut(), photographs.coffee(), photographs.cat()]
+    ground, inner = whole[0], int(rng.integers(1, 3))
+    top, left = (int(rng.integers(side - SIDE)) for side in ground.shape[:2])
+    pixels = ground[top : top + SIDE, left : left + SIDE].copy()
+    width, height = (int(side) for side in rng.integers(24, 48, size=2))
+    x, y = int(rng.integers(SIDE - width)), int(rng.integers(SIDE - height))
+    pixels[y : y + height, x : x + width] = whole[inner][100 : 100 + height, 100 : 100 + width]
+    return pixels, (x, y, width, height), inner
+
+
+def label_map(box: tuple[int, int, int, int], label: int) -> npt.NDArray[np.uint8]:
+    x, y, width, height = box
+    labels = np.zeros((SIDE, SIDE), np.uint8)
+    labels[y : y + height, x : x + width] = label
+    return labels
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 scenes: images, label maps, and boxes in COCO's form."""
+    root, rng = tmp_path_factory.mktemp("scenes"), np.random.default_rng(0)
+    images, boxes = list[dict[str, Any]](), list[dict[str, Any]]()
+    for folder in ("images", "annotations"):
+        (root / folder).mkdir()
+    for index in range(24):
+        pixels, (x, y, width, height), label = scene(rng)
+        labels = label_map((x, y, width, height), label)
+        Image.fromarray(pixels).save(root / "images" / f"{index:02d}.png")
+        Image.fromarray(labels).save(root / "annotations" / f"{index:02d}.png")
+        images.append({"id": index, "file_name": f"{index:02d}.png", "width": SIDE, "height": SIDE})
+        boxes.append({"id": index, "image_id": index, "category_id": label, "bbox": [x, y, width, height]})
+    categories = [{"id": 1, "name": "coffee"}, {"id": 2, "name": "cat"}]
+    whole = {"images": images, "annotations": boxes, "categories": categories}
+    (root / "boxes.json").write_text(json.dumps(whole))
+    return root
+
+
+def dense(folder: Path, name: str, arguments: dict[str, Any], *, steps: int = 0) -> Path:
+    """A model that has learnt the scenes for so many steps, of its label maps."""
+    spec = ArchSpec(source="transformers", name=name, arguments=arguments)
+    torch.manual_seed(0)
+    module, rng = module_from_transformers(spec), np.random.default_rng(1)
+    declared, optimizer = preprocessing_of(spec, module), torch.optim.AdamW(module.parameters(), lr=2e-3)
+    for _ in range(steps):
+        made = [scene(rng) for _ in range(8)]
+        images = torch.from_numpy(
+            np.stack([sample_from_image(Image.fromarray(pixels), declared) for pixels, *_ in made])
+        )
+        labels = torch.stack([torch.from_numpy(label_map(box, label)) for _, box, label in made]).long()
+        logits = torch.nn.functional.interpolate(module(images), size=(SIDE, SIDE), mode="bilinear")
+        optimizer.zero_grad()
+        torch.autograd.backward(torch.nn.functional.cross_entropy(logits, labels))
+        optimizer.step()
+    module.eval()
+    save_checkpoint(folder / "dense.pt", module, arch=spec, preprocessing=preprocessing_of(spec, module))
+    return folder / "dense.pt"
+
+
+def run(model: Path, out: Path, *options: object) -> tuple[Finished, dict[str, Any]]:
+    done = run_main(compress, model, "--out", out, "--batch-size", "8", "--json", *options)
+    assert done.code == 0, done.err
+    return done, json.loads(done.out)
+
+
+def zeros_of_four(path: Path, layers: list[str]) -> bool:
+    state = load_checkpoint(path).module.state_dict()
+    groups = [state[f"{layer}.weight"].reshape(-1, 4) for layer in layers]
+    return all(bool(((group != 0).sum(dim=1) <= 2).all()) for group in groups)
+
+
+def test_a_segformer_is_trained_on_label_maps_and_in_int8(scenes: Path, tmp_path: Path) -> None:
+    model = dense(tmp_path, "SegformerForSemanticSegmentation", SEGFORMER, steps=120)
+    options = ("--data", scenes, "--stage", "prune,qat", "--epochs", "6,1", "--lr", "1e-3")
+    done, found = run(model, tmp_path / "out.pt", *options)
+    scores = found["held_out"]
+    print(scores)
+    assert scores["measure"] == "mIoU"
+    assert scores["dense"] > 0.6
+    assert scores["pruned"] < scores["dense"] - 0.03
+    assert scores["recovered"] > scores["pruned"] + 0.03
+    assert scores["trained"] > scores["pruned"]
+    assert "held-out mIoU" in done.err
+    assert zeros_of_four(tmp_path / "out.pt", found["pruned"])
+    finished = run_main(
+        build, tmp_path / "out.pt", "--int8", "--sparse", "--fp32", "--target", "none", "--out", tmp_path / "b"
+    )
+    assert finished.code == 0, finished.err
+    session = exact_session(tmp_path / "b" / "model.onnx")
+    (answer,) = session.run(None, {session.get_inputs()[0].name: np.zeros((1, 3, SIDE, SIDE), np.float32)})
+    assert np.asarray(answer).shape == (1, 3, SIDE // 4, SIDE // 4)
+
+
+def test_a_detr_is_trained_on_boxes_by_its_own_loss(scenes: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    model = dense(tmp_path, "DetrForObjectDetection", DETR)
+    options = ("--data", scenes / "images", "--annotations", scenes / "boxes.json", "--lr", "1e-3")
+    done, found = run(model, tmp_path / "out.pt", *options, "--epochs", "2")
+    assert found["held_out"]["measure"] == "mAP"
+    losses = [float(line.split("loss ")[1].split(",")[0]) for line in done.err.splitlines() if "loss " in line]
+    assert losses[1] < losses[0]
+    assert zeros_of_four(tmp_path / "out.pt", found["pruned"])
+    _, pruned = run(model, tmp_path / "pruned.pt", *options, "--epochs", "0")
+    assert pruned["held_out"]["measure"] == "mAP"
+    _, unlabelled = run(model, tmp_path / "flat.pt", "--data", scenes / "images", "--epochs", "0")
+    assert unlabelled["held_out"]["measure"] == "agreement"
+
+
+def test_data_of_another_task_is_refused(scenes: Path, tmp_path: Path) -> None:
+    model = dense(tmp_path, "SegformerForSemanticSegmentation", SEGFORMER)
+    for options, said in (
+        (("--annotations", scenes / "boxes.json"), "the model answers no boxes"),
+        (("--mixup", "0.5"), "augmentation and mixing are for classes"),
+    ):
+        done = run_main(compress, model, "--data", scenes, "--out", tmp_path / "out.pt", *options)
+        assert done.code == 5
+        assert said in done.err
