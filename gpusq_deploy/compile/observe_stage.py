@@ -105,7 +105,7 @@ def observe_graph(
     if known is not None and seen.table is not None:
         require_borne_out(known.table, seen.table.by_tensor(), doubtful, source=data.ranges)
         wanted = replace(wanted, known=joined_ranges(known.table, seen.table, rest) if rest else known.table)
-    grids = {} if wanted.known is None else grids_of(graph.checkpoint)
+    grids = grids_of(graph.checkpoint) if wanted.known is not None or not layers else {}
     return Observed(recipe=recipe, graph=merged, seen=seen, wanted=wanted, notes=graph.notes, grids=grids)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gpusq_deploy.artifacts import Recipe, RecordedRecipe
+from gpusq_deploy.artifacts import Recipe, RecordedRecipe, TrainedLayer
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.frontend import Checkpoint, array_from_tensor
 from gpusq_deploy.progress import Reporter
@@ -41,17 +41,32 @@ def heeded(checkpoint: Checkpoint, request: BuildRequest, reporter: Reporter) ->
 def grids_of(checkpoint: Checkpoint) -> dict[str, Grid]:
     """The recorded grids of weights, by layer."""
     return {
-        layer: Grid(*(array_from_tensor(part) for part in grid)) for layer, grid in checkpoint.quantizers.grids.items()
+        layer: Grid(
+            amax=array_from_tensor(grid.amax),
+            largest=array_from_tensor(grid.largest),
+            total=array_from_tensor(grid.total),
+            kind=grid.kind,
+            block=grid.block,
+        )
+        for layer, grid in checkpoint.quantizers.grids.items()
     }
 
 
 def recorded_recipe(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
-    """The recipe, but for the layers that the checkpoint's producer left in floating point."""
+    """The recipe, but for what the checkpoint's producer made of layers, or left in floating point."""
     record, ranges = checkpoint.quantizers, checkpoint.ranges
     if not (record.producer or record.floats):
         return recipe
 
     def why_float(layer: str, precision: str) -> str:
-        return "" if precision == "int4" else record.why_float(layer, ranges, precision)
+        return record.why_float(layer, ranges, precision)
 
-    return RecordedRecipe.of(recipe, why_float)
+    def trained(layer: str) -> TrainedLayer | None:
+        found = record.trained(layer, ranges)
+        if found is None:
+            return None
+        precision, block = found
+        sharing = "" if block is None else f", a scale for {block} inputs"
+        return TrainedLayer(precision, block, f"{record.producer} quantised it to {precision.upper()}{sharing}")
+
+    return RecordedRecipe.of(recipe, why_float, trained)

@@ -6,6 +6,7 @@ from .checkpoint.adapters.quantizer_record import (
     QuantizerRecord as QuantizerRecord,
     RangeProblem as RangeProblem,
     WeightGrid as WeightGrid,
+    symmetric_quantizer as symmetric_quantizer,
 )
 from .checkpoint.adapters.refusal import (
     ForeignFormatError as ForeignFormatError,

@@ -124,12 +124,55 @@ def test_files_of_other_types_are_not_built_as_int8_in_silence(tmp_path: Path, n
     assert name.upper() in done.err
 
 
-def test_an_fp8_file_is_built_as_fp8(tmp_path: Path) -> None:
-    _, layers, _ = built("fp8", tmp_path / "out", "--fp8", "--fp32")
-    assert {layer for layer, entry in layers.items() if entry["precision"] == "fp8"} == {*BLOCK, "head"}
+def test_an_fp8_file_is_built_as_fp8_whatever_the_recipe_leaves_float(tmp_path: Path) -> None:
+    done, layers, receipt = built("fp8", tmp_path / "out", "--fp8", "--fp32")
+    assert {layer for layer, entry in layers.items() if entry["precision"] == "fp8"} == ALL
+    assert layers["patch_embed.proj"]["precision_reason"] == "ModelOpt quantised it to FP8"
+    assert decibels(receipt) > 100  # 131 were measured; 13 with scales of weights per channel
     stored = torch.load(FIXTURES / "modelopt_fp8.pt", weights_only=False)["model_state_dict"]
-    told = float(stored["head.input_quantizer._amax"])
-    assert layers["head"]["activation"]["amax"] == told
+    assert layers["head"]["activation"]["amax"] == float(stored["head.input_quantizer._amax"])
+    assert "--recipe decides" not in done.err
+    (ran,) = [each for each in receipt["producer"] if each["source"] == "ModelOpt's quantisers, run in torch"]
+    assert ran["outputs"][0]["sqnr_db"] > 100
+
+
+def test_without_its_scales_of_weights_an_fp8_file_is_another_model(tmp_path: Path) -> None:
+    _, _, receipt = built("fp8", tmp_path / "out", "--fp8", "--fp32", "--no-keep-grid")
+    assert decibels(receipt) < 20
+
+
+@pytest.mark.parametrize("asked", ["--int4", "--int8"])
+def test_an_int4_file_is_its_weights_on_their_grid_as_codes_or_in_floating_point(tmp_path: Path, asked: str) -> None:
+    done, layers, receipt = built("int4", tmp_path / "out", asked, "--fp32")
+    coded = {layer: entry["weight"]["block"] for layer, entry in layers.items() if entry["precision"] == "int4"}
+    blocks = {"blocks.0.mlp.fc2": 64, **dict.fromkeys(ALL - {"patch_embed.proj", "blocks.0.mlp.fc2"}, 32)}
+    assert coded == (blocks if asked == "--int4" else {})
+    assert decibels(receipt) > 100  # 120 were measured
+    assert "rounded to their grid" in done.err
+
+
+def test_an_int4_file_keeps_its_codes_in_fp16(tmp_path: Path) -> None:
+    _, _, receipt = built("int4", tmp_path / "out", "--int4")
+    assert decibels(receipt) > 50  # 57 were measured
+
+
+def test_blocks_that_cannot_be_built_are_told_with_their_size(tmp_path: Path) -> None:
+    """As ModelOpt writes them with `block_sizes: {-1: 16}`."""
+    content = torch.load(FIXTURES / "modelopt_int4.pt", weights_only=False)
+    state, name = content["model_state_dict"], "blocks.0.attn.qkv"
+    for _, kept in content["modelopt_state"]["modelopt_state_dict"]:
+        kept["metadata"]["quantizer_state"][f"{name}.weight_quantizer"]["_block_sizes"] = {-1: 16, "type": "static"}
+    state[f"{name}.weight_quantizer._amax"] = state[f"{name}.weight"].reshape(-1, 16).abs().amax(1, keepdim=True)
+    torch.save(content, tmp_path / "q.pt")
+    model = tmp_path / "q.pt"
+    done = run_main(build, model, *ARCH, *ARGUMENTS, "--int4", "--fp32", "--target", "none", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    (layer,) = [entry for entry in plan["layers"] if entry["layer"] == name]
+    assert layer["precision"] == "fp32"
+    assert layer["precision_reason"] == (
+        "ModelOpt's INT4 scales are for blocks of 16 inputs; what can be built are 128, 64, 32"
+    )
 
 
 def test_a_recipe_that_is_named_decides_in_the_producers_place(tmp_path: Path) -> None:
