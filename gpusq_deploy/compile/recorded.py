@@ -47,6 +47,7 @@ def grids_of(checkpoint: Checkpoint) -> dict[str, Grid]:
             total=array_from_tensor(grid.total),
             kind=grid.kind,
             block=grid.block,
+            narrow=grid.narrow,
         )
         for layer, grid in checkpoint.quantizers.grids.items()
     }

@@ -39,7 +39,8 @@ _CHANGED = "the graph's weights are not the checkpoint's, channel by channel"
 class Grid(NamedTuple):
     """A weight's grid: amax by output channel, [N], or of blocks of `block` inputs, [N, blocks].
 
-    `largest` and `total` are max |w| and Σ|w| of each channel as it was read, [N].
+    `largest` and `total` are max |w| and Σ|w| of each channel as it was read, [N]. A `narrow` grid has no code below
+    that of -amax.
     """
 
     amax: npt.NDArray[np.float32]
@@ -47,6 +48,7 @@ class Grid(NamedTuple):
     total: npt.NDArray[np.float32]
     kind: QuantizedPrecision = "int8"
     block: int = 0
+    narrow: bool = False
 
 
 def with_kept_grids(planned: PlannedWeights, model: ir.Model, grids: Mapping[str, Grid]) -> PlannedWeights:
@@ -85,7 +87,7 @@ def with_kept_grids(planned: PlannedWeights, model: ir.Model, grids: Mapping[str
 
 def _joined(grids: list[Grid]) -> Grid:
     amax, largest, total = (np.concatenate([grid[place] for grid in grids]) for place in range(3))
-    return Grid(amax, largest, total, grids[0].kind, grids[0].block)
+    return Grid(amax, largest, total, grids[0].kind, grids[0].block, all(grid.narrow for grid in grids))
 
 
 def _against(weight: WeightQuantization, blocks: set[int]) -> str:
@@ -142,8 +144,10 @@ def _coded(
     step = np.where(np.abs(scale - exact) * largest <= exact / 2, exact, scale)
     if grid.kind == "int4":
         return RoundedWeight(codes=int4_codes(rows, step), scale=scale, bias=None)
-    codes = quantize(rows, step, axis=0) if grid.kind == "int8" else fp8_codes(rows, step, axis=0)
-    return RoundedWeight(codes=codes, scale=scale, bias=None)
+    if grid.kind == "fp8":
+        return RoundedWeight(codes=fp8_codes(rows, step, axis=0), scale=scale, bias=None)
+    lowest = -INT8_MAX if grid.narrow else -INT8_MAX - 1
+    return RoundedWeight(codes=quantize(rows, step, axis=0, lowest=lowest), scale=scale, bias=None)
 
 
 def _notes(rounded: Mapping[str, RoundedWeight], declined: list[tuple[str, str]]) -> Iterator[str]:

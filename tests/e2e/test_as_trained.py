@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import producers
 import pytest
 import torch
 from commands import Finished, run_main
+from onnx.numpy_helper import to_array
 
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
@@ -30,11 +32,13 @@ BLOCK = {"blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.0.mlp.fc1", "blocks.
 ALL = {*BLOCK, "patch_embed.proj", "head"}
 
 
-def built(name: str, out: Path, *options: object) -> tuple[Finished, dict[str, Any], dict[str, Any]]:
+def built(
+    name: str, out: Path, *options: object, outputs: str | None = None
+) -> tuple[Finished, dict[str, Any], dict[str, Any]]:
     """The command, the plan's layers by name, and the receipt."""
     model = FIXTURES / f"modelopt_{name}.pt"
     arch = ("--arch", FACTORIES[name]) if name in FACTORIES else (*ARCH, *ARGUMENTS)
-    expected = ("--expect-outputs", model.with_suffix(".npz"))
+    expected = ("--expect-outputs", model.with_suffix(".npz") if outputs is None else FIXTURES / outputs)
     done = run_main(build, model, *arch, *expected, "--target", "none", "--out", out, *options)
     assert done.code == 0, done.err
     plan = json.loads((out / "plan.json").read_text())
@@ -56,6 +60,7 @@ def decibels(receipt: dict[str, Any]) -> float:
         ("smooth", ALL, 100),
         ("disabled", {"patch_embed.proj", "head", "blocks.0.attn.qkv", "blocks.0.attn.proj"}, 100),
         ("weights", set[str](), 100),
+        ("trained", ALL, 100),  # weights beyond their grids saturate, at the code -128 too
         ("int8_mixed", {"0", "5"}, 45),  # without the quantisers of a ConvTranspose and a pooling
         ("affine", ALL, 25),  # symmetric grids are coarser
         # Without the quantisers of norms, that are on the residual stream.
@@ -86,6 +91,22 @@ def test_transformers_layers_keep_their_ranges_and_grids(tmp_path: Path) -> None
     assert decibels(receipt) > 20  # without the quantisers of norms
     notes = json.loads((tmp_path / "out" / "plan.json").read_text())["notes"]
     assert f"weights of {len(layers)} layers are on the grid that the checkpoint records" in notes
+
+
+@pytest.mark.parametrize("name", ["int8_torchvision", "int8_transformers"])
+def test_but_for_the_quantisers_of_norms_it_is_the_producers_model(tmp_path: Path, name: str) -> None:
+    _, _, receipt = built(name, tmp_path / "out", "--int8", "--fp32", outputs=f"modelopt_{name}_layers.npz")
+    assert decibels(receipt) > 100  # 129 and 134 were measured; 22 and 26 with those quantisers
+
+
+def test_a_file_that_is_sparse_and_trained_keeps_both(tmp_path: Path) -> None:
+    done, layers, receipt = built("trained", tmp_path / "out", "--int8", "--sparse", "--fp32")
+    assert {layer for layer, entry in layers.items() if entry["sparse"]} == BLOCK
+    assert decibels(receipt) > 100
+    assert "saturate there, as in training" in done.err
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    codes = {each.name: to_array(each) for each in model.graph.initializer if each.data_type == onnx.TensorProto.INT8}
+    assert min(int(values.min()) for values in codes.values()) == -128
 
 
 def test_ranges_of_norms_are_named_once_and_the_rest_is_used(tmp_path: Path) -> None:
@@ -248,3 +269,28 @@ def test_a_decomposed_program_is_built_as_the_one_it_was_made_of(tmp_path: Path)
     assert done.code == 0, done.err
     receipt = json.loads((tmp_path / "out" / "receipt.json").read_text())
     assert decibels(receipt) > 25
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("x86_wider", 25),  # 27 were measured
+        ("xnnpack_wider", 10),  # 13: the program quantises its residual stream, products and attention too
+        ("xnnpack_decomposed", 10),
+    ],
+)
+def test_programs_of_pt2e_are_built_with_their_weights_and_ranges(tmp_path: Path, name: str, least: float) -> None:
+    expected = FIXTURES / f"pt2e_{name.replace('decomposed', 'wider')}.npz"
+    done = run_main(
+        build,
+        *(FIXTURES / f"pt2e_{name}.pt2", *ARCH, *ARGUMENTS, "--int8", "--fp32", "--target", "none"),
+        *("--out", tmp_path / "out", "--expect-outputs", expected),
+    )
+    assert done.code == 0, done.err
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert {entry["layer"] for entry in plan["layers"] if entry["precision"] == "int8"} == ALL
+    receipt = json.loads((tmp_path / "out" / "receipt.json").read_text())
+    (given,) = [each for each in receipt["producer"] if each["source"].endswith(".npz")]
+    assert given["outputs"][0]["sqnr_db"] > least
+    unnamed = [line for line in done.err.splitlines() if "pos_embed is the quantised constant without a name" in line]
+    assert len(unnamed) == ("xnnpack" in name)

@@ -68,19 +68,9 @@ def make_modelopt(folder: Path) -> None:
 
 def make_pt2e(folder: Path) -> None:
     """A program quantised for x86: uint8 inputs with zero points, INT8 weights per channel, folded."""
-    pt2e: Any = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
     x86: Any = importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
-    quantizer = x86.X86InductorQuantizer()
-    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    program: Any = torch.export.export(model(), (images(),)).module()
-    prepared = pt2e.prepare_pt2e(program, quantizer)
-    with torch.no_grad():
-        prepared(images())
-    final = torch.export.export(pt2e.convert_pt2e(prepared), (images(),))
-    for node in final.graph.nodes:
-        for field in ("stack_trace", "from_node"):  # paths of the machine that made it, and bulk
-            node.meta.pop(field, None)
-    torch.export.save(final, folder / "pt2e_x86.pt2")
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    torch.export.save(bare(quantized_program(model(), quantizer)), folder / "pt2e_x86.pt2")
 
 
 # Of 32 channels, which is enough for INT8 by every recipe.
@@ -225,10 +215,92 @@ def make_modelopt_kinds(folder: Path) -> None:
         told(path, module)
 
 
+def without_other_quantisers(module: Any) -> Any:
+    """The module that ModelOpt quantised, with the quantisers of all but its Linear and Conv2d layers disabled."""
+    for child in module.modules():
+        quantizer = getattr(child, "input_quantizer", None)
+        if quantizer is not None and not isinstance(child, torch.nn.Linear | torch.nn.Conv2d):
+            quantizer.disable()
+    return module
+
+
+def make_modelopt_layers(folder: Path) -> None:
+    """What the models of `int8_torchvision` and `int8_transformers` answer without the quantisers of their norms.
+
+    The files themselves are made by `make_modelopt_kinds`, of the same weights and images.
+    """
+    for name, module in (("torchvision", torchvision_model()), ("transformers", transformers_model())):
+        quantized = without_other_quantisers(quantized_by_modelopt(module, "INT8_DEFAULT_CFG"))
+        told(folder / f"modelopt_int8_{name}_layers.npz", quantized)
+
+
+def make_modelopt_trained(folder: Path) -> None:
+    """2:4 and INT8 by ModelOpt, and then trained: weights move away from the grid that they were calibrated on.
+
+    Inputs are calibrated again behind the training, as ModelOpt's QAT examples do, so that their amax moves too.
+    """
+    mtq: Any = importlib.import_module("modelopt.torch.quantization")
+    mts: Any = importlib.import_module("modelopt.torch.sparsity")
+    mto: Any = importlib.import_module("modelopt.torch.opt")
+    module = mts.sparsify(wider_model(), "sparse_magnitude")
+    module = mtq.quantize(module, mtq.INT8_DEFAULT_CFG, _calibrate)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    dice = torch.Generator().manual_seed(3)
+    module.train()
+    for _ in range(8):
+        inputs, labels = torch.randn(8, 3, 16, 16, generator=dice), torch.randint(0, 4, (8,), generator=dice)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module(inputs), labels).backward()
+        optimizer.step()
+    module.eval()
+    mtq.disable_quantizer(module, "*weight_quantizer")
+    mtq.calibrate(module, "max", _calibrate)
+    mtq.enable_quantizer(module, "*weight_quantizer")
+    mto.save(module, folder / "modelopt_trained.pt")
+    told(folder / "modelopt_trained.pt", module)
+
+
+def make_pt2e_kinds(folder: Path) -> None:
+    """Programs quantised for x86 and for XNNPACK, as they are converted and decomposed, and what they answer."""
+    x86: Any = importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+    xnnpack: Any = importlib.import_module("torchao.testing.pt2e._xnnpack_quantizer")
+    quantizers = {
+        "x86": x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config()),
+        "xnnpack": xnnpack.XNNPACKQuantizer().set_global(
+            xnnpack.get_symmetric_quantization_config(is_per_channel=True)
+        ),
+    }
+    for name, quantizer in quantizers.items():
+        final = quantized_program(wider_model(), quantizer)
+        told(folder / f"pt2e_{name}_wider.pt2", final.module())
+        torch.export.save(bare(final), folder / f"pt2e_{name}_wider.pt2")
+        torch.export.save(bare(final.run_decompositions()), folder / f"pt2e_{name}_decomposed.pt2")
+
+
+def quantized_program(module: torch.nn.Module, quantizer: Any) -> Any:
+    """The module calibrated and converted by PT2E."""
+    pt2e: Any = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
+    program: Any = torch.export.export(module, (images(),)).module()
+    prepared = pt2e.prepare_pt2e(program, quantizer)
+    answers(prepared, images())
+    return torch.export.export(pt2e.convert_pt2e(prepared), (images(),))
+
+
+def bare(program: Any) -> Any:
+    """The program without paths of the machine that made it, and without bulk."""
+    for node in program.graph.nodes:
+        for field in ("stack_trace", "from_node"):
+            node.meta.pop(field, None)
+    return program
+
+
 KINDS = {
     "modelopt": make_modelopt,
     "pt2e": make_pt2e,
+    "pt2e-kinds": make_pt2e_kinds,
     "modelopt-kinds": make_modelopt_kinds,
+    "modelopt-layers": make_modelopt_layers,
+    "modelopt-trained": make_modelopt_trained,
 }
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ program is JSON, and those alone are read. Sample inputs, which are pickled, are
    program computes with. Its scales are its grid, where they are symmetric and per output channel or tensor.
 4. A layer is named by its bias, else by the module that torch.export recorded.
 5. Where a layer is quantised, one whose input isn't stays float.
-6. Other quantised values (of additions, say) are told and not used. Quantisers of unknown kinds are refused.
+6. Stored codes that aren't a layer's weight (XNNPACK has a position table's) have no name: dequantised, they are what
+   the architecture lacks of their shape.
+7. Other quantised values (of additions, say) are told and not used. Quantisers of unknown kinds are refused.
 """
 
 from __future__ import annotations
@@ -168,6 +170,7 @@ def _reading(program: _Program, *, place: str) -> Reading:
     for node in program.nodes.values():
         if _LAYERS.fullmatch(node["target"]):
             _look_at_layer(program, node, found, place)
+    unnamed = tuple(_unnamed(program, found.used))
     constants = {name for placeholder, name in program.names.items() if _feeds_quantizer(program, placeholder)}
     kept = {name: tensor for name, tensor in program.state.items() if name not in constants}
     return Reading(
@@ -176,6 +179,7 @@ def _reading(program: _Program, *, place: str) -> Reading:
         ranges=found.ranges,
         origins=dict.fromkeys(found.ranges, ORIGIN),
         remarks=tuple(_remarks(program, found)),
+        unnamed=unnamed,
         quantizers=QuantizerRecord(
             producer=_PRODUCER if found.ranges or found.weights else "",
             floats=found.floats,
@@ -183,6 +187,14 @@ def _reading(program: _Program, *, place: str) -> Reading:
             inputs=found.inputs,
         ),
     )
+
+
+def _unnamed(program: _Program, used: set[str]) -> Iterator[torch.Tensor]:
+    """Dequantised constants that are no layer's weight."""
+    for name, node in program.nodes.items():
+        given = _tensor_name(_arguments(node).get("input")) if _is_dequantize(node) else ""
+        if given in program.names and name not in used:
+            yield _value(program, name, used)
 
 
 def _require_known(program: _Program, place: str) -> None:
@@ -217,7 +229,8 @@ def _look_at_layer(program: _Program, node: Mapping[str, Any], found: _Found, pl
         found.weights[f"{layer}.weight"] = value
         grid = _grid(program, quantizer)
         if grid is not None and grid.numel() in (1, len(value)):
-            found.grids[layer] = weight_grid(grid, value)
+            narrow = _number(program, _arguments(quantizer), "quant_min") == -_INT8_HIGH
+            found.grids[layer] = weight_grid(grid, value)._replace(narrow=narrow)
         if not _is_dequantize(source):
             found.floats[layer] = "its weights alone are quantised; its input isn't"
 

@@ -208,7 +208,7 @@ def _look_at_layer(found: _Found, layer: str, given: _Quantizer, weight: _Quanti
     if reason:
         found.floats.setdefault(layer, reason)
         if weight.ranged and not weight.disabled and "alone" in reason:
-            _round_weight(found, layer, weight, stored)
+            _round_weight(found, layer, stored)
         return
     problem = problem or _input_range(found, layer, given, place)
     if problem is not None:
@@ -312,6 +312,8 @@ def _weight_grid(
             reason = f"its weight's range runs along axis {axis}; TensorRT has one scale per output channel"
             found.floats[layer] = reason
         grid = _channels(amax, stored, kind) if axis == 0 else None
+    if grid is not None:
+        grid = grid._replace(narrow=weight.settings.get("_narrow_range") is True)
     if grid is None or _keep_grid(found, layer, grid, stored, one=amax.numel() == 1):
         return None
     return RangeProblem("the range is 0, and the weights are not", f"{place}, {weight.key}", _AGAIN)
@@ -376,7 +378,7 @@ def _axis(amax: torch.Tensor, stored: torch.Tensor, weight: _Quantizer) -> int |
     return told if isinstance(told, int) and told in fits else fits[0] if fits else None
 
 
-def _round_weight(found: _Found, layer: str, weight: _Quantizer, stored: torch.Tensor) -> None:
+def _round_weight(found: _Found, layer: str, stored: torch.Tensor) -> None:
     """The weight as its producer ran it: on its grid, in floating point."""
     if f"{layer.rpartition('.')[0]}.in_proj_weight" in found.state:
         # A nn.MultiheadAttention multiplies by its out_proj's weight without calling it: no quantiser ever ran.
@@ -385,9 +387,9 @@ def _round_weight(found: _Found, layer: str, weight: _Quantizer, stored: torch.T
     if grid is None:
         found.unrounded.append(layer)
         return
-    rounded = grid.quantized(stored, narrow=weight.settings.get("_narrow_range") is True)
+    rounded = grid.quantized(stored)
     found.state[f"{layer}.weight"] = rounded
-    found.grids[layer] = weight_grid(grid.amax, rounded, grid.kind, grid.block)
+    found.grids[layer] = weight_grid(grid.amax, rounded, grid.kind, grid.block)._replace(narrow=grid.narrow)
     found.rounded.append(layer)
 
 

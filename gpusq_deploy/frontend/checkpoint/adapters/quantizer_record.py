@@ -57,7 +57,8 @@ class WeightGrid(NamedTuple):
     """The grid of a weight [N, …]: codes are w / amax times the kind's largest code, rounded.
 
     `amax` is float32 [N] or, in blocks of `block` consecutive values of a channel, [N, blocks]. `largest` and `total`
-    are max |w| and Σ|w| of each channel, float32 [N]: where a graph scales a channel, it scales its grid.
+    are max |w| and Σ|w| of each channel, float32 [N]: where a graph scales a channel, it scales its grid. A `narrow`
+    grid has no code below that of -amax.
     """
 
     amax: torch.Tensor
@@ -65,16 +66,17 @@ class WeightGrid(NamedTuple):
     total: torch.Tensor
     kind: QuantizedPrecision = "int8"
     block: int = 0
+    narrow: bool = False
 
     def spread(self) -> torch.Tensor:
         """Largest magnitudes as they go with the weight's values, [N, K], or [N, 1] without blocks."""
         return self.amax.repeat_interleave(self.block, 1) if self.block else self.amax[:, None]
 
-    def quantized(self, weight: torch.Tensor, *, narrow: bool = False) -> torch.Tensor:
-        """The weight [N, …] on its grid, dequantised, in its own type; `narrow` leaves out the lowest code."""
+    def quantized(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight [N, …] on its grid, dequantised, in its own type."""
         rows, amax, largest = weight.detach().float().flatten(1), self.spread(), LARGEST_CODE[self.kind]
         step = torch.where(amax > 0, amax, largest) / largest
-        low = -largest if narrow or self.kind == "fp8" else -largest - 1
+        low = -largest if self.narrow or self.kind == "fp8" else -largest - 1
         return (_rounded(rows / step, self.kind, low, largest) * step).reshape(weight.shape).to(weight.dtype)
 
 
