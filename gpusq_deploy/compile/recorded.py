@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from gpusq_deploy.artifacts import Recipe, RecordedRecipe, TrainedLayer
 from gpusq_deploy.compile.request import BuildRequest
-from gpusq_deploy.frontend import Checkpoint, array_from_tensor
+from gpusq_deploy.frontend import Checkpoint, array_from_tensor, with_offsets
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize import Grid
 from gpusq_deploy.text import counted
@@ -18,6 +18,8 @@ def heeded(checkpoint: Checkpoint, request: BuildRequest, reporter: Reporter) ->
     1. A recipe that the user names decides what is quantised, whatever the producer left in floating point.
     2. `recalibrate` sets recorded ranges and grids aside; what the producer left in floating point stays so.
     3. Without `keep_grid` scales of weights are computed anew.
+    4. What inputs were quantised about moves out of INT8 layers, unless other ranges, pruned weights or another recipe
+       than the usual one are asked for.
     """
     record, said = checkpoint.quantizers, list[str]()
     if request.own_recipe and record.producer:
@@ -33,9 +35,17 @@ def heeded(checkpoint: Checkpoint, request: BuildRequest, reporter: Reporter) ->
     if not request.keep_grid and record.grids:
         said.append("--no-keep-grid: scales of weights are computed anew")
         record = replace(record, grids={})
-    for remark in said:
+    found = replace(checkpoint, quantizers=record, remarks=(*checkpoint.remarks, *said))
+    if _as_it_ran(request):
+        found = with_offsets(found)
+    for remark in found.remarks[len(checkpoint.remarks) :]:
         reporter.say(remark)
-    return replace(checkpoint, quantizers=record, remarks=(*checkpoint.remarks, *said))
+    return found
+
+
+def _as_it_ran(request: BuildRequest) -> bool:
+    """Whether INT8 layers are to be what the producer made of them."""
+    return request.quantize and request.recipe is None and request.ranges is None and request.prune is None
 
 
 def grids_of(checkpoint: Checkpoint) -> dict[str, Grid]:

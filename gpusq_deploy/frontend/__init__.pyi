@@ -24,6 +24,9 @@ from .checkpoint.files import (
     read_checkpoint_file as read_checkpoint_file,
     require_another_file as require_another_file,
 )
+from .checkpoint.input_offsets import (
+    with_offsets as with_offsets,
+)
 from .checkpoint.layer_names import (
     layer_of as layer_of,
 )

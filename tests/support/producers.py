@@ -1,8 +1,8 @@
 """Make the files of tests/fixtures with the libraries that write such files.
 
 `python tests/support/producers.py KIND DIR`: KIND is a key of KINDS; what begins with `modelopt` needs nvidia-modelopt,
-with `pt2e` torchao.
-Beside a file lies what the library itself says of it. The libraries' pins don't go together, so the files are kept.
+with `pt2e` torchao: `pip install -e '.[producers]'`.
+Beside a file lies what the library itself says of it. No test needs the libraries, so the files are kept.
 """
 
 from __future__ import annotations
@@ -234,6 +234,18 @@ def make_modelopt_layers(folder: Path) -> None:
         told(folder / f"modelopt_int8_{name}_layers.npz", quantized)
 
 
+def make_modelopt_offsets(folder: Path) -> None:
+    """Affine quantisers of inputs with an offset for each channel, in the block."""
+    mtq: Any = importlib.import_module("modelopt.torch.quantization")
+    mto: Any = importlib.import_module("modelopt.torch.opt")
+    config = copy.deepcopy(mtq.INT8_DEFAULT_CFG)
+    bias = {-2: None, -3: None, "type": "static"}
+    config["quant_cfg"].append({"quantizer_name": "*blocks*input_quantizer", "cfg": {"num_bits": 8, "bias": bias}})
+    module = mtq.quantize(wider_model(), config, _calibrate)
+    mto.save(module, folder / "modelopt_offsets.pt")
+    told(folder / "modelopt_offsets.pt", module)
+
+
 def make_modelopt_trained(folder: Path) -> None:
     """2:4 and INT8 by ModelOpt, and then trained: weights move away from the grid that they were calibrated on.
 
@@ -250,7 +262,8 @@ def make_modelopt_trained(folder: Path) -> None:
     for _ in range(8):
         inputs, labels = torch.randn(8, 3, 16, 16, generator=dice), torch.randint(0, 4, (8,), generator=dice)
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(module(inputs), labels).backward()
+        loss: Any = torch.nn.functional.cross_entropy(module(inputs), labels)
+        loss.backward()
         optimizer.step()
     module.eval()
     mtq.disable_quantizer(module, "*weight_quantizer")
@@ -300,6 +313,7 @@ KINDS = {
     "pt2e-kinds": make_pt2e_kinds,
     "modelopt-kinds": make_modelopt_kinds,
     "modelopt-layers": make_modelopt_layers,
+    "modelopt-offsets": make_modelopt_offsets,
     "modelopt-trained": make_modelopt_trained,
 }
 

@@ -6,7 +6,8 @@ program is JSON, and those alone are read. Sample inputs, which are pickled, are
 1. A layer is a linear or a convolution, or what `run_decompositions()` makes of a linear: addmm, mm or bmm by a
    parameter. What only moves values (view, permute, expand) between it and a dequantisation counts for nothing.
 2. A layer's input that comes out of a dequantisation has a range: of a symmetric quantiser qmax · scale; of another
-   (uint8 with a zero point) the larger end of what it can hold, since TensorRT has symmetric ones only.
+   (uint8 with a zero point) the larger end of what it can hold, since TensorRT has symmetric ones only, unless
+   `with_offsets` moves the zero point out.
 3. A weight that comes out of one, from stored codes or quantised on the fly, is the dequantised weight: what the
    program computes with. Its scales are its grid, where they are symmetric and per output channel or tensor.
 4. A layer is named by its bias, else by the module that torch.export recorded.
@@ -337,7 +338,7 @@ def _remarks(program: _Program, found: _Found) -> Iterator[str]:
     if found.weights:
         yield f"{len(found.weights)} INT8 weights of the program are used, dequantised"
     if found.asymmetric:
-        yield f"inputs quantised with a zero point get symmetric ranges, a coarser grid: {some(found.asymmetric)}"
+        yield f"inputs are quantised with a zero point, and TensorRT's grids are symmetric: {some(found.asymmetric)}"
     others = [name for name, node in program.nodes.items() if _QUANTIZER.fullmatch(node["target"])]
     unused = [name for name in others if name not in found.used]
     if unused:

@@ -7,7 +7,8 @@ Both keep a range beside the weight of the layer that it belongs to:
     LAYER._input_quantizer.clip.clip_value_min, …clip_value_max      pytorch-quantization, learned
 
 1. An input's range must be one number: TensorRT quantises activations per tensor. Of an affine quantiser it is the
-   larger end, |_bias_value| + amax; of an unsigned one its end. Both are told: the grid is coarser.
+   larger end, |_bias_value| + amax; of an unsigned one its end. Both are told: the grid is coarser, unless
+   `with_offsets` moves the offset out.
 2. A weight's range is its grid, [N] along the output channels or one number; which axis it has is in its shape. Along
    another axis TensorRT can't have it: the layer stays float. With `_block_sizes` it is one number for each block of
    the last axis, of which the last may be shorter.
@@ -257,7 +258,7 @@ def _input_range(found: _Found, layer: str, given: _Quantizer, place: str) -> Ra
             return RangeProblem(damage, f"{place}, {given.key}", _AGAIN)
         found.inputs[layer] = InputQuantizer(amax / 127, offset=bias.detach().float())
         amax += float(bias.detach().float().abs().max())
-        found.coarser.append(("affine (_bias_value): the range is |bias| + amax", layer))
+        found.coarser.append(("about _bias_value", layer))
     if given.settings.get("_unsigned") is True:
         found.inputs[layer] = InputQuantizer(amax / 255, 0, 255)
         found.coarser.append(("unsigned", layer))
@@ -295,11 +296,9 @@ def _weight_grid(
     kind = weight.codes
     if not weight.ranged or weight.disabled or kind is None:
         return None
-    ends = [weight.fields[name] for name in _CLIP_FIELDS if name in weight.fields]
-    values = ends or [weight.fields["_amax"]]
-    if damage := next(filter(None, (_damage(value, signed=bool(ends)) for value in values)), ""):
-        return RangeProblem(damage, f"{place}, {weight.key}", _AGAIN)
-    amax = functools.reduce(torch.maximum, [value.detach().float().abs() for value in values])
+    amax = _weight_amax(weight)
+    if isinstance(amax, str):
+        return RangeProblem(amax, f"{place}, {weight.key}", _AGAIN)
     if weight.blocks:
         grid = _blocks(amax, stored, weight.blocks, kind)
     else:
@@ -317,6 +316,15 @@ def _weight_grid(
     if grid is None or _keep_grid(found, layer, grid, stored, one=amax.numel() == 1):
         return None
     return RangeProblem("the range is 0, and the weights are not", f"{place}, {weight.key}", _AGAIN)
+
+
+def _weight_amax(weight: _Quantizer) -> torch.Tensor | str:
+    """The weight's range as it is recorded, or what is wrong with it."""
+    ends = [weight.fields[name] for name in _CLIP_FIELDS if name in weight.fields]
+    values = ends or [weight.fields["_amax"]]
+    if damage := next(filter(None, (_damage(value, signed=bool(ends)) for value in values)), ""):
+        return damage
+    return functools.reduce(torch.maximum, [value.detach().float().abs() for value in values])
 
 
 def _channels(amax: torch.Tensor, stored: torch.Tensor, kind: QuantizedPrecision) -> WeightGrid:
@@ -403,7 +411,7 @@ def _remarks(found: _Found, unused: list[str]) -> Iterator[str]:
         built = f"--{kind} builds them" if kind in {"fp8", "int4"} else "no precision of ours is that"
         yield f"quantised to {kind.upper()}, not to INT8 ({built}): {some(layers)}"
     for reason, layers in by_reason([(layer, reason) for reason, layer in found.coarser]).items():
-        yield f"inputs that were quantised {reason} get symmetric ranges, a coarser grid: {some(layers)}"
+        yield f"inputs are quantised {reason}, and TensorRT's grids are symmetric: {some(layers)}"
     if found.factors:
         count = counted(len(found.factors), "layer")
         names = some([*found.factors])
