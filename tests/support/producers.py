@@ -286,6 +286,8 @@ def make_pt2e_kinds(folder: Path) -> None:
     for name, quantizer in quantizers.items():
         final = quantized_program(wider_model(), quantizer)
         told(folder / f"pt2e_{name}_wider.pt2", final.module())
+        if name == "xnnpack":  # the other quantises nothing but layers
+            told(folder / f"pt2e_{name}_layers.pt2", of_layers_alone(final.module()))
         torch.export.save(bare(final), folder / f"pt2e_{name}_wider.pt2")
         torch.export.save(bare(final.run_decompositions()), folder / f"pt2e_{name}_decomposed.pt2")
 
@@ -297,6 +299,32 @@ def quantized_program(module: torch.nn.Module, quantizer: Any) -> Any:
     prepared = pt2e.prepare_pt2e(program, quantizer)
     answers(prepared, images())
     return torch.export.export(pt2e.convert_pt2e(prepared), (images(),))
+
+
+def make_torch_qat(folder: Path) -> None:
+    """The state dict of torch's eager QAT, after it has seen data: weights, and observers behind modules."""
+    quantization: Any = importlib.import_module("torch.ao.quantization")
+    module: Any = wider_model().train()
+    module.qconfig = quantization.get_default_qat_qconfig("x86")
+    prepared = quantization.prepare_qat(module)
+    prepared(images())
+    prepared.apply(quantization.disable_observer)
+    torch.save(prepared.eval().state_dict(), folder / "torch_qat.pt")
+    told(folder / "torch_qat.pt", prepared)
+
+
+def of_layers_alone(module: Any) -> Any:
+    """The program without the quantisers of anything but weights and what Linear and Conv2d layers read."""
+    layers = (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default)
+    quantize: Any = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    for node in module.graph.nodes:
+        source: Any = node.args[0] if node.args else None
+        if getattr(source, "target", None) is not quantize:
+            continue
+        if not any(reader.target in layers and reader.args[0] is node for reader in node.users):
+            node.replace_all_uses_with(source.args[0])
+    module.recompile()
+    return module
 
 
 def bare(program: Any) -> Any:
@@ -311,6 +339,7 @@ KINDS = {
     "modelopt": make_modelopt,
     "pt2e": make_pt2e,
     "pt2e-kinds": make_pt2e_kinds,
+    "torch-qat": make_torch_qat,
     "modelopt-kinds": make_modelopt_kinds,
     "modelopt-layers": make_modelopt_layers,
     "modelopt-offsets": make_modelopt_offsets,
