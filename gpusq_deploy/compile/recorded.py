@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
+
 from gpusq_deploy.artifacts import Recipe, RecordedRecipe, TrainedLayer
 from gpusq_deploy.compile.request import BuildRequest
-from gpusq_deploy.frontend import Checkpoint, array_from_tensor, with_offsets
+from gpusq_deploy.frontend import Checkpoint, array_from_tensor, reference_outputs, with_offsets
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize import Grid
 from gpusq_deploy.text import counted
@@ -37,10 +40,14 @@ def heeded(checkpoint: Checkpoint, request: BuildRequest, reporter: Reporter) ->
         record = replace(record, grids={})
     found = replace(checkpoint, quantizers=record, remarks=(*checkpoint.remarks, *said))
     if _as_it_ran(request):
-        found = with_offsets(found)
+        found = with_offsets(found, lambda: reference_outputs(checkpoint, _zeros(checkpoint)))
     for remark in found.remarks[len(checkpoint.remarks) :]:
         reporter.say(remark)
     return found
+
+
+def _zeros(checkpoint: Checkpoint) -> npt.NDArray[np.float32]:
+    return np.zeros((1, *checkpoint.preprocessing.sample_shape), np.float32)
 
 
 def _as_it_ran(request: BuildRequest) -> bool:

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,9 +29,17 @@ from gpusq_deploy.text import some
 _CODES = 255
 
 
-def with_offsets(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint, whose module is changed, with symmetric quantisers where an offset could be moved out."""
-    moved = dict(_moved(checkpoint))
+def with_offsets(checkpoint: Checkpoint, run: Callable[[], object]) -> Checkpoint:
+    """The checkpoint, whose module is changed, with symmetric quantisers where an offset could be moved out.
+
+    Args:
+        checkpoint: With the quantisers that its file records.
+        run: Runs the module once: a layer that isn't called then (nn.MultiheadAttention multiplies by its out_proj's
+            weight itself) would never subtract anything, and stays as it is.
+    """
+    if not checkpoint.quantizers.inputs.keys() & checkpoint.ranges.keys():
+        return checkpoint
+    moved = dict(_moved(checkpoint, _called(checkpoint, run)))
     if not moved:
         return checkpoint
     largest = LARGEST_CODE["int8"]
@@ -46,10 +54,29 @@ def with_offsets(checkpoint: Checkpoint) -> Checkpoint:
     )
 
 
-def _moved(checkpoint: Checkpoint) -> Iterator[tuple[str, float]]:
+def _called(checkpoint: Checkpoint, run: Callable[[], object]) -> dict[str, torch.nn.Module]:
+    """Modules with a recorded quantiser that are called as modules, by name."""
+    called: dict[str, torch.nn.Module] = {}
+    wanted = {name: child for name, child in named_modules(checkpoint.module) if name in checkpoint.quantizers.inputs}
+    hooks = [child.register_forward_pre_hook(_noted(called, name)) for name, child in wanted.items()]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called
+
+
+def _noted(called: dict[str, torch.nn.Module], name: str) -> Any:
+    def hook(module: torch.nn.Module, _given: tuple[Any, ...]) -> None:
+        called[name] = module
+
+    return hook
+
+
+def _moved(checkpoint: Checkpoint, modules: Mapping[str, torch.nn.Module]) -> Iterator[tuple[str, float]]:
     """Layers that were changed, and the scales of their inputs."""
     record = checkpoint.quantizers
-    modules: Mapping[str, torch.nn.Module] = dict(named_modules(checkpoint.module))
     for layer, quantizer in record.inputs.items():
         module = modules.get(layer)
         if module is None or record.trained(layer, checkpoint.ranges) != ("int8", None):
