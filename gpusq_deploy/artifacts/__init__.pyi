@@ -125,6 +125,7 @@ from .recipe import (
 )
 from .recorded_recipe import (
     RecordedRecipe as RecordedRecipe,
+    TrainedLayer as TrainedLayer,
 )
 from .repair import (
     ChannelAxis as ChannelAxis,

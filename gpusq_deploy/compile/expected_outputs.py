@@ -17,7 +17,14 @@ import torch
 from gpusq_deploy.calibration import Batches, CalibrationInputs, spread_evenly
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend import Checkpoint, InputQuantizer, WeightGrid, named_modules, reference_outputs
+from gpusq_deploy.frontend import (
+    Checkpoint,
+    InputQuantizer,
+    WeightGrid,
+    named_modules,
+    reference_outputs,
+    symmetric_quantizer,
+)
 from gpusq_deploy.progress import Reporter
 
 _SAMPLES = 8
@@ -56,7 +63,7 @@ def expected_outputs(
     if request.expect_outputs is not None:
         found.append(read_expected(request.expect_outputs))
     record = checkpoint.quantizers
-    emulated = record.producer and checkpoint.ranges and not record.types  # other types than INT8 aren't run here
+    emulated = record.producer and checkpoint.ranges and {*record.types.values()} <= {"fp8"}  # others aren't run here
     if request.quantize and emulated and not data.given:
         samples = spread_evenly(data.verify, _SAMPLES)
         inputs = np.concatenate(list(Batches(source=samples, size=1)))
@@ -147,7 +154,7 @@ def _quantizers(checkpoint: Checkpoint, *, synthetic: bool) -> Generator[None]:
         for layer in layers:
             hooks.append(layer.module.register_forward_pre_hook(_hook(layer, checkpoint.file, synthetic=synthetic)))
             if layer.grid is not None:
-                rounded = _rounded_weight(layer.module.weight.detach(), layer.grid)
+                rounded = layer.grid.quantized(layer.module.weight)
                 layer.module.weight = torch.nn.Parameter(rounded, requires_grad=False)
         yield
     finally:
@@ -160,16 +167,11 @@ def _quantizers(checkpoint: Checkpoint, *, synthetic: bool) -> Generator[None]:
 def _quantized_modules(checkpoint: Checkpoint) -> Iterator[_Quantized]:
     record, ranges = checkpoint.quantizers, checkpoint.ranges
     for name, child in named_modules(checkpoint.module):
-        if name in ranges and not record.why_float(name, ranges, "int8"):
-            quantizer = record.inputs.get(name, InputQuantizer(ranges[name] / 127))
+        if (trained := record.trained(name, ranges)) is not None and name in ranges:
+            quantizer = record.inputs.get(name, symmetric_quantizer(ranges[name], trained[0]))
             yield _Quantized(name, child, quantizer, ranges[name], record.grids.get(name))
         elif name in record.inputs and name not in ranges:
             yield _Quantized(name, child, record.inputs[name], 0.0, None)
-
-
-def _rounded_weight(weight: torch.Tensor, grid: WeightGrid) -> torch.Tensor:
-    step = torch.where(grid.amax > 0, grid.amax, 127.0).reshape(-1, *([1] * (weight.ndim - 1))) / 127
-    return (torch.clamp(torch.round(weight / step), -128, 127) * step).to(weight.dtype)
 
 
 def _hook(layer: _Quantized, file: str, *, synthetic: bool) -> Any:
@@ -178,11 +180,7 @@ def _hook(layer: _Quantized, file: str, *, synthetic: bool) -> Any:
     def hook(_module: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         values: torch.Tensor = given[0]
         _require_live(values, layer, file, slack)
-        scale, low, high, offset = layer.quantizer
-        if not scale > 0:
-            return given
-        codes = torch.clamp(torch.round((values - offset) / scale), low, high)
-        return (codes * scale + offset, *given[1:])
+        return (layer.quantizer.quantized(values), *given[1:])
 
     return hook
 

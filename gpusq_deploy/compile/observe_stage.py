@@ -105,8 +105,13 @@ def observe_graph(
     if known is not None and seen.table is not None:
         require_borne_out(known.table, seen.table.by_tensor(), doubtful, source=data.ranges)
         wanted = replace(wanted, known=joined_ranges(known.table, seen.table, rest) if rest else known.table)
-    grids = {} if wanted.known is None else grids_of(graph.checkpoint)
+    grids = _grids(graph, wanted)
     return Observed(recipe=recipe, graph=merged, seen=seen, wanted=wanted, notes=graph.notes, grids=grids)
+
+
+def _grids(graph: FloatGraph, wanted: QuantRequest) -> dict[str, Grid]:
+    """Recorded grids; what is smoothed for ranges that are found here has other weights."""
+    return grids_of(graph.checkpoint) if wanted.known is not None or not wanted.layers else {}
 
 
 def _known(

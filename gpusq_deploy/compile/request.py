@@ -21,6 +21,7 @@ from gpusq_deploy.artifacts import (
     QuantizedPrecision,
     Recipe,
     RewriteChoice,
+    load_recipe,
 )
 from gpusq_deploy.engines import Target
 from gpusq_deploy.errors import GpusqError
@@ -106,7 +107,7 @@ class BuildRequest:
     @property
     def own_recipe(self) -> bool:
         """Whether the user named a recipe, and not a precision alone, which means a shipped one."""
-        return self.recipe is not None and str(self.recipe) not in {FP8_RECIPE, INT4_RECIPE}
+        return self.recipe is not None and self.recipe not in [load_recipe(Path(n)) for n in (FP8_RECIPE, INT4_RECIPE)]
 
     @property
     def usual_calibrator(self) -> Calibrator:

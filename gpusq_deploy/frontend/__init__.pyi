@@ -6,6 +6,7 @@ from .checkpoint.adapters.quantizer_record import (
     QuantizerRecord as QuantizerRecord,
     RangeProblem as RangeProblem,
     WeightGrid as WeightGrid,
+    symmetric_quantizer as symmetric_quantizer,
 )
 from .checkpoint.adapters.refusal import (
     ForeignFormatError as ForeignFormatError,
@@ -22,6 +23,9 @@ from .checkpoint.files import (
     SELF_DESCRIBING as SELF_DESCRIBING,
     read_checkpoint_file as read_checkpoint_file,
     require_another_file as require_another_file,
+)
+from .checkpoint.input_offsets import (
+    with_offsets as with_offsets,
 )
 from .checkpoint.layer_names import (
     layer_of as layer_of,

@@ -39,6 +39,8 @@ from .low_bit import (
     fp8_codes as fp8_codes,
     fp8_scale as fp8_scale,
     int4_blocks as int4_blocks,
+    int4_codes as int4_codes,
+    int4_scale as int4_scale,
 )
 from .samples import (
     SampleAxis as SampleAxis,

@@ -68,11 +68,11 @@ def weight_scales(
     return scale_from_amax(np.full_like(amax, amax.max()) if one_scale else amax, dtype=dtype).astype(np.float32)
 
 
-def quantize(values: FloatArray, scale: FloatArray, *, axis: int | None = None) -> Int8Array:
-    """INT8 codes in -127…127 of `values` [any shape] for one scale, or one per index of `axis`."""
+def quantize(values: FloatArray, scale: FloatArray, *, axis: int | None = None, lowest: int = -INT8_MAX) -> Int8Array:
+    """INT8 codes in -127…127, or from `lowest`, of `values` [any shape] for one scale, or one per index of `axis`."""
     divisor = _aligned(scale, values.ndim, axis).astype(np.float32)
     codes = np.rint(values.astype(np.float32) / divisor)
-    clipped: Int8Array = np.clip(codes, -INT8_MAX, INT8_MAX).astype(np.int8)
+    clipped: Int8Array = np.clip(codes, lowest, INT8_MAX).astype(np.int8)
     return clipped
 
 

@@ -52,6 +52,21 @@ def fp8_codes(values: FloatArray, scale: FloatArray, *, axis: int | None = None)
     return codes.astype(ml_dtypes.float8_e4m3fn)
 
 
+def int4_scale(amax: npt.ArrayLike, *, dtype: npt.DTypeLike = np.float32) -> FloatArray:
+    """Scale of a symmetric INT4 range, ±7, in the type that will be stored; see `fp8_scale`.
+
+    Raises:
+        ValueError: amax is negative or not finite, or the scale overflows `dtype`.
+    """
+    return scale_from_amax(np.asarray(amax, np.float64) * (INT8_MAX / INT4_MAX), dtype=dtype)
+
+
+def int4_codes(rows: FloatArray, scale: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
+    """INT4 codes [N, K] of a weight for scales [N, K / block]."""
+    blocks = np.ascontiguousarray(rows, dtype=np.float32).reshape(scale.size, -1)
+    return _int4_codes(blocks, scale.reshape(-1)).astype(np.int8).reshape(rows.shape)
+
+
 def int4_blocks(
     rows: FloatArray, block: int, *, dtype: npt.DTypeLike = np.float32
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:

@@ -1,8 +1,8 @@
 """Make the files of tests/fixtures with the libraries that write such files.
 
 `python tests/support/producers.py KIND DIR`: KIND is a key of KINDS; what begins with `modelopt` needs nvidia-modelopt,
-with `pt2e` torchao.
-Beside a file lies what the library itself says of it. The libraries' pins don't go together, so the files are kept.
+with `pt2e` torchao: `pip install -e '.[producers]'`.
+Beside a file lies what the library itself says of it. No test needs the libraries, so the files are kept.
 """
 
 from __future__ import annotations
@@ -68,19 +68,9 @@ def make_modelopt(folder: Path) -> None:
 
 def make_pt2e(folder: Path) -> None:
     """A program quantised for x86: uint8 inputs with zero points, INT8 weights per channel, folded."""
-    pt2e: Any = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
     x86: Any = importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
-    quantizer = x86.X86InductorQuantizer()
-    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    program: Any = torch.export.export(model(), (images(),)).module()
-    prepared = pt2e.prepare_pt2e(program, quantizer)
-    with torch.no_grad():
-        prepared(images())
-    final = torch.export.export(pt2e.convert_pt2e(prepared), (images(),))
-    for node in final.graph.nodes:
-        for field in ("stack_trace", "from_node"):  # paths of the machine that made it, and bulk
-            node.meta.pop(field, None)
-    torch.export.save(final, folder / "pt2e_x86.pt2")
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    torch.export.save(bare(quantized_program(model(), quantizer)), folder / "pt2e_x86.pt2")
 
 
 # Of 32 channels, which is enough for INT8 by every recipe.
@@ -225,10 +215,135 @@ def make_modelopt_kinds(folder: Path) -> None:
         told(path, module)
 
 
+def without_other_quantisers(module: Any) -> Any:
+    """The module that ModelOpt quantised, with the quantisers of all but its Linear and Conv2d layers disabled."""
+    for child in module.modules():
+        quantizer = getattr(child, "input_quantizer", None)
+        if quantizer is not None and not isinstance(child, torch.nn.Linear | torch.nn.Conv2d):
+            quantizer.disable()
+    return module
+
+
+def make_modelopt_layers(folder: Path) -> None:
+    """What the models of `int8_torchvision` and `int8_transformers` answer without the quantisers of their norms.
+
+    The files themselves are made by `make_modelopt_kinds`, of the same weights and images.
+    """
+    for name, module in (("torchvision", torchvision_model()), ("transformers", transformers_model())):
+        quantized = without_other_quantisers(quantized_by_modelopt(module, "INT8_DEFAULT_CFG"))
+        told(folder / f"modelopt_int8_{name}_layers.npz", quantized)
+
+
+def make_modelopt_offsets(folder: Path) -> None:
+    """Affine quantisers of inputs with an offset for each channel, in the block."""
+    mtq: Any = importlib.import_module("modelopt.torch.quantization")
+    mto: Any = importlib.import_module("modelopt.torch.opt")
+    config = copy.deepcopy(mtq.INT8_DEFAULT_CFG)
+    bias = {-2: None, -3: None, "type": "static"}
+    config["quant_cfg"].append({"quantizer_name": "*blocks*input_quantizer", "cfg": {"num_bits": 8, "bias": bias}})
+    module = mtq.quantize(wider_model(), config, _calibrate)
+    mto.save(module, folder / "modelopt_offsets.pt")
+    told(folder / "modelopt_offsets.pt", module)
+
+
+def make_modelopt_trained(folder: Path) -> None:
+    """2:4 and INT8 by ModelOpt, and then trained: weights move away from the grid that they were calibrated on.
+
+    Inputs are calibrated again behind the training, as ModelOpt's QAT examples do, so that their amax moves too.
+    """
+    mtq: Any = importlib.import_module("modelopt.torch.quantization")
+    mts: Any = importlib.import_module("modelopt.torch.sparsity")
+    mto: Any = importlib.import_module("modelopt.torch.opt")
+    module = mts.sparsify(wider_model(), "sparse_magnitude")
+    module = mtq.quantize(module, mtq.INT8_DEFAULT_CFG, _calibrate)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    dice = torch.Generator().manual_seed(3)
+    module.train()
+    for _ in range(8):
+        inputs, labels = torch.randn(8, 3, 16, 16, generator=dice), torch.randint(0, 4, (8,), generator=dice)
+        optimizer.zero_grad()
+        loss: Any = torch.nn.functional.cross_entropy(module(inputs), labels)
+        loss.backward()
+        optimizer.step()
+    module.eval()
+    mtq.disable_quantizer(module, "*weight_quantizer")
+    mtq.calibrate(module, "max", _calibrate)
+    mtq.enable_quantizer(module, "*weight_quantizer")
+    mto.save(module, folder / "modelopt_trained.pt")
+    told(folder / "modelopt_trained.pt", module)
+
+
+def make_pt2e_kinds(folder: Path) -> None:
+    """Programs quantised for x86 and for XNNPACK, as they are converted and decomposed, and what they answer."""
+    x86: Any = importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+    xnnpack: Any = importlib.import_module("torchao.testing.pt2e._xnnpack_quantizer")
+    quantizers = {
+        "x86": x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config()),
+        "xnnpack": xnnpack.XNNPACKQuantizer().set_global(
+            xnnpack.get_symmetric_quantization_config(is_per_channel=True)
+        ),
+    }
+    for name, quantizer in quantizers.items():
+        final = quantized_program(wider_model(), quantizer)
+        told(folder / f"pt2e_{name}_wider.pt2", final.module())
+        if name == "xnnpack":  # the other quantises nothing but layers
+            told(folder / f"pt2e_{name}_layers.pt2", of_layers_alone(final.module()))
+        torch.export.save(bare(final), folder / f"pt2e_{name}_wider.pt2")
+        torch.export.save(bare(final.run_decompositions()), folder / f"pt2e_{name}_decomposed.pt2")
+
+
+def quantized_program(module: torch.nn.Module, quantizer: Any) -> Any:
+    """The module calibrated and converted by PT2E."""
+    pt2e: Any = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
+    program: Any = torch.export.export(module, (images(),)).module()
+    prepared = pt2e.prepare_pt2e(program, quantizer)
+    answers(prepared, images())
+    return torch.export.export(pt2e.convert_pt2e(prepared), (images(),))
+
+
+def make_torch_qat(folder: Path) -> None:
+    """The state dict of torch's eager QAT, after it has seen data: weights, and observers behind modules."""
+    quantization: Any = importlib.import_module("torch.ao.quantization")
+    module: Any = wider_model().train()
+    module.qconfig = quantization.get_default_qat_qconfig("x86")
+    prepared = quantization.prepare_qat(module)
+    prepared(images())
+    prepared.apply(quantization.disable_observer)
+    torch.save(prepared.eval().state_dict(), folder / "torch_qat.pt")
+    told(folder / "torch_qat.pt", prepared)
+
+
+def of_layers_alone(module: Any) -> Any:
+    """The program without the quantisers of anything but weights and what Linear and Conv2d layers read."""
+    layers = (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default)
+    quantize: Any = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    for node in module.graph.nodes:
+        source: Any = node.args[0] if node.args else None
+        if getattr(source, "target", None) is not quantize:
+            continue
+        if not any(reader.target in layers and reader.args[0] is node for reader in node.users):
+            node.replace_all_uses_with(source.args[0])
+    module.recompile()
+    return module
+
+
+def bare(program: Any) -> Any:
+    """The program without paths of the machine that made it, and without bulk."""
+    for node in program.graph.nodes:
+        for field in ("stack_trace", "from_node"):
+            node.meta.pop(field, None)
+    return program
+
+
 KINDS = {
     "modelopt": make_modelopt,
     "pt2e": make_pt2e,
+    "pt2e-kinds": make_pt2e_kinds,
+    "torch-qat": make_torch_qat,
     "modelopt-kinds": make_modelopt_kinds,
+    "modelopt-layers": make_modelopt_layers,
+    "modelopt-offsets": make_modelopt_offsets,
+    "modelopt-trained": make_modelopt_trained,
 }
 
 if __name__ == "__main__":

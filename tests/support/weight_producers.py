@@ -2,7 +2,7 @@
 
 `python tests/support/weight_producers.py KIND DIR`: KIND is a key of `MAKERS`, whose library must be installed. Beside
 a file lies what the library itself says: its version, and what its model answers to `producers.images()` with every
-quantiser off. The libraries' pins don't go together, so the files are kept.
+quantiser off. They are in the extra `producers` of setup.cfg; no test needs them, so the files are kept.
 """
 
 from __future__ import annotations

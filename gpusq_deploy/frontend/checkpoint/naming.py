@@ -29,6 +29,7 @@ def named_for(arch: ArchSpec, reading: Reading, expected: Mapping[str, torch.Ten
     Raises:
         GpusqError: Several models are in the file, or see `weights_by_module_names`.
     """
+    reading = _with_unnamed(reading, expected)
     part = is_part_of_config(arch)
     renamed = own_weights(expected, reading.state, place=place, part=part)
     whole = whole_of(arch) if part and not expected.keys() <= renamed.state.keys() else None
@@ -53,6 +54,25 @@ def named_for(arch: ArchSpec, reading: Reading, expected: Mapping[str, torch.Ten
         sparsity=record,
         remarks=(*reading.remarks, *renamed.remarks, *resized),
     )
+
+
+def _with_unnamed(reading: Reading, expected: Mapping[str, torch.Tensor]) -> Reading:
+    """Tensors without a name under that of the one thing that is missing of their shape, if they alone have it."""
+    missing: dict[torch.Size, list[str]] = {}
+    for name, tensor in expected.items():
+        if name not in reading.state:
+            missing.setdefault(tensor.shape, []).append(name)
+    shapes = [tensor.shape for tensor in reading.unnamed]
+    found = {
+        names[0]: tensor
+        for tensor in reading.unnamed
+        if len(names := missing.get(tensor.shape, [])) == 1 and shapes.count(tensor.shape) == 1
+    }
+    said = tuple(
+        f"{name} is the quantised constant without a name that has its shape, {list(tensor.shape)}"
+        for name, tensor in found.items()
+    )
+    return replace(reading, state={**reading.state, **found}, remarks=(*reading.remarks, *said)) if found else reading
 
 
 def _after(first: Renamed, second: Renamed) -> Renamed:

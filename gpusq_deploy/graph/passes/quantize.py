@@ -41,12 +41,12 @@ _RESIDUAL = frozenset({"residual", "branch"})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundedWeight:
-    """A Linear's weight, rounded beforehand: codes [N, K], scale [N], and what is added to the bias [N].
+    """A weight, rounded beforehand: codes [N, …], scale [N], and what is added to the bias [N].
 
-    The codes are INT8's or, with scale [N, K / block], INT4's.
+    The codes are INT8's, E4M3 numbers or, [N, K] with scale [N, K / block], INT4's.
     """
 
-    codes: npt.NDArray[np.int8]
+    codes: npt.NDArray[Any]
     scale: npt.NDArray[np.float32]
     bias: npt.NDArray[np.floating[Any]] | None
 
@@ -77,7 +77,7 @@ class Quantize:
     4. A layer that already has a DequantizeLinear on its weight is left as it is.
     5. What the plan places elsewhere gets a pair where the named node reads it, and an `output` directly behind the
        node, for all its readers; not twice.
-    6. INT8 and INT4 weights in `rounded`, by node, are taken from there; their bias change is left out where there is
+    6. Weights in `rounded`, by node, are taken from there; their bias change is left out where there is
        no bias.
 
     The graph stays float32; `CastToFloatType` makes it FP16 or BF16.
@@ -193,8 +193,6 @@ def _quantize_weight(
     place, (weight, turned) = node.inputs[1], origin(node.inputs[1])
     if place is None or weight is None or decision.weight is None or value_name(weight) != decision.weight.tensor:
         raise GpusqError("the plan names another weight than the graph has", place=decision.node)
-    if decision.precision == "fp8":
-        rounded = None
     if rounded is not None and rounded.bias is not None:
         add_to_bias(graph, node, rounded.bias, f"{decision.node}_bias_corrected")
     content = _content(array_of(weight).astype(np.float32), decision, stored, rounded)
@@ -219,11 +217,15 @@ def _content(
     assert weight is not None, "only decisions with a weight come here"
     try:
         if decision.precision == "fp8":
-            return fp8_weight(values, weight.axis, stored)
+            if rounded is None:
+                return fp8_weight(values, weight.axis, stored)
+            codes = rounded.codes if weight.axis == 0 else rounded.codes.T
+            return StoredWeight(codes=codes, scale=rounded.scale, axis=weight.axis)
         if decision.precision == "int4":
             rows = values if weight.axis == 0 else values.T
-            found = int4_blocks(rows, weight.block, dtype=stored) if rounded is None else (rounded.codes, rounded.scale)
-            return int4_weight(*found, weight.axis, weight.block)
+            if rounded is None:
+                return int4_weight(*int4_blocks(rows, weight.block, dtype=stored), weight.axis, weight.block)
+            return int4_weight(rounded.codes, rounded.scale, weight.axis, weight.block)
         if rounded is not None:
             codes = rounded.codes if weight.axis == 0 else rounded.codes.T
             return int8_weight(codes, rounded.scale, weight.axis, one_scale=weight.one_scale)

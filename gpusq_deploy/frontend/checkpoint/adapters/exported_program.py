@@ -6,12 +6,15 @@ program is JSON, and those alone are read. Sample inputs, which are pickled, are
 1. A layer is a linear or a convolution, or what `run_decompositions()` makes of a linear: addmm, mm or bmm by a
    parameter. What only moves values (view, permute, expand) between it and a dequantisation counts for nothing.
 2. A layer's input that comes out of a dequantisation has a range: of a symmetric quantiser qmax · scale; of another
-   (uint8 with a zero point) the larger end of what it can hold, since TensorRT has symmetric ones only.
+   (uint8 with a zero point) the larger end of what it can hold, since TensorRT has symmetric ones only, unless
+   `with_offsets` moves the zero point out.
 3. A weight that comes out of one, from stored codes or quantised on the fly, is the dequantised weight: what the
    program computes with. Its scales are its grid, where they are symmetric and per output channel or tensor.
 4. A layer is named by its bias, else by the module that torch.export recorded.
 5. Where a layer is quantised, one whose input isn't stays float.
-6. Other quantised values (of additions, say) are told and not used. Quantisers of unknown kinds are refused.
+6. Stored codes that aren't a layer's weight (XNNPACK has a position table's) have no name: dequantised, they are what
+   the architecture lacks of their shape.
+7. Other quantised values (of additions, say) are told and not used. Quantisers of unknown kinds are refused.
 """
 
 from __future__ import annotations
@@ -168,6 +171,7 @@ def _reading(program: _Program, *, place: str) -> Reading:
     for node in program.nodes.values():
         if _LAYERS.fullmatch(node["target"]):
             _look_at_layer(program, node, found, place)
+    unnamed = tuple(_unnamed(program, found.used))
     constants = {name for placeholder, name in program.names.items() if _feeds_quantizer(program, placeholder)}
     kept = {name: tensor for name, tensor in program.state.items() if name not in constants}
     return Reading(
@@ -176,6 +180,7 @@ def _reading(program: _Program, *, place: str) -> Reading:
         ranges=found.ranges,
         origins=dict.fromkeys(found.ranges, ORIGIN),
         remarks=tuple(_remarks(program, found)),
+        unnamed=unnamed,
         quantizers=QuantizerRecord(
             producer=_PRODUCER if found.ranges or found.weights else "",
             floats=found.floats,
@@ -183,6 +188,14 @@ def _reading(program: _Program, *, place: str) -> Reading:
             inputs=found.inputs,
         ),
     )
+
+
+def _unnamed(program: _Program, used: set[str]) -> Iterator[torch.Tensor]:
+    """Dequantised constants that are no layer's weight."""
+    for name, node in program.nodes.items():
+        given = _tensor_name(_arguments(node).get("input")) if _is_dequantize(node) else ""
+        if given in program.names and name not in used:
+            yield _value(program, name, used)
 
 
 def _require_known(program: _Program, place: str) -> None:
@@ -217,7 +230,8 @@ def _look_at_layer(program: _Program, node: Mapping[str, Any], found: _Found, pl
         found.weights[f"{layer}.weight"] = value
         grid = _grid(program, quantizer)
         if grid is not None and grid.numel() in (1, len(value)):
-            found.grids[layer] = weight_grid(grid, value)
+            narrow = _number(program, _arguments(quantizer), "quant_min") == -_INT8_HIGH
+            found.grids[layer] = weight_grid(grid, value)._replace(narrow=narrow)
         if not _is_dequantize(source):
             found.floats[layer] = "its weights alone are quantised; its input isn't"
 
@@ -324,7 +338,7 @@ def _remarks(program: _Program, found: _Found) -> Iterator[str]:
     if found.weights:
         yield f"{len(found.weights)} INT8 weights of the program are used, dequantised"
     if found.asymmetric:
-        yield f"inputs quantised with a zero point get symmetric ranges, a coarser grid: {some(found.asymmetric)}"
+        yield f"inputs are quantised with a zero point, and TensorRT's grids are symmetric: {some(found.asymmetric)}"
     others = [name for name, node in program.nodes.items() if _QUANTIZER.fullmatch(node["target"])]
     unused = [name for name in others if name not in found.used]
     if unused:

@@ -7,9 +7,11 @@ Both keep a range beside the weight of the layer that it belongs to:
     LAYER._input_quantizer.clip.clip_value_min, …clip_value_max      pytorch-quantization, learned
 
 1. An input's range must be one number: TensorRT quantises activations per tensor. Of an affine quantiser it is the
-   larger end, |_bias_value| + amax; of an unsigned one its end. Both are told: the grid is coarser.
+   larger end, |_bias_value| + amax; of an unsigned one its end. Both are told: the grid is coarser, unless
+   `with_offsets` moves the offset out.
 2. A weight's range is its grid, [N] along the output channels or one number; which axis it has is in its shape. Along
-   another axis TensorRT can't have it: the layer stays float.
+   another axis TensorRT can't have it: the layer stays float. With `_block_sizes` it is one number for each block of
+   the last axis, of which the last may be shorter.
 3. A layer whose input has no quantiser, or a disabled one, stays float; with a quantised weight that weight is rounded
    to its grid, as its producer ran it. ModelOpt says in `modelopt_state` what is disabled, and INT8, FP8 or INT4.
 4. A range that can't be, such as NaN, is kept as a problem: it matters where the layer is to be quantised.
@@ -20,6 +22,7 @@ Both keep a range beside the weight of the layer that it belongs to:
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,11 +30,14 @@ from typing import Any, cast
 
 import torch
 
+from gpusq_deploy.artifacts import QuantizedPrecision
 from gpusq_deploy.frontend.checkpoint.adapters.quantizer_record import (
+    LARGEST_CODE,
     InputQuantizer,
     QuantizerRecord,
     RangeProblem,
     WeightGrid,
+    symmetric_quantizer,
     weight_grid,
 )
 from gpusq_deploy.frontend.checkpoint.adapters.reading import Reading
@@ -48,6 +54,8 @@ _USED = {"input": ("_amax", "_bias_value", "_pre_quant_scale", *_CLIP_FIELDS), "
 _AGAIN = "calibrate the quantiser again: its calibrator saw no data; or calibrate here with --recalibrate --calib"
 # A thousandth is far below half an INT8 step, 1/254: rounding of a stored range, not clipping.
 _SLACK = 1e-3
+# Of the reason of layers whose weights alone are quantised.
+_INT4 = ", to INT4"
 # By `_num_bits`; of floats those of the exponent and of the mantissa.
 _KINDS = {"8": "int8", "4": "int4", "(4, 3)": "fp8"}
 
@@ -74,6 +82,16 @@ class _Quantizer:
         bits = str(self.settings.get("_num_bits", "8"))
         return _KINDS.get(bits, f"{bits} bits")
 
+    @property
+    def codes(self) -> QuantizedPrecision | None:
+        """The kind, if it is one that we know the numbers of."""
+        return next((known for known in LARGEST_CODE if known == self.kind), None)
+
+    @property
+    def blocks(self) -> Mapping[Any, Any]:
+        """By axis, how many values share a scale; and `type`."""
+        return mapping_of(self.settings.get("_block_sizes"))
+
 
 _OFF = _Quantizer(key="")
 
@@ -98,6 +116,7 @@ class _Found:
     clipped: dict[str, int] = field(default_factory=dict[str, int])
     wider: list[str] = field(default_factory=list[str])
     rounded: list[str] = field(default_factory=list[str])
+    unrounded: list[str] = field(default_factory=list[str])
     untyped: bool = False
 
 
@@ -190,7 +209,7 @@ def _look_at_layer(found: _Found, layer: str, given: _Quantizer, weight: _Quanti
     if reason:
         found.floats.setdefault(layer, reason)
         if weight.ranged and not weight.disabled and "alone" in reason:
-            _round_weight(found, layer, weight, stored)
+            _round_weight(found, layer, stored)
         return
     problem = problem or _input_range(found, layer, given, place)
     if problem is not None:
@@ -204,8 +223,8 @@ def _look_at_other(found: _Found, layer: str, given: _Quantizer) -> None:
     """A module that multiplies by no weight: its quantiser is no part of the build."""
     found.weightless.append(layer)
     amax = given.fields.get("_amax")
-    if not given.disabled and given.kind == "int8" and amax is not None and amax.numel() == 1:
-        found.inputs[layer] = InputQuantizer(float(amax) / 127)
+    if not given.disabled and given.codes is not None and amax is not None and amax.numel() == 1:
+        found.inputs[layer] = symmetric_quantizer(float(amax), given.codes)
 
 
 def _why_float(given: _Quantizer, weight: _Quantizer) -> str:
@@ -239,7 +258,7 @@ def _input_range(found: _Found, layer: str, given: _Quantizer, place: str) -> Ra
             return RangeProblem(damage, f"{place}, {given.key}", _AGAIN)
         found.inputs[layer] = InputQuantizer(amax / 127, offset=bias.detach().float())
         amax += float(bias.detach().float().abs().max())
-        found.coarser.append(("affine (_bias_value): the range is |bias| + amax", layer))
+        found.coarser.append(("about _bias_value", layer))
     if given.settings.get("_unsigned") is True:
         found.inputs[layer] = InputQuantizer(amax / 255, 0, 255)
         found.coarser.append(("unsigned", layer))
@@ -273,39 +292,80 @@ def _factor(found: _Found, layer: str, given: _Quantizer, stored: torch.Tensor, 
 def _weight_grid(
     found: _Found, layer: str, weight: _Quantizer, stored: torch.Tensor, place: str
 ) -> RangeProblem | None:
-    """The grid along the output channels; a layer with another one stays float."""
-    if not weight.ranged or weight.disabled or weight.kind != "int8":
+    """The grid along the output channels or in blocks of inputs; a layer with another one stays float."""
+    kind = weight.codes
+    if not weight.ranged or weight.disabled or kind is None:
         return None
+    amax = _weight_amax(weight)
+    if isinstance(amax, str):
+        return RangeProblem(amax, f"{place}, {weight.key}", _AGAIN)
+    if weight.blocks:
+        grid = _blocks(amax, stored, weight.blocks, kind)
+    else:
+        axis = _axis(amax, stored, weight)
+        if axis is None:
+            what = f"the range has {amax.numel()} values, the weight {stored.shape[0]} output channels"
+            hint = "quantise weights per output channel (axis 0) or per tensor"
+            return RangeProblem(what, f"{place}, {weight.key}", hint)
+        if axis > 0:
+            reason = f"its weight's range runs along axis {axis}; TensorRT has one scale per output channel"
+            found.floats[layer] = reason
+        grid = _channels(amax, stored, kind) if axis == 0 else None
+    if grid is not None:
+        grid = grid._replace(narrow=weight.settings.get("_narrow_range") is True)
+    if grid is None or _keep_grid(found, layer, grid, stored, one=amax.numel() == 1):
+        return None
+    return RangeProblem("the range is 0, and the weights are not", f"{place}, {weight.key}", _AGAIN)
+
+
+def _weight_amax(weight: _Quantizer) -> torch.Tensor | str:
+    """The weight's range as it is recorded, or what is wrong with it."""
     ends = [weight.fields[name] for name in _CLIP_FIELDS if name in weight.fields]
     values = ends or [weight.fields["_amax"]]
     if damage := next(filter(None, (_damage(value, signed=bool(ends)) for value in values)), ""):
-        return RangeProblem(damage, f"{place}, {weight.key}", _AGAIN)
-    amax = functools.reduce(torch.maximum, [value.detach().float().abs() for value in values])
-    axis = _axis(amax, stored, weight)
-    if axis is None:
-        what = f"the range has {amax.numel()} values, the weight {stored.shape[0]} output channels"
-        hint = "quantise weights per output channel (axis 0) or per tensor"
-        return RangeProblem(what, f"{place}, {weight.key}", hint)
-    if axis > 0:
-        found.floats[layer] = f"its weight's range runs along axis {axis}; TensorRT has one scale per output channel"
+        return damage
+    return functools.reduce(torch.maximum, [value.detach().float().abs() for value in values])
+
+
+def _channels(amax: torch.Tensor, stored: torch.Tensor, kind: QuantizedPrecision) -> WeightGrid:
+    """A grid along the output channels; INT4's are stored in blocks, of which each is a whole channel."""
+    if kind != "int4":
+        return weight_grid(amax.flatten(), stored, kind)
+    return weight_grid(amax.reshape(-1, 1).expand(len(stored), 1), stored, kind, stored[0].numel())
+
+
+def _blocks(
+    amax: torch.Tensor, stored: torch.Tensor, sizes: Mapping[Any, Any], kind: QuantizedPrecision
+) -> WeightGrid | None:
+    """A grid in blocks along the weight's last axis; None where the blocks are of another form.
+
+    Where the last block of a row is shorter, blocks of the sizes' common divisor say the same.
+    """
+    axes = [axis for axis in sizes if isinstance(axis, int) and sizes[axis] is not None]
+    size = sizes[axes[0]] if len(axes) == 1 and axes[0] in (-1, stored.ndim - 1) else None
+    length = stored.shape[-1]
+    if not isinstance(size, int) or size < 1 or sizes.get("type", "static") != "static" or "scale_bits" in sizes:
         return None
-    if not _keep_grid(found, layer, amax.flatten(), stored):
-        return RangeProblem("the range is 0, and the weights are not", f"{place}, {weight.key}", _AGAIN)
-    return None
+    rows, count = stored.numel() // length, -(-length // size)
+    if amax.numel() != rows * count:
+        return None
+    block = math.gcd(size, length) if length > size else length
+    spread = amax.reshape(rows, count).repeat_interleave(size, 1)[:, :length:block]
+    return weight_grid(spread.reshape(len(stored), -1), stored, kind, block)
 
 
-def _keep_grid(found: _Found, layer: str, grid: torch.Tensor, stored: torch.Tensor) -> bool:
-    """Keep a grid [N] or [1]; False where it has no room for weights that are there."""
-    shaped = grid.reshape(-1, *([1] * (stored.ndim - 1)))
-    if bool(((shaped == 0) & (stored != 0)).any()):
+def _keep_grid(found: _Found, layer: str, grid: WeightGrid, stored: torch.Tensor, *, one: bool) -> bool:
+    """Keep a grid; False where it has no room for weights that are there. `one`: of one number."""
+    rows, amax = stored.detach().float().flatten(1).abs(), grid.spread()
+    if bool(((amax == 0) & (rows != 0)).any()):
         return False
-    found.grids[layer] = weight_grid(grid, stored)
-    if grid.numel() == 1:
+    found.grids[layer] = grid
+    if one:
         found.per_tensor.append(layer)
-    if outside := int((stored.abs() > shaped * (1 + _SLACK)).sum()):
+    if outside := int((rows > amax * (1 + _SLACK)).sum()):
         found.clipped[layer] = outside
-    largest = stored.abs().flatten(1).amax(1) if grid.numel() > 1 else stored.abs().amax()
-    if bool((grid > largest * (1 + _SLACK)).any()):
+    largest = rows.amax() if one else rows.reshape(*grid.amax.shape, -1).amax(-1)
+    if bool((grid.amax > largest * (1 + _SLACK)).any()):
         found.wider.append(layer)
     return True
 
@@ -326,16 +386,18 @@ def _axis(amax: torch.Tensor, stored: torch.Tensor, weight: _Quantizer) -> int |
     return told if isinstance(told, int) and told in fits else fits[0] if fits else None
 
 
-def _round_weight(found: _Found, layer: str, weight: _Quantizer, stored: torch.Tensor) -> None:
+def _round_weight(found: _Found, layer: str, stored: torch.Tensor) -> None:
     """The weight as its producer ran it: on its grid, in floating point."""
-    grid = found.grids.get(layer)
-    if grid is None or f"{layer.rpartition('.')[0]}.in_proj_weight" in found.state:
+    if f"{layer.rpartition('.')[0]}.in_proj_weight" in found.state:
         # A nn.MultiheadAttention multiplies by its out_proj's weight without calling it: no quantiser ever ran.
         return
-    step = grid.amax.reshape(-1, *([1] * (stored.ndim - 1))) / 127
-    step = torch.where(step == 0, torch.ones_like(step), step)
-    low = -127 if weight.settings.get("_narrow_range") is True else -128
-    found.state[f"{layer}.weight"] = (torch.clamp(torch.round(stored.float() / step), low, 127) * step).to(stored.dtype)
+    grid = found.grids.get(layer)
+    if grid is None:
+        found.unrounded.append(layer)
+        return
+    rounded = grid.quantized(stored)
+    found.state[f"{layer}.weight"] = rounded
+    found.grids[layer] = weight_grid(grid.amax, rounded, grid.kind, grid.block)._replace(narrow=grid.narrow)
     found.rounded.append(layer)
 
 
@@ -344,12 +406,12 @@ def _remarks(found: _Found, unused: list[str]) -> Iterator[str]:
         count = counted(len(found.weightless), "module")
         yield f"not used: {found.producer}'s ranges of {count} without weights to multiply by: {some(found.weightless)}"
     for reason, layers in by_reason([*found.floats.items()]).items():
-        yield f"stays float, since {reason}: {some(layers)}"
+        yield f"stays float{', but with --int4,' if _INT4 in reason else ''} since {reason}: {some(layers)}"
     for kind, layers in by_reason([*found.types.items()]).items():
         built = f"--{kind} builds them" if kind in {"fp8", "int4"} else "no precision of ours is that"
         yield f"quantised to {kind.upper()}, not to INT8 ({built}): {some(layers)}"
     for reason, layers in by_reason([(layer, reason) for reason, layer in found.coarser]).items():
-        yield f"inputs that were quantised {reason} get symmetric ranges, a coarser grid: {some(layers)}"
+        yield f"inputs are quantised {reason}, and TensorRT's grids are symmetric: {some(layers)}"
     if found.factors:
         count = counted(len(found.factors), "layer")
         names = some([*found.factors])
@@ -367,5 +429,8 @@ def _weight_remarks(found: _Found) -> Iterator[str]:
         yield f"the recorded ranges of weights are wider than the weights; their grid is kept: {some(found.wider)}"
     if found.untyped and len(found.per_tensor) == len(found.grids) > 1:
         yield "ranges of weights are per tensor and the file doesn't say of which type: taken for INT8's, not FP8's"
+    if found.unrounded:
+        layers = some(found.unrounded)
+        yield f"weights that alone are quantised, in a way that isn't known here, are not rounded: {layers}"
     if found.rounded:
         yield f"weights that alone are quantised are rounded to their grid, as they ran: {some(found.rounded)}"

@@ -32,7 +32,7 @@ _KINDS = (
     _Kind(
         "torch.ao.quantization",
         re.compile(r"(?:.*\.)?(?:\w*fake_quant\w*|activation_post_process(?:_\d+)?)\..+"),
-        "they are of modules' outputs, and INT8 needs the ranges of layers' inputs",
+        "they are of modules' outputs; which layer reads them only a program shows (torch.export.save after PT2E)",
     ),
     _Kind(
         "Brevitas",
@@ -42,7 +42,7 @@ _KINDS = (
     _Kind(
         "NNCF",
         re.compile(r"(?:.*\.)?(?:__nncf_hooks|_nncf)\..+"),
-        "they are of operators' outputs, and INT8 needs the ranges of layers' inputs",
+        "they are of operators' outputs, and which layer reads them the file doesn't say",
     ),
 )
 _SCALES = re.compile(r"(?P<layer>.+)\.(?:input|output|weight)_(?:scale|zero_point|global_scale|g_idx)")
@@ -55,8 +55,12 @@ def read_quantizer_states(reading: Reading) -> Reading:
         reading = _without(reading, found, producer, why)
     scales = list(_scales(reading.state))
     quanto = any(name.endswith(".output_scale") for name in scales)
-    producer = "Hugging Face quanto" if quanto else "compressed-tensors"
-    return _without(reading, scales, producer, "the weights beside them are float, and ranges come from --calib")
+    producer, lacking = (
+        ("Hugging Face quanto", "the file doesn't say whether they are of INT8 or of FP8 codes")
+        if quanto
+        else ("compressed-tensors", "of how many bits they are only the quantization_config in config.json says")
+    )
+    return _without(reading, scales, producer, f"{lacking}; the weights are float, and ranges come from --calib")
 
 
 def _scales(state: Mapping[str, torch.Tensor]) -> Iterator[str]:

@@ -28,6 +28,7 @@ class Reading:
         taken: The file's names that adapters took out of `state`: an architecture that has them keeps them.
         problem: Why the weights can't be read; whoever has no architecture with such names of its own raises it.
         quantizers: What else the producer recorded of its quantisers.
+        unnamed: Tensors that the file has no name for.
     """
 
     state: Mapping[str, torch.Tensor]
@@ -41,6 +42,7 @@ class Reading:
     taken: frozenset[str] = frozenset()
     problem: ForeignFormatError | None = None
     quantizers: QuantizerRecord = field(default_factory=QuantizerRecord)
+    unnamed: tuple[torch.Tensor, ...] = ()
 
     def without(self, names: Collection[str], producer: str, said: str) -> Reading:
         """Leave tensors of a producer out of the state, which is said."""
