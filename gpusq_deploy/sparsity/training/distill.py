@@ -23,6 +23,7 @@ from torch.nn import functional
 from gpusq_deploy.artifacts import Value
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.sparsity.pruning.magnitude import Masks, apply_masks
+from gpusq_deploy.sparsity.training.blocks import first_tensor, repeated_blocks
 from gpusq_deploy.sparsity.training.data import Batch, Samples, TrainingData
 
 _TINY = 1e-12
@@ -110,11 +111,8 @@ def block_weights(losses: Sequence[float]) -> tuple[float, ...]:
 
 
 def later_blocks(module: torch.nn.Module) -> tuple[torch.nn.Module, ...]:
-    """The later half of `module.blocks` (the middle one of an odd number included); empty without such a container."""
-    blocks = getattr(module, "blocks", None)
-    if not isinstance(blocks, (torch.nn.Sequential, torch.nn.ModuleList)):
-        return ()
-    return tuple(blocks)[len(blocks) // 2 :]
+    """The later blocks of `repeated_blocks`; empty where it finds none."""
+    return tuple(module.get_submodule(name) for name in repeated_blocks(module).later)
 
 
 def count_classes(module: torch.nn.Module, samples: Samples) -> int:
@@ -298,13 +296,14 @@ def later_outputs(module: torch.nn.Module) -> Generator[deque[torch.Tensor], Non
     outputs: deque[torch.Tensor] = deque(maxlen=len(blocks))
 
     def keep(block: torch.nn.Module, _inputs: Any, output: Any) -> None:
-        if not isinstance(output, torch.Tensor):
+        hidden = first_tensor(output)
+        if hidden is None:
             raise GpusqError(
-                f"a {type(block).__name__} returns a {type(output).__name__}, not a tensor",
+                f"a {type(block).__name__} returns a {type(output).__name__} that doesn't begin with a tensor",
                 place="the model's blocks",
-                hint="let the blocks return tensors, or call their container something other than `blocks`",
+                hint="let the blocks return their hidden states first",
             )
-        outputs.append(output)
+        outputs.append(hidden)
 
     handles = [block.register_forward_hook(keep) for block in blocks]
     try:
