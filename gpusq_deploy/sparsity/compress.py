@@ -15,7 +15,14 @@ import torch
 from gpusq_deploy.artifacts import ArchSpec, CompressStage, Permuted, PruneMethod, SparsityRecord, Value, load_recipe
 from gpusq_deploy.calibration import spread_indices
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend import Checkpoint, load_checkpoint, require_another_file, save_checkpoint, weights_file
+from gpusq_deploy.frontend import (
+    Checkpoint,
+    load_checkpoint,
+    require_another_file,
+    save_checkpoint,
+    weight_of,
+    weights_file,
+)
 from gpusq_deploy.sparsity.permutation.arrange import arrange
 from gpusq_deploy.sparsity.pruning.magnitude import (
     DenseLayer,
@@ -351,7 +358,7 @@ def _pruned(run: _Run, teacher: torch.nn.Module, layers: tuple[str, ...]) -> tup
 
 
 def _nonzero(module: torch.nn.Module, layers: tuple[str, ...]) -> Masks:
-    return {layer: module.get_parameter(f"{layer}.weight").detach() != 0 for layer in layers}
+    return {layer: weight_of(module, layer).detach() != 0 for layer in layers}
 
 
 def _pruning_notes(report: OneshotReport) -> Iterator[str]:
@@ -418,7 +425,7 @@ def _notes(checkpoint: Checkpoint, data: TrainingData, dense: Scores, *, feature
             "the class folders, sorted by name, in the order of the model's classes? a flat folder needs no labels"
         )
     if trains and not later_blocks(checkpoint.module):
-        yield "the model has no container `blocks`: distilling without the feature term"
+        yield "the model has no repeated blocks: distilling without the feature term"
     if checkpoint.ranges:
         yield f"the {len(checkpoint.ranges)} activation ranges of the dense model no longer hold and are left out"
 

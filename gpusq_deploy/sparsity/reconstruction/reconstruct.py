@@ -134,8 +134,7 @@ def reconstruct(
         GpusqError: The model has no chain of blocks that holds one of the layers, or inputs that aren't finite.
     """
     plan = _planned(pair.teacher, layers, data.images, options, say)
-    outside = sorted(set(layers) - {layer for joins in plan.joins.values() for layer in joins})
-    notes = [f"outside the blocks, as pruned: {some(outside)}"] if outside else []
+    notes = _left_as_pruned(plan, layers)
     clock = _Clock.started()
     best = copy.deepcopy(pair.student)
     passes = [PassResult(name="pruned", scores=data.quality(best), fitted=None, **clock.since())]
@@ -154,6 +153,16 @@ def reconstruct(
         images=len(data.images), kept=kept.name, passes=tuple(passes), blocks=blocks, notes=tuple(notes)
     )
     return best, report
+
+
+def _left_as_pruned(plan: _Plan, layers: Sequence[str]) -> list[str]:
+    """Which layers aren't reconstructed, in sentences."""
+    left = sorted(set(layers) - {layer for joins in plan.joins.values() for layer in joins})
+    within = [layer for layer in left if any(layer.startswith(f"{block.name}.") for block in plan.chain.blocks)]
+    outside = [layer for layer in left if layer not in within]
+    notes = [f"outside the blocks, as pruned: {some(outside)}"] if outside else []
+    # The projections of a nn.MultiheadAttention, and a layer that is used twice.
+    return [*notes, *([f"not called once and alone in their blocks, as pruned: {some(within)}"] if within else [])]
 
 
 def _planned(
