@@ -67,7 +67,7 @@ class Site:
             return [Read(slice(None), operands[_SINGLE.index(self.role)])]
         if operands[0] is operands[1] is operands[2]:
             return [Read(slice(None), operands[0])]
-        size = int(attention.embed_dim)
+        size = int(cast("int", attention.embed_dim))
         return [Read(slice(start * size, (start + 1) * size), operand) for start, operand in enumerate(operands)]
 
     def outputs(
@@ -92,7 +92,8 @@ def site_of(module: torch.nn.Module, layer: str) -> Site:
         GpusqError: The model has no such Linear layer, nor such a projection of a nn.MultiheadAttention.
     """
     holder, _, last = layer.rpartition(".")
-    modules = cast("dict[str, torch.nn.Module]", dict(module.named_modules(remove_duplicate=False)))
+    untyped: Any = module  # named_modules() has a partly open type
+    modules = cast("dict[str, torch.nn.Module]", dict(untyped.named_modules(remove_duplicate=False)))
     child, parent = modules.get(layer), modules.get(holder)
     if isinstance(parent, torch.nn.MultiheadAttention) and (last == "out_proj" or _is_projection(parent, last)):
         return Site(layer=layer, place=holder, role=cast("Role", last))
@@ -110,16 +111,15 @@ def _is_projection(attention: torch.nn.MultiheadAttention, name: str) -> bool:
 @contextmanager
 def _identity(linear: torch.nn.Linear) -> Generator[None, None, None]:
     """While it is active, the layer returns what it is given."""
-    kept = linear.weight.detach().clone(), None if linear.bias is None else linear.bias.detach().clone()
+    parameters = dict(linear.named_parameters(recurse=False))
+    kept = {name: value.detach().clone() for name, value in parameters.items()}
     try:
-        linear.weight.copy_(torch.eye(len(kept[0]), dtype=kept[0].dtype, device=kept[0].device))
-        if linear.bias is not None:
-            linear.bias.zero_()
+        for name, value in parameters.items():
+            value.zero_() if name == "bias" else value.copy_(torch.eye(len(value), dtype=value.dtype))
         yield
     finally:
-        linear.weight.copy_(kept[0])
-        if kept[1] is not None:
-            linear.bias.copy_(kept[1])
+        for name, value in parameters.items():
+            value.copy_(kept[name])
 
 
 @contextmanager

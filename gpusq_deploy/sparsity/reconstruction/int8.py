@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from typing import cast
 
 import torch
 
@@ -91,11 +92,11 @@ def _fitting(plan: Plan, pair: Pair) -> Fit:
     def fit(layer: str, moments: Moments) -> None:
         linear = pair.student.get_submodule(layer)
         assert isinstance(linear, torch.nn.Linear), "junctions are those of Linear layers"
-        ridge, steps = plan.options.prune.damping, plan.options.steps
-        solved, _ = refit_kept(linear.weight, linear.bias, moments, damping=ridge, steps=steps)
-        told = moments if linear.bias is not None else moments.uncentred(None)
+        bias, ridge = cast("torch.Tensor | None", linear.bias), plan.options.prune.damping
+        solved, _ = refit_kept(linear.weight, bias, moments, damping=ridge, steps=plan.options.steps)
+        told = moments if bias is not None else moments.uncentred(None)
         rounded = round_kept(solved, damped(told.gram, ridge))
         assert told.target_mean is not None, "collected with wanted outputs"
-        store(pair.student, layer, rounded, None if linear.bias is None else told.target_mean - rounded @ told.mean)
+        store(pair.student, layer, rounded, None if bias is None else told.target_mean - rounded @ told.mean)
 
     return fit
