@@ -8,7 +8,10 @@ Photographs and halves are those of prune_quality.py: five to fit on, five to ju
 Linear layers are 2:4. The pass that is kept is chosen on other crops of the photographs that are fitted to, as a user's
 held-out images are. To tell photographs from parameters as the limit, the fit is repeated with the grey photographs
 beside (`more photographs`), and with crops of the judged ones (`the judged photographs`, the judged crops among them: a
-bound, no result; `held_out` of its rows is on crops that it wasn't fitted to).
+bound, no result; `held_out` of its rows is on crops that it wasn't fitted to). `--photographs FOLDER` fits on crops of
+that folder's images instead of all these; docs/compress.md has it for the twenty that the package foolbox 3.3.4 ships.
+
+The model that is kept is then judged in INT8 by the default recipe, its inputs' ranges observed on the same crops.
 
 Seconds are those of all steps so far, less the judging, with CPU seconds of the process beside: the machine may have
 other work.
@@ -27,20 +30,25 @@ from typing import Any, NamedTuple
 import msgspec
 import torch
 
-from gpusq_deploy.artifacts import PruneMethod
+from gpusq_deploy.artifacts import PruneMethod, load_recipe
 from gpusq_deploy.benchmarks.environment import read_environment
 from gpusq_deploy.benchmarks.peers.photographs import crops, photographs
 from gpusq_deploy.benchmarks.peers.prune_quality import cosine, halves, tokens_of
+from gpusq_deploy.calibration import image_files
 from gpusq_deploy.frontend import Checkpoint, arch_from_text, load_checkpoint
 from gpusq_deploy.sparsity.permutation.arrange import arrange
 from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
 from gpusq_deploy.sparsity.pruning.whole_model import prune_oneshot
+from gpusq_deploy.sparsity.reconstruction.int8 import reconstruct_int8
 from gpusq_deploy.sparsity.reconstruction.one_block import Pair
-from gpusq_deploy.sparsity.reconstruction.reconstruct import Data, ReconstructOptions, reconstruct
+from gpusq_deploy.sparsity.reconstruction.plan import Data, ReconstructOptions
+from gpusq_deploy.sparsity.reconstruction.reconstruct import reconstruct
+from gpusq_deploy.sparsity.training.qat import int8_layers, observed_scales
 
 _GREY = ("brick.png", "camera.png", "clock_motion.png", "coins.png", "grass.png", "gravel.png", "moon.png")
 _JUDGED, _CHOSEN_ON = 64, 16
 _SMALLEST = 0.4
+_BATCH = 16
 
 Row = dict[str, Any]
 
@@ -101,6 +109,8 @@ def main() -> None:
     arch = None if options.arch is None else arch_from_text(options.arch, options.arch_arg)
     checkpoint = load_checkpoint(options.model, arch=arch)
     fitted, judged = halves()
+    if options.photographs is not None:
+        fitted = list(image_files(options.photographs))
     judge = _Judge(
         checkpoint.module, torch.from_numpy(crops(judged, checkpoint.preprocessing, _JUDGED, least=_SMALLEST, seed=0))
     )
@@ -115,7 +125,10 @@ def main() -> None:
         "environment": msgspec.to_builtins(read_environment()),
     }
     rows: list[Row] = []
-    for name, files in (("", fitted), ("more photographs", fitted + grey), ("the judged photographs", judged)):
+    sets = {"": fitted, "more photographs": fitted + grey, "the judged photographs": judged}
+    if options.photographs is not None:
+        sets = {f"{len(fitted)} others": fitted}
+    for name, files in sets.items():
         for row in _rows(_Task(checkpoint, files, judge, options), simple=not name):
             rows.append({"photographs": name, **row})
             print(f"{name:24} {row['row']:24} cosine {row['cosine']:.4f}, CPU {row['cpu_seconds']:.0f} s", flush=True)
@@ -154,7 +167,7 @@ def _reconstructed(
         judging.clock.skip(times)
         return (rows[-1]["held_out"],)
 
-    _, report = reconstruct(
+    best, report = reconstruct(
         pair,
         layers,
         Data(images=images, held_out=task.judge.images[:32], quality=quality),
@@ -166,7 +179,22 @@ def _reconstructed(
         row |= {"fitted": done.fitted, "kept": done.name == report.kept}
     rows[-1]["blocks"] = msgspec.to_builtins(report.blocks)
     rows[-1]["notes"] = list(report.notes)
-    return rows
+    data = Data(images=images, held_out=task.judge.images[:32], quality=quality)
+    return [*rows, *_in_int8(rows, Pair(teacher=pair.teacher, student=best), data)]
+
+
+def _in_int8(rows: list[Row], pair: Pair, data: Data) -> list[Row]:
+    """The kept model in INT8 by the default recipe, rounded to nearest and reconstructed; `quality` adds to `rows`."""
+    before = len(rows)
+    scales = observed_scales(
+        pair.student, int8_layers(pair.student, load_recipe(None)).calibrators, torch.split(data.images, _BATCH)
+    )
+    _, report = reconstruct_int8(pair, scales, data, ReconstructOptions(), lambda text: print(text, flush=True))
+    found = [rows.pop() for _ in range(len(rows) - before)][::-1]
+    for row, name, kept in zip(found, ("rounded to nearest", "reconstructed"), (False, True), strict=True):
+        row |= {"row": f"INT8, {name}", "kept": report.kept == kept}
+    found[-1]["fitted"] = report.fitted
+    return found
 
 
 def _options() -> argparse.Namespace:
@@ -176,6 +204,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--arch-arg", action="append", default=[])
     parser.add_argument("--crops", type=int, default=128, help="to fit on")
     parser.add_argument("--passes", type=int, default=2)
+    parser.add_argument("--photographs", type=Path, help="a folder: fit on crops of its images alone")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 

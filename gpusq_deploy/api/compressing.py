@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from gpusq_deploy.api.arguments import PathLike, spec_of
-from gpusq_deploy.artifacts import CompressStage
+from gpusq_deploy.artifacts import RECONSTRUCTIONS, CompressStage
 from gpusq_deploy.progress import SILENT, Reporter
 from gpusq_deploy.text import counted
 
@@ -62,12 +62,13 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         state_dict: Which of the file's state dicts, where it holds several.
         stage: What follows pruning. `"prune"` trains the whole model by distillation; `"prune,qat"` then trains it in
             INT8 and records its inputs' ranges; `"reconstruct"` fits the blocks one after another to the dense ones
-            without labels, from the method `"second-order"` with `permute`.
+            without labels, from the method `"second-order"` with `permute`; `"reconstruct,int8"` then fits them in INT8
+            and records the ranges.
         method: How weights are chosen before: `"magnitude"`, `"activation"` or `"second-order"`; None: the first, or
-            the last where the stage is `"reconstruct"`.
+            the last where the model is reconstructed.
         prune_images: At most this many images serve pruning and reconstruction, and the first ranges.
-        epochs: Of training, one number, or two for `"prune,qat"`; 0 trains nothing; None: 10, or none where the stage
-            is `"reconstruct"`.
+        epochs: Of training, one number, or two for `"prune,qat"`; 0 trains nothing; None: 10, or none where the model
+            is reconstructed.
         learning_rate: The peak; a tenth of it in INT8.
         batch_size: Images per training step.
         held_out: Share of the images that is kept out of training, to measure accuracy on.
@@ -97,7 +98,7 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
     )
 
     place, heard = Path(model), reporter or SILENT
-    rebuilds = stage == "reconstruct"
+    rebuilds = stage in RECONSTRUCTIONS
     prune_epochs, qat_epochs = _epochs(stage, epochs)
     request = CompressRequest(
         model=place,
@@ -140,7 +141,8 @@ def _epochs(stage: CompressStage, epochs: int | Sequence[int] | None) -> tuple[i
     stages = get_args(CompressStage)
     if stage not in stages:
         raise RequestError("there is no such stage", place=f"stage {stage!r}", hint=f"one of {', '.join(stages)}")
-    count, usual = stage.count(",") + 1, 0 if stage == "reconstruct" else 10
+    rebuilds = stage in RECONSTRUCTIONS
+    count, usual = 1 if rebuilds else stage.count(",") + 1, 0 if rebuilds else 10
     asked = usual if epochs is None else epochs
     each = [asked] * count if isinstance(asked, int) else list(asked)
     if len(each) != count:

@@ -146,6 +146,7 @@ from .runs import (
     Series as Series,
 )
 from .sparsity import (
+    RECONSTRUCTIONS as RECONSTRUCTIONS,
     CompressStage as CompressStage,
     Diagnosis as Diagnosis,
     GroupViolation as GroupViolation,

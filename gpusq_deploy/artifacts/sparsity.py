@@ -13,8 +13,10 @@ Diagnosis = Literal[
 
 # How weights are chosen, without training. The meaning of each: sparsity/pruning/one_layer.py and docs/pruning.md.
 PruneMethod = Literal["magnitude", "activation", "second-order"]
-# What follows pruning: distillation of the whole model, training in INT8 too, or reconstruction block by block.
-CompressStage = Literal["prune", "prune,qat", "reconstruct"]
+# What follows pruning: distillation of the whole model, or reconstruction block by block; and the same in INT8.
+CompressStage = Literal["prune", "prune,qat", "reconstruct", "reconstruct,int8"]
+RECONSTRUCTIONS: tuple[CompressStage, ...] = ("reconstruct", "reconstruct,int8")
+"""The stages that train nothing."""
 
 
 class GroupViolation(Value):

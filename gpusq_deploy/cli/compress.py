@@ -78,7 +78,7 @@ def _counts(_context: click.Context, _option: click.Parameter, text: str | None)
     type=click.Choice(get_args(CompressStage)),
     default="prune",
     show_default=True,
-    help="Then distil the whole model (prune), in INT8 too (prune,qat), or fit blocks without labels (reconstruct).",
+    help="Then distil the whole model (prune), or fit blocks without labels (reconstruct); and in INT8 too.",
 )
 @click.option(
     "--method",
@@ -177,8 +177,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 ) -> None:
     """Prune MODEL, a dense checkpoint, to 2:4 and recover it from itself, by distillation or reconstruction.
 
-    The result is a self-describing checkpoint for gpusq-build --sparse. With --stage prune,qat it records the ranges of
-    what was trained in INT8, and gpusq-build --int8 --sparse needs no --calib.
+    The result is a self-describing checkpoint for gpusq-build --sparse. With --stage prune,qat or reconstruct,int8 it
+    records the ranges of what was fitted in INT8, and gpusq-build --int8 --sparse needs no --calib.
     """
     from gpusq_deploy.artifacts import require_input
 
@@ -237,7 +237,7 @@ def _print(result: Compression) -> None:
         click.echo(f"  {kept.layer}: {kept.reason}")
     told = (
         *(("dense", scores.dense), ("pruned", scores.pruned), ("recovered", scores.recovered)),
-        *(("in INT8", scores.quantized), ("trained in INT8", scores.trained)),
+        *(("in INT8", scores.quantized), ("recovered in INT8", scores.trained)),
     )
     shares = ", ".join(f"{name} {share:.2%}" for name, share in told if share is not None)
     click.echo(f"held-out {scores.measure} on {result.held_out_images} images: {shares}")

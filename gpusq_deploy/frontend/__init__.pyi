@@ -29,6 +29,7 @@ from .checkpoint.input_offsets import (
 )
 from .checkpoint.layer_names import (
     layer_of as layer_of,
+    weight_of as weight_of,
 )
 from .checkpoint.load import (
     Checkpoint as Checkpoint,

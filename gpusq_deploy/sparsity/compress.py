@@ -6,7 +6,7 @@ import copy
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -14,6 +14,7 @@ import msgspec
 import torch
 
 from gpusq_deploy.artifacts import (
+    RECONSTRUCTIONS,
     ArchSpec,
     CompressStage,
     Permuted,
@@ -25,7 +26,14 @@ from gpusq_deploy.artifacts import (
 )
 from gpusq_deploy.calibration import spread_indices
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend import Checkpoint, load_checkpoint, require_another_file, save_checkpoint, weights_file
+from gpusq_deploy.frontend import (
+    Checkpoint,
+    load_checkpoint,
+    require_another_file,
+    save_checkpoint,
+    weight_of,
+    weights_file,
+)
 from gpusq_deploy.sparsity.permutation.arrange import arrange
 from gpusq_deploy.sparsity.pruning.magnitude import (
     DenseLayer,
@@ -37,8 +45,10 @@ from gpusq_deploy.sparsity.pruning.magnitude import (
 )
 from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
 from gpusq_deploy.sparsity.pruning.whole_model import OneshotReport, prune_oneshot
+from gpusq_deploy.sparsity.reconstruction.int8 import reconstruct_int8
 from gpusq_deploy.sparsity.reconstruction.one_block import Pair
-from gpusq_deploy.sparsity.reconstruction.reconstruct import Data, Reconstruction, ReconstructOptions, reconstruct
+from gpusq_deploy.sparsity.reconstruction.plan import Data, ReconstructOptions
+from gpusq_deploy.sparsity.reconstruction.reconstruct import Reconstruction, reconstruct
 from gpusq_deploy.sparsity.training.data.class_order import other_order
 from gpusq_deploy.sparsity.training.data.label_maps import has_maps
 from gpusq_deploy.sparsity.training.data.load import DataRequest, Labels, load_data
@@ -80,8 +90,8 @@ class CompressRequest:
     `recipe` says which layers are to be 2:4; None is the default one, as in a build.
     `dense` holds patterns of layers to leave alone beside those.
     `method` chooses the weights before any training; of the training images at most `prune_images` serve it.
-    `permute` arranges channels first, so that 2:4 keeps more. `stage` `"reconstruct"` takes the method `second-order`,
-    and no epochs of training. `qat_epochs` of training in INT8 follow those of `training`; None: there are none.
+    `permute` arranges channels first, so that 2:4 keeps more. Reconstruction takes the method `second-order`, and no
+    epochs of training. `qat_epochs` of training in INT8 follow those of `training`; None: there are none.
     """
 
     model: Path
@@ -112,8 +122,8 @@ class CompressReporter:
 class HeldOutScore(Value):
     """Share of held-out samples predicted right: the dense model, pruned, recovered, and in INT8.
 
-    `quantized` is in INT8 by the ranges that were observed, `trained` after training with them; None where there are
-    none.
+    `quantized` is in INT8 by the ranges that were observed, `trained` after training or reconstruction with them; None
+    where there is none.
 
     Right is what the label says, or, where there are none, what the dense model predicts (then `dense` is 1). Of a
     model without logits it is the mean cosine of its output vectors with the dense model's.
@@ -161,13 +171,13 @@ class _Recovered(NamedTuple):
 
 
 class _Quantized(NamedTuple):
-    """What quantisation-aware training made: the layers, their inputs' scales, and the scores before and after."""
+    """What was made in INT8: the layers, their inputs' scales, the scores before and after, and how, if at all."""
 
     layers: Int8Layers
     scales: InputScales
-    before: Scores
-    after: Scores
-    epoch: int
+    before: float
+    after: float
+    method: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,8 +223,10 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
     pruned = measured(student)
     done = _recovered(run, Distilled(student=student, teacher=teacher, masks=masks, task=run.task))
     recovered = pruned if done.method == request.method else measured(done.module)
-    quantized = _quantized(run, done.module, masks, done.training)
-    method = f"{done.method} + quantisation-aware training" if quantized and quantized.epoch else done.method
+    quantized = _quantized(
+        run, Distilled(student=done.module, teacher=teacher, masks=masks, task=run.task), done.training
+    )
+    method = " + ".join(filter(None, (done.method, quantized.method if quantized else "")))
     _save(request, checkpoint, done.module, SparsityRecord(method=method, layers=choice.pruned), quantized)
     return Compression(
         file=str(request.out),
@@ -259,7 +271,7 @@ def _begun(
 def _recovered(run: _Run, pair: Distilled) -> _Recovered:
     """What follows pruning; where nothing does, the pruned student."""
     request, options = run.request, run.request.training
-    if request.stage == "reconstruct":
+    if request.stage in RECONSTRUCTIONS:
         return _reconstructed(run, pair)
     if not options.epochs:
         return _Recovered(pair.student, request.method)
@@ -271,22 +283,11 @@ def _recovered(run: _Run, pair: Distilled) -> _Recovered:
 
 def _reconstructed(run: _Run, pair: Distilled) -> _Recovered:
     """The best of the pruned student and the passes, by the score that is reported and then by the outputs' cosine."""
-    request, data, teacher = run.request, run.data, pair.teacher
-    size = request.training.batch_size
-
-    def quality(module: torch.nn.Module) -> tuple[float, ...]:
-        score = run.measured(module).main
-        return (score,) if run.features else (score, _cosine(module, teacher, data, size))
-
-    told = data.held_out.batch(spread_indices(len(data.held_out), _TOLD_IMAGES)).images
+    request = run.request
     module, report = reconstruct(
-        Pair(teacher=teacher, student=pair.student),
+        Pair(teacher=pair.teacher, student=pair.student),
         tuple(pair.masks),
-        Data(
-            images=_prune_images(teacher, data, request),
-            held_out=told.to(next(teacher.parameters()).device),
-            quality=quality,
-        ),
+        _fitted_on(run, pair.teacher),
         ReconstructOptions(prune=OneshotOptions(method=request.method, seed=request.training.seed)),
         run.reporter.say,
     )
@@ -296,6 +297,22 @@ def _reconstructed(run: _Run, pair: Distilled) -> _Recovered:
     return _Recovered(module, method, reconstruction=report)
 
 
+def _fitted_on(run: _Run, teacher: torch.nn.Module) -> Data:
+    """What reconstruction uses, and how it scores: as is reported, then by the outputs' cosine."""
+    data, size = run.data, run.request.training.batch_size
+
+    def quality(module: torch.nn.Module) -> tuple[float, ...]:
+        score = run.measured(module).main
+        return (score,) if run.features else (score, _cosine(module, teacher, data, size))
+
+    told = data.held_out.batch(spread_indices(len(data.held_out), _TOLD_IMAGES)).images
+    return Data(
+        images=_prune_images(teacher, data, run.request),
+        held_out=told.to(next(teacher.parameters()).device),
+        quality=quality,
+    )
+
+
 def _kept(found: Recovery, epochs: int) -> Iterator[str]:
     """Where another epoch than the last was best."""
     if found.epoch < epochs:
@@ -303,32 +320,46 @@ def _kept(found: Recovery, epochs: int) -> Iterator[str]:
         yield f"kept {which}: {found.kept:.2%} of the validation images, the last epoch {found.last:.2%}"
 
 
-def _quantized(run: _Run, student: torch.nn.Module, masks: Masks, recovery: Recovery | None) -> _Quantized | None:
-    """Train the sparse model in INT8, with itself as it is now for its teacher."""
-    epochs, layers = run.request.qat_epochs, run.int8
-    if epochs is None or layers is None:
+def _quantized(run: _Run, pair: Distilled, recovery: Recovery | None) -> _Quantized | None:
+    """The sparse model in INT8, in place: trained with itself as it is now for its teacher, or reconstructed."""
+    layers = run.int8
+    if layers is None:
         return None
+    student = pair.student
     images = torch.split(_prune_images(student, run.data, run.request), run.request.training.batch_size)
     scales = observed_scales(student, layers.calibrators, images)
+    if run.request.qat_epochs is None:
+        return _reconstructed_int8(run, pair, layers, scales)
     run.say(f"trains {counted(len(layers.calibrators), 'layer')} in INT8, {len(layers.kept_float)} stay float")
     teacher = copy.deepcopy(student).requires_grad_(requires_grad=False).eval()
-    training = run.request.training
+    training, epochs = run.request.training, run.request.qat_epochs
     options = msgspec.structs.replace(training, epochs=epochs, learning_rate=_QAT_RATE * training.learning_rate)
     weights = block_weights(recovery.block_losses) if recovery is not None and recovery.block_losses else None
-    pair = Distilled(
-        student=student,
-        teacher=teacher,
-        masks=masks,
-        task=run.task,
-        scales=scales.parameters(),
-        weights=weights,
-    )
+    trained = replace(pair, teacher=teacher, scales=scales.parameters(), weights=weights)
     with fake_quantized(student, scales):
         before = run.measured(student)
-        found = recover(pair, run.data, options, run.reporter.epoch)
+        found = recover(trained, run.data, options, run.reporter.epoch)
         run.say(*_kept(found, epochs))
         after = run.measured(student)
-    return _Quantized(layers, scales, before, after, found.epoch)
+    method = "quantisation-aware training" if found.epoch else ""
+    return _Quantized(layers, scales, before.main, after.main, method)
+
+
+def _reconstructed_int8(run: _Run, pair: Distilled, layers: Int8Layers, scales: InputScales) -> _Quantized:
+    """Blocks are fitted in INT8 to the dense ones, or stay where that scores no better."""
+    request = run.request
+    module, report = reconstruct_int8(
+        Pair(teacher=pair.teacher, student=pair.student),
+        scales,
+        _fitted_on(run, pair.teacher),
+        ReconstructOptions(prune=OneshotOptions(method=request.method, seed=request.training.seed)),
+        run.reporter.say,
+    )
+    pair.student.load_state_dict(module.state_dict())
+    told = f"in INT8 {report.rounded[0]:.4f} of the held-out score rounded to nearest, {report.reconstructed[0]:.4f} "
+    run.say(f"{told}reconstructed{'' if report.kept else ': the former is kept'}")
+    best = report.reconstructed if report.kept else report.rounded
+    return _Quantized(layers, scales, report.rounded[0], best[0], "INT8 reconstruction" if report.kept else "")
 
 
 def _arranged(
@@ -360,7 +391,8 @@ def _opened(request: CompressRequest) -> tuple[Checkpoint, LayerChoice, Int8Laye
     checkpoint = load_checkpoint(request.model, arch=request.arch, state_dict=request.state_dict)
     _require_dense(checkpoint, request)
     _require_logits(checkpoint, request)
-    int8 = None if request.qat_epochs is None else int8_layers(checkpoint.module, recipe)
+    wanted = request.qat_epochs is not None or request.stage == "reconstruct,int8"
+    int8 = int8_layers(checkpoint.module, recipe) if wanted else None
     choice = prunable_layers(checkpoint.module, recipe, request.dense, convolutions=request.convolutions)
     return checkpoint, choice, int8
 
@@ -387,7 +419,7 @@ def _pruned(run: _Run, teacher: torch.nn.Module, layers: tuple[str, ...]) -> tup
 
 
 def _nonzero(module: torch.nn.Module, layers: tuple[str, ...]) -> Masks:
-    return {layer: module.get_parameter(f"{layer}.weight").detach() != 0 for layer in layers}
+    return {layer: weight_of(module, layer).detach() != 0 for layer in layers}
 
 
 def _pruning_notes(report: OneshotReport) -> Iterator[str]:
@@ -473,8 +505,8 @@ def _held_out(run: _Run, floats: tuple[Scores, Scores, Scores], quantized: _Quan
         dense=dense.main,
         pruned=pruned.main,
         recovered=recovered.main,
-        quantized=None if quantized is None else quantized.before.main,
-        trained=None if quantized is None else quantized.after.main,
+        quantized=None if quantized is None else quantized.before,
+        trained=None if quantized is None else quantized.after,
     )
 
 
@@ -489,7 +521,7 @@ def _notes(checkpoint: Checkpoint, data: TrainingData, dense: Scores, *, feature
             "the class folders, sorted by name, in the order of the model's classes? a flat folder needs no labels"
         )
     if trains and not later_blocks(checkpoint.module):
-        yield "the model has no container `blocks`: distilling without the feature term"
+        yield "the model has no repeated blocks: distilling without the feature term"
     if checkpoint.ranges:
         yield f"the {len(checkpoint.ranges)} activation ranges of the dense model no longer hold and are left out"
 
@@ -525,18 +557,18 @@ def _require_logits(checkpoint: Checkpoint, request: CompressRequest) -> None:
 
 
 def _require_stage(request: CompressRequest) -> None:
-    if request.stage != "reconstruct":
+    if request.stage not in RECONSTRUCTIONS:
         return
     if request.method != "second-order":
         raise GpusqError(
             f"reconstruction starts from the method second-order, not from {request.method}",
-            place="--stage reconstruct",
+            place=f"--stage {request.stage}",
             hint="leave out --method, or take --stage prune",
         )
     if request.training.epochs:
         raise GpusqError(
             f"reconstruction trains no epochs, {request.training.epochs} are asked for",
-            place="--stage reconstruct",
+            place=f"--stage {request.stage}",
             hint="leave out --epochs, or take --stage prune",
         )
 

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 import timm
+import tiny_families
 import torch
 from commands import Finished, run_main
 from PIL import Image
@@ -22,6 +23,7 @@ from PIL import Image
 from gpusq_deploy.api import compress as gpusq_compress
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.compress import main as compress
+from gpusq_deploy.cli.validate import main as validate
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text, module_from_arch
 from gpusq_deploy.frontend.checkpoint.load import load_checkpoint, save_checkpoint
@@ -451,6 +453,50 @@ def test_reconstruction_needs_no_labels_and_no_epochs(dense: Path, folder: Path,
     assert list(saved.sparsity.layers) == PRUNED
     assert all(groups_with_three(saved.module.get_parameter(f"{layer}.weight")) == 0 for layer in PRUNED)
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_reconstructed_in_int8_it_is_built_without_data(dense: Path, folder: Path, tmp_path: Path) -> None:
+    out, bundle = tmp_path / "int8.pt", tmp_path / "bundle"
+    done = run_main(compress, dense, "--data", folder, "--out", out, "--stage", "reconstruct,int8", "--json")
+    assert done.code == 0, done.err
+    result = msgspec.json.decode(done.out, type=Compression)
+    assert result.reconstruction is not None
+    assert set(result.int8) == {*PRUNED, "patch_embed.proj", "head"}
+    assert result.qat_epochs is None
+    quantized, fitted = result.held_out.quantized, result.held_out.trained
+    assert quantized is not None
+    assert fitted is not None
+    assert fitted >= quantized
+    assert any(note.startswith("in INT8 ") for note in result.notes)
+    saved = load_checkpoint(out)
+    assert saved.sparsity is not None
+    assert saved.sparsity.method == result.method
+    assert set(saved.ranges) == set(result.int8)
+    assert all(groups_with_three(saved.module.get_parameter(f"{layer}.weight")) == 0 for layer in PRUNED)
+    built = run_main(build, out, "--int8", "--sparse", "--target", "orin", "--out", bundle)
+    assert built.code == 0, built.err
+    found = json.loads((bundle / "calibration.json").read_text())["ranges"]
+    assert {entry["layer"]: entry["amax"] for entry in found} == pytest.approx(saved.ranges)
+
+
+def test_an_attention_s_own_projections_are_pruned_validated_and_built(folder: Path, tmp_path: Path) -> None:
+    out, bundle = tmp_path / "pruned.pt", tmp_path / "bundle"
+    torch.manual_seed(0)
+    torch.save(tiny_families.torchvision_vit().state_dict(), tmp_path / "dense.pt")
+    arch = ("--arch", "tiny_families:torchvision_vit")
+    options = ("--method", "second-order", "--permute", "--epochs", "0", "--json")
+    done = run_main(compress, tmp_path / "dense.pt", *arch, "--data", folder, "--out", out, *options)
+    assert done.code == 0, done.err
+    result = msgspec.json.decode(done.out, type=Compression)
+    attention = "encoder.layers.encoder_layer_0.self_attention"
+    assert {f"{attention}.in_proj", f"{attention}.out_proj"} < set(result.pruned)
+    assert not any("by magnitude" in note for note in result.notes)
+    checked = run_main(validate, out)
+    assert checked.code == 0, checked.out + checked.err
+    built = run_main(build, out, "--sparse", "--target", "none", "--out", bundle)
+    assert built.code == 0, built.err
+    states = {entry["layer"]: entry for entry in json.loads((bundle / "sparsity.json").read_text())["layers"]}
+    assert states[f"{attention}.in_proj"]["valid"]
 
 
 def test_what_reconstruction_does_not_take_is_refused(dense: Path, folder: Path, tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ DETR: dict[str, Any] = {
 
 def scene(rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], tuple[int, int, int, int], int]:
     """A piece of one photograph with a rectangle of another in it: pixels, its box, and which."""
-    whole = [photographs.astronaut(), photographs.coffee(), photographs.cat()]
+    library: Any = photographs  # untyped
+    whole = [library.astronaut(), library.coffee(), library.cat()]
     ground, inner = whole[0], int(rng.integers(1, 3))
     top, left = (int(rng.integers(side - SIDE)) for side in ground.shape[:2])
     pixels = ground[top : top + SIDE, left : left + SIDE].copy()

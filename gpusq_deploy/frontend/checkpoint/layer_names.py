@@ -15,6 +15,20 @@ def layer_of(tensor: str) -> str:
     return tensor.removesuffix("_weight") if is_projection(tensor) else tensor.removesuffix(".weight")
 
 
+def weight_of(module: torch.nn.Module, layer: str) -> torch.nn.Parameter:
+    """The weight of a module's layer: of a Linear or Conv2d, or an input projection that an attention holds itself.
+
+    Raises:
+        AttributeError: The module has no such layer.
+    """
+    holder, _, last = layer.rpartition(".")
+    if f"{last}_weight" in PROJECTIONS:
+        parent = module.get_submodule(holder)
+        if isinstance(parent, torch.nn.MultiheadAttention):
+            return parent.get_parameter(f"{last}_weight")
+    return module.get_parameter(f"{layer}.weight")
+
+
 def is_projection(tensor: str) -> bool:
     """Whether a tensor is, by its name, a weight that a nn.MultiheadAttention holds itself."""
     return tensor.rpartition(".")[2] in PROJECTIONS

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from gpusq_deploy.artifacts import Declined, Permuted
+from gpusq_deploy.frontend import weight_of
 from gpusq_deploy.sparsity.permutation.free_channels import find_channels
 from gpusq_deploy.sparsity.permutation.module_parts import left_alone
 from gpusq_deploy.sparsity.permutation.reorder import Reorder, keep_proven, permuted_from, places_of, reordered
@@ -26,6 +27,7 @@ from gpusq_deploy.sparsity.permutation.search import (
     kept_by_24,
     search_permutation,
 )
+from gpusq_deploy.sparsity.pruning.sites import Site, site_of, without_fast_path
 from gpusq_deploy.sparsity.repair.equivalence import TensorRunner
 
 _PROOF_BATCH = 2
@@ -106,7 +108,7 @@ def arrange(
 def input_power(module: torch.nn.Module, layers: Sequence[str], images: torch.Tensor) -> dict[str, torch.Tensor]:
     """E[x²] of the inputs of these Linear layers, [K] each; a layer that is never called is left out."""
     sums: dict[str, list[torch.Tensor]] = {}
-    with torch.no_grad(), _listening(module, layers, sums):
+    with torch.no_grad(), without_fast_path(), _listening(module, layers, sums):
         module(images)
     return {name: torch.stack(parts).mean(dim=0) for name, parts in sums.items()}
 
@@ -115,7 +117,7 @@ def _scores(module: torch.nn.Module, readers: Sequence[str], power: dict[str, to
     """[K, rows of all readers]: the importance of each weight."""
     parts: list[torch.Tensor] = []
     for name in readers:
-        weight = module.get_parameter(f"{name}.weight").detach().abs().float()
+        weight = weight_of(module, name).detach().abs().float()
         parts.append(weight * power[name].sqrt() if name in power else weight)
     return torch.cat(parts).T.contiguous().cpu()
 
@@ -133,14 +135,16 @@ def _best_order(scores: torch.Tensor, segment: int, seed: int) -> Permutation:
 def _listening(
     module: torch.nn.Module, layers: Sequence[str], sums: dict[str, list[torch.Tensor]]
 ) -> Generator[None, None, None]:
-    def hook_for(layer: str) -> Any:
-        def hook(_child: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
-            sums.setdefault(layer, []).append(rows.square().mean(dim=0))
+    def hook_for(site: Site) -> Any:
+        def hook(_child: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            for read in site.reads(module, args, named):
+                rows = read.inputs.detach().reshape(-1, read.inputs.shape[-1]).float()
+                sums.setdefault(site.layer, []).append(rows.square().mean(dim=0))
 
         return hook
 
     with ExitStack() as stack:
-        for layer in layers:
-            stack.callback(module.get_submodule(layer).register_forward_pre_hook(hook_for(layer)).remove)
+        for site in (site_of(module, layer) for layer in layers):
+            place = module.get_submodule(site.place)
+            stack.callback(place.register_forward_pre_hook(hook_for(site), with_kwargs=True).remove)
         yield

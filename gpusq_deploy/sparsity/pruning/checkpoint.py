@@ -15,9 +15,8 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import Checkpoint, QuantizerRecord, example_input, layer_weights
 from gpusq_deploy.sparsity.check import sparsity_report
 from gpusq_deploy.sparsity.permutation.arrange import arrange
-from gpusq_deploy.sparsity.permutation.module_parts import ModuleParts
-from gpusq_deploy.sparsity.pruning.magnitude import FUSED
 from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
+from gpusq_deploy.sparsity.pruning.sites import site_of
 from gpusq_deploy.sparsity.pruning.whole_model import OneshotReport, prune_oneshot
 from gpusq_deploy.text import by_reason, counted, some
 
@@ -160,8 +159,12 @@ def _trivial_text(layer: LayerSparsity) -> str:
 
 
 def _is_linear(checkpoint: Checkpoint, layer: LayerSparsity) -> bool:
-    # The input projection of a nn.MultiheadAttention is a parameter of it, and no module.
-    return ModuleParts(checkpoint.module).linear("", layer.layer) is not None
+    """Whether it is a Linear with a plain weight, or a projection that a nn.MultiheadAttention holds itself."""
+    try:
+        weight = site_of(checkpoint.module, layer.layer).weight(checkpoint.module)
+    except (GpusqError, AttributeError):
+        return False
+    return weight.ndim == 2
 
 
 def _images(source: DataSource, say: Callable[[str], None]) -> torch.Tensor:
@@ -198,4 +201,4 @@ def _why_dense(layer: LayerSparsity) -> str:
         return f"K = {layer.k} is not a multiple of 4"
     if layer.valid:
         return "it was 2:4 by its zeros, until channels were permuted"
-    return "--prune takes Linear layers only" if layer.tensor == f"{layer.layer}.weight" else FUSED
+    return "--prune takes Linear layers only"

@@ -13,11 +13,10 @@ import torch
 
 from gpusq_deploy.artifacts import Recipe, Value
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend import named_modules
+from gpusq_deploy.frontend import layer_weights, weight_of
 from gpusq_deploy.numerics import GROUP, magnitude_mask, rows_from_conv
 
 _CONVOLUTION = "a convolution: dense unless asked for"
-FUSED = "the fused projection of a nn.MultiheadAttention: no layer of its own that could be pruned and named"
 
 Masks = Mapping[str, torch.Tensor]
 """By layer: booleans of the weight's shape, True where the weight is kept."""
@@ -51,10 +50,10 @@ def prunable_layers(
     1. A layer that one of the patterns of `dense` matches stays dense.
     2. A Conv2d stays dense unless `convolutions`. GPUSQ-ViT is reported to prune the patch embedding along
        channels · patch area; the sparse kernels contract channels alone, of which an image has too few.
-    3. The fused input projection of a nn.MultiheadAttention stays dense.
-    4. A Linear that the recipe doesn't expect to be 2:4 stays dense: an output layer, or one of few inputs.
-    5. A contracted axis K (a Conv2d's: channels per group) that isn't a multiple of 4 stays dense.
-    6. Every other Linear or Conv2d is pruned.
+    3. A Linear that the recipe doesn't expect to be 2:4 stays dense: an output layer, or one of few inputs.
+    4. A contracted axis K (a Conv2d's: channels per group) that isn't a multiple of 4 stays dense.
+    5. Every other Linear or Conv2d is pruned. The input projections that a nn.MultiheadAttention holds itself are
+       Linear layers of the names `in_proj`, or `q_proj`, `k_proj` and `v_proj`.
 
     Args:
         module: The model.
@@ -66,13 +65,10 @@ def prunable_layers(
         GpusqError: A pattern of `dense` matches no layer, or no layer is left to prune.
     """
     weights = _weights(module)
-    fused = _fused_projections(module)
-    names = [*(weight.layer for weight in weights), *fused]
-    _require_matches(dense, names)
+    _require_matches(dense, [weight.layer for weight in weights])
     reasons = {weight.layer: _dense_reason(weight, recipe, dense, convolutions=convolutions) for weight in weights}
     pruned = tuple(layer for layer, reason in reasons.items() if reason is None)
     left = [DenseLayer(layer=layer, reason=reason) for layer, reason in reasons.items() if reason is not None]
-    left += [DenseLayer(layer=layer, reason=_matched(layer, dense) or FUSED) for layer in fused]
     if not pruned:
         why = "; ".join(f"{entry.layer}: {entry.reason}" for entry in left[:3]) or "it has no Linear layers"
         raise GpusqError(
@@ -86,32 +82,26 @@ def magnitude_masks(module: torch.nn.Module, layers: Sequence[str]) -> Masks:
 
     Args:
         module: The model with its dense weights, any device.
-        layers: Names of Linear and Conv2d modules whose K is a multiple of 4.
+        layers: Names of Linear and Conv2d layers whose K is a multiple of 4; see `prunable_layers`.
 
     Returns:
         Masks on the weights' devices.
     """
-    return {layer: _magnitude_mask(_weight_of(module, layer)) for layer in layers}
+    return {layer: _magnitude_mask(weight_of(module, layer)) for layer in layers}
 
 
 def apply_masks(module: torch.nn.Module, masks: Masks) -> None:
     """Set every weight that isn't kept to +0, in place. Call it after each optimiser step: momentum revives zeros."""
     with torch.no_grad():
         for layer, mask in masks.items():
-            _weight_of(module, layer).masked_fill_(~mask, 0.0)
+            weight_of(module, layer).masked_fill_(~mask, 0.0)
 
 
 def _weights(module: torch.nn.Module) -> list[_Weight]:
     return [
-        _Weight(layer=name, convolution=isinstance(child, torch.nn.Conv2d), k=int(child.weight.shape[1]))
-        for name, child in named_modules(module)
-        if isinstance(child, (torch.nn.Linear, torch.nn.Conv2d))
+        _Weight(layer=weight.layer, convolution=weight.kind != "linear", k=weight.rows.shape[1])
+        for weight in layer_weights(module)
     ]
-
-
-def _fused_projections(module: torch.nn.Module) -> list[str]:
-    children = named_modules(module)
-    return [f"{name}.in_proj" for name, child in children if isinstance(child, torch.nn.MultiheadAttention)]
 
 
 def _dense_reason(weight: _Weight, recipe: Recipe, dense: Sequence[str], *, convolutions: bool) -> str | None:
@@ -141,10 +131,6 @@ def _require_matches(dense: Sequence[str], names: Sequence[str]) -> None:
             raise GpusqError(
                 "the pattern matches no weighted layer", place=f"--dense {pattern}", hint=f"layers: {', '.join(near)}"
             )
-
-
-def _weight_of(module: torch.nn.Module, layer: str) -> torch.Tensor:
-    return module.get_parameter(f"{layer}.weight")
 
 
 def _magnitude_mask(weight: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.sparsity.pruning.block_chain import Chain, block_chain, first_inputs, takes_any_tokens
 from gpusq_deploy.sparsity.pruning.input_moments import GramSums, collect_moments
 from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions, Solution, solve_layer
+from gpusq_deploy.sparsity.pruning.sites import Read, Site, site_of, without_fast_path
 
 Progress = Callable[[int, int], None]
 """Hears how many layers are done, of how many."""
@@ -59,6 +60,7 @@ class _Work:
 
     student: torch.nn.Module
     options: OneshotOptions
+    sites: Mapping[str, Site]
     wanted: set[str]
     progress: Progress | None
     blocks: int = 0
@@ -73,7 +75,7 @@ def prune_oneshot(
     options: OneshotOptions,
     progress: Progress | None = None,
 ) -> PrunedModule:
-    """Prune the named Linear layers to 2:4.
+    """Prune the named Linear layers to 2:4, the projections of a nn.MultiheadAttention among them; see `sites`.
 
     With data and `sequential`: for each block of the model, the dense block runs first and tells what each of its
     layers should return; then the pruned one runs, and each of its layers is pruned at the moment the data reaches it.
@@ -83,7 +85,7 @@ def prune_oneshot(
 
     Args:
         module: The dense model, in eval mode; not changed.
-        layers: Names of Linear modules whose K is a multiple of 4; each is pruned in the result.
+        layers: Names of Linear layers whose K is a multiple of 4; each is pruned in the result.
         images: Model inputs float32 [n, C, H, W] on the module's device; `magnitude` makes no use of them.
         options: See `OneshotOptions`.
         progress: Called with the layers done and all of them, after each.
@@ -91,11 +93,11 @@ def prune_oneshot(
     Raises:
         GpusqError: A name that isn't such a layer, no images where the method needs them, or inputs that aren't finite.
     """
-    _require_linears(module, layers)
+    sites = {layer: site_of(module, layer) for layer in layers}
     if options.method == "magnitude":
         images = None  # it learns nothing from them
-    work = _Work(student=copy.deepcopy(module), options=options, wanted=set(layers), progress=progress)
-    with torch.no_grad():
+    work = _Work(student=copy.deepcopy(module), options=options, sites=sites, wanted=set(layers), progress=progress)
+    with torch.no_grad(), without_fast_path():
         if images is not None and len(images):
             _with_data(module, work, images)
         _without_data(work, layers, images)
@@ -107,16 +109,6 @@ def prune_oneshot(
         layers=tuple(work.done[layer] for layer in layers),
     )
     return PrunedModule(module=work.student, report=report)
-
-
-def _require_linears(module: torch.nn.Module, layers: Sequence[str]) -> None:
-    for layer in layers:
-        try:
-            child = module.get_submodule(layer)
-        except AttributeError as error:
-            raise GpusqError("the model has no such layer", place=layer) from error
-        if not isinstance(child, torch.nn.Linear):
-            raise GpusqError(f"one-shot pruning takes Linear layers, not a {type(child).__name__}", place=layer)
 
 
 def _with_data(teacher: torch.nn.Module, work: _Work, images: torch.Tensor) -> None:
@@ -133,10 +125,14 @@ def _with_data(teacher: torch.nn.Module, work: _Work, images: torch.Tensor) -> N
 
 def _independent(teacher: torch.nn.Module, work: _Work, images: torch.Tensor) -> None:
     """Every layer on what the dense model feeds it, as if no other were pruned."""
-    moments = collect_moments(teacher, sorted(work.wanted), torch.split(images, _BATCH))
+    called = sorted(layer for layer in work.wanted if work.sites[layer].role == "linear")
+    moments = collect_moments(teacher, called, torch.split(images, _BATCH))
     for layer, found in moments.items():
-        linear = _linear(work.student, layer)
-        _store(work, layer, linear, solve_layer(linear.weight, linear.bias, found, work.options))
+        site = work.sites[layer]
+        weight, bias = site.weight(work.student), site.bias(work.student)
+        _store(work, layer, solve_layer(weight, bias, found, work.options))
+    with _pruning_on_arrival(work, {}, work.wanted, on=teacher):
+        teacher(images)
 
 
 def _along(chain: Chain, teacher: torch.nn.Module, work: _Work, images: torch.Tensor) -> None:
@@ -149,7 +145,7 @@ def _along(chain: Chain, teacher: torch.nn.Module, work: _Work, images: torch.Te
         inside = {layer for layer in work.wanted if layer.startswith(f"{block.name}.")}
         targets: _Targets = {}
         if work.options.dense_targets:
-            with _recording(teacher, inside, targets):
+            with _recording(teacher, [work.sites[layer] for layer in inside], targets):
                 dense = block.run(teacher, dense)
         with _pruning_on_arrival(work, targets, inside):
             pruned = block.run(work.student, pruned)
@@ -168,43 +164,65 @@ def some_tokens(tokens: torch.Tensor, options: OneshotOptions) -> torch.Tensor:
     return tokens.gather(1, chosen[:, :, None].expand(-1, -1, width))
 
 
-_Targets = dict[str, torch.Tensor]
-"""The dense layers' outputs, by layer."""
+_Targets = dict[str, list[torch.Tensor]]
+"""The dense layers' outputs, by layer; see `Site.outputs`."""
 
 
 @contextmanager
-def _recording(teacher: torch.nn.Module, layers: Iterable[str], targets: _Targets) -> Generator[None, None, None]:
-    def hook_for(layer: str) -> Callable[..., None]:
-        def hook(_module: torch.nn.Module, _args: Any, output: torch.Tensor) -> None:
+def _recording(teacher: torch.nn.Module, sites: Iterable[Site], targets: _Targets) -> Generator[None, None, None]:
+    def hook_for(site: Site) -> Callable[..., None]:
+        def hook(_module: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             # A second call of a layer that is used twice has no counterpart: the layer is pruned at its first.
-            targets.setdefault(layer, output)
+            if site.layer not in targets:
+                targets[site.layer] = site.outputs(teacher, args, named, output)
 
         return hook
 
     with ExitStack() as stack:
-        for layer in layers:
-            stack.callback(teacher.get_submodule(layer).register_forward_hook(hook_for(layer)).remove)
+        for site in sites:
+            place = teacher.get_submodule(site.place)
+            stack.callback(place.register_forward_hook(hook_for(site), with_kwargs=True).remove)
         yield
 
 
 @contextmanager
-def _pruning_on_arrival(work: _Work, targets: _Targets, layers: Iterable[str]) -> Generator[None, None, None]:
-    """Prune each layer when its inputs reach it, before it computes with them."""
+def _pruning_on_arrival(
+    work: _Work, targets: _Targets, layers: Iterable[str], *, on: torch.nn.Module | None = None
+) -> Generator[None, None, None]:
+    """Prune each layer when its inputs reach it, in the student before it computes with them, or `on` another."""
+    module = work.student if on is None else on
 
-    def hook_for(layer: str) -> Callable[..., None]:
-        def hook(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            if layer in work.wanted:
-                sums = GramSums()
-                sums.add(args[0], targets.pop(layer, None))
-                linear = _linear(work.student, layer)
-                _store(work, layer, linear, solve_layer(linear.weight, linear.bias, sums.moments(), work.options))
+    def hook_for(site: Site) -> Callable[..., None]:
+        def hook(_module: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if site.layer in work.wanted:
+                reads = site.reads(module, args, named)
+                _store(work, site.layer, _solved(work, site, reads, targets.pop(site.layer, [None] * len(reads))))
 
         return hook
 
     with ExitStack() as stack:
-        for layer in sorted(layers):
-            stack.callback(_linear(work.student, layer).register_forward_pre_hook(hook_for(layer)).remove)
+        # By their names an attention's input projections come before its out_proj, as they run.
+        for site in (work.sites[layer] for layer in sorted(layers)):
+            place = module.get_submodule(site.place)
+            stack.callback(place.register_forward_pre_hook(hook_for(site), with_kwargs=True).remove)
         yield
+
+
+def _solved(work: _Work, site: Site, reads: Sequence[Read], targets: Sequence[torch.Tensor | None]) -> Solution:
+    """Rows that read other inputs are solved by themselves; the error is then the mean of theirs."""
+    weight, bias = site.weight(work.student), site.bias(work.student)
+    parts: list[Solution] = []
+    for read, target in zip(reads, targets, strict=True):
+        sums = GramSums()
+        sums.add(read.inputs, target)
+        rows = None if bias is None else bias[read.rows]
+        parts.append(solve_layer(weight[read.rows], rows, sums.moments(), work.options))
+    biases, errors = [part.bias for part in parts], [part.error for part in parts]
+    return Solution(
+        weight=torch.cat([part.weight for part in parts]),
+        bias=torch.cat([part for part in biases if part is not None]) if bias is not None else None,
+        error=sum(error for error in errors if error is not None) / len(errors),
+    )
 
 
 def _without_data(work: _Work, layers: Sequence[str], images: torch.Tensor | None) -> None:
@@ -217,20 +235,17 @@ def _without_data(work: _Work, layers: Sequence[str], images: torch.Tensor | Non
     by_magnitude = OneshotOptions(method="magnitude")
     for layer in layers:
         if layer in work.wanted:
-            linear = _linear(work.student, layer)
-            _store(work, layer, linear, solve_layer(linear.weight, linear.bias, None, by_magnitude), note=note)
+            site = work.sites[layer]
+            solution = solve_layer(site.weight(work.student), site.bias(work.student), None, by_magnitude)
+            _store(work, layer, solution, note=note)
 
 
-def _linear(module: torch.nn.Module, layer: str) -> torch.nn.Linear:
-    linear = module.get_submodule(layer)
-    assert isinstance(linear, torch.nn.Linear), "checked by _require_linears"
-    return linear
-
-
-def _store(work: _Work, layer: str, linear: torch.nn.Linear, solution: Solution, *, note: str | None = None) -> None:
-    linear.weight.copy_(solution.weight)
-    if solution.bias is not None:
-        linear.bias.copy_(solution.bias)
+def _store(work: _Work, layer: str, solution: Solution, *, note: str | None = None) -> None:
+    site = work.sites[layer]
+    site.weight(work.student).copy_(solution.weight)
+    bias = site.bias(work.student)
+    if bias is not None and solution.bias is not None:
+        bias.copy_(solution.bias)
     work.wanted.discard(layer)
     method = work.options.method if note is None else "magnitude"
     work.done[layer] = PrunedLayer(layer=layer, method=method, error=solution.error, note=note)

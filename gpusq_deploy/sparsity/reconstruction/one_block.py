@@ -26,6 +26,9 @@ BATCH = 16
 Fit = Callable[[str, Moments], None]
 """Gives the student's layer of that name new weights."""
 
+Reading = Callable[[str, torch.Tensor], torch.Tensor]
+"""What the student's layer of that name multiplies, of what it is given: INT8 holds less of it."""
+
 _Values = dict[str, list[torch.Tensor]]
 
 
@@ -58,7 +61,19 @@ class _Seen:
     joined: _Values = field(default_factory=_Values)
 
 
-def fit_block(block: Block, pair: Pair, streams: Streams, joins: Mapping[str, Junction | None], fit: Fit) -> Streams:
+def _as_given(_layer: str, inputs: torch.Tensor) -> torch.Tensor:
+    return inputs
+
+
+def fit_block(
+    block: Block,
+    pair: Pair,
+    streams: Streams,
+    joins: Mapping[str, Junction | None],
+    fit: Fit,
+    *,
+    reading: Reading = _as_given,
+) -> Streams:
     """Fit the layers of `joins` in their order, then return what both models' next block takes.
 
     One block's activations for all images are in memory at a time.
@@ -67,7 +82,7 @@ def fit_block(block: Block, pair: Pair, streams: Streams, joins: Mapping[str, Ju
     with _watching(pair.teacher, joins, dense_seen, stop=None):
         dense = _run(block, pair.teacher, streams.dense, dense_seen, joins)
     for layer, junction in joins.items():
-        fit(layer, _moments(block, pair.student, streams.sparse, {layer: junction}, dense_seen))
+        fit(layer, _moments(block, pair.student, streams.sparse, {layer: junction}, dense_seen, reading))
     return Streams(dense=dense, sparse=run_block(block, pair.student, streams.sparse))
 
 
@@ -91,6 +106,7 @@ def _moments(
     tokens: torch.Tensor,
     joins: Mapping[str, Junction | None],
     dense: _Seen,
+    reading: Reading,
 ) -> Moments:
     layer, junction = next(iter(joins.items()))
     sums = GramSums()
@@ -103,7 +119,7 @@ def _moments(
             away = dense.joined[layer][index] - seen.joined[layer][0]
             aimed = seen.outputs[layer][0] + away.reshape_as(wanted) / junction.gain
             wanted = torch.where(junction.joins, aimed, wanted)
-        sums.add(seen.inputs[layer][0], wanted)
+        sums.add(reading(layer, seen.inputs[layer][0]), wanted)
     return sums.moments()
 
 

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from gpusq_deploy.artifacts import Value
-from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.sparsity.pruning.block_chain import Chain, block_chain, first_inputs, takes_any_tokens
+from gpusq_deploy.sparsity.pruning.block_chain import Chain, first_inputs
 from gpusq_deploy.sparsity.pruning.input_moments import Moments
-from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions, solve_layer
-from gpusq_deploy.sparsity.pruning.whole_model import some_tokens
-from gpusq_deploy.sparsity.reconstruction.junctions import Junction, find_junctions
+from gpusq_deploy.sparsity.pruning.one_layer import solve_layer
 from gpusq_deploy.sparsity.reconstruction.one_block import (
     BATCH,
     Fit,
@@ -31,22 +28,18 @@ from gpusq_deploy.sparsity.reconstruction.one_block import (
     run_block,
     stream_error,
 )
+from gpusq_deploy.sparsity.reconstruction.plan import (
+    Data,
+    Plan,
+    ReconstructOptions,
+    left_as_pruned,
+    planned,
+    store,
+)
 from gpusq_deploy.sparsity.reconstruction.refit import refit_kept
-from gpusq_deploy.text import counted, some
 
 # An error this many times as large on held-out images as on the others is that of too few images.
 _FORGETS = 1.5
-
-Quality = Callable[[torch.nn.Module], tuple[float, ...]]
-"""Scores a model on the held-out images: larger is better, the first number counts first."""
-
-
-class ReconstructOptions(Value):
-    """`passes` over the blocks. `prune` chooses weights, and draws the tokens. `steps` of conjugate gradients refit."""
-
-    passes: int = 2
-    prune: OneshotOptions = OneshotOptions()
-    steps: int = 4
 
 
 class BlockError(Value):
@@ -78,24 +71,6 @@ class Reconstruction(Value):
     passes: tuple[PassResult, ...]
     blocks: tuple[BlockError, ...]
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Data:
-    """Images [n, C, H, W] on the models' device: to fit on, and held-out ones on which the error of blocks is told."""
-
-    images: torch.Tensor
-    held_out: torch.Tensor
-    quality: Quality
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Plan:
-    chain: Chain
-    joins: Mapping[str, Mapping[str, Junction | None]]
-    tokens: torch.Tensor
-    options: ReconstructOptions
-    say: Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,9 +108,8 @@ def reconstruct(
     Raises:
         GpusqError: The model has no chain of blocks that holds one of the layers, or inputs that aren't finite.
     """
-    plan = _planned(pair.teacher, layers, data.images, options, say)
-    outside = sorted(set(layers) - {layer for joins in plan.joins.values() for layer in joins})
-    notes = [f"outside the blocks, as pruned: {some(outside)}"] if outside else []
+    plan = planned(pair.teacher, layers, data.images, options, say)
+    notes = left_as_pruned(plan, layers)
     clock = _Clock.started()
     best = copy.deepcopy(pair.student)
     passes = [PassResult(name="pruned", scores=data.quality(best), fitted=None, **clock.since())]
@@ -156,48 +130,7 @@ def reconstruct(
     return best, report
 
 
-def _planned(
-    teacher: torch.nn.Module,
-    layers: Sequence[str],
-    images: torch.Tensor,
-    options: ReconstructOptions,
-    say: Callable[[str], None],
-) -> _Plan:
-    chain = block_chain(teacher, images[:1])
-    if chain is None:
-        raise GpusqError(
-            "the model has no repeated blocks, each fed by the one before: nothing to reconstruct block by block",
-            place="--stage reconstruct",
-            hint="prune it by --method second-order --epochs 0, or recover it by distillation: --stage prune",
-        )
-    tokens = first_inputs(teacher, chain.blocks[0], images, BATCH)
-    if options.prune.token_share < 1 and takes_any_tokens(teacher, chain, tokens[:1]):
-        tokens = some_tokens(tokens, options.prune)
-    joins = _joins(teacher, chain, layers, tokens[:1])
-    if not any(joins.values()):
-        raise GpusqError(
-            f"none of the {counted(len(layers), '2:4 layer')} lies in the {counted(len(chain.blocks), 'block')} that "
-            f"were found, the first {chain.blocks[0].name}",
-            place="--stage reconstruct",
-            hint="relax --dense or the recipe, or take --stage prune",
-        )
-    return _Plan(chain=chain, joins=joins, tokens=tokens, options=options, say=say)
-
-
-def _joins(
-    teacher: torch.nn.Module, chain: Chain, layers: Sequence[str], tokens: torch.Tensor
-) -> dict[str, dict[str, Junction | None]]:
-    """By block, the junctions of its layers in the order of their calls."""
-    wanted = set(layers)
-    found: dict[str, dict[str, Junction | None]] = {}
-    for block in chain.blocks:
-        joins = find_junctions(teacher, block, tokens)
-        found[block.name] = {layer: junction for layer, junction in joins.items() if layer in wanted}
-        tokens = run_block(block, teacher, tokens)
-    return found
-
-
-def _one_pass(plan: _Plan, pair: Pair, number: int) -> float:
+def _one_pass(plan: Plan, pair: Pair, number: int) -> float:
     """Fit every block in its order; the relative error behind the last on the images of the fit."""
     fit = _choosing(plan, pair) if number == 1 else _refitting(plan, pair)
     streams = Streams(dense=plan.tokens, sparse=plan.tokens)
@@ -213,33 +146,26 @@ def _one_pass(plan: _Plan, pair: Pair, number: int) -> float:
     return error
 
 
-def _choosing(plan: _Plan, pair: Pair) -> Fit:
+def _choosing(plan: Plan, pair: Pair) -> Fit:
     """Choose the weights of the dense layer again, with the aim of reconstruction."""
 
     def fit(layer: str, moments: Moments) -> None:
         dense = pair.teacher.get_submodule(layer)
         assert isinstance(dense, torch.nn.Linear), "junctions are those of Linear layers"
         solution = solve_layer(dense.weight, dense.bias, moments, plan.options.prune)
-        _store(pair.student, layer, solution.weight, solution.bias)
+        store(pair.student, layer, solution.weight, solution.bias)
 
     return fit
 
 
-def _refitting(plan: _Plan, pair: Pair) -> Fit:
+def _refitting(plan: Plan, pair: Pair) -> Fit:
     def fit(layer: str, moments: Moments) -> None:
         linear = pair.student.get_submodule(layer)
         assert isinstance(linear, torch.nn.Linear), "junctions are those of Linear layers"
         ridge, steps = plan.options.prune.damping, plan.options.steps
-        _store(pair.student, layer, *refit_kept(linear.weight, linear.bias, moments, damping=ridge, steps=steps))
+        store(pair.student, layer, *refit_kept(linear.weight, linear.bias, moments, damping=ridge, steps=steps))
 
     return fit
-
-
-def _store(student: torch.nn.Module, layer: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    with torch.no_grad():
-        student.get_parameter(f"{layer}.weight").copy_(weight)
-        if bias is not None:
-            student.get_parameter(f"{layer}.bias").copy_(bias)
 
 
 def _block_errors(chain: Chain, pair: Pair, best: torch.nn.Module, images: torch.Tensor) -> tuple[BlockError, ...]:

@@ -18,6 +18,7 @@ import torch
 from gpusq_deploy.artifacts import Value
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.sparsity.pruning.magnitude import Masks, apply_masks
+from gpusq_deploy.sparsity.training.blocks import first_tensor, repeated_blocks
 from gpusq_deploy.sparsity.training.losses import feature_losses
 from gpusq_deploy.sparsity.training.samples import Batch, Samples, TrainingData
 from gpusq_deploy.sparsity.training.scoring import Scores, predict, score
@@ -49,11 +50,8 @@ class EpochResult(Value):
 
 
 def later_blocks(module: torch.nn.Module) -> tuple[torch.nn.Module, ...]:
-    """The later half of `module.blocks` (the middle one of an odd number included); empty without such a container."""
-    blocks = getattr(module, "blocks", None)
-    if not isinstance(blocks, (torch.nn.Sequential, torch.nn.ModuleList)):
-        return ()
-    return tuple(blocks)[len(blocks) // 2 :]
+    """The later blocks of `repeated_blocks`; empty where it finds none."""
+    return tuple(module.get_submodule(name) for name in repeated_blocks(module).later)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,13 +217,14 @@ def later_outputs(module: torch.nn.Module) -> Generator[deque[torch.Tensor], Non
     outputs: deque[torch.Tensor] = deque(maxlen=len(blocks))
 
     def keep(block: torch.nn.Module, _inputs: Any, output: Any) -> None:
-        if not isinstance(output, torch.Tensor):
+        hidden = first_tensor(output)
+        if hidden is None:
             raise GpusqError(
-                f"a {type(block).__name__} returns a {type(output).__name__}, not a tensor",
+                f"a {type(block).__name__} returns a {type(output).__name__} that doesn't begin with a tensor",
                 place="the model's blocks",
-                hint="let the blocks return tensors, or call their container something other than `blocks`",
+                hint="let the blocks return their hidden states first",
             )
-        outputs.append(output)
+        outputs.append(hidden)
 
     handles = [block.register_forward_hook(keep) for block in blocks]
     try:

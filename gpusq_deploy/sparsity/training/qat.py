@@ -26,6 +26,7 @@ from gpusq_deploy.calibration import Counts, Histogram, counts_of, range_of
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import array_from_tensor, layer_weights, named_modules
 from gpusq_deploy.numerics import INT8_MAX, LayerWeight
+from gpusq_deploy.sparsity.pruning.sites import without_fast_path
 
 Layer = torch.nn.Linear | torch.nn.Conv2d
 
@@ -149,7 +150,7 @@ def observed_scales(
     device = next(module.parameters()).device
     module.eval()
     try:
-        with torch.no_grad(), _without_fast_path():
+        with torch.no_grad(), without_fast_path():
             for batch in batches:
                 module(batch.to(device))
     finally:
@@ -202,22 +203,11 @@ def fake_quantized(module: torch.nn.Module, scales: InputScales) -> Generator[No
         # A module's own attribute goes before its class's method.
         setattr(child, "forward", partial(_forward, child, scale))  # noqa: B010 - mypy refuses to assign a method
     try:
-        with _without_fast_path():
+        with without_fast_path():
             yield
     finally:
         for child, _ in changed:
             delattr(child, "forward")
-
-
-@contextmanager
-def _without_fast_path() -> Generator[None]:
-    """While it is active, nn.TransformerEncoderLayer calls its layers in eval mode too."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _forward(layer: Layer, logarithm: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

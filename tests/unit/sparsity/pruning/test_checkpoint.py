@@ -94,13 +94,12 @@ class Attentive(torch.nn.Module):
         return answer
 
 
-def test_an_attentions_packed_projection_stays_dense_and_is_said() -> None:
+def test_an_attentions_packed_projection_is_pruned_too() -> None:
     dense, said = replace(checkpoint(), module=Attentive().eval().requires_grad_(False)), list[str]()
     result = prune_checkpoint(dense, recipe(), Pruning("magnitude"), None, said.append)
     assert result.sparsity is not None
-    assert "attn.in_proj" not in result.sparsity.layers
-    assert "fc" in result.sparsity.layers
-    assert [line for line in said if line.startswith("attn.in_proj stays dense: the fused projection")]
+    assert result.sparsity.layers == ("attn.in_proj", "attn.out_proj", "fc")
+    assert int((result.module.get_parameter("attn.in_proj_weight").reshape(-1, 4) != 0).sum(1).max()) == 2
 
 
 class Classifier(torch.nn.Module):

@@ -21,12 +21,8 @@ from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
 from gpusq_deploy.sparsity.pruning.whole_model import prune_oneshot
 from gpusq_deploy.sparsity.reconstruction.junctions import OUTPUT, find_junctions, linears_of
 from gpusq_deploy.sparsity.reconstruction.one_block import Pair, Streams, stream_error
-from gpusq_deploy.sparsity.reconstruction.reconstruct import (
-    Data,
-    Reconstruction,
-    ReconstructOptions,
-    reconstruct,
-)
+from gpusq_deploy.sparsity.reconstruction.plan import Data, ReconstructOptions
+from gpusq_deploy.sparsity.reconstruction.reconstruct import Reconstruction, reconstruct
 from gpusq_deploy.sparsity.reconstruction.refit import refit_kept
 
 
