@@ -491,12 +491,14 @@ def test_an_attention_s_own_projections_are_pruned_validated_and_built(folder: P
     attention = "encoder.layers.encoder_layer_0.self_attention"
     assert {f"{attention}.in_proj", f"{attention}.out_proj"} < set(result.pruned)
     assert not any("by magnitude" in note for note in result.notes)
-    checked = run_main(validate, out)
+    checked = run_main(validate, out, *arch)
     assert checked.code == 0, checked.out + checked.err
-    built = run_main(build, out, "--sparse", "--target", "none", "--out", bundle)
+    built = run_main(build, out, *arch, "--int8", "--calib", "random", "--sparse", "--target", "none", "--out", bundle)
     assert built.code == 0, built.err
-    states = {entry["layer"]: entry for entry in json.loads((bundle / "sparsity.json").read_text())["layers"]}
-    assert states[f"{attention}.in_proj"]["valid"]
+    planned = {entry["layer"]: entry for entry in json.loads((bundle / "plan.json").read_text())["layers"]}
+    for layer in ("in_proj", "out_proj"):
+        entry = planned[f"{attention}.{layer}"]
+        assert (entry["precision"], entry["sparse"]) == ("int8", True)
 
 
 def test_what_reconstruction_does_not_take_is_refused(dense: Path, folder: Path, tmp_path: Path) -> None:
