@@ -1,3 +1,15 @@
+from .accuracy.evaluate import (
+    evaluate_subjects as evaluate_subjects,
+)
+from .accuracy.table import (
+    heading_of as heading_of,
+    rows_of as rows_of,
+)
+from .accuracy.values import (
+    EvalRequest as EvalRequest,
+    Evaluation as Evaluation,
+    TaskRequest as TaskRequest,
+)
 from .bundle_comparison import (
     BundleComparison as BundleComparison,
     compare_bundles as compare_bundles,

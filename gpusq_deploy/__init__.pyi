@@ -12,6 +12,7 @@ from .api import (
     compare as compare,
     compare_bundles as compare_bundles,
     compress as compress,
+    evaluate as evaluate,
     load_checkpoint as load_checkpoint,
     open_bundle as open_bundle,
     open_detector as open_detector,

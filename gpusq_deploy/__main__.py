@@ -18,6 +18,7 @@ COMMANDS = (
     "compare",
     "compress",
     "rewrite",
+    "eval",
     "doctor",
     "detector",
 )

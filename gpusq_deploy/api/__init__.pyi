@@ -39,6 +39,9 @@ from .detecting import (
     build_detector as build_detector,
     open_detector as open_detector,
 )
+from .evaluating import (
+    evaluate as evaluate,
+)
 from .measuring import (
     bench as bench,
 )

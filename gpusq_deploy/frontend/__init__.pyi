@@ -14,6 +14,7 @@ from .checkpoint.adapters.refusal import (
 from .checkpoint.architecture import (
     arch_from_text as arch_from_text,
     module_from_arch as module_from_arch,
+    skeleton_from_arch as skeleton_from_arch,
     text_from_arch as text_from_arch,
 )
 from .checkpoint.catalogue import (

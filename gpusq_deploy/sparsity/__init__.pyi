@@ -65,8 +65,24 @@ from .repair.equivalence import (
 from .repair.near_misses import (
     mend_near_misses as mend_near_misses,
 )
+from .training.data.class_order import (
+    other_order as other_order,
+)
+from .training.data.entries import (
+    Entries as Entries,
+    Entry as Entry,
+    Read as Read,
+    Reader as Reader,
+)
+from .training.data.label_maps import (
+    has_maps as has_maps,
+)
 from .training.data.load import (
     DataRequest as DataRequest,
+    Labels as Labels,
+    OpenedData as OpenedData,
+    open_data as open_data,
+    reader_of as reader_of,
 )
 from .training.data.split import (
     SplitOptions as SplitOptions,
@@ -74,4 +90,21 @@ from .training.data.split import (
 from .training.distill import (
     DistillOptions as DistillOptions,
     EpochResult as EpochResult,
+)
+from .training.tasks.choose import (
+    task_of as task_of,
+)
+from .training.tasks.classification import (
+    Classification as Classification,
+)
+from .training.tasks.detection import (
+    Detection as Detection,
+    coco_evaluation as coco_evaluation,
+)
+from .training.tasks.segmentation import (
+    Segmentation as Segmentation,
+)
+from .training.tasks.task import (
+    Measure as Measure,
+    Task as Task,
 )

@@ -510,4 +510,4 @@ def test_what_reconstruction_does_not_take_is_refused(dense: Path, folder: Path,
     one.mkdir()
     (one / "a.png").write_bytes((folder / "dark" / "0.png").read_bytes())
     alone = run_main(compress, dense, "--data", one, "--out", out, "--stage", "reconstruct")
-    refused(alone, "1 images in the folder: training and holding out need two", out)
+    refused(alone, "1 of 1 images can be read: training and holding out need two", out)

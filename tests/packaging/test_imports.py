@@ -53,6 +53,7 @@ COMMANDS = (
     "compare",
     "compress",
     "rewrite",
+    "eval",
     "doctor",
     "detector",
 )

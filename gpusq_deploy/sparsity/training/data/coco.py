@@ -99,10 +99,8 @@ def open_coco(annotations: Path, folder: Path, names: Mapping[int, str], labels:
     for box in found.annotations:
         if min(box.bbox[2:]) > 0:
             boxes[box.image_id].append(box)
-    if len(found.images) < 2:
-        raise GpusqError(
-            f"{len(found.images) or 'no'} images in the file: training and holding out need two", place=place
-        )
+    if not found.images:
+        raise GpusqError("no images in the file", place=place)
     return Annotated(
         name=place,
         folder=folder,

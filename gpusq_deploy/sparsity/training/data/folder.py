@@ -39,10 +39,10 @@ def open_folder(folder: Path) -> ClassFolder:
     no labels.
 
     Raises:
-        GpusqError: No such folder, fewer than two images, or images beside class folders.
+        GpusqError: No such folder, no images, or images beside class folders.
     """
     classes, files = _files_by_class(folder)
-    _require_two(folder, len(files))
+    _require_some(folder, len(files))
     place = {name: index for index, name in enumerate(classes)}
     return ClassFolder(
         name=str(folder),
@@ -56,11 +56,11 @@ def flat_folder(folder: Path) -> ClassFolder:
     """All images below a folder, whatever the names of its sub-folders, without labels.
 
     Raises:
-        GpusqError: No such folder, or fewer than two images.
+        GpusqError: No such folder, or no images.
     """
     _require_folder(folder)
     files = tuple(image_files(folder))
-    _require_two(folder, len(files))
+    _require_some(folder, len(files))
     return ClassFolder(name=str(folder), classes=(), files=files, labels=())
 
 
@@ -86,10 +86,10 @@ def _require_folder(folder: Path) -> None:
         raise GpusqError(problem, place=str(folder), hint="--data takes a folder of images, one sub-folder per class")
 
 
-def _require_two(folder: Path, count: int) -> None:
-    if count < 2:
+def _require_some(folder: Path, count: int) -> None:
+    if not count:
         raise GpusqError(
-            f"{count or 'no'} images in the folder: training and holding out need two",
+            "no images in the folder",
             place=str(folder),
             hint=f"files with {', '.join(sorted(SUFFIXES))}, one sub-folder per class, or flat without labels",
         )

@@ -47,17 +47,15 @@ def open_maps(folder: Path) -> Mapped:
     """List `images/**`, and PNGs of the same names in `annotations/` (or `labels/`, `masks/`), where `has_maps`.
 
     Raises:
-        GpusqError: Fewer than two images, or an image without a label map.
+        GpusqError: No images, or an image without a label map.
     """
     root = next(folder / name for name in _MAPS if (folder / name).is_dir())
     images = tuple(image_files(folder / _IMAGES))
     maps = tuple(root / image.relative_to(folder / _IMAGES).with_suffix(".png") for image in images)
     missing = [map_ for map_ in maps if not map_.is_file()]
-    if missing or len(images) < 2:
+    if missing or not images:
         raise GpusqError(
-            f"{len(missing)} of {len(images)} images have no label map"
-            if missing
-            else f"{len(images) or 'no'} images in the folder: training and holding out need two",
+            f"{len(missing)} of {len(images)} images have no label map" if missing else "no images in the folder",
             place=str(missing[0] if missing else folder / _IMAGES),
         )
     return Mapped(name=str(folder), images=images, maps=maps)

@@ -12,7 +12,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.sparsity.training.data.augment import MixedSamples, TimmAugmenter
 from gpusq_deploy.sparsity.training.data.class_reader import ClassReader
 from gpusq_deploy.sparsity.training.data.coco import BoxReader, open_coco
-from gpusq_deploy.sparsity.training.data.entries import Entries
+from gpusq_deploy.sparsity.training.data.entries import Entries, Reader
 from gpusq_deploy.sparsity.training.data.factory import open_factory
 from gpusq_deploy.sparsity.training.data.folder import ClassFolder, flat_folder, open_folder
 from gpusq_deploy.sparsity.training.data.huggingface import is_saved_dataset, open_dataset
@@ -49,6 +49,14 @@ class Labels:
     names: Mapping[int, str]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenedData:
+    """All entries, and the names of their classes where they are told."""
+
+    entries: Entries
+    classes: tuple[str, ...] = ()
+
+
 def load_data(request: DataRequest, preprocessing: Preprocessing, measure: Measure, labels: Labels) -> TrainingData:
     """Read and split training data.
 
@@ -61,19 +69,26 @@ def load_data(request: DataRequest, preprocessing: Preprocessing, measure: Measu
     Raises:
         GpusqError: No such data, damaged data, data of another task, or labels beyond the model's.
     """
+    opened = open_data(request, measure, labels)
+    if measure == "accuracy":
+        return _classes(request, preprocessing, labels, opened)
+    return split_entries(opened.entries, reader_of(request, preprocessing, measure, labels), request.split)
+
+
+def open_data(request: DataRequest, measure: Measure, labels: Labels) -> OpenedData:
+    """List what `--data` names; no image is read.
+
+    Raises:
+        GpusqError: No such data, data of another task, or more classes than the model's.
+    """
     _require_task(request, measure)
     folder = Path(request.data)
     if measure == "mAP":
         file = request.annotations
         boxes = flat_folder(folder) if file is None else open_coco(file, folder, labels.names, labels.count)
-        return split_entries(boxes, BoxReader(preprocessing), request.split)
+        return OpenedData(entries=boxes)
     if measure == "mIoU":
-        maps = open_maps(folder) if has_maps(folder) else flat_folder(folder)
-        return split_entries(maps, MapReader(preprocessing, labels.count, request.reduce_labels), request.split)
-    return _classes(request, preprocessing, labels)
-
-
-def _classes(request: DataRequest, preprocessing: Preprocessing, labels: Labels) -> TrainingData:
+        return OpenedData(entries=open_maps(folder) if has_maps(folder) else flat_folder(folder))
     entries, classes = _opened(request.data)
     if len(classes) > labels.count:
         raise GpusqError(
@@ -81,6 +96,20 @@ def _classes(request: DataRequest, preprocessing: Preprocessing, labels: Labels)
             place=request.data,
             hint="one class of the data for each of the model's; data without labels train too",
         )
+    return OpenedData(entries=entries, classes=classes)
+
+
+def reader_of(request: DataRequest, preprocessing: Preprocessing, measure: Measure, labels: Labels) -> Reader:
+    """From an entry to a sample of the task, as the model declares."""
+    if measure == "mAP":
+        return BoxReader(preprocessing)
+    if measure == "mIoU":
+        return MapReader(preprocessing, labels.count, request.reduce_labels)
+    return ClassReader(preprocessing)
+
+
+def _classes(request: DataRequest, preprocessing: Preprocessing, labels: Labels, opened: OpenedData) -> TrainingData:
+    entries, classes = opened.entries, opened.classes
     data = split_entries(
         entries,
         ClassReader(preprocessing),

@@ -100,23 +100,35 @@ class Detection:
         Raises:
             GpusqError: pycocotools isn't installed.
         """
-        truth, found = _as_coco(targets), _as_coco(predictions)
-        if not truth or not found:
-            return 0.0
-        hint = "pip install pycocotools"
-        coco: Any = library("pycocotools.coco", hint=hint, place="mAP")
-        evaluation: Any = library("pycocotools.cocoeval", hint=hint, place="mAP")
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
-            wanted = coco.COCO()
-            images = [{"id": index} for index in range(len(targets))]
-            categories = [{"id": label} for label in sorted({box["category_id"] for box in truth})]
-            wanted.dataset = {"images": images, "annotations": truth, "categories": categories}
-            wanted.createIndex()
-            judge = evaluation.COCOeval(wanted, wanted.loadRes(found), "bbox")
-            judge.evaluate()
-            judge.accumulate()
-            judge.summarize()
-        return max(0.0, float(judge.stats[0]))
+        judge = coco_evaluation(predictions, targets)
+        return 0.0 if judge is None else max(0.0, float(judge.stats[0]))
+
+
+def coco_evaluation(
+    predictions: Sequence[Mapping[str, torch.Tensor]], targets: Sequence[Mapping[str, torch.Tensor]]
+) -> Any:
+    """Pycocotools' COCOeval after its three steps, image i having the id i; None without targets or predictions.
+
+    Raises:
+        GpusqError: pycocotools isn't installed.
+    """
+    truth, found = _as_coco(targets), _as_coco(predictions)
+    if not truth or not found:
+        return None
+    hint = "pip install pycocotools"
+    coco: Any = library("pycocotools.coco", hint=hint, place="mAP")
+    evaluation: Any = library("pycocotools.cocoeval", hint=hint, place="mAP")
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
+        wanted = coco.COCO()
+        images = [{"id": index} for index in range(len(targets))]
+        categories = [{"id": label} for label in sorted({box["category_id"] for box in truth})]
+        wanted.dataset = {"images": images, "annotations": truth, "categories": categories}
+        wanted.createIndex()
+        judge = evaluation.COCOeval(wanted, wanted.loadRes(found), "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return judge
 
 
 def is_of_boxes(answer: Any) -> bool:

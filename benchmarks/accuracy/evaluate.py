@@ -1,0 +1,277 @@
+"""The order of an evaluation: models, data, predictions, measures, differences."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from gpusq_deploy.benchmarks.accuracy.bootstrap import Interval, paired_intervals
+from gpusq_deploy.benchmarks.accuracy.judge import Judge, Judged
+from gpusq_deploy.benchmarks.accuracy.judges import Chosen, choose_judge
+from gpusq_deploy.benchmarks.accuracy.page import require_page, write_page
+from gpusq_deploy.benchmarks.accuracy.predict import Loaded, Samples, predict
+from gpusq_deploy.benchmarks.accuracy.store import Store, data_digest, file_digest, opened_store
+from gpusq_deploy.benchmarks.accuracy.subject import SessionModule, Subject, find_subjects, subject_key
+from gpusq_deploy.benchmarks.accuracy.tasks_and_data import (
+    DataRequest,
+    Entry,
+    Labels,
+    OpenedData,
+    SplitOptions,
+    has_maps,
+    open_data,
+    other_order,
+    reader_of,
+)
+from gpusq_deploy.benchmarks.accuracy.values import ChangedImage, EvalRequest, Evaluation, Score, SubjectScores
+from gpusq_deploy.calibration import spread_indices
+from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.progress import Reporter
+from gpusq_deploy.text import counted
+
+_UNNAMED = "LABEL_"  # what transformers calls a class that nobody named
+
+
+class _Data(NamedTuple):
+    """What was opened, for the labels of the first model; and the names of the classes."""
+
+    request: DataRequest
+    opened: OpenedData
+    labels: Labels
+    names: tuple[str, ...]
+
+
+class _Results(NamedTuple):
+    """What every model made of the images that all could read."""
+
+    judge: Judge
+    judged: tuple[Judged, ...]
+    indices: tuple[int, ...]
+    skipped: tuple[str, ...]
+
+
+def evaluate_subjects(request: EvalRequest, html: Path | None, reporter: Reporter) -> Evaluation:
+    """Measure models on the same images, and how sure their differences are.
+
+    Args:
+        request: What is asked for.
+        html: A page to write, too.
+        reporter: Who hears how it goes.
+
+    Raises:
+        GpusqError: A bad model, bad or unlabelled data, models of other tasks, or a file that can't be written.
+    """
+    _require_one_process()
+    if html is not None:
+        require_page(html)
+    subjects = find_subjects(request.subjects, request.runtime, request.arch, request.state_dict)
+    _require_distinct(subjects)
+    with opened_store(request.resume, _digest(request)) as store:
+        data, results = _run(request, subjects, store, reporter)
+    evaluation = _evaluation(request, subjects, data, results)
+    if html is not None:
+        write_page(html, evaluation, data.opened.entries)
+    return evaluation
+
+
+def _run(request: EvalRequest, subjects: Sequence[Subject], store: Store, reporter: Reporter) -> tuple[_Data, _Results]:
+    """The data is opened for the labels of the first model; one model is loaded at a time."""
+    opened: tuple[_Data, Samples] | None = None
+    records: list[dict[int, Any]] = []
+    judges: list[Judge] = []
+    for subject in subjects:
+        module = subject.open()
+        chosen = choose_judge(subject, module, request.task, maps=has_maps(Path(request.data)))
+        opened = opened or _opened(request, subject, chosen)
+        _require_same(subject, chosen, judges, opened[0])
+        judges.append(chosen.judge)
+        records.append(predict(_loaded(subject, module, chosen, opened[0]), opened[1], store, reporter))
+        if isinstance(module, SessionModule):
+            module.close()
+    assert opened is not None, "there is a subject"
+    data, samples = opened
+    return data, _results(judges, records, samples)
+
+
+def _loaded(subject: Subject, module: torch.nn.Module, chosen: Chosen, data: _Data) -> Loaded:
+    assert subject.preprocessing is not None, "find_subjects sees to it"
+    return Loaded(
+        subject=subject,
+        module=module,
+        judge=chosen.judge,
+        reader=reader_of(data.request, subject.preprocessing, chosen.judge.measure, data.labels),
+        classes=chosen.classes,
+    )
+
+
+def _results(judges: Sequence[Judge], records: Sequence[dict[int, Any]], samples: Samples) -> _Results:
+    """Of the images that every model could read."""
+    common = [index for index in samples.indices if all(index in each for each in records)]
+    if not common:
+        raise GpusqError("no image could be read", place=samples.entries.name)
+    judged = tuple(judge.judged([each[index] for index in common]) for judge, each in zip(judges, records, strict=True))
+    return _Results(judges[0], judged, tuple(common), tuple(samples.skipped.values()))
+
+
+def _opened(request: EvalRequest, first: Subject, chosen: Chosen) -> tuple[_Data, Samples]:
+    asked = DataRequest(
+        data=request.data,
+        split=SplitOptions(held_out=0.5, seed=0),
+        annotations=request.annotations,
+        reduce_labels=request.reduce_labels,
+    )
+    labels = Labels(chosen.classes, first.facts.names)
+    opened = open_data(asked, chosen.judge.measure, labels)
+    if not opened.entries.labelled:
+        hints = {
+            "mAP": "give COCO's file of their boxes as --annotations",
+            "mIoU": "put the images into images/ and label maps of the same names into annotations/",
+            "accuracy": "give one sub-folder per class, in the order of the model's classes",
+        }
+        raise GpusqError("the data has no labels to measure by", place=request.data, hint=hints[chosen.judge.measure])
+    count = len(opened.entries)
+    indices = spread_indices(count, request.limit or count)
+    samples = Samples(entries=opened.entries, indices=indices, batch=request.batch)
+    return _Data(asked, opened, labels, _names(first, chosen, opened)), samples
+
+
+def _names(first: Subject, chosen: Chosen, opened: OpenedData) -> tuple[str, ...]:
+    """The model's own, or the data's; empty where nobody named the classes."""
+    told = first.facts.names
+    if not told or chosen.judge.task == "retrieval" or all(name.startswith(_UNNAMED) for name in told.values()):
+        return opened.classes
+    return tuple(told.get(label, str(label)) for label in range(chosen.classes))
+
+
+def _evaluation(request: EvalRequest, subjects: Sequence[Subject], data: _Data, results: _Results) -> Evaluation:
+    judged, judge = results.judged, results.judge
+    draws = min(request.draws, *(each.draws or request.draws for each in judged)) if len(judged) > 1 else 0
+    statistics = [each.statistic for each in judged]
+    intervals = paired_intervals(statistics, len(results.indices), draws=draws, seed=request.seed)
+    changed = [_changed(judge, judged[0], other) for other in judged[1:]]
+    places = sorted({place for found in changed for place in found})
+    return Evaluation(
+        task=judge.task,
+        data=request.data,
+        images=len(results.indices),
+        skipped=results.skipped,
+        draws=draws,
+        seed=request.seed,
+        subjects=(
+            _scores(subjects[0], judge, judged[0]),
+            *(
+                _scores(subject, judge, mine, judged[0], interval, len(found))
+                for subject, mine, interval, found in zip(subjects[1:], judged[1:], intervals, changed, strict=True)
+            ),
+        ),
+        changed=tuple(_changed_image(place, data, results) for place in places),
+        notes=tuple(_notes(request, draws, data, results)),
+    )
+
+
+def _scores(
+    subject: Subject,
+    judge: Judge,
+    judged: Judged,
+    first: Judged | None = None,
+    intervals: Sequence[Interval] = (),
+    changed: int | None = None,
+) -> SubjectScores:
+    scores = [Score(measure=name, value=value) for name, value in zip(judge.measures, judged.values, strict=True)]
+    if first is not None:
+        scores = [
+            Score(measure=mine.measure, value=mine.value, difference=mine.value - base, low=each.low, high=each.high)
+            for mine, base, each in zip(scores, first.values, intervals, strict=True)
+        ]
+    return SubjectScores(
+        name=subject.name,
+        kind=subject.kind,
+        runtime=subject.runtime,
+        digest=subject.digest,
+        scores=tuple(scores),
+        changed=changed,
+    )
+
+
+def _changed(judge: Judge, first: Judged, other: Judged) -> list[int]:
+    pairs = zip(first.answers, other.answers, strict=True)
+    return [place for place, (ours, theirs) in enumerate(pairs) if judge.changed(ours, theirs)]
+
+
+def _changed_image(place: int, data: _Data, results: _Results) -> ChangedImage:
+    index = results.indices[place]
+    return ChangedImage(
+        index=index,
+        image=_image_name(data.opened.entries.entry(index), index, data.request.data),
+        label=results.judge.text(results.judged[0].labels[place], data.names),
+        answers=tuple(results.judge.text(each.answers[place], data.names) for each in results.judged),
+    )
+
+
+def _image_name(entry: Entry, index: int, data: str) -> str:
+    if not isinstance(entry.image, Path):
+        return f"entry {index}"
+    folder = Path(data)
+    return str(entry.image.relative_to(folder) if entry.image.is_relative_to(folder) else entry.image)
+
+
+def _notes(request: EvalRequest, draws: int, data: _Data, results: _Results) -> Iterator[str]:
+    if 0 < draws < request.draws:
+        yield f"the intervals rest on {draws} draws instead of {request.draws}: so many boxes take long to sum up"
+    if results.judge.task != "classification":
+        return
+    first = results.judged[0]
+    order = other_order(first.answers, first.labels)
+    if order:
+        wrong, right = next(pair for pair in order.items() if pair[0] != pair[1])
+        yield (
+            "the data's classes seem to be in another order than the model's: of class "
+            f"{results.judge.text(wrong, data.names)} ({wrong}) it mostly predicts {right}"
+        )
+
+
+def _digest(request: EvalRequest) -> str:
+    if request.resume is None:
+        return ""
+    told = (file_digest(request.annotations), str(request.reduce_labels))
+    return data_digest(request.data, request.resume, *told)
+
+
+def _require_same(subject: Subject, chosen: Chosen, judges: Sequence[Judge], data: _Data) -> None:
+    if judges and chosen.judge.task != judges[0].task:
+        raise GpusqError(
+            f"it is a model of {chosen.judge.task}, the first of {judges[0].task}",
+            place=subject.name,
+            hint="models are compared in one measure: name those of one task",
+        )
+    if chosen.classes != data.labels.count:
+        raise GpusqError(
+            f"it has {counted(chosen.classes, 'class')}, the first model {data.labels.count}",
+            place=subject.name,
+            hint="models are compared on the same classes",
+        )
+
+
+def _require_distinct(subjects: Sequence[Subject]) -> None:
+    keys = [subject_key(subject) for subject in subjects]
+    for place, key in enumerate(keys):
+        if key in keys[:place]:
+            raise GpusqError(
+                f"it is the same model on the same runtime as {subjects[keys.index(key)].name}",
+                place=subjects[place].name,
+                hint="name each once",
+            )
+
+
+def _require_one_process() -> None:
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world != "1":
+        raise GpusqError(
+            f"evaluation runs in one process, and WORLD_SIZE is {world}: each would run every image",
+            place="torchrun",
+            hint="run gpusq-eval without torchrun",
+        )

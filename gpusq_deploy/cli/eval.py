@@ -1,0 +1,158 @@
+"""gpusq-eval: how accurate are models, in their task's own measure, and are they different?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import gpusq_deploy
+from gpusq_deploy.cli.command import LOUDNESS, Command
+from gpusq_deploy.cli.common import arch_options, echo_json, reporting, require_arch, run_command, say
+
+if TYPE_CHECKING:
+    from gpusq_deploy.benchmarks import Evaluation, TaskRequest
+
+_RUNTIMES = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
+_TASKS = ("auto", "classification", "detection", "segmentation", "retrieval")
+_SHOWN = 10
+_GROUPS = (
+    ("Most used", ("--data", "--task", "--runtime", "--limit")),
+    ("Data", ("--annotations", "--reduce-labels")),
+    ("Models", ("--arch", "--arch-arg", "--state-dict", "--batch")),
+    ("Output", ("--resume", "--html", *LOUDNESS)),
+)
+
+
+@click.command(name="gpusq-eval", cls=Command, groups=_GROUPS)
+@click.argument(
+    "subjects", metavar="BUNDLE|CHECKPOINT|ONNX...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@arch_options
+@click.option(
+    "--data",
+    required=True,
+    metavar="DIR|SHARDS|MODULE:FACTORY",
+    help="Evaluate on these labelled images: a folder with one sub-folder per class in the models' order, or with "
+    "images/ and label maps in annotations/.",
+)
+@click.option(
+    "--annotations",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Evaluate a detector on the boxes of this COCO file, whose images lie in --data.",
+)
+@click.option("--reduce-labels", is_flag=True, help="Take 0 in label maps for no class and 1 for the first.")
+@click.option(
+    "--task",
+    type=click.Choice(_TASKS),
+    default="auto",
+    show_default=True,
+    help="Measure this; auto: what the models' answer is.",
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(_RUNTIMES),
+    default="auto",
+    show_default=True,
+    help="Run bundles and ONNX files with this runtime; checkpoints run in torch.",
+)
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Run so many images at once.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use N images, spread evenly over all.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Append predictions to this file as they are made, and don't make those again that are in it.",
+)
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write a page that shows the images whose answer changed.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def command(  # noqa: PLR0913 - click hands one argument to each option
+    *,
+    subjects: tuple[Path, ...],
+    arch: str | None,
+    arch_args: tuple[str, ...],
+    state_dict: str | None,
+    data: str,
+    annotations: Path | None,
+    reduce_labels: bool,
+    task: TaskRequest,
+    runtime: str,
+    batch: int,
+    limit: int | None,
+    resume: Path | None,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure models on labelled images: top-1 and top-5, COCO's mAP, mIoU, or kNN accuracy and retrieval of features.
+
+    Several models see the same images; the others are compared with the first, with the 95 % interval of the
+    difference (paired bootstrap over the images).
+    """
+    from gpusq_deploy.artifacts import builtins_from_value, require_input
+
+    for path in subjects:
+        require_input(path)
+    require_arch(subjects[0], arch, arch_args)
+    with reporting() as reporter:
+        found = gpusq_deploy.evaluate(
+            subjects,
+            data=data,
+            annotations=annotations,
+            reduce_labels=reduce_labels,
+            task=task,
+            arch=arch,
+            arch_args=arch_args,
+            state_dict=state_dict,
+            runtime=runtime,
+            batch_size=batch,
+            limit=limit,
+            resume=resume,
+            html=html,
+            reporter=reporter,
+        )
+    if as_json:
+        echo_json(builtins_from_value(found))
+    else:
+        _print(found)
+    if html is not None:
+        say(f"wrote {html}")
+
+
+def _print(found: Evaluation) -> None:
+    from gpusq_deploy.benchmarks import heading_of, rows_of
+    from gpusq_deploy.bundle import print_rows, result_console
+
+    console = result_console()
+    headings, rows = rows_of(found)
+    print_rows(console, heading_of(found), headings, rows, right=headings[2:])
+    for note in (*(f"skipped {name}" for name in found.skipped), *found.notes):
+        say(note)
+    if not found.changed:
+        return
+    shown = found.changed[:_SHOWN]
+    more = f", the first {_SHOWN}" if len(found.changed) > _SHOWN else ""
+    title = f"{len(found.changed)} images changed their answer{more}"
+    names = [subject.name for subject in found.subjects]
+    print_rows(
+        console,
+        title,
+        ["image", "label", *names],
+        [[each.image, each.label, *each.answers] for each in shown],
+        prose=["label", *names],
+    )
+
+
+def main() -> None:
+    """Entry point of gpusq-eval."""
+    run_command(command)
+
+
+if __name__ == "__main__":
+    main()
