@@ -165,7 +165,8 @@ def _precision(categories: Sequence[_Category], evaluation: Any) -> Statistic:
     """MAP over IoU 0.5 to 0.95, and at 0.5, of resampled images.
 
     An image that is drawn twice has its boxes twice, one behind the other: at a step of recall the interpolated
-    precision is the same as with all copies at once. So nothing is matched or sorted again.
+    precision is the same as with all copies at once. So nothing is matched or sorted again. Where boxes of one image
+    have equal scores the copies would lie in another order, which changes mAP by less than 0.001 in the tests.
     """
 
     def statistic(weights: Array) -> Array:

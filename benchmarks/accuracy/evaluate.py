@@ -31,7 +31,6 @@ from gpusq_deploy.benchmarks.accuracy.values import ChangedImage, EvalRequest, E
 from gpusq_deploy.calibration import spread_indices
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.progress import Reporter
-from gpusq_deploy.text import counted
 
 _UNNAMED = "LABEL_"  # what transformers calls a class that nobody named
 
@@ -250,7 +249,7 @@ def _require_same(subject: Subject, chosen: Chosen, judges: Sequence[Judge], dat
         )
     if chosen.classes != data.labels.count:
         raise GpusqError(
-            f"it has {counted(chosen.classes, 'class')}, the first model {data.labels.count}",
+            f"it has {chosen.classes} classes, the first model {data.labels.count}",
             place=subject.name,
             hint="models are compared on the same classes",
         )

@@ -1,0 +1,453 @@
+"""gpusq-eval against evaluations that are written with other libraries alone, to the last image; and bad input."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import pytest
+import timm
+import torch
+from commands import Finished, run_main
+from PIL import Image
+from skimage import data as photographs
+from sklearn.metrics import jaccard_score
+from sklearn.neighbors import KNeighborsClassifier
+from timm.data import create_transform
+
+from gpusq_deploy.artifacts.arch import ArchSpec
+from gpusq_deploy.cli.build import main as build
+from gpusq_deploy.cli.eval import main as evaluate
+from gpusq_deploy.frontend.checkpoint.load import save_checkpoint
+from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
+from gpusq_deploy.frontend.checkpoint.transformers_models import module_from_transformers
+
+pytestmark = pytest.mark.slow
+NAME = "vit_tiny_patch16_224"
+ARGUMENTS: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1}
+CLASSES = ("astronaut", "cat", "coffee", "rocket", "wood", "wool", "xray", "yarn")
+SIDE = 64
+library: Any = photographs  # untyped
+jaccard: Any = jaccard_score
+run_timm: Any = timm
+transform_of: Any = create_transform
+
+
+def pieces(count: int, seed: int) -> list[npt.NDArray[np.uint8]]:
+    """Pieces of photographs, of odd sizes."""
+    rng = np.random.default_rng(seed)
+    wholes = [library.astronaut(), library.cat(), library.coffee(), library.rocket()]
+    found = list[npt.NDArray[np.uint8]]()
+    for index in range(count):
+        whole = wholes[index % len(wholes)]
+        height, width = (int(side) for side in rng.integers(41, 120, size=2))
+        top, left = int(rng.integers(whole.shape[0] - height)), int(rng.integers(whole.shape[1] - width))
+        found.append(np.ascontiguousarray(whole[top : top + height, left : left + width]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of 64 images; which image is of which class means nothing."""
+    root = tmp_path_factory.mktemp("classes")
+    for index, pixels in enumerate(pieces(64, 0)):
+        place = root / CLASSES[index % 5 if index < 60 else 5 + index % 3]
+        place.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{index:02d}.png")
+    return root
+
+
+def vit(classes: int) -> Any:
+    torch.manual_seed(0)
+    module = run_timm.create_model(NAME, num_classes=classes, **ARGUMENTS).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.1)
+    return module
+
+
+def saved(path: Path, module: Any, classes: int) -> Path:
+    spec = ArchSpec(source="timm", name=NAME, arguments={**ARGUMENTS, "num_classes": classes})
+    save_checkpoint(path, module, arch=spec, preprocessing=preprocessing_of(spec, module))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("model") / "vit.pt", vit(len(CLASSES)), len(CLASSES))
+
+
+@pytest.fixture(scope="module")
+def bundle(model: Path, folder: Path) -> Path:
+    out = model.parent / "bundle"
+    done = run_main(build, model, "--int8", "--calib", folder, "--target", "none", "--batch", "1:4:5", "--out", out)
+    assert done.code == 0, done.err
+    return out
+
+
+def transform_by_timm(module: Any) -> Any:
+    """The library's own; its config knows the pretrained size alone."""
+    config = run_timm.data.resolve_model_data_config(module)
+    return transform_of(**{**config, "input_size": (3, 32, 32)}, is_training=False)
+
+
+def by_timm(folder: Path, module: Any) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+    """Names, answers and labels of all images, by timm's own transform and a loop."""
+    transform = transform_by_timm(module)
+    files = sorted(folder.rglob("*.png"))
+    classes = sorted(path.name for path in folder.iterdir())
+    with torch.no_grad():
+        answers = torch.cat([module(transform(Image.open(file).convert("RGB"))[None]) for file in files])
+    labels = torch.tensor([classes.index(file.parent.name) for file in files])
+    return [str(file.relative_to(folder)) for file in files], answers, labels
+
+
+def found_by(*arguments: object) -> dict[str, Any]:
+    done = run_main(evaluate, *arguments, "--json")
+    assert done.code == 0, done.err
+    return dict(done.json())
+
+
+def scores(found: dict[str, Any], place: int = 0) -> dict[str, float]:
+    return {score["measure"]: score["value"] for score in found["subjects"][place]["scores"]}
+
+
+def predictions(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line)["prediction"] for line in file.read_text("utf-8").splitlines()[1:]]
+
+
+def test_every_prediction_of_a_vit_is_timms(model: Path, folder: Path, tmp_path: Path) -> None:
+    found = found_by(model, "--data", folder, "--resume", tmp_path / "p.jsonl", "--batch", "7")
+    _, logits, labels = by_timm(folder, vit(len(CLASSES)))
+    made = predictions(tmp_path / "p.jsonl")
+    assert [each["classes"] for each in made] == logits.topk(5).indices.tolist()
+    assert [each["target"] for each in made] == labels.tolist()
+    assert len({each["classes"][0] for each in made}) > 2
+    right = logits.topk(5).indices == labels[:, None]
+    assert scores(found) == {
+        "top-1": pytest.approx(float(right[:, 0].float().mean())),
+        "top-5": pytest.approx(float(right.any(dim=1).float().mean())),
+    }
+    assert (found["task"], found["images"], found["changed"]) == ("classification", 64, [])
+
+
+def test_a_bundle_and_its_onnx_file_are_what_onnxruntime_answers(
+    model: Path, bundle: Path, folder: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes((bundle / "model.onnx").read_bytes())
+    found = found_by(model, bundle, copy, "--data", folder, "--html", tmp_path / "page.html")
+    module = vit(len(CLASSES))
+    names, logits, labels = by_timm(folder, module)
+    transform = transform_by_timm(module)
+    session = onnxruntime.InferenceSession(copy, providers=["CPUExecutionProvider"])
+    taken = session.get_inputs()[0].name
+    inputs = [transform(Image.open(folder / name).convert("RGB"))[None].numpy() for name in names]
+    theirs = np.concatenate([np.asarray(session.run(None, {taken: each})[0]) for each in inputs]).argmax(axis=1)
+    changed = np.flatnonzero(theirs != logits.argmax(dim=1).numpy())
+    told = found["changed"]
+    assert [each["image"] for each in told] == [names[index] for index in changed]
+    for each, index in zip(told, changed, strict=True):
+        answers = [CLASSES[int(logits[index].argmax())], *[CLASSES[theirs[index]]] * 2]
+        assert (each["label"], each["answers"]) == (CLASSES[int(labels[index])], answers)
+    assert [subject["changed"] for subject in found["subjects"]] == [None, len(changed), len(changed)]
+    right = (theirs == labels.numpy()).mean()
+    difference = right - float((logits.argmax(dim=1) == labels).float().mean())
+    for place in (1, 2):
+        (first, _) = found["subjects"][place]["scores"]
+        assert first["value"] == pytest.approx(right)
+        assert first["difference"] == pytest.approx(difference)
+        assert first["low"] <= difference <= first["high"]
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert page.count("<img") == len(changed)
+    assert all(f"<td>{names[index]}</td>" in page for index in changed)
+
+
+def test_the_table(model: Path, bundle: Path, folder: Path) -> None:
+    done = run_main(evaluate, model, bundle, "--data", folder, "--limit", "10")
+    assert done.code == 0, done.err
+    assert f"classification of 10 images of {folder}" in done.out
+    assert "top-1: difference [95 %]" in done.out
+    assert "onnxruntime" in done.out
+
+
+def test_features_are_compared_as_sklearn_does(folder: Path, tmp_path: Path) -> None:
+    module = vit(0)
+    found = found_by(saved(tmp_path / "features.pt", module, 0), "--data", folder)
+    assert found["task"] == "retrieval"
+    _, vectors, labels = by_timm(folder, module)
+    right = list[bool]()
+    for index in range(len(labels)):
+        others = torch.arange(len(labels)) != index
+        neighbours: Any = KNeighborsClassifier(20, metric="cosine").fit(vectors[others].numpy(), labels[others].numpy())
+        right.append(bool(neighbours.predict(vectors[index : index + 1].numpy())[0] == int(labels[index])))
+    assert scores(found)["kNN accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_a_stopped_evaluation_goes_on(
+    model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = found_by(model, "--data", folder)
+    file, real = tmp_path / "p.jsonl", Image.open
+    opened = list[str]()
+
+    def dies(path: Any, *rest: Any) -> Any:
+        opened.append(str(path))
+        if len(opened) > 20:
+            raise KeyboardInterrupt
+        return real(path, *rest)
+
+    monkeypatch.setattr(Image, "open", dies)
+    done = run_main(evaluate, model, "--data", folder, "--resume", file, "--batch", "8")
+    assert done.code == 130
+    assert len(predictions(file)) == 16
+    monkeypatch.setattr(Image, "open", real)
+    again = run_main(evaluate, model, "--data", folder, "--resume", file, "--batch", "8", "--json")
+    assert "16 of 64 predictions are known" in again.err
+    assert again.json() == whole
+    assert len(predictions(file)) == 64
+
+
+def scenes(root: Path) -> npt.NDArray[np.uint8]:
+    """12 images of odd sizes and maps of 3 classes in ADE20K's numbers; the maps as a model of SIDE sees them."""
+    rng, seen = np.random.default_rng(0), list[npt.NDArray[np.uint8]]()
+    for name in ("images", "annotations"):
+        (root / name).mkdir(parents=True)
+    for index, pixels in enumerate(pieces(12, 1)):
+        labels = np.zeros(pixels.shape[:2], np.uint8)
+        for label in (1, 2, 3):
+            top, left = (int(rng.integers(side - 20)) for side in labels.shape)
+            labels[top : top + 20, left : left + 20] = label
+        Image.fromarray(pixels).save(root / "images" / f"{index:02d}.png")
+        Image.fromarray(labels).save(root / "annotations" / f"{index:02d}.png")
+        seen.append(np.asarray(cropped(Image.fromarray(labels), Image.Resampling.NEAREST)))
+    return np.stack(seen)
+
+
+def cropped(image: Image.Image, resampling: Image.Resampling) -> Image.Image:
+    """The shorter side resized to SIDE, and the square in the middle."""
+    width, height = image.size
+    size = (SIDE, height * SIDE // width) if width <= height else (width * SIDE // height, SIDE)
+    left, top = round((size[0] - SIDE) / 2), round((size[1] - SIDE) / 2)
+    return image.resize(size, resampling).crop((left, top, left + SIDE, top + SIDE))
+
+
+def transformers_model(path: Path, name: str, arguments: dict[str, Any]) -> tuple[Path, torch.nn.Module, Any]:
+    spec = ArchSpec(source="transformers", name=name, arguments=arguments)
+    torch.manual_seed(0)
+    module: Any = module_from_transformers(spec).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.2)
+        if name.startswith("Segformer"):  # classes in balance, or every pixel would be of one
+            head: Any = module.decode_head.classifier
+            head.bias -= module(torch.randn(4, 3, SIDE, SIDE)).mean(dim=(0, 2, 3))
+    declared = preprocessing_of(spec, module)
+    save_checkpoint(path, module, arch=spec, preprocessing=declared)
+    return path, module, declared
+
+
+def normalised(image: Image.Image, declared: Any) -> torch.Tensor:
+    pixels = torch.from_numpy(np.asarray(image, np.float32)).movedim(2, 0) / 255
+    return (pixels - torch.tensor(declared.mean)[:, None, None]) / torch.tensor(declared.std)[:, None, None]
+
+
+SEGFORMER: dict[str, Any] = {
+    "hidden_sizes": [32, 32, 64, 64],
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 1, 2, 2],
+    "sr_ratios": [4, 2, 1, 1],
+    "decoder_hidden_size": 64,
+    "num_labels": 3,
+    "input_size": [SIDE, SIDE],
+}
+DETR: dict[str, Any] = {
+    "d_model": 64,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+    "num_queries": 20,
+    "num_labels": 3,
+    "input_size": [SIDE, SIDE],
+}
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def test_label_maps_are_scored_as_sklearn_does(tmp_path: Path) -> None:
+    root = tmp_path / "ade"
+    wanted = scenes(root)
+    path, module, declared = transformers_model(tmp_path / "seg.pt", "SegformerForSemanticSegmentation", SEGFORMER)
+    predicted = list[npt.NDArray[np.int64]]()
+    for file in sorted((root / "images").iterdir()):
+        fitted = cropped(Image.open(file).convert("RGB"), _FILTERS[declared.interpolation])
+        with torch.no_grad():
+            logits: Any = module(normalised(fitted, declared)[None])
+        whole = torch.nn.functional.interpolate(logits, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+        predicted.append(whole.argmax(dim=1)[0].numpy())
+    found = found_by(path, "--data", root, "--reduce-labels", "--batch", "5")
+    counts = wanted > 0
+    ours, theirs = np.stack(predicted)[counts], wanted[counts].astype(np.int64) - 1
+    assert len(np.unique(ours)) == 3
+    assert found["task"] == "segmentation"
+    assert scores(found) == {
+        "mIoU": pytest.approx(jaccard(theirs, ours, labels=range(3), average="macro")),
+        "pixel accuracy": pytest.approx((ours == theirs).mean()),
+    }
+
+
+def test_boxes_are_scored_as_pycocotools_does_from_files(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    root = tmp_path / "coco"
+    scenes(root)
+    path, module, declared = transformers_model(tmp_path / "detr.pt", "DetrForObjectDetection", DETR)
+    results, images = list[dict[str, Any]](), list[dict[str, Any]]()
+    for index, file in enumerate(sorted((root / "images").iterdir())):
+        image = Image.open(file).convert("RGB")
+        found = results_of(module, image, declared)
+        results += [{"image_id": index, **each} for each in found]
+        images.append({"id": index, "file_name": file.name, "width": image.width, "height": image.height})
+    annotations = tmp_path / "boxes.json"
+    annotations.write_text(json.dumps(truth_near(results, images)))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    judge = by_pycocotools(annotations, tmp_path / "results.json")
+    evaluated = found_by(path, "--data", root / "images", "--annotations", annotations)
+    assert evaluated["task"] == "detection"
+    assert 0.01 < judge[0] < 0.9
+    assert list(scores(evaluated).values()) == pytest.approx(judge, abs=1e-6)
+
+
+def results_of(module: torch.nn.Module, image: Image.Image, declared: Any) -> list[dict[str, Any]]:
+    """The likeliest boxes in the image's pixels, as COCO has results."""
+    scale = SIDE / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    canvas = torch.zeros(1, 3, SIDE, SIDE)
+    fitted = image.resize((width, height), _FILTERS[declared.interpolation])
+    canvas[0, :, :height, :width] = normalised(fitted, declared)
+    with torch.no_grad():
+        logits, boxes, *_ = module(canvas)
+    shares = logits[0].softmax(-1)[:, :-1]
+    across, down = SIDE * image.width / width, SIDE * image.height / height
+    results = list[dict[str, Any]]()
+    for place in shares.flatten().argsort(descending=True)[:100]:
+        query, label = divmod(int(place), shares.shape[1])
+        x, y, wide, high = boxes[0, query].tolist()
+        box = [(x - wide / 2) * across, (y - high / 2) * down, wide * across, high * down]
+        results.append({"category_id": label, "bbox": box, "score": float(shares[query, label])})
+    return results
+
+
+def truth_near(results: list[dict[str, Any]], images: list[dict[str, Any]]) -> dict[str, Any]:
+    """Annotations near every seventh result, so that something is found; half of them of another class."""
+    rng, boxes = np.random.default_rng(0), list[dict[str, Any]]()
+    for each in results[::7]:
+        box = (np.array(each["bbox"]) * rng.uniform(0.9, 1.1, size=4)).tolist()
+        label = (each["category_id"] + len(boxes) % 2) % 3
+        entry = {"image_id": each["image_id"], "category_id": label, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        boxes.append({"id": len(boxes) + 1, **entry})
+    categories = [{"id": label, "name": f"thing {label}"} for label in range(3)]
+    return {"images": images, "annotations": boxes, "categories": categories}
+
+
+def by_pycocotools(annotations: Path, results: Path) -> list[float]:
+    """mAP, and that at IoU 0.5."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth: Any = COCO(str(annotations))
+        judge: Any = COCOeval(truth, truth.loadRes(str(results)), "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return [float(value) for value in judge.stats[:2]]
+
+
+def refused(done: Finished, *words: str) -> None:
+    assert done.code == 5, done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
+    for word in words:
+        assert word in done.err
+
+
+def test_data_that_can_not_be_measured_by_is_refused(model: Path, folder: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused(run_main(evaluate, model, "--data", empty), "no images in the folder")
+    refused(run_main(evaluate, model, "--data", tmp_path / "none"), "no such folder")
+    flat = folder / "cat"
+    refused(
+        run_main(evaluate, model, "--data", flat), "the data has no labels to measure by", "one sub-folder per class"
+    )
+    few = saved(tmp_path / "few.pt", vit(4), 4)
+    refused(run_main(evaluate, few, "--data", folder), "the data has 8 classes, the model has only 4")
+    boxes = ("--annotations", tmp_path / "boxes.json")
+    refused(run_main(evaluate, model, "--data", folder, *boxes), "the model answers no boxes")
+    refused(run_main(evaluate, model, "--data", folder, "--task", "detection"), "detection needs logits [N, queries")
+
+
+def test_a_label_beyond_the_models_is_refused(model: Path, tmp_path: Path) -> None:
+    import tarfile
+
+    content = io.BytesIO()
+    Image.fromarray(pieces(1, 0)[0]).save(content, "PNG")
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        for name, data in (("0.png", content.getvalue()), ("0.cls", b"8")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            shard.addfile(member, io.BytesIO(data))
+    refused(
+        run_main(evaluate, model, "--data", tmp_path / "shard.tar"), "label 8 is none of the model's, 0 to 7", "entry 0"
+    )
+
+
+def test_models_that_do_not_go_together_are_refused(model: Path, bundle: Path, folder: Path, tmp_path: Path) -> None:
+    few = saved(tmp_path / "more.pt", vit(9), 9)
+    refused(run_main(evaluate, model, few, "--data", folder), "it has 9 classes, the first model 8", "more.pt")
+    headless = saved(tmp_path / "headless.pt", vit(0), 0)
+    refused(run_main(evaluate, model, headless, "--data", folder), "it is a model of retrieval")
+    refused(run_main(evaluate, model, model, "--data", folder), "it is the same model")
+    alone = tmp_path / "alone.onnx"
+    alone.write_bytes((bundle / "model.onnx").read_bytes())
+    refused(run_main(evaluate, alone, "--data", folder), "an ONNX file doesn't say how an image becomes its input")
+    arch = ("--arch", f"timm:{NAME}", "--arch-arg", "img_size=48", "--arch-arg", "patch_size=8")
+    refused(
+        run_main(evaluate, alone, "--data", folder, *arch),
+        "its input is [3, 32, 32]",
+        "preprocessing makes [3, 48, 48]",
+    )
+
+
+def test_files_that_lie_there_are_left_alone(model: Path, folder: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.html"
+    notes.write_text("mine")
+    for option in ("--html", "--resume"):
+        refused(run_main(evaluate, model, "--data", folder, option, notes), "it was left alone", "notes.html")
+    assert notes.read_text() == "mine"
+
+
+def test_torchrun_is_refused(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(run_main(evaluate, model, "--data", folder), "evaluation runs in one process, and WORLD_SIZE is 2")
+
+
+def test_a_damaged_image_is_left_out_of_all_models(model: Path, bundle: Path, folder: Path, tmp_path: Path) -> None:
+    for file in folder.rglob("*.png"):
+        (tmp_path / "c" / file.parent.name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "c" / file.parent.name / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "c" / "cat" / "01.png").write_bytes(b"damaged")
+    found = found_by(model, bundle, "--data", tmp_path / "c")
+    assert found["images"] == 63
+    assert len(found["skipped"]) == 1
+    assert "01.png" in found["skipped"][0]
