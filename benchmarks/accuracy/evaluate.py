@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -153,23 +153,38 @@ def _evaluation(request: EvalRequest, subjects: Sequence[Subject], data: _Data, 
     intervals = paired_intervals(statistics, len(results.indices), draws=draws, seed=request.seed)
     changed = [_changed(judge, judged[0], other) for other in judged[1:]]
     places = sorted({place for found in changed for place in found})
+    scored = (
+        _scores(subjects[0], judge, judged[0]),
+        *(
+            _scores(subject, judge, mine, judged[0], interval, len(found))
+            for subject, mine, interval, found in zip(subjects[1:], judged[1:], intervals, changed, strict=True)
+        ),
+    )
     return Evaluation(
         task=judge.task,
-        data=request.data,
+        data=data.opened.entries.name,
         images=len(results.indices),
         skipped=results.skipped,
         draws=draws,
         seed=request.seed,
-        subjects=(
-            _scores(subjects[0], judge, judged[0]),
-            *(
-                _scores(subject, judge, mine, judged[0], interval, len(found))
-                for subject, mine, interval, found in zip(subjects[1:], judged[1:], intervals, changed, strict=True)
-            ),
-        ),
+        subjects=scored,
         changed=tuple(_changed_image(place, data, results) for place in places),
         notes=tuple(_notes(request, draws, data, results)),
+        max_drop=request.max_drop,
+        verdict=None if request.max_drop is None else verdict_of(scored, request.max_drop),
     )
+
+
+def verdict_of(subjects: Sequence[SubjectScores], max_drop: float) -> Literal["holds", "dropped", "inconclusive"]:
+    """Whether all others are at most `max_drop` points below the first.
+
+    A model has dropped where its whole interval lies below, and holds where none of it does.
+    """
+    intervals = [subject.scores[0] for subject in subjects[1:]]
+    least = -max_drop / 100
+    if any(each.high is not None and each.high < least for each in intervals):
+        return "dropped"
+    return "inconclusive" if any(each.low is not None and each.low < least for each in intervals) else "holds"
 
 
 def _scores(

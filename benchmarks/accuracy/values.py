@@ -18,6 +18,7 @@ class EvalRequest:
 
     `subjects` are bundles, checkpoints and ONNX files; the others are compared with the first. `arch` is of those that
     don't describe themselves. `limit` takes so many images, spread evenly. `resume` is the file of predictions.
+    `max_drop` is in points, hundredths of the main measure.
     """
 
     subjects: tuple[Path, ...]
@@ -33,6 +34,7 @@ class EvalRequest:
     resume: Path | None = None
     draws: int = 2000
     seed: int = 0
+    max_drop: float | None = None
 
 
 class Score(Value):
@@ -70,7 +72,11 @@ class ChangedImage(Value):
 
 
 class Evaluation(Value):
-    """What gpusq-eval found. `images` is how many all models were scored on; `draws` how often these were resampled."""
+    """What gpusq-eval found.
+
+    `images` is how many all models were scored on; `draws` how often these were resampled. `verdict` is whether no
+    model's main measure is more than `max_drop` points below the first's, where that was asked: by the intervals.
+    """
 
     schema: Literal["gpusq.evaluation/1"] = "gpusq.evaluation/1"
     task: TaskName
@@ -82,3 +88,10 @@ class Evaluation(Value):
     subjects: tuple[SubjectScores, ...]
     changed: tuple[ChangedImage, ...]
     notes: tuple[str, ...] = ()
+    max_drop: float | None = None
+    verdict: Literal["holds", "dropped", "inconclusive"] | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command, as gpusq-compare's: 0, or 1 where a model dropped, or 3 where that can't be told."""
+        return {"dropped": 1, "inconclusive": 3}.get(self.verdict or "", 0)

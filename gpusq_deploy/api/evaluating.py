@@ -30,6 +30,7 @@ def evaluate(  # noqa: PLR0913 - one argument for each option of gpusq-eval
     limit: int | None = None,
     resume: PathLike | None = None,
     html: PathLike | None = None,
+    max_drop: float | None = None,
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> Evaluation:
@@ -52,6 +53,7 @@ def evaluate(  # noqa: PLR0913 - one argument for each option of gpusq-eval
         limit: Use so many images, spread evenly; None: all.
         resume: A file of predictions to go on from and to append to; None: none.
         html: A page to write, with the images whose answer changed.
+        max_drop: Points that the main measure of the others may be below the first's; the result has a verdict then.
         seed: Of the bootstrap.
         reporter: Who hears how it goes; nobody.
 
@@ -71,6 +73,8 @@ def evaluate(  # noqa: PLR0913 - one argument for each option of gpusq-eval
         raise RequestError("there is no model to evaluate", place="subjects", hint="name at least one")
     if batch_size < 1 or (limit is not None and limit < 1):
         raise RequestError("the batch size and the limit are 1 or more", place="batch_size, limit")
+    if max_drop is not None and len(paths) < 2:
+        raise RequestError("one model drops from nothing", place="max_drop", hint="name the reference before it")
     request = EvalRequest(
         subjects=paths,
         data=os.fspath(data),
@@ -84,5 +88,6 @@ def evaluate(  # noqa: PLR0913 - one argument for each option of gpusq-eval
         limit=limit,
         resume=None if resume is None else Path(resume),
         seed=seed,
+        max_drop=max_drop,
     )
     return evaluate_subjects(request, None if html is None else Path(html), reporter or SILENT)

@@ -21,7 +21,7 @@ _GROUPS = (
     ("Most used", ("--data", "--task", "--runtime", "--limit")),
     ("Data", ("--annotations", "--reduce-labels")),
     ("Models", ("--arch", "--arch-arg", "--state-dict", "--batch")),
-    ("Output", ("--resume", "--html", *LOUDNESS)),
+    ("Output", ("--max-drop", "--resume", "--html", *LOUDNESS)),
 )
 
 
@@ -72,8 +72,16 @@ _GROUPS = (
     metavar="FILE",
     help="Also write a page that shows the images whose answer changed.",
 )
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    metavar="POINTS",
+    help="Exit 1 where a model is this much below the first, 3 where the images are too few to tell.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+@click.pass_context
 def command(  # noqa: PLR0913 - click hands one argument to each option
+    context: click.Context,
     *,
     subjects: tuple[Path, ...],
     arch: str | None,
@@ -88,12 +96,15 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     limit: int | None,
     resume: Path | None,
     html: Path | None,
+    max_drop: float | None,
     as_json: bool,
 ) -> None:
     """Measure models on labelled images: top-1 and top-5, COCO's mAP, mIoU, or kNN accuracy and retrieval of features.
 
     Several models see the same images; the others are compared with the first, with the 95 % interval of the
     difference (paired bootstrap over the images).
+
+    Exit codes with --max-drop: 0 holds, 1 dropped, 3 inconclusive.
     """
     from gpusq_deploy.artifacts import builtins_from_value, require_input
 
@@ -115,6 +126,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             limit=limit,
             resume=resume,
             html=html,
+            max_drop=max_drop,
             reporter=reporter,
         )
     if as_json:
@@ -123,6 +135,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         _print(found)
     if html is not None:
         say(f"wrote {html}")
+    context.exit(found.exit_code)
 
 
 def _print(found: Evaluation) -> None:
@@ -134,6 +147,8 @@ def _print(found: Evaluation) -> None:
     print_rows(console, heading_of(found), headings, rows, right=headings[2:])
     for note in (*(f"skipped {name}" for name in found.skipped), *found.notes):
         say(note)
+    if found.verdict is not None:
+        click.echo(f"at most {found.max_drop:g} points below {found.subjects[0].name}: {found.verdict}")
     if not found.changed:
         return
     shown = found.changed[:_SHOWN]

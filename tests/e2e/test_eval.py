@@ -19,7 +19,6 @@ from PIL import Image
 from skimage import data as photographs
 from sklearn.metrics import jaccard_score
 from sklearn.neighbors import KNeighborsClassifier
-from timm.data import create_transform
 
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.cli.build import main as build
@@ -36,7 +35,6 @@ SIDE = 64
 library: Any = photographs  # untyped
 jaccard: Any = jaccard_score
 run_timm: Any = timm
-transform_of: Any = create_transform
 
 
 def pieces(count: int, seed: int) -> list[npt.NDArray[np.uint8]]:
@@ -95,7 +93,7 @@ def bundle(model: Path, folder: Path) -> Path:
 def transform_by_timm(module: Any) -> Any:
     """The library's own; its config knows the pretrained size alone."""
     config = run_timm.data.resolve_model_data_config(module)
-    return transform_of(**{**config, "input_size": (3, 32, 32)}, is_training=False)
+    return run_timm.data.create_transform(**{**config, "input_size": (3, 32, 32)}, is_training=False)
 
 
 def by_timm(folder: Path, module: Any) -> tuple[list[str], torch.Tensor, torch.Tensor]:
@@ -147,7 +145,7 @@ def test_a_bundle_and_its_onnx_file_are_what_onnxruntime_answers(
     module = vit(len(CLASSES))
     names, logits, labels = by_timm(folder, module)
     transform = transform_by_timm(module)
-    session = onnxruntime.InferenceSession(copy, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(copy), providers=["CPUExecutionProvider"])
     taken = session.get_inputs()[0].name
     inputs = [transform(Image.open(folder / name).convert("RGB"))[None].numpy() for name in names]
     theirs = np.concatenate([np.asarray(session.run(None, {taken: each})[0]) for each in inputs]).argmax(axis=1)
@@ -176,6 +174,28 @@ def test_the_table(model: Path, bundle: Path, folder: Path) -> None:
     assert f"classification of 10 images of {folder}" in done.out
     assert "top-1: difference [95 %]" in done.out
     assert "onnxruntime" in done.out
+
+
+def test_a_drop_has_a_verdict(model: Path, folder: Path, tmp_path: Path) -> None:
+    """A random model is compared with one that knows all: its drop is proven; and the other way round there is none."""
+    names, logits, labels = by_timm(folder, vit(len(CLASSES)))
+    assert float((logits.argmax(dim=1) == labels).float().mean()) < 0.5
+    for name, right in zip(names, logits.argmax(dim=1).tolist(), strict=True):
+        place = tmp_path / "right" / CLASSES[right]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / Path(name).name).write_bytes((folder / name).read_bytes())
+    for name in CLASSES:
+        (tmp_path / "right" / name).mkdir(exist_ok=True)
+    other = vit(len(CLASSES))
+    with torch.no_grad():
+        other.head.weight.copy_(other.head.weight.flip(0))
+    worse = saved(tmp_path / "worse.pt", other, len(CLASSES))
+    asked = ("--data", tmp_path / "right", "--max-drop")
+    dropped = run_main(evaluate, model, worse, *asked, "5")
+    assert dropped.code == 1
+    assert f"at most 5 points below {model}: dropped" in dropped.out
+    assert run_main(evaluate, worse, model, *asked, "5").code == 0
+    assert run_main(evaluate, model, *asked, "5").code == 2
 
 
 def test_features_are_compared_as_sklearn_does(folder: Path, tmp_path: Path) -> None:
@@ -361,12 +381,11 @@ def truth_near(results: list[dict[str, Any]], images: list[dict[str, Any]]) -> d
 
 def by_pycocotools(annotations: Path, results: Path) -> list[float]:
     """mAP, and that at IoU 0.5."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
+    coco: Any = pytest.importorskip("pycocotools.coco")
+    evaluation: Any = pytest.importorskip("pycocotools.cocoeval")
     with contextlib.redirect_stdout(io.StringIO()):
-        truth: Any = COCO(str(annotations))
-        judge: Any = COCOeval(truth, truth.loadRes(str(results)), "bbox")
+        truth: Any = coco.COCO(str(annotations))
+        judge: Any = evaluation.COCOeval(truth, truth.loadRes(str(results)), "bbox")
         judge.evaluate()
         judge.accumulate()
         judge.summarize()

@@ -177,8 +177,8 @@ def boxes(images: int, seed: int, *, decimals: int = 1) -> list[BoxRecord]:
 
 def by_files(records: Sequence[BoxRecord], folder: Path, *, width: float, height: float) -> list[float]:
     """mAP, and that at IoU 0.5, by pycocotools from two files in pixels of images of such a size."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+    library: Any = pytest.importorskip("pycocotools.coco")
+    evaluation: Any = pytest.importorskip("pycocotools.cocoeval")
 
     def placed(box: Sequence[float]) -> list[float]:
         x, y, wide, high = box
@@ -199,12 +199,12 @@ def by_files(records: Sequence[BoxRecord], folder: Path, *, width: float, height
     )
     (folder / "found.json").write_text(json.dumps(found), "utf-8")
     with contextlib.redirect_stdout(io.StringIO()):
-        library: Any = COCO(str(folder / "truth.json"))
-        evaluation: Any = COCOeval(library, library.loadRes(str(folder / "found.json")), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return [float(value) for value in evaluation.stats[:2]]
+        truth_file: Any = library.COCO(str(folder / "truth.json"))
+        judge: Any = evaluation.COCOeval(truth_file, truth_file.loadRes(str(folder / "found.json")), "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return [float(value) for value in judge.stats[:2]]
 
 
 def test_map_is_pycocotools_from_files(tmp_path: Path) -> None:
