@@ -1,6 +1,12 @@
 from .accuracy.evaluate import (
     evaluate_subjects as evaluate_subjects,
 )
+from .accuracy.showing import (
+    RunAnswers as RunAnswers,
+    RunRequest as RunRequest,
+    run_images as run_images,
+    texts_of as texts_of,
+)
 from .accuracy.table import (
     heading_of as heading_of,
     rows_of as rows_of,

@@ -19,6 +19,7 @@ from .api import (
     preview as preview,
     preview_engines as preview_engines,
     repair as repair,
+    run as run,
     save_checkpoint as save_checkpoint,
     unpack as unpack,
 )

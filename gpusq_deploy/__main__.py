@@ -19,6 +19,7 @@ COMMANDS = (
     "compress",
     "rewrite",
     "eval",
+    "run",
     "doctor",
     "detector",
 )

@@ -79,17 +79,7 @@ class BoxJudge:
         answer = self.detection.answer(module, images)
         require_finite(answer.logits)
         require_finite(answer.boxes)
-        return [
-            BoxRecord(
-                scores=tuple(found["scores"].tolist()),
-                classes=tuple(found["class_labels"].tolist()),
-                boxes=tuple(map(tuple, found["boxes"].tolist())),
-                wanted=tuple(target["class_labels"].tolist()),
-                wanted_boxes=tuple(map(tuple, target["boxes"].tolist())),
-                crowd=tuple(target["crowd"].tolist()),
-            )
-            for found, target in zip(self.detection.predictions(answer), targets, strict=True)
-        ]
+        return [_record(*pair) for pair in zip(self.detection.predictions(answer), targets, strict=True)]
 
     def judged(self, records: Sequence[BoxRecord]) -> Judged:
         """See `Judge`."""
@@ -112,6 +102,17 @@ class BoxJudge:
         """How many boxes of each class."""
         counts: Counter[int] = answer
         return ", ".join(counted(count, class_name(label, names)) for label, count in sorted(counts.items())) or "none"
+
+
+def _record(found: Any, target: Any) -> BoxRecord:
+    return BoxRecord(
+        scores=tuple(found["scores"].tolist()),
+        classes=tuple(found["class_labels"].tolist()),
+        boxes=tuple(map(tuple, found["boxes"].tolist())),
+        wanted=tuple(target["class_labels"].tolist()),
+        wanted_boxes=tuple(map(tuple, target["boxes"].tolist())),
+        crowd=tuple(target["crowd"].tolist()),
+    )
 
 
 def _found(record: BoxRecord) -> dict[str, torch.Tensor]:

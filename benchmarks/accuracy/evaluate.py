@@ -147,17 +147,17 @@ def _names(first: Subject, chosen: Chosen, opened: OpenedData) -> tuple[str, ...
 
 
 def _evaluation(request: EvalRequest, subjects: Sequence[Subject], data: _Data, results: _Results) -> Evaluation:
-    judged, judge = results.judged, results.judge
-    draws = min(request.draws, *(each.draws or request.draws for each in judged)) if len(judged) > 1 else 0
-    statistics = [each.statistic for each in judged]
+    judge, (first, *others) = results.judge, results.judged
+    draws = min([request.draws, *(each.draws or request.draws for each in results.judged)]) if others else 0
+    statistics = [each.statistic for each in results.judged]
     intervals = paired_intervals(statistics, len(results.indices), draws=draws, seed=request.seed)
-    changed = [_changed(judge, judged[0], other) for other in judged[1:]]
+    changed = [_changed(judge, first, other) for other in others]
     places = sorted({place for found in changed for place in found})
     scored = (
-        _scores(subjects[0], judge, judged[0]),
+        _scores(subjects[0], judge, first),
         *(
-            _scores(subject, judge, mine, judged[0], interval, len(found))
-            for subject, mine, interval, found in zip(subjects[1:], judged[1:], intervals, changed, strict=True)
+            _scores(subject, judge, mine, first, interval, len(found))
+            for subject, mine, interval, found in zip(subjects[1:], others, intervals, changed, strict=True)
         ),
     )
     return Evaluation(

@@ -88,4 +88,4 @@ def _shapes(answer: Any) -> str:
     if isinstance(answer, torch.Tensor):
         return str(list(answer.shape))
     several = cast("Sequence[Any]", answer) if isinstance(answer, (tuple, list)) else ()
-    return ", ".join(map(_shapes, several)) or f"a {type(answer).__name__}"
+    return ", ".join(map(_shapes, several)) or f"a {cast('object', answer).__class__.__name__}"

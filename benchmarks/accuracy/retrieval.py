@@ -60,7 +60,8 @@ class VectorJudge:
 
     def records(self, module: torch.nn.Module, images: torch.Tensor, targets: Sequence[Any]) -> list[VectorRecord]:
         """See `Judge`."""
-        vectors = require_finite(embedding(module(images.to(next(module.parameters()).device)))).cpu().numpy()
+        answer: Any = module(images.to(next(module.parameters()).device))
+        vectors: Any = require_finite(embedding(answer)).cpu().numpy()
         return [
             VectorRecord(vector=vector.astype("<f4").tobytes(), target=int(target))
             for vector, target in zip(vectors, targets, strict=True)

@@ -72,7 +72,7 @@ class MapJudge:
     def records(self, module: torch.nn.Module, images: torch.Tensor, targets: Sequence[Any]) -> list[MapRecord]:
         """See `Judge`."""
         task = Segmentation()
-        maps = task.predictions(require_finite(task.answer(module, images)))
+        maps: Sequence[Any] = task.predictions(require_finite(task.answer(module, images)))
         pairs = zip(maps, targets, strict=True)
         return [self._record(found.numpy().astype("<i2"), target.numpy()) for found, target in pairs]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +70,7 @@ def _decoded(content: bytes, kind: type[Value]) -> Value | None:
 
 
 @contextmanager
-def opened_store(path: Path | None, data: str) -> Iterator[Store]:
+def opened_store(path: Path | None, data: str) -> Generator[Store]:
     """Read a file of predictions and append to it, or make one; None keeps nothing.
 
     A last line without its end was being written when a run was killed, and is cut off.

@@ -242,7 +242,7 @@ class SessionModule(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> Any:
         """See the class."""
-        samples = images.numpy()
+        samples: Any = images.numpy()
         most = self._most or len(samples)
         pieces = [self._run(samples[start : start + most]) for start in range(0, len(samples), most)]
         whole = tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))

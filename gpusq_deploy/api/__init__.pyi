@@ -52,3 +52,6 @@ from .opened import (
 from .running import (
     BundleSession as BundleSession,
 )
+from .showing import (
+    run as run,
+)

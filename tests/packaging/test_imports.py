@@ -54,6 +54,7 @@ COMMANDS = (
     "compress",
     "rewrite",
     "eval",
+    "run",
     "doctor",
     "detector",
 )

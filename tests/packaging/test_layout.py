@@ -59,7 +59,7 @@ def test_the_mapped_folders_are_reached_by_relative_links() -> None:
 def test_every_entry_point_can_be_called(config: configparser.ConfigParser) -> None:
     lines = config["options.entry_points"]["console_scripts"].split("\n")
     targets = [line.split("=")[1].strip() for line in lines if line]
-    assert len(targets) == 11
+    assert len(targets) == 12
     for target in targets:
         module, _, name = target.partition(":")
         assert callable(getattr(importlib.import_module(module), name))

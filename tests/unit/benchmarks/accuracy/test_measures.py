@@ -13,8 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, jaccard_score, top_k_accuracy_score
-from sklearn.neighbors import KNeighborsClassifier
 
 from gpusq_deploy.benchmarks.accuracy.classification import ClassJudge
 from gpusq_deploy.benchmarks.accuracy.detection import BoxJudge, BoxRecord
@@ -23,9 +21,8 @@ from gpusq_deploy.benchmarks.accuracy.segmentation import MapJudge
 from gpusq_deploy.benchmarks.accuracy.tasks_and_data import Detection
 from gpusq_deploy.errors import GpusqError
 
-jaccard: Any = jaccard_score
-top_k: Any = top_k_accuracy_score
-average_precision: Any = average_precision_score
+metrics: Any = pytest.importorskip("sklearn.metrics")
+neighbors: Any = pytest.importorskip("sklearn.neighbors")
 
 
 class Answers(torch.nn.Module):
@@ -53,7 +50,7 @@ def test_top_1_and_top_5_are_sklearns() -> None:
     targets = [int(label) for label in rng.integers(12, size=200)]
     records = ClassJudge().records(Answers(logits), torch.zeros(200, 3, 2, 2), targets)
     found = ClassJudge().judged(records)
-    wanted = [top_k(targets, logits.numpy(), k=k, labels=range(12)) for k in (1, 5)]
+    wanted = [metrics.top_k_accuracy_score(targets, logits.numpy(), k=k, labels=range(12)) for k in (1, 5)]
     assert found.values == pytest.approx(wanted)
     assert found.answers == logits.argmax(dim=1).tolist()
     copied, weights = repeated(records, 1)
@@ -76,13 +73,14 @@ def test_miou_is_sklearns_jaccard_score() -> None:
     logits = torch.from_numpy(rng.standard_normal((9, classes, 8, 8)).astype(np.float32))
     logits[:, 5] -= 100  # never predicted
     targets = torch.from_numpy(rng.integers(4, size=(9, 8, 8)))  # 4 is predicted but no label, 5 is neither
-    targets[rng.random((9, 8, 8)) < 0.2] = 255
+    targets[torch.from_numpy(rng.random((9, 8, 8)) < 0.2)] = 255
     judge = MapJudge(classes)
     records = judge.records(Answers(logits), torch.zeros(9, 3, 8, 8), list(targets))
     found = judge.judged(records)
     counts = targets != 255
-    wanted, predicted = targets[counts].numpy(), logits.argmax(dim=1)[counts].numpy()
-    assert found.values[0] == pytest.approx(jaccard(wanted, predicted, labels=range(5), average="macro"))
+    wanted: Any = targets[counts].numpy()
+    predicted: Any = logits.argmax(dim=1)[counts].numpy()
+    assert found.values[0] == pytest.approx(metrics.jaccard_score(wanted, predicted, labels=range(5), average="macro"))
     assert found.values[1] == pytest.approx((wanted == predicted).mean())
     copied, weights = repeated(records, 1)
     assert found.statistic(weights).tolist() == pytest.approx(judge.judged(copied).values)
@@ -120,13 +118,13 @@ def test_knn_and_retrieval_are_sklearns(images: int) -> None:
     votes, precisions, nearest = list[int](), list[float](), list[bool]()
     for index in range(images):
         others = np.delete(np.arange(images), index)
-        neighbours: Any = KNeighborsClassifier(min(20, images - 1), metric="cosine")
+        neighbours: Any = neighbors.KNeighborsClassifier(min(20, images - 1), metric="cosine")
         neighbours.fit(vectors[others].numpy(), labels[others])
         votes.append(int(neighbours.predict(vectors[index : index + 1].numpy())[0]))
-        similar = torch.nn.functional.cosine_similarity(vectors[others], vectors[index : index + 1]).numpy()
+        similar: Any = torch.nn.functional.cosine_similarity(vectors[others], vectors[index : index + 1]).numpy()
         hits = labels[others] == labels[index]
         if hits.any():
-            precisions.append(average_precision(hits, similar))
+            precisions.append(metrics.average_precision_score(hits, similar))
             nearest.append(bool(hits[similar.argmax()]))
     assert list(found.answers) == votes
     assert found.values[0] == pytest.approx(float(np.mean(np.array(votes) == labels)))

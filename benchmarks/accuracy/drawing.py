@@ -1,0 +1,93 @@
+"""Boxes, label maps and classes on a copy of a picture."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from gpusq_deploy.artifacts import written_whole
+from gpusq_deploy.errors import GpusqError
+
+_GOLDEN = 0.618034  # turns of the hue from class to class: neighbours look different
+_OVERLAY = 0.5
+
+
+class Box(NamedTuple):
+    """Corners in pixels, left, top, right, bottom; its class, and what is written at it."""
+
+    corners: tuple[float, float, float, float]
+    label: int
+    text: str
+
+
+def draw_boxes(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+    """A copy with boxes, the first of them on top."""
+    drawn = picture.copy()
+    pen = ImageDraw.Draw(drawn)
+    width = max(2, min(picture.size) // 200)
+    for box in reversed(boxes):
+        left, top, right, bottom = box.corners
+        color = color_of(box.label)
+        pen.rectangle(
+            (min(left, right), min(top, bottom), max(left, right), max(top, bottom)), outline=color, width=width
+        )
+        _write(pen, picture, (max(0.0, left), max(0.0, top)), box.text, color)
+    return drawn
+
+
+def draw_map(picture: Image.Image, labels: npt.NDArray[np.int16], texts: Sequence[tuple[int, str]]) -> Image.Image:
+    """A copy under the colours of its pixels' classes, int16 [height, width], with a legend."""
+    colors = np.array([color_of(label) for label in range(int(labels.max()) + 1)], np.uint8)
+    drawn = Image.blend(picture, Image.fromarray(colors[labels]), _OVERLAY)
+    _write_lines(drawn, [(text, color_of(label)) for label, text in texts])
+    return drawn
+
+
+def draw_classes(picture: Image.Image, texts: Sequence[str]) -> Image.Image:
+    """A copy with lines of text."""
+    drawn = picture.copy()
+    _write_lines(drawn, [(text, (40, 40, 40)) for text in texts])
+    return drawn
+
+
+def color_of(label: int) -> tuple[int, int, int]:
+    """A class's colour."""
+    red, green, blue = colorsys.hsv_to_rgb(label * _GOLDEN % 1, 0.75, 0.85)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG, whole or not at all; its folder is made where it is missing.
+
+    Raises:
+        GpusqError: The disk refused.
+    """
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with written_whole(path) as temporary:
+            picture.save(temporary, "PNG")
+    except OSError as error:
+        raise GpusqError(f"cannot write the picture: {error.strerror}", place=str(path)) from error
+
+
+def _write_lines(picture: Image.Image, lines: Sequence[tuple[str, tuple[int, int, int]]]) -> None:
+    pen, top = ImageDraw.Draw(picture), 0.0
+    for text, color in lines:
+        top = _write(pen, picture, (0.0, top), text, color)
+
+
+def _write(
+    pen: ImageDraw.ImageDraw, picture: Image.Image, corner: tuple[float, float], text: str, color: tuple[int, int, int]
+) -> float:
+    """White on the colour; answers where it ends below."""
+    font = ImageFont.load_default(size=max(10, min(picture.size) // 25))
+    box = pen.textbbox(corner, text, font=font)
+    pen.rectangle(box, fill=color)
+    pen.text(corner, text, fill=(255, 255, 255), font=font)
+    return float(box[3])

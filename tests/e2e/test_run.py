@@ -1,0 +1,125 @@
+"""gpusq-run against loops without this package: classes, boxes in the image's pixels, label maps; and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from commands import run_main
+from foreign_loops import (
+    DETR,
+    FILTERS,
+    SEGFORMER,
+    SIDE,
+    cropped,
+    normalised,
+    pieces,
+    results_of,
+    transformers_model,
+)
+from PIL import Image
+
+from gpusq_deploy import open_bundle
+from gpusq_deploy.cli.build import main as build
+from gpusq_deploy.cli.run import main as run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("photos")
+    for index, piece in enumerate(pieces(3, 5)):
+        Image.fromarray(piece).resize((3 * piece.shape[1], 3 * piece.shape[0])).save(folder / f"{index}.png")
+    return sorted(folder.iterdir())
+
+
+def pixels(path: str) -> npt.NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def answers(*arguments: object) -> dict[str, Any]:
+    done = run_main(run, *arguments, "--json")
+    assert done.code == 0, done.err
+    return dict(done.json())
+
+
+def test_boxes_lie_where_the_loop_has_them(images: list[Path], tmp_path: Path) -> None:
+    path, module, declared = transformers_model(tmp_path / "detr.pt", "DetrForObjectDetection", DETR)
+    told = answers(path, *images, "--threshold", "0.3", "--out", tmp_path / "drawn")
+    assert (told["task"], len(told["images"])) == ("detection", 3)
+    assert sum(len(shown["found"]) for shown in told["images"]) > 3
+    for image, shown in zip(images, told["images"], strict=True):
+        whole = Image.open(image).convert("RGB")
+        wanted = [each for each in results_of(module, whole, declared) if each["score"] > 0.3]
+        assert [each["share"] for each in shown["found"]] == pytest.approx([each["score"] for each in wanted])
+        for ours, theirs in zip(shown["found"], wanted, strict=True):
+            x, y, wide, high = theirs["bbox"]
+            assert ours["box"] == pytest.approx([x, y, x + wide, y + high], abs=1e-2)
+        assert pixels(shown["drawn"]).shape == (whole.height, whole.width, 3)
+
+
+def test_a_label_map_is_drawn_over_what_the_model_sees(images: list[Path], tmp_path: Path) -> None:
+    path, module, declared = transformers_model(tmp_path / "seg.pt", "SegformerForSemanticSegmentation", SEGFORMER)
+    told = answers(path, images[0], "--out", tmp_path / "drawn")
+    seen = cropped(Image.open(images[0]).convert("RGB"), FILTERS[declared.interpolation])
+    with torch.no_grad():
+        logits: Any = module(normalised(seen, declared)[None])
+    whole = torch.nn.functional.interpolate(logits, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+    counts = torch.bincount(whole.argmax(dim=1).flatten(), minlength=3) / SIDE**2
+    (shown,) = told["images"]
+    shares = [each["share"] for each in shown["found"]]
+    assert shares == pytest.approx(sorted((float(count) for count in counts if count), reverse=True))
+    assert pixels(shown["drawn"]).shape == (SIDE, SIDE, 3)
+
+
+def test_a_bundle_prints_the_likeliest_classes(images: list[Path], dense: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    built = run_main(build, dense, "--fp32", "--target", "none", "--out", bundle)
+    assert built.code == 0, built.err
+    done = run_main(run, bundle, *images)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert [lines[place] for place in (0, 6, 12)] == [f"{image}:" for image in images]
+    told = answers(bundle, images[0])
+    with open_bundle(bundle).session() as session:
+        (logits,) = session.run(images[0]).values()
+    shares = torch.from_numpy(logits).softmax(dim=1)[0]
+    best = shares.argsort(descending=True)[:5]
+    assert [each["label"] for each in told["images"][0]["found"]] == [str(int(label)) for label in best]
+    assert [each["share"] for each in told["images"][0]["found"]] == pytest.approx(shares[best].tolist())
+    assert told["images"][0]["drawn"] is None
+    assert told["runtime"] == "onnxruntime"
+
+
+def test_nothing_is_replaced_unasked(images: list[Path], dense: Path, tmp_path: Path) -> None:
+    out = tmp_path / "drawn"
+    assert run_main(run, dense, images[0], "--out", out).code == 0
+    before = (out / "0.png").read_bytes()
+    again = run_main(run, dense, images[0], "--out", out)
+    assert again.code == 5
+    assert "the copy exists" in again.err
+    assert (out / "0.png").read_bytes() == before
+    assert run_main(run, dense, images[0], "--out", out, "--force").code == 0
+    itself = run_main(run, dense, images[0], "--out", images[0].parent, "--force")
+    assert itself.code == 5
+    assert "the copy would replace the image" in itself.err
+
+
+def test_what_can_not_be_run_is_told(images: list[Path], dense: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.png"
+    notes.write_text("mine")
+    for arguments, words in (
+        ((dense, tmp_path / "none.png"), "no such file"),
+        ((dense, notes), "not a readable image"),
+        ((dense, images[0], "--out", tmp_path / "no" / "such"), "the folder to write into does not exist"),
+    ):
+        done = run_main(run, *arguments)
+        assert done.code == 5, done.err
+        assert words in done.err
+        assert "Traceback" not in done.err
