@@ -23,7 +23,12 @@ class Interval(NamedTuple):
 
 
 def paired_intervals(
-    statistics: Sequence[Statistic], images: int, *, draws: int, seed: int
+    statistics: Sequence[Statistic],
+    images: int,
+    *,
+    draws: int,
+    seed: int,
+    heard: Callable[[int], None] = lambda _done: None,
 ) -> list[tuple[Interval, ...]]:
     """Of every statistic but the first: for each measure the interval of its difference from the first's.
 
@@ -34,12 +39,14 @@ def paired_intervals(
         images: So many there are.
         draws: So often as many images are drawn, with replacement.
         seed: Of the draws.
+        heard: Told how many draws are done.
     """
     if len(statistics) < 2:
         return []
     rng = np.random.default_rng(seed)
     differences: list[list[Array]] = [[] for _ in statistics[1:]]
-    for _ in range(draws):
+    for done in range(draws):
+        heard(done)
         weights = np.bincount(rng.integers(images, size=images), minlength=images).astype(np.float64)
         first, *others = (statistic(weights) for statistic in statistics)
         for found, other in zip(differences, others, strict=True):

@@ -21,7 +21,7 @@ from gpusq_deploy.text import counted
 
 _LIKELY = 0.5
 # A draw sorts nothing, but sums up every box: so many boxes in all draws, and no fewer draws than that.
-_MOST_BOXES, _LEAST_DRAWS = 100_000_000, 200
+_MOST_BOXES, _LEAST_DRAWS = 50_000_000, 200
 
 
 class BoxRecord(Value):

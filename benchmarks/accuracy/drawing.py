@@ -87,7 +87,8 @@ def _write(
 ) -> float:
     """White on the colour; answers where it ends below."""
     font = ImageFont.load_default(size=max(10, min(picture.size) // 25))
-    box = pen.textbbox(corner, text, font=font)
+    inside = (max(0.0, min(corner[0], picture.width - pen.textlength(text, font=font))), corner[1])
+    box = pen.textbbox(inside, text, font=font)
     pen.rectangle(box, fill=color)
-    pen.text(corner, text, fill=(255, 255, 255), font=font)
+    pen.text(inside, text, fill=(255, 255, 255), font=font)
     return float(box[3])

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from gpusq_deploy.benchmarks.accuracy.bootstrap import Interval, paired_intervals
+from gpusq_deploy.benchmarks.accuracy.class_names import by_name
 from gpusq_deploy.benchmarks.accuracy.judge import Judge, Judged
 from gpusq_deploy.benchmarks.accuracy.judges import Chosen, choose_judge
 from gpusq_deploy.benchmarks.accuracy.page import require_page, write_page
@@ -71,7 +72,7 @@ def evaluate_subjects(request: EvalRequest, html: Path | None, reporter: Reporte
     _require_distinct(subjects)
     with opened_store(request.resume, _digest(request)) as store:
         data, results = _run(request, subjects, store, reporter)
-    evaluation = _evaluation(request, subjects, data, results)
+    evaluation = _evaluation(request, subjects, data, results, reporter)
     if html is not None:
         write_page(html, evaluation, data.opened.entries)
     return evaluation
@@ -125,6 +126,8 @@ def _opened(request: EvalRequest, first: Subject, chosen: Chosen) -> tuple[_Data
     )
     labels = Labels(chosen.classes, first.facts.names)
     opened = open_data(asked, chosen.judge.measure, labels)
+    if chosen.judge.task == "classification":
+        opened = by_name(opened, first.facts.names)
     if not opened.entries.labelled:
         hints = {
             "mAP": "give COCO's file of their boxes as --annotations",
@@ -146,11 +149,19 @@ def _names(first: Subject, chosen: Chosen, opened: OpenedData) -> tuple[str, ...
     return tuple(told.get(label, str(label)) for label in range(chosen.classes))
 
 
-def _evaluation(request: EvalRequest, subjects: Sequence[Subject], data: _Data, results: _Results) -> Evaluation:
+def _evaluation(
+    request: EvalRequest, subjects: Sequence[Subject], data: _Data, results: _Results, reporter: Reporter
+) -> Evaluation:
     judge, (first, *others) = results.judge, results.judged
     draws = min([request.draws, *(each.draws or request.draws for each in results.judged)]) if others else 0
     statistics = [each.statistic for each in results.judged]
-    intervals = paired_intervals(statistics, len(results.indices), draws=draws, seed=request.seed)
+    intervals = paired_intervals(
+        statistics,
+        len(results.indices),
+        draws=draws,
+        seed=request.seed,
+        heard=lambda done: reporter.progress("resampling", done, draws),
+    )
     changed = [_changed(judge, first, other) for other in others]
     places = sorted({place for found in changed for place in found})
     scored = (

@@ -29,11 +29,13 @@ from foreign_loops import (
 )
 from PIL import Image
 
+import gpusq_deploy
 from gpusq_deploy.artifacts.arch import ArchSpec
 from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.eval import main as evaluate
 from gpusq_deploy.frontend.checkpoint.load import save_checkpoint
 from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
+from gpusq_deploy.progress import Reporter
 
 pytestmark = pytest.mark.slow
 NAME = "vit_tiny_patch16_224"
@@ -205,6 +207,15 @@ def test_features_are_compared_as_sklearn_does(folder: Path, tmp_path: Path) -> 
         )
         right.append(bool(neighbours.predict(vectors[index : index + 1].numpy())[0] == int(labels[index])))
     assert scores(found)["kNN accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_progress_names_the_model_and_the_images(model: Path, bundle: Path, folder: Path) -> None:
+    heard = list[tuple[str, int, int]]()
+    reporter = Reporter(say=lambda _text: None, progress=lambda *told: heard.append(told))
+    found = gpusq_deploy.evaluate([model, bundle], data=folder, batch_size=30, reporter=reporter)
+    assert heard[:4] == [(f"evaluating {model}", done, 64) for done in (0, 30, 60, 64)]
+    assert heard[8] == ("resampling", 0, 2000)
+    assert found.draws == 2000
 
 
 def test_a_stopped_evaluation_goes_on(
