@@ -221,6 +221,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
 
 def _print(result: Compression) -> None:
+    from gpusq_deploy.numerics import counting_text
+
     scores = result.held_out
     click.echo(f"{result.file}: {result.arch}")
     click.echo(f"2:4 ({len(result.pruned)} layers, {result.method}):")
@@ -235,6 +237,8 @@ def _print(result: Compression) -> None:
         click.echo(f"INT8: {counted(len(result.int8), 'layer')}; float ({len(result.float_layers)} layers):")
     for kept in result.float_layers:
         click.echo(f"  {kept.layer}: {kept.reason}")
+    if result.counting is not None:
+        click.echo(counting_text(result.counting))
     told = (
         *(("dense", scores.dense), ("pruned", scores.pruned), ("recovered", scores.recovered)),
         *(("in INT8", scores.quantized), ("recovered in INT8", scores.trained)),

@@ -62,6 +62,7 @@ from .checkpoint.tensors import (
     release_weights as release_weights,
 )
 from .checkpoint.weights import (
+    counted_weights as counted_weights,
     layer_weights as layer_weights,
     rows_of as rows_of,
     weights_in_file as weights_in_file,

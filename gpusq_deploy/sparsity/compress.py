@@ -28,12 +28,14 @@ from gpusq_deploy.calibration import spread_indices
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import (
     Checkpoint,
+    counted_weights,
     load_checkpoint,
     require_another_file,
     save_checkpoint,
     weight_of,
     weights_file,
 )
+from gpusq_deploy.numerics import CountedLayer, Counting, count
 from gpusq_deploy.sparsity.permutation.arrange import arrange
 from gpusq_deploy.sparsity.pruning.magnitude import (
     DenseLayer,
@@ -80,6 +82,7 @@ from gpusq_deploy.text import counted
 _TOLD_IMAGES = 32
 # Of the first stage's peak learning rate: the weights are trained already, and are to stay near.
 _QAT_RATE = 0.1
+_FLOAT_BITS = 16
 _CHANCE = 1.2  # times one over the number of classes
 
 
@@ -159,6 +162,7 @@ class Compression(Value):
     int8: tuple[str, ...] = ()
     float_layers: tuple[FloatLayer, ...] = ()
     reconstruction: Reconstruction | None = None
+    counting: Counting | None = None
 
 
 class _Recovered(NamedTuple):
@@ -247,6 +251,7 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
         int8=tuple(quantized.layers.calibrators) if quantized else (),
         float_layers=quantized.layers.kept_float if quantized else (),
         reconstruction=done.reconstruction,
+        counting=_counted(checkpoint, done.module, choice.pruned, quantized),
     )
 
 
@@ -599,6 +604,25 @@ def _require_dense(checkpoint: Checkpoint, request: CompressRequest) -> None:
             place=str(request.model),
             hint="give the dense checkpoint that it was made from: it teaches the pruned one",
         )
+
+
+def _counted(
+    checkpoint: Checkpoint, module: torch.nn.Module, pruned: tuple[str, ...], quantized: _Quantized | None
+) -> Counting:
+    """The saved model, what isn't INT8 in FP16 as gpusq-build has it."""
+    int8 = quantized.layers.calibrators if quantized else {}
+    layers = [
+        CountedLayer(
+            len(each.rows),
+            each.rows.shape[1],
+            each.macs,
+            8 if each.layer in int8 else _FLOAT_BITS,
+            each.layer in pruned,
+        )
+        for each in counted_weights(module, checkpoint.preprocessing.sample_shape)
+    ]
+    whole = sum(parameter.numel() for parameter in module.parameters())
+    return count(layers, others=whole - sum(each.n * each.k for each in layers), other_bits=_FLOAT_BITS)
 
 
 def _save(

@@ -370,8 +370,18 @@ def test_trained_in_int8_it_is_built_without_data(dense: Path, folder: Path, tmp
     assert set(saved.ranges) == set(result.int8)
     assert all(groups_with_three(saved.module.get_parameter(f"{layer}.weight")) == 0 for layer in PRUNED)
     bundle = tmp_path / "bundle"
-    built = run_main(build, out, "--int8", "--sparse", "--target", "orin", "--out", bundle)
+    built = run_main(build, out, "--int8", "--sparse", "--target", "orin", "--out", bundle, "--json")
     assert built.code == 0, built.err
+    weights = {layer: saved.module.get_parameter(f"{layer}.weight").numel() for layer in result.int8}
+    published = (
+        sum(weights.values())
+        * 32
+        / sum(number * 8 * (0.625 if layer in PRUNED else 1) for layer, number in weights.items())
+    )
+    for counting in (json.loads(built.out)["counting"], json.loads(done.out)["counting"]):
+        assert counting["published"] == pytest.approx(published)
+        assert 1 < counting["macs"] / counting["left"] < 2
+        assert counting["quantized"] == counting["left"]
     ranges = {
         entry["layer"]: entry["amax"] for entry in json.loads((bundle / "calibration.json").read_text())["ranges"]
     }
