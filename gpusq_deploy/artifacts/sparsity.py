@@ -15,6 +15,10 @@ Diagnosis = Literal[
 PruneMethod = Literal["magnitude", "activation", "second-order"]
 # What follows pruning: distillation of the whole model, training in INT8 too, or reconstruction block by block.
 CompressStage = Literal["prune", "prune,qat", "reconstruct"]
+# How it is trained; sparsity/training/options.py says what each is.
+TrainOptimizer = Literal["adamw", "sgd"]
+RateSchedule = Literal["cosine", "constant"]
+MixedPrecision = Literal["bf16", "fp16"]
 
 
 class GroupViolation(Value):

@@ -65,7 +65,11 @@ from .repair.equivalence import (
 from .repair.near_misses import (
     mend_near_misses as mend_near_misses,
 )
-from .training.distill import (
+from .training.options import (
     DistillOptions as DistillOptions,
     EpochResult as EpochResult,
+    StepResult as StepResult,
+)
+from .training.resume import (
+    Every as Every,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,10 @@ from gpusq_deploy.calibration.data import ImageFolder
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.sparsity.pruning.magnitude import apply_masks, magnitude_masks, prunable_layers
 from gpusq_deploy.sparsity.training.data import FolderSamples
-from gpusq_deploy.sparsity.training.distill import (
-    Distilled,
-    DistillOptions,
-    EpochResult,
-    later_blocks,
-    later_outputs,
-    recover,
-)
+from gpusq_deploy.sparsity.training.distill import later_blocks, later_outputs, recover
 from gpusq_deploy.sparsity.training.losses import block_weights, feature_losses, soft_loss
+from gpusq_deploy.sparsity.training.options import DistillOptions, EpochResult
+from gpusq_deploy.sparsity.training.pair import Distilled
 from gpusq_deploy.sparsity.training.samples import TrainingData
 from gpusq_deploy.sparsity.training.scoring import predict, score
 from gpusq_deploy.sparsity.training.tasks.classification import Classification
@@ -113,11 +109,12 @@ def test_hard_loss_is_the_mean_negative_log_likelihood_of_the_label() -> None:
     logs = (torch.exp(student) / torch.exp(student).sum(dim=1, keepdim=True)).log()
     labels, shares = torch.tensor([1, 2]), torch.tensor([[0.2, 0.8, 0.0], [0.0, 0.0, 1.0]])
     predicted = TASK.as_targets(TASK.predictions(teacher))
-    for targets, wanted in (
-        (labels.tolist(), torch.eye(3)[labels]),
+    cases: list[tuple[Sequence[int | torch.Tensor], torch.Tensor]] = [
+        ([1, 2], torch.eye(3)[labels]),
         (predicted, torch.eye(3)[[0, 1]]),
         (list(shares), shares),
-    ):
+    ]
+    for targets, wanted in cases:
         found = TASK.losses(nn.Identity(), student, teacher, targets)
         torch.testing.assert_close(found.hard, -(wanted * logs).sum(dim=1).mean())
         assert found.agree.tolist() == [False, False]
