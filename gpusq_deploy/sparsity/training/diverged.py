@@ -70,5 +70,6 @@ def _tensors(output: Any) -> Iterator[torch.Tensor]:
         for entry in cast("Sequence[Any]", output):
             yield from _tensors(entry)
     elif isinstance(output, Mapping):
-        for entry in cast("Mapping[Any, Any]", output).values():
+        entries: Mapping[Any, Any] = output
+        for entry in entries.values():
             yield from _tensors(entry)
