@@ -14,17 +14,13 @@ def _no_progress(_label: str, _done: int, _total: int) -> None:
     """Nobody watches."""
 
 
-def _no_detail(_label: str, _text: str) -> None:
-    """Nobody reads."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reporter:
     """Who hears what is going on: sentences, progress as label, done, total, and beside it label, detail."""
 
     say: Callable[[str], None]
     progress: Callable[[str, int, int], None]
-    detail: Callable[[str, str], None] = _no_detail
+    detail: Callable[[str, str], None] | None = None
 
 
 SILENT = Reporter(say=_nothing_said, progress=_no_progress)

@@ -157,7 +157,8 @@ def _compress_reporter(heard: Reporter) -> CompressReporter:
 
     def step(result: StepResult) -> None:
         label = f"epoch {result.epoch} of {result.epochs}"
-        heard.detail(label, _step_text(result))
+        if heard.detail is not None:
+            heard.detail(label, _step_text(result))
         heard.progress(label, result.step, result.steps)
 
     return CompressReporter(say=heard.say, epoch=lambda result: heard.say(_epoch_text(result)), step=step)

@@ -51,7 +51,7 @@ from gpusq_deploy.sparsity.pruning.whole_model import OneshotReport, prune_onesh
 from gpusq_deploy.sparsity.reconstruction.one_block import Pair
 from gpusq_deploy.sparsity.reconstruction.reconstruct import Data, Reconstruction, ReconstructOptions, reconstruct
 from gpusq_deploy.sparsity.training.data import load_folder
-from gpusq_deploy.sparsity.training.distill import Recovery, later_blocks, recover
+from gpusq_deploy.sparsity.training.distill import Recovery, feature_errors, later_blocks, recover
 from gpusq_deploy.sparsity.training.distributed import Ranks, device, process_group
 from gpusq_deploy.sparsity.training.fingerprint import digest_of_data, digest_of_tensors
 from gpusq_deploy.sparsity.training.keeping import Start, start_from
@@ -363,6 +363,7 @@ def _recovered(run: _Run, start: Start) -> _Recovered:
     """What follows pruning; where nothing does, the pruned student."""
     request, options = run.request, run.request.training
     pair = Distilled(student=start.student, teacher=start.teacher, masks=start.masks, task=run.task)
+    pair = _with_comparable_features(run, pair)
     if request.stage == "reconstruct":
         return _reconstructed(run, pair)
     if not options.epochs:
@@ -386,6 +387,21 @@ def _recovered(run: _Run, start: Start) -> _Recovered:
     run.say(*_kept(found, options.epochs))
     method = f"{run.method} + distillation" if found.epoch else run.method
     return _Recovered(pair.student, method, found)
+
+
+def _with_comparable_features(run: _Run, pair: Distilled) -> Distilled:
+    """Without the feature term where another checkpoint teaches whose blocks' channels are in another order."""
+    if run.request.teacher is None or not run.request.training.epochs:
+        return pair
+    some = run.data.train.batch(spread_indices(len(run.data.train), _TOLD_IMAGES)).images
+    errors = feature_errors(pair, some)
+    if not errors or min(errors) < 1:
+        return pair
+    run.say(
+        f"the blocks' outputs differ from the teacher's by {min(errors):.2g} of their variance: distilling without the "
+        "feature term (a model that was permuted has its channels in another order)"
+    )
+    return replace(pair, weights=(0.0,) * len(errors))
 
 
 def _reconstructed(run: _Run, pair: Distilled) -> _Recovered:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -296,6 +298,15 @@ def test_its_own_output_is_trained_on_with_the_dense_file_as_teacher(drops: Path
         ours, theirs = (each.module.get_parameter(f"{layer}.weight") for each in (after, before))
         assert torch.equal(ours != 0, theirs != 0)
     assert not same(first, out)
+    assert "feature term" not in done.err
+
+
+def test_a_permuted_model_is_trained_on_without_the_feature_term(drops: Path, folder: Path, tmp_path: Path) -> None:
+    first, out = tmp_path / "first.pt", tmp_path / "second.pt"
+    assert run(drops, folder, first, "--epochs", "0", "--permute").code == 0
+    done = run(first, folder, out, "--epochs", "1", "--teacher", drops)
+    assert done.code == 0, done.err
+    assert "distilling without the feature term (a model that was permuted" in done.err
 
 
 def test_a_teacher_of_another_architecture_is_refused(drops: Path, dense: Path, folder: Path, tmp_path: Path) -> None:
@@ -316,3 +327,41 @@ def test_from_python_what_cant_be_is_refused(
 
     with pytest.raises(GpusqError):
         gpusq_deploy.compress(drops, out=tmp_path / "o.pt", data=folder, **{option: value})
+
+
+@pytest.mark.slow
+def test_torchrun_writes_once_and_what_one_process_writes(drops: Path, folder: Path, tmp_path: Path) -> None:
+    """Without what is drawn, which each process draws for itself, and without INT8, whose steps are coarse."""
+    still = tmp_path / "still.pt"
+    found = load_checkpoint(drops)
+    arch = arch_from_text(
+        "timm:vit_tiny_patch16_224", ("img_size=32", "embed_dim=64", "depth=2", "num_heads=1", "num_classes=2")
+    )
+    save_checkpoint(still, found.module, arch=arch, preprocessing=found.preprocessing)
+    one, two = tmp_path / "one.pt", tmp_path / "two.pt"
+    # AdamW's step is of one size however small a gradient is, which may be rounding alone.
+    words = ("--data", str(folder), "--epochs", "2", "--batch-size", "6", "--optimizer", "sgd")
+    assert run(still, folder, one, *words[2:]).code == 0
+    command = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "gpusq_deploy", "compress")
+    done = subprocess.run(
+        [*command, str(still), *words, "--out", str(two)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("held-out accuracy on") == 1
+    assert done.stderr.count("epoch 1 of 2") == 1
+    assert "Warning" not in done.stderr
+    ours, theirs = tensors(two), tensors(one)
+    require_two_four(ours)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-6)
+    assert sorted(tmp_path.iterdir()) == [one, still, two]
+
+
+@pytest.mark.slow
+def test_what_doesnt_train_is_refused_in_several_processes(drops: Path, folder: Path, tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "gpusq_deploy", "compress")
+    words = (str(drops), "--data", str(folder), "--epochs", "0", "--out", str(tmp_path / "o.pt"))
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode != 0
+    assert "only training runs in several processes, and here are 2" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -16,6 +16,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.sparsity.pruning.magnitude import apply_masks
 from gpusq_deploy.sparsity.training.distributed import Ranks, ranks
 from gpusq_deploy.sparsity.training.loop import Outputs, Sums, Trainer, answering, own_random_state
+from gpusq_deploy.sparsity.training.losses import feature_losses
 from gpusq_deploy.sparsity.training.optim import Average, optimizer_of, schedule_of
 from gpusq_deploy.sparsity.training.options import DistillOptions, EpochResult, StepResult
 from gpusq_deploy.sparsity.training.order import batches
@@ -46,6 +47,15 @@ class Recovery(NamedTuple):
     start: float
     last: float
     block_losses: tuple[float, ...]
+
+
+def feature_errors(pair: Distilled, images: torch.Tensor) -> list[float]:
+    """Of each compared block, MSE(student, teacher) / Var(teacher) on images; 2 where they have nothing in common."""
+    with torch.no_grad(), later_outputs(pair.student) as ours, later_outputs(pair.teacher) as theirs:
+        for module in (pair.student, pair.teacher):
+            pair.task.answer(module, images)
+        every = torch.ones(len(images), dtype=torch.bool, device=pair.device)
+        return [float(error) for error in feature_losses(ours, theirs, every)]
 
 
 class _Heard(NamedTuple):

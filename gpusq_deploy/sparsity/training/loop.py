@@ -75,9 +75,9 @@ def answering(pair: Distilled, ranks: Ranks) -> Callable[[torch.Tensor], Any]:
     whole = _Answering(pair)
     if ranks.world == 1:
         return whole
-    # A model may hold parameters that its answer doesn't need, such as a mask token.
     on = [pair.device] if pair.device.type == "cuda" else None
-    return DistributedDataParallel(whole, device_ids=on, find_unused_parameters=True)
+    # A model may hold parameters that no answer of it needs, such as a mask token: the first step tells which.
+    return DistributedDataParallel(whole, device_ids=on, static_graph=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
