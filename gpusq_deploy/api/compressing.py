@@ -156,10 +156,10 @@ def _compress_reporter(heard: Reporter) -> CompressReporter:
     from gpusq_deploy.sparsity import CompressReporter
 
     def step(result: StepResult) -> None:
-        label = f"epoch {result.epoch} of {result.epochs}"
         if heard.detail is not None:
-            heard.detail(label, _step_text(result))
-        heard.progress(label, result.step, result.steps)
+            heard.detail("training", _step_text(result))
+        done = (result.epoch - 1) * result.steps + result.step
+        heard.progress("training", done, result.epochs * result.steps)
 
     return CompressReporter(say=heard.say, epoch=lambda result: heard.say(_epoch_text(result)), step=step)
 
@@ -224,8 +224,9 @@ def _epochs(stage: CompressStage, epochs: int | Sequence[int] | None) -> tuple[i
 
 
 def _step_text(result: StepResult) -> str:
-    """The terms of the loss without their weights, and the rate."""
-    return f"hard {result.hard:.3f}, soft {result.soft:.3f}, feature {result.feature:.3f}, {result.rate:.3g} images/s"
+    """The epoch, the terms of the loss without their weights, and the rate."""
+    terms = f"hard {result.hard:.3f}, soft {result.soft:.3f}, feature {result.feature:.3f}"
+    return f"epoch {result.epoch} of {result.epochs}, {terms}, {result.rate:.3g} images/s"
 
 
 def _epoch_text(result: EpochResult) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -113,8 +115,13 @@ def process_group() -> Generator[Ranks]:
         )
     if on_gpu:
         torch.cuda.set_device(local)
+    # While a process waits for others in native code no Python handler runs: torchrun's SIGTERM must end it too.
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL) if main else None
     distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     try:
         yield ranks()
     finally:
         distributed.destroy_process_group()
+        if main:
+            signal.signal(signal.SIGTERM, handler)
