@@ -23,6 +23,7 @@ from gpusq_deploy.sparsity.training.options import DistillOptions, StepResult
 from gpusq_deploy.sparsity.training.order import batches, seed_step
 from gpusq_deploy.sparsity.training.pair import Distilled
 from gpusq_deploy.sparsity.training.samples import Batch, Samples
+from gpusq_deploy.text import counted
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Below it FP16's gradients overflow whatever they are scaled by.
@@ -153,7 +154,7 @@ class Trainer:
         with self._lower_precision():
             with torch.no_grad():
                 teacher = _wide(task.answer(pair.teacher, batch.images))
-            student = _wide(self.answer(batch.images))
+            student = _wide(self._answered(batch.images))
         targets = task.as_targets(task.predictions(teacher)) if batch.targets is None else batch.targets
         found = task.losses(pair.student, student, teacher, targets)
         agree = found.agree if share.factor else torch.zeros_like(found.agree)
@@ -166,6 +167,18 @@ class Trainer:
             loss = loss + options.gamma * weighted.mean()
         return Terms(loss, hard.detach(), soft.detach(), features.detach())
 
+    def _answered(self, images: torch.Tensor) -> Any:
+        try:
+            return self.answer(images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise GpusqError(
+                "a BatchNorm has no variance of one image",
+                place=f"a batch of {self.options.batch_size} for {counted(self.ranks.world, 'process')}",
+                hint="give two images and more to each: --batch-size",
+            ) from error
+
     def _lower_precision(self) -> torch.autocast:
         amp = self.options.amp
         return torch.autocast(self.pair.device.type, dtype=_DTYPES.get(amp or "bf16"), enabled=amp is not None)
@@ -176,9 +189,10 @@ class Trainer:
             if self.scaler.get_scale() < _LEAST_SCALE:
                 raise divergence(loss, ", and FP16 holds its gradient at no scale", place)
             return
-        gradients = [value.grad for value in self.pair.student.parameters() if value.grad is not None]
-        if not finite(gradients):
-            raise divergence(loss, first_bad_gradient(self.pair.student), place)
+        trained = [*self.pair.student.parameters(), *self.pair.scales]
+        if not finite([value.grad for value in trained if value.grad is not None]):
+            named = first_bad_gradient(self.pair.student) or ", the gradient of a scale of INT8 isn't finite"
+            raise divergence(loss, named, place)
 
     def _diverged(self, loss: float, batch: Batch, place: str) -> GpusqError:
         def forward() -> None:

@@ -71,29 +71,28 @@ class ResumeFolder:
     def __init__(self, out: Path, request: Mapping[str, str], every: Every, processes: Ranks) -> None:
         self._out, self._place, self._request = out, folder_of(out), request
         self._every, self._processes = every, processes
+        self._goes_on = False
 
     def begin(self, *, resume: bool) -> bool:
-        """Look what is there; whether there is a state of this request to go on from. Without `resume` it is removed.
+        """Look what is there; whether there is a state of this request to go on from.
+
+        Another one isn't seen any more, and the first write removes it.
 
         Raises:
-            GpusqError: It is another request's, or no state at all.
+            GpusqError: It is another request's, or damaged.
         """
-        found = False
-        if self._processes.first and self._place.exists():
-            for left in self._place.glob(".*"):
-                left.unlink()
-            if resume and (self._place / _REQUEST).exists():
-                self._require_same()
-                found = True
-            else:
-                self._remove()
-        return self._processes.from_first(found)
+        found = resume and self._processes.first and (self._place / _REQUEST).exists()
+        if found:
+            self._require_same()
+            self._remove_halves()
+        self._goes_on = self._processes.from_first(found)
+        return self._goes_on
 
     def report(self) -> bytes | None:
         """What the run that was over when it was killed had to say; its output is in its place then."""
         done, result = self._place / _DONE, self._path("result")
         found = None
-        if self._processes.first and done.exists():
+        if self._goes_on and self._processes.first and done.exists():
             found = done.read_bytes()
             if result.exists():
                 result.replace(self._out)
@@ -108,7 +107,7 @@ class ResumeFolder:
         """
         path = self._path(part)
         content = None
-        if self._processes.first and path.exists():
+        if self._goes_on and self._processes.first and path.exists():
             try:
                 content = cast("dict[str, Any]", torch.load(path, map_location="cpu", weights_only=True))
             except Exception as error:  # whatever torch's reader makes of a damaged file
@@ -140,6 +139,9 @@ class ResumeFolder:
         if not self._processes.first:
             return
         try:
+            if not self._goes_on:
+                self._remove()
+                self._goes_on = True
             self._place.mkdir(parents=True, exist_ok=True)
             if not (self._place / _REQUEST).exists():
                 write_whole(self._place / _REQUEST, msgspec.json.encode(dict(self._request)))
@@ -171,8 +173,14 @@ class ResumeFolder:
                 hint="ask what it was asked, or begin anew with --force and without --resume",
             )
 
+    def _remove_halves(self) -> None:
+        """What was being written when the run was killed."""
+        for left in self._place.glob(".*"):
+            left.unlink()
+
     def _remove(self) -> None:
-        for name in (*(f"{part}.pt" for part in _PARTS), _REQUEST, _DONE):
+        self._remove_halves()
+        for name in (*(f"{part}.pt" for part in _PARTS), _DONE, _REQUEST):
             (self._place / name).unlink(missing_ok=True)
         with suppress(OSError):  # what isn't ours stays
             self._place.rmdir()

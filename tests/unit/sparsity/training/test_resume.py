@@ -232,9 +232,16 @@ def test_another_request_is_told_what_differs_and_loses_nothing(tmp_path: Path) 
     with pytest.raises(GpusqError) as caught:
         other.begin(resume=True)
     assert caught.value.what == "the interrupted run had another model; --epochs 3, not 5; --dense none, not a.*"
-    assert folder(out).read("start") == {"x": 1}
+    same = folder(out)
+    assert same.begin(resume=True)
+    assert same.read("start") == {"x": 1}
     assert not other.begin(resume=False)
     assert other.read("start") is None
+    kept = folder(out)
+    assert kept.begin(resume=True)
+    assert kept.read("start") == {"x": 1}, "until the other one writes"
+    other.write("sparse", {"y": 2})
+    assert sorted(path.name for path in folder_of(out).iterdir()) == ["request.json", "sparse.pt"]
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -257,6 +264,7 @@ def test_killed_at_its_very_end_a_run_is_over(tmp_path: Path, moved: bool) -> No
 def test_a_damaged_state_is_told(tmp_path: Path) -> None:
     first = folder(tmp_path / "model.pt")
     first.write("start", {"x": 1})
+    assert first.begin(resume=True)
     (folder_of(tmp_path / "model.pt") / "start.pt").write_bytes(b"PK\x03\x04")
     with pytest.raises(GpusqError, match="the state can't be read"):
         first.read("start")
@@ -286,3 +294,9 @@ def test_digests_tell_models_and_data_apart() -> None:
     )
     assert digest_of_data(DATA) == digest_of_data(DATA) != digest_of_data(swapped)
     assert differences({"model": "a"}, {"model": "a"}) == []
+
+
+def test_batches_of_one_image_and_a_batch_norm_are_told() -> None:
+    with pytest.raises(GpusqError, match="a BatchNorm has no variance of one image") as caught:
+        trained(options(batch_size=1), Bytes())
+    assert caught.value.place == "a batch of 1 for 1 process"
