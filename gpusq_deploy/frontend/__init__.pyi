@@ -23,6 +23,7 @@ from .checkpoint.files import (
     SELF_DESCRIBING as SELF_DESCRIBING,
     read_checkpoint_file as read_checkpoint_file,
     require_another_file as require_another_file,
+    write_torch as write_torch,
 )
 from .checkpoint.input_offsets import (
     with_offsets as with_offsets,

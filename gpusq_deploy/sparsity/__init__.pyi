@@ -71,7 +71,11 @@ from .training.data.load import (
 from .training.data.split import (
     SplitOptions as SplitOptions,
 )
-from .training.distill import (
+from .training.options import (
     DistillOptions as DistillOptions,
     EpochResult as EpochResult,
+    StepResult as StepResult,
+)
+from .training.resume import (
+    Every as Every,
 )

@@ -20,8 +20,12 @@ from gpusq_deploy.artifacts import (
     Permuted,
     Preprocessing,
     PruneMethod,
+    Recipe,
     SparsityRecord,
     Value,
+    builtins_from_value,
+    digest_of_bytes,
+    json_from_value,
     load_recipe,
 )
 from gpusq_deploy.calibration import spread_indices
@@ -29,6 +33,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import (
     Checkpoint,
     counted_weights,
+    layer_weights,
     load_checkpoint,
     require_another_file,
     save_checkpoint,
@@ -36,6 +41,7 @@ from gpusq_deploy.frontend import (
     weights_file,
 )
 from gpusq_deploy.numerics import CountedLayer, Counting, count
+from gpusq_deploy.sparsity.check import require_sparse, sparsity_report
 from gpusq_deploy.sparsity.permutation.arrange import arrange
 from gpusq_deploy.sparsity.pruning.magnitude import (
     DenseLayer,
@@ -44,6 +50,7 @@ from gpusq_deploy.sparsity.pruning.magnitude import (
     apply_masks,
     magnitude_masks,
     prunable_layers,
+    recorded_choice,
 )
 from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
 from gpusq_deploy.sparsity.pruning.whole_model import OneshotReport, prune_oneshot
@@ -54,15 +61,13 @@ from gpusq_deploy.sparsity.reconstruction.reconstruct import Reconstruction, rec
 from gpusq_deploy.sparsity.training.data.class_order import other_order
 from gpusq_deploy.sparsity.training.data.label_maps import has_maps
 from gpusq_deploy.sparsity.training.data.load import DataRequest, Labels, load_data
-from gpusq_deploy.sparsity.training.distill import (
-    Distilled,
-    DistillOptions,
-    EpochResult,
-    Recovery,
-    later_blocks,
-    recover,
-)
+from gpusq_deploy.sparsity.training.distill import Recovery, feature_errors, later_blocks, recover
+from gpusq_deploy.sparsity.training.distributed import Ranks, device, process_group
+from gpusq_deploy.sparsity.training.fingerprint import digest_of_data, digest_of_tensors
+from gpusq_deploy.sparsity.training.keeping import Start, start_from
 from gpusq_deploy.sparsity.training.losses import block_weights
+from gpusq_deploy.sparsity.training.options import DistillOptions, EpochResult, StepResult
+from gpusq_deploy.sparsity.training.pair import Distilled
 from gpusq_deploy.sparsity.training.qat import (
     FloatLayer,
     InputScales,
@@ -71,6 +76,7 @@ from gpusq_deploy.sparsity.training.qat import (
     int8_layers,
     observed_scales,
 )
+from gpusq_deploy.sparsity.training.resume import Every, ResumeFolder, require_no_state, was_done
 from gpusq_deploy.sparsity.training.samples import TrainingData
 from gpusq_deploy.sparsity.training.scoring import Scores, predict, score
 from gpusq_deploy.sparsity.training.tasks.choose import task_of
@@ -83,6 +89,7 @@ _TOLD_IMAGES = 32
 # Of the first stage's peak learning rate: the weights are trained already, and are to stay near.
 _QAT_RATE = 0.1
 _FLOAT_BITS = 16
+_TEACHER = "give the dense checkpoint that the model was made from"
 _CHANCE = 1.2  # times one over the number of classes
 
 
@@ -95,6 +102,8 @@ class CompressRequest:
     `method` chooses the weights before any training; of the training images at most `prune_images` serve it.
     `permute` arranges channels first, so that 2:4 keeps more. Reconstruction takes the method `second-order`, and no
     epochs of training. `qat_epochs` of training in INT8 follow those of `training`; None: there are none.
+    `teacher` is the dense checkpoint that teaches, None: `model` itself. With `resume` an interrupted run of the same
+    request goes on; its state is kept `every` so often.
     """
 
     model: Path
@@ -112,6 +121,9 @@ class CompressRequest:
     recipe: Path | None = None
     stage: CompressStage = "prune"
     qat_epochs: int | None = None
+    teacher: Path | None = None
+    resume: bool = False
+    every: Every = field(default_factory=Every)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +132,14 @@ class CompressReporter:
 
     say: Callable[[str], None]
     epoch: Callable[[EpochResult], None]
+    step: Callable[[StepResult], None]
+
+
+def _untold(_news: object) -> None:
+    """Nobody listens."""
+
+
+_SILENT = CompressReporter(say=_untold, epoch=_untold, step=_untold)
 
 
 class HeldOutScore(Value):
@@ -184,20 +204,37 @@ class _Quantized(NamedTuple):
     method: str
 
 
+class _Opened(NamedTuple):
+    """What a request names, read: the model, who teaches it, what is pruned, and what is trained in INT8."""
+
+    checkpoint: Checkpoint
+    teacher: Checkpoint
+    choice: LayerChoice
+    int8: Int8Layers | None
+    recipe: Recipe
+
+    @property
+    def pruned_before(self) -> SparsityRecord | None:
+        """Where the model is 2:4 already and keeps its pattern."""
+        return self.checkpoint.sparsity
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Run:
     """What all steps of one compression share; `notes` grows.
 
-    `int8` is None where nothing is trained so; `features` where the model returns no logits.
+    `features` where the model returns no logits.
     """
 
     request: CompressRequest
     reporter: CompressReporter
+    processes: Ranks
+    opened: _Opened
     task: Task
-    int8: Int8Layers | None
     data: TrainingData
     measured: Callable[[torch.nn.Module], Scores]
     features: bool
+    state: ResumeFolder
     notes: list[str] = field(default_factory=list[str])
 
     def say(self, *lines: str) -> None:
@@ -206,36 +243,80 @@ class _Run:
             self.reporter.say(line)
         self.notes.extend(lines)
 
+    @property
+    def method(self) -> str:
+        """How the weights were chosen."""
+        before = self.opened.pruned_before
+        return self.request.method if before is None else before.method
+
 
 def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) -> Compression:
     """Prune to 2:4, recover by distillation or reconstruction, train in INT8 where asked, save: nothing before that.
 
+    In each process of torchrun: all train, and the first one writes and speaks.
+
     Raises:
-        GpusqError: The output exists, a bad checkpoint or folder, labels that don't fit the model, or divergence.
+        GpusqError: The output exists, a bad checkpoint or folder, labels that don't fit the model, divergence, or an
+            interrupted run of another request.
     """
-    checkpoint, choice, int8 = _opened(request)
-    training = request.training
-    teacher = checkpoint.module.to("cuda" if torch.cuda.is_available() else "cpu")
-    run = _begun(request, reporter, checkpoint, int8)
-    data, measured = run.data, run.measured
-    dense = measured(teacher)
-    run.say(*_notes(checkpoint, data, dense, features=run.features, trains=training.epochs > 0), *data.remarks)
-    for name in data.skipped:
-        reporter.say(f"skipped {name}")
-    teacher, permuted = _arranged(run, teacher, choice.pruned)
-    student, masks = _pruned(run, teacher, choice.pruned)
-    pruned = measured(student)
-    done = _recovered(run, Distilled(student=student, teacher=teacher, masks=masks, task=run.task))
-    recovered = pruned if done.method == request.method else measured(done.module)
-    quantized = _quantized(
-        run, Distilled(student=done.module, teacher=teacher, masks=masks, task=run.task), done.training
+    with process_group() as processes:
+        return _compressed(request, reporter if processes.first else _SILENT, processes)
+
+
+def _compressed(request: CompressRequest, reporter: CompressReporter, processes: Ranks) -> Compression:
+    opened = _opened(request, processes)
+    teacher = opened.teacher.module.to(device())
+    answer = _answer(teacher, opened.checkpoint.preprocessing)
+    task = task_of(teacher, answer, maps=has_maps(Path(request.data.data)))
+    features = _only_features(teacher, task, answer, request)
+    labels = Labels(sys.maxsize, {}) if features else _labels(teacher, task, answer)
+    data = load_data(request.data, opened.checkpoint.preprocessing, task.measure, labels)
+    state = ResumeFolder(request.out, _fingerprint(request, opened, data), request.every, processes)
+    goes_on = state.begin(resume=request.resume)
+    report = state.report()
+    if report is not None:
+        return msgspec.json.decode(report, type=Compression)
+    if request.resume:
+        reporter.say("goes on from the state of the interrupted run" if goes_on else "nothing to resume: begins anew")
+    run = _Run(
+        request=request,
+        reporter=reporter,
+        processes=processes,
+        opened=opened,
+        task=task,
+        data=data,
+        measured=_score_function(teacher, task, data, request, features=features),
+        features=features,
+        state=state,
     )
-    method = " + ".join(filter(None, (done.method, quantized.method if quantized else "")))
-    _save(request, checkpoint, done.module, SparsityRecord(method=method, layers=choice.pruned), quantized)
+    _require_order(run, teacher)
+    return _trained(run, teacher)
+
+
+def _trained(run: _Run, teacher: torch.nn.Module) -> Compression:
+    """Everything after what can be refused: the output is in its place."""
+    dense = run.measured(teacher)
+    run.say(*_notes(run, dense), *run.data.remarks)
+    for name in run.data.skipped:
+        run.reporter.say(f"skipped {name}")
+    start = _start(run, teacher)
+    pruned = run.measured(start.student)
+    done = _recovered(run, start)
+    recovered = pruned if done.method == run.method else run.measured(done.module)
+    quantized = _quantized(run, replace(_pair(run, start), student=done.module), done.training)
+    report = _report(run, start, done, quantized, (dense, pruned, recovered))
+    _save(run, done.module, report.method, quantized, json_from_value(report))
+    return report
+
+
+def _report(
+    run: _Run, start: Start, done: _Recovered, quantized: _Quantized | None, floats: tuple[Scores, Scores, Scores]
+) -> Compression:
+    choice, data = run.opened.choice, run.data
     return Compression(
-        file=str(request.out),
-        arch=str(checkpoint.arch),
-        method=method,
+        file=str(run.request.out),
+        arch=str(run.opened.checkpoint.arch),
+        method=" + ".join(filter(None, (done.method, quantized.method if quantized else ""))),
         pruned=choice.pruned,
         dense=choice.dense,
         classes=len(data.classes),
@@ -243,47 +324,101 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
         held_out_images=len(data.held_out),
         skipped=data.skipped,
         feature_blocks=len(later_blocks(done.module)),
-        epochs=training.epochs,
-        qat_epochs=request.qat_epochs,
-        held_out=_held_out(run, (dense, pruned, recovered), quantized),
+        epochs=run.request.training.epochs,
+        qat_epochs=run.request.qat_epochs,
+        held_out=_held_out(run, floats, quantized),
         notes=tuple(run.notes),
-        permuted=permuted,
+        permuted=start.permuted,
         int8=tuple(quantized.layers.calibrators) if quantized else (),
         float_layers=quantized.layers.kept_float if quantized else (),
         reconstruction=done.reconstruction,
-        counting=_counted(checkpoint, done.module, choice.pruned, quantized),
+        counting=_counted(run.opened.checkpoint, done.module, choice.pruned, quantized),
     )
 
 
-def _begun(
-    request: CompressRequest, reporter: CompressReporter, checkpoint: Checkpoint, int8: Int8Layers | None
-) -> _Run:
-    """The model's task, the data, and how models are scored."""
-    teacher, declared = checkpoint.module, checkpoint.preprocessing
-    answer = _answer(teacher, declared)
-    task = task_of(teacher, answer, maps=has_maps(Path(request.data.data)))
-    features = _only_features(teacher, task, answer, request)
-    labels = Labels(sys.maxsize, {}) if features else _labels(teacher, task, answer)
-    data = load_data(request.data, declared, task.measure, labels)
-    measured = _score_function(teacher, task, data, request, features=features)
-    run = _Run(
-        request=request, reporter=reporter, task=task, int8=int8, data=data, measured=measured, features=features
-    )
-    _require_order(run, teacher)
-    return run
+def _start(run: _Run, teacher: torch.nn.Module) -> Start:
+    """The pruned student and its teacher: made, or as the interrupted run made them."""
+    kept = run.state.read("start")
+    if kept is not None:
+        start = start_from(kept, teacher, copy.deepcopy(teacher))
+        run.say(*start.notes)
+    else:
+        said = len(run.notes)
+        start = _pruned_before(run, teacher) or _pruned_now(run, teacher)
+        start = replace(start, notes=tuple(run.notes[said:]))
+        if _trains(run.request):
+            run.state.write("start", start.kept())
+    start.same_everywhere(run.processes)
+    return start
 
 
-def _recovered(run: _Run, pair: Distilled) -> _Recovered:
+def _pruned_before(run: _Run, teacher: torch.nn.Module) -> Start | None:
+    """The student as its checkpoint has it, where that is 2:4 already."""
+    record, checkpoint = run.opened.pruned_before, run.opened.checkpoint
+    if record is None:
+        return None
+    student = checkpoint.module.to(next(teacher.parameters()).device)
+    return Start(teacher=teacher, student=student, masks=_nonzero(student, record.layers), permuted=(), notes=())
+
+
+def _pruned_now(run: _Run, teacher: torch.nn.Module) -> Start:
+    """A pruned copy of the model, and the teacher in its order."""
+    layers = run.opened.choice.pruned
+    if run.request.teacher is None:
+        teacher, permuted = _arranged(run, teacher, layers)
+        student, masks = _pruned(run, teacher, layers)
+        return Start(teacher=teacher, student=student, masks=masks, permuted=permuted, notes=())
+    dense = run.opened.checkpoint.module.to(next(teacher.parameters()).device)
+    student, masks = _pruned(run, dense, layers)
+    return Start(teacher=teacher, student=student, masks=masks, permuted=(), notes=())
+
+
+def _pair(run: _Run, start: Start) -> Distilled:
+    return Distilled(student=start.student, teacher=start.teacher, masks=start.masks, task=run.task)
+
+
+def _recovered(run: _Run, start: Start) -> _Recovered:
     """What follows pruning; where nothing does, the pruned student."""
     request, options = run.request, run.request.training
+    pair = _with_comparable_features(run, _pair(run, start))
     if request.stage in RECONSTRUCTIONS:
         return _reconstructed(run, pair)
     if not options.epochs:
-        return _Recovered(pair.student, request.method)
-    found = recover(pair, run.data, options, run.reporter.epoch)
+        return _Recovered(pair.student, run.method)
+    kept = run.state.read("sparse")
+    if kept is None:
+        found = recover(
+            pair,
+            run.data,
+            options,
+            run.reporter.epoch,
+            told=run.reporter.step,
+            keeper=run.state.keeper("prune"),
+        )
+        if request.qat_epochs is not None:
+            run.state.write("sparse", {"student": pair.student.state_dict(), "found": list(found)})
+    else:
+        pair.student.load_state_dict(kept["student"])
+        pair.student.requires_grad_(requires_grad=False).eval()
+        found = Recovery(*kept["found"])
     run.say(*_kept(found, options.epochs))
-    method = f"{request.method} + distillation" if found.epoch else request.method
+    method = f"{run.method} + distillation" if found.epoch else run.method
     return _Recovered(pair.student, method, found)
+
+
+def _with_comparable_features(run: _Run, pair: Distilled) -> Distilled:
+    """Without the feature term where another checkpoint teaches whose blocks' channels are in another order."""
+    if run.request.teacher is None or not run.request.training.epochs:
+        return pair
+    some = run.data.train.batch(spread_indices(len(run.data.train), _TOLD_IMAGES)).images
+    errors = feature_errors(pair, some)
+    if not errors or min(errors) < 1:
+        return pair
+    run.say(
+        f"the blocks' outputs differ from the teacher's by {min(errors):.2g} of their variance: distilling without the "
+        "feature term (a model that was permuted has its channels in another order)"
+    )
+    return replace(pair, weights=(0.0,) * len(errors))
 
 
 def _reconstructed(run: _Run, pair: Distilled) -> _Recovered:
@@ -327,12 +462,13 @@ def _kept(found: Recovery, epochs: int) -> Iterator[str]:
 
 def _quantized(run: _Run, pair: Distilled, recovery: Recovery | None) -> _Quantized | None:
     """The sparse model in INT8, in place: trained with itself as it is now for its teacher, or reconstructed."""
-    layers = run.int8
+    layers = run.opened.int8
     if layers is None:
         return None
     student = pair.student
     images = torch.split(_prune_images(student, run.data, run.request), run.request.training.batch_size)
     scales = observed_scales(student, layers.calibrators, images)
+    run.processes.same([scale.detach() for scale in scales.parameters()])
     if run.request.qat_epochs is None:
         return _reconstructed_int8(run, pair, layers, scales)
     run.say(f"trains {counted(len(layers.calibrators), 'layer')} in INT8, {len(layers.kept_float)} stay float")
@@ -343,7 +479,14 @@ def _quantized(run: _Run, pair: Distilled, recovery: Recovery | None) -> _Quanti
     trained = replace(pair, teacher=teacher, scales=scales.parameters(), weights=weights)
     with fake_quantized(student, scales):
         before = run.measured(student)
-        found = recover(trained, run.data, options, run.reporter.epoch)
+        found = recover(
+            trained,
+            run.data,
+            options,
+            run.reporter.epoch,
+            told=run.reporter.step,
+            keeper=run.state.keeper("qat"),
+        )
         run.say(*_kept(found, epochs))
         after = run.measured(student)
     method = "quantisation-aware training" if found.epoch else ""
@@ -387,19 +530,86 @@ def _prune_images(teacher: torch.nn.Module, data: TrainingData, request: Compres
     return data.train.batch(chosen).images.to(next(teacher.parameters()).device)
 
 
-def _opened(request: CompressRequest) -> tuple[Checkpoint, LayerChoice, Int8Layers | None]:
-    """The checkpoint, what is pruned, and what is trained in INT8: refused before anything is trained."""
-    _require_one_process()
+def _opened(request: CompressRequest, processes: Ranks) -> _Opened:
+    """What the request names: refused before anything is trained."""
+    _require_one_process(request, processes)
     _require_place(request)
     _require_stage(request)
     recipe = load_recipe(request.recipe)
     checkpoint = load_checkpoint(request.model, arch=request.arch, state_dict=request.state_dict)
+    teacher = _teacher(checkpoint, request)
     _require_dense(checkpoint, request)
     _require_logits(checkpoint, request)
     wanted = request.qat_epochs is not None or request.stage == "reconstruct,int8"
     int8 = int8_layers(checkpoint.module, recipe) if wanted else None
-    choice = prunable_layers(checkpoint.module, recipe, request.dense, convolutions=request.convolutions)
-    return checkpoint, choice, int8
+    if checkpoint.sparsity is None:
+        choice = prunable_layers(checkpoint.module, recipe, request.dense, convolutions=request.convolutions)
+    else:
+        choice = recorded_choice(checkpoint.module, checkpoint.sparsity.layers)
+    return _Opened(checkpoint, teacher, choice, int8, recipe)
+
+
+def _teacher(checkpoint: Checkpoint, request: CompressRequest) -> Checkpoint:
+    """Who teaches: the model itself as it is, or another checkpoint of it."""
+    if request.teacher is None:
+        return checkpoint
+    if request.permute:
+        raise GpusqError(
+            "permuted, the student's channels are in another order than the teacher's, and features can't be compared",
+            place="--teacher",
+            hint="leave out --permute",
+        )
+    try:
+        teacher = load_checkpoint(request.teacher, arch=request.arch or checkpoint.arch)
+    except GpusqError as error:
+        raise GpusqError(
+            f"the teacher can't be read as the model's architecture: {error.what}",
+            place=str(request.teacher),
+            hint=_TEACHER,
+        ) from error
+    shapes, others = (
+        {name: tuple(tensor.shape) for name, tensor in each.module.state_dict().items()}
+        for each in (checkpoint, teacher)
+    )
+    other = next((name for name in {**shapes, **others} if shapes.get(name) != others.get(name)), None)
+    if other is not None:
+        raise GpusqError(
+            f"the teacher isn't of the model's architecture: its {other} is {others.get(other, 'missing')}, the "
+            f"model's {shapes.get(other, 'missing')}",
+            place=str(request.teacher),
+            hint=_TEACHER,
+        )
+    return teacher
+
+
+def _fingerprint(request: CompressRequest, opened: _Opened, data: TrainingData) -> dict[str, str]:
+    """What decides the result, but for the learning rate: after a divergence a run goes on with another one."""
+    training = builtins_from_value(request.training)
+    asked = {
+        "--stage": request.stage,
+        "--method": request.method,
+        "--prune-images": request.prune_images,
+        "--permute": request.permute,
+        "--dense": list(request.dense),
+        "--convolutions": request.convolutions,
+        "--held-out": request.data.split.held_out,
+        "--annotations": request.data.annotations,
+        "--reduce-labels": request.data.reduce_labels,
+        "--augment": request.data.augment,
+        "--mixup": request.data.mixup,
+        "--cutmix": request.data.cutmix,
+        "--epochs": [training.pop("epochs"), request.qat_epochs],
+        "--loss": [training.pop(name) for name in ("alpha", "beta", "gamma")],
+    }
+    del training["learning_rate"]
+    asked |= {f"--{name.replace('_', '-')}": value for name, value in training.items()}
+    return {
+        "model": digest_of_tensors(opened.checkpoint.module.state_dict()),
+        "teacher": digest_of_tensors(opened.teacher.module.state_dict()),
+        "data": digest_of_data(data),
+        "recipe": digest_of_bytes(json_from_value(opened.recipe)),
+        **{name: str(value) for name, value in asked.items()},
+    }
 
 
 def _pruned(run: _Run, teacher: torch.nn.Module, layers: tuple[str, ...]) -> tuple[torch.nn.Module, Masks]:
@@ -515,8 +725,9 @@ def _held_out(run: _Run, floats: tuple[Scores, Scores, Scores], quantized: _Quan
     )
 
 
-def _notes(checkpoint: Checkpoint, data: TrainingData, dense: Scores, *, features: bool, trains: bool) -> Iterator[str]:
-    if features:
+def _notes(run: _Run, dense: Scores) -> Iterator[str]:
+    checkpoint, data = run.opened.checkpoint, run.data
+    if run.features:
         yield "the model returns no logits: scored by the cosine of its output vectors with the dense model's"
     elif not data.classes:
         yield "no class folders: the dense model's predictions serve as labels"
@@ -525,7 +736,7 @@ def _notes(checkpoint: Checkpoint, data: TrainingData, dense: Scores, *, feature
             f"the dense model is right on only {dense.labelled:.1%} of the held-out images, no more than chance: are "
             "the class folders, sorted by name, in the order of the model's classes? a flat folder needs no labels"
         )
-    if trains and not later_blocks(checkpoint.module):
+    if run.request.training.epochs > 0 and not later_blocks(checkpoint.module):
         yield "the model has no repeated blocks: distilling without the feature term"
     if checkpoint.ranges:
         yield f"the {len(checkpoint.ranges)} activation ranges of the dense model no longer hold and are left out"
@@ -535,12 +746,10 @@ def _trains(request: CompressRequest) -> bool:
     return bool(request.training.epochs or request.qat_epochs is not None)
 
 
-def _require_one_process() -> None:
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world != "1":
+def _require_one_process(request: CompressRequest, processes: Ranks) -> None:
+    if processes.world > 1 and not _trains(request):
         raise GpusqError(
-            f"compressing runs in one process, and WORLD_SIZE is {world}: each would train everything and write one "
-            "file",
+            f"only training runs in several processes, and here are {processes.world}: each would do all of it",
             place="torchrun",
             hint="run gpusq-compress without torchrun",
         )
@@ -562,6 +771,12 @@ def _require_logits(checkpoint: Checkpoint, request: CompressRequest) -> None:
 
 
 def _require_stage(request: CompressRequest) -> None:
+    if request.resume and not _trains(request):
+        raise GpusqError(
+            "only training can be resumed, and none is asked for",
+            place="--resume",
+            hint="leave it out, or give --epochs",
+        )
     if request.stage not in RECONSTRUCTIONS:
         return
     if request.method != "second-order":
@@ -589,21 +804,34 @@ def _require_place(request: CompressRequest) -> None:
             hint=f"name it {out.with_suffix('.pt').name}",
         )
     require_another_file(out, weights_file(request.model))
-    if out.exists() and not request.force:
+    if out.exists() and not request.force and not (request.resume and was_done(out)):
         raise GpusqError("the output exists", place=str(out), hint="choose another --out, or replace it with --force")
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise GpusqError("the output can't be written there", place=str(parent), hint="choose another --out")
+    if not request.resume and not request.force:
+        require_no_state(out)
 
 
 def _require_dense(checkpoint: Checkpoint, request: CompressRequest) -> None:
     record = checkpoint.sparsity
-    if record is not None:
+    if record is None:
+        return
+    if request.teacher is None or not _trains(request):
         raise GpusqError(
             f"the checkpoint says that {len(record.layers)} of its layers are {record.pattern} already",
             place=str(request.model),
-            hint="give the dense checkpoint that it was made from: it teaches the pruned one",
+            hint="to train it on, give the dense checkpoint that it was made from as --teacher",
         )
+    require_sparse(
+        sparsity_report(
+            layer_weights(checkpoint.module),
+            source=str(request.model),
+            recipe=load_recipe(request.recipe),
+            record=record,
+        ),
+        command="gpusq-compress of the dense checkpoint",
+    )
 
 
 def _counted(
@@ -625,22 +853,24 @@ def _counted(
     return count(layers, others=whole - sum(each.n * each.k for each in layers), other_bits=_FLOAT_BITS)
 
 
-def _save(
-    request: CompressRequest,
-    checkpoint: Checkpoint,
-    student: torch.nn.Module,
-    sparsity: SparsityRecord,
-    quantized: _Quantized | None,
-) -> None:
-    try:
+def _save(run: _Run, student: torch.nn.Module, method: str, quantized: _Quantized | None, report: bytes) -> None:
+    request, checkpoint = run.request, run.opened.checkpoint
+
+    def save(path: Path) -> None:
         save_checkpoint(
-            request.out,
+            path,
             student,
             arch=checkpoint.arch,
             preprocessing=checkpoint.preprocessing,
-            sparsity=sparsity,
+            sparsity=SparsityRecord(method=method, layers=run.opened.choice.pruned),
             ranges=None if quantized is None else quantized.scales.ranges(),
             floats=None if quantized is None else {kept.layer: kept.reason for kept in quantized.layers.kept_float},
         )
+
+    if _trains(request):
+        run.state.finish(save, report)
+        return
+    try:
+        save(request.out)
     except OSError as error:
         raise GpusqError(f"cannot write the checkpoint: {error.strerror}", place=str(request.out)) from error

@@ -281,7 +281,9 @@ def test_divergence_leaves_nothing_behind(dense: Path, folder: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_an_interrupt_leaves_nothing_behind(dense: Path, folder: Path, tmp_path: Path) -> None:
+def test_an_interrupt_leaves_the_state_to_go_on_from_and_nothing_else(
+    dense: Path, folder: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "model.pt"
     # A shell's background jobs ignore SIGINT, and so would this one, forever.
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
@@ -295,7 +297,8 @@ def test_an_interrupt_leaves_nothing_behind(dense: Path, folder: Path, tmp_path:
         process.send_signal(signal.SIGINT)
         process.stderr.read()
         assert process.wait(timeout=30) == 130
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["model.pt.resume"]
+    assert sorted(os.listdir(tmp_path / "model.pt.resume")) == ["request.json", "start.pt", "training.pt"]
 
 
 def test_arch_arguments_need_an_arch(dense: Path, folder: Path, tmp_path: Path) -> None:
@@ -432,11 +435,11 @@ def test_a_model_without_a_classifier_isnt_trained(folder: Path, tmp_path: Path)
     )
 
 
-def test_under_torchrun_it_says_that_it_runs_alone(
+def test_a_world_without_addresses_is_told(
     dense: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(run(dense, folder, tmp_path / "o.pt"), "WORLD_SIZE is 2", tmp_path / "o.pt")
+    refused(run(dense, folder, tmp_path / "o.pt"), "WORLD_SIZE is 2, but RANK, LOCAL_RANK", tmp_path / "o.pt")
 
 
 @pytest.mark.parametrize("epochs", ["ten", "1,2,3", "-1"])
