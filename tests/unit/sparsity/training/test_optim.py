@@ -121,22 +121,6 @@ def test_without_a_decay_nothing_is_worn() -> None:
     assert average.state_dict() is None
 
 
-class Stages(nn.Module):
-    """Two stages of blocks, and a Sequential of different modules."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
-        self.stages = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2))
-        self.head = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])})
-
-
-def test_repeated_blocks_are_the_outermost() -> None:
-    module = Stages()
-    wanted = [*module.stages, *module.head["layers"].children()]
-    assert [id(block) for block in repeated_blocks(module)] == [id(block) for block in wanted]
-
-
 def test_recomputed_blocks_run_again_for_the_gradient_and_are_themselves_after() -> None:
     runs: list[int] = []
     blocks = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
@@ -150,7 +134,7 @@ def test_recomputed_blocks_run_again_for_the_gradient_and_are_themselves_after()
     wanted = weight.grad.clone()
     blocks.zero_grad()
     assert len(runs) == 1
-    with recomputed(repeated_blocks(nn.ModuleDict({"blocks": whole}))):
+    with recomputed(nn.ModuleDict({"blocks": whole})):
         torch.autograd.backward(whole(x).sum())
     assert len(runs) == 3
     assert torch.equal(weight.grad, wanted)
