@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -114,7 +114,7 @@ class Average:
 
 
 def _averaged(live: _Held, decay: float) -> AveragedModel:
-    average: Callable[..., None] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call] # torch's has no types
+    average: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call] # torch's has no types
     return AveragedModel(live, multi_avg_fn=average, use_buffers=True)
 
 
