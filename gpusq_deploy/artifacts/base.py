@@ -10,7 +10,7 @@ import hashlib
 import os
 import shlex
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -170,7 +170,8 @@ def written_whole(path: Path) -> Generator[Path, None, None]:
         yield temporary
         _sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        with suppress(OSError):  # a folder that can't be read, or a file system that syncs none
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -69,7 +69,6 @@ def _tensors(output: Any) -> Iterator[torch.Tensor]:
     elif isinstance(output, (tuple, list)):
         for entry in cast("Sequence[Any]", output):
             yield from _tensors(entry)
-    elif isinstance(output, Mapping):
-        entries: Mapping[Any, Any] = output
-        for entry in entries.values():
+    elif callable(getattr(output, "values", None)):  # a dict, or what transformers answers
+        for entry in output.values():
             yield from _tensors(entry)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -114,7 +114,8 @@ class Average:
 
 
 def _averaged(live: _Held, decay: float) -> AveragedModel:
-    average: Callable[..., None] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call] # torch's has no types
+    # torch gives the function no types.
+    average = cast("Any", get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
     return AveragedModel(live, multi_avg_fn=average, use_buffers=True)
 
 

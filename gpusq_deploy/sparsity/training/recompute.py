@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType] # of what it runs
 
 from gpusq_deploy.sparsity.training.blocks import repeated_blocks
 

@@ -124,7 +124,11 @@ def test_without_a_decay_nothing_is_worn() -> None:
 def test_recomputed_blocks_run_again_for_the_gradient_and_are_themselves_after() -> None:
     runs: list[int] = []
     blocks = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    blocks[0].register_forward_pre_hook(lambda *_: runs.append(0))
+
+    def ran(*_: Any) -> None:
+        runs.append(0)
+
+    blocks[0].register_forward_pre_hook(ran)
     inner = nn.Sequential(blocks[0])
     whole = nn.Sequential(inner, nn.Sequential(blocks[1]))
     x = torch.randn(2, 4)
