@@ -7,12 +7,6 @@ from .check import (
     without_lost_masks as without_lost_masks,
     worst_text as worst_text,
 )
-from .compress import (
-    Compression as Compression,
-    CompressReporter as CompressReporter,
-    CompressRequest as CompressRequest,
-    compress_checkpoint as compress_checkpoint,
-)
 from .compressed_file import (
     DENSE as DENSE,
     PACKED as PACKED,
@@ -23,6 +17,16 @@ from .compressed_file import (
     packed_index as packed_index,
     require_dense as require_dense,
     unpack_dense as unpack_dense,
+)
+from .compressing.compress import (
+    compress_checkpoint as compress_checkpoint,
+)
+from .compressing.report import (
+    Compression as Compression,
+)
+from .compressing.request import (
+    CompressReporter as CompressReporter,
+    CompressRequest as CompressRequest,
 )
 from .graph_check import (
     graph_sparsity as graph_sparsity,

@@ -28,7 +28,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text, module_from_arch
 from gpusq_deploy.frontend.checkpoint.load import load_checkpoint, save_checkpoint
 from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
-from gpusq_deploy.sparsity.compress import Compression
+from gpusq_deploy.sparsity.compressing.report import Compression
 
 PRUNED = [f"blocks.{block}.{layer}" for block in (0, 1) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
 
