@@ -17,6 +17,7 @@ from gpusq_deploy.benchmarks.accuracy.judge import Judged
 from gpusq_deploy.benchmarks.accuracy.tasks_and_data import Measure
 from gpusq_deploy.benchmarks.accuracy.values import TaskName
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend import array_from_tensor
 
 _NEIGHBOURS = 20
 _ROWS = 256  # queries whose similarities are held at once
@@ -61,7 +62,7 @@ class VectorJudge:
     def records(self, module: torch.nn.Module, images: torch.Tensor, targets: Sequence[Any]) -> list[VectorRecord]:
         """See `Judge`."""
         answer: Any = module(images.to(next(module.parameters()).device))
-        vectors: Any = require_finite(embedding(answer)).cpu().numpy()
+        vectors = array_from_tensor(require_finite(embedding(answer)).cpu())
         return [
             VectorRecord(vector=vector.astype("<f4").tobytes(), target=int(target))
             for vector, target in zip(vectors, targets, strict=True)

@@ -17,6 +17,7 @@ from gpusq_deploy.benchmarks.accuracy.bootstrap import Array, Statistic
 from gpusq_deploy.benchmarks.accuracy.judge import Judged
 from gpusq_deploy.benchmarks.accuracy.tasks_and_data import Measure, Segmentation
 from gpusq_deploy.benchmarks.accuracy.values import TaskName
+from gpusq_deploy.frontend import array_from_tensor
 
 _IGNORED = 255
 # An image counts as changed from this share of its pixels on.
@@ -72,9 +73,9 @@ class MapJudge:
     def records(self, module: torch.nn.Module, images: torch.Tensor, targets: Sequence[Any]) -> list[MapRecord]:
         """See `Judge`."""
         task = Segmentation()
-        maps: Sequence[Any] = task.predictions(require_finite(task.answer(module, images)))
+        maps = task.predictions(require_finite(task.answer(module, images)))
         pairs = zip(maps, targets, strict=True)
-        return [self._record(found.numpy().astype("<i2"), target.numpy()) for found, target in pairs]
+        return [self._record(array_from_tensor(found).astype("<i2"), target.numpy()) for found, target in pairs]
 
     def judged(self, records: Sequence[MapRecord]) -> Judged:
         """See `Judge`."""

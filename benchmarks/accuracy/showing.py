@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from PIL import Image
 
-from gpusq_deploy.artifacts import ArchSpec, Value, require_folder
+from gpusq_deploy.artifacts import ArchSpec, Preprocessing, Value, require_folder
 from gpusq_deploy.benchmarks.accuracy.answers import class_name, require_finite
 from gpusq_deploy.benchmarks.accuracy.drawing import Box, draw_boxes, draw_classes, draw_map, save_picture
 from gpusq_deploy.benchmarks.accuracy.judges import choose_judge
@@ -21,9 +21,11 @@ from gpusq_deploy.benchmarks.accuracy.tasks_and_data import Classification, Dete
 from gpusq_deploy.benchmarks.accuracy.values import TaskName
 from gpusq_deploy.calibration import Sample, fit_image, load_image
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend import array_from_tensor
 from gpusq_deploy.progress import Reporter
 
 _TOP = 5
+_SAID = ("scores", "class_labels", "boxes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,8 +143,8 @@ def _shown(model: _Model, image: Path, place: Path | None, threshold: float) -> 
 def _classes(model: _Model, image: Path, *, draws: bool) -> tuple[list[Found], Image.Image | None]:
     answer = Classification().answer(model.module, _batch(load_image(image, _declared(model))))
     shares = require_finite(answer).float().softmax(dim=1)[0].cpu()
-    order = torch.sort(shares, descending=True, stable=True).indices[:_TOP]
-    found = [Found(label=class_name(int(label), model.names), share=float(shares[label])) for label in order]
+    order = cast("list[int]", torch.sort(shares, descending=True, stable=True).indices[:_TOP].tolist())
+    found = [Found(label=class_name(label, model.names), share=float(shares[label])) for label in order]
     texts = [_text(each) for each in found]
     return found, draw_classes(_opened(image), texts) if draws else None
 
@@ -158,17 +160,16 @@ def _boxes(
     pixels[:, :height, :width] = fitted.sample
     answer = task.answer(model.module, _batch(pixels))
     require_finite(answer.logits)
-    (said,) = task.predictions(answer)
+    said: Any = task.predictions(answer)[0]
     across, down = declared.width / width * fitted.original[1], declared.height / height * fitted.original[0]
     found: list[Found] = []
     boxes: list[Box] = []
-    for score, label, box in zip(said["scores"], said["class_labels"], said["boxes"], strict=True):
-        if float(score) <= threshold:
+    for score, label, (x, y, wide, high) in zip(*(said[name].tolist() for name in _SAID), strict=True):
+        if score <= threshold:
             continue
-        x, y, wide, high = (float(value) for value in box)
         corners = ((x - wide / 2) * across, (y - high / 2) * down, (x + wide / 2) * across, (y + high / 2) * down)
-        found.append(Found(label=class_name(int(label), model.names), share=float(score), box=corners))
-        boxes.append(Box(corners, int(label), _text(found[-1])))
+        found.append(Found(label=class_name(label, model.names), share=score, box=corners))
+        boxes.append(Box(corners, label, _text(found[-1])))
     return found, draw_boxes(_opened(image), boxes) if draws else None
 
 
@@ -176,7 +177,8 @@ def _map(model: _Model, task: Segmentation, image: Path, *, draws: bool) -> tupl
     declared = _declared(model)
     sample = load_image(image, declared)
     (labels,) = task.predictions(require_finite(task.answer(model.module, _batch(sample))))
-    classes, counts = np.unique(labels.numpy(), return_counts=True)
+    drawn = array_from_tensor(labels)
+    classes, counts = np.unique(drawn, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:_TOP]
     found = [
         Found(label=class_name(int(classes[place]), model.names), share=float(counts[place] / labels.numel()))
@@ -185,7 +187,7 @@ def _map(model: _Model, task: Segmentation, image: Path, *, draws: bool) -> tupl
     if not draws:
         return found, None
     texts = [(int(classes[place]), _text(each)) for place, each in zip(order, found, strict=True)]
-    return found, draw_map(_seen(sample, model), labels.numpy(), texts)
+    return found, draw_map(_seen(sample, model), drawn, texts)
 
 
 def _seen(sample: Sample, model: _Model) -> Image.Image:
@@ -196,7 +198,7 @@ def _seen(sample: Sample, model: _Model) -> Image.Image:
     return Image.fromarray(np.moveaxis(pixels, 0, 2) if len(pixels) == 3 else pixels[0]).convert("RGB")
 
 
-def _declared(model: _Model) -> Any:
+def _declared(model: _Model) -> Preprocessing:
     assert model.subject.preprocessing is not None, "find_subjects sees to it"
     return model.subject.preprocessing
 

@@ -29,6 +29,7 @@ from gpusq_deploy.calibration import filled
 from gpusq_deploy.engines import Session, open_session
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import (
+    array_from_tensor,
     kind_of,
     load_checkpoint,
     module_from_arch,
@@ -242,7 +243,7 @@ class SessionModule(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> Any:
         """See the class."""
-        samples: Any = images.numpy()
+        samples = array_from_tensor(images)
         most = self._most or len(samples)
         pieces = [self._run(samples[start : start + most]) for start in range(0, len(samples), most)]
         whole = tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))

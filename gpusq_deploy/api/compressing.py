@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -12,8 +13,15 @@ from gpusq_deploy.progress import SILENT, Reporter
 from gpusq_deploy.text import counted
 
 if TYPE_CHECKING:
-    from gpusq_deploy.artifacts import ArchArgument, ArchSpec, PruneMethod
-    from gpusq_deploy.sparsity import Compression, EpochResult
+    from gpusq_deploy.artifacts import (
+        ArchArgument,
+        ArchSpec,
+        MixedPrecision,
+        PruneMethod,
+        RateSchedule,
+        TrainOptimizer,
+    )
+    from gpusq_deploy.sparsity import Compression, CompressReporter, EpochResult, Every, StepResult
 
 
 def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
@@ -41,6 +49,17 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
     convolutions: bool = False,
     recipe: PathLike | None = None,
     seed: int = 0,
+    teacher: PathLike | None = None,
+    loss: Sequence[float] = (1.0, 10.0, 5.0),
+    optimizer: TrainOptimizer = "adamw",
+    schedule: RateSchedule = "cosine",
+    warmup: float = 0.0,
+    weight_decay: float = 0.01,
+    ema: float | None = None,
+    amp: MixedPrecision | None = None,
+    recompute: bool = False,
+    resume: bool = False,
+    checkpoint_every: str = "600s",
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> Compression:
@@ -77,7 +96,19 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         convolutions: Prune Conv2d layers too.
         recipe: Which layers become 2:4: a TOML file or a shipped recipe's name; None: the default one.
         seed: Of the split and the order of images.
-        force: Replace a file that is there.
+        teacher: The dense checkpoint that teaches; None: the model itself. With it a model that is 2:4 already keeps
+            its pattern and is trained on.
+        loss: Weights of the hard, the soft and the feature loss.
+        optimizer: `"adamw"`, or `"sgd"` with momentum 0.9.
+        schedule: Of the learning rate: `"cosine"` to 0, or `"constant"`.
+        warmup: Epochs over which the learning rate grows to its peak first.
+        weight_decay: Of the optimiser.
+        ema: Decay of the moving average of the weights, such as 0.999, which then is scored and kept; None: no average.
+        amp: Forward passes by autocast in `"bf16"` or `"fp16"`; None: in float32.
+        recompute: Keep no activations of the blocks, and run them again for the gradient: less memory, more time.
+        resume: Go on from the state of an interrupted run, in the folder `<out>.resume`, where there is one.
+        checkpoint_every: How often that state is kept beside each epoch's end: `"600s"`, or a number of steps.
+        force: Replace a file that is there, and the state of an interrupted run.
         reporter: Who hears how it goes; nobody.
 
     Returns:
@@ -86,20 +117,30 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
 
     Raises:
         GpusqError: A bad checkpoint or folder, labels that don't fit the model, divergence, no blocks to reconstruct,
-            or the output exists.
+            the output exists, or the interrupted run was another request's.
     """
-    from gpusq_deploy.sparsity import (
-        CompressReporter,
-        CompressRequest,
-        DataRequest,
-        DistillOptions,
-        SplitOptions,
-        compress_checkpoint,
-    )
+    from gpusq_deploy.sparsity import CompressRequest, DataRequest, DistillOptions, SplitOptions, compress_checkpoint
 
     place, heard = Path(model), reporter or SILENT
     rebuilds = stage in RECONSTRUCTIONS
     prune_epochs, qat_epochs = _epochs(stage, epochs)
+    alpha, beta, gamma = _loss_weights(loss)
+    training = DistillOptions(
+        epochs=prune_epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        seed=seed,
+        alpha=alpha,
+        beta=beta,
+        gamma=gamma,
+        weight_decay=weight_decay,
+        optimizer=optimizer,
+        schedule=schedule,
+        warmup=warmup,
+        ema=ema,
+        amp=amp,
+        recompute=recompute,
+    )
     request = CompressRequest(
         model=place,
         arch=spec_of(place, arch, arch_args),
@@ -115,7 +156,7 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         ),
         dense=tuple(dense),
         convolutions=convolutions,
-        training=DistillOptions(epochs=prune_epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed),
+        training=training,
         out=Path(out),
         force=force,
         stage=stage,
@@ -124,10 +165,61 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         permute=permute or rebuilds,
         recipe=None if recipe is None else Path(recipe),
         qat_epochs=qat_epochs,
+        teacher=None if teacher is None else Path(teacher),
+        resume=resume,
+        every=_every(checkpoint_every),
     )
-    return compress_checkpoint(
-        request, CompressReporter(say=heard.say, epoch=lambda result: heard.say(_epoch_text(result)))
-    )
+    return compress_checkpoint(request, _compress_reporter(heard))
+
+
+def _compress_reporter(heard: Reporter) -> CompressReporter:
+    from gpusq_deploy.sparsity import CompressReporter
+
+    def step(result: StepResult) -> None:
+        if heard.detail is not None:
+            heard.detail("training", _step_text(result))
+        done = (result.epoch - 1) * result.steps + result.step
+        heard.progress("training", done, result.epochs * result.steps)
+
+    return CompressReporter(say=heard.say, epoch=lambda result: heard.say(_epoch_text(result)), step=step)
+
+
+def _loss_weights(loss: Sequence[float]) -> tuple[float, float, float]:
+    """The three weights.
+
+    Raises:
+        RequestError: Not three, one is negative or not finite, or all are zero.
+    """
+    from gpusq_deploy.compile import RequestError
+
+    if len(loss) != 3 or not all(0 <= weight < math.inf for weight in loss) or not any(loss):
+        raise RequestError(
+            "the loss has three weights, of the hard, the soft and the feature term, none negative and not all 0",
+            place=f"loss {', '.join(f'{weight:g}' for weight in loss)}",
+            hint="1,10,5 is usual",
+        )
+    alpha, beta, gamma = loss
+    return alpha, beta, gamma
+
+
+def _every(text: str) -> Every:
+    """`600s`, or a number of steps.
+
+    Raises:
+        RequestError: Neither.
+    """
+    from gpusq_deploy.compile import RequestError
+    from gpusq_deploy.sparsity import Every
+
+    try:
+        count = float(text[:-1]) if text.endswith("s") else int(text)
+    except ValueError:
+        count = 0
+    if not 0 < count < math.inf:
+        raise RequestError(
+            "neither seconds nor a number of steps", place=f"checkpoint-every {text}", hint="such as 600s, or 1000"
+        )
+    return Every(seconds=count) if text.endswith("s") else Every(steps=int(count))
 
 
 def _epochs(stage: CompressStage, epochs: int | Sequence[int] | None) -> tuple[int, int | None]:
@@ -150,6 +242,12 @@ def _epochs(stage: CompressStage, epochs: int | Sequence[int] | None) -> tuple[i
     if min(each) < 0:
         raise RequestError(f"{min(each)} epochs can't be trained", place="epochs")
     return each[0], each[1] if count > 1 else None
+
+
+def _step_text(result: StepResult) -> str:
+    """The epoch, the terms of the loss without their weights, and the rate."""
+    terms = f"hard {result.hard:.3f}, soft {result.soft:.3f}, feature {result.feature:.3f}"
+    return f"epoch {result.epoch} of {result.epochs}, {terms}, {result.rate:.3g} images/s"
 
 
 def _epoch_text(result: EpochResult) -> str:

@@ -151,8 +151,11 @@ from .sparsity import (
     Diagnosis as Diagnosis,
     GroupViolation as GroupViolation,
     LayerSparsity as LayerSparsity,
+    MixedPrecision as MixedPrecision,
     PruneMethod as PruneMethod,
+    RateSchedule as RateSchedule,
     SparsityRecord as SparsityRecord,
     SparsityReport as SparsityReport,
+    TrainOptimizer as TrainOptimizer,
     WorstGroup as WorstGroup,
 )

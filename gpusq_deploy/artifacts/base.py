@@ -10,7 +10,7 @@ import hashlib
 import os
 import shlex
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -160,15 +160,28 @@ def value_from_toml(text: str, kind: type[_V], *, place: str, what: str, hint: s
 def written_whole(path: Path) -> Generator[Path, None, None]:
     """A name beside `path` to write to; it replaces `path` if all went well, and is removed if not.
 
+    Its content is on the disk before its name is, so that a crash leaves the old file or the new one.
+
     Raises:
         OSError: The disk refused.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
+        _sync(temporary)
         temporary.replace(path)
+        with suppress(OSError):  # a folder that can't be read, or a file system that syncs none
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_whole(path: Path, content: bytes) -> None:

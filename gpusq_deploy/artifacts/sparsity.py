@@ -17,6 +17,10 @@ PruneMethod = Literal["magnitude", "activation", "second-order"]
 CompressStage = Literal["prune", "prune,qat", "reconstruct", "reconstruct,int8"]
 RECONSTRUCTIONS: tuple[CompressStage, ...] = ("reconstruct", "reconstruct,int8")
 """The stages that train nothing."""
+# How it is trained; sparsity/training/options.py says what each is.
+TrainOptimizer = Literal["adamw", "sgd"]
+RateSchedule = Literal["cosine", "constant"]
+MixedPrecision = Literal["bf16", "fp16"]
 
 
 class GroupViolation(Value):

@@ -73,8 +73,8 @@ def reporting(*, silent: bool = False) -> Generator[Reporter, None, None]:
     if session.quiet or silent:
         yield SILENT
         return
-    with progress_to_stderr() as progress:
-        yield Reporter(say=say, progress=progress)
+    with _shown() as (progress, detail):
+        yield Reporter(say=say, progress=progress, detail=detail)
 
 
 def echo_json(content: dict[str, Any]) -> None:
@@ -137,24 +137,29 @@ def parse_batches(texts: Sequence[str]) -> tuple[BatchRange, ...]:
 
 
 @contextmanager
-def progress_to_stderr() -> Generator[Callable[[str, int, int], None], None, None]:
-    """A function for label, done, total: a live bar on a terminal, elsewhere lines; see `PlainProgress`."""
+def _shown() -> Generator[tuple[Callable[[str, int, int], None], Callable[[str, str], None]], None, None]:
+    """Functions for label, done, total, and for label, detail: a bar on a terminal, else lines; see `PlainProgress`."""
     from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress, TaskID, TextColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield PlainProgress(say).update
+        plain = PlainProgress(say)
+        yield plain.update, plain.detail
         return
-    with Progress(console=console, transient=True) as bar:
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[detail]}"))
+    with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, TaskID] = {}
 
-        def update(label: str, done: int, total: int) -> None:
+        def task(label: str) -> TaskID:
             if label not in tasks:
-                tasks[label] = bar.add_task(label, total=total)
-            bar.update(tasks[label], completed=done, total=total)
+                tasks[label] = bar.add_task(label, total=None, detail="")
+            return tasks[label]
 
-        yield update
+        def update(label: str, done: int, total: int) -> None:
+            bar.update(task(label), completed=done, total=total)
+
+        yield update, lambda label, text: bar.update(task(label), detail=text)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:

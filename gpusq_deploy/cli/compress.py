@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import click
 
 import gpusq_deploy
-from gpusq_deploy.artifacts import CompressStage, PruneMethod
+from gpusq_deploy.artifacts import CompressStage, MixedPrecision, PruneMethod, RateSchedule, TrainOptimizer
 from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import arch_options, echo_json, reporting, require_arch, run_command
 from gpusq_deploy.text import counted
@@ -33,7 +34,14 @@ _GROUPS = (
         ),
     ),
     ("Data", ("--annotations", "--reduce-labels", "--augment", "--mixup", "--cutmix", "--held-out", "--seed")),
-    ("Training", ("--lr", "--batch-size")),
+    (
+        "Training",
+        (
+            *("--lr", "--batch-size", "--teacher", "--loss", "--optimizer", "--schedule"),
+            *("--warmup", "--weight-decay", "--ema", "--amp", "--recompute"),
+        ),
+    ),
+    ("Interrupted runs", ("--resume", "--checkpoint-every")),
     ("Output", ("--force", *LOUDNESS)),
 )
 
@@ -48,6 +56,13 @@ def _counts(_context: click.Context, _option: click.Parameter, text: str | None)
     if min(found) < 0:
         raise click.BadParameter(f"{text!r} is not a number of epochs, or one for each stage such as 10,5")
     return found
+
+
+def _weights(_context: click.Context, _option: click.Parameter, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not three numbers such as 1,10,5") from None
 
 
 @click.command(cls=Command, groups=_GROUPS)
@@ -140,12 +155,71 @@ def _counts(_context: click.Context, _option: click.Parameter, text: str | None)
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed the split and the order of images."
 )
 @click.option(
+    "--teacher",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Let this dense checkpoint teach (default: MODEL); a MODEL that is 2:4 already keeps its pattern then.",
+)
+@click.option(
+    "--loss",
+    callback=_weights,
+    default="1,10,5",
+    show_default=True,
+    metavar="A,B,C",
+    help="Weigh the hard, the soft and the feature loss by these.",
+)
+@click.option(
+    "--optimizer",
+    type=click.Choice(get_args(TrainOptimizer)),
+    default="adamw",
+    show_default=True,
+    help="Train by this optimiser; sgd has momentum 0.9.",
+)
+@click.option(
+    "--schedule",
+    type=click.Choice(get_args(RateSchedule)),
+    default="cosine",
+    show_default=True,
+    help="Let the learning rate fall to 0, or leave it.",
+)
+@click.option(
+    "--warmup",
+    type=click.FloatRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="EPOCHS",
+    help="Let the learning rate grow for so many epochs first.",
+)
+@click.option(
+    "--weight-decay", type=click.FloatRange(min=0), default=0.01, show_default=True, help="Decay weights so much."
+)
+@click.option(
+    "--ema",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="DECAY",
+    help="Score and keep the moving average of the weights, with a decay such as 0.999.",
+)
+@click.option(
+    "--amp", type=click.Choice(get_args(MixedPrecision)), help="Run forward passes in this precision, by autocast."
+)
+@click.option(
+    "--recompute", is_flag=True, help="Keep no activations of blocks, and run them again: less memory, more time."
+)
+@click.option("--resume", is_flag=True, help="Go on from the state of an interrupted run, in the folder OUT.resume.")
+@click.option(
+    "--checkpoint-every",
+    default="600s",
+    show_default=True,
+    metavar="Ns|N",
+    help="Keep that state after so many seconds, or steps, and after each epoch.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Write the checkpoint here (default: MODEL's name-24.pt).",
 )
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace a file that is there, and the state of an interrupted run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def command(  # noqa: PLR0913 - click hands one argument to each option
     *,
@@ -171,6 +245,17 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     dense: tuple[str, ...],
     convolutions: bool,
     seed: int,
+    teacher: Path | None,
+    loss: tuple[float, ...],
+    optimizer: TrainOptimizer,
+    schedule: RateSchedule,
+    warmup: float,
+    weight_decay: float,
+    ema: float | None,
+    amp: MixedPrecision | None,
+    recompute: bool,
+    resume: bool,
+    checkpoint_every: str,
     out: Path | None,
     force: bool,
     as_json: bool,
@@ -178,13 +263,19 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     """Prune MODEL, a dense checkpoint, to 2:4 and recover it from itself, by distillation or reconstruction.
 
     The result is a self-describing checkpoint for gpusq-build --sparse. With --stage prune,qat or reconstruct,int8 it
-    records the ranges of what was fitted in INT8, and gpusq-build --int8 --sparse needs no --calib.
+    records the ranges of what was fitted in INT8, and gpusq-build --int8 --sparse needs no --calib. Killed, training
+    goes on with --resume.
+
+    Several processes share each batch:
+
+    torchrun --nproc-per-node 2 -m gpusq_deploy compress MODEL --data DIR
     """
     from gpusq_deploy.artifacts import require_input
 
     require_input(model)
     require_arch(model, arch, arch_args)
-    with reporting() as reporter:
+    speaks = os.environ.get("RANK", "0") == "0"
+    with reporting(silent=not speaks) as reporter:
         result = gpusq_deploy.compress(
             model,
             out=out or Path(f"{model.stem}-24.pt"),
@@ -209,9 +300,22 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             convolutions=convolutions,
             recipe=recipe,
             seed=seed,
+            teacher=teacher,
+            loss=loss,
+            optimizer=optimizer,
+            schedule=schedule,
+            warmup=warmup,
+            weight_decay=weight_decay,
+            ema=ema,
+            amp=amp,
+            recompute=recompute,
+            resume=resume,
+            checkpoint_every=checkpoint_every,
             force=force,
             reporter=reporter,
         )
+    if not speaks:
+        return
     if as_json:
         from gpusq_deploy.artifacts import builtins_from_value
 
@@ -221,6 +325,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 
 
 def _print(result: Compression) -> None:
+    from gpusq_deploy.numerics import counting_text
+
     scores = result.held_out
     click.echo(f"{result.file}: {result.arch}")
     click.echo(f"2:4 ({len(result.pruned)} layers, {result.method}):")
@@ -235,6 +341,8 @@ def _print(result: Compression) -> None:
         click.echo(f"INT8: {counted(len(result.int8), 'layer')}; float ({len(result.float_layers)} layers):")
     for kept in result.float_layers:
         click.echo(f"  {kept.layer}: {kept.reason}")
+    if result.counting is not None:
+        click.echo(counting_text(result.counting))
     told = (
         *(("dense", scores.dense), ("pruned", scores.pruned), ("recovered", scores.recovered)),
         *(("in INT8", scores.quantized), ("recovered in INT8", scores.trained)),

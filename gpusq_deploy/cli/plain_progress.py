@@ -32,6 +32,11 @@ class PlainProgress:
     say: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
     _stages: dict[str, _Stage] = field(default_factory=dict[str, _Stage])
+    _details: dict[str, str] = field(default_factory=dict[str, str])
+
+    def detail(self, label: str, text: str) -> None:
+        """Hear what belongs beside a label's next line."""
+        self._details[label] = text
 
     def update(self, label: str, done: int, total: int) -> None:
         """Hear that `done` of `total` steps are done; fewer than before begin the stage anew."""
@@ -46,7 +51,8 @@ class PlainProgress:
         stage.told = now
         made = done - stage.first
         left = f", about {_time((now - stage.began) / made * (total - done))} left" if made else ""
-        self.say(f"{label}: {done}/{total}{left}")
+        detail = f", {self._details[label]}" if label in self._details else ""
+        self.say(f"{label}: {done}/{total}{left}{detail}")
 
 
 def _time(seconds: float) -> str:

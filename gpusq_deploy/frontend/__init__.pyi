@@ -24,6 +24,7 @@ from .checkpoint.files import (
     SELF_DESCRIBING as SELF_DESCRIBING,
     read_checkpoint_file as read_checkpoint_file,
     require_another_file as require_another_file,
+    write_torch as write_torch,
 )
 from .checkpoint.input_offsets import (
     with_offsets as with_offsets,
@@ -63,6 +64,7 @@ from .checkpoint.tensors import (
     release_weights as release_weights,
 )
 from .checkpoint.weights import (
+    counted_weights as counted_weights,
     layer_weights as layer_weights,
     rows_of as rows_of,
     weights_in_file as weights_in_file,

@@ -6,6 +6,12 @@ from .affine import (
     scale_from_amax as scale_from_amax,
     weight_scales as weight_scales,
 )
+from .counting import (
+    CountedLayer as CountedLayer,
+    Counting as Counting,
+    count as count,
+    counting_text as counting_text,
+)
 from .error import (
     ErrorSums as ErrorSums,
     Spread as Spread,

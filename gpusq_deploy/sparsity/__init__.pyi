@@ -7,12 +7,6 @@ from .check import (
     without_lost_masks as without_lost_masks,
     worst_text as worst_text,
 )
-from .compress import (
-    Compression as Compression,
-    CompressReporter as CompressReporter,
-    CompressRequest as CompressRequest,
-    compress_checkpoint as compress_checkpoint,
-)
 from .compressed_file import (
     DENSE as DENSE,
     PACKED as PACKED,
@@ -23,6 +17,16 @@ from .compressed_file import (
     packed_index as packed_index,
     require_dense as require_dense,
     unpack_dense as unpack_dense,
+)
+from .compressing.compress import (
+    compress_checkpoint as compress_checkpoint,
+)
+from .compressing.report import (
+    Compression as Compression,
+)
+from .compressing.request import (
+    CompressReporter as CompressReporter,
+    CompressRequest as CompressRequest,
 )
 from .graph_check import (
     graph_sparsity as graph_sparsity,
@@ -87,9 +91,13 @@ from .training.data.load import (
 from .training.data.split import (
     SplitOptions as SplitOptions,
 )
-from .training.distill import (
+from .training.options import (
     DistillOptions as DistillOptions,
     EpochResult as EpochResult,
+    StepResult as StepResult,
+)
+from .training.resume import (
+    Every as Every,
 )
 from .training.tasks.choose import (
     task_of as task_of,

@@ -28,7 +28,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.architecture import arch_from_text, module_from_arch
 from gpusq_deploy.frontend.checkpoint.load import load_checkpoint, save_checkpoint
 from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
-from gpusq_deploy.sparsity.compress import Compression
+from gpusq_deploy.sparsity.compressing.report import Compression
 
 PRUNED = [f"blocks.{block}.{layer}" for block in (0, 1) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
 
@@ -281,7 +281,9 @@ def test_divergence_leaves_nothing_behind(dense: Path, folder: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_an_interrupt_leaves_nothing_behind(dense: Path, folder: Path, tmp_path: Path) -> None:
+def test_an_interrupt_leaves_the_state_to_go_on_from_and_nothing_else(
+    dense: Path, folder: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "model.pt"
     # A shell's background jobs ignore SIGINT, and so would this one, forever.
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
@@ -295,7 +297,8 @@ def test_an_interrupt_leaves_nothing_behind(dense: Path, folder: Path, tmp_path:
         process.send_signal(signal.SIGINT)
         process.stderr.read()
         assert process.wait(timeout=30) == 130
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["model.pt.resume"]
+    assert sorted(os.listdir(tmp_path / "model.pt.resume")) == ["request.json", "start.pt", "training.pt"]
 
 
 def test_arch_arguments_need_an_arch(dense: Path, folder: Path, tmp_path: Path) -> None:
@@ -370,8 +373,18 @@ def test_trained_in_int8_it_is_built_without_data(dense: Path, folder: Path, tmp
     assert set(saved.ranges) == set(result.int8)
     assert all(groups_with_three(saved.module.get_parameter(f"{layer}.weight")) == 0 for layer in PRUNED)
     bundle = tmp_path / "bundle"
-    built = run_main(build, out, "--int8", "--sparse", "--target", "orin", "--out", bundle)
+    built = run_main(build, out, "--int8", "--sparse", "--target", "orin", "--out", bundle, "--json")
     assert built.code == 0, built.err
+    weights = {layer: saved.module.get_parameter(f"{layer}.weight").numel() for layer in result.int8}
+    published = (
+        sum(weights.values())
+        * 32
+        / sum(number * 8 * (0.625 if layer in PRUNED else 1) for layer, number in weights.items())
+    )
+    for counting in (json.loads(built.out)["counting"], json.loads(done.out)["counting"]):
+        assert counting["published"] == pytest.approx(published)
+        assert 1 < counting["macs"] / counting["left"] < 2
+        assert counting["quantized"] == counting["left"]
     ranges = {
         entry["layer"]: entry["amax"] for entry in json.loads((bundle / "calibration.json").read_text())["ranges"]
     }
@@ -422,11 +435,11 @@ def test_a_model_without_a_classifier_isnt_trained(folder: Path, tmp_path: Path)
     )
 
 
-def test_under_torchrun_it_says_that_it_runs_alone(
+def test_a_world_without_addresses_is_told(
     dense: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(run(dense, folder, tmp_path / "o.pt"), "WORLD_SIZE is 2", tmp_path / "o.pt")
+    refused(run(dense, folder, tmp_path / "o.pt"), "WORLD_SIZE is 2, but RANK, LOCAL_RANK", tmp_path / "o.pt")
 
 
 @pytest.mark.parametrize("epochs", ["ten", "1,2,3", "-1"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,7 @@ def scene(rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], tuple[int, i
     """A piece of one photograph with a rectangle of another in it: pixels, its box, and which."""
     library: Any = photographs  # untyped
     whole = [library.astronaut(), library.coffee(), library.cat()]
-    ground, inner = whole[0], int(rng.integers(1, 3))
+    ground, inner = cast("npt.NDArray[np.uint8]", whole[0]), int(rng.integers(1, 3))
     top, left = (int(rng.integers(side - SIDE)) for side in ground.shape[:2])
     pixels = ground[top : top + SIDE, left : left + SIDE].copy()
     width, height = (int(side) for side in rng.integers(24, 48, size=2))

@@ -23,7 +23,9 @@ library: Any = photographs  # untyped
 def pieces(count: int, seed: int) -> list[npt.NDArray[np.uint8]]:
     """Pieces of photographs, of odd sizes."""
     rng = np.random.default_rng(seed)
-    wholes = [library.astronaut(), library.cat(), library.coffee(), library.rocket()]
+    wholes: list[npt.NDArray[np.uint8]] = [
+        getattr(library, name)() for name in ("astronaut", "cat", "coffee", "rocket")
+    ]
     found = list[npt.NDArray[np.uint8]]()
     for index in range(count):
         whole = wholes[index % len(wholes)]

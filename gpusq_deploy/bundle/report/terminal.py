@@ -18,11 +18,13 @@ from gpusq_deploy.artifacts import (
 )
 from gpusq_deploy.bundle.files import Bundle
 from gpusq_deploy.bundle.report.cost_text import cost_text, cost_verdict, layer_costs_line
+from gpusq_deploy.bundle.report.counting import counting_of
 from gpusq_deploy.bundle.report.headline import headline, no_engine_text
 from gpusq_deploy.bundle.report.tables import print_pairs, result_console
 from gpusq_deploy.bundle.report.terminal_chain import print_engine, print_layer, print_plan
 from gpusq_deploy.bundle.report.terminal_drift import drift_line, print_drift
 from gpusq_deploy.bundle.report.warnings import compared_text, figures_text, outputs_text, producer_text, receipt_doubts
+from gpusq_deploy.numerics import counting_text
 from gpusq_deploy.sparsity import PACKED, compressed_line, packed_index
 from gpusq_deploy.text import counted
 
@@ -45,6 +47,7 @@ def bundle_json(bundle: Bundle) -> dict[str, Any]:
         "fp8_layers": sum(layer.precision == "fp8" for layer in weighted),
         "int4_layers": sum(layer.precision == "int4" for layer in weighted),
         "sparse_layers": sum(layer.sparse for layer in weighted),
+        "counting": builtins_from_value(counting_of(bundle.plan)),
         "packed": _packed_json(bundle),
         "synthetic_calibration": bundle.manifest.synthetic_calibration,
         "verification": _verification_json(bundle.receipt.verification),
@@ -103,6 +106,8 @@ def print_receipt(bundle: Bundle, *, layer: str | None) -> None:
     if not bundle.receipt.engines:
         print_plan(console, bundle, layer)
         console.print(f"engine: {no_engine_text(bundle)}", soft_wrap=True, markup=False, highlight=False)
+    if layer is None:
+        console.print(f"counted: {counting_text(counting_of(bundle.plan))}", soft_wrap=True, highlight=False)
     for entry in bundle.receipt.skipped:
         console.print(f"no engine for {entry.target}: {entry.reason}\n  on the device: {entry.command}", soft_wrap=True)
     if bundle.receipt.cost is not None:

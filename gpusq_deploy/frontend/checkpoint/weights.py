@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,14 @@ def layer_weights(module: torch.nn.Module, state: Mapping[str, torch.Tensor] | N
         kind = _conv_kind(child) if isinstance(child, torch.nn.Conv2d) else "linear"
         weight = getattr(child, tensor.rpartition(".")[2]) if state is None else state[tensor]
         yield _layer_weight(tensor, kind, weight)
+
+
+def counted_weights(module: torch.nn.Module, shape: tuple[int, ...]) -> Iterator[LayerWeight]:
+    """As `layer_weights`, with the multiply-accumulates of one sample of this shape."""
+    skeleton = copy.deepcopy(module)
+    macs = count_macs(skeleton, dict(weighted_layers(skeleton)), shape)
+    for weight in layer_weights(module):
+        yield replace(weight, macs=macs[weight.tensor])
 
 
 def rows_of(tensor: torch.Tensor) -> npt.NDArray[Any]:

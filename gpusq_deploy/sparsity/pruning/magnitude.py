@@ -77,6 +77,13 @@ def prunable_layers(
     return LayerChoice(pruned=pruned, dense=tuple(left))
 
 
+def recorded_choice(module: torch.nn.Module, layers: Sequence[str]) -> LayerChoice:
+    """The choice that a checkpoint records: these layers are pruned, all others are dense."""
+    names = [weight.layer for weight in _weights(module)]
+    left = tuple(DenseLayer(layer=name, reason="dense in the checkpoint") for name in names if name not in layers)
+    return LayerChoice(pruned=tuple(layers), dense=left)
+
+
 def magnitude_masks(module: torch.nn.Module, layers: Sequence[str]) -> Masks:
     """Masks that keep the two largest magnitudes of each group of four along K; see `numerics.sparsity`.
 

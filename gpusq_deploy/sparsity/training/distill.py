@@ -5,68 +5,33 @@ The loss is that of `losses`, its hard and soft term the task's.
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from gpusq_deploy.artifacts import Value
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.sparsity.pruning.magnitude import Masks, apply_masks
+from gpusq_deploy.sparsity.pruning.magnitude import apply_masks
 from gpusq_deploy.sparsity.training.blocks import first_tensor, repeated_blocks
+from gpusq_deploy.sparsity.training.distributed import Ranks, ranks
+from gpusq_deploy.sparsity.training.loop import Outputs, Sums, Trainer, answering, own_random_state
 from gpusq_deploy.sparsity.training.losses import feature_losses
-from gpusq_deploy.sparsity.training.samples import Batch, Samples, TrainingData
+from gpusq_deploy.sparsity.training.optim import Average, optimizer_of, schedule_of
+from gpusq_deploy.sparsity.training.options import DistillOptions, EpochResult, StepResult
+from gpusq_deploy.sparsity.training.order import batches
+from gpusq_deploy.sparsity.training.pair import Distilled, Snapshot
+from gpusq_deploy.sparsity.training.recompute import recomputed
+from gpusq_deploy.sparsity.training.samples import TrainingData
 from gpusq_deploy.sparsity.training.scoring import Scores, predict, score
-from gpusq_deploy.sparsity.training.tasks.task import Measure, Task
-
-
-class DistillOptions(Value):
-    """How to recover. `learning_rate` is the peak of a cosine that ends at 0; the optimiser is AdamW."""
-
-    epochs: int
-    learning_rate: float
-    batch_size: int
-    seed: int
-    alpha: float = 1.0
-    beta: float = 10.0
-    gamma: float = 5.0
-    weight_decay: float = 0.01
-
-
-class EpochResult(Value):
-    """One epoch: mean loss, and the held-out scores after it, 0…1. `score` is None where there are no labels."""
-
-    epoch: int
-    epochs: int
-    loss: float
-    measure: Measure
-    score: float | None
-    agreement: float
+from gpusq_deploy.sparsity.training.state import Keeper, NoKeeper, Progress, restore, state_of
+from gpusq_deploy.sparsity.training.tasks.task import Task
 
 
 def later_blocks(module: torch.nn.Module) -> tuple[torch.nn.Module, ...]:
     """The later blocks of `repeated_blocks`; empty where it finds none."""
     return tuple(module.get_submodule(name) for name in repeated_blocks(module).later)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Distilled:
-    """The model to recover, the one it came from, their task, and the weights it may keep; all on one device.
-
-    `scales` are trained with the student's parameters; `weights` are those of the compared blocks, None: all 1.
-    """
-
-    student: torch.nn.Module
-    teacher: torch.nn.Module
-    masks: Masks
-    task: Task
-    scales: Sequence[torch.nn.Parameter] = ()
-    weights: tuple[float, ...] | None = None
 
 
 class Recovery(NamedTuple):
@@ -82,50 +47,114 @@ class Recovery(NamedTuple):
     block_losses: tuple[float, ...]
 
 
+def feature_errors(pair: Distilled, images: torch.Tensor) -> list[float]:
+    """Of each compared block, MSE(student, teacher) / Var(teacher) on images; 2 where they have nothing in common."""
+    with torch.no_grad(), later_outputs(pair.student) as ours, later_outputs(pair.teacher) as theirs:
+        for module in (pair.student, pair.teacher):
+            pair.task.answer(module, images)
+        every = torch.ones(len(images), dtype=torch.bool, device=pair.device)
+        return [float(error) for error in feature_losses(ours, theirs, every)]
+
+
+class _Heard(NamedTuple):
+    epoch: Callable[[EpochResult], None]
+    step: Callable[[StepResult], None]
+
+
+def _untold(_result: StepResult) -> None:
+    """Nobody listens."""
+
+
 def recover(
-    pair: Distilled, data: TrainingData, options: DistillOptions, report: Callable[[EpochResult], None]
+    pair: Distilled,
+    data: TrainingData,
+    options: DistillOptions,
+    report: Callable[[EpochResult], None],
+    *,
+    told: Callable[[StepResult], None] = _untold,
+    keeper: Keeper | None = None,
 ) -> Recovery:
     """Train the student in place, and keep the best by the validation samples. Masked weights stay zero.
 
-    A CPU repeats it to the bit for one seed, one torch version and one number of threads.
+    A CPU repeats it to the bit for one seed, one torch version and one number of threads, however often it was
+    stopped and went on from what `keeper` kept. In a process group of torch.distributed each process sees its share of
+    each batch, and all end with the same student.
 
     Args:
         pair: Student and teacher; only the student and its scales change, and it ends in eval mode.
         data: Training samples, validation samples, which choose an epoch or the start, and held-out ones, which are
             scored after each epoch and choose nothing.
         options: See `DistillOptions`.
-        report: Called after each epoch.
+        report: Called after each epoch, in each process.
+        told: Called after each step, in each process.
+        keeper: Keeps the state of the first process; None: nobody does.
 
     Raises:
-        GpusqError: The loss became infinite or NaN, or a model's answer isn't one of its task.
+        GpusqError: The loss or a gradient became infinite or NaN, or a model's answer isn't one of its task.
     """
     apply_masks(pair.student, pair.masks)
-    steps = max(1, options.epochs * math.ceil(len(data.train) / options.batch_size))
-    optimizer = torch.optim.AdamW(_parameter_groups(pair, options), lr=options.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     judge = _Judge(pair, data, options.batch_size)
-    with torch.random.fork_rng(devices=[]), later_outputs(pair.student) as ours, later_outputs(pair.teacher) as theirs:
-        torch.manual_seed(options.seed)
-        trainer = _Trainer(pair, optimizer, schedule, _Outputs(ours, theirs))
-        best, losses = _State.of(pair, 0, judge.validation()), _Means()
-        start = last = best.score
-        for epoch in range(1, options.epochs + 1):
-            losses = _train_epoch(trainer, data.train, options, epoch)
-            last = judge.validation()
-            best = best if last < best.score else _State.of(pair, epoch, last)
-            report(_result(pair.task, options, epoch, losses.total, judge.held_out()))
-    best.restore(pair)
+    with ExitStack() as stack:
+        stack.enter_context(own_random_state())
+        ours, theirs = (stack.enter_context(later_outputs(module)) for module in (pair.student, pair.teacher))
+        if options.recompute:
+            stack.enter_context(recomputed(pair.student))
+        trainer = _trainer(pair, data, options, Outputs(ours, theirs), ranks())
+        progress = _train(trainer, judge, _Heard(report, told), keeper or NoKeeper())
+    progress.best.restore(pair)
     pair.student.requires_grad_(requires_grad=False).eval()
-    return Recovery(epoch=best.epoch, kept=best.score, start=start, last=last, block_losses=losses.blocks)
+    blocks = tuple(block / len(data.train) for block in progress.before.blocks)
+    best = progress.best
+    return Recovery(epoch=best.epoch, kept=best.score, start=progress.start, last=progress.last, block_losses=blocks)
 
 
-def _parameter_groups(pair: Distilled, options: DistillOptions) -> list[dict[str, Any]]:
-    weights = list(pair.student.requires_grad_(requires_grad=True).parameters())
-    # Decay would pull a logarithm towards the scale 1.
-    return [
-        {"params": weights, "weight_decay": options.weight_decay},
-        *([{"params": list(pair.scales), "weight_decay": 0.0}] if pair.scales else []),
-    ]
+def _trainer(
+    pair: Distilled, data: TrainingData, options: DistillOptions, outputs: Outputs, processes: Ranks
+) -> Trainer:
+    optimizer = optimizer_of(pair, options)
+    steps = len(batches(len(data.train), options.batch_size, options.seed, 1))
+    return Trainer(
+        pair=pair,
+        samples=data.train,
+        options=options,
+        ranks=processes,
+        answer=answering(pair, processes),
+        outputs=outputs,
+        optimizer=optimizer,
+        schedule=schedule_of(optimizer, options, steps),
+        scaler=torch.amp.GradScaler(pair.device.type, enabled=options.amp == "fp16"),
+        average=Average(pair, options.ema),
+    )
+
+
+def _train(trainer: Trainer, judge: _Judge, heard: _Heard, keeper: Keeper) -> Progress:
+    """From the start, or from what was kept, to the end of the last epoch."""
+    state = keeper.load()
+    progress = _begun(trainer.pair, judge) if state is None else restore(trainer, state)
+    epochs = trainer.options.epochs
+    while progress.epoch <= epochs:
+        for done in trainer.epoch(progress.epoch, progress.step, progress.sums, heard.step):
+            progress.step = done
+            if keeper.due(epoch_ended=False):
+                keeper.save(state_of(trainer, progress))
+        with trainer.average.worn():
+            progress.last = judge.validation()
+            if progress.last >= progress.best.score:
+                progress.best = Snapshot.of(trainer.pair, progress.epoch, progress.last)
+            scores = judge.held_out()
+        mean = progress.sums.loss / len(trainer.samples)
+        told = _result(trainer.pair.task, trainer.options, progress.epoch, mean, scores)
+        progress.epoch, progress.step = progress.epoch + 1, 0
+        progress.before, progress.sums = progress.sums, Sums()
+        if keeper.due(epoch_ended=True):
+            keeper.save(state_of(trainer, progress))
+        heard.epoch(told)
+    return progress
+
+
+def _begun(pair: Distilled, judge: _Judge) -> Progress:
+    found = judge.validation()
+    return Progress(best=Snapshot.of(pair, 0, found), start=found, last=found)
 
 
 def _result(task: Task, options: DistillOptions, epoch: int, loss: float, scores: Scores) -> EpochResult:
@@ -156,60 +185,6 @@ class _Judge:
         return score(self._pair.task, self._pair.student, samples, self._validation, self._size).main
 
 
-class _State(NamedTuple):
-    """A student as it was after an epoch, and its validation score."""
-
-    epoch: int
-    score: float
-    tensors: dict[str, torch.Tensor]
-    scales: list[torch.Tensor]
-
-    @classmethod
-    def of(cls, pair: Distilled, epoch: int, found: float) -> _State:
-        tensors = {name: tensor.detach().clone() for name, tensor in pair.student.state_dict().items()}
-        return cls(epoch, found, tensors, [scale.detach().clone() for scale in pair.scales])
-
-    def restore(self, pair: Distilled) -> None:
-        pair.student.load_state_dict(self.tensors)
-        with torch.no_grad():
-            for scale, kept in zip(pair.scales, self.scales, strict=True):
-                scale.copy_(kept)
-
-
-class _Means(NamedTuple):
-    """Of an epoch: the mean loss, and the mean feature loss of each compared block."""
-
-    total: float = 0.0
-    blocks: tuple[float, ...] = ()
-
-
-class _Outputs(NamedTuple):
-    student: deque[torch.Tensor]
-    teacher: deque[torch.Tensor]
-
-
-class _Trainer(NamedTuple):
-    pair: Distilled
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    outputs: _Outputs
-
-
-def _train_epoch(trainer: _Trainer, samples: Samples, options: DistillOptions, epoch: int) -> _Means:
-    pair = trainer.pair
-    total, blocks = 0.0, torch.zeros(len(later_blocks(pair.student)))
-    for indices in _shuffled(len(samples), options, epoch):
-        loss, features = _loss(pair, samples.batch(indices, epoch), options, trainer.outputs)
-        total += _require_finite(loss, epoch) * len(indices)
-        blocks += features.detach().cpu() * len(indices)
-        trainer.optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        trainer.optimizer.step()
-        trainer.schedule.step()
-        apply_masks(pair.student, pair.masks)
-    return _Means(total / len(samples), tuple(float(block) / len(samples) for block in blocks))
-
-
 @contextmanager
 def later_outputs(module: torch.nn.Module) -> Generator[deque[torch.Tensor], None, None]:
     """The outputs of `later_blocks` in the latest forward pass, older ones dropped, while the block lasts."""
@@ -232,41 +207,3 @@ def later_outputs(module: torch.nn.Module) -> Generator[deque[torch.Tensor], Non
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _loss(
-    pair: Distilled, batch: Batch, options: DistillOptions, outputs: _Outputs
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss [], and the feature losses [blocks] in it."""
-    pair.student.train()
-    task = pair.task
-    with torch.no_grad():
-        teacher = task.answer(pair.teacher, batch.images)
-    student = task.answer(pair.student, batch.images)
-    targets = task.as_targets(task.predictions(teacher)) if batch.targets is None else batch.targets
-    terms = task.losses(pair.student, student, teacher, targets)
-    features = feature_losses(outputs.student, outputs.teacher, terms.agree)
-    weighted = features if pair.weights is None else features * features.new_tensor(pair.weights)
-    loss = (
-        options.alpha * terms.hard
-        + options.beta * terms.soft
-        + options.gamma * (weighted.mean() if len(features) else 0.0)
-    )
-    return loss, features
-
-
-def _shuffled(count: int, options: DistillOptions, epoch: int) -> list[list[int]]:
-    order = [int(index) for index in np.random.default_rng((options.seed, epoch)).permutation(count)]
-    batches = [order[start : start + options.batch_size] for start in range(0, count, options.batch_size)]
-    if len(batches) > 1 and len(batches[-1]) == 1:  # BatchNorm has no variance of one sample
-        batches[-2:] = [batches[-2] + batches[-1]]
-    return batches
-
-
-def _require_finite(loss: torch.Tensor, epoch: int) -> float:
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise GpusqError(
-            f"training diverged: the loss is {value}", place=f"epoch {epoch}", hint="lower --lr, say to a tenth"
-        )
-    return value

@@ -9,10 +9,13 @@ and learning rate are not reported there; those here are our own choice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
+
+from gpusq_deploy.sparsity.training.distributed import ALONE, Ranks
 
 _TINY = 1e-12
 
@@ -29,25 +32,34 @@ def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) 
 
 
 def feature_losses(
-    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], agree: torch.Tensor
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], agree: torch.Tensor, ranks: Ranks = ALONE
 ) -> torch.Tensor:
     """Of each block, MSE(student, teacher) / Var(teacher), over the samples where both predict one class.
+
+    Of several processes, each gives its samples: count and variance are those of all, and the mean of what the
+    processes get is the loss over all.
 
     Args:
         student: The student's block outputs, each [N, ...].
         teacher: The teacher's, of the same shapes.
         agree: Booleans [N].
+        ranks: The processes.
 
     Returns:
         [blocks]; zeros where no sample agrees.
     """
-    if not student or not bool(agree.any()):
+    agreeing = int(ranks.total(agree.sum()))
+    if not student or not agreeing:
         return torch.zeros(len(student), device=agree.device)
-    terms = [
-        functional.mse_loss(ours[agree], theirs[agree]) / theirs[agree].var(correction=0).clamp_min(_TINY)
-        for ours, theirs in zip(student, teacher, strict=True)
+    rows = [theirs[agree].detach() for theirs in teacher]
+    counts = torch.tensor([agreeing * math.prod(each.shape[1:]) for each in rows], device=agree.device)
+    means = ranks.total(torch.stack([each.sum(dtype=torch.float64) for each in rows])) / counts
+    squares = [
+        (each - mean.to(each.dtype)).square().sum(dtype=torch.float64) for each, mean in zip(rows, means, strict=True)
     ]
-    return torch.stack(terms)
+    variances = (ranks.total(torch.stack(squares)) / counts).clamp_min(_TINY)
+    errors = [(ours[agree] - each).square().sum() for ours, each in zip(student, rows, strict=True)]
+    return torch.stack(errors) * (ranks.world / (counts * variances)).float()
 
 
 def block_weights(losses: Sequence[float]) -> tuple[float, ...]:

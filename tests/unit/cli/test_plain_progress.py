@@ -32,6 +32,16 @@ def test_what_is_done_at_the_first_call_does_not_count_for_the_speed() -> None:
     assert lines((0, "runs", 50, 100), (20, "runs", 60, 100)) == ["runs: 60/100, about 80 s left"]
 
 
+def test_what_belongs_beside_a_stage_ends_its_line() -> None:
+    said: list[str] = []
+    times = iter([0.0, 20.0, 40.0])
+    progress = PlainProgress(said.append, clock=lambda: next(times))
+    for done in (0, 1, 2):
+        progress.detail("epoch 1 of 2", f"hard {done}")
+        progress.update("epoch 1 of 2", done, 9)
+    assert said == ["epoch 1 of 2: 1/9, about 3 min left, hard 1", "epoch 1 of 2: 2/9, about 2 min left, hard 2"]
+
+
 def test_stages_side_by_side_and_one_after_another_have_clocks_of_their_own() -> None:
     assert lines(
         (0, "a", 0, 4), (8, "b", 0, 4), (12, "a", 2, 4), (13, "b", 1, 4), (30, "a", 0, 4), (35, "a", 1, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -76,16 +77,17 @@ def _entry(item: Any) -> Entry | None:
     pair = cast("Sequence[Any]", item) if isinstance(item, (tuple, list)) else (item, None)
     if len(pair) != 2:
         return None
-    target: Any = int(pair[1]) if isinstance(pair[1], (np.integer, torch.Tensor)) else pair[1]
-    if isinstance(pair[0], Image.Image):
-        return Entry(pair[0], target)
-    pixels = _array(pair[0])
-    return None if pixels is None else Entry(pixels, target)
+    image = pair[0] if isinstance(pair[0], Image.Image) else _array(pair[0])
+    try:
+        target = None if pair[1] is None else operator.index(pair[1])
+    except TypeError:
+        return None
+    return None if image is None else Entry(image, target)
 
 
 def _array(value: Any) -> Pixels | None:
     """A preprocessed image, of an array or a tensor of floats; None of anything else."""
-    found: Any = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+    found = cast("Any", value.detach().cpu().numpy()) if isinstance(value, torch.Tensor) else value
     if not isinstance(found, np.ndarray):
         return None
     array = cast("npt.NDArray[Any]", found)

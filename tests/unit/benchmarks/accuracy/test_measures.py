@@ -20,6 +20,7 @@ from gpusq_deploy.benchmarks.accuracy.retrieval import VectorJudge, embedding
 from gpusq_deploy.benchmarks.accuracy.segmentation import MapJudge
 from gpusq_deploy.benchmarks.accuracy.tasks_and_data import Detection
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend import array_from_tensor
 
 metrics: Any = pytest.importorskip("sklearn.metrics")
 neighbors: Any = pytest.importorskip("sklearn.neighbors")
@@ -78,8 +79,7 @@ def test_miou_is_sklearns_jaccard_score() -> None:
     records = judge.records(Answers(logits), torch.zeros(9, 3, 8, 8), list(targets))
     found = judge.judged(records)
     counts = targets != 255
-    wanted: Any = targets[counts].numpy()
-    predicted: Any = logits.argmax(dim=1)[counts].numpy()
+    wanted, predicted = array_from_tensor(targets[counts]), array_from_tensor(logits.argmax(dim=1)[counts])
     assert found.values[0] == pytest.approx(metrics.jaccard_score(wanted, predicted, labels=range(5), average="macro"))
     assert found.values[1] == pytest.approx((wanted == predicted).mean())
     copied, weights = repeated(records, 1)
@@ -121,7 +121,8 @@ def test_knn_and_retrieval_are_sklearns(images: int) -> None:
         neighbours: Any = neighbors.KNeighborsClassifier(min(20, images - 1), metric="cosine")
         neighbours.fit(vectors[others].numpy(), labels[others])
         votes.append(int(neighbours.predict(vectors[index : index + 1].numpy())[0]))
-        similar: Any = torch.nn.functional.cosine_similarity(vectors[others], vectors[index : index + 1]).numpy()
+        cosines = torch.nn.functional.cosine_similarity(vectors[others], vectors[index : index + 1])
+        similar = array_from_tensor(cosines)
         hits = labels[others] == labels[index]
         if hits.any():
             precisions.append(metrics.average_precision_score(hits, similar))

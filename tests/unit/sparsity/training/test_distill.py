@@ -5,29 +5,23 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from kept_samples import kept_samples
 from torch import nn
 
 from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.recipe import recipe_from_toml
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.sparsity.pruning.magnitude import apply_masks, magnitude_masks, prunable_layers
-from gpusq_deploy.sparsity.training.data.class_reader import ClassReader
-from gpusq_deploy.sparsity.training.data.entries import Entry, EntrySamples, Read
-from gpusq_deploy.sparsity.training.distill import (
-    Distilled,
-    DistillOptions,
-    EpochResult,
-    later_blocks,
-    later_outputs,
-    recover,
-)
+from gpusq_deploy.sparsity.training.data.entries import EntrySamples
+from gpusq_deploy.sparsity.training.distill import later_blocks, later_outputs, recover
 from gpusq_deploy.sparsity.training.losses import block_weights, feature_losses, soft_loss
+from gpusq_deploy.sparsity.training.options import DistillOptions, EpochResult
+from gpusq_deploy.sparsity.training.pair import Distilled
 from gpusq_deploy.sparsity.training.samples import TrainingData
 from gpusq_deploy.sparsity.training.scoring import predict, score
 from gpusq_deploy.sparsity.training.tasks.classification import Classification
@@ -59,30 +53,13 @@ class Blocks(nn.Module):
         return logits
 
 
-@dataclass
-class Points:
-    """Kept in memory alone."""
-
-    count: int
-    labelled: bool
-    name: str = "points"
-
-    def __len__(self) -> int:
-        return self.count
-
-    def entry(self, index: int) -> Entry:
-        raise NotImplementedError(index)
-
-
 def samples(count: int, seed: int, *, labelled: bool = True) -> EntrySamples:
     """Points around one seeded centre per class: separable, but not by one weight."""
     centres = np.random.default_rng(99).standard_normal((CLASSES, 16))
     rng = np.random.default_rng(seed)
     labels = rng.integers(CLASSES, size=count)
     images = (centres[labels] + 0.4 * rng.standard_normal((count, 16))).astype(np.float32)
-    kept = [Read(pixels.reshape(1, 4, 4), int(label)) for pixels, label in zip(images, labels, strict=True)]
-    points = Points(count=count, labelled=labelled)
-    return EntrySamples(entries=points, indices=range(count), reader=ClassReader(PIXELS), kept=kept)
+    return kept_samples(images.reshape(count, 1, 4, 4), labels, PIXELS, labelled=labelled)
 
 
 def training_data(*, labelled: bool = True) -> TrainingData:

@@ -80,6 +80,9 @@ class Small(Pairs):
 class Beyond(Pairs):
     def __getitem__(self, index): return super().__getitem__(index)[0], 9
 
+class Floats(Pairs):
+    def __getitem__(self, index): return super().__getitem__(index)[0], 1.5
+
 class Words(Pairs):
     def __getitem__(self, index): return "words"
 
@@ -114,6 +117,7 @@ def test_a_dataset_gives_pictures_with_classes_or_inputs_without(module: str) ->
     [
         ("Small", r"a sample is float \[3, 4, 4\], the model takes finite float \[3, 8, 8\]"),
         ("Beyond", "label 9 is none of the model's, 0 to 3"),
+        ("Floats", "the first item is a tuple"),
         ("Words", "the first item is a str"),
         ("Fails", "can't be read, the last is .*KeyError: 'no such file'"),
         ("endless", "returns a generator, which has no items by number"),

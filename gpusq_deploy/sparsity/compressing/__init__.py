@@ -1,0 +1,1 @@
+"""gpusq-compress, step by step."""
