@@ -209,7 +209,8 @@ def _batch(sample: Sample) -> torch.Tensor:
 
 def _opened(path: Path) -> Image.Image:
     with Image.open(path) as image:
-        return image.convert("RGB")
+        converted: Image.Image = image.convert("RGB")
+    return converted
 
 
 def _text(found: Found) -> str:

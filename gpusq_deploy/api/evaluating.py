@@ -65,29 +65,43 @@ def evaluate(  # noqa: PLR0913 - one argument for each option of gpusq-eval
         GpusqError: A bad model, bad or unlabelled data, models of other tasks or classes, or a file can't be written.
     """
     from gpusq_deploy.benchmarks import EvalRequest, evaluate_subjects
-    from gpusq_deploy.compile import RequestError
 
     given = (subjects,) if isinstance(subjects, (str, os.PathLike)) else tuple(subjects)
     paths = tuple(Path(path) for path in given)
-    if not paths:
-        raise RequestError("there is no model to evaluate", place="subjects", hint="name at least one")
-    if batch_size < 1 or (limit is not None and limit < 1):
-        raise RequestError("the batch size and the limit are 1 or more", place="batch_size, limit")
-    if max_drop is not None and len(paths) < 2:
-        raise RequestError("one model drops from nothing", place="max_drop", hint="name the reference before it")
+    _require_sense(len(paths), max_drop, batch_size, limit)
     request = EvalRequest(
         subjects=paths,
         data=os.fspath(data),
         arch=spec_of(paths[0], arch, arch_args),
         state_dict=state_dict,
-        annotations=None if annotations is None else Path(annotations),
+        annotations=_path(annotations),
         reduce_labels=reduce_labels,
         task=task,
         runtime=runtime,
         batch=batch_size,
         limit=limit,
-        resume=None if resume is None else Path(resume),
+        resume=_path(resume),
         seed=seed,
         max_drop=max_drop,
     )
-    return evaluate_subjects(request, None if html is None else Path(html), reporter or SILENT)
+    return evaluate_subjects(request, _path(html), reporter or SILENT)
+
+
+def _path(given: PathLike | None) -> Path | None:
+    return None if given is None else Path(given)
+
+
+def _require_sense(models: int, max_drop: float | None, *counts: int | None) -> None:
+    """Refuse what can't be meant.
+
+    Raises:
+        RequestError: No model, a drop of one model alone, or less than one image.
+    """
+    from gpusq_deploy.compile import RequestError
+
+    if not models:
+        raise RequestError("there is no model to evaluate", place="subjects", hint="name at least one")
+    if max_drop is not None and models < 2:
+        raise RequestError("one model drops from nothing", place="max_drop", hint="name the reference before it")
+    if any(count is not None and count < 1 for count in counts):
+        raise RequestError("the batch size and the limit are 1 or more", place="batch_size, limit")

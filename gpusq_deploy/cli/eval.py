@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +12,7 @@ from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import arch_options, echo_json, reporting, require_arch, run_command, say
 
 if TYPE_CHECKING:
-    from gpusq_deploy.benchmarks import Evaluation, TaskRequest
+    from gpusq_deploy.benchmarks import Evaluation
 
 _RUNTIMES = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
 _TASKS = ("auto", "classification", "detection", "segmentation", "retrieval")
@@ -58,7 +58,14 @@ _GROUPS = (
     show_default=True,
     help="Run bundles and ONNX files with this runtime; checkpoints run in torch.",
 )
-@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Run so many images at once.")
+@click.option(
+    "--batch",
+    "batch_size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Run so many images at once.",
+)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use N images, spread evenly over all.")
 @click.option(
     "--resume",
@@ -80,24 +87,15 @@ _GROUPS = (
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @click.pass_context
-def command(  # noqa: PLR0913 - click hands one argument to each option
+def command(
     context: click.Context,
     *,
     subjects: tuple[Path, ...],
     arch: str | None,
     arch_args: tuple[str, ...],
-    state_dict: str | None,
-    data: str,
-    annotations: Path | None,
-    reduce_labels: bool,
-    task: TaskRequest,
-    runtime: str,
-    batch: int,
-    limit: int | None,
-    resume: Path | None,
     html: Path | None,
-    max_drop: float | None,
     as_json: bool,
+    **chosen: Any,
 ) -> None:
     """Measure models on labelled images: top-1 and top-5, COCO's mAP, mIoU, or kNN accuracy and retrieval of features.
 
@@ -112,23 +110,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         require_input(path)
     require_arch(subjects[0], arch, arch_args)
     with reporting() as reporter:
-        found = gpusq_deploy.evaluate(
-            subjects,
-            data=data,
-            annotations=annotations,
-            reduce_labels=reduce_labels,
-            task=task,
-            arch=arch,
-            arch_args=arch_args,
-            state_dict=state_dict,
-            runtime=runtime,
-            batch_size=batch,
-            limit=limit,
-            resume=resume,
-            html=html,
-            max_drop=max_drop,
-            reporter=reporter,
-        )
+        found = gpusq_deploy.evaluate(subjects, arch=arch, arch_args=arch_args, html=html, reporter=reporter, **chosen)
     if as_json:
         echo_json(builtins_from_value(found))
     else:

@@ -149,7 +149,7 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "one.png", 1)
     with pytest.raises(GpusqError, match="not a folder"):
         load(file)
-    with pytest.raises(GpusqError, match="1 images in the folder"):
+    with pytest.raises(GpusqError, match="1 of 1 images can be read"):
         load(tmp_path)
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("words")
