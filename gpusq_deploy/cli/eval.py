@@ -89,6 +89,7 @@ _GROUPS = (
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     *,
     subjects: tuple[Path, ...],
     arch: str | None,

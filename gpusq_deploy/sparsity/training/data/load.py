@@ -94,7 +94,7 @@ def open_data(request: DataRequest, measure: Measure, labels: Labels) -> OpenedD
         raise GpusqError(
             f"the data has {len(classes)} classes, the model has only {labels.count}",
             place=request.data,
-            hint="one class of the data for each of the model's; data without labels train too",
+            hint="one class of the data for each of the model's; training takes data without labels too",
         )
     return OpenedData(entries=entries, classes=classes)
 
