@@ -36,7 +36,7 @@ from gpusq_deploy.cli.eval import main as evaluate
 from gpusq_deploy.frontend.checkpoint.load import save_checkpoint
 from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
-from gpusq_deploy.progress import Reporter
+from gpusq_deploy.progress import SILENT, Reporter
 
 pytestmark = pytest.mark.slow
 NAME = "vit_tiny_patch16_224"
@@ -214,7 +214,11 @@ def test_features_are_compared_as_sklearn_does(folder: Path, tmp_path: Path) -> 
 
 def test_progress_names_the_model_and_the_images(model: Path, bundle: Path, folder: Path) -> None:
     heard = list[tuple[str, int, int]]()
-    reporter = Reporter(say=lambda _text: None, progress=lambda *told: heard.append(told))
+
+    def progress(label: str, done: int, total: int) -> None:
+        heard.append((label, done, total))
+
+    reporter = Reporter(say=SILENT.say, progress=progress)
     found = gpusq_deploy.evaluate([model, bundle], data=folder, batch_size=30, reporter=reporter)
     assert heard[:4] == [(f"evaluating {model}", done, 64) for done in (0, 30, 60, 64)]
     assert heard[8] == ("resampling", 0, 2000)
