@@ -6,6 +6,7 @@ both sides alike, and the pair's ratio keeps little of it.
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -18,10 +19,10 @@ from gpusq_deploy.benchmarks.worker import WorkerRequest
 from gpusq_deploy.benchmarks.worker_process import WorkerProcess
 
 # Inferences of one turn, and those before them that don't count: the other side's threads may still spin.
-TURN = 5
+TURN = 3
 TURN_WARMUP = 1
-# Of one pair and batch size: what is enough for a median, and what a gate's minute allows.
-MOST_SECONDS = 1.5
+# Of one pair, all batch sizes together: so that eleven pairs stay within a minute.
+MOST_SECONDS = 2.0
 FEWEST_TURNS = 2
 
 
@@ -33,16 +34,17 @@ class Sides(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Samples by batch size, the wall time of all of it in s, and the load average before (None: unknown)."""
+    """Samples by batch size, the turns of each side, the wall time of all of it in s, and the load average before."""
 
     samples: dict[int, Sides]
+    turns: int
     opened: tuple[RuntimeInfo, RuntimeInfo]
     seconds: float
     load: float | None
 
 
 def take_pair(
-    base: WorkerRequest, head: WorkerRequest, number: int, *, warmup: int, turns: dict[int, int], most_turns: int
+    base: WorkerRequest, head: WorkerRequest, number: int, *, warmup: int, turns: int | None, most_turns: int
 ) -> Pair:
     """Measure every batch size of both sides.
 
@@ -51,25 +53,45 @@ def take_pair(
         head: What would replace it.
         number: Of this pair, from 0: head goes first in odd ones.
         warmup: Inferences of each side and batch size before the first turn.
-        turns: By batch size, turns of each side; filled here for those that it lacks, from the first latencies.
-        most_turns: The most that are filled in.
+        turns: Of each side and batch size; None: what fits into `MOST_SECONDS` by the latencies of the warm-up.
+        most_turns: No more than this.
 
     Raises:
         GpusqError: A side can't be opened or run.
     """
     start, load = time.monotonic(), load_average()
+    forward = number % 2 == 0
+    batches = base.batches if forward else base.batches[::-1]
     with ExitStack() as stack:
-        order = (base, head) if number % 2 == 0 else (head, base)
+        order = (base, head) if forward else (head, base)
         workers = [stack.enter_context(WorkerProcess(request)) for request in order]
         opened = [worker.opened() for worker in workers]
+        slowest = sum(max(_warm(worker, batch, warmup) for worker in workers) for batch in batches)
+        count = turns_within(MOST_SECONDS, slowest, most_turns) if turns is None else turns
         samples: dict[int, Sides] = {}
-        for batch in base.batches if number % 2 == 0 else reversed(base.batches):
-            slowest = max(_warm(worker, batch, warmup) for worker in workers)
-            count = turns.setdefault(batch, turns_within(MOST_SECONDS, slowest, most_turns))
+        for batch in batches:
             first, second = _in_turns(workers[0], workers[1], batch, count)
-            samples[batch] = Sides(first, second) if number % 2 == 0 else Sides(second, first)
-        ours, theirs = opened if number % 2 == 0 else reversed(opened)
-    return Pair(samples, (ours, theirs), time.monotonic() - start, load)
+            samples[batch] = Sides(first, second) if forward else Sides(second, first)
+    ours, theirs = opened if forward else opened[::-1]
+    return Pair(samples, count, (ours, theirs), time.monotonic() - start, load)
+
+
+def log_ratio(base: Sequence[float], head: Sequence[float], turn: int = TURN) -> float:
+    """What a pair says of head over base: the median over its turns of log(median of head's turn / median of base's).
+
+    Neighbours in time are compared with each other, so what slows both down for a while drops out. The ratio of the
+    medians of all samples keeps it: on a busy machine its largest errors were ten times as large (docs/benchmarking.md).
+
+    Args:
+        base: Samples in ms, in order, a multiple of `turn`.
+        head: The same number.
+        turn: Inferences of one turn.
+    """
+    starts = range(0, len(base), turn)
+    return statistics.median(
+        math.log(statistics.median(head[start : start + turn]) / statistics.median(base[start : start + turn]))
+        for start in starts
+    )
 
 
 def turns_within(seconds: float, slowest_ms: float, most: int) -> int:

@@ -1,6 +1,6 @@
 """The sequential gate: after some pairs of processes, is it decided? Pure functions on log ratios of pairs.
 
-A pair gives d = log(median of head / median of base). Where noise hits both sides of a pair alike, d is symmetric about
+A pair gives d, see `pairs.log_ratio`. Where noise hits both sides of a pair alike, d is symmetric about
 the true log ratio, whatever else its distribution: tails may be heavy and pairs unlike each other. Wilcoxon's
 signed-rank test is then exact (Hollander, Wolfe, Chicken, Nonparametric Statistical Methods, 3rd edition, section 3.1),
 and so are the bounds that its inversion gives, two of the sorted averages (d_i + d_j)/2 (ibid., section 3.3).
@@ -84,7 +84,7 @@ def decide(differences: Differences, budget: float, *, families: int = 1) -> Dec
     """Decide by the last look that the pairs allow; pairs after it are left for the next one.
 
     Args:
-        differences: [pairs] log(median of head / median of base), in the order they were taken.
+        differences: [pairs] log of head over base, see `pairs.log_ratio`, in the order they were taken.
         budget: As a share: 0.03 allows 3 % more latency.
         families: Batch sizes or models that are decided together: each gets its share of both errors, so that the
             chance of any false alarm stays the same (Bonferroni).

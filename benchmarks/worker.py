@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -27,7 +27,7 @@ class WorkerRequest(Value):
     """What a worker opens. `batches` are those that it will be asked for, `allowed` those that the model takes."""
 
     path: str
-    runtime: str
+    runtime: Literal["tensorrt", "tensorrt-rtx", "onnxruntime"]
     reason: str
     batches: tuple[int, ...]
     seed: int = 0
@@ -93,7 +93,7 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     request = msgspec.json.decode(requests.readline(), type=WorkerRequest)
     with closing(_opened(request)) as session:
         check_batches(session.inputs, request.batches, request.allowed)
-        _send(replies, WorkerReply(opened=_info(session, request)))
+        _send(replies, WorkerReply(opened=session_info(session, request)))
         timers: dict[int, Callable[[], float]] = {}
         for line in requests:
             wanted = msgspec.json.decode(line, type=TakeRequest)
@@ -117,7 +117,8 @@ def _opened(request: WorkerRequest) -> Session:
     )
 
 
-def _info(session: Session, request: WorkerRequest) -> RuntimeInfo:
+def session_info(session: Session, request: WorkerRequest) -> RuntimeInfo:
+    """What ran the model."""
     return RuntimeInfo(
         name=session.runtime,
         version=session.runtime_version,

@@ -13,8 +13,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack, contextmanager
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def main() -> None:
     environment = read_environment()
     found: dict[str, Any] = {
         "what": f"ms of each of two processes of one model, by pair; turns of {TURN} inferences, A B B A",
+        "turn": TURN,
         "machine": {"cpu": environment.cpu, "cores": environment.cores, "os": environment.os},
         "states": [],
     }
@@ -81,7 +82,7 @@ def _record(model: Path, threads: int | None, count: int, turns: int) -> list[di
     request = WorkerRequest(path=str(model), runtime="onnxruntime", reason="asked for", batches=(1,), threads=threads)
     taken: list[dict[str, Any]] = []
     for number in range(count):
-        pair = take_pair(request, request, number, warmup=WARMUP, turns={1: turns}, most_turns=turns)
+        pair = take_pair(request, request, number, warmup=WARMUP, turns=turns, most_turns=turns)
         sides = pair.samples[1]
         taken.append(
             {

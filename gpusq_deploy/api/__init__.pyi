@@ -41,6 +41,8 @@ from .detecting import (
 )
 from .measuring import (
     bench as bench,
+    calibrate_noise as calibrate_noise,
+    interleave as interleave,
 )
 from .opened import (
     OpenBundle as OpenBundle,

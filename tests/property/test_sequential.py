@@ -85,7 +85,7 @@ def test_no_pairs_are_refused() -> None:
         decide(np.array([]), 0.03)
 
 
-def _gate(differences: np.ndarray, budget: float, most: int) -> str:
+def _gate(differences: sequential.Differences, budget: float, most: int) -> str:
     for look in sequential.looks():
         if look.pairs > most:
             return "inconclusive"
