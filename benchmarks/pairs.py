@@ -22,7 +22,7 @@ from gpusq_deploy.benchmarks.worker_process import WorkerProcess
 TURN = 3
 TURN_WARMUP = 1
 # Of one pair, all batch sizes together: so that eleven pairs stay within a minute.
-MOST_SECONDS = 2.0
+MOST_SECONDS = 3.0
 FEWEST_TURNS = 2
 
 
@@ -80,7 +80,7 @@ def log_ratio(base: Sequence[float], head: Sequence[float], turn: int = TURN) ->
     """What a pair says of head over base: the median over its turns of log(median of head's turn / median of base's).
 
     Neighbours in time are compared with each other, so what slows both down for a while drops out. The ratio of the
-    medians of all samples keeps it: on a busy machine its largest errors were ten times as large (docs/benchmarking.md).
+    medians of all samples keeps it, and errs by far more on a busy machine; see docs/benchmarking.md.
 
     Args:
         base: Samples in ms, in order, a multiple of `turn`.

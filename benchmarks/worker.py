@@ -76,6 +76,9 @@ def main() -> None:
     except GpusqError as error:
         failure = WorkerFailure(what=error.what, place=error.place, hint=error.hint)
         _send(replies, WorkerReply(failure=failure))
+    # The session is closed; what the interpreter would still tidy up is time that the next process waits for.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def serve(requests: IO[bytes], replies: IO[bytes]) -> None:

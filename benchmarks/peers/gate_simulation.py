@@ -1,18 +1,18 @@
 """Gates resampled from recorded noise: false alarms, catches and time to decide, ours beside what others use.
 
-    python benchmarks/peers/gate_simulation.py --json benchmarks/results/gate_simulation.json \\
-        --page docs/benchmarking.md
+    python benchmarks/peers/gate_simulation.py --json OUT.json --page docs/benchmarking.md
 
 Each gate draws pairs of processes with replacement from `benchmarks/results/gate_noise.json`, even pairs from even and
 odd from odd, so that the order within a pair keeps its effect; half of the gates swap base and head. Of each recorded
-turn the first inferences are taken, as many as a gate's turn has, and as many turns as a gate would allow. A head that is
-slower by x has its recorded latencies multiplied by 1 + x. The others get as many pairs as they would measure: 10 (a
+turn the first inferences are taken, as many as a gate's turn has, and as many turns as a gate would allow. A head
+that is slower by x has its recorded latencies multiplied by 1 + x. The others get 10 pairs (a
 head of each in turns, which is kinder to them than files that were taken one after the other).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from gpusq_deploy.benchmarks.pairs import MOST_SECONDS, TURN, TURN_WARMUP, turns_within
 from gpusq_deploy.benchmarks.sequential import decide, looks
+
+# By name: scipy ships no types. It is there as scikit-learn's dependency.
+stats: Any = importlib.import_module("scipy.stats")
 
 Array = NDArray[np.float64]
 BUDGET = 0.03
@@ -32,7 +34,7 @@ NOISE = Path("benchmarks/results/gate_noise.json")
 MOST_TURNS = 30  # as gpusq-bench --interleave
 TURN_COST = (TURN + TURN_WARMUP) / TURN
 OTHERS_PAIRS = 10
-MOST_PAIRS = 206
+MOST_PAIRS = 115
 BEGIN, END = "<!-- gate simulation: begin -->", "<!-- gate simulation: end -->"
 
 

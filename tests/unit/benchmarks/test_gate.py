@@ -98,7 +98,7 @@ def test_the_file_keeps_every_sample_and_the_verdict_follows_from_it(run_gate: R
 @pytest.mark.parametrize("name", ["max_regression", "max_seconds", "max_iterations", "warmup"])
 def test_senseless_settings_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"budget|needs"):
-        GateSettings(**{name: -1})  # type: ignore[arg-type]  # whichever it is
+        GateSettings(**{name: -1})
 
 
 def test_markdown_has_a_row_per_batch_and_junit_a_case(run_gate: RunGate) -> None:
