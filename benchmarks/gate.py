@@ -149,6 +149,7 @@ def interleave(sides: Sided, settings: GateSettings, progress: Progress | None =
     ]
     digests = [digest_of_file(side.path) for side in (sides.base, sides.head)]
     pairs: list[Pair] = []
+    batches: tuple[GateBatch, ...] = ()
     stopped = None
     while stopped is None:
         if progress is not None:

@@ -128,12 +128,12 @@ def critical_sum(pairs: int, level: float) -> int | None:
         deviation = math.sqrt(pairs * (pairs + 1) * (2 * pairs + 1) / 24)
         # Half a rank more: the correction for continuity.
         return min(total, math.ceil(total / 2 + _NORMAL.inv_cdf(1 - level) * deviation + 0.5))
-    rare = np.flatnonzero(_upper_tail(pairs) <= level)
+    rare = np.flatnonzero(upper_tail(pairs) <= level)
     return int(rare[0]) if rare.size and rare[0] <= total else None
 
 
 @functools.lru_cache(maxsize=64)
-def _upper_tail(pairs: int) -> Differences:
+def upper_tail(pairs: int) -> Differences:
     """P(W ≥ t) for t = 0…n(n+1)/2: each rank is in or out with a half."""
     chances = np.zeros(pairs * (pairs + 1) // 2 + 1)
     chances[0] = 1.0

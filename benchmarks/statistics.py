@@ -191,7 +191,7 @@ def _resampled(samples: Samples, percent: int, rng: np.random.Generator) -> Samp
     step = max(1, _CHUNK // samples.size)
     pieces: list[Samples] = []
     for start in range(0, RESAMPLES, step):
-        drawn = _drawn(samples, min(step, RESAMPLES - start), rng)
+        drawn = draw_resamples(samples, min(step, RESAMPLES - start), rng)
         if percent == 50:
             pieces.append(np.median(drawn, axis=1))
         else:
@@ -200,7 +200,7 @@ def _resampled(samples: Samples, percent: int, rng: np.random.Generator) -> Samp
     return np.concatenate(pieces)
 
 
-def _drawn(samples: Samples, size: int, rng: np.random.Generator) -> Samples:
+def draw_resamples(samples: Samples, size: int, rng: np.random.Generator) -> Samples:
     """Resamples, level by level with replacement: [size, all samples]."""
     *_, repeats, iterations = samples.shape
     if samples.ndim == 2:

@@ -21,7 +21,11 @@ _GRACE_SECONDS = 5
 
 
 class WorkerProcess:
-    """One fresh process with one session. It starts at once; `opened` waits for it, so that several start together."""
+    """One fresh process with one session. It starts at once; `opened` waits for it, so that several start together.
+
+    Attributes:
+        pid: Of the process.
+    """
 
     def __init__(self, request: WorkerRequest) -> None:
         """Start it.
@@ -39,6 +43,7 @@ class WorkerProcess:
             )
         except OSError as error:
             raise GpusqError(f"cannot start a worker process: {error.strerror}", place=sys.executable) from error
+        self.pid = self._process.pid
         self._send(request)
 
     def __enter__(self) -> WorkerProcess:

@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def vision_transformer(folder: Path, blocks: int) -> Path:
 
 
 @contextmanager
-def busy_cores(count: int) -> Iterator[None]:
+def busy_cores(count: int) -> Generator[None, None, None]:
     """Other work: so many processes that count until they are ended."""
     with ExitStack() as stack:
         for _ in range(count):

@@ -88,11 +88,12 @@ def read_states(path: Path) -> list[State]:
     recorded = json.loads(path.read_text("utf-8"))
     turn = recorded["turn"]
     for state in recorded["states"]:
-        full = np.array([[pair["base_ms"], pair["head_ms"]] for pair in state["pairs"]])
-        seconds = np.array([pair["seconds"] for pair in state["pairs"]])
+        pairs: list[dict[str, Any]] = state["pairs"]
+        full = np.array([[pair["base_ms"], pair["head_ms"]] for pair in pairs])
+        seconds = np.array([pair["seconds"] for pair in pairs])
         starting = np.maximum(0.0, seconds - (turn + TURN_WARMUP) / turn * full.sum(axis=(1, 2)) / 1000)
         turns = full.reshape(*full.shape[:2], -1, turn)[:, :, :, :TURN]
-        loads = np.array([pair["load"] for pair in state["pairs"]])
+        loads = np.array([pair["load"] for pair in pairs])
         found.append(State(state["name"], turns.reshape(*full.shape[:2], -1), starting, loads))
     return found
 
@@ -101,8 +102,9 @@ def draw(state: State, effect: float, rng: np.random.Generator) -> Gate:
     """MOST_PAIRS pairs, even and odd in turns."""
     half = len(state.samples) // 2
     chosen = 2 * rng.integers(half, size=MOST_PAIRS) + np.arange(MOST_PAIRS) % 2
-    base, head = state.samples[chosen].swapaxes(0, 1)[:: 1 if rng.random() < 0.5 else -1]
-    head = head * (1 + effect)
+    first = int(rng.random() >= 0.5)
+    base: Array = state.samples[chosen, first]
+    head: Array = state.samples[chosen, 1 - first] * (1 + effect)
     slowest = max(float(np.median(base[0])), float(np.median(head[0])))
     count = TURN * turns_within(MOST_SECONDS, slowest, MOST_TURNS)
     base, head = base[:, :count], head[:, :count]

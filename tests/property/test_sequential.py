@@ -31,7 +31,8 @@ def test_the_critical_sum_is_the_smallest_that_is_rare_enough(pairs: int, level:
 
 
 def _scipy_tail(pairs: int, total: int) -> float:
-    left, signs = total, []
+    left = total
+    signs: list[int] = []
     for rank in range(pairs, 0, -1):
         signs.append(1 if left >= rank else -1)
         left -= rank if left >= rank else 0
@@ -44,7 +45,7 @@ def test_the_normal_approximation_is_on_the_safe_side() -> None:
         exact = sequential.critical_sum(sequential.EXACT_PAIRS, level)
         assert exact is not None
         pairs = sequential.EXACT_PAIRS + 1
-        tail = np.flatnonzero(sequential._upper_tail(pairs) <= level)[0]
+        tail = np.flatnonzero(sequential.upper_tail(pairs) <= level)[0]
         approximate = sequential.critical_sum(pairs, level)
         assert approximate is not None
         assert tail <= approximate <= 1.01 * tail

@@ -110,6 +110,11 @@ def test_no_p_values_are_adjusted_to_none() -> None:
     assert statistics.false_discovery_adjusted([]) == ()
 
 
+def _ratio_of_medians(base: Array, head: Array, axis: int) -> Array:
+    ratio: Array = np.median(head, axis=axis) / np.median(base, axis=axis)
+    return ratio
+
+
 @pytest.mark.parametrize("shape", [(12, 1), (12, 1, 1)])
 def test_the_interval_of_single_samples_equals_scipy_at_the_widened_level(shape: tuple[int, ...]) -> None:
     """With one sample a process (or build) every level but the first draws nothing: a plain bootstrap of the ratio."""
@@ -118,7 +123,7 @@ def test_the_interval_of_single_samples_equals_scipy_at_the_widened_level(shape:
     quantile = stats.t.ppf(0.975, 22) * np.sqrt(12 / 11)
     expected = stats.bootstrap(
         (base, head),
-        lambda b, h, axis: np.median(h, axis=axis) / np.median(b, axis=axis),
+        _ratio_of_medians,
         confidence_level=2 * stats.norm.cdf(quantile) - 1,
         method="percentile",
         n_resamples=20_000,
@@ -135,9 +140,9 @@ def test_resamples_draw_builds_then_processes_then_samples(
 ) -> None:
     """A resample of builds that are constant within, and far apart, shows which were drawn: none but whole values."""
     rng = np.random.default_rng(seed)
-    levels = 10.0 ** np.arange(builds)
-    samples = np.broadcast_to(levels[:, None, None], (builds, processes, 5)) * 1.0
-    drawn = statistics._drawn(samples, 8, rng)
+    levels: Array = np.power(10.0, np.arange(builds, dtype=np.float64))
+    samples: Array = np.repeat(levels, processes * 5).reshape(builds, processes, 5)
+    drawn = statistics.draw_resamples(samples, 8, rng)
     assert drawn.shape == (8, samples.size)
     assert set(np.unique(drawn)) <= set(levels)
     counts = np.stack([np.count_nonzero(drawn == level, axis=1) for level in levels])

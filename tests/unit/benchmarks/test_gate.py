@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -43,7 +44,7 @@ def make_model(tmp_path: Path) -> MakeModel:
 def run_gate(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> RunGate:
     """A gate whose pairs are made up: head is slower by `effect`, a pair's log ratio spreads by `noise`."""
 
-    def run(effect: float, *, noise: float = 0.01, sizes: tuple[int, ...] = (1,), **settings: float) -> GateResult:
+    def run(effect: float, *, noise: float = 0.01, sizes: tuple[int, ...] = (1,), **settings: Any) -> GateResult:
         rng = np.random.default_rng(1)
         info = RuntimeInfo(name="onnxruntime", version="1", device="CPU", reason="a test")
 
@@ -56,7 +57,7 @@ def run_gate(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> RunGate:
 
         monkeypatch.setattr(gate_module, "take_pair", made_up)
         model = find_subject(make_model("m.onnx", "y = Relu(x)"), "onnxruntime")
-        return interleave(sided(model, model, sizes), GateSettings(**settings))  # type: ignore[arg-type]  # floats only
+        return interleave(sided(model, model, sizes), GateSettings(**settings))
 
     return run
 

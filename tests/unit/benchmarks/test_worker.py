@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,8 +78,7 @@ def test_a_process_that_dies_is_an_error_with_its_code(
 ) -> None:
     with WorkerProcess(request_of(batches=())) as worker:
         worker.opened()
-        worker._process.kill()
-        worker._process.wait()
+        os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(GpusqError, match="the worker process ended with code -9 and without an answer"):
             worker.take(1, 1)
 
