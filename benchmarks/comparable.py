@@ -59,6 +59,7 @@ def _circumstances(runs: Runs) -> _Facts:
         "order": settings.order,
         "inputs": settings.inputs,
         "seed": settings.seed,
+        "a repeat is a fresh": settings.isolation,
     }
 
 

@@ -115,7 +115,7 @@ def _unfit(batch: int, takes: str) -> GpusqError:
 
 def _series(session: Session, feeds: Feeds, settings: MeasureSettings, *, batch: int, repeat: int) -> Series:
     # A kernel that meets NaN or overflows may take another path and another time, so sanity comes first.
-    _check_finite(session.run(feeds), batch)
+    check_finite(session.run(feeds), batch)
     take = session.timer(feeds)
     for _ in range(settings.warmup):
         take()
@@ -123,7 +123,12 @@ def _series(session: Session, feeds: Feeds, settings: MeasureSettings, *, batch:
     return Series(batch=batch, repeat=repeat, warmup=settings.warmup, samples_ms=samples)
 
 
-def _check_finite(outputs: Mapping[str, NDArray[Any]], batch: int) -> None:
+def check_finite(outputs: Mapping[str, NDArray[Any]], batch: int) -> None:
+    """Refuse outputs that no latency is worth taking of.
+
+    Raises:
+        GpusqError: A floating output holds NaN or an infinity.
+    """
     for name, values in outputs.items():
         if values.dtype.kind in "biu":
             continue

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime, timezone
 from typing import Literal, NamedTuple
 
-import msgspec
-
-from gpusq_deploy.artifacts import MeasureSettings, Runs, RuntimeInfo, digest_of_file
+from gpusq_deploy.artifacts import MeasureSettings, Runs, RuntimeInfo, Series, digest_of_file
 from gpusq_deploy.benchmarks.environment import read_environment
-from gpusq_deploy.benchmarks.measure import Progress, check_batches, measure, normal_feeds
+from gpusq_deploy.benchmarks.measure import Progress, batch_order, check_batches, measure, normal_feeds
 from gpusq_deploy.benchmarks.reference import CpuReference
 from gpusq_deploy.benchmarks.subject import MeasuredModel
+from gpusq_deploy.benchmarks.worker import WorkerRequest, session_info
+from gpusq_deploy.benchmarks.worker_process import WorkerProcess, request_for
 from gpusq_deploy.engines import Session, open_session
 from gpusq_deploy.errors import GpusqError
 
@@ -49,87 +49,120 @@ def record(
         )
     # Digested before the clock starts: it also brings the file into the page cache for every repeat alike.
     digest = digest_of_file(subject.path)
-    infos: list[RuntimeInfo] = []
-
-    def open_fresh() -> Session:
-        session = _open(subject, threads, cuda_graph=cuda_graph)
-        info = _info(session, subject.choice.reason, threads)
-        infos.append(msgspec.structs.replace(info, cuda_graph=cuda_graph))
-        return session
-
-    compared = _compared(subject, batches, settings, functools.partial(_open, subject, threads, cuda_graph=cuda_graph))
-    series = measure(open_fresh, batches, settings, progress, allowed=subject.batch)
+    request = request_for(subject, tuple(batches), seed=settings.seed, threads=threads, cuda_graph=cuda_graph)
+    compared = outputs_compared(subject, request)
+    take = _in_processes if settings.isolation == "process" else functools.partial(_in_this_process, subject)
+    info, series = take(request, settings, progress or _silence)
     return Runs(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=now(),
         model=subject.name,
         model_digest=digest,
-        runtime=infos[0],
+        runtime=info,
         environment=read_environment(),
         settings=settings,
         outputs=compared.outputs,
-        notes=(*_notes(settings), *compared.notes),
+        notes=(*notes_on(settings), *compared.notes),
         series=series,
     )
 
 
-class _Compared(NamedTuple):
+def now() -> str:
+    """The time, in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+class _Taken(NamedTuple):
+    info: RuntimeInfo
+    series: tuple[Series, ...]
+
+
+def _in_processes(request: WorkerRequest, settings: MeasureSettings, progress: Progress) -> _Taken:
+    """Each repeat in a fresh process."""
+    total = settings.repeats * len(request.batches)
+    infos: list[RuntimeInfo] = []
+    taken: list[Series] = []
+    for repeat in range(settings.repeats):
+        with WorkerProcess(request) as worker:
+            infos.append(worker.opened())
+            for batch in batch_order(request.batches, repeat):
+                progress("measuring", len(taken), total)
+                samples = worker.take(batch, settings.iterations, warmup=settings.warmup)
+                taken.append(Series(batch=batch, repeat=repeat, warmup=settings.warmup, samples_ms=samples))
+    progress("measuring", total, total)
+    return _Taken(infos[0], tuple(taken))
+
+
+def _in_this_process(
+    subject: MeasuredModel, request: WorkerRequest, settings: MeasureSettings, progress: Progress
+) -> _Taken:
+    infos: list[RuntimeInfo] = []
+
+    def open_fresh() -> Session:
+        session = _open(subject, request)
+        infos.append(session_info(session, request))
+        return session
+
+    series = measure(open_fresh, request.batches, settings, progress, allowed=subject.batch)
+    return _Taken(infos[0], series)
+
+
+class Compared(NamedTuple):
+    """Whether an engine's outputs were compared with the CPU's, and what is noted of it."""
+
     outputs: Literal["reference", "compared", "not compared"]
     notes: tuple[str, ...] = ()
 
 
-def _compared(
-    subject: MeasuredModel, batches: Sequence[int], settings: MeasureSettings, open_engine: Callable[[], Session]
-) -> _Compared:
+def outputs_compared(subject: MeasuredModel, request: WorkerRequest) -> Compared:
     """What an engine's outputs were compared with, or why they weren't; nothing for ONNX Runtime, the reference itself.
 
     Raises:
         GpusqError: They are wrong, or the engine can't take a batch size.
     """
     if subject.choice.name == "onnxruntime":
-        return _Compared("reference")
+        return Compared("reference")
     if subject.reference is None:
         why = "the engine's model isn't known; --reference MODEL.onnx names it"
-        return _Compared("not compared", (f"outputs not compared with the CPU: {why}",))
+        return Compared("not compared", (f"outputs not compared with the CPU: {why}",))
     try:
         reference = CpuReference(subject.reference)
     except GpusqError as error:
-        return _Compared("not compared", (f"outputs not compared with the CPU: {error.what}",))
-    with closing(reference), closing(open_engine()) as session:
-        check_batches(session.inputs, batches, subject.batch)
-        for batch in batches:
-            feeds = normal_feeds(session.inputs, batch, settings.seed)
+        return Compared("not compared", (f"outputs not compared with the CPU: {error.what}",))
+    with closing(reference), closing(_open(subject, request)) as session:
+        check_batches(session.inputs, request.batches, subject.batch)
+        for batch in request.batches:
+            feeds = normal_feeds(session.inputs, batch, request.seed)
             reference.check(feeds, session.run(feeds), batch)
-    return _Compared("compared", (reference.note(),))
+    return Compared("compared", (reference.note(),))
 
 
-def _open(subject: MeasuredModel, threads: int | None, *, cuda_graph: bool) -> Session:
-    if threads is None or cuda_graph:
+def _open(subject: MeasuredModel, request: WorkerRequest) -> Session:
+    if request.threads is None or request.cuda_graph:
         return open_session(
             subject.path,
             subject.choice.name,
             weights=subject.weights,
-            cuda_graph=cuda_graph,
+            cuda_graph=request.cuda_graph,
             host_code=subject.host_code,
         )
     from gpusq_deploy.engines import open_onnx
 
-    return open_onnx(subject.path, threads=threads)
+    return open_onnx(subject.path, threads=request.threads)
 
 
-def _info(session: Session, reason: str, threads: int | None) -> RuntimeInfo:
-    return RuntimeInfo(
-        name=session.runtime,
-        version=session.runtime_version,
-        device=session.device,
-        threads=threads,
-        reason=reason,
-        cuda_api=getattr(session, "cuda_api", None),
-    )
-
-
-def _notes(settings: MeasureSettings) -> tuple[str, ...]:
+def notes_on(settings: MeasureSettings) -> tuple[str, ...]:
+    """What everybody should know of the numbers."""
+    where = {
+        "session": "fresh sessions within one process",
+        "process": "fresh processes",
+        "pair": "fresh processes, each beside one of the other model and in turns with it",
+    }
     return (
         f"inputs are standard-normal, made up from seed {settings.seed}: latencies of data-dependent models may differ",
         "copies between host and GPU are not part of a sample",
-        "repeats are fresh sessions within one process, of one build of the engine",
+        f"repeats are {where[settings.isolation]}, of one build of the engine",
     )
+
+
+def _silence(_label: str, _done: int, _total: int) -> None:
+    """Nobody asked for progress."""

@@ -1,7 +1,8 @@
 """The gate: is head slower than base by more than the budget? Pure; two runs in, one verdict per batch size out.
 
 For each shared batch size, with r = median(head) / median(base), its 95 % interval [lower, upper] (`ratio_interval`)
-and p, the one-sided Mann-Whitney p-value on the medians of the repeats (`mann_whitney`):
+and p, the one-sided Mann-Whitney p-value on the medians of the repeats (`mann_whitney`), adjusted for the number of
+batch sizes (`false_discovery_adjusted`):
 
     regressed       lower > 1 + budget  and  p < 0.01
     holds           upper <= 1 + budget
@@ -17,16 +18,19 @@ Five repeats, because with four against four the smallest possible p is 1/70: no
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gpusq_deploy.artifacts import Runs, Value
 from gpusq_deploy.benchmarks.comparable import obstacles, remarks
 from gpusq_deploy.benchmarks.statistics import (
+    SAMPLE_FLOORS,
     Interval,
     Samples,
+    false_discovery_adjusted,
     instability,
     mann_whitney,
     median,
+    percentile,
     ratio_interval,
     repeat_medians,
 )
@@ -51,7 +55,10 @@ MIN_ITERATIONS = 10
 
 
 class BatchComparison(Value):
-    """One batch size. `ratio` is head over base: above 1 is slower. The three last numbers need enough repeats."""
+    """One batch size. `ratio` is head over base: above 1 is slower. Interval and p-values need enough repeats.
+
+    `p_adjusted` is `p_slower` adjusted for all batch sizes together. The three of the p99 need enough samples for one.
+    """
 
     batch: int
     base_ms: float
@@ -63,6 +70,10 @@ class BatchComparison(Value):
     verdict: BatchVerdict
     reason: str
     warnings: tuple[str, ...]
+    p_adjusted: float | None = None
+    p99_ratio: float | None = None
+    p99_lower: float | None = None
+    p99_upper: float | None = None
 
 
 class Comparison(Value):
@@ -101,9 +112,10 @@ def compare(base: Runs, head: Runs, max_regression: float, *, steady: bool = Fal
     if steady:
         reasons = (*reasons, *_not_one_model_twice(base, head))
     shared = () if reasons else tuple(sorted(set(base.batches) & set(head.batches)))
+    pairs = [_Sides(batch, samples_of(base, batch), samples_of(head, batch)) for batch in shared]
+    adjusted = iter(false_discovery_adjusted([_p_slower(pair) for pair in pairs if pair.shortage is None]))
     batches = tuple(
-        _compare_batch(batch, samples_of(base, batch), samples_of(head, batch), max_regression, steady=steady)
-        for batch in shared
+        _compare_batch(pair, None if pair.shortage else next(adjusted), max_regression, steady=steady) for pair in pairs
     )
     return Comparison(
         verdict="not comparable" if reasons else _overall(batches),
@@ -129,20 +141,37 @@ def _overall(batches: tuple[BatchComparison, ...]) -> BatchVerdict:
     return next(verdict for verdict in _WORST_FIRST if verdict in verdicts)
 
 
-def _compare_batch(batch: int, base: Samples, head: Samples, budget: float, *, steady: bool) -> BatchComparison:
+class _Sides(NamedTuple):
+    batch: int
+    base: Samples
+    head: Samples
+
+    @property
+    def shortage(self) -> str | None:
+        """Why there are too few samples for a verdict; None: there are enough."""
+        return _shortage(self.base, self.head)
+
+
+def _p_slower(pair: _Sides) -> float:
+    return mann_whitney(repeat_medians(pair.head), repeat_medians(pair.base))
+
+
+def _compare_batch(pair: _Sides, adjusted: float | None, budget: float, *, steady: bool) -> BatchComparison:
+    base, head = pair.base, pair.head
     interval: Interval | None = None
     p_slower: float | None = None
-    shortage = _shortage(base, head)
-    if shortage is None:
+    if adjusted is not None:
         interval = ratio_interval(base, head)
-        p_slower = mann_whitney(repeat_medians(head), repeat_medians(base))
+        p_slower = _p_slower(pair)
         p_faster = mann_whitney(repeat_medians(base), repeat_medians(head))
-        judged = _judge_steady(interval, budget) if steady else _judge(interval, p_slower, p_faster, budget)
+        judged = _judge_steady(interval, budget) if steady else _judge(interval, adjusted, p_faster, budget)
         verdict, reason = judged
     else:
-        verdict, reason = "not steady" if steady else "inconclusive", shortage
+        verdict, reason = "not steady" if steady else "inconclusive", pair.shortage or ""
+    p99 = _p99(base, head) if interval else None
+    slow_tail = [] if p99 is None or p99.lower <= 1 + budget else [f"p99 is slower by at least {_change(p99.lower)}"]
     return BatchComparison(
-        batch=batch,
+        batch=pair.batch,
         base_ms=median(base),
         head_ms=median(head),
         ratio=median(head) / median(base),
@@ -151,8 +180,19 @@ def _compare_batch(batch: int, base: Samples, head: Samples, budget: float, *, s
         p_slower=p_slower,
         verdict=verdict,
         reason=reason,
-        warnings=_warnings(base, head),
+        warnings=(*_warnings(base, head), *slow_tail),
+        p_adjusted=adjusted,
+        p99_ratio=percentile(head, 99) / percentile(base, 99) if p99 else None,
+        p99_lower=p99.lower if p99 else None,
+        p99_upper=p99.upper if p99 else None,
     )
+
+
+def _p99(base: Samples, head: Samples) -> Interval | None:
+    """The interval of the ratio of p99; None where a side has too few samples for one."""
+    if min(base.size, head.size) < SAMPLE_FLOORS[99]:
+        return None
+    return ratio_interval(base, head, percent=99)
 
 
 def _judge(interval: Interval, p_slower: float, p_faster: float, budget: float) -> tuple[BatchVerdict, str]:

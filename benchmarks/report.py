@@ -9,6 +9,7 @@ from gpusq_deploy.benchmarks.regression import BatchComparison, Comparison
 from gpusq_deploy.benchmarks.summary import BatchSummary, summarise
 
 _RUN_HEADINGS = ("batch", "samples", "median ms", "p90 ms", "p99 ms", "per second", "cv")
+_REPEATS = {"session": "sessions", "process": "processes", "pair": "processes in pairs"}
 _COMPARISON_HEADINGS = ("batch", "base ms", "head ms", "change", "95 % interval", "p slower", "verdict")
 
 
@@ -22,9 +23,10 @@ def text_from_runs(runs: Runs) -> str:
         + (f", through {runs.runtime.cuda_api}" if runs.runtime.cuda_api else "")
         + (", by CUDA graph" if runs.runtime.cuda_graph else ""),
         f"machine  {_machine(runs.environment)}",
-        f"taken    {settings.repeats} sessions x {settings.iterations} inferences after {settings.warmup} warm-ups",
+        f"taken    {settings.repeats} {_REPEATS[settings.isolation]} x {settings.iterations} inferences "
+        f"after {settings.warmup} warm-ups",
         "",
-        *_table(_RUN_HEADINGS, [_run_row(summary) for summary in summaries]),
+        *columns(_RUN_HEADINGS, [_run_row(summary) for summary in summaries]),
     ]
     remarks = [f"batch {summary.batch}: {remark}" for summary in summaries for remark in summary.remarks]
     return "\n".join([*lines, *_block(remarks), *_block(runs.notes)])
@@ -34,7 +36,7 @@ def text_from_comparison(comparison: Comparison) -> str:
     """One row per batch size with its reason, every remark, and the verdict as the last line, without a newline."""
     lines: list[str] = []
     if comparison.batches:
-        lines += _table(_COMPARISON_HEADINGS, [_comparison_row(entry) for entry in comparison.batches])
+        lines += columns(_COMPARISON_HEADINGS, [_comparison_row(entry) for entry in comparison.batches])
     lines += _block([f"batch {entry.batch}: {entry.reason}" for entry in comparison.batches])
     lines += _block([f"batch {entry.batch}: {said}" for entry in comparison.batches for said in entry.warnings])
     lines += _block(comparison.remarks)
@@ -85,7 +87,8 @@ def _milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Cells flush right under their headings, a line each."""
     widths = [max(len(cell) for cell in column) for column in zip(headings, *rows, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (headings, *rows)]
 

@@ -1,8 +1,9 @@
 """Statistics of latencies: pure functions on samples in milliseconds.
 
-Samples come as a float64 matrix [repeats, iterations]. Iterations of one repeat share a session, its memory layout
-and the state of the machine, so they are not independent of each other; repeats are. Whatever states a confidence
-therefore treats the repeat as its unit.
+Samples come as a float64 matrix [repeats, iterations], or [rebuilds, repeats, iterations] where the engine was built
+several times. Iterations of one repeat share a process, its memory layout and the state of the machine, so they are not
+independent of each other; repeats are, and of repeats of several builds, the builds. Whatever states a confidence
+therefore treats the repeat or the build as its unit.
 
 By hand, since scipy is 112 MB on a device and its exact Mann-Whitney test ignores ties; tests compare with it.
 """
@@ -10,6 +11,7 @@ By hand, since scipy is 112 MB on a device and its exact Mann-Whitney test ignor
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -100,31 +102,54 @@ def repeat_medians(samples: Samples) -> Samples:
     return medians
 
 
-def ratio_interval(base: Samples, head: Samples, *, seed: int = 0) -> Interval:
-    """95 % confidence interval of median(head) / median(base), by hierarchical bootstrap.
+def ratio_interval(base: Samples, head: Samples, *, percent: int = 50, seed: int = 0) -> Interval:
+    """95 % confidence interval of median(head) / median(base), or of a percentile's ratio, by hierarchical bootstrap.
 
-    Every resample draws repeats with replacement, then iterations within each drawn repeat. The plain percentile
-    interval is too narrow for few repeats; its levels are therefore widened to those of Hesterberg's expanded
-    percentile interval, What Teachers Should Know about the Bootstrap, arXiv 1411.5279:
+    Every resample draws rebuilds with replacement, then processes (repeats) within each drawn rebuild, then iterations
+    within each drawn process. The plain percentile interval is too narrow for few units; its levels are therefore
+    widened to those of Hesterberg's expanded percentile interval, What Teachers Should Know about the Bootstrap,
+    arXiv 1411.5279:
 
-        Φ⁻¹(level) = ±√(k / (k - 1)) · t(97.5 %; d)        k = min(repeats),  d = repeats of base + of head - 2
+        Φ⁻¹(level) = ±√(k / (k - 1)) · t(97.5 %; d)        k = min(units),  d = units of base + of head - 2
+
+    Units are rebuilds where both sides have several, else processes.
 
     Args:
-        base: [repeats, iterations] in ms, at least two repeats.
+        base: [processes, iterations] or [rebuilds, processes, iterations] in ms, at least two units.
         head: The same; its shape may differ.
+        percent: 50 is the median; another is a nearest-rank percentile, see `percentile`.
         seed: The result is a function of the samples and the seed.
 
     Raises:
-        ValueError: A side has fewer than two repeats.
+        ValueError: A side has fewer than two units.
     """
-    fewest = min(base.shape[0], head.shape[0])
+    counts = _units(base, head)
+    fewest = min(counts)
     if fewest < 2:
         raise ValueError("a confidence interval needs at least two repeats on each side")
     rng = np.random.default_rng(seed)
-    ratios = _resampled_medians(head, rng) / _resampled_medians(base, rng)
-    level = _expanded_level(fewest, base.shape[0] + head.shape[0] - 2)
+    ratios = _resampled(head, percent, rng) / _resampled(base, percent, rng)
+    level = _expanded_level(fewest, sum(counts) - 2)
     lower, upper = np.quantile(ratios, [level, 1 - level])
     return Interval(float(lower), float(upper))
+
+
+def false_discovery_adjusted(p_values: Sequence[float]) -> tuple[float, ...]:
+    """P-values of tests that are decided together: below q, a share of at most q of those called is false on average.
+
+    Of m sorted ascending, the adjusted i-th is the least of p_j · m / j over j ≥ i, at most 1 (Benjamini, Hochberg,
+    Journal of the Royal Statistical Society B 57, 1995): right for independent tests and for positively dependent ones,
+    such as batch sizes that were measured on one machine.
+    """
+    if not p_values:
+        return ()
+    values = np.array(p_values, dtype=np.float64)
+    order = np.argsort(values)
+    scaled = values[order] * values.size / np.arange(1, values.size + 1)
+    lowest = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    adjusted = np.empty_like(values)
+    adjusted[order] = lowest
+    return tuple(float(value) for value in adjusted)
 
 
 def mann_whitney(larger: Samples, smaller: Samples) -> float:
@@ -153,16 +178,40 @@ def mann_whitney(larger: Samples, smaller: Samples) -> float:
     return _normal_p(doubled, larger.size)
 
 
-def _resampled_medians(samples: Samples, rng: np.random.Generator) -> Samples:
-    repeats, iterations = samples.shape
+def _units(base: Samples, head: Samples) -> tuple[int, int]:
+    """How many independent units each side has: rebuilds where both have several, else processes."""
+    rebuilds = [1 if side.ndim == 2 else side.shape[0] for side in (base, head)]
+    if min(rebuilds) > 1:
+        return rebuilds[0], rebuilds[1]
+    return math.prod(base.shape[:-1]), math.prod(head.shape[:-1])
+
+
+def _resampled(samples: Samples, percent: int, rng: np.random.Generator) -> Samples:
+    """The median or percentile of every resample: [RESAMPLES]."""
     step = max(1, _CHUNK // samples.size)
     pieces: list[Samples] = []
     for start in range(0, RESAMPLES, step):
-        size = min(step, RESAMPLES - start)
+        drawn = draw_resamples(samples, min(step, RESAMPLES - start), rng)
+        if percent == 50:
+            pieces.append(np.median(drawn, axis=1))
+        else:
+            rank = -(-percent * drawn.shape[1] // 100)
+            pieces.append(np.partition(drawn, rank - 1, axis=1)[:, rank - 1])
+    return np.concatenate(pieces)
+
+
+def draw_resamples(samples: Samples, size: int, rng: np.random.Generator) -> Samples:
+    """Resamples, level by level with replacement: [size, all samples]."""
+    *_, repeats, iterations = samples.shape
+    if samples.ndim == 2:
         rows = rng.integers(repeats, size=(size, repeats, 1))
         columns = rng.integers(iterations, size=(size, repeats, iterations))
-        pieces.append(np.median(samples[rows, columns].reshape(size, -1), axis=1))
-    return np.concatenate(pieces)
+        return samples[rows, columns].reshape(size, -1)
+    rebuilds = samples.shape[0]
+    builds = rng.integers(rebuilds, size=(size, rebuilds, 1, 1))
+    rows = rng.integers(repeats, size=(size, rebuilds, repeats, 1))
+    columns = rng.integers(iterations, size=(size, rebuilds, repeats, iterations))
+    return samples[builds, rows, columns].reshape(size, -1)
 
 
 def _expanded_level(repeats: int, freedom: int) -> float:

@@ -11,13 +11,7 @@ import onnx_ir as ir
 
 from gpusq_deploy.graph import insert_before, node_name
 
-_ROUNDED_SINCE = (1, 30)
 _ONNX = frozenset({"", "ai.onnx"})
-
-
-def is_cut_off(version: str) -> bool:
-    """Whether this version of ONNX Runtime has the fault."""
-    return tuple(int(part) for part in version.split(".")[:2]) < _ROUNDED_SINCE
 
 
 def quantised_in_float32(path: Path) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -32,6 +33,7 @@ _DTYPES = {
     "tensor(bool)": "bool",
 }
 _ONLY_ERRORS = 3
+_FP16_CODES_ROUNDED_SINCE = (1, 30)
 
 
 def open_onnx(path: Path, *, threads: int | None = None, optimize: bool = True, frugal: bool = False) -> Session:
@@ -137,12 +139,17 @@ class OrtSession:
 
 def _loaded(path: Path, version: str) -> str | bytes:
     """What ONNX Runtime is given: the file, or the graph without what this version computes wrongly."""
-    from gpusq_deploy.engines.fp16_codes import is_cut_off, quantised_in_float32
-
     if is_cut_off(version):
+        from gpusq_deploy.engines.fp16_codes import quantised_in_float32
+
         with suppress(Exception):  # of a file that can't be read ONNX Runtime itself says why
             return quantised_in_float32(path) or str(path)
     return str(path)
+
+
+def is_cut_off(version: str) -> bool:
+    """Whether this version of ONNX Runtime has the fault that `fp16_codes` mends."""
+    return tuple(int(part) for part in version.split(".")[:2]) < _FP16_CODES_ROUNDED_SINCE
 
 
 def _runs_exact_products(path: Path) -> bool:
@@ -151,12 +158,20 @@ def _runs_exact_products(path: Path) -> bool:
     ONNX Runtime's default kernel adds pairs of them in 16 bits there. Its exact one wants weights of uint8, and of a
     weight per channel without zero points it makes one that it refuses afterwards.
     """
-    import onnx_ir as ir
-
     with suppress(Exception):  # of a file that can't be read ONNX Runtime itself says why
-        nodes = [node for node in ir.load(path).graph if node.op_type == "DequantizeLinear"]
-        return all(len(node.inputs) > 2 and node.inputs[2] is not None for node in nodes)
+        if not _has_bytes(path, b"DequantizeLinear"):
+            return True
+        import onnx  # not onnx_ir: it brings sympy, half of what a worker process takes to start
+
+        graph = onnx.load(path, load_external_data=False).graph
+        nodes = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+        return all(len(node.input) > 2 and bool(node.input[2]) for node in nodes)
     return False
+
+
+def _has_bytes(path: Path, sought: bytes) -> bool:
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(sought) >= 0
 
 
 def cpu_name() -> str:

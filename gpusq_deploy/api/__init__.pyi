@@ -44,6 +44,8 @@ from .evaluating import (
 )
 from .measuring import (
     bench as bench,
+    calibrate_noise as calibrate_noise,
+    interleave as interleave,
 )
 from .opened import (
     OpenBundle as OpenBundle,

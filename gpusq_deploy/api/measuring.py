@@ -11,6 +11,7 @@ from gpusq_deploy.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
     from gpusq_deploy.artifacts import Runs
+    from gpusq_deploy.benchmarks import GateResult, MachineNoise
 
 
 def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
@@ -24,6 +25,7 @@ def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
     repeats: int = 5,
     iterations: int = 100,
     warmup: int = 10,
+    in_process: bool = False,
     reporter: Reporter | None = None,
 ) -> Runs:
     """Measure the latency of a bundle, an engine or an ONNX model, as gpusq-bench does.
@@ -35,9 +37,10 @@ def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
         reference: An ONNX model to compare the outputs of a plan outside a bundle with, on the CPU.
         cuda_graph: Launch each inference of an engine as one captured CUDA graph.
         threads: Of onnxruntime; None: its own choice.
-        repeats: Fresh sessions.
-        iterations: Timed inferences per session.
+        repeats: Fresh processes, each with a session.
+        iterations: Timed inferences per process.
         warmup: Inferences before timing.
+        in_process: Open fresh sessions in this process instead, as for a profiler.
         reporter: Who hears how it goes; nobody.
 
     Raises:
@@ -56,6 +59,106 @@ def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
             raise RequestError("--reference is for an engine: ONNX Runtime is the reference itself")
         subject = subject._replace(reference=Path(reference))
     heard.say(f"runtime: {subject.choice.name} ({subject.choice.reason})")
-    settings = MeasureSettings(warmup=warmup, iterations=iterations, repeats=repeats)
+    settings = MeasureSettings(
+        warmup=warmup, iterations=iterations, repeats=repeats, isolation="session" if in_process else "process"
+    )
     chosen = subject.default_batches if batches is None else tuple(batches)
     return record(subject, chosen, settings, threads=threads, cuda_graph=cuda_graph, progress=heard.progress)
+
+
+def interleave(  # noqa: PLR0913 - one argument for each option of gpusq-bench --interleave
+    base: PathLike,
+    head: PathLike,
+    *,
+    runtime: str = "auto",
+    batches: Sequence[int] | None = None,
+    cuda_graph: bool = False,
+    threads: int | None = None,
+    max_regression: float = 0.03,
+    max_seconds: float = 300.0,
+    iterations: int = 90,
+    warmup: int = 10,
+    reporter: Reporter | None = None,
+) -> GateResult:
+    """Is `head` slower than `base` by more than the budget? Both in turns, until that is decided.
+
+    Args:
+        base: What holds today: a bundle's folder, an engine, or an ONNX model.
+        head: What would replace it.
+        runtime: See `bench`; the same for both.
+        batches: Batch sizes; None: base's own, or 1.
+        cuda_graph: Launch each inference of an engine as one captured CUDA graph.
+        threads: Of onnxruntime; None: its own choice.
+        max_regression: The budget as a share: 0.03 allows 3 % more latency.
+        max_seconds: When to stop undecided; no pair is started that wouldn't end by then.
+        iterations: The most timed inferences of one process and batch size, at least 6; fewer of a slow model.
+        warmup: Inferences before timing, of each process and batch size.
+        reporter: Who hears how it goes; nobody.
+
+    Returns:
+        The verdict with its bounds, and every sample; `exit_code` is gpusq-bench's.
+
+    Raises:
+        GpusqError: One can't be run here, or they run on two runtimes.
+        ValueError: A budget, a time or a count that makes no sense.
+    """
+    from gpusq_deploy.artifacts import require_input
+    from gpusq_deploy.benchmarks import GateSettings, find_subject, interleave as take, sided
+
+    settings = GateSettings(
+        max_regression=max_regression, max_seconds=max_seconds, max_iterations=iterations, warmup=warmup
+    )
+    for path in (base, head):
+        require_input(Path(path))
+    subjects = [find_subject(Path(path), runtime) for path in (base, head)]
+    heard = reporter or SILENT
+    heard.say(f"runtime: {subjects[0].choice.name} ({subjects[0].choice.reason})")
+    chosen = subjects[0].default_batches if batches is None else tuple(batches)
+    sides = sided(subjects[0], subjects[1], chosen, threads=threads, cuda_graph=cuda_graph)
+    return take(sides, settings, heard.progress)
+
+
+def calibrate_noise(  # noqa: PLR0913 - one argument for each option of gpusq-bench --calibrate-noise
+    path: PathLike,
+    *,
+    runtime: str = "auto",
+    batches: Sequence[int] | None = None,
+    cuda_graph: bool = False,
+    threads: int | None = None,
+    iterations: int = 90,
+    warmup: int = 10,
+    reporter: Reporter | None = None,
+) -> MachineNoise:
+    """Which effects can this machine see? A model against itself, in 20 pairs of processes.
+
+    Args:
+        path: A bundle's folder, an engine, or an ONNX model.
+        runtime: See `bench`.
+        batches: Batch sizes; None: the bundle's own, or 1.
+        cuda_graph: See `interleave`.
+        threads: Of onnxruntime; None: its own choice.
+        iterations: See `interleave`.
+        warmup: See `interleave`.
+        reporter: Who hears how it goes; nobody.
+
+    Raises:
+        GpusqError: It can't be run here.
+        ValueError: A count that makes no sense.
+    """
+    from gpusq_deploy.artifacts import require_input
+    from gpusq_deploy.benchmarks import (
+        CALIBRATION_PAIRS,
+        GateSettings,
+        find_subject,
+        interleave as take,
+        noise_of,
+        sided,
+    )
+
+    settings = GateSettings(max_iterations=iterations, warmup=warmup, fixed_pairs=CALIBRATION_PAIRS)
+    require_input(Path(path))
+    subject = find_subject(Path(path), runtime)
+    heard = reporter or SILENT
+    chosen = subject.default_batches if batches is None else tuple(batches)
+    sides = sided(subject, subject, chosen, threads=threads, cuda_graph=cuda_graph)
+    return noise_of(take(sides, settings, heard.progress))

@@ -47,7 +47,8 @@ class MeasureSettings(Value):
 
     Each of `repeats` opens a fresh session and, for every batch, runs `warmup` inferences that don't count and
     `iterations` that do. Order "abba": every second repeat takes the batches backwards. `inputs` names what is fed;
-    `seed` makes up the standard-normal ones.
+    `seed` makes up the standard-normal ones. `isolation` is where a repeat's session is opened: in the one process of
+    all, in a fresh process, or in a fresh process beside one of the other model, in turns with it.
     """
 
     warmup: int
@@ -56,6 +57,7 @@ class MeasureSettings(Value):
     order: Literal["abba"] = "abba"
     inputs: Literal["standard-normal", "given"] = "standard-normal"
     seed: int = 0
+    isolation: Literal["session", "process", "pair"] = "session"
 
     def __post_init__(self) -> None:
         if self.warmup < 0 or self.iterations < 1 or self.repeats < 1 or self.seed < 0:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 import gpusq_deploy
-from gpusq_deploy.cli.command import LOUDNESS, Command
-from gpusq_deploy.cli.common import reporting, run_command, say
-from gpusq_deploy.errors import GpusqError
-
-if TYPE_CHECKING:
-    from gpusq_deploy.artifacts import Runs
+from gpusq_deploy.cli.command import LOUDNESS, Command, on_command_line
+from gpusq_deploy.cli.common import reporting, run_command
+from gpusq_deploy.cli.interleave import STDOUT, Outputs, require_one_way, run_calibration, run_gate
+from gpusq_deploy.cli.result_files import check_target, save
+from gpusq_deploy.cli.shares import Percent
 
 _RUNTIMES = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
-_STDOUT = "-"
+# With a model beside it: enough for a pair's ratio, and a pair stays short.
+_ITERATIONS_OF_A_PAIR = 90
 
 
 def _parse_batches(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -37,13 +35,59 @@ def _parse_batches(_context: click.Context, _option: click.Parameter, text: str 
 
 _GROUPS = (
     ("What to run", ("--runtime", "--batch", "--reference", "--cuda-graph", "--threads")),
-    ("How often", ("--repeats", "--iterations", "--warmup")),
-    ("Output", LOUDNESS),
+    ("How often", ("--repeats", "--iterations", "--warmup", "--in-process")),
+    ("Two models in turns", ("--interleave", "--max-regression", "--max-seconds", "--noise", "--calibrate-noise")),
+    ("Output", ("--summary", "--junit", *LOUDNESS)),
 )
 
 
 @click.command(name="gpusq-bench", cls=Command, groups=_GROUPS)
-@click.argument("model", metavar="BUNDLE|PLAN|ONNX", type=click.Path(path_type=Path))
+@click.pass_context
+@click.argument("model", metavar="[BUNDLE|PLAN|ONNX]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--interleave",
+    nargs=2,
+    metavar="BASE HEAD",
+    type=click.Path(path_type=Path),
+    help="Is HEAD slower than BASE? Run both in turns, in fresh processes, until that is decided or the time is up.",
+)
+@click.option(
+    "--max-regression",
+    metavar="PERCENT",
+    default="3%",
+    show_default=True,
+    type=Percent(),
+    help="Allow HEAD to be this much slower.",
+)
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True, max=86400),
+    default=300,
+    show_default=True,
+    help="Stop undecided after this time.",
+)
+@click.option(
+    "--noise",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="With the verdict, say what this machine can see by this calibration.",
+)
+@click.option(
+    "--calibrate-noise",
+    "calibrate",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Run the model against itself, and write what effects this machine can see.",
+)
+@click.option(
+    "--summary",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Append the verdict in Markdown, as to $GITHUB_STEP_SUMMARY.",
+)
+@click.option(
+    "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write the verdict as JUnit's XML, as for GitLab."
+)
 @click.option(
     "--runtime",
     type=click.Choice(_RUNTIMES),
@@ -59,14 +103,14 @@ _GROUPS = (
     help="Measure these batch sizes (default: the bundle's minimum and optimum, or 1).",
 )
 @click.option(
-    "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Open this many fresh sessions."
+    "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Start this many fresh processes."
 )
 @click.option(
     "--iterations",
     type=click.IntRange(min=1),
     default=100,
     show_default=True,
-    help="Time this many inferences per session.",
+    help="Time this many inferences per process; with --interleave 90 at most.",
 )
 @click.option(
     "--warmup",
@@ -84,105 +128,77 @@ _GROUPS = (
     metavar="ONNX",
     help="Before timing, compare the outputs of a PLAN outside a bundle with this model's on the CPU.",
 )
+@click.option("--in-process", is_flag=True, help="Open fresh sessions in this process instead, as for a profiler.")
 @click.option("--cuda-graph", is_flag=True, help="Launch each inference of an engine as one captured CUDA graph.")
 @click.option(
     "--json",
     "json_to",
     is_flag=False,
-    flag_value=_STDOUT,
+    flag_value=STDOUT,
     metavar="[FILE]",
     help="Write all samples as JSON to FILE, or without FILE to stdout instead of the table.",
 )
 def command(  # noqa: PLR0913 - click hands one argument to each option
+    context: click.Context,
+    /,
     *,
-    model: Path,
-    runtime: str,
-    batches: tuple[int, ...] | None,
+    model: Path | None,
+    interleave: tuple[Path, Path] | None,
+    calibrate: Path | None,
     json_to: str | None,
-    threads: int | None,
     reference: Path | None,
-    cuda_graph: bool,
-    **counts: int,
+    repeats: int,
+    in_process: bool,
+    max_regression: float,
+    max_seconds: float,
+    noise: Path | None,
+    summary: Path | None,
+    junit: Path | None,
+    **asked: Any,
 ) -> None:
     """Measure the latency of a bundle, an engine (PLAN) or an ONNX model.
 
-    gpusq-compare takes two files made with the same options and at least five repeats.
+    gpusq-compare takes two files made with the same options and at least five repeats. With --interleave, both are
+    measured at once and the exit code is the answer: 0 holds, 1 regressed, 3 inconclusive.
     """
-    from gpusq_deploy.artifacts import json_from_value, require_input
+    require_one_way(context, models=(model is not None) + (interleave is not None), calibrate=calibrate)
+    if (interleave is not None or calibrate is not None) and not on_command_line(context, ["iterations"]):
+        asked["iterations"] = _ITERATIONS_OF_A_PAIR
+    if interleave is not None:
+        budget = {"max_regression": max_regression, "max_seconds": max_seconds}
+        code = run_gate(interleave, noise, Outputs(json_to, summary, junit), **budget, **asked)
+        context.exit(code)
+    assert model is not None, "one was required"
+    if calibrate is not None:
+        run_calibration(model, calibrate, json_to, **asked)
+    else:
+        _bench(model, json_to, reference=reference, repeats=repeats, in_process=in_process, **asked)
 
-    for path in (model, *([] if reference is None else [reference])):
-        require_input(path)
+
+def _bench(model: Path, json_to: str | None, **asked: Any) -> None:
+    from gpusq_deploy.artifacts import Runs, json_from_value, require_input
     from gpusq_deploy.benchmarks import text_from_runs
     from gpusq_deploy.compile import RequestError
 
-    target = None if json_to in (None, _STDOUT) else Path(str(json_to))
+    for path in (model, *([] if asked["reference"] is None else [asked["reference"]])):
+        require_input(path)
+    target = None if json_to in (None, STDOUT) else Path(str(json_to))
     if target is not None:
-        _check_target(target)
+        check_target(target, Runs, "earlier runs")
     try:
         with reporting() as reporter:
-            runs = gpusq_deploy.bench(
-                model,
-                runtime=runtime,
-                batches=batches,
-                reference=reference,
-                cuda_graph=cuda_graph,
-                threads=threads,
-                reporter=reporter,
-                **counts,
-            )
+            runs = gpusq_deploy.bench(model, reporter=reporter, **asked)
     except RequestError as error:
         raise click.UsageError(error.what) from error
-    click.echo(json_from_value(runs).decode().rstrip() if json_to == _STDOUT else text_from_runs(runs))
+    data = json_from_value(runs)
+    click.echo(data.decode().rstrip() if json_to == STDOUT else text_from_runs(runs))
     if target is not None:
-        _save(runs, target)
+        save(data, target)
 
 
 def main() -> None:
     """Entry point of gpusq-bench."""
     run_command(command)
-
-
-def _check_target(target: Path) -> None:
-    # `--json model.onnx` is one forgotten word away from destroying the model, so only our own files are replaced.
-    from gpusq_deploy.artifacts import Runs, read_value, require_folder
-
-    require_folder(target)
-    if not target.exists():
-        return
-    try:
-        read_value(target, Runs)
-    except GpusqError as error:
-        raise GpusqError(
-            "the file exists and holds something else than earlier runs; it was left alone",
-            place=str(target),
-            hint="name another file, or remove it",
-        ) from error
-
-
-def _save(runs: Runs, target: Path) -> None:
-    from gpusq_deploy.artifacts import json_from_value
-
-    try:
-        _replace(target, json_from_value(runs))
-    except OSError as error:
-        raise GpusqError(f"cannot write the file: {error.strerror}", place=str(target)) from error
-    say(f"wrote {target}")
-
-
-def _replace(target: Path, data: bytes) -> None:
-    # Beside its final name and renamed whole, so that nobody ever reads half a file.
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        # mkstemp makes private files; give this one the mode that any other new file gets.
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 import tiny_models
 from numpy.typing import NDArray
 
-from gpusq_deploy.engines import fp16_codes
+from gpusq_deploy.engines import fp16_codes, ort
 from gpusq_deploy.engines.ort import cpu_name, open_onnx
 from gpusq_deploy.engines.session import TensorSpec, check_feeds
 from gpusq_deploy.errors import GpusqError
@@ -83,7 +83,7 @@ def test_codes_of_fp16_values_are_rounded_by_every_version(
 ) -> None:
     """Against numpy; ONNX Runtime before 1.30 alone cuts them off. The scale lies in a file beside the model."""
     if fault == "cuts off":
-        monkeypatch.setattr(fp16_codes, "_ROUNDED_SINCE", (1000,))
+        monkeypatch.setattr(ort, "_FP16_CODES_ROUNDED_SINCE", (1000,))
     path = make_model(CODES, external_data="weights.bin", size_threshold_bytes=0)
     values = np.arange(-128, 129, dtype=np.float16) / np.float16(100)
     codes = open_onnx(path, optimize=optimize).run({"x": values})["y"]
@@ -95,7 +95,7 @@ def test_codes_of_fp16_values_are_rounded_by_every_version(
     [("1.22.0", True), ("1.29.1", True), ("1.30.0", False), ("1.32.0.dev2", False), ("2.0", False)],
 )
 def test_versions_that_cut_codes_off(version: str, *, cut_off: bool) -> None:
-    assert fp16_codes.is_cut_off(version) == cut_off
+    assert ort.is_cut_off(version) == cut_off
 
 
 def test_what_quantises_no_fp16_is_loaded_as_it_is(make_model: ModelMaker) -> None:

@@ -1,0 +1,140 @@
+"""A gate's result as text, as Markdown for a job's summary, and as JUnit's XML."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from gpusq_deploy.benchmarks.gate import ERRORS, GateBatch, GateResult
+from gpusq_deploy.benchmarks.noise import MachineNoise, unlike
+from gpusq_deploy.benchmarks.report import columns
+
+_HEADINGS = ("batch", "base ms", "head ms", "change", "at least", "at most", "verdict")
+
+
+def text_from_gate(result: GateResult, noise: MachineNoise | None = None) -> str:
+    """One row per batch size, what would decide, what this machine can see, and the verdict as the last line."""
+    lines = columns(_HEADINGS, [_row(entry) for entry in result.batches])
+    loads = [load for load in result.loads if load is not None]
+    load = f", load average {min(loads):.1f} to {max(loads):.1f}" if loads else ""
+    iterations = result.base.settings.iterations
+    lines += [
+        "",
+        f"{len(result.pair_seconds)} pairs of processes x {iterations} inferences in {result.seconds:.0f} s{load}",
+        ERRORS,
+        *(f"batch {entry.batch}: {_outlook(entry, result)}" for entry in result.batches if _open(entry)),
+        *noise_lines(result, noise),
+        "",
+        gate_line(result),
+    ]
+    return "\n".join(lines)
+
+
+def gate_line(result: GateResult) -> str:
+    """The verdict in one line."""
+    changes = ", ".join(f"{entry.ratio - 1:+.1%} at batch {entry.batch}" for entry in result.batches)
+    budget = f"budget {result.settings.max_regression:+.2%}"
+    return f"{result.verdict}: {changes} ({budget}; {result.stopped} after {result.seconds:.0f} s)"
+
+
+def markdown_from_gate(result: GateResult, noise: MachineNoise | None = None) -> str:
+    """For a job's summary: the verdict, the table, and what it rests on."""
+    rows = [_HEADINGS, ("---:",) * (len(_HEADINGS) - 1) + ("---",), *(_row(entry) for entry in result.batches)]
+    said = [f"batch {entry.batch}: {_outlook(entry, result)}" for entry in result.batches if _open(entry)]
+    names = f"`{_code(result.base.model)}` to `{_code(result.head.model)}`"
+    return "\n".join(
+        [
+            f"### Latency: {gate_line(result)}",
+            "",
+            f"{names}, {len(result.pair_seconds)} pairs of processes; {ERRORS}.",
+            "",
+            *("| " + " | ".join(row) + " |" for row in rows),
+            *(["", *(f"- {line}" for line in said)] if said else []),
+            *(["", *(f"- {line}" for line in lines)] if (lines := noise_lines(result, noise)) else []),
+            "",
+        ]
+    )
+
+
+def junit_from_gate(result: GateResult) -> bytes:
+    """One test case per batch size: regressed is a failure, inconclusive is skipped, with the reason. UTF-8."""
+    counts = [entry.verdict for entry in result.batches]
+    suite = ElementTree.Element(
+        "testsuite",
+        name="gpusq-bench --interleave",
+        tests=str(len(counts)),
+        failures=str(counts.count("regressed")),
+        errors="0",
+        skipped=str(counts.count("inconclusive")),
+        time=f"{result.seconds:.3f}",
+    )
+    for entry in result.batches:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname=_clean(result.head.model), name=f"latency at batch {entry.batch}", time="0"
+        )
+        text = f"{entry.ratio - 1:+.2%}: {_bounds(entry)} (budget {result.settings.max_regression:+.2%})"
+        if entry.verdict != "holds":
+            ElementTree.SubElement(case, "failure" if entry.verdict == "regressed" else "skipped", message=text)
+        ElementTree.SubElement(case, "system-out").text = text
+    tree = ElementTree.Element("testsuites")
+    tree.append(suite)
+    data: bytes = ElementTree.tostring(tree, encoding="utf-8", xml_declaration=True)
+    return data + b"\n"
+
+
+def noise_lines(result: GateResult, noise: MachineNoise | None) -> list[str]:
+    """What this machine can see in the time that was allowed, by its calibration."""
+    if noise is None:
+        return []
+    if obstacles := unlike(noise, result):
+        return [f"the noise was calibrated elsewhere, so it says nothing here: {'; '.join(obstacles)}"]
+    return [_effect(noise, entry.batch, result.settings.max_seconds) for entry in result.batches]
+
+
+def _effect(noise: MachineNoise, batch: int, seconds: float) -> str:
+    found = noise.smallest_effect(batch, seconds)
+    if found is None:
+        return f"batch {batch}: what this machine can see isn't known: not calibrated, or too little time for a look"
+    return (
+        f"batch {batch}: in {seconds:.0f} s this machine sees {found:+.1%} beyond the budget in 99 of 100 gates "
+        f"(calibrated {noise.created[:10]})"
+    )
+
+
+def _open(entry: GateBatch) -> bool:
+    return entry.verdict == "inconclusive"
+
+
+def _outlook(entry: GateBatch, result: GateResult) -> str:
+    if entry.more is None:
+        return "no number of further pairs that anybody would wait for decides: the change lies at the budget"
+    seconds = entry.more * result.seconds / len(result.pair_seconds)
+    return f"about {entry.more} more pairs of processes would decide ({seconds:.0f} s)"
+
+
+def _row(entry: GateBatch) -> tuple[str, ...]:
+    return (
+        str(entry.batch),
+        f"{entry.base_ms:.3f}",
+        f"{entry.head_ms:.3f}",
+        f"{entry.ratio - 1:+.2%}",
+        _bound(entry.lower),
+        _bound(entry.upper),
+        entry.verdict,
+    )
+
+
+def _bounds(entry: GateBatch) -> str:
+    return f"at least {_bound(entry.lower)}, at most {_bound(entry.upper)}"
+
+
+def _bound(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio - 1:+.2%}"
+
+
+def _code(text: str) -> str:
+    return text.replace("`", "'").replace("\n", " ")
+
+
+def _clean(text: str) -> str:
+    """Without the control characters that XML 1.0 has no form for."""
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -1,0 +1,123 @@
+"""One pair: a fresh process of base and one of head, alive together, timed in turns A B B A.
+
+Turns are a few inferences long, so that what the machine does meanwhile (another job, a clock that falls) burdens
+both sides alike, and the pair's ratio keeps little of it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from gpusq_deploy.artifacts import RuntimeInfo
+from gpusq_deploy.benchmarks.worker import WorkerRequest
+from gpusq_deploy.benchmarks.worker_process import WorkerProcess
+
+# Inferences of one turn, and those before them that don't count: the other side's threads may still spin.
+TURN = 3
+TURN_WARMUP = 1
+# Of one pair, all batch sizes together: so that eleven pairs stay within a minute.
+MOST_SECONDS = 3.0
+FEWEST_TURNS = 2
+
+
+class Sides(NamedTuple):
+    """What base and head took in one pair: ms, in order."""
+
+    base: tuple[float, ...]
+    head: tuple[float, ...]
+
+
+class Pair(NamedTuple):
+    """Samples by batch size, the turns of each side, the wall time of all of it in s, and the load average before."""
+
+    samples: dict[int, Sides]
+    turns: int
+    opened: tuple[RuntimeInfo, RuntimeInfo]
+    seconds: float
+    load: float | None
+
+
+def take_pair(
+    base: WorkerRequest, head: WorkerRequest, number: int, *, warmup: int, turns: int | None, most_turns: int
+) -> Pair:
+    """Measure every batch size of both sides.
+
+    Args:
+        base: What holds today.
+        head: What would replace it.
+        number: Of this pair, from 0: head goes first in odd ones.
+        warmup: Inferences of each side and batch size before the first turn.
+        turns: Of each side and batch size; None: what fits into `MOST_SECONDS` by the latencies of the warm-up.
+        most_turns: No more than this.
+
+    Raises:
+        GpusqError: A side can't be opened or run.
+    """
+    start, load = time.monotonic(), load_average()
+    forward = number % 2 == 0
+    batches = base.batches if forward else base.batches[::-1]
+    with ExitStack() as stack:
+        order = (base, head) if forward else (head, base)
+        workers = [stack.enter_context(WorkerProcess(request)) for request in order]
+        opened = [worker.opened() for worker in workers]
+        slowest = sum(max(_warm(worker, batch, warmup) for worker in workers) for batch in batches)
+        count = turns_within(MOST_SECONDS, slowest, most_turns) if turns is None else turns
+        samples: dict[int, Sides] = {}
+        for batch in batches:
+            first, second = _in_turns(workers[0], workers[1], batch, count)
+            samples[batch] = Sides(first, second) if forward else Sides(second, first)
+    ours, theirs = opened if forward else opened[::-1]
+    return Pair(samples, count, (ours, theirs), time.monotonic() - start, load)
+
+
+def log_ratio(base: Sequence[float], head: Sequence[float], turn: int = TURN) -> float:
+    """What a pair says of head over base: the median over its turns of log(median of head's turn / median of base's).
+
+    Neighbours in time are compared with each other, so what slows both down for a while drops out. The ratio of the
+    medians of all samples keeps it, and errs by far more on a busy machine; see docs/benchmarking.md.
+
+    Args:
+        base: Samples in ms, in order, a multiple of `turn`.
+        head: The same number.
+        turn: Inferences of one turn.
+    """
+    starts = range(0, len(base), turn)
+    return statistics.median(
+        math.log(statistics.median(head[start : start + turn]) / statistics.median(base[start : start + turn]))
+        for start in starts
+    )
+
+
+def turns_within(seconds: float, slowest_ms: float, most: int) -> int:
+    """Turns of each side that fit into a time, at least two and at most `most`: an even number, for A B B A."""
+    fitting = int(seconds * 1000 / (2 * (TURN + TURN_WARMUP) * slowest_ms))
+    return max(FEWEST_TURNS, min(most, fitting) // 2 * 2)
+
+
+def load_average() -> float | None:
+    """Jobs that ran or waited to run in the last minute, on average; None where the system doesn't say."""
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return None
+
+
+def _warm(worker: WorkerProcess, batch: int, count: int) -> float:
+    """The median latency after a warm-up, in ms."""
+    return statistics.median(worker.take(batch, TURN, warmup=count))
+
+
+def _in_turns(first: WorkerProcess, second: WorkerProcess, batch: int, turns: int) -> Sequence[tuple[float, ...]]:
+    taken: tuple[list[float], list[float]] = ([], [])
+    for turn in range(turns):
+        places = (0, 1) if turn % 2 == 0 else (1, 0)
+        for place in places:
+            worker = (first, second)[place]
+            taken[place].extend(worker.take(batch, TURN, warmup=TURN_WARMUP))
+    return tuple(taken[0]), tuple(taken[1])

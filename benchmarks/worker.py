@@ -1,0 +1,158 @@
+"""A process that holds one session and times inferences when it is told to: requests on stdin, replies on stdout.
+
+One JSON object a line. What is settled once per process (address layout, huge pages, placement of threads) is settled
+anew in each, as pyperf does it (https://pyperf.readthedocs.io/en/latest/run_benchmark.html).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal
+
+import msgspec
+
+from gpusq_deploy.artifacts import BatchRange, RuntimeInfo, Value
+from gpusq_deploy.errors import GpusqError
+
+if TYPE_CHECKING:
+    from gpusq_deploy.engines import Session
+
+
+class WorkerRequest(Value):
+    """What a worker opens. `batches` are those that it will be asked for, `allowed` those that the model takes."""
+
+    path: str
+    runtime: Literal["tensorrt", "tensorrt-rtx", "onnxruntime"]
+    reason: str
+    batches: tuple[int, ...]
+    seed: int = 0
+    threads: int | None = None
+    cuda_graph: bool = False
+    weights: str | None = None
+    host_code: bool = False
+    allowed: BatchRange | None = None
+
+
+class TakeRequest(Value):
+    """Run `warmup` inferences of one batch size that don't count, then time `count`."""
+
+    batch: int
+    count: int
+    warmup: int = 0
+
+
+class WorkerFailure(Value):
+    """A GpusqError on its way to the process that asked."""
+
+    what: str
+    place: str | None = None
+    hint: str | None = None
+
+    def error(self) -> GpusqError:
+        """The error again."""
+        return GpusqError(self.what, place=self.place, hint=self.hint)
+
+
+class WorkerReply(Value):
+    """One of the three: the session that was opened, samples in ms, or what went wrong."""
+
+    opened: RuntimeInfo | None = None
+    samples_ms: tuple[float, ...] | None = None
+    failure: WorkerFailure | None = None
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    # Ctrl-C reaches the whole group; whoever asked ends this process by closing its stdin.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    replies = _private_stdout()
+    try:
+        serve(sys.stdin.buffer, replies)
+    except GpusqError as error:
+        failure = WorkerFailure(what=error.what, place=error.place, hint=error.hint)
+        _send(replies, WorkerReply(failure=failure))
+    # The session is closed; what the interpreter would still tidy up is time that the next process waits for.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
+    """Open the session of the first request, then take the samples of each further one.
+
+    Args:
+        requests: A `WorkerRequest`, then any number of `TakeRequest`s.
+        replies: Gets one `WorkerReply` for each.
+
+    Raises:
+        GpusqError: The session can't be opened or fails, or an output isn't finite.
+    """
+    from gpusq_deploy.benchmarks.measure import check_batches
+
+    request = msgspec.json.decode(requests.readline(), type=WorkerRequest)
+    with closing(_opened(request)) as session:
+        check_batches(session.inputs, request.batches, request.allowed)
+        _send(replies, WorkerReply(opened=session_info(session, request)))
+        timers: dict[int, Callable[[], float]] = {}
+        for line in requests:
+            wanted = msgspec.json.decode(line, type=TakeRequest)
+            if wanted.batch not in timers:
+                timers[wanted.batch] = _timer(session, wanted.batch, request.seed)
+            take = timers[wanted.batch]
+            for _ in range(wanted.warmup):
+                take()
+            _send(replies, WorkerReply(samples_ms=tuple(take() for _ in range(wanted.count))))
+
+
+def _opened(request: WorkerRequest) -> Session:
+    from gpusq_deploy.engines import open_onnx, open_session
+
+    path = Path(request.path)
+    if request.threads is not None and not request.cuda_graph:
+        return open_onnx(path, threads=request.threads)
+    weights = None if request.weights is None else Path(request.weights)
+    return open_session(
+        path, request.runtime, weights=weights, cuda_graph=request.cuda_graph, host_code=request.host_code
+    )
+
+
+def session_info(session: Session, request: WorkerRequest) -> RuntimeInfo:
+    """What ran the model."""
+    return RuntimeInfo(
+        name=session.runtime,
+        version=session.runtime_version,
+        device=session.device,
+        threads=request.threads,
+        reason=request.reason,
+        cuda_graph=request.cuda_graph,
+        cuda_api=getattr(session, "cuda_api", None),
+    )
+
+
+def _timer(session: Session, batch: int, seed: int) -> Callable[[], float]:
+    from gpusq_deploy.benchmarks.measure import check_finite, normal_feeds
+
+    feeds = normal_feeds(session.inputs, batch, seed)
+    # A kernel that meets NaN or overflows may take another path and another time, so sanity comes first.
+    check_finite(session.run(feeds), batch)
+    return session.timer(feeds)
+
+
+def _private_stdout() -> IO[bytes]:
+    """Our replies' own pipe: what libraries print to stdout goes to stderr."""
+    own = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return own
+
+
+def _send(replies: IO[bytes], reply: WorkerReply) -> None:
+    replies.write(msgspec.json.encode(reply) + b"\n")
+    replies.flush()
+
+
+if __name__ == "__main__":
+    main()

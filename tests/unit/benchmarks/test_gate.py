@@ -1,0 +1,207 @@
+"""The interleaved gate: when it stops, what it says, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from click.testing import CliRunner, Result
+
+from gpusq_deploy.artifacts import RuntimeInfo
+from gpusq_deploy.artifacts.base import json_from_value, read_value, value_from_json
+from gpusq_deploy.benchmarks import gate as gate_module
+from gpusq_deploy.benchmarks.gate import GateResult, GateSettings, interleave, log_ratios, sided
+from gpusq_deploy.benchmarks.gate_report import junit_from_gate, markdown_from_gate, text_from_gate
+from gpusq_deploy.benchmarks.noise import MachineNoise, noise_of, spread_of
+from gpusq_deploy.benchmarks.pairs import Pair, Sides
+from gpusq_deploy.benchmarks.subject import find_subject
+from gpusq_deploy.cli.bench import command
+from gpusq_deploy.errors import GpusqError
+
+MakeModel = Callable[[str, str], Path]
+RunGate = Callable[..., GateResult]
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> MakeModel:
+    def make(name: str, body: str) -> Path:
+        path = tmp_path / name
+        text = f'<ir_version: 8, opset_import: ["" : 17]> t (float[N, 3] x) => (float[N, 3] y) {{ {body} }}'
+        path.write_bytes(onnx.parser.parse_model(text).SerializeToString())
+        return path
+
+    return make
+
+
+@pytest.fixture
+def run_gate(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> RunGate:
+    """A gate whose pairs are made up: head is slower by `effect`, a pair's log ratio spreads by `noise`."""
+
+    def run(effect: float, *, noise: float = 0.01, sizes: tuple[int, ...] = (1,), **settings: Any) -> GateResult:
+        rng = np.random.default_rng(1)
+        info = RuntimeInfo(name="onnxruntime", version="1", device="CPU", reason="a test")
+
+        def made_up(*_requests: object, turns: int | None, **_counts: object) -> Pair:
+            samples: dict[int, Sides] = {}
+            for batch in sizes:
+                head = 10.0 * (1 + effect) * np.exp(noise * rng.standard_normal())
+                samples[batch] = Sides((10.0,) * 6, (float(head),) * 6)
+            return Pair(samples, turns or 2, (info, info), 4.0, 1.5)
+
+        monkeypatch.setattr(gate_module, "take_pair", made_up)
+        model = find_subject(make_model("m.onnx", "y = Relu(x)"), "onnxruntime")
+        return interleave(sided(model, model, sizes), GateSettings(**settings))
+
+    return run
+
+
+def test_it_stops_at_the_first_look_that_decides(run_gate: RunGate) -> None:
+    slower = run_gate(0.33)
+    assert (slower.verdict, slower.exit_code, slower.stopped) == ("regressed", 1, "decided")
+    assert len(slower.pair_seconds) == slower.base.settings.repeats == slower.head.settings.repeats == 11
+    same = run_gate(0.0, noise=0.004)
+    assert (same.verdict, same.exit_code, len(same.pair_seconds)) == ("holds", 0, 11)
+    (entry,) = slower.batches
+    assert entry.lower is not None
+    assert 1.03 < entry.lower < entry.ratio
+    assert entry.more is None
+
+
+def test_when_the_time_is_up_it_says_what_more_would_decide(run_gate: RunGate) -> None:
+    result = run_gate(0.05, noise=0.04, max_seconds=1e-9)
+    assert (result.verdict, result.exit_code, result.stopped) == ("inconclusive", 3, "time is up")
+    assert (result.batches[0].more, len(result.pair_seconds)) == (10, 1)
+    assert "about 10 more pairs of processes would decide" in text_from_gate(result)
+
+
+def test_one_regressed_batch_decides(run_gate: RunGate) -> None:
+    result = run_gate(0.33, sizes=(8, 1))
+    assert [entry.batch for entry in result.batches] == [1, 8]
+    assert result.verdict == "regressed"
+
+
+def test_the_file_keeps_every_sample_and_the_verdict_follows_from_it(run_gate: RunGate) -> None:
+    result = run_gate(0.33)
+    again = value_from_json(json_from_value(result), GateResult, place="test")
+    assert again == result
+    ratios = log_ratios(again, 1)
+    assert ratios == pytest.approx([np.log(1.33)] * 11, abs=0.04)
+    assert again.base.settings.isolation == "pair"
+
+
+@pytest.mark.parametrize("name", ["max_regression", "max_seconds", "max_iterations", "warmup"])
+def test_senseless_settings_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"budget|needs"):
+        GateSettings(**{name: -1})
+
+
+def test_markdown_has_a_row_per_batch_and_junit_a_case(run_gate: RunGate) -> None:
+    result = run_gate(0.33, sizes=(1, 8))
+    lines = markdown_from_gate(result).splitlines()
+    assert lines[0].startswith("### Latency: regressed: +3")
+    assert len([line for line in lines if line.endswith("| regressed |")]) == 2
+    suite = ElementTree.fromstring(junit_from_gate(result))[0]
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("2", "2", "0")
+    assert [case.get("name") for case in suite] == ["latency at batch 1", "latency at batch 8"]
+    assert "at least +" in str(suite[0][0].get("message"))
+    undecided = ElementTree.fromstring(junit_from_gate(run_gate(0.03, noise=0.5, max_seconds=1e-9)))[0]
+    assert (undecided.get("failures"), undecided.get("skipped")) == ("0", "1")
+
+
+def test_noise_says_what_the_machine_sees_and_is_about_right(run_gate: RunGate) -> None:
+    result = run_gate(0.0, noise=0.02, fixed_pairs=200)
+    noise = noise_of(result)
+    assert (noise.pairs, noise.pair_seconds, noise.load) == (200, 4.0, 1.5)
+    assert noise.batches[0].spread == pytest.approx(0.02, rel=0.25)
+    # 300 s are 75 pairs, the last look at 64, the seventh: z(1 - 0.001/56) + z(0.99) = 4.13 + 2.33 times 0.02 / 8.
+    assert noise.smallest_effect(1, 300) == pytest.approx(0.0162, rel=0.25)
+    assert noise.smallest_effect(1, 40) is None
+    assert noise.smallest_effect(2, 300) is None
+    assert "in 300 s this machine sees +1." in text_from_gate(result, noise)
+    other = value_from_json(json_from_value(noise).replace(b'"cores": ', b'"cores": 1'), MachineNoise, place="test")
+    assert "calibrated elsewhere, so it says nothing here: cores: 1" in text_from_gate(result, other)
+
+
+def test_outliers_hardly_widen_the_spread() -> None:
+    values = 0.02 * np.random.default_rng(0).standard_normal(60)
+    wild = values.copy()
+    wild[:4] = [2.0, -3.0, 1.5, -0.9]
+    assert spread_of(wild) < 1.6 * spread_of(values)
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+@pytest.mark.slow
+def test_a_planted_slowdown_is_caught_by_real_processes(make_model: MakeModel, tmp_path: Path) -> None:
+    body = "; ".join(["z0 = Exp(x)", *(f"z{i} = Sqrt(z{i - 1})" for i in range(1, 400)), "y = Relu(z399)"])
+    base, head = make_model("base.onnx", "y = Relu(x)"), make_model("head.onnx", body)
+    files = {name: tmp_path / name for name in ("gate.json", "junit.xml", "summary.md")}
+    files["summary.md"].write_text("before\n")
+    done = _run(
+        *("--interleave", base, head, "--threads", 1, "--json", files["gate.json"]),
+        *("--junit", files["junit.xml"], "--summary", files["summary.md"]),
+    )
+    assert done.exit_code == 1, done.output
+    assert done.stdout.splitlines()[-1].startswith("regressed: +")
+    result = read_value(files["gate.json"], GateResult)
+    assert (result.base.model, result.head.model) == ("base.onnx", "head.onnx")
+    assert len(result.pair_seconds) == 11
+    assert files["summary.md"].read_text().startswith("before\n### Latency: regressed")
+    assert ElementTree.parse(files["junit.xml"]).getroot()[0].get("failures") == "1"
+
+
+@pytest.mark.slow
+def test_noise_is_calibrated_and_kept(make_model: MakeModel, tmp_path: Path) -> None:
+    target = tmp_path / "noise.json"
+    done = _run(make_model("m.onnx", "y = Relu(x)"), "--threads", 1, "--calibrate-noise", target)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("20 pairs of m.onnx with itself")
+    assert read_value(target, MachineNoise).pairs == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "give a model, or two after --interleave"),
+        (("m", "--interleave", "a", "b"), "give a model, or two after --interleave, not both"),
+        (("--interleave", "a", "b", "--repeats", "3"), "--repeats is for one model"),
+        (("m", "--max-seconds", "3"), "--max-seconds goes with --interleave"),
+        (("m", "--junit", "x.xml"), "--junit goes with --interleave"),
+        (("--interleave", "a", "b", "--calibrate-noise", "x"), "--calibrate-noise takes one model"),
+        (("--interleave", "a", "b", "--max-seconds", "0"), "--max-seconds"),
+    ],
+)
+def test_options_of_the_other_way_are_usage_errors(arguments: tuple[str, ...], said: str) -> None:
+    done = _run(*arguments)
+    assert done.exit_code == 2
+    assert said in done.output
+
+
+def test_nothing_of_somebody_elses_is_overwritten(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model("m.onnx", "y = Relu(x)")
+    precious = tmp_path / "precious"
+    for option in ("--json", "--junit"):
+        precious.write_bytes(b"<?xml something else")
+        done = _run("--interleave", model, model, option, precious)
+        assert isinstance(done.exception, GpusqError)
+        assert "it was left alone" in str(done.exception)
+        assert precious.read_bytes() == b"<?xml something else"
+    done = _run(model, "--calibrate-noise", precious)
+    assert "it was left alone" in str(done.exception)
+
+
+def test_json_on_stdout_is_one_object(run_gate: RunGate, make_model: MakeModel) -> None:
+    run_gate(0.33)  # leaves its made-up pairs in place
+    model = make_model("m.onnx", "y = Relu(x)")
+    done = _run("--interleave", model, model, "--json")
+    assert json.loads(done.stdout)["verdict"] == "regressed"
+    assert done.exit_code == 1

@@ -1,0 +1,110 @@
+"""Worker processes, with real ones on a tiny model."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from gpusq_deploy.artifacts import BatchRange
+from gpusq_deploy.benchmarks.pairs import TURN, log_ratio, take_pair, turns_within
+from gpusq_deploy.benchmarks.worker import TakeRequest, WorkerReply, WorkerRequest, serve
+from gpusq_deploy.benchmarks.worker_process import WorkerProcess
+from gpusq_deploy.errors import GpusqError
+
+MakeRequest = Callable[..., WorkerRequest]
+
+
+@pytest.fixture
+def request_of(tmp_path: Path) -> MakeRequest:
+    def make(operator: str = "Relu", **changes: object) -> WorkerRequest:
+        path = tmp_path / f"{operator}.onnx"
+        text = f'<ir_version: 8, opset_import: ["" : 17]> t (float[N, 3] x) => (float[N, 3] y) {{ y = {operator}(x) }}'
+        path.write_bytes(onnx.parser.parse_model(text).SerializeToString())
+        made = WorkerRequest(path=str(path), runtime="onnxruntime", reason="a test", batches=(1, 4), threads=1)
+        return msgspec.structs.replace(made, **changes)
+
+    return make
+
+
+def served(request: WorkerRequest, *takes: TakeRequest) -> list[WorkerReply]:
+    requests = io.BytesIO(b"".join(msgspec.json.encode(line) + b"\n" for line in (request, *takes)))
+    replies = io.BytesIO()
+    serve(requests, replies)
+    return [msgspec.json.decode(line, type=WorkerReply) for line in replies.getvalue().splitlines()]
+
+
+def test_a_worker_answers_each_request_once(request_of: MakeRequest) -> None:
+    opened, first, second = served(request_of(), TakeRequest(batch=4, count=3, warmup=2), TakeRequest(batch=1, count=1))
+    assert opened.opened is not None
+    assert (opened.opened.name, opened.opened.threads, opened.opened.reason) == ("onnxruntime", 1, "a test")
+    assert first.samples_ms is not None
+    assert second.samples_ms is not None
+    assert (len(first.samples_ms), len(second.samples_ms)) == (3, 1)
+    assert min(first.samples_ms) > 0
+
+
+def test_a_worker_refuses_outputs_that_are_not_finite(request_of: MakeRequest) -> None:
+    # The logarithm of standard-normal inputs is NaN for half of them.
+    with pytest.raises(GpusqError, match="values of output 'y' are not finite at batch 4"):
+        served(request_of("Log"), TakeRequest(batch=4, count=1))
+
+
+def test_processes_are_fresh_and_their_errors_come_home(request_of: MakeRequest) -> None:
+    request = request_of()
+    with WorkerProcess(request) as one, WorkerProcess(request) as other:
+        assert one.opened() == other.opened()
+        assert len(one.take(1, 2, warmup=1)) == 2
+    with WorkerProcess(request_of(allowed=BatchRange(minimum=1, optimum=1, maximum=1))) as small:
+        with pytest.raises(GpusqError, match="can't take batch 4; allowed: 1 only") as caught:
+            small.opened()
+        assert caught.value.place == "--batch"
+    with WorkerProcess(request_of("Log")) as broken:
+        broken.opened()
+        with pytest.raises(GpusqError, match="are not finite"):
+            broken.take(4, 1)
+
+
+def test_a_process_that_dies_is_an_error_with_its_code(
+    request_of: MakeRequest, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with WorkerProcess(request_of(batches=())) as worker:
+        worker.opened()
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(GpusqError, match="the worker process ended with code -9 and without an answer"):
+            worker.take(1, 1)
+
+
+def test_a_pair_has_both_sides_of_every_batch_in_either_order(request_of: MakeRequest) -> None:
+    base, head = request_of(), request_of("Exp")
+    for number in (0, 1):
+        pair = take_pair(base, head, number, warmup=1, turns=None, most_turns=4)
+        assert pair.turns == 4
+        assert set(pair.samples) == {1, 4}
+        assert {len(side) for sides in pair.samples.values() for side in sides} == {4 * TURN}
+        assert pair.seconds > sum(np.sum(sides) for sides in pair.samples.values()) / 1000
+
+
+@pytest.mark.parametrize(
+    ("slowest", "turns"),
+    # 1.5 s hold 150 inferences of 10 ms: two sides of four (one doesn't count) are 8 a turn.
+    [(10.0, 18), (0.1, 20), (500.0, 2)],
+)
+def test_turns_fit_into_the_time_and_are_even(slowest: float, turns: int) -> None:
+    assert turns_within(1.5, slowest, 20) == turns
+
+
+def test_a_pair_is_compared_turn_by_turn() -> None:
+    # Both sides are three times as slow in the second and fourth turn; head is a tenth slower throughout.
+    base = [10.0, 10.0, 50.0, 30.0, 30.0, 31.0, 10.0, 9.0, 10.0, 30.0, 30.0, 30.0]
+    head = [11.0, 11.0, 11.0, 33.0, 33.0, 90.0, 11.0, 11.0, 12.0, 33.0, 33.0, 33.0]
+    assert log_ratio(base, head, 3) == pytest.approx(np.log(1.1))
+    assert log_ratio(head, base, 3) == pytest.approx(-np.log(1.1))
