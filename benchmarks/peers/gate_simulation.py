@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from gpusq_deploy.benchmarks.pairs import MOST_SECONDS, TURN, TURN_WARMUP, turns_within
 from gpusq_deploy.benchmarks.sequential import decide, looks
+from gpusq_deploy.benchmarks.statistics import median
 
 # By name: scipy ships no types. It is there as scikit-learn's dependency.
 stats: Any = importlib.import_module("scipy.stats")
@@ -77,9 +78,14 @@ def main() -> None:
     ]
     options.json.write_text(json.dumps({"gates": options.gates, "budget": BUDGET, "rows": rows}, indent=1) + "\n")
     if options.page is not None:
-        text = options.page.read_text("utf-8")
-        before, after = text.split(BEGIN)[0], text.split(END)[1]
-        options.page.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}", "utf-8")
+        put_table(rows, options.page)
+
+
+def put_table(rows: list[dict[str, Any]], page: Path) -> None:
+    """The table, in place of the one that is there."""
+    text = page.read_text("utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    page.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}", "utf-8")
 
 
 def read_states(path: Path) -> list[State]:
@@ -105,7 +111,7 @@ def draw(state: State, effect: float, rng: np.random.Generator) -> Gate:
     first = int(rng.random() >= 0.5)
     base: Array = state.samples[chosen, first]
     head: Array = state.samples[chosen, 1 - first] * (1 + effect)
-    slowest = max(float(np.median(base[0])), float(np.median(head[0])))
+    slowest = max(median(base[0]), median(head[0]))
     count = TURN * turns_within(MOST_SECONDS, slowest, MOST_TURNS)
     base, head = base[:, :count], head[:, :count]
     took = TURN_COST * (base.sum(axis=1) + head.sum(axis=1)) / 1000

@@ -142,7 +142,7 @@ def _run(*arguments: object) -> Result:
 
 @pytest.mark.slow
 def test_a_planted_slowdown_is_caught_by_real_processes(make_model: MakeModel, tmp_path: Path) -> None:
-    body = "; ".join(["z0 = Exp(x)", *(f"z{i} = Sqrt(z{i - 1})" for i in range(1, 400)), "y = Relu(z399)"])
+    body = " ".join(["z0 = Exp(x)", *(f"z{i} = Sqrt(z{i - 1})" for i in range(1, 400)), "y = Relu(z399)"])
     base, head = make_model("base.onnx", "y = Relu(x)"), make_model("head.onnx", body)
     files = {name: tmp_path / name for name in ("gate.json", "junit.xml", "summary.md")}
     files["summary.md"].write_text("before\n")
