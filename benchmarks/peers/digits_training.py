@@ -18,6 +18,7 @@ import functools
 import importlib
 import importlib.util
 import json
+import operator
 import statistics
 import tempfile
 import time
@@ -132,7 +133,7 @@ def modelopt(study: Study, mode: str) -> float:
     quantization: Any = importlib.import_module("modelopt.torch.quantization")
     images = study.data.train.batch(range(min(_RANGES_FROM, len(study.data.train)))).images
     chunks = torch.split(images, _BATCH)
-    config = {"data_loader": [(chunk,) for chunk in chunks], "collect_func": lambda batch: batch[0]}
+    config: dict[str, Any] = {"data_loader": [(chunk,) for chunk in chunks], "collect_func": operator.itemgetter(0)}
     module: Any = sparsity.sparsify(copy.deepcopy(study.dense).requires_grad_(requires_grad=True), mode, config=config)
     _cross_entropy(study, module, _PRUNE_EPOCHS, _RATE)
     module = sparsity.export(module)
@@ -161,7 +162,7 @@ def _cross_entropy(
     module.train()
     for _ in range(epochs):
         for some in torch.split(torch.randperm(count, generator=generator), _BATCH):
-            images, targets = data.batch(some.tolist())
+            images, targets = data.batch([int(index) for index in some])
             optimizer.zero_grad()
             torch.autograd.backward(functional.cross_entropy(module(images), torch.tensor(targets)))
             optimizer.step()

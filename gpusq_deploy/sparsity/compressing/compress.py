@@ -167,7 +167,7 @@ def _counted(
     checkpoint: Checkpoint, module: torch.nn.Module, pruned: tuple[str, ...], quantized: Quantized | None
 ) -> Counting:
     """The saved model, what isn't INT8 in FP16 as gpusq-build has it."""
-    int8 = quantized.layers.calibrators if quantized else {}
+    int8 = set(quantized.layers.calibrators) if quantized else set[str]()
     layers = [
         CountedLayer(
             len(each.rows),
