@@ -34,8 +34,7 @@ _GROUPS = (
     "--data",
     required=True,
     metavar="DIR|SHARDS|MODULE:FACTORY",
-    help="Evaluate on these labelled images: a folder with one sub-folder per class in the models' order, or with "
-    "images/ and label maps in annotations/.",
+    help="Evaluate on these labelled images: one sub-folder per class in the models' order, or images/ and annotations/.",
 )
 @click.option(
     "--annotations",
