@@ -34,7 +34,7 @@ _GROUPS = (
     "--data",
     required=True,
     metavar="DIR|SHARDS|MODULE:FACTORY",
-    help="Evaluate on these labelled images: one sub-folder per class in the models' order, or images/ and annotations/.",
+    help="Evaluate on these labelled images: a sub-folder per class in the models' order, or images/ and annotations/.",
 )
 @click.option(
     "--annotations",
