@@ -122,7 +122,8 @@ def coco_evaluation(
         wanted = coco.COCO()
         images = [{"id": index} for index in range(len(targets))]
         categories = [{"id": label} for label in sorted({box["category_id"] for box in truth})]
-        wanted.dataset = {"images": images, "annotations": truth, "categories": categories}
+        # Older versions copy `info` without asking whether it is there.
+        wanted.dataset = {"info": {}, "images": images, "annotations": truth, "categories": categories}
         wanted.createIndex()
         judge = evaluation.COCOeval(wanted, wanted.loadRes(found), "bbox")
         judge.evaluate()

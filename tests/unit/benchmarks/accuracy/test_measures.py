@@ -194,7 +194,7 @@ def by_files(records: Sequence[BoxRecord], folder: Path, *, width: float, height
     images = [{"id": image, "width": width, "height": height} for image in range(1, len(records) + 1)]
     categories = [{"id": label + 1, "name": str(label)} for label in range(3)]
     (folder / "truth.json").write_text(
-        json.dumps({"images": images, "annotations": truth, "categories": categories}), "utf-8"
+        json.dumps({"info": {}, "images": images, "annotations": truth, "categories": categories}), "utf-8"
     )
     (folder / "found.json").write_text(json.dumps(found), "utf-8")
     with contextlib.redirect_stdout(io.StringIO()):
