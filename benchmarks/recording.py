@@ -13,9 +13,9 @@ from gpusq_deploy.benchmarks.environment import read_environment
 from gpusq_deploy.benchmarks.measure import Progress, batch_order, check_batches, measure, normal_feeds
 from gpusq_deploy.benchmarks.reference import CpuReference
 from gpusq_deploy.benchmarks.subject import MeasuredModel
-from gpusq_deploy.benchmarks.worker import WorkerRequest, session_info
+from gpusq_deploy.benchmarks.worker import WorkerRequest, open_requested, session_info
 from gpusq_deploy.benchmarks.worker_process import WorkerProcess, request_for
-from gpusq_deploy.engines import Session, open_session
+from gpusq_deploy.engines import Session
 from gpusq_deploy.errors import GpusqError
 
 
@@ -98,7 +98,7 @@ def _in_this_process(
     infos: list[RuntimeInfo] = []
 
     def open_fresh() -> Session:
-        session = _open(subject, request)
+        session = open_requested(request)
         infos.append(session_info(session, request))
         return session
 
@@ -128,26 +128,12 @@ def outputs_compared(subject: MeasuredModel, request: WorkerRequest) -> Compared
         reference = CpuReference(subject.reference)
     except GpusqError as error:
         return Compared("not compared", (f"outputs not compared with the CPU: {error.what}",))
-    with closing(reference), closing(_open(subject, request)) as session:
+    with closing(reference), closing(open_requested(request)) as session:
         check_batches(session.inputs, request.batches, subject.batch)
         for batch in request.batches:
             feeds = normal_feeds(session.inputs, batch, request.seed)
             reference.check(feeds, session.run(feeds), batch)
     return Compared("compared", (reference.note(),))
-
-
-def _open(subject: MeasuredModel, request: WorkerRequest) -> Session:
-    if request.threads is None or request.cuda_graph:
-        return open_session(
-            subject.path,
-            subject.choice.name,
-            weights=subject.weights,
-            cuda_graph=request.cuda_graph,
-            host_code=subject.host_code,
-        )
-    from gpusq_deploy.engines import open_onnx
-
-    return open_onnx(subject.path, threads=request.threads)
 
 
 def notes_on(settings: MeasureSettings) -> tuple[str, ...]:

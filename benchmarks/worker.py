@@ -94,7 +94,7 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     from gpusq_deploy.benchmarks.measure import check_batches
 
     request = msgspec.json.decode(requests.readline(), type=WorkerRequest)
-    with closing(_opened(request)) as session:
+    with closing(open_requested(request)) as session:
         check_batches(session.inputs, request.batches, request.allowed)
         _send(replies, WorkerReply(opened=session_info(session, request)))
         timers: dict[int, Callable[[], float]] = {}
@@ -108,7 +108,12 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
             _send(replies, WorkerReply(samples_ms=tuple(take() for _ in range(wanted.count))))
 
 
-def _opened(request: WorkerRequest) -> Session:
+def open_requested(request: WorkerRequest) -> Session:
+    """The session that a worker holds.
+
+    Raises:
+        GpusqError: It can't be opened.
+    """
     from gpusq_deploy.engines import open_onnx, open_session
 
     path = Path(request.path)

@@ -25,6 +25,7 @@ from .data import (
 )
 from .distributed import (
     Ranks as Ranks,
+    ended_by_sigterm as ended_by_sigterm,
     ranks_from_environment as ranks_from_environment,
 )
 from .histogram import (

@@ -7,7 +7,9 @@ processes: its gloo back end carries bytes between them, and torchrun ends all w
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -70,32 +72,44 @@ def ranks_from_environment(environment: Mapping[str, str]) -> Ranks:
     return Ranks(rank=rank, world=world, local=local)
 
 
+@contextmanager
+def ended_by_sigterm() -> Generator[None]:
+    """While it is active, SIGTERM ends the process at once.
+
+    While a process waits for others in native code no Python handler runs, and torchrun's SIGTERM must end it too.
+    """
+    if threading.current_thread() is not threading.main_thread():  # others can't set handlers
+        yield
+        return
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
 def _gather(own: bytes) -> Sequence[bytes]:
     import torch
     import torch.distributed as dist
 
-    # While a rank waits in native code no Python handler runs: torchrun's SIGTERM must end it all the same. Nothing has
-    # been written yet.
-    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
-        try:
-            size = torch.tensor([len(own)])
-            sizes = [torch.zeros_like(size) for _ in range(dist.get_world_size())]
-            dist.all_gather(sizes, size)
-            lengths = [int(each) for each in sizes]
-            padded = torch.zeros(max(lengths), dtype=torch.uint8)
-            padded[: len(own)] = torch.frombuffer(bytearray(own), dtype=torch.uint8)
-            parts = [torch.empty_like(padded) for _ in lengths]
-            dist.all_gather(parts, padded)
-            return [part[:length].numpy().tobytes() for part, length in zip(parts, lengths, strict=True)]
-        finally:
-            dist.destroy_process_group()
+        with ended_by_sigterm():
+            dist.init_process_group("gloo", timeout=_PATIENCE)
+            try:
+                size = torch.tensor([len(own)])
+                sizes = [torch.zeros_like(size) for _ in range(dist.get_world_size())]
+                dist.all_gather(sizes, size)
+                lengths = [int(each) for each in sizes]
+                padded = torch.zeros(max(lengths), dtype=torch.uint8)
+                padded[: len(own)] = torch.frombuffer(bytearray(own), dtype=torch.uint8)
+                parts = [torch.empty_like(padded) for _ in lengths]
+                dist.all_gather(parts, padded)
+                return [part[:length].numpy().tobytes() for part, length in zip(parts, lengths, strict=True)]
+            finally:
+                dist.destroy_process_group()
     except (RuntimeError, ValueError) as error:  # what torch.distributed raises
         raise GpusqError(
             f"the ranks can't reach each other: {error}",
             place="torch.distributed, gloo",
             hint="see the other ranks' messages; start them with torchrun",
         ) from error
-    finally:
-        signal.signal(signal.SIGTERM, handler)

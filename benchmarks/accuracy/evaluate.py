@@ -23,13 +23,14 @@ from gpusq_deploy.benchmarks.accuracy.tasks_and_data import (
     Labels,
     OpenedData,
     SplitOptions,
+    exchanged,
     has_maps,
     open_data,
     other_order,
     reader_of,
 )
 from gpusq_deploy.benchmarks.accuracy.values import ChangedImage, EvalRequest, Evaluation, Score, SubjectScores
-from gpusq_deploy.calibration import spread_indices
+from gpusq_deploy.calibration import ranks_from_environment, spread_indices
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.progress import Reporter
 
@@ -252,7 +253,7 @@ def _notes(request: EvalRequest, draws: int, data: _Data, results: _Results) -> 
     first = results.judged[0]
     order = other_order(first.answers, first.labels)
     if order:
-        wrong, right = next(pair for pair in order.items() if pair[0] != pair[1])
+        wrong, right = exchanged(order)
         yield (
             "the data's classes seem to be in another order than the model's: of class "
             f"{results.judge.text(wrong, data.names)} ({wrong}) it mostly predicts {right}"
@@ -293,8 +294,8 @@ def _require_distinct(subjects: Sequence[Subject]) -> None:
 
 
 def _require_one_process() -> None:
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world != "1":
+    world = ranks_from_environment(os.environ).world
+    if world > 1:
         raise GpusqError(
             f"evaluation runs in one process, and WORLD_SIZE is {world}: each would run every image",
             place="torchrun",

@@ -15,11 +15,10 @@ from gpusq_deploy.artifacts import Value
 from gpusq_deploy.benchmarks.accuracy.answers import class_name, require_finite
 from gpusq_deploy.benchmarks.accuracy.bootstrap import Array, Statistic
 from gpusq_deploy.benchmarks.accuracy.judge import Judged
-from gpusq_deploy.benchmarks.accuracy.tasks_and_data import Measure, Segmentation
+from gpusq_deploy.benchmarks.accuracy.tasks_and_data import IGNORED, Measure, Segmentation
 from gpusq_deploy.benchmarks.accuracy.values import TaskName
 from gpusq_deploy.frontend import array_from_tensor
 
-_IGNORED = 255
 # An image counts as changed from this share of its pixels on.
 _CHANGED = 0.01
 
@@ -103,7 +102,7 @@ class MapJudge:
         return ", ".join(f"{class_name(label, names)} {counts[label] / whole:.0%}" for label in largest)
 
     def _record(self, found: npt.NDArray[np.int16], target: npt.NDArray[np.int64]) -> MapRecord:
-        counted = target != _IGNORED
+        counted = target != IGNORED
         predicted, wanted = found[counted].astype(np.int64), target[counted]
         return MapRecord(
             wanted=self._counts(wanted),

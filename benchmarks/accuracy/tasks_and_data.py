@@ -1,6 +1,7 @@
 """Tasks and data sets, which training has too: the one place here that knows the room that holds them."""
 
 from gpusq_deploy.sparsity import (
+    IGNORED as IGNORED,
     Classification as Classification,
     DataRequest as DataRequest,
     Detection as Detection,
@@ -15,6 +16,7 @@ from gpusq_deploy.sparsity import (
     SplitOptions as SplitOptions,
     Task as Task,
     coco_evaluation as coco_evaluation,
+    exchanged as exchanged,
     has_maps as has_maps,
     open_data as open_data,
     other_order as other_order,

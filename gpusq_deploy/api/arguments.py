@@ -22,6 +22,11 @@ DEFAULT_BATCH = "1:8:32"
 BATCH_DIGITS = 9
 
 
+def path_of(given: PathLike | None) -> Path | None:
+    """What was named, if anything."""
+    return None if given is None else Path(given)
+
+
 def spec_of(
     model: Path, arch: ArchSpec | str | None, arguments: Mapping[str, ArchArgument] | Sequence[str] = ()
 ) -> ArchSpec | None:

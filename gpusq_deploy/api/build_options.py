@@ -12,6 +12,7 @@ from gpusq_deploy.api.arguments import (
     DEFAULT_BATCH,
     PathLike,
     batch_ranges,
+    path_of,
     say_default_target,
     spec_of,
     targets_of,
@@ -156,10 +157,10 @@ def _request(model: Path, out: Path, asked: BuildArguments) -> BuildRequest:
         calib=_text(asked.get("data")),
         calib_samples=asked.get("samples"),
         calibrator=None if calibrator is None else Calibrator(name=calibrator),
-        ranges=_path(asked.get("ranges")),
+        ranges=path_of(asked.get("ranges")),
         recalibrate=asked.get("recalibrate", False),
         keep_grid=asked.get("keep_grid", True),
-        expect_outputs=_path(asked.get("expect_outputs")),
+        expect_outputs=path_of(asked.get("expect_outputs")),
         allow_pickle=asked.get("allow_pickle", False),
         targets=targets_of(asked.get("targets")),
         batch=whole_range(ranges),
@@ -176,7 +177,7 @@ def _request(model: Path, out: Path, asked: BuildArguments) -> BuildRequest:
         min_agreement=asked.get("min_agreement"),
         sparse_outputs=_int8_outputs(asked.get("sparse_outputs")),
         rewrites=asked.get("rewrites", "all"),
-        dump_passes=_path(asked.get("dump_passes")),
+        dump_passes=path_of(asked.get("dump_passes")),
     )
 
 
@@ -210,10 +211,6 @@ def _opset(float_type: FloatPrecision, recipe: Recipe | None, quantized: Quantiz
 
     types = () if quantized is None else (quantized,) if recipe is None else recipe.precisions
     return max([21 if float_type == "bf16" else 20, *(OPSETS[name] for name in types)])
-
-
-def _path(path: PathLike | None) -> Path | None:
-    return None if path is None else Path(path)
 
 
 def _text(data: PathLike | None) -> str | None:

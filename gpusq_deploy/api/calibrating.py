@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpusq_deploy.api.arguments import DEFAULT_BATCH, PathLike, batch_ranges, spec_of, whole_range
+from gpusq_deploy.api.arguments import DEFAULT_BATCH, PathLike, batch_ranges, path_of, spec_of, whole_range
 from gpusq_deploy.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def calibrate(  # noqa: PLR0913 - one argument for each option of gpusq-calibrat
         model=place,
         arch=spec_of(place, arch, arch_args),
         state_dict=state_dict,
-        recipe=None if recipe is None else Path(recipe),
+        recipe=path_of(recipe),
         calib=os.fspath(data),
         calib_samples=samples,
         calibrator=Calibrator(name=calibrator),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpusq_deploy.api.arguments import PathLike, spec_of, targets_of
+from gpusq_deploy.api.arguments import PathLike, path_of, spec_of, targets_of
 from gpusq_deploy.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def check(
 
     place, gpus = Path(path), targets_of(targets)
     spec = spec_of(place, arch, arch_args)
-    found = validate(place, arch=spec, recipe=None if recipe is None else Path(recipe), state_dict=state_dict)
+    found = validate(place, arch=spec, recipe=path_of(recipe), state_dict=state_dict)
     explained = tuple(layer for gpu in gpus for layer in explanations(place, found, gpu))
     return dataclasses.replace(found, explained=explained)
 
@@ -85,7 +85,7 @@ def repair(  # noqa: PLR0913 - one argument for each option of gpusq-validate --
     request = RepairRequest(
         model=place,
         arch=spec_of(place, arch, arch_args),
-        recipe=None if recipe is None else Path(recipe),
+        recipe=path_of(recipe),
         near_miss=near_miss,
         permute=permute,
         out=Path(out),

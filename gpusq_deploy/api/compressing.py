@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from gpusq_deploy.api.arguments import PathLike, spec_of
+from gpusq_deploy.api.arguments import PathLike, path_of, spec_of
 from gpusq_deploy.artifacts import RECONSTRUCTIONS, CompressStage
 from gpusq_deploy.progress import SILENT, Reporter
 from gpusq_deploy.text import counted
@@ -148,7 +148,7 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         data=DataRequest(
             data=str(data),
             split=SplitOptions(held_out=held_out, seed=seed),
-            annotations=None if annotations is None else Path(annotations),
+            annotations=path_of(annotations),
             reduce_labels=reduce_labels,
             augment=augment,
             mixup=mixup,
@@ -163,9 +163,9 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         method=method or ("second-order" if rebuilds else "magnitude"),
         prune_images=prune_images,
         permute=permute or rebuilds,
-        recipe=None if recipe is None else Path(recipe),
+        recipe=path_of(recipe),
         qat_epochs=qat_epochs,
-        teacher=None if teacher is None else Path(teacher),
+        teacher=path_of(teacher),
         resume=resume,
         every=_every(checkpoint_every),
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpusq_deploy.api.arguments import PathLike, spec_of
+from gpusq_deploy.api.arguments import PathLike, path_of, spec_of
 from gpusq_deploy.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -74,21 +74,17 @@ def evaluate(  # noqa: PLR0913 - one argument for each option of gpusq-eval
         data=os.fspath(data),
         arch=spec_of(paths[0], arch, arch_args),
         state_dict=state_dict,
-        annotations=_path(annotations),
+        annotations=path_of(annotations),
         reduce_labels=reduce_labels,
         task=task,
         runtime=runtime,
         batch=batch_size,
         limit=limit,
-        resume=_path(resume),
+        resume=path_of(resume),
         seed=seed,
         max_drop=max_drop,
     )
-    return evaluate_subjects(request, _path(html), reporter or SILENT)
-
-
-def _path(given: PathLike | None) -> Path | None:
-    return None if given is None else Path(given)
+    return evaluate_subjects(request, path_of(html), reporter or SILENT)
 
 
 def _require_sense(models: int, max_drop: float | None, *counts: int | None) -> None:

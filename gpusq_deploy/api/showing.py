@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpusq_deploy.api.arguments import PathLike, spec_of
+from gpusq_deploy.api.arguments import PathLike, path_of, spec_of
 from gpusq_deploy.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def run(  # noqa: PLR0913 - one argument for each option of gpusq-run
         state_dict=state_dict,
         runtime=runtime,
         threshold=threshold,
-        out=None if out is None else Path(out),
+        out=path_of(out),
         force=force,
     )
     return run_images(request, reporter or SILENT)

@@ -9,12 +9,11 @@ import click
 
 import gpusq_deploy
 from gpusq_deploy.cli.command import LOUDNESS, Command, on_command_line
-from gpusq_deploy.cli.common import reporting, run_command
+from gpusq_deploy.cli.common import reporting, run_command, runtime_option
 from gpusq_deploy.cli.interleave import STDOUT, Outputs, require_one_way, run_calibration, run_gate
 from gpusq_deploy.cli.result_files import check_target, save
-from gpusq_deploy.cli.shares import Percent
+from gpusq_deploy.cli.shares import max_regression_option
 
-_RUNTIMES = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
 # With a model beside it: enough for a pair's ratio, and a pair stays short.
 _ITERATIONS_OF_A_PAIR = 90
 
@@ -51,14 +50,7 @@ _GROUPS = (
     type=click.Path(path_type=Path),
     help="Is HEAD slower than BASE? Run both in turns, in fresh processes, until that is decided or the time is up.",
 )
-@click.option(
-    "--max-regression",
-    metavar="PERCENT",
-    default="3%",
-    show_default=True,
-    type=Percent(),
-    help="Allow HEAD to be this much slower.",
-)
+@max_regression_option
 @click.option(
     "--max-seconds",
     type=click.FloatRange(min=0, min_open=True, max=86400),
@@ -88,13 +80,7 @@ _GROUPS = (
 @click.option(
     "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write the verdict as JUnit's XML, as for GitLab."
 )
-@click.option(
-    "--runtime",
-    type=click.Choice(_RUNTIMES),
-    default="auto",
-    show_default=True,
-    help="Run the model with this runtime.",
-)
+@runtime_option("Run the model with this runtime.")
 @click.option(
     "--batch",
     "batches",

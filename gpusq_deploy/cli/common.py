@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -21,8 +22,6 @@ from gpusq_deploy.cli.session import filter_advice, session
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from gpusq_deploy.artifacts import BatchRange
     from gpusq_deploy.progress import Reporter
 
@@ -99,6 +98,32 @@ def arch_options(command: _Function) -> _Function:
     ):
         command = option(command)
     return command
+
+
+_RUNTIMES = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
+
+
+def runtime_option(said: str) -> Callable[[_Function], _Function]:
+    """`--runtime`, with what the help says of it."""
+    return click.option("--runtime", type=click.Choice(_RUNTIMES), default="auto", show_default=True, help=said)
+
+
+def label_options(does: str) -> Callable[[_Function], _Function]:
+    """`--annotations` and `--reduce-labels`, for commands that read labels; `does`: what is done to a detector."""
+
+    def add(command: _Function) -> _Function:
+        maps = click.option(
+            "--reduce-labels", is_flag=True, help="Take 0 in label maps for no class and 1 for the first."
+        )
+        boxes = click.option(
+            "--annotations",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help=f"{does} on the boxes of this COCO file, whose images lie in --data.",
+        )
+        return boxes(maps(command))
+
+    return add
 
 
 calib_samples_option = click.option(

@@ -10,7 +10,7 @@ import click
 import gpusq_deploy
 from gpusq_deploy.cli.command import Command, on_command_line
 from gpusq_deploy.cli.common import run_command, say
-from gpusq_deploy.cli.shares import Percent
+from gpusq_deploy.cli.shares import max_regression_option
 
 # Whether there is such a file is told by who reads it: that is no mistake in the command, and exits with another code.
 _FILE = click.Path(path_type=Path)
@@ -19,14 +19,7 @@ _FILE = click.Path(path_type=Path)
 @click.command(name="gpusq-compare", cls=Command)
 @click.argument("base", metavar="BASE", type=_FILE)
 @click.argument("head", metavar="HEAD", type=_FILE)
-@click.option(
-    "--max-regression",
-    metavar="PERCENT",
-    default="3%",
-    show_default=True,
-    type=Percent(),
-    help="Allow HEAD to be this much slower: 3%, or 3, which is the same.",
-)
+@max_regression_option
 @click.option(
     "--steady",
     is_flag=True,

@@ -11,7 +11,7 @@ import click
 import gpusq_deploy
 from gpusq_deploy.artifacts import CompressStage, MixedPrecision, PruneMethod, RateSchedule, TrainOptimizer
 from gpusq_deploy.cli.command import LOUDNESS, Command
-from gpusq_deploy.cli.common import arch_options, echo_json, reporting, require_arch, run_command
+from gpusq_deploy.cli.common import arch_options, echo_json, label_options, reporting, require_arch, run_command
 from gpusq_deploy.text import counted
 
 if TYPE_CHECKING:
@@ -74,13 +74,7 @@ def _weights(_context: click.Context, _option: click.Parameter, text: str) -> tu
     metavar="DIR|SHARDS|MODULE:FACTORY",
     help="Train on these images: a folder with one sub-folder per class in the model's order, or flat.",
 )
-@click.option(
-    "--annotations",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Train a detector on the boxes of this COCO file, whose images lie in --data.",
-)
-@click.option("--reduce-labels", is_flag=True, help="Take 0 in label maps for no class and 1 for the first.")
+@label_options("Train a detector")
 @click.option("--augment", is_flag=True, help="Crop, flip and change training images at random, as timm's recipes do.")
 @click.option(
     "--mixup", type=click.FloatRange(min=0), default=0.0, metavar="ALPHA", help="Mix pairs of images (Mixup)."

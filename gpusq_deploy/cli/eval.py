@@ -9,12 +9,20 @@ import click
 
 import gpusq_deploy
 from gpusq_deploy.cli.command import LOUDNESS, Command
-from gpusq_deploy.cli.common import arch_options, echo_json, reporting, require_arch, run_command, say
+from gpusq_deploy.cli.common import (
+    arch_options,
+    echo_json,
+    label_options,
+    reporting,
+    require_arch,
+    run_command,
+    runtime_option,
+    say,
+)
 
 if TYPE_CHECKING:
     from gpusq_deploy.benchmarks import Evaluation
 
-_RUNTIMES = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
 _TASKS = ("auto", "classification", "detection", "segmentation", "retrieval")
 _SHOWN = 10
 _GROUPS = (
@@ -36,13 +44,7 @@ _GROUPS = (
     metavar="DIR|SHARDS|MODULE:FACTORY",
     help="Evaluate on these labelled images: a sub-folder per class in the models' order, or images/ and annotations/.",
 )
-@click.option(
-    "--annotations",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Evaluate a detector on the boxes of this COCO file, whose images lie in --data.",
-)
-@click.option("--reduce-labels", is_flag=True, help="Take 0 in label maps for no class and 1 for the first.")
+@label_options("Evaluate a detector")
 @click.option(
     "--task",
     type=click.Choice(_TASKS),
@@ -50,13 +52,7 @@ _GROUPS = (
     show_default=True,
     help="Measure this; auto: what the models' answer is.",
 )
-@click.option(
-    "--runtime",
-    type=click.Choice(_RUNTIMES),
-    default="auto",
-    show_default=True,
-    help="Run bundles and ONNX files with this runtime; checkpoints run in torch.",
-)
+@runtime_option("Run bundles and ONNX files with this runtime; checkpoints run in torch.")
 @click.option(
     "--batch",
     "batch_size",

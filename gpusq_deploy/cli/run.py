@@ -8,9 +8,8 @@ import click
 
 import gpusq_deploy
 from gpusq_deploy.cli.command import LOUDNESS, Command
-from gpusq_deploy.cli.common import arch_options, echo_json, reporting, require_arch, run_command
+from gpusq_deploy.cli.common import arch_options, echo_json, reporting, require_arch, run_command, runtime_option
 
-_RUNTIMES = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
 _GROUPS = (
     ("Most used", ("--out", "--threshold", "--runtime")),
     ("Models", ("--arch", "--arch-arg", "--state-dict")),
@@ -31,13 +30,7 @@ _FILE = click.Path(path_type=Path)
     show_default=True,
     help="Tell boxes that are likelier than this.",
 )
-@click.option(
-    "--runtime",
-    type=click.Choice(_RUNTIMES),
-    default="auto",
-    show_default=True,
-    help="Run a bundle or an ONNX file with this runtime; a checkpoint runs in torch.",
-)
+@runtime_option("Run a bundle or an ONNX file with this runtime; a checkpoint runs in torch.")
 @click.option("--force", is_flag=True, help="Replace copies that are there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 def command(  # noqa: PLR0913 - click hands one argument to each option

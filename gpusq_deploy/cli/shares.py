@@ -55,3 +55,13 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+max_regression_option = click.option(
+    "--max-regression",
+    metavar="PERCENT",
+    default="3%",
+    show_default=True,
+    type=Percent(),
+    help="Allow HEAD to be this much slower: 3%, or 3, which is the same.",
+)

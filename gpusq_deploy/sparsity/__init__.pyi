@@ -70,6 +70,7 @@ from .repair.near_misses import (
     mend_near_misses as mend_near_misses,
 )
 from .training.data.class_order import (
+    exchanged as exchanged,
     other_order as other_order,
 )
 from .training.data.entries import (
@@ -110,6 +111,7 @@ from .training.tasks.detection import (
     coco_evaluation as coco_evaluation,
 )
 from .training.tasks.segmentation import (
+    IGNORED as IGNORED,
     Segmentation as Segmentation,
 )
 from .training.tasks.task import (

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 import timm
 import tiny_families
 import torch
+from class_folders import dark_and_light
 from commands import Finished, run_main
-from PIL import Image
 
 from gpusq_deploy.api import compress as gpusq_compress
 from gpusq_deploy.cli.build import main as build
@@ -35,15 +34,7 @@ PRUNED = [f"blocks.{block}.{layer}" for block in (0, 1) for layer in ("attn.qkv"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes that differ by brightness, 12 images each."""
-    root = tmp_path_factory.mktemp("classes")
-    rng = np.random.default_rng(0)
-    for name, level in (("dark", 60), ("light", 190)):
-        (root / name).mkdir()
-        for index in range(12):
-            pixels = np.clip(rng.normal(level, 30, (32, 32, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{index}.png")
-    return root
+    return dark_and_light(tmp_path_factory.mktemp("classes"))
 
 
 def run(model: Path, data: Path, out: Path, *options: object) -> Finished:
@@ -507,8 +498,8 @@ def test_an_attention_s_own_projections_are_pruned_validated_and_built(folder: P
     checked = run_main(validate, out, *arch)
     assert checked.code == 0, checked.out + checked.err
     # Torch 2.9 exports it for no other batch than its example's.
-    options = ("--int8", "--calib", "random", "--sparse", "--batch", "8:8:8", "--target", "none")
-    built = run_main(build, out, *arch, *options, "--out", bundle)
+    asked = ("--int8", "--calib", "random", "--sparse", "--batch", "8:8:8", "--target", "none")
+    built = run_main(build, out, *arch, *asked, "--out", bundle)
     assert built.code == 0, built.err
     planned = {entry["layer"]: entry for entry in json.loads((bundle / "plan.json").read_text())["layers"]}
     for layer in ("in_proj", "out_proj"):

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from class_folders import dark_and_light
 from commands import Finished, run_main
-from PIL import Image
 
 from gpusq_deploy.cli.compress import main as compress
 from gpusq_deploy.errors import GpusqError
@@ -29,15 +29,7 @@ KILLS = 10
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes that differ by brightness, 12 images each."""
-    root = tmp_path_factory.mktemp("classes")
-    rng = np.random.default_rng(0)
-    for name, level in (("dark", 60), ("light", 190)):
-        (root / name).mkdir()
-        for index in range(12):
-            pixels = np.clip(rng.normal(level, 30, (32, 32, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{index}.png")
-    return root
+    return dark_and_light(tmp_path_factory.mktemp("classes"))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from commands import Finished, run_main
 from exact_sessions import exact_session
+from foreign_loops import DETR, SEGFORMER, SIDE
 from PIL import Image
 from skimage import data as photographs
 
@@ -23,28 +24,6 @@ from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.frontend.checkpoint.transformers_models import module_from_transformers
 
 pytestmark = pytest.mark.slow
-SIDE = 64
-SEGFORMER: dict[str, Any] = {
-    "hidden_sizes": [32, 32, 64, 64],
-    "depths": [1, 1, 1, 1],
-    "num_attention_heads": [1, 1, 2, 2],
-    "sr_ratios": [4, 2, 1, 1],
-    "decoder_hidden_size": 64,
-    "num_labels": 3,
-    "input_size": [SIDE, SIDE],
-}
-DETR: dict[str, Any] = {
-    "d_model": 64,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 128,
-    "decoder_ffn_dim": 128,
-    "num_queries": 6,
-    "num_labels": 3,
-    "input_size": [SIDE, SIDE],
-}
 
 
 def scene(rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], tuple[int, int, int, int], int]:
@@ -128,7 +107,7 @@ def test_a_segformer_is_trained_on_label_maps_and_in_int8(scenes: Path, tmp_path
 
 def test_a_detr_is_trained_on_boxes_by_its_own_loss(scenes: Path, tmp_path: Path) -> None:
     pytest.importorskip("pycocotools")
-    model = dense(tmp_path, "DetrForObjectDetection", DETR)
+    model = dense(tmp_path, "DetrForObjectDetection", {**DETR, "num_queries": 6})
     options = ("--data", scenes / "images", "--annotations", scenes / "boxes.json", "--lr", "1e-3")
     done, found = run(model, tmp_path / "out.pt", *options, "--epochs", "2")
     assert found["held_out"]["measure"] == "mAP"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,11 +27,10 @@ from gpusq_deploy.sparsity.compressing.judging import (
     answer_of,
     labels_of,
     only_features,
-    require_order,
-    score_function,
+    scored_by,
 )
 from gpusq_deploy.sparsity.compressing.opening import fingerprint, open_request
-from gpusq_deploy.sparsity.compressing.pruning_step import start_of
+from gpusq_deploy.sparsity.compressing.pruning_step import prune_images, start_of
 from gpusq_deploy.sparsity.compressing.recovery_step import recovered_of
 from gpusq_deploy.sparsity.compressing.report import Compression, HeldOutScore
 from gpusq_deploy.sparsity.compressing.request import SILENT, CompressReporter, CompressRequest, trains
@@ -69,13 +69,15 @@ def _compressed(request: CompressRequest, reporter: CompressReporter, processes:
     features = only_features(teacher, task, answer, request)
     labels = Labels(sys.maxsize, {}) if features else labels_of(teacher, task, answer)
     data = load_data(request.data, opened.checkpoint.preprocessing, task.measure, labels)
-    state = ResumeFolder(request.out, fingerprint(request, opened, data), request.every, processes)
+    asked = fingerprint(request, opened, data) if trains(request) else {}
+    state = ResumeFolder(request.out, asked, request.every, processes)
     goes_on = state.begin(resume=request.resume)
     report = state.report()
     if report is not None:
         return msgspec.json.decode(report, type=Compression)
     if request.resume:
         reporter.say("goes on from the state of the interrupted run" if goes_on else "nothing to resume: begins anew")
+    scored = scored_by(teacher, task, data, request, features=features)
     run = Run(
         request=request,
         reporter=reporter,
@@ -83,17 +85,16 @@ def _compressed(request: CompressRequest, reporter: CompressReporter, processes:
         opened=opened,
         task=task,
         data=data,
-        measured=score_function(teacher, task, data, request, features=features),
+        images=functools.cache(functools.partial(prune_images, data, request)),
+        measured=scored.measured,
         features=features,
         state=state,
     )
-    require_order(run, teacher)
-    return _trained(run, teacher)
+    return _trained(run, teacher, scored.dense)
 
 
-def _trained(run: Run, teacher: torch.nn.Module) -> Compression:
+def _trained(run: Run, teacher: torch.nn.Module, dense: Scores) -> Compression:
     """Everything after what can be refused: the output is in its place."""
-    dense = run.measured(teacher)
     run.say(*_notes(run, dense), *run.data.remarks)
     for name in run.data.skipped:
         run.reporter.say(f"skipped {name}")

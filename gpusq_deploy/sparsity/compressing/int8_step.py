@@ -8,14 +8,13 @@ from dataclasses import replace
 import msgspec
 import torch
 
-from gpusq_deploy.sparsity.compressing.pruning_step import prune_images
 from gpusq_deploy.sparsity.compressing.recovery_step import fitted_on, kept_notes
-from gpusq_deploy.sparsity.compressing.run import Quantized, Run
+from gpusq_deploy.sparsity.compressing.run import Quantized, Run, trained_by
 from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
 from gpusq_deploy.sparsity.reconstruction.int8 import reconstruct_int8
 from gpusq_deploy.sparsity.reconstruction.one_block import Pair
 from gpusq_deploy.sparsity.reconstruction.plan import ReconstructOptions
-from gpusq_deploy.sparsity.training.distill import Recovery, recover
+from gpusq_deploy.sparsity.training.distill import Recovery
 from gpusq_deploy.sparsity.training.losses import block_weights
 from gpusq_deploy.sparsity.training.pair import Distilled
 from gpusq_deploy.sparsity.training.qat import (
@@ -36,7 +35,7 @@ def quantized_of(run: Run, pair: Distilled, recovery: Recovery | None) -> Quanti
     if layers is None:
         return None
     student = pair.student
-    images = torch.split(prune_images(student, run.data, run.request), run.request.training.batch_size)
+    images = torch.split(run.images(), run.request.training.batch_size)
     scales = observed_scales(student, layers.calibrators, images)
     run.processes.same([scale.detach() for scale in scales.parameters()])
     if run.request.qat_epochs is None:
@@ -49,14 +48,7 @@ def quantized_of(run: Run, pair: Distilled, recovery: Recovery | None) -> Quanti
     trained = replace(pair, teacher=teacher, scales=scales.parameters(), weights=weights)
     with fake_quantized(student, scales):
         before = run.measured(student)
-        found = recover(
-            trained,
-            run.data,
-            options,
-            run.reporter.epoch,
-            told=run.reporter.step,
-            keeper=run.state.keeper("qat"),
-        )
+        found = trained_by(run, trained, options, "qat")
         run.say(*kept_notes(found, epochs))
         after = run.measured(student)
     method = "quantisation-aware training" if found.epoch else ""

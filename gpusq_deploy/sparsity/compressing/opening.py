@@ -44,7 +44,7 @@ def open_request(request: CompressRequest, processes: Ranks) -> Opened:
     recipe = load_recipe(request.recipe)
     checkpoint = load_checkpoint(request.model, arch=request.arch, state_dict=request.state_dict)
     teacher = _teacher(checkpoint, request)
-    require_dense_model(checkpoint, request)
+    require_dense_model(checkpoint, request, recipe)
     require_classifier(checkpoint, request)
     wanted = request.qat_epochs is not None or request.stage == "reconstruct,int8"
     int8 = int8_layers(checkpoint.module, recipe) if wanted else None
@@ -109,9 +109,10 @@ def fingerprint(request: CompressRequest, opened: Opened, data: TrainingData) ->
     }
     del training["learning_rate"]
     asked |= {f"--{name.replace('_', '-')}": value for name, value in training.items()}
+    model, own = digest_of_tensors(opened.checkpoint.module.state_dict()), opened.teacher is opened.checkpoint
     return {
-        "model": digest_of_tensors(opened.checkpoint.module.state_dict()),
-        "teacher": digest_of_tensors(opened.teacher.module.state_dict()),
+        "model": model,
+        "teacher": model if own else digest_of_tensors(opened.teacher.module.state_dict()),
         "data": digest_of_data(data),
         "recipe": digest_of_bytes(json_from_value(opened.recipe)),
         **{name: str(value) for name, value in asked.items()},

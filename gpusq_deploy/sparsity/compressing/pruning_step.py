@@ -26,6 +26,7 @@ from gpusq_deploy.sparsity.pruning.magnitude import (
 )
 from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
 from gpusq_deploy.sparsity.pruning.whole_model import OneshotReport, prune_oneshot
+from gpusq_deploy.sparsity.training.distributed import device
 from gpusq_deploy.sparsity.training.keeping import Start, start_from
 from gpusq_deploy.sparsity.training.samples import TrainingData
 
@@ -74,18 +75,18 @@ def _arranged(
     request = run.request
     if not request.permute:
         return teacher, ()
-    images = prune_images(teacher, run.data, request)
+    images = run.images()
     learnt = None if request.method == "magnitude" else images
     arranged = arrange(teacher, layers, learnt, images, seed=request.training.seed)
     run.say(*arranged.lines())
     return arranged.module, arranged.permuted
 
 
-def prune_images(teacher: torch.nn.Module, data: TrainingData, request: CompressRequest) -> torch.Tensor:
-    """The images that prune, spread over the training images."""
+def prune_images(data: TrainingData, request: CompressRequest) -> torch.Tensor:
+    """The images that prune and calibrate, spread over the training images, on this process's device."""
     # Files are sorted by class: the first of them would be of one.
     chosen = spread_indices(len(data.train), request.prune_images)
-    return data.train.batch(chosen).images.to(next(teacher.parameters()).device)
+    return data.declared.batch(chosen).images.to(device())
 
 
 def _pruned(run: Run, teacher: torch.nn.Module, layers: tuple[str, ...]) -> tuple[torch.nn.Module, Masks]:
@@ -102,7 +103,7 @@ def _pruned(run: Run, teacher: torch.nn.Module, layers: tuple[str, ...]) -> tupl
             hint="leave it out, or take --method magnitude",
         )
     options = OneshotOptions(method=request.method, seed=request.training.seed)
-    pruned = prune_oneshot(teacher, layers, prune_images(teacher, run.data, request), options)
+    pruned = prune_oneshot(teacher, layers, run.images(), options)
     masks = _nonzero(pruned.module, layers)
     apply_masks(pruned.module, masks)
     run.say(*_pruning_notes(pruned.report))

@@ -12,13 +12,12 @@ from gpusq_deploy.artifacts import (
 )
 from gpusq_deploy.calibration import spread_indices
 from gpusq_deploy.sparsity.compressing.judging import cosine
-from gpusq_deploy.sparsity.compressing.pruning_step import prune_images
-from gpusq_deploy.sparsity.compressing.run import Recovered, Run, pair_of
+from gpusq_deploy.sparsity.compressing.run import Recovered, Run, pair_of, trained_by
 from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
 from gpusq_deploy.sparsity.reconstruction.one_block import Pair
 from gpusq_deploy.sparsity.reconstruction.plan import Data, ReconstructOptions
 from gpusq_deploy.sparsity.reconstruction.reconstruct import reconstruct
-from gpusq_deploy.sparsity.training.distill import Recovery, feature_errors, recover
+from gpusq_deploy.sparsity.training.distill import Recovery, feature_errors
 from gpusq_deploy.sparsity.training.keeping import Start
 from gpusq_deploy.sparsity.training.pair import Distilled
 
@@ -36,14 +35,7 @@ def recovered_of(run: Run, start: Start) -> Recovered:
         return Recovered(pair.student, run.method)
     kept = run.state.read("sparse")
     if kept is None:
-        found = recover(
-            pair,
-            run.data,
-            options,
-            run.reporter.epoch,
-            told=run.reporter.step,
-            keeper=run.state.keeper("prune"),
-        )
+        found = trained_by(run, pair, options, "prune")
         if request.qat_epochs is not None:
             run.state.write("sparse", {"student": pair.student.state_dict(), "found": list(found)})
     else:
@@ -96,7 +88,7 @@ def fitted_on(run: Run, teacher: torch.nn.Module) -> Data:
 
     told = data.held_out.batch(spread_indices(len(data.held_out), _TOLD_IMAGES)).images
     return Data(
-        images=prune_images(teacher, data, run.request),
+        images=run.images(),
         held_out=told.to(next(teacher.parameters()).device),
         quality=quality,
     )

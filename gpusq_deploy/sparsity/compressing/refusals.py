@@ -8,7 +8,7 @@ import torch
 
 from gpusq_deploy.artifacts import (
     RECONSTRUCTIONS,
-    load_recipe,
+    Recipe,
 )
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import (
@@ -93,7 +93,7 @@ def require_classifier(checkpoint: Checkpoint, request: CompressRequest) -> None
         )
 
 
-def require_dense_model(checkpoint: Checkpoint, request: CompressRequest) -> None:
+def require_dense_model(checkpoint: Checkpoint, request: CompressRequest, recipe: Recipe) -> None:
     """A model that is 2:4 already is only trained on, by a teacher, and has to be what it says."""
     record = checkpoint.sparsity
     if record is None:
@@ -108,7 +108,7 @@ def require_dense_model(checkpoint: Checkpoint, request: CompressRequest) -> Non
         sparsity_report(
             layer_weights(checkpoint.module),
             source=str(request.model),
-            recipe=load_recipe(request.recipe),
+            recipe=recipe,
             record=record,
         ),
         command="gpusq-compress of the dense checkpoint",

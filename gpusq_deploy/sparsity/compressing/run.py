@@ -20,9 +20,10 @@ from gpusq_deploy.sparsity.pruning.magnitude import (
     LayerChoice,
 )
 from gpusq_deploy.sparsity.reconstruction.reconstruct import Reconstruction
-from gpusq_deploy.sparsity.training.distill import Recovery
+from gpusq_deploy.sparsity.training.distill import Recovery, recover
 from gpusq_deploy.sparsity.training.distributed import Ranks
 from gpusq_deploy.sparsity.training.keeping import Start
+from gpusq_deploy.sparsity.training.options import DistillOptions
 from gpusq_deploy.sparsity.training.pair import Distilled
 from gpusq_deploy.sparsity.training.qat import (
     InputScales,
@@ -53,7 +54,7 @@ class Opened(NamedTuple):
 class Run:
     """What all steps of one compression share; `notes` grows.
 
-    `features` where the model returns no logits.
+    `features` where the model returns no logits. `images` are those that prune and calibrate, read once.
     """
 
     request: CompressRequest
@@ -62,6 +63,7 @@ class Run:
     opened: Opened
     task: Task
     data: TrainingData
+    images: Callable[[], torch.Tensor]
     measured: Callable[[torch.nn.Module], Scores]
     features: bool
     state: ResumeFolder
@@ -97,6 +99,12 @@ class Quantized(NamedTuple):
     before: float
     after: float
     method: str
+
+
+def trained_by(run: Run, pair: Distilled, options: DistillOptions, stage: str) -> Recovery:
+    """Train a student in place, as one stage of the run: heard, and kept to go on from."""
+    keeper = run.state.keeper(stage)
+    return recover(pair, run.data, options, run.reporter.epoch, told=run.reporter.step, keeper=keeper)
 
 
 def pair_of(run: Run, start: Start) -> Distilled:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -12,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import distributed
 
+from gpusq_deploy.calibration import ended_by_sigterm, ranks_from_environment
 from gpusq_deploy.errors import GpusqError
 
 _T = TypeVar("_T")
@@ -92,10 +91,10 @@ def process_group() -> Generator[Ranks]:
     """While it is active, the process group that torchrun's environment asks for, if any: gloo, NCCL on GPUs.
 
     Raises:
-        GpusqError: WORLD_SIZE without the rest, or fewer GPUs than processes.
+        GpusqError: WORLD_SIZE that is no number or without the rest, or fewer GPUs than processes.
     """
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world == "1" or distributed.is_initialized():
+    world = ranks_from_environment(os.environ).world
+    if world == 1 or distributed.is_initialized():
         yield ranks()
         return
     lacks = [name for name in _GIVEN if name not in os.environ]
@@ -115,13 +114,9 @@ def process_group() -> Generator[Ranks]:
         )
     if on_gpu:
         torch.cuda.set_device(local)
-    # While a process waits for others in native code no Python handler runs: torchrun's SIGTERM must end it too.
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL) if main else None
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-    try:
-        yield ranks()
-    finally:
-        distributed.destroy_process_group()
-        if main:
-            signal.signal(signal.SIGTERM, handler)
+    with ended_by_sigterm():
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        try:
+            yield ranks()
+        finally:
+            distributed.destroy_process_group()

@@ -36,6 +36,7 @@ class TrainingData:
     """A data set, read and split. `classes` is empty where there are no labels; `skipped` names unreadable files.
 
     `validation` chooses among the epochs of training; of less than ten training samples it is those themselves.
+    `plain` is `train` as evaluation reads it where that is augmented or mixed, None where it isn't.
     """
 
     train: Samples
@@ -44,3 +45,9 @@ class TrainingData:
     classes: tuple[str, ...]
     skipped: tuple[str, ...]
     remarks: tuple[str, ...] = ()
+    plain: Samples | None = None
+
+    @property
+    def declared(self) -> Samples:
+        """The training samples as the model declares its input: what prunes and calibrates."""
+        return self.train if self.plain is None else self.plain

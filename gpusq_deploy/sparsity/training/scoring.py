@@ -23,30 +23,40 @@ class Scores(NamedTuple):
         return self.agreement if self.labelled is None else self.labelled
 
 
-def predict(task: Task, module: torch.nn.Module, samples: Samples, batch_size: int) -> list[Any]:
-    """What a module predicts of all samples, in eval mode; its mode is kept."""
-    return _judged(task, module, samples, batch_size)[0]
+class Judged(NamedTuple):
+    """What a module predicts of all samples, and their targets; none of these without labels."""
+
+    predictions: list[Any]
+    targets: list[Any]
+
+    def scores(self, task: Task, teacher: Sequence[Any]) -> Scores:
+        """By the targets, and by what the teacher predicts."""
+        return Scores(
+            task.quality(self.predictions, self.targets) if self.targets else None,
+            task.quality(self.predictions, task.as_targets(teacher)),
+        )
 
 
 def score(task: Task, module: torch.nn.Module, samples: Samples, teacher: Sequence[Any], batch_size: int) -> Scores:
     """Score a module on samples by their labels, and by the teacher's predictions of them."""
-    predicted, targets = _judged(task, module, samples, batch_size)
-    return Scores(
-        task.quality(predicted, targets) if samples.labelled else None,
-        task.quality(predicted, task.as_targets(teacher)),
-    )
+    return judged(task, module, samples, batch_size).scores(task, teacher)
 
 
-def _judged(task: Task, module: torch.nn.Module, samples: Samples, size: int) -> tuple[list[Any], list[Any]]:
-    """Predictions and targets; none of these without labels."""
-    predictions, targets, training = list[Any](), list[Any](), module.training
+def judged(task: Task, module: torch.nn.Module, samples: Samples, batch_size: int) -> Judged:
+    """Run a module on all samples in eval mode; its mode is kept."""
+    found, training = Judged([], []), module.training
     module.eval()
     with torch.no_grad():
-        for batch in _batches(samples, size):
-            predictions += task.predictions(task.answer(module, batch.images))
-            targets += batch.targets or ()
+        for batch in _batches(samples, batch_size):
+            found.predictions.extend(task.predictions(task.answer(module, batch.images)))
+            found.targets.extend(batch.targets or ())
     module.train(training)
-    return predictions, targets
+    return found
+
+
+def predict(task: Task, module: torch.nn.Module, samples: Samples, batch_size: int) -> list[Any]:
+    """What a module predicts of all samples; see `judged`."""
+    return judged(task, module, samples, batch_size).predictions
 
 
 def _batches(samples: Samples, size: int) -> Iterator[Batch]:

@@ -15,8 +15,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from gpusq_deploy import engines
 from gpusq_deploy.artifacts.runs import MeasureSettings
-from gpusq_deploy.benchmarks import recording
 from gpusq_deploy.benchmarks.recording import record
 from gpusq_deploy.benchmarks.reference import CpuReference
 from gpusq_deploy.benchmarks.subject import MeasuredModel
@@ -76,7 +76,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, error: float) -> list[int]:
     def open_engine(_path: Path, _runtime: str, **_options: object) -> Session:
         return Engine(error, timed)
 
-    monkeypatch.setattr(recording, "open_session", open_engine)
+    monkeypatch.setattr(engines, "open_session", open_engine)
     return timed
 
 

@@ -10,6 +10,11 @@ _FEWEST = 3  # classes
 _LEAST_AGREED = 0.8  # of the samples, in the classes that the model gives most of their samples
 
 
+def exchanged(order: Mapping[int, int]) -> tuple[int, int]:
+    """Of what `other_order` found a class, and another that is predicted in its place."""
+    return next((wanted, found) for wanted, found in order.items() if wanted != found)
+
+
 def other_order(predicted: Sequence[int], targets: Sequence[int]) -> Mapping[int, int]:
     """Which class the model predicts in the place of each, where it knows the classes, but in another order.
 

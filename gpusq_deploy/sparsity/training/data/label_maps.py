@@ -14,9 +14,9 @@ from gpusq_deploy.artifacts import Preprocessing
 from gpusq_deploy.calibration import image_files, load_image, sample_from_image
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.sparsity.training.data.entries import Entry, Read
+from gpusq_deploy.sparsity.training.tasks.segmentation import IGNORED
 from gpusq_deploy.text import one_line
 
-IGNORED = 255
 _IMAGES = "images"
 _MAPS = ("annotations", "labels", "masks")
 

@@ -126,13 +126,14 @@ def _classes(request: DataRequest, preprocessing: Preprocessing, labels: Labels,
     mixed = MixedSamples(
         samples=data.train, classes=labels.count, mixup=request.mixup, cutmix=request.cutmix, seed=request.split.seed
     )
-    return replace(data, train=mixed)
+    return replace(data, train=mixed, plain=data.declared)
 
 
 def _remarks(entries: Entries, classes: tuple[str, ...]) -> tuple[str, ...]:
     if not isinstance(entries, ClassFolder):
         return ()
-    empty = [name for label, name in enumerate(classes) if label not in set(entries.labels)]
+    seen = set(entries.labels)
+    empty = [name for label, name in enumerate(classes) if label not in seen]
     return (f"no images of {counted(len(empty), 'class')}: {some(empty)}",) if empty else ()
 
 

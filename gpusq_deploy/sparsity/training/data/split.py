@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -65,13 +65,11 @@ def split_entries(
     chosen = len(left) // _PER_VALIDATION
     order = [left[int(index)] for index in np.random.default_rng((options.seed, 1)).permutation(len(left))]
     trained = sorted(order[chosen:])
-    samples = _selected(entries, reader, whole, trained)
-    if augmenter is not None:
-        samples = EntrySamples(
-            entries=entries, indices=samples.indices, reader=reader, augmenter=augmenter, seed=options.seed
-        )
+    plain = _selected(entries, reader, whole, trained)
+    varied = None if augmenter is None else replace(plain, kept=None, augmenter=augmenter, seed=options.seed)
     return TrainingData(
-        train=samples,
+        train=plain if varied is None else varied,
+        plain=None if varied is None else plain,
         validation=_selected(entries, reader, whole, sorted(order[:chosen]) or trained),
         held_out=_selected(entries, reader, whole, held),
         classes=classes,

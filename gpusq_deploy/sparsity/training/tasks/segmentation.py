@@ -13,7 +13,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.sparsity.training.losses import soft_loss
 from gpusq_deploy.sparsity.training.tasks.task import Measure, TaskLosses
 
-_IGNORED = 255
+IGNORED = 255  # the label of a pixel that has no class
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,9 @@ class Segmentation:
         """Cross entropy and KL divergence, both the mean over pixels; features are compared of every sample."""
         del module
         labels = torch.stack(list(targets)).to(student.device)
-        hard = functional.cross_entropy(student, labels, ignore_index=_IGNORED, reduction="sum")
+        hard = functional.cross_entropy(student, labels, ignore_index=IGNORED, reduction="sum")
         return TaskLosses(
-            hard=hard / (labels != _IGNORED).sum().clamp_min(1),
+            hard=hard / (labels != IGNORED).sum().clamp_min(1),
             soft=soft_loss(_pixels(student), _pixels(teacher), self.temperature),
             agree=torch.ones(len(student), dtype=torch.bool, device=student.device),
         )
@@ -60,7 +60,7 @@ class Segmentation:
         highest = max(int(labels.max()) for labels in (*predictions, *targets)) + 1
         both = np.zeros((highest, highest), np.int64)
         for predicted, wanted in zip(predictions, targets, strict=True):
-            counts = wanted != _IGNORED
+            counts = wanted != IGNORED
             pairs = wanted[counts].long() * highest + predicted[counts].long()
             both += torch.bincount(pairs, minlength=highest**2).reshape(highest, highest).numpy()
         hits = both.diagonal()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import io
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from kept_samples import kept_samples
+from kept_states import KeptState
 from torch import nn
 
 from gpusq_deploy.artifacts.arch import Preprocessing
@@ -58,30 +57,6 @@ def samples(count: int, seed: int) -> EntrySamples:
     return kept_samples(rng.standard_normal((count, 1, 4, 4)).astype(np.float32), labels, PIXELS)
 
 
-class Kept:
-    """One state as bytes, saved after each step and epoch; the training stops after the state of a given number."""
-
-    def __init__(self, kept: bytes | None, stop: int | None) -> None:
-        self.kept, self._stop, self._saved = kept, stop, 0
-
-    def load(self) -> dict[str, Any] | None:
-        if self.kept is None:
-            return None
-        state: dict[str, Any] = torch.load(io.BytesIO(self.kept), weights_only=True)
-        return state
-
-    def due(self, *, epoch_ended: bool) -> bool:
-        del epoch_ended
-        return True
-
-    def save(self, state: Mapping[str, Any]) -> None:
-        stream = io.BytesIO()
-        torch.save(dict(state), stream)
-        self.kept, self._saved = stream.getvalue(), self._saved + 1
-        if self._saved == self._stop:
-            raise KeyboardInterrupt
-
-
 def trained(
     options: DistillOptions, kept: bytes | None = None, stop: int | None = None, *, int8: bool = False
 ) -> dict[str, Any]:
@@ -107,7 +82,7 @@ def trained(
     )
     steps: list[StepResult] = []
     epochs: list[EpochResult] = []
-    keeper = Kept(kept, stop)
+    keeper = KeptState(kept, stop, KeyboardInterrupt)
     blocks: tuple[float, ...] = ()
     with fake_quantized(student, scales) if int8 else nullcontext():
         try:
@@ -224,4 +199,10 @@ def test_shares_cover_a_batch_and_their_means_average_to_its_mean() -> None:
 def test_a_world_that_isnt_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(GpusqError, match="RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT isn't set"), process_group():
+        pass
+
+
+def test_a_world_that_is_no_number_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(GpusqError, match="not a number"), process_group():
         pass

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from kept_samples import kept_samples
+from kept_states import KeptState
 from torch import nn
 
 from gpusq_deploy.artifacts.arch import Preprocessing
@@ -75,32 +74,11 @@ class StoppedError(Exception):
     pass
 
 
-class Bytes:
-    """Keeps each state as a file's bytes, and stops the training after the state of a given number."""
-
-    def __init__(self, stop: int | None = None) -> None:
-        self.kept: bytes | None = None
-        self.saved, self._stop = 0, stop
-
-    def load(self) -> dict[str, Any] | None:
-        if self.kept is None:
-            return None
-        state: dict[str, Any] = torch.load(io.BytesIO(self.kept), weights_only=True)
-        return state
-
-    def due(self, *, epoch_ended: bool) -> bool:
-        del epoch_ended
-        return True
-
-    def save(self, state: Mapping[str, Any]) -> None:
-        stream = io.BytesIO()
-        torch.save(dict(state), stream)
-        self.kept, self.saved = stream.getvalue(), self.saved + 1
-        if self.saved == self._stop:
-            raise StoppedError
+def kept_states(stop: int | None = None) -> KeptState:
+    return KeptState(None, stop, StoppedError)
 
 
-def trained(options: DistillOptions, keeper: Bytes) -> tuple[dict[str, torch.Tensor], float, list[EpochResult]]:
+def trained(options: DistillOptions, keeper: KeptState) -> tuple[dict[str, torch.Tensor], float, list[EpochResult]]:
     distilled, scales = pair()
     told: list[EpochResult] = []
     with fake_quantized(distilled.student, scales):
@@ -126,11 +104,11 @@ def options(**others: Any) -> DistillOptions:
     ids=str,
 )
 def test_stopped_after_any_step_it_ends_the_same_to_the_bit(others: dict[str, Any]) -> None:
-    asked, whole = options(**others), Bytes()
+    asked, whole = options(**others), kept_states()
     wanted, scale, results = trained(asked, whole)
     assert whole.saved == 2 * (4 + 1)  # four steps and the end of each of two epochs
     for stop in range(1, whole.saved) if "ema" in others else (2, 5):
-        keeper = Bytes(stop)
+        keeper = kept_states(stop)
         with pytest.raises(StoppedError):
             trained(asked, keeper)
         got, again, told = trained(asked, keeper)
@@ -141,17 +119,17 @@ def test_stopped_after_any_step_it_ends_the_same_to_the_bit(others: dict[str, An
 
 def test_a_state_depends_on_what_was_asked() -> None:
     """Else the test above would hold whatever a state lost."""
-    (wanted, *_), (other, *_) = trained(options(), Bytes()), trained(options(ema=0.7), Bytes())
+    (wanted, *_), (other, *_) = trained(options(), kept_states()), trained(options(ema=0.7), kept_states())
     assert not torch.equal(wanted["head.weight"], other["head.weight"])
 
 
 def test_recomputed_blocks_give_the_same_weights_to_the_bit() -> None:
-    (wanted, *_), (other, *_) = trained(options(), Bytes()), trained(options(recompute=True), Bytes())
+    (wanted, *_), (other, *_) = trained(options(), kept_states()), trained(options(recompute=True), kept_states())
     assert all(torch.equal(value, other[name]) for name, value in wanted.items())
 
 
 def test_the_kept_student_and_the_best_are_2_4() -> None:
-    keeper = Bytes(6)
+    keeper = kept_states(6)
     with pytest.raises(StoppedError):
         trained(options(ema=0.5), keeper)
     state = keeper.load()
@@ -162,19 +140,19 @@ def test_the_kept_student_and_the_best_are_2_4() -> None:
 
 
 def test_a_lower_rate_takes_over_where_it_goes_on() -> None:
-    keeper = Bytes(2)
+    keeper = kept_states(2)
     with pytest.raises(StoppedError):
         trained(options(), keeper)
     last = keeper.load()
     assert last is not None
-    fast, _, _ = trained(options(learning_rate=3e-3), Bytes())
+    fast, _, _ = trained(options(learning_rate=3e-3), kept_states())
     slow, _, _ = trained(options(learning_rate=1e-9), keeper)
     assert torch.allclose(slow["blocks.0.0.weight"], last["student"]["blocks.0.0.weight"], atol=1e-6)
     assert not torch.allclose(fast["blocks.0.0.weight"], last["student"]["blocks.0.0.weight"], atol=1e-6)
 
 
 def test_a_state_that_isnt_finite_is_never_kept() -> None:
-    keeper = Bytes()
+    keeper = kept_states()
     with pytest.raises(GpusqError, match=r"diverged: norm\.weight isn't finite"):
         trained(options(learning_rate=float("inf")), keeper)
     assert keeper.kept is None
@@ -293,5 +271,5 @@ def test_digests_tell_models_and_data_apart() -> None:
 
 def test_batches_of_one_image_and_a_batch_norm_are_told() -> None:
     with pytest.raises(GpusqError, match="a BatchNorm has no variance of one image") as caught:
-        trained(options(batch_size=1), Bytes())
+        trained(options(batch_size=1), kept_states())
     assert caught.value.place == "a batch of 1 for 1 process"

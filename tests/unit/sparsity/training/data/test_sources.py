@@ -140,6 +140,8 @@ def test_augmented_images_are_decided_by_epoch_and_seed(module: str) -> None:
     assert torch.equal(state, torch.random.get_rng_state())
     for one, other in ((plain.held_out, varied.held_out), (plain.validation, varied.validation)):
         assert torch.equal(one.batch([0]).images, other.batch([0]).images)
+    assert torch.equal(varied.declared.batch([0, 1]).images, plain.train.batch([0, 1]).images)
+    assert plain.declared is plain.train
     with pytest.raises(GpusqError, match="augmentation is for images, and the data are arrays"):
         load(f"{module}:Arrays", augment=True).train.batch([0])
 
@@ -165,5 +167,8 @@ def test_mixed_batches_have_the_shares_of_their_images(module: str, changes: dic
         expected[labels[place]] += keeps
         expected[labels[3 - place]] += 1 - keeps
         torch.testing.assert_close(shares[place], expected, atol=1e-3, rtol=0)
+    declared = load(f"{module}:Pairs", **changes).declared.batch(indices)
+    assert torch.equal(declared.images, before)
+    assert declared.targets == labels
     with pytest.raises(GpusqError, match="mixing needs labels"):
         load(f"{module}:Arrays", **changes)
