@@ -14,6 +14,7 @@ from .api import (
     compare_bundles as compare_bundles,
     compress as compress,
     evaluate as evaluate,
+    export as export,
     interleave as interleave,
     load_checkpoint as load_checkpoint,
     open_bundle as open_bundle,

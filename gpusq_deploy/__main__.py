@@ -20,6 +20,7 @@ COMMANDS = (
     "rewrite",
     "eval",
     "run",
+    "export",
     "doctor",
     "detector",
 )

@@ -42,6 +42,9 @@ from .detecting import (
 from .evaluating import (
     evaluate as evaluate,
 )
+from .exporting import (
+    export as export,
+)
 from .measuring import (
     bench as bench,
     calibrate_noise as calibrate_noise,

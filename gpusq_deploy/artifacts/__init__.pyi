@@ -47,6 +47,11 @@ from .expectations import (
     LayerExpectation as LayerExpectation,
     parse_bound as parse_bound,
 )
+from .export_record import (
+    EXPORT as EXPORT,
+    ExportKind as ExportKind,
+    ExportRecord as ExportRecord,
+)
 from .file_account import (
     FileAccount as FileAccount,
 )

@@ -6,9 +6,18 @@ from .files import (
     keep_beside as keep_beside,
     new_bundle as new_bundle,
     read_bundle as read_bundle,
+    require_accepted as require_accepted,
     require_place as require_place,
     require_whole as require_whole,
     write_value as write_value,
+)
+from .handover.model import (
+    handed_model as handed_model,
+)
+from .handover.writing import (
+    handover_for as handover_for,
+    require_export_place as require_export_place,
+    write_handover as write_handover,
 )
 from .receipt import (
     CODED as CODED,
@@ -44,6 +53,7 @@ from .report.terminal_chain import (
     print_chains as print_chains,
 )
 from .report.warnings import (
+    bundle_doubts as bundle_doubts,
     compared_text as compared_text,
     constant_text as constant_text,
     producer_text as producer_text,

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import msgspec
 
@@ -34,7 +34,16 @@ from gpusq_deploy.artifacts import (
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import is_bundle
 
-_SCHEMA = "gpusq.bundle/"
+
+class FolderKind(NamedTuple):
+    """What --force may replace: a folder whose file `marker` has a schema that begins so; `noun` is said of it."""
+
+    schema: str
+    marker: str
+    noun: str
+
+
+_BUNDLE = FolderKind("gpusq.bundle/", MANIFEST, "bundle")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,8 +102,27 @@ def require_whole(bundle: Bundle, *, but: str | None = None) -> None:
         raise GpusqError("; ".join(faults), place=str(bundle.path), hint="build the bundle again from its checkpoint")
 
 
-def require_place(out: Path, *, force: bool) -> None:
-    """Refuse, before any work, a place where the bundle can't go.
+def require_accepted(bundle: Bundle) -> None:
+    """Refuse what is no bundle to deploy.
+
+    Raises:
+        GpusqError: It is the evidence of a build that was refused.
+    """
+    if bundle.receipt.shortfalls:
+        raise GpusqError(
+            f"this bundle is the evidence of a refused build: {'; '.join(bundle.receipt.shortfalls)}",
+            place=str(bundle.path),
+            hint="build it again from its checkpoint, with another recipe or another limit",
+        )
+
+
+def require_place(out: Path, *, force: bool, kind: FolderKind = _BUNDLE) -> None:
+    """Refuse, before any work, a place where a folder of ours can't go.
+
+    Args:
+        out: The place.
+        force: Whether a folder of the same kind may be replaced.
+        kind: Which kind it is.
 
     Raises:
         GpusqError: The parent folder is missing, something is there already, or it isn't ours to replace.
@@ -104,43 +132,52 @@ def require_place(out: Path, *, force: bool) -> None:
         return
     if not force:
         raise GpusqError("the output exists already", place=str(out), hint="--force replaces it; --out names another")
-    if out.is_symlink() or not is_ours(out):
+    if out.is_symlink() or not is_ours(out, kind):
         raise GpusqError(
-            "the output exists and is not a bundle, so --force will not replace it",
+            f"the output exists and is not a {kind.noun}, so --force will not replace it",
             place=str(out),
             hint="choose another --out",
         )
 
 
-def is_ours(path: Path) -> bool:
+def is_ours(path: Path, kind: FolderKind = _BUNDLE) -> bool:
     """Stricter than `is_bundle`, for what --force deletes: other tools write a manifest.json too."""
     try:
-        content = json.loads((path / MANIFEST).read_bytes())
+        content = json.loads((path / kind.marker).read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(content, dict) and str(cast("dict[str, object]", content).get("schema")).startswith(_SCHEMA)
+    return isinstance(content, dict) and str(cast("dict[str, object]", content).get("schema")).startswith(kind.schema)
 
 
 @contextmanager
 def new_bundle(out: Path, *, force: bool) -> Generator[Path, None, None]:
+    """A folder to fill; it becomes the bundle `out` when the block ends well; see `new_folder`."""
+    with new_folder(out, force=force) as folder:
+        yield folder
+
+
+@contextmanager
+def new_folder(out: Path, *, force: bool, kind: FolderKind = _BUNDLE) -> Generator[Path, None, None]:
     """A folder to fill; it becomes `out` when the block ends well and vanishes when it doesn't.
 
     Raises:
         GpusqError: See `require_place`; or the disk refused.
     """
-    require_place(out, force=force)
+    require_place(out, force=force, kind=kind)
     target = out.absolute()
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
-        raise GpusqError(f"cannot write the bundle: {error.strerror}", place=str(target.parent)) from error
+        raise GpusqError(f"cannot write the {kind.noun}: {error.strerror}", place=str(target.parent)) from error
     try:
         folder.chmod(0o755)
         yield folder
-        require_place(out, force=force)
+        require_place(out, force=force, kind=kind)
         _replace(folder, target)
     except OSError as error:
-        raise GpusqError(f"cannot write the bundle: {error.strerror}", place=str(error.filename or target)) from error
+        raise GpusqError(
+            f"cannot write the {kind.noun}: {error.strerror}", place=str(error.filename or target)
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -11,11 +11,10 @@ from typing import NamedTuple
 import msgspec
 
 from gpusq_deploy.artifacts import MANIFEST, RECEIPT, BuiltEngine, EngineOptions, SkippedTarget
-from gpusq_deploy.bundle import Bundle, files_in, new_bundle, read_bundle, require_whole, write_value
+from gpusq_deploy.bundle import Bundle, files_in, new_bundle, read_bundle, require_accepted, require_whole, write_value
 from gpusq_deploy.compile.engine_stage import EngineRequest, build_engines, with_engines
 from gpusq_deploy.compile.target_checks import demands_of, require_possible, require_reachable
 from gpusq_deploy.engines import BackendChoice, Target, choose_backend, options_from_text, texts_from_options
-from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import is_bundle
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.sparsity import DENSE, PACKED, lacks_dense, packed_index, unpack_dense
@@ -62,12 +61,8 @@ def checked_extension(
     """
     bundle = read_bundle(path)
     manifest = bundle.manifest
-    if targets and bundle.receipt.shortfalls:
-        raise GpusqError(
-            f"this bundle is the evidence of a refused build: {'; '.join(bundle.receipt.shortfalls)}",
-            place=str(path),
-            hint="build it again from its checkpoint, with another recipe or another limit",
-        )
+    if targets:
+        require_accepted(bundle)
     options = options_from_text(engine_options, base=manifest.engine)
     require_reachable(demands_of(bundle.plan, options, opset=manifest.opset), targets)
     require_possible(bundle.plan, targets)

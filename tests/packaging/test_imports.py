@@ -55,6 +55,7 @@ COMMANDS = (
     "rewrite",
     "eval",
     "run",
+    "export",
     "doctor",
     "detector",
 )

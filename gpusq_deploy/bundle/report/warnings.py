@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gpusq_deploy.artifacts import ProducerComparison, PruningLoss, Receipt, Verification
+from gpusq_deploy.artifacts import Manifest, ProducerComparison, PruningLoss, Receipt, Verification
 from gpusq_deploy.text import counted
 
 # There the error has a tenth of the signal's energy, 32 % of its amplitude. Every shipped recipe, INT4's too, keeps
@@ -15,6 +15,13 @@ _LEAST_AGREEMENT = 0.5
 _POINTED_AT = 2
 # Below so many samples, tenths of a decibel say nothing: from one sample to the next it differs by several.
 _FEW = 16
+
+
+def bundle_doubts(manifest: Manifest, receipt: Receipt) -> tuple[str, ...]:
+    """Why a bundle's figures should not be trusted, or it should not be deployed; empty where nothing says so."""
+    noise = "calibrated on random data: its ranges mean nothing, don't deploy this"
+    doubts = receipt_doubts(receipt)
+    return (noise, *doubts) if manifest.synthetic_calibration else doubts
 
 
 def receipt_doubts(receipt: Receipt) -> tuple[str, ...]:
