@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,19 @@ from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
     from gpusq_deploy.artifacts import ExportKind, ExportRecord
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exported:
+    """A folder that gpusq-export wrote, and what it holds.
+
+    Attributes:
+        folder: Where it is.
+        record: Its files, and in `remarks` what doesn't apply or must be known.
+    """
+
+    folder: Path
+    record: ExportRecord
 
 
 def export(  # noqa: PLR0913 - one argument for each option of gpusq-export
@@ -22,7 +36,7 @@ def export(  # noqa: PLR0913 - one argument for each option of gpusq-export
     labels: PathLike | Sequence[str] | None = None,
     cpu: bool = False,
     force: bool = False,
-) -> ExportRecord:
+) -> Exported:
     """Write a folder that runs a bundle's model without this package, as gpusq-export does.
 
     Args:
@@ -36,7 +50,7 @@ def export(  # noqa: PLR0913 - one argument for each option of gpusq-export
         force: Replace an exported folder that is there.
 
     Returns:
-        What was written, and what doesn't apply or must be known, in `remarks`.
+        Where it is and what it holds.
 
     Raises:
         GpusqError: A bad or damaged bundle, labels that don't fit, a type that Triton lacks, or a folder that exists or
@@ -48,7 +62,8 @@ def export(  # noqa: PLR0913 - one argument for each option of gpusq-export
     place = opened.path.resolve().with_name(f"{opened.path.resolve().stem}-{to}") if out is None else Path(out)
     require_export_place(place, force=force)
     model = handed_model(opened, name=name, labels=_labels(labels))
-    return write_handover(handover_for(model, to, cpu=cpu), opened, model, place, force=force)
+    record = write_handover(handover_for(model, to, cpu=cpu), opened, model, place, force=force)
+    return Exported(folder=place, record=record)
 
 
 def _labels(given: PathLike | Sequence[str] | None) -> tuple[str, ...]:

@@ -50,15 +50,15 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         raise click.UsageError("--cpu goes with --to triton alone")
     from gpusq_deploy.artifacts import ExportKind, builtins_from_value
 
-    record = gpusq_deploy.export(
-        bundle, cast("ExportKind", to), out=out, name=name, labels=labels, cpu=cpu, force=force
-    )
+    kind = cast("ExportKind", to)
+    done = gpusq_deploy.export(bundle, kind, out=out, name=name, labels=labels, cpu=cpu, force=force)
     if as_json:
-        echo_json(builtins_from_value(record))
+        echo_json({"folder": str(done.folder), **builtins_from_value(done.record)})
         return
-    for file in record.files:
+    say(f"wrote {done.folder}")
+    for file in done.record.files:
         click.echo(f"{file.size:>12,}  {file.path}")
-    for remark in record.remarks:
+    for remark in done.record.remarks:
         say(remark)
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 
 import gpusq_deploy
 from gpusq_deploy import GpusqError, Preprocessing, open_bundle
+from gpusq_deploy.artifacts.arch import Interpolation
 from gpusq_deploy.artifacts.base import builtins_from_value, digest_of_file, read_value
 from gpusq_deploy.artifacts.export_record import EXPORT, ExportRecord
 from gpusq_deploy.artifacts.manifest import Manifest
@@ -92,7 +93,7 @@ def odd_images(folder: Path) -> dict[str, Path]:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 def test_images_are_prepared_to_the_same_bits(
-    exported: Path, tmp_path: Path, channels: int, interpolation: str
+    exported: Path, tmp_path: Path, channels: int, interpolation: Interpolation
 ) -> None:
     declared = Preprocessing(
         channels=channels,
@@ -100,7 +101,7 @@ def test_images_are_prepared_to_the_same_bits(
         width=40,
         mean=(0.485, 0.456, 0.406)[:channels],
         std=(0.229, 0.224, 0.225)[:channels],
-        interpolation=interpolation,  # pyright: ignore[reportArgumentType] - parametrize hands on strings
+        interpolation=interpolation,
         crop_fraction=0.875,
         origin="test",
     )
@@ -126,11 +127,12 @@ def test_more_and_fewer_samples_than_the_batch(dense: Path, photos: Path, tmp_pa
     bundle = tmp_path / "fixed.gpusq"
     built = run_main(build, dense, "--fp32", "--batch", "4", "--target", "none", "--out", bundle)
     assert built.code == 0, built.err
-    record = gpusq_deploy.export(bundle, "onnx")
-    assert record.kind == "onnx"
+    done = gpusq_deploy.export(bundle, "onnx")
+    assert done.folder == tmp_path / "fixed-onnx"
+    assert done.record.kind == "onnx"
     images = sorted(photos.iterdir())[:6]
-    done = run_python(tmp_path / "fixed-onnx", *images, "--save", tmp_path / "out.npz")
-    assert done.returncode == 0, done.stderr
+    ran = run_python(tmp_path / "fixed-onnx", *images, "--save", tmp_path / "out.npz")
+    assert ran.returncode == 0, ran.stderr
     with np.load(tmp_path / "out.npz") as found:
         assert np.array_equal(found["output"], outputs_of(bundle, images))
 
@@ -139,7 +141,7 @@ def test_weights_beside_the_model_go_with_it(sparse: Path, photos: Path, tmp_pat
     bundle = tmp_path / "packed.gpusq"
     options = ("--int8", "--sparse", "--calib", photos, "--target", "none", "--pack", "--out", bundle)
     assert run_main(build, sparse, *options).code == 0
-    assert gpusq_deploy.export(bundle, "triton").kind == "triton"
+    assert gpusq_deploy.export(bundle, "triton").record.kind == "triton"
     assert (tmp_path / "packed-triton" / "packed" / "1" / "weights.dense").is_file()
     gpusq_deploy.export(bundle, "onnx")
     images = sorted(photos.iterdir())[:2]
@@ -252,7 +254,7 @@ def test_every_kind_is_whole_and_recorded(bundle: Path, tmp_path: Path, kind: st
 
 
 def test_equal_bundles_give_equal_exports(bundle: Path, tmp_path: Path) -> None:
-    records = [gpusq_deploy.export(bundle, "triton", out=tmp_path / name) for name in ("one", "two")]
+    records = [gpusq_deploy.export(bundle, "triton", out=tmp_path / name).record for name in ("one", "two")]
     assert records[0] == records[1]
 
 
@@ -313,6 +315,6 @@ def test_random_calibration_is_told(dense: Path, tmp_path: Path) -> None:
     out = tmp_path / "noise.gpusq"
     assert run_main(build, dense, "--int8", "--calib", "random", "--target", "none", "--out", out).code == 0
     assert read_value(out / "manifest.json", Manifest).synthetic_calibration
-    record = gpusq_deploy.export(out, "docker")
+    record = gpusq_deploy.export(out, "docker").record
     assert record.remarks[0] == "calibrated on random data: its ranges mean nothing, don't deploy this"
     assert record.remarks[0] in (tmp_path / "noise-docker" / "README.md").read_text()

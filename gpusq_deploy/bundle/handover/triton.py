@@ -16,8 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gpusq_deploy.artifacts import MODEL, BuiltEngine
-from gpusq_deploy.bundle.handover.model import HandedModel, Handover, class_count
+from gpusq_deploy.artifacts import BuiltEngine
+from gpusq_deploy.bundle.handover.model import HandedModel, Handover
 from gpusq_deploy.bundle.handover.rendering import rendered
 from gpusq_deploy.engines import TensorSpec
 from gpusq_deploy.errors import GpusqError
@@ -131,23 +131,30 @@ def _require_types(model: HandedModel, loaded: _Loaded) -> None:
 
 def _facts(model: HandedModel, loaded: _Loaded) -> dict[str, Any]:
     most = _max_batch(model)
-    options = [model.options_of(engine) for _, engine in loaded.engines] or [model.options]
-    profiles = model.profiles(options[0])
-    best = min(most, profiles[0].optimum) if most else 1
-    preferred = sorted({size for each in profiles for size in (each.optimum, each.maximum) if 1 < size <= most})
     return {
         "model": model,
         "loaded": loaded,
         "most": most,
         "inputs": [_tensor(spec, batched=bool(most), best=model.batch.optimum) for spec in model.inputs],
         "outputs": [_tensor(spec, batched=bool(most), best=model.batch.optimum) for spec in model.outputs],
-        "labels": _LABELS if model.labels and class_count(model.outputs) else "",
-        "preferred": preferred if most > 1 else [],
+        "labels": _LABELS if model.labels else "",
         "delay": _QUEUE_DELAY,
-        "profiles": range(len(profiles)) if loaded.engines and len(profiles) > 1 else (),
-        "warm": best,
         "shapes": {} if loaded.engines or loaded.cpu else _provider_shapes(model),
-        "onnx": MODEL,
+        **_batching(model, loaded, most),
+    }
+
+
+def _batching(model: HandedModel, loaded: _Loaded, most: int) -> dict[str, Any]:
+    """What the profiles say: sizes to wait for, the size of the warm-up, and the profiles that engines have."""
+    all_options = [model.options_of(engine) for _, engine in loaded.engines] or [model.options]
+    profiles = model.profiles(all_options[0])
+    # An instance names profiles by number: those that every engine has.
+    shared = min(len(model.profiles(options)) for options in all_options)
+    sizes = {size for each in profiles for size in (each.optimum, each.maximum)} if most > 1 else set[int]()
+    return {
+        "preferred": sorted(size for size in sizes if 1 < size <= most),
+        "warm": profiles[0].optimum if most else 1,
+        "profiles": range(shared) if loaded.engines and shared > 1 else (),
     }
 
 
