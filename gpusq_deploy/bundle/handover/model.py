@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import onnx_ir as ir
 
@@ -180,7 +180,7 @@ def _config_labels(bundle: Bundle, outputs: Sequence[TensorSpec]) -> tuple[str, 
     if not isinstance(config, str):
         return ()
     try:
-        names = cast("dict[str, Any]", json.loads(config)).get("id2label") or {}
+        names: dict[str, Any] = json.loads(config)["id2label"]
         labels = tuple(str(names[str(label)]) for label in range(len(names)))
     except (ValueError, LookupError, TypeError, AttributeError):
         return ()
