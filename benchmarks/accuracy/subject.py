@@ -83,12 +83,25 @@ def _described(subject: Subject, others: Sequence[Subject]) -> Subject:
         return _require_fit(subject, subject.preprocessing)
     for other in others:
         if other.preprocessing is not None and _fits(other.preprocessing, subject):
-            return replace(subject, preprocessing=other.preprocessing, facts=other.facts)
+            opened = _opener(subject, other.facts.config)
+            return replace(subject, preprocessing=other.preprocessing, facts=other.facts, open=opened)
     raise GpusqError(
         f"an ONNX file doesn't say how an image becomes its input {list(subject.sample_shape)}",
         place=subject.name,
         hint="give the checkpoint or the bundle of the same model too, or --arch, whose preprocessing is taken",
     )
+
+
+def _opener(subject: Subject, config: Any) -> Callable[[], torch.nn.Module]:
+    """Loads an ONNX file's model with the config of another, which says what the answer means."""
+
+    def opened() -> torch.nn.Module:
+        module: Any = subject.open()
+        module.config = config
+        found: torch.nn.Module = module
+        return found
+
+    return opened
 
 
 def _require_fit(subject: Subject, declared: Preprocessing) -> Subject:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         Recipe,
         RewriteChoice,
     )
-    from gpusq_deploy.compile import BuildRequest
+    from gpusq_deploy.compile import BuildRequest, TaskData
     from gpusq_deploy.engines import Target
     from gpusq_deploy.quantize import Int8OutputRequest
 
@@ -60,6 +60,11 @@ class BuildOptions(TypedDict, total=False):
             and `min_sqnr` and `min_agreement` are asked of that too.
         min_sqnr: Fail, and keep the evidence, where an output's SQNR to the float model is lower, in dB.
         min_agreement: The same of top-1 agreement, a share.
+        eval_data: Labelled data, as `evaluate` takes it: the task's measure of the model as given and of the built one
+            go into the receipt.
+        annotations: COCO's file of the boxes in its images, for a detector.
+        reduce_labels: In its label maps 0 is no class and 1 is the first.
+        max_drop: Fail, and keep the evidence, where the measure drops by more points.
         prune: Prune the recipe's layers to 2:4 first, by this method.
         permute: Permute channels before that.
         sparse_outputs: Let sparse INT8 layers write INT8 where their predicted SQNR is at least this, in dB.
@@ -87,6 +92,10 @@ class BuildOptions(TypedDict, total=False):
     expect_outputs: PathLike | None
     min_sqnr: float | None
     min_agreement: float | None
+    eval_data: PathLike | None
+    annotations: PathLike | None
+    reduce_labels: bool
+    max_drop: float | None
     prune: PruneMethod | None
     permute: bool
     sparse_outputs: float | None
@@ -175,10 +184,32 @@ def _request(model: Path, out: Path, asked: BuildArguments) -> BuildRequest:
         permute=asked.get("permute", False),
         min_sqnr=asked.get("min_sqnr"),
         min_agreement=asked.get("min_agreement"),
+        evaluation=_task_data(asked),
         sparse_outputs=_int8_outputs(asked.get("sparse_outputs")),
         rewrites=asked.get("rewrites", "all"),
         dump_passes=path_of(asked.get("dump_passes")),
     )
+
+
+def _task_data(asked: BuildArguments) -> TaskData | None:
+    """The labelled data, where some is named.
+
+    Raises:
+        RequestError: What is said of it without it.
+        GpusqError: It isn't there.
+    """
+    from gpusq_deploy.artifacts import require_input
+    from gpusq_deploy.compile import RequestError, TaskData
+
+    data, annotations = _text(asked.get("eval_data")), path_of(asked.get("annotations"))
+    reduce_labels, max_drop = asked.get("reduce_labels", False), asked.get("max_drop")
+    if data is None:
+        if annotations is not None or reduce_labels or max_drop is not None:
+            raise RequestError("--max-drop, --annotations and --reduce-labels need --eval: they say how it is measured")
+        return None
+    if annotations is not None:
+        require_input(annotations)
+    return TaskData(data=data, annotations=annotations, reduce_labels=reduce_labels, max_drop=max_drop)
 
 
 def _int8_outputs(least_db: float | None) -> Int8OutputRequest | None:

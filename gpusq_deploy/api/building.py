@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from gpusq_deploy.api.arguments import PathLike, say_default_target, targets_of
 from gpusq_deploy.api.build_options import BuildArguments, BuildOptions, request_of
+from gpusq_deploy.api.task_accuracy import judge_of
 from gpusq_deploy.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def build(  # noqa: PLR0913 - those options of gpusq-build that most people need
         "recipe": recipe,
         **options,
     }
-    return compile_checkpoint(request_of(model, out, asked, heard), heard)
+    request = request_of(model, out, asked, heard)
+    return compile_checkpoint(request, heard, judge_of(request, heard))
 
 
 def preview(

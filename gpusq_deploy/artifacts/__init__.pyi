@@ -106,6 +106,7 @@ from .receipt import (
     Receipt as Receipt,
     Reference as Reference,
     SkippedTarget as SkippedTarget,
+    TaskAccuracy as TaskAccuracy,
     Verification as Verification,
     YesNoUnknown as YesNoUnknown,
 )

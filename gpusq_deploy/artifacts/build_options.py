@@ -40,6 +40,8 @@ class BuildOptionsRecord(Value):
         rewrites: Which graph rewrites for speed were applied.
         min_sqnr: What verification had to reach, in dB.
         min_agreement: What verification had to reach, as a share.
+        eval_data: The labelled data that the task's measure was taken on.
+        max_drop: How many points of it might be lost.
         targets: Names of the targets that engines were asked for.
     """
 
@@ -61,6 +63,8 @@ class BuildOptionsRecord(Value):
     rewrites: RewriteChoice | None = None
     min_sqnr: float | None = None
     min_agreement: float | None = None
+    eval_data: str | None = None
+    max_drop: float | None = None
     targets: tuple[str, ...] = ()
 
 

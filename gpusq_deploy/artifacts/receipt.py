@@ -301,12 +301,41 @@ class ProducerComparison(Value):
     top1_agreement: float | None = None
 
 
+class TaskAccuracy(Value):
+    """The main measure of the task on labelled data: of the model as it was given, in torch, and of the built graph.
+
+    Attributes:
+        data: What was evaluated on.
+        measure: Its name, such as `top-1`; measures are 0…1.
+        images: How many.
+        given: Of the checkpoint.
+        built: Of the built graph, run by ONNX Runtime.
+        low: The 2.5th percentile of `built - given` in resampled images.
+        high: The 97.5th.
+        max_drop: How many points, hundredths of the measure, it was allowed to lose; None: nobody asked.
+    """
+
+    data: str
+    measure: str
+    images: int
+    given: float
+    built: float
+    low: float
+    high: float
+    max_drop: float | None = None
+
+    @property
+    def drop(self) -> float:
+        """Points that were lost, without the rounding errors of the difference; below 0 where it gained."""
+        return round(100 * (self.given - self.built), 9)
+
+
 class Receipt(Value):
     """Everything that can be proven about a bundle's engines.
 
     `shortfalls` say what was asked of the verification and not reached: such a bundle is evidence and has no engines.
     `cost` is None where nothing is INT8, `pruning` where the build didn't prune. `producer` is empty where nobody is
-    known to have quantised the checkpoint.
+    known to have quantised the checkpoint. `accuracy` is None where no labelled data was given.
     """
 
     schema: Literal["gpusq.receipt/1"] = "gpusq.receipt/1"
@@ -318,3 +347,4 @@ class Receipt(Value):
     cost: CostEstimate | None = None
     pruning: PruningLoss | None = None
     producer: tuple[ProducerComparison, ...] = ()
+    accuracy: TaskAccuracy | None = None

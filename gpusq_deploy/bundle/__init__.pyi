@@ -59,6 +59,7 @@ from .report.warnings import (
     producer_text as producer_text,
     pruning_doubts as pruning_doubts,
     receipt_doubts as receipt_doubts,
+    task_text as task_text,
     verification_warnings as verification_warnings,
 )
 from .validation import (

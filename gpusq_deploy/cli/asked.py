@@ -53,6 +53,10 @@ class Given:
     targets: tuple[str, ...]
     min_sqnr: float | None
     min_agreement: float | None
+    eval_data: str | None
+    max_drop: float | None
+    annotations: Path | None
+    reduce_labels: bool
     expect_outputs: Path | None
     batches: tuple[str, ...]
     engine_options: tuple[str, ...]
@@ -102,6 +106,10 @@ def build_arguments(given: Given) -> BuildArguments:
         "expect_outputs": given.expect_outputs,
         "min_sqnr": given.min_sqnr,
         "min_agreement": given.min_agreement,
+        "eval_data": given.eval_data,
+        "annotations": given.annotations,
+        "reduce_labels": given.reduce_labels,
+        "max_drop": given.max_drop,
         "prune": given.prune,
         "permute": given.permute,
         "sparse_outputs": _output_wish(given.sparse_outputs),

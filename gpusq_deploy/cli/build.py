@@ -15,6 +15,7 @@ from gpusq_deploy.cli.common import (
     arch_options,
     calib_samples_option,
     echo_json,
+    label_options,
     reporting,
     run_command,
 )
@@ -53,6 +54,7 @@ _GROUPS = (
         (
             *("--calibrator", "--calib-samples", "--ranges", "--recalibrate", "--keep-grid"),
             *("--min-sqnr", "--min-agreement", "--expect-outputs"),
+            *("--eval", "--max-drop", "--annotations", "--reduce-labels"),
         ),
     ),
     ("Sparsity", ("--prune", "--permute", "--sparse-outputs", "--pack", "--unpack")),
@@ -132,6 +134,19 @@ _GROUPS = (
     metavar="SHARE",
     help="Fail, and keep the evidence, if top-1 agreement is lower (0.99 or 99%).",
 )
+@click.option(
+    "--eval",
+    "eval_data",
+    metavar="DIR|SHARDS|MODULE:FACTORY",
+    help="Measure top-1, mAP or mIoU of MODEL and of the built model on these labelled images (docs/evaluation.md).",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 100),
+    metavar="POINTS",
+    help="Fail, and keep the evidence, if that measure drops by more points.",
+)
+@label_options("With --eval, measure a detector", data="it")
 @click.option(
     "--expect-outputs",
     type=click.Path(path_type=Path),

@@ -108,8 +108,13 @@ def runtime_option(said: str) -> Callable[[_Function], _Function]:
     return click.option("--runtime", type=click.Choice(_RUNTIMES), default="auto", show_default=True, help=said)
 
 
-def label_options(does: str) -> Callable[[_Function], _Function]:
-    """`--annotations` and `--reduce-labels`, for commands that read labels; `does`: what is done to a detector."""
+def label_options(does: str, *, data: str = "--data") -> Callable[[_Function], _Function]:
+    """`--annotations` and `--reduce-labels`, for commands that read labels.
+
+    Args:
+        does: What is done to a detector.
+        data: Where its images lie.
+    """
 
     def add(command: _Function) -> _Function:
         maps = click.option(
@@ -119,7 +124,7 @@ def label_options(does: str) -> Callable[[_Function], _Function]:
             "--annotations",
             type=click.Path(path_type=Path),
             metavar="FILE",
-            help=f"{does} on the boxes of this COCO file, whose images lie in --data.",
+            help=f"{does} on the boxes of this COCO file, whose images lie in {data}.",
         )
         return boxes(maps(command))
 

@@ -34,6 +34,7 @@ from .request import (
     UNUSED_RECIPE as UNUSED_RECIPE,
     BuildRequest as BuildRequest,
     RequestError as RequestError,
+    TaskData as TaskData,
 )
 from .rewrite_selection import (
     CostProbe as CostProbe,

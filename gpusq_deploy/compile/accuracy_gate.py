@@ -9,11 +9,12 @@ from typing import NoReturn
 
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import ProducerComparison, Verification
+from gpusq_deploy.artifacts import ProducerComparison, TaskAccuracy, Verification
 from gpusq_deploy.bundle import constant_text, keep_beside, read_bundle, require_place
 from gpusq_deploy.calibration import RANDOM
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.text import counted
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 
@@ -30,7 +31,7 @@ def require_checkable(request: BuildRequest, model: ir.Model) -> None:
         GpusqError: Top-1 agreement of a model without classes, SQNR of one without floats, or something else stands
             where the evidence goes.
     """
-    if not _asked(request):
+    if not _asked(request) and (request.evaluation is None or request.evaluation.max_drop is None):
         return
     output = model.graph.outputs[0]
     classes = output.dtype not in _FLOATS or (output.shape is not None and len(output.shape) == 2)
@@ -73,6 +74,16 @@ def shortfalls(verification: Verification | None, request: BuildRequest) -> tupl
     if request.min_agreement is not None:
         missed.extend(_below_agreement(verification, request.min_agreement))
     return tuple(missed)
+
+
+def task_shortfalls(found: TaskAccuracy | None) -> tuple[str, ...]:
+    """A drop of the task's measure above what was allowed: the drop itself, as measured, whatever its interval."""
+    if found is None or found.max_drop is None or found.drop <= found.max_drop:
+        return ()
+    return (
+        f"{found.measure} is {found.drop:.6g} points below the given model's, {found.given:.6g}, on "
+        f"{counted(found.images, 'image')}: more than --max-drop {found.max_drop:g}",
+    )
 
 
 def producer_shortfalls(found: Sequence[ProducerComparison], request: BuildRequest) -> tuple[str, ...]:

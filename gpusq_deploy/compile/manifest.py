@@ -92,6 +92,8 @@ def _options(request: BuildRequest, recipe: Recipe, checkpoint: Checkpoint) -> B
         rewrites=request.rewrites,
         min_sqnr=request.min_sqnr,
         min_agreement=request.min_agreement,
+        eval_data=None if request.evaluation is None else printable(request.evaluation.data),
+        max_drop=None if request.evaluation is None else request.evaluation.max_drop,
         targets=tuple(target.name for target in request.targets),
     )
 

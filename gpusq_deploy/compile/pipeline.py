@@ -8,6 +8,7 @@ Each takes values and returns one that can be kept: a second recipe starts from 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from gpusq_deploy.artifacts import (
     PLAN,
     RECEIPT,
     Receipt,
+    TaskAccuracy,
     digest_of_file,
 )
 from gpusq_deploy.bundle import Bundle, files_in, new_bundle, read_bundle, require_place, write_value
-from gpusq_deploy.compile.accuracy_gate import producer_shortfalls, refuse, shortfalls
+from gpusq_deploy.compile.accuracy_gate import producer_shortfalls, refuse, shortfalls, task_shortfalls
 from gpusq_deploy.compile.compare_expected import compare_expected
 from gpusq_deploy.compile.compare_graphs import Pair
 from gpusq_deploy.compile.cost_estimate import estimating, with_estimates
@@ -41,9 +43,17 @@ from gpusq_deploy.compile.verify import verify_built
 from gpusq_deploy.graph import PassLog, give_back, map_model, save_scratch, scratch_folder
 from gpusq_deploy.progress import Reporter
 
+# The task's measure of the model as given and of a built graph, by its file: rooms below know how.
+Judge = Callable[[Path], TaskAccuracy]
 
-def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
+
+def compile_checkpoint(request: BuildRequest, reporter: Reporter, judge: Judge | None = None) -> Bundle:
     """Load, check, export, observe, decide, rewrite, verify, build, and write the bundle whole.
+
+    Args:
+        request: What is asked.
+        reporter: Hears how it goes.
+        judge: Measures the built graph, before engines are built of it; None: nobody does.
 
     Raises:
         GpusqError: Anything that the user can mend; nothing is left behind, but for the evidence of a verification
@@ -57,7 +67,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter) -> Bundle:
     with scratch_folder() as scratch:
         graph = export_graph(request, opened.checkpoint, Path(scratch), reporter, log)
         observed = observe_graph(graph, request, recipe, opened.data, reporter)
-        return build_bundle(request, opened, graph, observed, reporter)
+        return build_bundle(request, opened, graph, observed, reporter, judge)
 
 
 def build_bundle(
@@ -66,6 +76,7 @@ def build_bundle(
     graph: FloatGraph,
     observed: Observed,
     reporter: Reporter,
+    judge: Judge | None = None,
 ) -> Bundle:
     """The stages after observation: decide, rewrite, verify, build the engines, and write the bundle whole.
 
@@ -75,6 +86,7 @@ def build_bundle(
         graph: The float graph.
         observed: Answers what the request's recipe needs to see; see `observe_graph`.
         reporter: Hears how it goes.
+        judge: See `compile_checkpoint`.
 
     Raises:
         GpusqError: See `compile_checkpoint`.
@@ -94,7 +106,7 @@ def build_bundle(
             options=request.engine,
         )
         pair = Pair(reference=_reference(graph, observed), built=folder / MODEL, moved=decisions.inputs.moved)
-        receipt = _receipt(request, opened, pair, wanted, observed)
+        receipt = _receipt(request, opened, pair, wanted, observed, judge)
         _write(folder, decisions, receipt)
         synthetic = decisions.inputs.table is not None and decisions.inputs.table.synthetic
         facts = BuildFacts(sparsity, graph.difference, synthetic=synthetic)
@@ -105,13 +117,23 @@ def build_bundle(
     return read_bundle(request.out)
 
 
-def _receipt(request: BuildRequest, opened: Opened, pair: Pair, wanted: EngineRequest, observed: Observed) -> Receipt:
+def _receipt(
+    request: BuildRequest,
+    opened: Opened,
+    pair: Pair,
+    wanted: EngineRequest,
+    observed: Observed,
+    judge: Judge | None,
+) -> Receipt:
     """Verify the graph, build its engines where it reaches what was asked, and tell of both."""
     reporter, plan = wanted.reporter, wanted.plan
     with estimating(wanted, observed.graph.model) as estimate:
         verification = verify_built(pair, opened.data, plan, reporter, reference=opened.reference)
         producer = compare_expected(pair.built, opened.expected, plan, reporter)
         missed = (*shortfalls(verification, request), *producer_shortfalls(producer, request))
+        # What is refused already needs no look at every labelled image.
+        accuracy = None if judge is None or missed else judge(pair.built)
+        missed = (*missed, *task_shortfalls(accuracy))
         engines, skipped = build_engines(replace(wanted, targets=()) if missed else wanted)
         return Receipt(
             model_digest=digest_of_file(pair.built),
@@ -122,6 +144,7 @@ def _receipt(request: BuildRequest, opened: Opened, pair: Pair, wanted: EngineRe
             cost=estimate(engines),
             pruning=opened.pruning,
             producer=producer,
+            accuracy=accuracy,
         )
 
 

@@ -40,6 +40,19 @@ class RequestError(GpusqError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TaskData:
+    """Labelled data to take the task's measure on, as gpusq-eval does, and the points of it that may be lost.
+
+    `annotations` is COCO's file of boxes; `reduce_labels`: 0 in label maps is no class.
+    """
+
+    data: str
+    annotations: Path | None = None
+    reduce_labels: bool = False
+    max_drop: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BuildRequest:
     """Everything that gpusq-build was asked. `recipe` None is the default one; `calib` None means no data.
 
@@ -53,7 +66,8 @@ class BuildRequest:
     `sparse_outputs` wants INT8 outputs for sparse layers where that is predicted to hold.
     `rewrites` says which of the rewrites for speed are applied: all, or those that are seen to help, compiled here.
     `input_name` and `output_names` are those of the graph; None and empty: the model's own.
-    `min_sqnr` (dB) and `min_agreement` (a share) are what the verification must reach.
+    `min_sqnr` (dB) and `min_agreement` (a share) are what the verification must reach; `evaluation` what the task's
+    measure must keep.
     `keep_grid` keeps the grids of weights that the checkpoint records; else their scales are computed anew.
     `expect_outputs` is an .npz of inputs and what the model's producer answers: the built graph is held against it.
     `dump_passes` is a new folder for the graph after each pass; it can't lie in the bundle.
@@ -94,11 +108,12 @@ class BuildRequest:
     dump_passes: Path | None = None
     keep_grid: bool = True
     expect_outputs: Path | None = None
+    evaluation: TaskData | None = None
 
     def __post_init__(self) -> None:
         checks = (
             *(_range_problems, _data_problems, _prune_problems, _sparsity_problems),
-            *(_limit_problems, _producer_problems, _dump_problems),
+            *(_limit_problems, _evaluation_problems, _producer_problems, _dump_problems),
         )
         for problems in checks:
             for problem in problems(self):
@@ -176,6 +191,18 @@ def _limit_problems(asked: BuildRequest) -> Iterator[str]:
         yield "--min-sqnr is a number of decibels"
     if asked.min_agreement is not None and not 0 <= asked.min_agreement <= 1:
         yield "--min-agreement is a share, from 0 to 1"
+
+
+def _evaluation_problems(asked: BuildRequest) -> Iterator[str]:
+    if asked.evaluation is None:
+        return
+    if asked.float_type == "bf16":
+        yield "--eval can't be measured with --bf16: the CPU can't run it"
+    if asked.allow_pickle:
+        yield "--eval loads the model again without running its code: it doesn't go with --allow-pickle"
+    drop = asked.evaluation.max_drop
+    if drop is not None and not 0 <= drop <= 100:
+        yield "--max-drop is a number of points, from 0 to 100"
 
 
 def _producer_problems(asked: BuildRequest) -> Iterator[str]:

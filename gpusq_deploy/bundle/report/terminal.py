@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -23,7 +24,14 @@ from gpusq_deploy.bundle.report.headline import headline, no_engine_text
 from gpusq_deploy.bundle.report.tables import print_pairs, result_console
 from gpusq_deploy.bundle.report.terminal_chain import print_engine, print_layer, print_plan
 from gpusq_deploy.bundle.report.terminal_drift import drift_line, print_drift
-from gpusq_deploy.bundle.report.warnings import compared_text, figures_text, outputs_text, producer_text, receipt_doubts
+from gpusq_deploy.bundle.report.warnings import (
+    compared_text,
+    figures_text,
+    outputs_text,
+    producer_text,
+    receipt_doubts,
+    task_text,
+)
 from gpusq_deploy.numerics import counting_text
 from gpusq_deploy.sparsity import PACKED, compressed_line, packed_index
 from gpusq_deploy.text import counted
@@ -51,6 +59,7 @@ def bundle_json(bundle: Bundle) -> dict[str, Any]:
         "packed": _packed_json(bundle),
         "synthetic_calibration": bundle.manifest.synthetic_calibration,
         "verification": _verification_json(bundle.receipt.verification),
+        "accuracy": builtins_from_value(bundle.receipt.accuracy),
         "pruning": builtins_from_value(bundle.receipt.pruning),
         "warnings": list(receipt_doubts(bundle.receipt)),
         "shortfalls": list(bundle.receipt.shortfalls),
@@ -80,6 +89,7 @@ def _rows(bundle: Bundle) -> list[tuple[str, str]]:
         ("batch", str(manifest.batch)),
         *([("packed", compressed_line(packed))] if packed is not None else []),
         *([("calibration", noise)] if manifest.synthetic_calibration else []),
+        *([("task", task_text(receipt.accuracy))] if receipt.accuracy is not None else []),
         *([("pruned", compared_text(receipt.pruning))] if receipt.pruning is not None else []),
         *(("as trained", producer_text(found)) for found in receipt.producer),
         *([("verified", f"{limits} reached")] if limits and _compared(bundle) == "verified" else []),
@@ -127,17 +137,25 @@ def _print_verification(console: Console, bundle: Bundle, layer: str | None) -> 
             console.print(f"{placed.module}, {placed.role}: INT8, {activation}: {placed.reason}", markup=False)
     if verification is not None and layer is not None and (line := drift_line(verification, layer)) is not None:
         console.print(f"behind {layer}: {line}")
-    if bundle.receipt.pruning is not None:
-        console.print(f"pruned: {pruning_text(bundle.receipt.pruning)}", soft_wrap=True)
-    console.print(f"{_compared(bundle)}: {verification_text(verification)}", soft_wrap=True)
-    for found in bundle.receipt.producer:
-        console.print(f"as trained: {producer_text(found)}", soft_wrap=True, markup=False)
+    for line in _accuracy_lines(bundle):
+        console.print(line, soft_wrap=True, markup=False)
     for note in bundle.plan.notes if layer is None else ():
         console.print(f"note: {note}", markup=False, highlight=False)
     for warning in receipt_doubts(bundle.receipt):
         console.print(f"[bold]warning[/]: {warning}")
     for shortfall in bundle.receipt.shortfalls:
         console.print(f"[bold]refused[/]: {shortfall}")
+
+
+def _accuracy_lines(bundle: Bundle) -> Iterator[str]:
+    receipt = bundle.receipt
+    if receipt.pruning is not None:
+        yield f"pruned: {pruning_text(receipt.pruning)}"
+    yield f"{_compared(bundle)}: {verification_text(receipt.verification)}"
+    if receipt.accuracy is not None:
+        yield f"task: {task_text(receipt.accuracy)}"
+    for found in receipt.producer:
+        yield f"as trained: {producer_text(found)}"
 
 
 def pruning_text(loss: PruningLoss) -> str:

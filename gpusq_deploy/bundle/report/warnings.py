@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gpusq_deploy.artifacts import Manifest, ProducerComparison, PruningLoss, Receipt, Verification
+from gpusq_deploy.artifacts import Manifest, ProducerComparison, PruningLoss, Receipt, TaskAccuracy, Verification
 from gpusq_deploy.text import counted
 
 # There the error has a tenth of the signal's energy, 32 % of its amplitude. Every shipped recipe, INT4's too, keeps
@@ -57,6 +57,16 @@ def constant_text(found: Verification) -> str:
     return (
         f"the comparison proves nothing: the {found.reference} model gives {alike}; "
         "check that its head is trained and that the samples differ"
+    )
+
+
+def task_text(found: TaskAccuracy) -> str:
+    """The task's measure of both models, and what was lost with its interval and its limit."""
+    limit = "" if found.max_drop is None else f"; --max-drop {found.max_drop:g}"
+    points, low, high = (100 * value for value in (found.built - found.given, found.low, found.high))
+    return (
+        f"{found.measure} {found.built:.2%}, the given model {found.given:.2%}: {points:+.2f} points "
+        f"[{low:+.2f}, {high:+.2f}] on {counted(found.images, 'image')} of {found.data}{limit}"
     )
 
 

@@ -12,8 +12,14 @@ import pytest
 import tiny_models
 
 from gpusq_deploy.artifacts.manifest import BatchRange
-from gpusq_deploy.artifacts.receipt import Drift, ExpectedOutput, ProducerComparison, Verification
-from gpusq_deploy.compile.accuracy_gate import failed_place, producer_shortfalls, require_checkable, shortfalls
+from gpusq_deploy.artifacts.receipt import Drift, ExpectedOutput, ProducerComparison, TaskAccuracy, Verification
+from gpusq_deploy.compile.accuracy_gate import (
+    failed_place,
+    producer_shortfalls,
+    require_checkable,
+    shortfalls,
+    task_shortfalls,
+)
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.errors import GpusqError
 
@@ -166,3 +172,16 @@ def compared(**changes: Any) -> ProducerComparison:
 def test_limits_on_a_producer_s_outputs(found: ProducerComparison, limits: dict[str, Any], words: str) -> None:
     missed = producer_shortfalls([found], request(expect_outputs=Path("expected.npz"), **limits))
     assert (words in "; ".join(missed)) if words else missed == ()
+
+
+@pytest.mark.parametrize(("built", "most", "missed"), [(0.79, 1.0, 0), (0.789, 1.0, 1), (0.9, 0.0, 0), (0.1, None, 0)])
+def test_a_drop_of_the_tasks_measure_may_be_as_large_as_allowed(built: float, most: float | None, missed: int) -> None:
+    found = TaskAccuracy(
+        data="val", measure="top-1", images=100, given=0.8, built=built, low=-0.2, high=0.1, max_drop=most
+    )
+    said = task_shortfalls(found)
+    assert len(said) == missed
+    assert all(
+        "top-1 is 1.1 points below the given model's, 0.8, on 100 images: more than --max-drop 1" in s for s in said
+    )
+    assert task_shortfalls(None) == ()
