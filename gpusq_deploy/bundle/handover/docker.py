@@ -38,8 +38,11 @@ def _remarks(model: HandedModel) -> tuple[str, ...]:
         remarks.append(
             f"{names} is left out: the image builds an engine for its own GPU and TensorRT when it is started"
         )
-    if model.options.strip:
-        remarks.append("the engine is built without weights, which infer.py can't load: take --stripAllWeights out")
+    why = model.unloadable(model.options)
+    if why:
+        remarks.append(
+            f"infer.py can't load the engine that trtexec.sh builds: {why}; take that flag out of trtexec.sh"
+        )
     if model.opset > _JETSON_OPSET:
         remarks.append(
             f"opset {model.opset} is too new for Dockerfile.jetson's TensorRT {_JETSON['tensorrt']}: build with "

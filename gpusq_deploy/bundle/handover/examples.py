@@ -46,8 +46,9 @@ def _remarks(model: HandedModel) -> tuple[str, ...]:
     for engine in model.engines:
         needs = f"{engine.engine_file} needs {engine.backend} {engine.backend_version} and a GPU of compute capability"
         remarks.append(f"{needs} {engine.compute_capability}")
-        if model.options_of(engine).strip:
-            remarks.append(f"{engine.engine_file} has no weights: the programs can't load it, gpusq-run can")
+        why = model.unloadable(model.options_of(engine))
+        if why:
+            remarks.append(f"the programs can't load {engine.engine_file}, gpusq-run can: {why}")
     if not model.engines:
         remarks.append("the bundle has no engine: gpusq-export BUNDLE --to trtexec writes the commands that build one")
     return tuple(remarks)

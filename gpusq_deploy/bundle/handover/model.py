@@ -37,7 +37,7 @@ class HandedModel:
 
     Attributes:
         name: What it is called where it is deployed.
-        bundle: The folder's name.
+        bundle: The folder's name, in one line: it stands in comments.
         digest: Of its model.onnx.
         inputs, outputs: As model.onnx has them; a dynamic dimension is -1.
         batch: The batch sizes that it accepts.
@@ -79,6 +79,12 @@ class HandedModel:
     def profiles(self, options: EngineOptions) -> tuple[BatchRange, ...]:
         """One for each optimisation profile of an engine; none where the batch is fixed."""
         return (options.profiles or (self.batch,)) if self.dynamic else ()
+
+    def unloadable(self, options: EngineOptions) -> str:
+        """Why the programs can't load an engine that was built so; empty where they can."""
+        if options.strip:
+            return "it has no weights"
+        return "it holds a runtime of its own, native code" if options.version_compatible else ""
 
     def options_of(self, engine: BuiltEngine) -> EngineOptions:
         """What an engine's builder was asked."""
@@ -123,7 +129,7 @@ def handed_model(bundle: Bundle, *, name: str | None = None, labels: Sequence[st
     declared = manifest.preprocessing
     return HandedModel(
         name=_name(bundle, name),
-        bundle=bundle.path.resolve().name,
+        bundle=" ".join(bundle.path.resolve().name.split()),
         digest=next(entry.digest for entry in manifest.files if entry.path == MODEL),
         inputs=tuple(_spec(value) for value in graph.inputs),
         outputs=outputs,
