@@ -28,8 +28,8 @@ _KINDS = ("triton", "trtexec", "onnx", "docker")
     required=True,
     help="Write a Triton repository, build commands, the model with programs, or Dockerfiles.",
 )
-@click.option("--out", type=_FILE, metavar="DIR", help="Write this folder.  [default: BUNDLE-KIND beside the bundle]")
-@click.option("--name", metavar="NAME", help="Call the model so.  [default: as the bundle]")
+@click.option("--out", type=_FILE, metavar="DIR", help="Write this folder (default: BUNDLE-KIND beside the bundle).")
+@click.option("--name", metavar="NAME", help="Call the model so (default: as the bundle).")
 @click.option("--labels", type=_FILE, metavar="FILE", help="Name the classes as this file does, one in each line.")
 @click.option("--cpu", is_flag=True, help="Let Triton serve the model on the CPU.")
 @click.option("--force", is_flag=True, help="Replace a folder that gpusq-export wrote.")

@@ -47,8 +47,15 @@ def test_what_is_written_now_has_the_keys_of_0_1(name: str) -> None:
     written = json.loads(json_from_value({"manifest": bundle.manifest, "plan": bundle.plan}.get(name, bundle.receipt)))
     old = json.loads((OLD / f"{name}.json").read_text("utf-8"))
     assert set(_keys(old)) <= set(_keys(written))
-    new = {("options", "recorded_ranges"), ("options", "calibrator", "name"), ("options", "calibrator", "percentile")}
-    assert set(_keys(written)) - set(_keys(old)) == (new if name == "manifest" else set())
+    options = {
+        ("recorded_ranges",),
+        ("calibrator", "name"),
+        ("calibrator", "percentile"),
+        ("eval_data",),
+        ("max_drop",),
+    }
+    new = {"manifest": {("options", *keys) for keys in options}, "receipt": {("accuracy",)}, "plan": set[object]()}
+    assert set(_keys(written)) - set(_keys(old)) == new[name]
 
 
 def test_the_typed_form_is_read_back(tmp_path: Path) -> None:
