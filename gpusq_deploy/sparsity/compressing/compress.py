@@ -77,6 +77,8 @@ def _compressed(request: CompressRequest, reporter: CompressReporter, processes:
         return msgspec.json.decode(report, type=Compression)
     if request.resume:
         reporter.say("goes on from the state of the interrupted run" if goes_on else "nothing to resume: begins anew")
+    if request.training.fsdp and processes.world == 1:
+        reporter.say("--fsdp shards nothing: one process holds all of the model")
     scored = scored_by(teacher, task, data, request, features=features)
     run = Run(
         request=request,

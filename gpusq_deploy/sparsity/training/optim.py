@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from gpusq_deploy.sparsity.parts import as_one_kind
 from gpusq_deploy.sparsity.pruning.magnitude import apply_masks
 from gpusq_deploy.sparsity.training.options import DistillOptions
 from gpusq_deploy.sparsity.training.pair import Distilled
@@ -80,7 +81,7 @@ class Average:
     def __init__(self, pair: Distilled, decay: float | None) -> None:
         self._pair = pair
         tensors = [*pair.student.parameters(), *pair.student.buffers(), *pair.scales]
-        self._live = _Held([tensor.detach() for tensor in tensors])
+        self._live = _Held(as_one_kind([tensor.detach() for tensor in tensors]))
         self._model = None if decay is None else _averaged(self._live, decay)
 
     def update(self) -> None:
