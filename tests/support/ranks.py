@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,9 @@ torch.set_num_threads(1)
 import {module} as test
 from gpusq_deploy.sparsity.training.distributed import process_group
 with process_group() as processes:
-    torch.save(test.{call}, {out!r} + f".{{processes.rank}}")
+    found = test.{call}
+    processes.wait()  # gloo's threads may need Python to drop what they sent, and die where that has ended
+    torch.save(found, {out!r} + f".{{processes.rank}}")
 """
 
 
@@ -41,8 +42,12 @@ def start_ranks(world: int, *arguments: str) -> list[subprocess.Popen[str]]:
     ]
 
 
-def ended(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    """Each one's exit status and what it said, when all are done."""
+def ranks_of(world: int, folder: Path, module: str, call: str) -> list[tuple[int, str]]:
+    """Each process's exit status and what it said; what a call of a test's file gave lies in the folder."""
+    here = Path(module)
+    paths = [str(here.parent), str(Path(__file__).parent), *sys.path]
+    script = _SCRIPT.format(paths=paths, module=here.stem, call=call, out=str(folder / "found"))
+    processes = start_ranks(world, "-c", script)
     try:
         said = [process.communicate(timeout=240)[1] for process in processes]
     finally:
@@ -52,11 +57,7 @@ def ended(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str]]:
 
 
 def in_ranks(world: int, folder: Path, module: str, call: str) -> list[Any]:
-    """What a call gives in each process: `module` is a test's file, `call` what is called of it, in words."""
-    here, out = Path(module), folder / "found"
-    script = _SCRIPT.format(
-        paths=[str(here.parent), str(Path(__file__).parent), *sys.path], module=here.stem, call=call, out=str(out)
-    )
-    for code, err in ended(start_ranks(world, "-c", script)):
+    """What a call gives in each process; see `ranks_of`."""
+    for code, err in ranks_of(world, folder, module, call):
         assert code == 0, err
-    return [torch.load(f"{out}.{rank}", weights_only=False) for rank in range(world)]
+    return [torch.load(folder / f"found.{rank}", weights_only=False) for rank in range(world)]

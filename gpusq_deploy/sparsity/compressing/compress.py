@@ -57,7 +57,7 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
         GpusqError: The output exists, a bad checkpoint or folder, labels that don't fit the model, divergence, or an
             interrupted run of another request.
     """
-    with process_group() as processes:
+    with process_group(even_alone=request.training.fsdp) as processes:
         return _compressed(request, reporter if processes.first else SILENT, processes)
 
 

@@ -94,8 +94,7 @@ def recover(
         GpusqError: The loss or a gradient became infinite or NaN, or a model's answer isn't one of its task.
     """
     processes = ranks()
-    shards = options.fsdp and processes.world > 1
-    with fully_sharded(pair, processes) if shards else nullcontext(pair) as trained:
+    with fully_sharded(pair, processes) if options.fsdp else nullcontext(pair) as trained:
         found = _recovered(trained, data, options, _Heard(report, told), keeper or NoKeeper())
     pair.student.requires_grad_(requires_grad=False).eval()
     return found

@@ -50,7 +50,7 @@ class ShardedKeeper(StageKeeper):
         processes.wait()
         place = self._folder.place / self._latest
         with self._folder.writing(place):
-            outline = save_parts(place, state, processes)
+            outline = save_parts(place, state)
         self._folder.write("training", {"stage": self._stage, "folder": self._latest, **outline._asdict()})
         if before is not None:
             self._folder.clear(before)

@@ -41,7 +41,7 @@ class Outline(NamedTuple):
     sharded: list[str]
 
 
-def save_parts(folder: Path, state: Mapping[str, Any], ranks: Ranks) -> Outline:
+def save_parts(folder: Path, state: Mapping[str, Any]) -> Outline:
     """Write the tensors of a state into a folder that isn't there yet; in all processes, which may see one folder.
 
     Raises:
@@ -55,8 +55,9 @@ def save_parts(folder: Path, state: Mapping[str, Any], ranks: Ranks) -> Outline:
 
     outline = _with_tensors(outlined, state)
     try:
-        with _one_cause(), _quiet():
-            dcp.save(tensors, storage_writer=_Writer(folder), no_dist=ranks.world == 1)
+        with _one_cause(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # torch 2.9 uses it here
+            dcp.save(tensors, storage_writer=_Writer(folder))
     except RuntimeError as error:
         raise OSError(errno.EIO, f"is the disk full? torch's writer stopped: {error}") from error
     return Outline(outline, [name for name, value in tensors.items() if is_shared_out(value)])
@@ -70,10 +71,10 @@ def load_parts(folder: Path, outline: Outline, ranks: Ranks) -> dict[str, Any]:
         Exception: Whatever torch makes of a damaged file.
     """
     tensors: dict[str, torch.Tensor] = {}
-    mesh = mesh_of(device(), ranks) if ranks.world > 1 else None
+    mesh = mesh_of(device(), ranks)
 
     def empty(name: str, like: torch.Tensor) -> torch.Tensor:
-        if mesh is None or name not in outline.sharded:
+        if name not in outline.sharded:
             tensors[name] = torch.empty(like.shape, dtype=like.dtype, device=device())
         else:
             shards = [distributed_tensor.Shard(0)]
@@ -82,8 +83,8 @@ def load_parts(folder: Path, outline: Outline, ranks: Ranks) -> dict[str, Any]:
 
     state = _with_tensors(empty, outline.state)
     reader = _Reader(folder, _metadata(folder / ".metadata"))
-    with _one_cause(), _quiet():
-        dcp.load(tensors, storage_reader=reader, no_dist=ranks.world == 1)
+    with _one_cause():
+        dcp.load(tensors, storage_reader=reader)
     return state
 
 
@@ -142,11 +143,3 @@ def _one_cause() -> Generator[None]:
         yield
     except dcp.CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from error
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """Without torch's remark that there is one process, and that of 2.9 on its own old storage class."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled|TypedStorage is deprecated")
-        yield
