@@ -100,7 +100,9 @@ def process_group(*, even_alone: bool = False) -> Generator[Ranks]:
         yield ranks()
         return
     if world == 1:
-        with _initialized(store=distributed.HashStore(), rank=0, world_size=1):
+        # In torch's documentation, but in no __all__.
+        store = distributed.HashStore()  # type: ignore[attr-defined] # pyright: ignore[reportPrivateImportUsage]
+        with _initialized(store=store, rank=0, world_size=1):
             yield ranks()
         return
     lacks = [name for name in _GIVEN if name not in os.environ]

@@ -27,7 +27,7 @@ def divergence(value: float, where: str, place: str) -> GpusqError:
 def finite(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether all values of tensors are, those of other processes too; one look at the device."""
     parts = [own_part(tensor.detach()) for tensor in tensors if tensor.is_floating_point()]
-    sizes = [torch.linalg.vector_norm(part.float(), ord=math.inf) for part in parts if part.numel()]
+    sizes: list[torch.Tensor] = [torch.linalg.vector_norm(part.float(), ord=math.inf) for part in parts if part.numel()]
     bad = (~torch.isfinite(torch.stack(sizes))).sum() if sizes else torch.zeros((), dtype=torch.int64, device=device())
     return not int(ranks().total(bad) if any(map(is_shared_out, tensors)) else bad)
 

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed import tensor as distributed_tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict_loader import load  # pyright: ignore[reportUnknownVariableType] # of a path
+from torch.distributed.checkpoint.state_dict_saver import save  # pyright: ignore[reportUnknownVariableType] # the same
 
 from gpusq_deploy.sparsity.parts import is_shared_out
 from gpusq_deploy.sparsity.training.distributed import Ranks, device
@@ -57,7 +60,7 @@ def save_parts(folder: Path, state: Mapping[str, Any]) -> Outline:
     try:
         with _one_cause(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # torch 2.9 uses it here
-            dcp.save(tensors, storage_writer=_Writer(folder))
+            save(tensors, storage_writer=_Writer(folder))
     except RuntimeError as error:
         raise OSError(errno.EIO, f"is the disk full? torch's writer stopped: {error}") from error
     return Outline(outline, [name for name, value in tensors.items() if is_shared_out(value)])
@@ -81,10 +84,10 @@ def load_parts(folder: Path, outline: Outline, ranks: Ranks) -> dict[str, Any]:
             tensors[name] = distributed_tensor.empty(*like.shape, dtype=like.dtype, device_mesh=mesh, placements=shards)
         return tensors[name]
 
-    state = _with_tensors(empty, outline.state)
+    state: dict[str, Any] = _with_tensors(empty, outline.state)
     reader = _Reader(folder, _metadata(folder / ".metadata"))
     with _one_cause():
-        dcp.load(tensors, storage_reader=reader)
+        load(tensors, storage_reader=reader)
     return state
 
 
@@ -93,7 +96,7 @@ def _with_tensors(change: Callable[[str, torch.Tensor], torch.Tensor], value: An
     if isinstance(value, torch.Tensor):
         return change(name, value)
     if isinstance(value, Mapping):
-        held = cast("Mapping[Any, Any]", value)
+        held = cast("Mapping[object, Any]", value)
         return {key: _with_tensors(change, entry, f"{name}.{key}") for key, entry in held.items()}
     if isinstance(value, (list, tuple)):
         entries = cast("list[Any]", value)
@@ -101,21 +104,21 @@ def _with_tensors(change: Callable[[str, torch.Tensor], torch.Tensor], value: An
     return value
 
 
-class _Writer(dcp.FileSystemWriter):
+class _Writer(FileSystemWriter):
     """Without a record of where and when it wrote."""
 
     def storage_meta(self) -> None:
         """Nothing."""
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     """Of a folder whose metadata were read, and nothing else unpickles them."""
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:
         super().__init__(folder)
         self._metadata = metadata
 
-    def read_metadata(self) -> Metadata:  # type: ignore[override] # torch looks for more metadata where it takes more
+    def read_metadata(self) -> Metadata:  # torch looks for others where it takes arguments
         """Those."""
         return self._metadata
 
@@ -141,5 +144,5 @@ def _one_cause() -> Generator[None]:
     """Of what failed in some of the processes, the first one's error: torch's own is no Exception."""
     try:
         yield
-    except dcp.CheckpointException as error:
+    except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from error

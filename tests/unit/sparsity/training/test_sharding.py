@@ -8,7 +8,7 @@ import pickle
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from gpusq_deploy.sparsity.training import sharded_keeper
 from gpusq_deploy.sparsity.training.distributed import process_group, ranks
 from gpusq_deploy.sparsity.training.resume import Every, ResumeFolder
 from gpusq_deploy.sparsity.training.sharded_keeper import ShardedKeeper
+from gpusq_deploy.sparsity.training.sharded_state import save_parts
 from gpusq_deploy.sparsity.training.sharding import require_shardable
 
 
@@ -33,7 +34,8 @@ def bytes_held(value: Any, *, part: bool) -> int:
         held = own_part(value) if part else value
         return held.numel() * held.element_size() if held.ndim else 0
     if isinstance(value, Mapping):
-        return sum(bytes_held(entry, part=part) for entry in value.values())
+        entries = cast("Mapping[object, Any]", value).values()
+        return sum([bytes_held(entry, part=part) for entry in entries])
     return 0
 
 
@@ -141,7 +143,7 @@ def killed(place: str, at: int) -> None:
     one process before its shards are, both before the shards count, and both before the older ones are removed.
     """
     keeper = Watched(folder_in(place, resume=True))
-    save, write = sharded_keeper.save_parts, ResumeFolder.write
+    write, patch = ResumeFolder.write, pytest.MonkeyPatch()
 
     def die(moment: int) -> None:
         if keeper.saved == 1 and moment == at:
@@ -150,7 +152,7 @@ def killed(place: str, at: int) -> None:
     def saving(*arguments: Any) -> Any:
         if ranks().rank == 1:
             die(0)
-        outline = save(*arguments)
+        outline = save_parts(*arguments)
         die(1)
         return outline
 
@@ -158,8 +160,8 @@ def killed(place: str, at: int) -> None:
         write(self, part, content)
         die(2)
 
-    sharded_keeper.save_parts = saving
-    ResumeFolder.write = writing
+    patch.setattr(sharded_keeper, "save_parts", saving)
+    patch.setattr(ResumeFolder, "write", writing)
     trained(options(fsdp=True), keeper)
 
 
