@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import pickle
 import signal
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -14,18 +16,23 @@ import numpy as np
 import pytest
 import torch
 from ranks import in_ranks, ranks_of
+from tiny_families import FAMILIES, checkpoint
 from tiny_training import EPOCHS, LAYERS, STEPS, assert_one_curve, options, trained
 from torch import nn
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+from torch.distributed.tensor import DTensor
 
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.sparsity.parts import own_part
 from gpusq_deploy.sparsity.training import sharded_keeper
+from gpusq_deploy.sparsity.training.blocks import first_tensor
 from gpusq_deploy.sparsity.training.distributed import process_group, ranks
+from gpusq_deploy.sparsity.training.pair import Distilled
 from gpusq_deploy.sparsity.training.resume import Every, ResumeFolder
 from gpusq_deploy.sparsity.training.sharded_keeper import ShardedKeeper
 from gpusq_deploy.sparsity.training.sharded_state import save_parts
-from gpusq_deploy.sparsity.training.sharding import require_shardable
+from gpusq_deploy.sparsity.training.sharding import fully_sharded, require_shardable
+from gpusq_deploy.sparsity.training.tasks.classification import Classification
 
 
 def bytes_held(value: Any, *, part: bool) -> int:
@@ -233,3 +240,39 @@ def test_a_single_number_cant_be_sharded() -> None:
     module.register_parameter("factor", nn.Parameter(torch.tensor(1.0)))
     with pytest.raises(GpusqError, match="factor is a single number, which has no axis to shard"):
         require_shardable(module)
+
+
+def furthest(name: str) -> float:
+    """Between a family's gradients, sharded and not: the largest difference, of the largest gradient."""
+    found = checkpoint(name)
+    torch.manual_seed(0)
+    images = torch.randn(2, *found.preprocessing.sample_shape)
+    trains = Distilled(student=copy.deepcopy(found.module), teacher=found.module, masks={}, task=Classification())
+    whole = copy.deepcopy(found.module).requires_grad_(requires_grad=True)
+    gradients: list[dict[str, torch.Tensor]] = []
+    with fully_sharded(trains, ranks()) as sharded, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
+        for module in (whole, sharded.student):
+            answer = first_tensor(module(images))
+            assert answer is not None
+            torch.autograd.backward(answer.square().mean())
+            named = {each: value.grad for each, value in module.named_parameters() if value.grad is not None}
+            gradients.append({each: whole_of(grad) for each, grad in named.items()})
+    wanted, got = gradients
+    assert wanted.keys() == got.keys()
+    largest = max(float(grad.abs().max()) for grad in wanted.values())
+    return max(float((got[each] - grad).abs().max()) for each, grad in wanted.items()) / largest
+
+
+def whole_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def all_families() -> dict[str, float]:
+    return {name: furthest(name) for name in FAMILIES}
+
+
+@pytest.mark.slow
+def test_every_family_has_the_gradients_of_the_whole_model(tmp_path: Path) -> None:
+    for found in in_ranks(2, tmp_path, __file__, "all_families()"):
+        assert found == pytest.approx(dict.fromkeys(FAMILIES, 0.0), abs=1e-6)
