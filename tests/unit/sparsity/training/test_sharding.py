@@ -138,7 +138,7 @@ def test_a_state_goes_on_in_another_number_of_processes(tmp_path: Path) -> None:
     ]
     curve = [entry for found in runs for entry in found[0]["curve"]]
     assert len(curve) == len(alone["curve"])
-    # AdamW makes steps of rounding where a gradient is small; a moment that was lost would be a thousand times as much.
+    # AdamW makes steps of rounding where a gradient is small.
     np.testing.assert_allclose(curve, alone["curve"], rtol=1e-4)
     for found in runs[-1]:
         assert_same_student(found, alone)
