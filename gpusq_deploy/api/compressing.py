@@ -58,6 +58,7 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
     ema: float | None = None,
     amp: MixedPrecision | None = None,
     recompute: bool = False,
+    fsdp: bool = False,
     resume: bool = False,
     checkpoint_every: str = "600s",
     force: bool = False,
@@ -106,6 +107,7 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         ema: Decay of the moving average of the weights, such as 0.999, which then is scored and kept; None: no average.
         amp: Forward passes by autocast in `"bf16"` or `"fp16"`; None: in float32.
         recompute: Keep no activations of the blocks, and run them again for the gradient: less memory, more time.
+        fsdp: Of several processes each holds only a part of the model, its gradients and the optimiser's state (FSDP2).
         resume: Go on from the state of an interrupted run, in the folder `<out>.resume`, where there is one.
         checkpoint_every: How often that state is kept beside each epoch's end: `"600s"`, or a number of steps.
         force: Replace a file that is there, and the state of an interrupted run.
@@ -140,6 +142,7 @@ def compress(  # noqa: PLR0913 - one argument for each option of gpusq-compress
         ema=ema,
         amp=amp,
         recompute=recompute,
+        fsdp=fsdp,
     )
     request = CompressRequest(
         model=place,

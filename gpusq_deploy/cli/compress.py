@@ -38,7 +38,7 @@ _GROUPS = (
         "Training",
         (
             *("--lr", "--batch-size", "--teacher", "--loss", "--optimizer", "--schedule"),
-            *("--warmup", "--weight-decay", "--ema", "--amp", "--recompute"),
+            *("--warmup", "--weight-decay", "--ema", "--amp", "--recompute", "--fsdp"),
         ),
     ),
     ("Interrupted runs", ("--resume", "--checkpoint-every")),
@@ -199,6 +199,9 @@ def _weights(_context: click.Context, _option: click.Parameter, text: str) -> tu
 @click.option(
     "--recompute", is_flag=True, help="Keep no activations of blocks, and run them again: less memory, more time."
 )
+@click.option(
+    "--fsdp", is_flag=True, help="Shard model, gradients and optimiser state over the processes of torchrun (FSDP2)."
+)
 @click.option("--resume", is_flag=True, help="Go on from the state of an interrupted run, in the folder OUT.resume.")
 @click.option(
     "--checkpoint-every",
@@ -248,6 +251,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     ema: float | None,
     amp: MixedPrecision | None,
     recompute: bool,
+    fsdp: bool,
     resume: bool,
     checkpoint_every: str,
     out: Path | None,
@@ -303,6 +307,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             ema=ema,
             amp=amp,
             recompute=recompute,
+            fsdp=fsdp,
             resume=resume,
             checkpoint_every=checkpoint_every,
             force=force,

@@ -57,7 +57,7 @@ def compress_checkpoint(request: CompressRequest, reporter: CompressReporter) ->
         GpusqError: The output exists, a bad checkpoint or folder, labels that don't fit the model, divergence, or an
             interrupted run of another request.
     """
-    with process_group() as processes:
+    with process_group(even_alone=request.training.fsdp) as processes:
         return _compressed(request, reporter if processes.first else SILENT, processes)
 
 
@@ -77,6 +77,8 @@ def _compressed(request: CompressRequest, reporter: CompressReporter, processes:
         return msgspec.json.decode(report, type=Compression)
     if request.resume:
         reporter.say("goes on from the state of the interrupted run" if goes_on else "nothing to resume: begins anew")
+    if request.training.fsdp and processes.world == 1:
+        reporter.say("--fsdp shards nothing: one process holds all of the model")
     scored = scored_by(teacher, task, data, request, features=features)
     run = Run(
         request=request,

@@ -32,6 +32,7 @@ from gpusq_deploy.sparsity.training.qat import (
     int8_layers,
 )
 from gpusq_deploy.sparsity.training.samples import TrainingData
+from gpusq_deploy.sparsity.training.sharding import require_shardable
 
 _TEACHER = "give the dense checkpoint that the model was made from"
 
@@ -46,6 +47,8 @@ def open_request(request: CompressRequest, processes: Ranks) -> Opened:
     teacher = _teacher(checkpoint, request)
     require_dense_model(checkpoint, request, recipe)
     require_classifier(checkpoint, request)
+    if request.training.fsdp:
+        require_shardable(checkpoint.module)
     wanted = request.qat_epochs is not None or request.stage == "reconstruct,int8"
     int8 = int8_layers(checkpoint.module, recipe) if wanted else None
     if checkpoint.sparsity is None:

@@ -35,6 +35,10 @@ def require_one_process(request: CompressRequest, processes: Ranks) -> None:
 
 def require_stage(request: CompressRequest) -> None:
     """What a stage takes, and what it doesn't."""
+    if request.training.fsdp and not trains(request):
+        raise GpusqError(
+            "only training is sharded, and none is asked for", place="--fsdp", hint="leave it out, or give --epochs"
+        )
     if request.resume and not trains(request):
         raise GpusqError(
             "only training can be resumed, and none is asked for",

@@ -32,6 +32,7 @@ from gpusq_deploy.sparsity.training.qat import (
 from gpusq_deploy.sparsity.training.resume import ResumeFolder
 from gpusq_deploy.sparsity.training.samples import TrainingData
 from gpusq_deploy.sparsity.training.scoring import Scores
+from gpusq_deploy.sparsity.training.sharded_keeper import keeper_of
 from gpusq_deploy.sparsity.training.tasks.task import Task
 
 
@@ -103,7 +104,7 @@ class Quantized(NamedTuple):
 
 def trained_by(run: Run, pair: Distilled, options: DistillOptions, stage: str) -> Recovery:
     """Train a student in place, as one stage of the run: heard, and kept to go on from."""
-    keeper = run.state.keeper(stage)
+    keeper = keeper_of(run.state, stage, fsdp=options.fsdp)
     return recover(pair, run.data, options, run.reporter.epoch, told=run.reporter.step, keeper=keeper)
 
 

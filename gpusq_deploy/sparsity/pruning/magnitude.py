@@ -15,6 +15,7 @@ from gpusq_deploy.artifacts import Recipe, Value
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import layer_weights, weight_of
 from gpusq_deploy.numerics import GROUP, magnitude_mask, rows_from_conv
+from gpusq_deploy.sparsity.parts import own_part
 
 _CONVOLUTION = "a convolution: dense unless asked for"
 
@@ -101,7 +102,7 @@ def apply_masks(module: torch.nn.Module, masks: Masks) -> None:
     """Set every weight that isn't kept to +0, in place. Call it after each optimiser step: momentum revives zeros."""
     with torch.no_grad():
         for layer, mask in masks.items():
-            weight_of(module, layer).masked_fill_(~mask, 0.0)
+            own_part(weight_of(module, layer)).masked_fill_(~own_part(mask), 0.0)
 
 
 def _weights(module: torch.nn.Module) -> list[_Weight]:

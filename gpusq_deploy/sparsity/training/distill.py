@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from gpusq_deploy.sparsity.training.pair import Distilled, Snapshot
 from gpusq_deploy.sparsity.training.recompute import recomputed
 from gpusq_deploy.sparsity.training.samples import TrainingData
 from gpusq_deploy.sparsity.training.scoring import Scores, predict, score
+from gpusq_deploy.sparsity.training.sharding import fully_sharded
 from gpusq_deploy.sparsity.training.state import Keeper, NoKeeper, Progress, restore, state_of
 from gpusq_deploy.sparsity.training.tasks.task import Task
 
@@ -92,17 +93,25 @@ def recover(
     Raises:
         GpusqError: The loss or a gradient became infinite or NaN, or a model's answer isn't one of its task.
     """
+    processes = ranks()
+    with fully_sharded(pair, processes) if options.fsdp else nullcontext(pair) as trained:
+        found = _recovered(trained, data, options, _Heard(report, told), keeper or NoKeeper())
+    pair.student.requires_grad_(requires_grad=False).eval()
+    return found
+
+
+def _recovered(pair: Distilled, data: TrainingData, options: DistillOptions, heard: _Heard, keeper: Keeper) -> Recovery:
     apply_masks(pair.student, pair.masks)
-    judge = _Judge(pair, data, options.batch_size)
+    processes = ranks()
+    judge = _Judge(pair, data, options.batch_size, processes)
     with ExitStack() as stack:
         stack.enter_context(own_random_state())
         ours, theirs = (stack.enter_context(later_outputs(module)) for module in (pair.student, pair.teacher))
         if options.recompute:
             stack.enter_context(recomputed(pair.student))
-        trainer = _trainer(pair, data, options, Outputs(ours, theirs), ranks())
-        progress = _train(trainer, judge, _Heard(report, told), keeper or NoKeeper())
+        trainer = _trainer(pair, data, options, Outputs(ours, theirs), processes)
+        progress = _train(trainer, judge, heard, keeper)
     progress.best.restore(pair)
-    pair.student.requires_grad_(requires_grad=False).eval()
     blocks = tuple(block / len(data.train) for block in progress.before.blocks)
     best = progress.best
     return Recovery(epoch=best.epoch, kept=best.score, start=progress.start, last=progress.last, block_losses=blocks)
@@ -171,8 +180,8 @@ def _result(task: Task, options: DistillOptions, epoch: int, loss: float, scores
 class _Judge:
     """Scores the student on the samples that training doesn't see."""
 
-    def __init__(self, pair: Distilled, data: TrainingData, batch_size: int) -> None:
-        self._pair, self._data, self._size = pair, data, batch_size
+    def __init__(self, pair: Distilled, data: TrainingData, batch_size: int, processes: Ranks) -> None:
+        self._pair, self._data, self._size, self._processes = pair, data, batch_size, processes
         self._held_out = predict(pair.task, pair.teacher, data.held_out, batch_size)
         self._validation = predict(pair.task, pair.teacher, data.validation, batch_size)
 
@@ -180,9 +189,10 @@ class _Judge:
         return score(self._pair.task, self._pair.student, self._data.held_out, self._held_out, self._size)
 
     def validation(self) -> float:
-        """By the labels, or by the teacher's predictions where there are none."""
+        """By the labels, or by the teacher's predictions where there are none; the first process's, so all keep one."""
         samples = self._data.validation
-        return score(self._pair.task, self._pair.student, samples, self._validation, self._size).main
+        found = score(self._pair.task, self._pair.student, samples, self._validation, self._size).main
+        return self._processes.from_first(found)
 
 
 @contextmanager

@@ -87,15 +87,23 @@ def device() -> torch.device:
 
 
 @contextmanager
-def process_group() -> Generator[Ranks]:
+def process_group(*, even_alone: bool = False) -> Generator[Ranks]:
     """While it is active, the process group that torchrun's environment asks for, if any: gloo, NCCL on GPUs.
+
+    With `even_alone` one process is a group too.
 
     Raises:
         GpusqError: WORLD_SIZE that is no number or without the rest, or fewer GPUs than processes.
     """
     world = ranks_from_environment(os.environ).world
-    if world == 1 or distributed.is_initialized():
+    if distributed.is_initialized() or (world == 1 and not even_alone):
         yield ranks()
+        return
+    if world == 1:
+        # In torch's documentation, but in no __all__.
+        store = distributed.HashStore()  # type: ignore[attr-defined] # pyright: ignore[reportPrivateImportUsage]
+        with _initialized(store=store, rank=0, world_size=1):
+            yield ranks()
         return
     lacks = [name for name in _GIVEN if name not in os.environ]
     if lacks:
@@ -114,9 +122,14 @@ def process_group() -> Generator[Ranks]:
         )
     if on_gpu:
         torch.cuda.set_device(local)
-    with ended_by_sigterm():
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-        try:
-            yield ranks()
-        finally:
-            distributed.destroy_process_group()
+    with ended_by_sigterm(), _initialized():
+        yield ranks()
+
+
+@contextmanager
+def _initialized(**options: Any) -> Generator[None]:
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", **options)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()

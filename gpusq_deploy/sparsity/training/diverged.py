@@ -11,6 +11,8 @@ import torch
 
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import named_modules
+from gpusq_deploy.sparsity.parts import is_shared_out, own_part
+from gpusq_deploy.sparsity.training.distributed import device, ranks
 
 
 def divergence(value: float, where: str, place: str) -> GpusqError:
@@ -23,12 +25,11 @@ def divergence(value: float, where: str, place: str) -> GpusqError:
 
 
 def finite(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether all values of tensors are; one look at the device."""
-    floats = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-    if not floats:
-        return True
-    sizes = torch.stack([torch.linalg.vector_norm(tensor.detach().float(), ord=math.inf) for tensor in floats])
-    return bool(torch.isfinite(sizes).all())
+    """Whether all values of tensors are, those of other processes too; one look at the device."""
+    parts = [own_part(tensor.detach()) for tensor in tensors if tensor.is_floating_point()]
+    sizes: list[torch.Tensor] = [torch.linalg.vector_norm(part.float(), ord=math.inf) for part in parts if part.numel()]
+    bad = (~torch.isfinite(torch.stack(sizes))).sum() if sizes else torch.zeros((), dtype=torch.int64, device=device())
+    return not int(ranks().total(bad) if any(map(is_shared_out, tensors)) else bad)
 
 
 def first_bad_gradient(module: torch.nn.Module) -> str:

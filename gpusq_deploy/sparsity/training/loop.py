@@ -23,6 +23,7 @@ from gpusq_deploy.sparsity.training.options import DistillOptions, StepResult
 from gpusq_deploy.sparsity.training.order import batches, seed_step
 from gpusq_deploy.sparsity.training.pair import Distilled
 from gpusq_deploy.sparsity.training.samples import Batch, Samples
+from gpusq_deploy.sparsity.training.sharding import average_gradients
 from gpusq_deploy.text import counted
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -74,7 +75,7 @@ class _Answering(torch.nn.Module):
 def answering(pair: Distilled, ranks: Ranks) -> Callable[[torch.Tensor], Any]:
     """What answers for the student: images in, the task's answer out; its gradients are averaged over processes."""
     whole = _Answering(pair)
-    if ranks.world == 1:
+    if ranks.world == 1 or pair.sharded:
         return whole
     on = [pair.device] if pair.device.type == "cuda" else None
     # A model may hold parameters that no answer of it needs, such as a mask token: the first step tells which.
@@ -136,6 +137,8 @@ class Trainer:
         sums.add(loss, blocks, len(indices))
         self.optimizer.zero_grad()
         torch.autograd.backward(self.scaler.scale(terms.loss))
+        if self.pair.sharded:
+            average_gradients(self.pair.scales, self.ranks)
         self._require_finite_gradients(loss, place)
         self._update()
         return hard, soft, sum(blocks) / max(1, len(blocks))
@@ -145,6 +148,8 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         apply_masks(self.pair.student, self.pair.masks)
+        if self.pair.sharded:  # as DistributedDataParallel does: a BatchNorm's are those of the first process
+            self.ranks.same(list(self.pair.student.buffers()))
         if self.scaler.get_scale() >= scale:  # else the step was skipped
             self.schedule.step()
             self.average.update()

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from gpusq_deploy.sparsity.parts import as_one_kind
 from gpusq_deploy.sparsity.pruning.magnitude import apply_masks
 from gpusq_deploy.sparsity.training.options import DistillOptions
 from gpusq_deploy.sparsity.training.pair import Distilled
@@ -79,14 +80,12 @@ class Average:
 
     def __init__(self, pair: Distilled, decay: float | None) -> None:
         self._pair = pair
-        tensors = [*pair.student.parameters(), *pair.student.buffers(), *pair.scales]
-        self._live = _Held([tensor.detach() for tensor in tensors])
-        self._model = None if decay is None else _averaged(self._live, decay)
+        self._model = None if decay is None else _averaged(self._live(), decay)
 
     def update(self) -> None:
         """After each step."""
         if self._model is not None:
-            self._model.update_parameters(self._live)
+            self._model.update_parameters(self._live())
 
     @contextmanager
     def worn(self) -> Generator[None]:
@@ -94,7 +93,7 @@ class Average:
         if self._model is None or not int(self._model.n_averaged):
             yield
             return
-        live, average = list(self._live.buffers()), list(self._model.module.buffers())
+        live, average = list(self._live().buffers()), list(self._model.module.buffers())
         kept = [tensor.clone() for tensor in live]
         _copy(live, average)
         apply_masks(self._pair.student, self._pair.masks)
@@ -102,6 +101,11 @@ class Average:
             yield
         finally:
             _copy(live, kept)
+
+    def _live(self) -> _Held:
+        # Anew each time: where FSDP pads a shard, loading a state gives its parameter other memory.
+        tensors = [*self._pair.student.parameters(), *self._pair.student.buffers(), *self._pair.scales]
+        return _Held(as_one_kind([tensor.detach() for tensor in tensors]))
 
     def state_dict(self) -> dict[str, Any] | None:
         """For `load_state_dict`."""

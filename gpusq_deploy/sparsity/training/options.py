@@ -24,6 +24,7 @@ class DistillOptions(Value):
         ema: Decay of the moving average of the weights, which then is what is scored and kept; None: no average.
         amp: Precision of the forward pass where autocast takes a lower one; None: float32.
         recompute: Whether blocks keep no activations, and run again for the gradient.
+        fsdp: Whether each process holds only a part of the parameters, their gradients and the optimiser's moments.
     """
 
     epochs: int
@@ -40,6 +41,7 @@ class DistillOptions(Value):
     ema: float | None = None
     amp: MixedPrecision | None = None
     recompute: bool = False
+    fsdp: bool = False
 
 
 class EpochResult(Value):

@@ -17,6 +17,7 @@ class Distilled:
     """The model to recover, the one it came from, their task, and the weights it may keep; all on one device.
 
     `scales` are trained with the student's parameters; `weights` are those of the compared blocks, None: all 1.
+    `sharded`: each process holds a part of the models' parameters and of the masks.
     """
 
     student: torch.nn.Module
@@ -25,6 +26,7 @@ class Distilled:
     task: Task
     scales: Sequence[torch.nn.Parameter] = ()
     weights: tuple[float, ...] | None = None
+    sharded: bool = False
 
     @property
     def device(self) -> torch.device:

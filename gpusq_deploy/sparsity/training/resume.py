@@ -4,19 +4,20 @@
     start.pt       the pruned student, its masks, and the teacher in its order
     sparse.pt      the student after the first stage, where a second one follows
     training.pt    the latest state of the present stage
+    training.a/    with --fsdp the tensors of it, or training.b/: training.pt says which
     result.pt      the output, until it is renamed into its place
     done.json      the report: the run is over, but for the renaming
 
 Each is written beside its name and renamed, so it is whole or isn't there. Processes share one view: the first one
-reads, writes and tells the others. A folder of torch.distributed.checkpoint isn't used: its metadata are a pickle,
-which runs what it says, and its many files can't be replaced at once. What is kept here is the same in every process.
+reads, writes and tells the others; of tensors that are sharded each writes and reads its part (`sharded_keeper`).
 """
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -32,6 +33,7 @@ from gpusq_deploy.sparsity.training.fingerprint import differences
 Part = Literal["start", "sparse", "training", "result"]
 _PARTS = ("training", "start", "sparse", "result")
 _REQUEST, _DONE = "request.json", "done.json"
+SHARDS = ("training.a", "training.b")
 
 
 class Every(Value):
@@ -69,8 +71,8 @@ class ResumeFolder:
     """The state of one run; nothing is made before the first write."""
 
     def __init__(self, out: Path, request: Mapping[str, str], every: Every, processes: Ranks) -> None:
-        self._out, self._place, self._request = out, folder_of(out), request
-        self._every, self._processes = every, processes
+        self._out, self.place, self._request = out, folder_of(out), request
+        self.every, self.processes = every, processes
         self._goes_on = False
 
     def begin(self, *, resume: bool) -> bool:
@@ -81,23 +83,23 @@ class ResumeFolder:
         Raises:
             GpusqError: It is another request's, or damaged.
         """
-        found = resume and self._processes.first and (self._place / _REQUEST).exists()
+        found = resume and self.processes.first and (self.place / _REQUEST).exists()
         if found:
             self._require_same()
             self._remove_halves()
-        self._goes_on = self._processes.from_first(found)
+        self._goes_on = self.processes.from_first(found)
         return self._goes_on
 
     def report(self) -> bytes | None:
         """What the run that was over when it was killed had to say; its output is in its place then."""
-        done, result = self._place / _DONE, self._path("result")
+        done, result = self.place / _DONE, self._path("result")
         found = None
-        if self._goes_on and self._processes.first and done.exists():
+        if self._goes_on and self.processes.first and done.exists():
             found = done.read_bytes()
             if result.exists():
                 result.replace(self._out)
             self._remove()
-        return self._processes.from_first(found)
+        return self.processes.from_first(found)
 
     def read(self, part: Part) -> dict[str, Any] | None:
         """A part, in every process; None where there is none.
@@ -107,48 +109,50 @@ class ResumeFolder:
         """
         path = self._path(part)
         content = None
-        if self._goes_on and self._processes.first and path.exists():
+        if self._goes_on and self.processes.first and path.exists():
             try:
                 content = cast("dict[str, Any]", torch.load(path, map_location="cpu", weights_only=True))
             except Exception as error:  # whatever torch's reader makes of a damaged file
-                raise GpusqError(
-                    f"the state can't be read: {str(error).splitlines()[0]}",
-                    place=str(path),
-                    hint="begin anew with --force",
-                ) from error
-        return self._processes.from_first(content)
+                raise unreadable(path, error) from error
+        return self.processes.from_first(content)
 
     def write(self, part: Part, content: Mapping[str, Any]) -> None:
         """Keep a part; the first process's."""
         self._write(self._path(part), lambda path: _write_torch(path, content))
 
-    def keeper(self, stage: str) -> StageKeeper:
-        """Keeps the state of one stage."""
-        return StageKeeper(self, stage, self._every)
+    def clear(self, shards: str) -> None:
+        """Remove one of the folders of tensors, if it is there; the first process's."""
+        self._write(self.place / shards, _remove_folder)
 
     def finish(self, save: Callable[[Path], None], report: bytes) -> None:
         """Write the output, put it into its place, and remove the state."""
-        if self._processes.first:
+        if self.processes.first:
             self._write(self._path("result"), save)
-            self._write(self._place / _DONE, lambda path: write_whole(path, report))
+            self._write(self.place / _DONE, lambda path: write_whole(path, report))
             self._path("result").replace(self._out)
             self._remove()
-        self._processes.wait()
+        self.processes.wait()
 
     def _write(self, path: Path, write: Callable[[Path], None]) -> None:
-        if not self._processes.first:
+        if not self.processes.first:
             return
-        try:
+        with self.writing(path):
             if not self._goes_on:
                 self._remove()
                 self._goes_on = True
-            self._place.mkdir(parents=True, exist_ok=True)
-            if not (self._place / _REQUEST).exists():
-                write_whole(self._place / _REQUEST, msgspec.json.encode(dict(self._request)))
+            self.place.mkdir(parents=True, exist_ok=True)
+            if not (self.place / _REQUEST).exists():
+                write_whole(self.place / _REQUEST, msgspec.json.encode(dict(self._request)))
             write(path)
+
+    @contextmanager
+    def writing(self, path: Path) -> Generator[None]:
+        """While it is active, what the disk refuses is told."""
+        try:
+            yield
         except OSError as error:
             with suppress(OSError):
-                self._place.rmdir()  # only where nothing was written
+                self.place.rmdir()  # only where nothing was written
             raise GpusqError(
                 f"the state of the run can't be written: {error.strerror}",
                 place=str(path),
@@ -156,41 +160,43 @@ class ResumeFolder:
             ) from error
 
     def _path(self, part: Part) -> Path:
-        return self._place / f"{part}.pt"
+        return self.place / f"{part}.pt"
 
     def _require_same(self) -> None:
         try:
-            was = msgspec.json.decode((self._place / _REQUEST).read_bytes(), type=dict[str, str])
+            was = msgspec.json.decode((self.place / _REQUEST).read_bytes(), type=dict[str, str])
         except msgspec.MsgspecError as error:
             raise GpusqError(
-                "not the state of a run", place=str(self._place / _REQUEST), hint="begin anew with --force"
+                "not the state of a run", place=str(self.place / _REQUEST), hint="begin anew with --force"
             ) from error
         found = differences(was, self._request)
         if found:
             raise GpusqError(
                 f"the interrupted run had {'; '.join(found)}",
-                place=str(self._place),
+                place=str(self.place),
                 hint="ask what it was asked, or begin anew with --force and without --resume",
             )
 
     def _remove_halves(self) -> None:
         """What was being written when the run was killed."""
-        for left in self._place.glob(".*"):
+        for left in self.place.glob(".*"):
             left.unlink()
 
     def _remove(self) -> None:
         self._remove_halves()
         for name in (*(f"{part}.pt" for part in _PARTS), _DONE, _REQUEST):
-            (self._place / name).unlink(missing_ok=True)
+            (self.place / name).unlink(missing_ok=True)
+        for name in SHARDS:
+            _remove_folder(self.place / name)
         with suppress(OSError):  # what isn't ours stays
-            self._place.rmdir()
+            self.place.rmdir()
 
 
 class StageKeeper:
     """Keeps the state of one stage in a folder; see `Keeper`."""
 
-    def __init__(self, folder: ResumeFolder, stage: str, every: Every) -> None:
-        self._folder, self._stage, self._every = folder, stage, every
+    def __init__(self, folder: ResumeFolder, stage: str) -> None:
+        self._folder, self._stage, self._every = folder, stage, folder.every
         self._saved, self._steps = time.monotonic(), 0
 
     def load(self) -> dict[str, Any] | None:
@@ -211,6 +217,17 @@ class StageKeeper:
         """Keep it in place of the one before."""
         self._folder.write("training", {"stage": self._stage, "state": state})
         self._saved, self._steps = time.monotonic(), 0
+
+
+def unreadable(path: Path, error: Exception) -> GpusqError:
+    """What is said of a damaged state."""
+    said = next(iter(str(error).splitlines()), type(error).__name__)
+    return GpusqError(f"the state can't be read: {said}", place=str(path), hint="begin anew with --force")
+
+
+def _remove_folder(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        shutil.rmtree(path)
 
 
 def _write_torch(path: Path, content: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from gpusq_deploy.sparsity.training.fingerprint import differences, digest_of_da
 from gpusq_deploy.sparsity.training.options import DistillOptions, EpochResult, StepResult
 from gpusq_deploy.sparsity.training.pair import Distilled
 from gpusq_deploy.sparsity.training.qat import InputScales, fake_quantized
-from gpusq_deploy.sparsity.training.resume import Every, ResumeFolder, folder_of
+from gpusq_deploy.sparsity.training.resume import Every, ResumeFolder, StageKeeper, folder_of
 from gpusq_deploy.sparsity.training.samples import TrainingData
 from gpusq_deploy.sparsity.training.tasks.classification import Classification
 
@@ -185,15 +185,15 @@ def test_a_folder_gives_back_what_was_written_to_the_same_request(tmp_path: Path
     out = tmp_path / "model.pt"
     first = folder(out)
     assert not first.begin(resume=True)
-    keeper = first.keeper("prune")
+    keeper = StageKeeper(first, "prune")
     keeper.save({"epoch": 3})
     left = folder_of(out) / ".training.pt.1234"
     left.write_bytes(b"half a sta")
     again = folder(out)
     assert again.begin(resume=True)
     assert not left.exists()
-    assert again.keeper("prune").load() == {"epoch": 3}
-    assert again.keeper("qat").load() is None
+    assert StageKeeper(again, "prune").load() == {"epoch": 3}
+    assert StageKeeper(again, "qat").load() is None
     again.finish(write_model, b"report")
     assert list(tmp_path.iterdir()) == [out]
 
@@ -244,13 +244,13 @@ def test_a_damaged_state_is_told(tmp_path: Path) -> None:
 
 
 def test_seconds_and_steps_say_when_a_state_is_due(tmp_path: Path) -> None:
-    by_steps = ResumeFolder(tmp_path / "a", {}, Every(steps=3), ALONE).keeper("prune")
+    by_steps = StageKeeper(ResumeFolder(tmp_path / "a", {}, Every(steps=3), ALONE), "prune")
     assert [by_steps.due(epoch_ended=False) for _ in range(3)] == [False, False, True]
     by_steps.save({})
     assert [by_steps.due(epoch_ended=False) for _ in range(3)] == [False, False, True]
     assert by_steps.due(epoch_ended=True)
     always, never = (
-        ResumeFolder(tmp_path / "a", {}, Every(seconds=seconds), ALONE).keeper("prune") for seconds in (0.0, 1e9)
+        StageKeeper(ResumeFolder(tmp_path / "a", {}, Every(seconds=seconds), ALONE), "prune") for seconds in (0.0, 1e9)
     )
     assert always.due(epoch_ended=False)
     assert not never.due(epoch_ended=False)
