@@ -9,7 +9,7 @@ import click
 
 import gpusq_deploy
 from gpusq_deploy.cli.command import Command
-from gpusq_deploy.cli.common import echo_json, run_command
+from gpusq_deploy.cli.common import echo_json, reporting, run_command
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
@@ -37,6 +37,23 @@ if TYPE_CHECKING:
     "--target", metavar="NAME", help="Say which target's engine --kernels traced, where the bundle has several."
 )
 @click.option(
+    "--predict",
+    is_flag=True,
+    help="Predict milliseconds in FP16, INT8 and with 2:4 on GPUs that aren't here (docs/predict.md).",
+)
+@click.option(
+    "--device", "devices", metavar="NAME", multiple=True, help="Predict for this GPU, such as l4; repeatable."
+)
+@click.option(
+    "--batch", type=click.IntRange(min=1), help="Predict for this batch size (default: the bundle's optimum)."
+)
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Scale the prediction by what gpusq-bench --json wrote of this bundle on the one --device.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of the text: the receipt and the plan."
 )
 def command(  # noqa: PLR0913 - click hands one argument to each option
@@ -47,6 +64,10 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     kernels: Path | None,
     inferences: int,
     target: str | None,
+    predict: bool,
+    devices: tuple[str, ...],
+    batch: int | None,
+    calibrate: Path | None,
     as_json: bool,
 ) -> None:
     """Print the receipt of BUNDLE: what was asked of each layer, what the engine builder made of it, and why."""
@@ -56,6 +77,13 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         raise click.UsageError("--expect checks the whole receipt: leave out --layer")
     if kernels is None and (inferences > 1 or target is not None):
         raise click.UsageError("--inferences and --target say what --kernels traced")
+    if predict:
+        if layer is not None or expect is not None or kernels is not None:
+            raise click.UsageError("--predict is about the whole model: leave out --layer, --expect and --kernels")
+        _predict(bundle, devices, batch, calibrate, as_json=as_json)
+        return
+    if devices or batch is not None or calibrate is not None:
+        raise click.UsageError("--device, --batch and --calibrate say what --predict predicts")
     opened = gpusq_deploy.open_bundle(bundle)
     if kernels is not None:
         opened = opened.with_kernels(kernels, inferences=inferences, target=target)
@@ -68,6 +96,20 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         echo_json(_json(found, layer))
     else:
         print_receipt(found, layer=layer)
+
+
+def _predict(
+    bundle: Path, devices: tuple[str, ...], batch: int | None, calibrate: Path | None, *, as_json: bool
+) -> None:
+    from gpusq_deploy.artifacts import builtins_from_value
+    from gpusq_deploy.bundle import print_prediction
+
+    with reporting() as reporter:
+        found = gpusq_deploy.predict_times(bundle, devices=devices, batch=batch, calibrate=calibrate, reporter=reporter)
+    if as_json:
+        echo_json(builtins_from_value(found))
+    else:
+        print_prediction(found)
 
 
 def _check(bundle: OpenBundle, expect: Path, *, as_json: bool) -> NoReturn:
