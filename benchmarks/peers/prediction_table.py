@@ -25,7 +25,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import least_squares
 
 from gpusq_deploy.benchmarks.peers.prediction_shapes import Shape, Software, works_of_shape
 from gpusq_deploy.benchmarks.peers.prediction_sources import SOURCES, T4
@@ -146,6 +145,8 @@ def parts(point: Point, logs: _Logs) -> Parts:
 
 
 def _fit(points: Sequence[Point], start: _Logs, *, steps: int | None = None) -> _Logs:
+    from scipy.optimize import least_squares
+
     def residuals(logs: _Logs) -> _Logs:
         errors = [math.log(parts(point, logs).total / point.measured) for point in points]
         return np.array([*errors, *(_PULL * (logs - _START) / _WIDTH)])

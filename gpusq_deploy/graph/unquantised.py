@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from gpusq_deploy.graph.values import add_initializer, array_of, is_constant, is_scalar, value_name
 
@@ -24,8 +25,7 @@ def without_qdq(model: ir.Model) -> ir.Model:
         if source is not None:
             node.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
             plain.graph.remove(node, safe=True)
-    for node in [node for node in plain.graph if node.op_type == _QUANTIZE and not node.outputs[0].uses()]:
-        plain.graph.remove(node, safe=True)
+    common.RemoveUnusedNodesPass()(plain)
     return plain
 
 
