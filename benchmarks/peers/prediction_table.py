@@ -42,7 +42,7 @@ _GUESS = {
     "ceiling": (0.95, 0.05),
     "fp16_feed": (8.0, 1.0),
     "int8_feed": (8.0, 1.0),
-    "attention": (0.7, 0.5),
+    "softmax": (8.0, 0.5),
     "tile_exponent": (0.2, 0.5),
     "dram_share": (0.85, 0.1),
     "chip_bytes": (8.0, 0.5),

@@ -5,14 +5,15 @@
 Two terms that overlap, so that the longer one rules; where they are alike a kernel takes a quarter longer than either.
 
     tensor = FLOPs / peak · (1 / ceiling + feed rate / feed) / useful                               products
-    tensor = padded FLOPs / peak · (1 / ceiling + feed rate / feed) / attention / waves              fused attention
+    tensor = (padded FLOPs / peak · (1 / ceiling + feed rate / feed) + scores / softmax) / waves     fused attention
 
 - feed rate is what an SM's tensor cores read in a cycle at peak: FLOPs a cycle and SM · bytes of an element, in units
   of 2048. A GPU with fast tensor cores (A100: 2, H100: 4) stays further below its peak than one with slow ones
   (GeForce: 0.5), and INT8, twice as fast on half the bytes, gains less than twofold. `feed` is how much of it arrives.
 - useful is the share of the tiles that holds results: M · N / (waves · SMs · tile), with waves = ceil(tiles / SMs), for
   the tile that is best of six. A smaller tile is fed worse: (its M·N/(M+N) over that of 256x128) ^ tile exponent.
-- an attention's queries and keys are padded to 16, and its blocks of 64 queries fill whole waves too.
+- an attention's queries and keys are padded to 16, and its blocks of 64 queries fill whole waves too. Of its scores,
+  padded queries times keys, each SM takes `softmax` a cycle, while its tensor cores wait.
 - 2:4 weights halve the FLOPs, and a product reads the activations and half of the weights: 3/4 of the feed.
 
     memory = (dram^3 + chip^3)^(1/3)
@@ -51,7 +52,7 @@ class Constants(Value):
     Attributes:
         ceiling: Share of peak that a product reaches where nothing else limits it.
         fp16_feed, int8_feed: How well tensor cores are fed; larger is better.
-        attention: Fused attention's share of what a product reaches.
+        softmax: Scores of fused attention that an SM takes in a cycle.
         tile_exponent: How much worse smaller tiles are fed.
         dram_share: Share of the memory's bandwidth that kernels reach.
         chip_bytes: Bytes that an SM moves in a cycle.
@@ -61,7 +62,7 @@ class Constants(Value):
     ceiling: float
     fp16_feed: float
     int8_feed: float
-    attention: float
+    softmax: float
     tile_exponent: float
     dram_share: float
     chip_bytes: float
@@ -109,7 +110,8 @@ def _tensor(work: Work, device: Device, constants: Constants) -> float:
     feed = rate / (constants.int8_feed if int8 else constants.fp16_feed)
     if work.role == "attention":
         full = _padded(work) / _wave_share(work.count * math.ceil(work.m / _QUERIES), device.sms)
-        return work.flops / peak * (1 / constants.ceiling + feed) * full / constants.attention
+        scores = work.count * work.m * (work.n or work.m) / (constants.softmax * device.sms * device.gigahertz * 1e3)
+        return (work.flops / peak * (1 / constants.ceiling + feed) + scores) * full
     ideal = 0.5 / constants.ceiling + _SPARSE_FEED * feed if work.sparse else 1 / constants.ceiling + feed
     return work.flops / peak * ideal / _useful(work, device.sms, constants.tile_exponent)
 

@@ -17,7 +17,7 @@ IDEAL = Constants(
     ceiling=1.0,
     fp16_feed=1e12,
     int8_feed=1e12,
-    attention=1.0,
+    softmax=1e12,
     tile_exponent=0.0,
     dram_share=1.0,
     chip_bytes=1e12,
@@ -71,6 +71,14 @@ def test_what_half_of_the_cache_holds_never_goes_to_memory() -> None:
 def test_attention_pads_its_windows() -> None:
     window = Work(role="attention", precision="fp16", m=49, n=49, k=32, count=1, flops=4 * 49 * 49 * 32)
     assert time_of(window, SLOW, IDEAL).tensor == pytest.approx(4 * 64 * 64 * 32)
+
+
+def test_attention_waits_for_its_softmax() -> None:
+    """A thousand scores a microsecond: one a cycle, at 1 GHz."""
+    window = Work(role="attention", precision="fp16", m=64, n=64, k=32, count=2)
+    slow = msgspec.structs.replace(IDEAL, softmax=1.0)
+    flops = replace(window, flops=1)
+    assert time_of(flops, SLOW, slow).tensor == pytest.approx(1 + 2 * 64 * 64 / 1000)
 
 
 def test_a_kernel_takes_longer_than_either_of_its_terms_and_less_than_both() -> None:
