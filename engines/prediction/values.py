@@ -7,7 +7,7 @@ from typing import Literal
 from gpusq_deploy.artifacts import Value
 from gpusq_deploy.engines.prediction.constants import Spread
 
-Variant = Literal["fp16", "bf16", "fp32", "int8", "2:4"]
+Variant = Literal["fp16", "bf16", "int8", "2:4"]
 
 
 class VariantTime(Value):

@@ -73,17 +73,10 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     """Print the receipt of BUNDLE: what was asked of each layer, what the engine builder made of it, and why."""
     from gpusq_deploy.bundle import print_receipt
 
-    if expect is not None and layer is not None:
-        raise click.UsageError("--expect checks the whole receipt: leave out --layer")
-    if kernels is None and (inferences > 1 or target is not None):
-        raise click.UsageError("--inferences and --target say what --kernels traced")
+    _refuse_contradictions(click.get_current_context().params)
     if predict:
-        if layer is not None or expect is not None or kernels is not None:
-            raise click.UsageError("--predict is about the whole model: leave out --layer, --expect and --kernels")
         _predict(bundle, devices, batch, calibrate, as_json=as_json)
         return
-    if devices or batch is not None or calibrate is not None:
-        raise click.UsageError("--device, --batch and --calibrate say what --predict predicts")
     opened = gpusq_deploy.open_bundle(bundle)
     if kernels is not None:
         opened = opened.with_kernels(kernels, inferences=inferences, target=target)
@@ -96,6 +89,18 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         echo_json(_json(found, layer))
     else:
         print_receipt(found, layer=layer)
+
+
+def _refuse_contradictions(given: dict[str, Any]) -> None:
+    named = {name for name, value in given.items() if value not in {None, False, ()}}
+    if {"expect", "layer"} <= named:
+        raise click.UsageError("--expect checks the whole receipt: leave out --layer")
+    if "kernels" not in named and (given["inferences"] > 1 or "target" in named):
+        raise click.UsageError("--inferences and --target say what --kernels traced")
+    if "predict" in named and named & {"layer", "expect", "kernels"}:
+        raise click.UsageError("--predict is about the whole model: leave out --layer, --expect and --kernels")
+    if "predict" not in named and named & {"devices", "batch", "calibrate"}:
+        raise click.UsageError("--device, --batch and --calibrate say what --predict predicts")
 
 
 def _predict(

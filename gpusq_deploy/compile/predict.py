@@ -33,11 +33,12 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import is_bundle
 from gpusq_deploy.graph import load_model, save_model, scratch_folder, static_batch, weighted_layers, without_qdq
 from gpusq_deploy.progress import Reporter
+from gpusq_deploy.text import listed
 
 # TensorRT-RTX fuses alike for SM 8.0 to 12.0; it knows neither Orin nor Hopper.
 _COMPILED_FOR = "a100"
 _QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_FLOATS: dict[ir.DataType, Variant] = {ir.DataType.BFLOAT16: "bf16", ir.DataType.FLOAT: "fp32"}
+_FLOATS: tuple[tuple[ir.DataType, Variant], ...] = ((ir.DataType.FLOAT16, "fp16"), (ir.DataType.BFLOAT16, "bf16"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,13 +117,19 @@ def _subject(request: PredictRequest) -> _Subject:
 
 
 def _require_types(plan: QuantPlan, place: Path) -> None:
-    others = sorted({layer.precision for layer in plan.layers} & {"fp8", "int4"})
+    others = {layer.precision for layer in plan.layers} & {"fp8", "int4"}
+    if plan.float_type == "fp32":
+        others |= {"fp32"}
     if others:
-        raise GpusqError(
-            f"a time in {' and '.join(others).upper()} can't be predicted",
-            place=str(place),
-            hint="only float and INT8 models can: nothing was published to fit others to",
-        )
+        raise _not_fitted(sorted(others), place)
+
+
+def _not_fitted(types: Sequence[str], place: Path) -> GpusqError:
+    return GpusqError(
+        f"a time in {listed(types).upper()} can't be predicted",
+        place=str(place),
+        hint="only models of FP16 or BF16 with INT8 can: nothing was published to fit others to",
+    )
 
 
 def _forms(subject: _Subject, batch: int) -> dict[Variant, Sequence[Work]]:
@@ -144,9 +151,12 @@ def _forms(subject: _Subject, batch: int) -> dict[Variant, Sequence[Work]]:
 
 def _float_type(subject: _Subject) -> Variant:
     if subject.bundle is not None:
-        return subject.bundle.plan.float_type
-    scales = {value.dtype for value in subject.graph.graph.initializers.values()}
-    return next((name for kind, name in _FLOATS.items() if kind in scales), "fp16")
+        return "bf16" if subject.bundle.plan.float_type == "bf16" else "fp16"
+    kinds = {value.dtype for value in subject.graph.graph.initializers.values()}
+    found = next((name for kind, name in _FLOATS if kind in kinds), None)
+    if found is None:
+        raise _not_fitted(["fp32"], subject.model)
+    return found
 
 
 def _sparse_nodes(subject: _Subject) -> frozenset[str]:

@@ -27,7 +27,8 @@ def test_the_products_are_left() -> None:
     assert [op for op in _operators(plain) if op != "Cast"] == ["MatMul"]
     product = next(node for node in plain.graph if node.op_type == "MatMul")
     weight = product.inputs[1]
-    assert weight is not None and weight.shape is not None
+    assert weight is not None
+    assert weight.shape is not None
     assert (weight.shape.numpy(), weight.dtype) == ((8, 4), product.outputs[0].dtype or weight.dtype)
     assert weight.dtype in {ir.DataType.FLOAT, ir.DataType.FLOAT16}
 
