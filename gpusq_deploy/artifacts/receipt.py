@@ -186,8 +186,8 @@ class CostEstimate(Value):
     """The quantised graph beside the same model without Q/DQ: a prediction from two layer lists, not a measurement.
 
     `built` and `unquantised` are None where nothing was compared; `note` says what was, or why not. `what` names the
-    precisions that the graph is quantised to. `layers` has every INT8 layer that was found on both sides. `times` is None
-    where the target has no device to predict for, and in older receipts.
+    precisions that the graph is quantised to. `layers` has every INT8 layer that was found on both sides. `times` is
+    None where the target has no device to predict for, and in older receipts.
     """
 
     target: str | None
