@@ -175,7 +175,7 @@ def _sparse_nodes(subject: _Subject) -> frozenset[str]:
 
 def _own_runs(path: Path, subject: _Subject) -> Runs:
     runs = read_value(path, Runs)
-    if runs.environment.gpu is None:
+    if runs.environment.gpu is None or runs.runtime.name == "onnxruntime":
         raise GpusqError("these runs were made without a GPU", place=str(path), hint="run gpusq-bench on the device")
     receipt = None if subject.bundle is None else subject.bundle.receipt
     known = set() if receipt is None else {receipt.model_digest, *(each.engine_digest for each in receipt.engines)}
