@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import json
 import math
 import statistics
@@ -97,8 +98,8 @@ def packaged(found: dict[str, Any]) -> Fitted:
 
 
 def _toml(fitted: Fitted) -> str:
-    tables = {name: value for name, value in msgspec.to_builtins(fitted).items() if isinstance(value, dict)}
-    lines = ["# Made by benchmarks/peers/prediction_table.py; see docs/predict.md.", f"points = {fitted.points}"]
+    tables: dict[str, Any] = msgspec.to_builtins(fitted)
+    lines = ["# Made by benchmarks/peers/prediction_table.py; see docs/predict.md.", f"points = {tables.pop('points')}"]
     for name, table in tables.items():
         lines += ["", f"[{name}]", *(f"{key} = {value}" for key, value in table.items())]
     return "\n".join(lines) + "\n"
@@ -145,19 +146,22 @@ def parts(point: Point, logs: _Logs) -> Parts:
 
 
 def _fit(points: Sequence[Point], start: _Logs, *, steps: int | None = None) -> _Logs:
-    from scipy.optimize import least_squares
+    # Without types of its own, and only a fit needs it.
+    optimize: Any = importlib.import_module("scipy.optimize")
 
     def residuals(logs: _Logs) -> _Logs:
         errors = [math.log(parts(point, logs).total / point.measured) for point in points]
         return np.array([*errors, *(_PULL * (logs - _START) / _WIDTH)])
 
-    return np.asarray(least_squares(residuals, start, loss="soft_l1", f_scale=_SCALE, ftol=1e-5, max_nfev=steps).x)
+    return np.asarray(
+        optimize.least_squares(residuals, start, loss="soft_l1", f_scale=_SCALE, ftol=1e-5, max_nfev=steps).x
+    )
 
 
 def _report(points: Sequence[Point], fitted: Sequence[Point], whole: _Logs) -> dict[str, Any]:
     devices = sorted({point.device.name for point in fitted})
     unseen = {name: _fit([point for point in fitted if point.device.name != name], whole) for name in devices}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for point in points:
         row: dict[str, Any] = dict(point.row) | {"milliseconds": point.measured}
         row["predicted"] = round(parts(point, whole).total, 4)

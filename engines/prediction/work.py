@@ -103,11 +103,13 @@ def _sizes(layer: EngineLayer, role: str, weights: tuple[EngineTensor, ...], flo
 
 
 def _by_weight(weights: tuple[EngineTensor, ...], first: EngineTensor, flops: int) -> tuple[int, int, int, int]:
-    shape = weights[0].shape
+    shape, given = weights[0].shape, first.shape[-1] if first.shape else 1
     if len(shape) > 3:
         n, k = shape[0], math.prod(shape[1:])
     else:
-        k, n = shape[-2:] if shape[-2] == first.shape[-1] else (shape[-1], shape[-2])
+        # [K, N], or at batch 1 [1, K, N]; a transposed one is [N, K].
+        sides = list(shape[-2:])
+        k, n = sides if sides[0] == given else reversed(sides)
     # Several weights of one kernel are as one that is wider.
     n *= len([weight for weight in weights if weight.shape == shape])
     return max(flops // (2 * n * k), 1), n, k, 1

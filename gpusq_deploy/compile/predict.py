@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from gpusq_deploy.artifacts import MODEL, QuantPlan, Runs, read_value
+from gpusq_deploy.artifacts import MODEL, QuantPlan, Runs, digest_of_file, read_value
 from gpusq_deploy.bundle import Bundle, read_bundle, require_whole
 from gpusq_deploy.engines import (
     Adjustment,
@@ -146,17 +146,19 @@ def _forms(subject: _Subject, batch: int) -> dict[Variant, Sequence[Work]]:
             built, *other = (work_of(found) for found in layers())
     forms: dict[Variant, Sequence[Work]] = {kind: other[0], "int8": built} if other else {kind: built}
     nodes = _sparse_nodes(subject)
-    return forms | {"2:4": with_sparse(built, nodes)} if nodes else forms
+    if nodes:
+        forms["2:4"] = with_sparse(built, nodes)
+    return forms
 
 
 def _float_type(subject: _Subject) -> Variant:
     if subject.bundle is not None:
         return "bf16" if subject.bundle.plan.float_type == "bf16" else "fp16"
     kinds = {value.dtype for value in subject.graph.graph.initializers.values()}
-    found = next((name for kind, name in _FLOATS if kind in kinds), None)
-    if found is None:
-        raise _not_fitted(["fp32"], subject.model)
-    return found
+    for kind, name in _FLOATS:
+        if kind in kinds:
+            return name
+    raise _not_fitted(["fp32"], subject.model)
 
 
 def _sparse_nodes(subject: _Subject) -> frozenset[str]:
@@ -177,8 +179,9 @@ def _own_runs(path: Path, subject: _Subject) -> Runs:
     runs = read_value(path, Runs)
     if runs.environment.gpu is None or runs.runtime.name == "onnxruntime":
         raise GpusqError("these runs were made without a GPU", place=str(path), hint="run gpusq-bench on the device")
-    receipt = None if subject.bundle is None else subject.bundle.receipt
-    known = set() if receipt is None else {receipt.model_digest, *(each.engine_digest for each in receipt.engines)}
+    known = [digest_of_file(subject.model)]
+    if subject.bundle is not None:
+        known += [engine.engine_digest for engine in subject.bundle.receipt.engines]
     if runs.model_digest not in known:
         raise GpusqError(
             f"these runs are of another model: {runs.model} {runs.model_digest}",

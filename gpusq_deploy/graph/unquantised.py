@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -37,7 +40,8 @@ def _source(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
     if is_constant(codes):
         kind = node.outputs[0].dtype or scale.dtype
         assert kind is not None, "a scale has a type"
-        floats = array_of(codes).astype(np.float32).astype(kind.numpy())
+        dtype = cast("npt.DTypeLike", kind.numpy())
+        floats = array_of(codes).astype(np.float32).astype(dtype)
         return add_initializer(graph, f"{value_name(codes)}_float", floats)
     maker = codes.producer()
     if maker is None or maker.op_type != _QUANTIZE:

@@ -50,7 +50,7 @@ def test_what_smoothing_put_in_front_goes_and_other_products_stay() -> None:
         y = Add(twice, x)
     }"""
     vector = np.ones(8, np.float32)
-    model = tiny_models.graph(text, z=vector, s=vector, scale=np.float32(0.1), zero=np.int8(0))
+    model = tiny_models.graph(text, z=vector, s=vector, scale=np.array(0.1, np.float32), zero=np.array(0, np.int8))
     plain = without_qdq(model)
     live = {node.op_type for node in plain.graph if node.outputs[0].uses() or node.outputs[0].name == "y"}
     assert live == {"Mul", "Add"}
