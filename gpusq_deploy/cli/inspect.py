@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from gpusq_deploy.bundle import Bundle
 
 
-@click.command(cls=Command)
+_GROUPS = (
+    ("The receipt", ("--layer", "--expect")),
+    ("What a profiler saw", ("--kernels", "--inferences", "--target")),
+    ("Times on other GPUs", ("--predict", "--device", "--batch", "--calibrate")),
+    ("Output", ("--json",)),
+)
+
+
+@click.command(cls=Command, groups=_GROUPS)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--layer", metavar="X", help="Show only this layer, or the layers below this module, with every reason.")
 @click.option(
