@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import gpusq_deploy
-from gpusq_deploy.cli.command import Command
+from gpusq_deploy.cli.command import LOUDNESS, Command
 from gpusq_deploy.cli.common import echo_json, reporting, run_command
 from gpusq_deploy.errors import GpusqError
 
@@ -21,7 +21,7 @@ _GROUPS = (
     ("The receipt", ("--layer", "--expect")),
     ("What a profiler saw", ("--kernels", "--inferences", "--target")),
     ("Times on other GPUs", ("--predict", "--device", "--batch", "--calibrate")),
-    ("Output", ("--json",)),
+    ("Output", (*LOUDNESS)),
 )
 
 
