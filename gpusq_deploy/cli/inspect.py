@@ -21,7 +21,7 @@ _GROUPS = (
     ("The receipt", ("--layer", "--expect")),
     ("What a profiler saw", ("--kernels", "--inferences", "--target")),
     ("Times on other GPUs", ("--predict", "--device", "--batch", "--calibrate")),
-    ("Output", (*LOUDNESS)),
+    ("Output", LOUDNESS),
 )
 
 
