@@ -72,6 +72,35 @@ from .ort import (
 from .parse_check import (
     unparsed as unparsed,
 )
+from .prediction.constants import (
+    Fitted as Fitted,
+    Spread as Spread,
+    load_fitted as load_fitted,
+)
+from .prediction.devices import (
+    Device as Device,
+    find_device as find_device,
+    load_devices as load_devices,
+)
+from .prediction.estimate import (
+    predict as predict,
+)
+from .prediction.parts import (
+    Adjustment as Adjustment,
+    adjustment as adjustment,
+    parts_of_works as parts_of_works,
+)
+from .prediction.values import (
+    DevicePrediction as DevicePrediction,
+    Prediction as Prediction,
+    Variant as Variant,
+    VariantTime as VariantTime,
+)
+from .prediction.work import (
+    Work as Work,
+    with_sparse as with_sparse,
+    work_of as work_of,
+)
 from .releases import (
     opset_problem as opset_problem,
     option_problems as option_problems,

@@ -19,6 +19,7 @@ from .api import (
     load_checkpoint as load_checkpoint,
     open_bundle as open_bundle,
     open_detector as open_detector,
+    predict_times as predict_times,
     preview as preview,
     preview_engines as preview_engines,
     repair as repair,

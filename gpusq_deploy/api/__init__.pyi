@@ -54,6 +54,9 @@ from .opened import (
     OpenBundle as OpenBundle,
     open_bundle as open_bundle,
 )
+from .predicting import (
+    predict_times as predict_times,
+)
 from .running import (
     BundleSession as BundleSession,
 )

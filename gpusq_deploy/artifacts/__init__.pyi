@@ -101,6 +101,7 @@ from .receipt import (
     LayerCost as LayerCost,
     LayerShare as LayerShare,
     Payoff as Payoff,
+    PredictedTimes as PredictedTimes,
     ProducerComparison as ProducerComparison,
     PruningLoss as PruningLoss,
     Receipt as Receipt,

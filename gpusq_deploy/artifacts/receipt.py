@@ -162,11 +162,32 @@ class LayerCost(Value):
     pays: Payoff
 
 
+class PredictedTimes(Value):
+    """Milliseconds of both graphs on one device, predicted as docs/predict.md says, at the batch of their costs.
+
+    `low` and `high` are what eight of ten published measurements of built over unquantised lay between, over their
+    prediction; `error` is the median of |predicted / measured - 1| of them, in percent.
+    """
+
+    device: str
+    built: float
+    unquantised: float
+    low: float
+    high: float
+    error: float
+
+    @property
+    def ratio(self) -> float:
+        """Built over unquantised: below 1 where quantising is predicted to pay."""
+        return self.built / self.unquantised
+
+
 class CostEstimate(Value):
     """The quantised graph beside the same model without Q/DQ: a prediction from two layer lists, not a measurement.
 
     `built` and `unquantised` are None where nothing was compared; `note` says what was, or why not. `what` names the
-    precisions that the graph is quantised to. `layers` has every INT8 layer that was found on both sides.
+    precisions that the graph is quantised to. `layers` has every INT8 layer that was found on both sides. `times` is
+    None where the target has no device to predict for, and in older receipts.
     """
 
     target: str | None
@@ -175,6 +196,7 @@ class CostEstimate(Value):
     note: str
     what: str = "INT8"
     layers: tuple[LayerCost, ...] = ()
+    times: PredictedTimes | None = None
 
     @property
     def worse(self) -> bool:

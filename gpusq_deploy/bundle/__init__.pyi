@@ -32,6 +32,9 @@ from .report.expectations import (
     failed as failed,
     load_expectations as load_expectations,
 )
+from .report.prediction_text import (
+    print_prediction as print_prediction,
+)
 from .report.sparse_chain import (
     LayerExplanation as LayerExplanation,
     explain_layers as explain_layers,

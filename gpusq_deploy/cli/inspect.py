@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import gpusq_deploy
-from gpusq_deploy.cli.command import Command
-from gpusq_deploy.cli.common import echo_json, run_command
+from gpusq_deploy.cli.command import LOUDNESS, Command
+from gpusq_deploy.cli.common import echo_json, reporting, run_command
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from gpusq_deploy.bundle import Bundle
 
 
-@click.command(cls=Command)
+_GROUPS = (
+    ("The receipt", ("--layer", "--expect")),
+    ("What a profiler saw", ("--kernels", "--inferences", "--target")),
+    ("Times on other GPUs", ("--predict", "--device", "--batch", "--calibrate")),
+    ("Output", LOUDNESS),
+)
+
+
+@click.command(cls=Command, groups=_GROUPS)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--layer", metavar="X", help="Show only this layer, or the layers below this module, with every reason.")
 @click.option(
@@ -37,6 +45,23 @@ if TYPE_CHECKING:
     "--target", metavar="NAME", help="Say which target's engine --kernels traced, where the bundle has several."
 )
 @click.option(
+    "--predict",
+    is_flag=True,
+    help="Predict milliseconds in FP16, INT8 and with 2:4 on GPUs that aren't here (docs/predict.md).",
+)
+@click.option(
+    "--device", "devices", metavar="NAME", multiple=True, help="Predict for this GPU, such as l4; repeatable."
+)
+@click.option(
+    "--batch", type=click.IntRange(min=1), help="Predict for this batch size (default: the bundle's optimum)."
+)
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Scale the prediction by what gpusq-bench --json wrote of this bundle on the one --device.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of the text: the receipt and the plan."
 )
 def command(  # noqa: PLR0913 - click hands one argument to each option
@@ -47,15 +72,19 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     kernels: Path | None,
     inferences: int,
     target: str | None,
+    predict: bool,
+    devices: tuple[str, ...],
+    batch: int | None,
+    calibrate: Path | None,
     as_json: bool,
 ) -> None:
     """Print the receipt of BUNDLE: what was asked of each layer, what the engine builder made of it, and why."""
     from gpusq_deploy.bundle import print_receipt
 
-    if expect is not None and layer is not None:
-        raise click.UsageError("--expect checks the whole receipt: leave out --layer")
-    if kernels is None and (inferences > 1 or target is not None):
-        raise click.UsageError("--inferences and --target say what --kernels traced")
+    _refuse_contradictions(click.get_current_context().params)
+    if predict:
+        _predict(bundle, devices, batch, calibrate, as_json=as_json)
+        return
     opened = gpusq_deploy.open_bundle(bundle)
     if kernels is not None:
         opened = opened.with_kernels(kernels, inferences=inferences, target=target)
@@ -68,6 +97,32 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         echo_json(_json(found, layer))
     else:
         print_receipt(found, layer=layer)
+
+
+def _refuse_contradictions(given: dict[str, Any]) -> None:
+    named = {name for name, value in given.items() if value not in {None, False, ()}}
+    if {"expect", "layer"} <= named:
+        raise click.UsageError("--expect checks the whole receipt: leave out --layer")
+    if "kernels" not in named and (given["inferences"] > 1 or "target" in named):
+        raise click.UsageError("--inferences and --target say what --kernels traced")
+    if "predict" in named and named & {"layer", "expect", "kernels"}:
+        raise click.UsageError("--predict is about the whole model: leave out --layer, --expect and --kernels")
+    if "predict" not in named and named & {"devices", "batch", "calibrate"}:
+        raise click.UsageError("--device, --batch and --calibrate say what --predict predicts")
+
+
+def _predict(
+    bundle: Path, devices: tuple[str, ...], batch: int | None, calibrate: Path | None, *, as_json: bool
+) -> None:
+    from gpusq_deploy.artifacts import builtins_from_value
+    from gpusq_deploy.bundle import print_prediction
+
+    with reporting() as reporter:
+        found = gpusq_deploy.predict_times(bundle, devices=devices, batch=batch, calibrate=calibrate, reporter=reporter)
+    if as_json:
+        echo_json(builtins_from_value(found))
+    else:
+        print_prediction(found)
 
 
 def _check(bundle: OpenBundle, expect: Path, *, as_json: bool) -> NoReturn:

@@ -26,6 +26,10 @@ from .pipeline import (
     build_bundle as build_bundle,
     compile_checkpoint as compile_checkpoint,
 )
+from .predict import (
+    PredictRequest as PredictRequest,
+    predict_times as predict_times,
+)
 from .repair import (
     RepairRequest as RepairRequest,
     repair_checkpoint as repair_checkpoint,

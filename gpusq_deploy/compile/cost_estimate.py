@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from gpusq_deploy.artifacts import (
     CostEstimate,
     EngineLayer,
     LayerCost,
+    PredictedTimes,
     QuantPlan,
     SkippedTarget,
 )
@@ -30,9 +32,16 @@ from gpusq_deploy.engines import (
     graph_cost,
     layer_shares,
     layers_apart,
+    load_devices,
+    load_fitted,
+    parts_of_works,
+    work_of,
 )
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import CastToFloatType, keep_fp32, known_tensors, run_passes, save_model, scratch_folder
+
+# What times are predicted for: nothing else was published to fit to.
+_TIMED = frozenset({("INT8", "fp16"), ("INT8", "bf16")})
 
 Estimate = Callable[[Sequence[BuiltEngine]], CostEstimate | None]
 
@@ -133,6 +142,22 @@ def _compared(
         note=f"predicted from tensorrt-rtx's layer lists for {target.name} alone; nothing was timed",
         what=what,
         layers=_by_layer(request.plan, built, other, target),
+        times=_times(built, other, target) if (what, request.plan.float_type) in _TIMED else None,
+    )
+
+
+def _times(built: Sequence[EngineLayer], other: Sequence[EngineLayer], target: Target) -> PredictedTimes | None:
+    """On the first device that engines for this target run on."""
+    device = next((device for device in load_devices() if device.target == target.name), None)
+    if device is None:
+        return None
+    fitted = load_fitted()
+    ours, theirs = (
+        parts_of_works(Counter(work_of(layers)), device, fitted.constants).total for layers in (built, other)
+    )
+    ratio = fitted.int8_over_fp16
+    return PredictedTimes(
+        device=device.gpu, built=ours, unquantised=theirs, low=ratio.low, high=ratio.high, error=ratio.median_error
     )
 
 

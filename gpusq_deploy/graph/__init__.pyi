@@ -105,6 +105,9 @@ from .smoothable import (
     bias_place as bias_place,
     find_smoothable as find_smoothable,
 )
+from .unquantised import (
+    without_qdq as without_qdq,
+)
 from .unread import (
     Unread as Unread,
     unread_weights as unread_weights,

@@ -7,6 +7,7 @@ from typing import get_args
 
 from gpusq_deploy.artifacts import (
     CostEstimate,
+    GraphCost,
     LayerCost,
     LayerShare,
     Payoff,
@@ -30,7 +31,7 @@ def cost_text(cost: CostEstimate) -> str:
 
 
 def cost_verdict(cost: CostEstimate, recipe: str) -> str:
-    """Whether quantising is predicted to pay, in one sentence: by layer where that is known, and over the whole graph.
+    """Whether quantising is predicted to pay, in one sentence: by predicted times where there are any, else by counts.
 
     Args:
         cost: The two graphs.
@@ -39,18 +40,41 @@ def cost_verdict(cost: CostEstimate, recipe: str) -> str:
     built, other = cost.built, cost.unquantised
     if built is None or other is None:
         return cost.note
-    faster = sum(layer.pays == "yes" for layer in cost.layers)
-    mostly = 2 * faster > len(cost.layers)
-    by_layer = f"faster in {faster} of {len(cost.layers)} layers, " if cost.layers else ""
+    pays, loses = _judged(cost, built, other)
     graph = (
-        f"{by_layer}{built.kernels} kernels instead of {other.kernels}, {built.bytes_moved / 1e6:.1f} MB moved "
-        f"instead of {other.bytes_moved / 1e6:.1f}"
+        f"{_parts_text(cost)}{built.kernels} kernels instead of {other.kernels}, "
+        f"{built.bytes_moved / 1e6:.1f} MB moved instead of {other.bytes_moved / 1e6:.1f}"
     )
-    if built.kernels <= other.kernels and built.bytes_moved <= other.bytes_moved and (mostly or not cost.layers):
+    if pays:
         return f"{cost.what} is predicted to pay: {graph}"
-    verdict = f"{cost.what} may not pay" if cost.worse and not mostly else f"unclear whether {cost.what} pays"
+    verdict = f"{cost.what} may not pay" if loses else f"unclear whether {cost.what} pays"
     advice = f"; --recipe {_FUSED} or a larger batch may help" if _fusable(cost, recipe) else ""
     return f"{verdict}: {graph}; gpusq-bench on the GPU decides{advice if cost.worse else ''}"
+
+
+def _judged(cost: CostEstimate, built: GraphCost, other: GraphCost) -> tuple[bool, bool]:
+    """Whether it is predicted to pay, and to lose: neither where the prediction's error leaves that open."""
+    if cost.times is not None:
+        return cost.times.ratio * cost.times.high < 1, cost.times.ratio * cost.times.low > 1
+    mostly = 2 * _faster(cost) > len(cost.layers)
+    no_more = built.kernels <= other.kernels and built.bytes_moved <= other.bytes_moved
+    return no_more and (mostly or not cost.layers), cost.worse and not mostly
+
+
+def _faster(cost: CostEstimate) -> int:
+    return sum(layer.pays == "yes" for layer in cost.layers)
+
+
+def _parts_text(cost: CostEstimate) -> str:
+    """What is known of times and of layers, in front of the counts."""
+    layers = f"faster in {_faster(cost)} of {len(cost.layers)} layers, " if cost.layers else ""
+    if cost.times is None:
+        return layers
+    times = cost.times
+    return (
+        f"{times.ratio:.2f} of the time without it (median error {times.error:g} %), {times.built:.3g} ms instead of "
+        f"{times.unquantised:.3g} on {times.device}; {layers}"
+    )
 
 
 def _fusable(cost: CostEstimate, recipe: str) -> bool:

@@ -80,17 +80,21 @@ def test_a_small_layer_loses_by_int8_and_that_is_said(tmp_path: Path, batch: int
     assert (found.built.flops, found.unquantised.flops) == ({"int8": 131072}, {"fp16": 131072})
     assert found.built.batch == found.unquantised.batch == 64
     assert found.worse
-    assert cost_verdict(found, "mine").startswith(
-        f"INT8 may not pay: faster in 0 of 1 layers, {found.built.kernels} kernels instead of "
-        f"{found.unquantised.kernels}"
-    )
+    counts = f"faster in 0 of 1 layers, {found.built.kernels} kernels instead of {found.unquantised.kernels}"
+    assert found.times is not None
+    assert found.times.ratio * found.times.low > 1
+    assert cost_verdict(found, "mine").startswith(f"INT8 may not pay: {found.times.ratio:.2f} of the time without it")
+    assert counts in cost_verdict(found, "mine")
+    # A receipt that is older than predicted times.
+    older = msgspec.structs.replace(found, times=None)
+    assert cost_verdict(older, "mine").startswith(f"INT8 may not pay: {counts}")
     # The engine is of a dynamic batch, and its kernels may be others.
     assert cost_text(found).startswith(f"built for batch 64 alone, {found.built.kernels} kernels")
     assert "by kernels and bytes, of 1 layers: no 1: fc" in layer_costs_line(found)
 
 
 @needs_rtx
-def test_a_large_weight_gains_bytes_and_isnt_warned_about(tmp_path: Path) -> None:
+def test_a_large_weight_gains_bytes_and_costs_a_launch(tmp_path: Path) -> None:
     said: list[str] = []
     made = linear(1024, 1024)
     found = estimate(request(tmp_path, made, said, "a100"), made)
@@ -99,7 +103,11 @@ def test_a_large_weight_gains_bytes_and_isnt_warned_about(tmp_path: Path) -> Non
     # The weight saves a megabyte, and wider activations between the kernels cost a little of it.
     assert found.unquantised.bytes_moved - found.built.bytes_moved > 1024 * 1024 * 0.8
     assert not found.worse
-    assert "may not pay" not in cost_verdict(found, "mine")
+    assert "may not pay" not in cost_verdict(msgspec.structs.replace(found, times=None), "mine")
+    # One more kernel takes longer than a megabyte on an A100.
+    assert found.times is not None
+    assert found.built.kernels > found.unquantised.kernels
+    assert found.times.ratio > 1
 
 
 @needs_rtx
