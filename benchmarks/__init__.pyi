@@ -32,6 +32,9 @@ from .gate_report import (
     markdown_from_gate as markdown_from_gate,
     text_from_gate as text_from_gate,
 )
+from .latency_page import (
+    latency_parts as latency_parts,
+)
 from .noise import (
     CALIBRATION_PAIRS as CALIBRATION_PAIRS,
     MachineNoise as MachineNoise,

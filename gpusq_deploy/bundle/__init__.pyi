@@ -23,6 +23,24 @@ from .report.expectations import (
     failed as failed,
     load_expectations as load_expectations,
 )
+from .report.html.page import (
+    render_page as render_page,
+    require_page as require_page,
+    save_page as save_page,
+)
+from .report.html.plots import (
+    dots_plot as dots_plot,
+)
+from .report.html.report import (
+    report_page as report_page,
+)
+from .report.html.values import (
+    LatencyPart as LatencyPart,
+    LatencyRow as LatencyRow,
+)
+from .report.layer_rows import (
+    explained_engine as explained_engine,
+)
 from .report.sparse_chain import (
     LayerExplanation as LayerExplanation,
     explain_layers as explain_layers,
@@ -40,7 +58,6 @@ from .report.terminal import (
     print_receipt as print_receipt,
 )
 from .report.terminal_chain import (
-    explained_engine as explained_engine,
     print_chains as print_chains,
 )
 from .report.warnings import (
@@ -50,6 +67,9 @@ from .report.warnings import (
     pruning_doubts as pruning_doubts,
     receipt_doubts as receipt_doubts,
     verification_warnings as verification_warnings,
+)
+from .sealing import (
+    seal as seal,
 )
 from .validation import (
     Validation as Validation,

@@ -9,7 +9,7 @@ import click
 
 import gpusq_deploy
 from gpusq_deploy.cli.command import Command
-from gpusq_deploy.cli.common import echo_json, run_command
+from gpusq_deploy.cli.common import echo_json, run_command, say
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
@@ -37,6 +37,19 @@ if TYPE_CHECKING:
     "--target", metavar="NAME", help="Say which target's engine --kernels traced, where the bundle has several."
 )
 @click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the receipt as one self-contained page for a browser, as report.html in the bundle.",
+)
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Show in the page what gpusq-bench --json measured; once for each file, as of several builds.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of the text: the receipt and the plan."
 )
 def command(  # noqa: PLR0913 - click hands one argument to each option
@@ -47,6 +60,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     kernels: Path | None,
     inferences: int,
     target: str | None,
+    html: Path | None,
+    runs: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Print the receipt of BUNDLE: what was asked of each layer, what the engine builder made of it, and why."""
@@ -56,9 +71,14 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         raise click.UsageError("--expect checks the whole receipt: leave out --layer")
     if kernels is None and (inferences > 1 or target is not None):
         raise click.UsageError("--inferences and --target say what --kernels traced")
+    if runs and html is None:
+        raise click.UsageError("--runs is shown in the page of --html FILE")
     opened = gpusq_deploy.open_bundle(bundle)
     if kernels is not None:
         opened = opened.with_kernels(kernels, inferences=inferences, target=target)
+    if html is not None:
+        opened.write_html(html, runs=runs)
+        say(f"wrote {html}")
     if expect is not None:
         _check(opened, expect, as_json=as_json)
     found = opened.bundle

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import get_args
+from typing import Literal, get_args
 
 from gpusq_deploy.artifacts import (
     CostEstimate,
@@ -12,6 +12,8 @@ from gpusq_deploy.artifacts import (
     Payoff,
 )
 from gpusq_deploy.text import counted, some
+
+Outlook = Literal["predicted to pay", "may not pay", "unclear", "unknown"]
 
 # The shipped recipe that trades INT8 for fewer kernels.
 _FUSED = "fused_wi8_ai8"
@@ -29,8 +31,19 @@ def cost_text(cost: CostEstimate) -> str:
     )
 
 
+def cost_outlook(cost: CostEstimate) -> Outlook:
+    """Whether quantising is predicted to pay: by layer where that is known, and over the whole graph."""
+    built, other = cost.built, cost.unquantised
+    if built is None or other is None:
+        return "unknown"
+    mostly = 2 * _faster(cost) > len(cost.layers)
+    if built.kernels <= other.kernels and built.bytes_moved <= other.bytes_moved and (mostly or not cost.layers):
+        return "predicted to pay"
+    return "may not pay" if cost.worse and not mostly else "unclear"
+
+
 def cost_verdict(cost: CostEstimate, recipe: str) -> str:
-    """Whether quantising is predicted to pay, in one sentence: by layer where that is known, and over the whole graph.
+    """`cost_outlook` in one sentence, with its figures.
 
     Args:
         cost: The two graphs.
@@ -39,18 +52,21 @@ def cost_verdict(cost: CostEstimate, recipe: str) -> str:
     built, other = cost.built, cost.unquantised
     if built is None or other is None:
         return cost.note
-    faster = sum(layer.pays == "yes" for layer in cost.layers)
-    mostly = 2 * faster > len(cost.layers)
-    by_layer = f"faster in {faster} of {len(cost.layers)} layers, " if cost.layers else ""
+    by_layer = f"faster in {_faster(cost)} of {len(cost.layers)} layers, " if cost.layers else ""
     graph = (
         f"{by_layer}{built.kernels} kernels instead of {other.kernels}, {built.bytes_moved / 1e6:.1f} MB moved "
         f"instead of {other.bytes_moved / 1e6:.1f}"
     )
-    if built.kernels <= other.kernels and built.bytes_moved <= other.bytes_moved and (mostly or not cost.layers):
+    outlook = cost_outlook(cost)
+    if outlook == "predicted to pay":
         return f"{cost.what} is predicted to pay: {graph}"
-    verdict = f"{cost.what} may not pay" if cost.worse and not mostly else f"unclear whether {cost.what} pays"
+    verdict = f"{cost.what} may not pay" if outlook == "may not pay" else f"unclear whether {cost.what} pays"
     advice = f"; --recipe {_FUSED} or a larger batch may help" if _fusable(cost, recipe) else ""
     return f"{verdict}: {graph}; gpusq-bench on the GPU decides{advice if cost.worse else ''}"
+
+
+def _faster(cost: CostEstimate) -> int:
+    return sum(layer.pays == "yes" for layer in cost.layers)
 
 
 def _fusable(cost: CostEstimate, recipe: str) -> bool:
