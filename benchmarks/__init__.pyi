@@ -20,6 +20,10 @@ from .bundle_comparison import (
     BundleComparison as BundleComparison,
     compare_bundles as compare_bundles,
 )
+from .comparison_page import (
+    bundle_comparison_page as bundle_comparison_page,
+    comparison_page as comparison_page,
+)
 from .gate import (
     GateResult as GateResult,
     GateSettings as GateSettings,

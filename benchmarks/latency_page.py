@@ -51,7 +51,7 @@ def _plot(runs: Runs, summary: BatchSummary) -> tuple[str, str]:
     samples = samples_of(runs, summary.batch)
     step = -(-samples.size // _MOST_DOTS)
     drawn = [process[::step].tolist() for process in samples]
-    left = "" if step == 1 else f"; every {step}th is drawn"
+    left = "" if step == 1 else f"; one of {step} is drawn"
     caption = (
         f"Batch {summary.batch}: every inference in the order of measurement, the processes in turns of two colours; "
         f"median {summary.median_ms:.3f} ms, variation {summary.variation:.1%}{left}"

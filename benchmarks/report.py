@@ -10,7 +10,7 @@ from gpusq_deploy.benchmarks.summary import BatchSummary, summarise
 
 _RUN_HEADINGS = ("batch", "samples", "median ms", "p90 ms", "p99 ms", "per second", "cv")
 _REPEATS = {"session": "sessions", "process": "processes", "pair": "processes in pairs"}
-_COMPARISON_HEADINGS = ("batch", "base ms", "head ms", "change", "95 % interval", "p slower", "verdict")
+COMPARISON_HEADINGS = ("batch", "base ms", "head ms", "change", "95 % interval", "p slower", "verdict")
 
 
 def text_from_runs(runs: Runs) -> str:
@@ -32,7 +32,7 @@ def text_from_comparison(comparison: Comparison) -> str:
     """One row per batch size with its reason, every remark, and the verdict as the last line, without a newline."""
     lines: list[str] = []
     if comparison.batches:
-        lines += columns(_COMPARISON_HEADINGS, [_comparison_row(entry) for entry in comparison.batches])
+        lines += columns(COMPARISON_HEADINGS, [comparison_row(entry) for entry in comparison.batches])
     lines += _block([f"batch {entry.batch}: {entry.reason}" for entry in comparison.batches])
     lines += _block([f"batch {entry.batch}: {said}" for entry in comparison.batches for said in entry.warnings])
     lines += _block(comparison.remarks)
@@ -84,7 +84,8 @@ def _run_row(summary: BatchSummary) -> tuple[str, ...]:
     )
 
 
-def _comparison_row(entry: BatchComparison) -> tuple[str, ...]:
+def comparison_row(entry: BatchComparison) -> tuple[str, ...]:
+    """One batch size under `COMPARISON_HEADINGS`."""
     known = entry.lower is not None and entry.upper is not None
     return (
         str(entry.batch),

@@ -179,6 +179,22 @@ class OpenBundle:
         require_page(Path(path))
         save_page(Path(path), self.html(runs=runs))
 
+    def write_node_data(self, folder: PathLike) -> tuple[Path, ...]:
+        """Write figures of each node of model.onnx for google-ai-edge's Model Explorer.
+
+        Args:
+            folder: Made where it isn't there.
+
+        Returns:
+            The files, one for each figure: precision, 2:4, SQNR, predicted time.
+
+        Raises:
+            GpusqError: A file there is something else, or the disk refused.
+        """
+        from gpusq_deploy.bundle import write_node_data
+
+        return write_node_data(self.bundle, Path(folder))
+
     def session(self, runtime: str = "auto") -> BundleSession:
         """Load the model to run it; a context manager.
 

@@ -37,9 +37,17 @@ from .report.html.report import (
 from .report.html.values import (
     LatencyPart as LatencyPart,
     LatencyRow as LatencyRow,
+    Standing as Standing,
+)
+from .report.html.verdict import (
+    verdict_cards as verdict_cards,
 )
 from .report.layer_rows import (
     explained_engine as explained_engine,
+)
+from .report.node_data import (
+    node_data as node_data,
+    write_node_data as write_node_data,
 )
 from .report.sparse_chain import (
     LayerExplanation as LayerExplanation,

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from gpusq_deploy.bundle import Bundle
 
 
-@click.command(cls=Command)
+_GROUPS = (
+    ("What to show", ("--layer", "--json")),
+    ("Check", ("--expect",)),
+    ("Seen by a profiler", ("--kernels", "--inferences", "--target")),
+    ("For other viewers", ("--html", "--runs", "--model-explorer")),
+)
+
+
+@click.command(cls=Command, groups=_GROUPS)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--layer", metavar="X", help="Show only this layer, or the layers below this module, with every reason.")
 @click.option(
@@ -50,6 +58,12 @@ if TYPE_CHECKING:
     help="Show in the page what gpusq-bench --json measured; once for each file, as of several builds.",
 )
 @click.option(
+    "--model-explorer",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write figures of each node of model.onnx as node data for google-ai-edge's Model Explorer, a file for each.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of the text: the receipt and the plan."
 )
 def command(  # noqa: PLR0913 - click hands one argument to each option
@@ -62,6 +76,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     target: str | None,
     html: Path | None,
     runs: tuple[Path, ...],
+    model_explorer: Path | None,
     as_json: bool,
 ) -> None:
     """Print the receipt of BUNDLE: what was asked of each layer, what the engine builder made of it, and why."""
@@ -79,6 +94,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     if html is not None:
         opened.write_html(html, runs=runs)
         say(f"wrote {html}")
+    if model_explorer is not None:
+        written = opened.write_node_data(model_explorer)
+        say(f"wrote {', '.join(map(str, written)) or 'nothing: no figure of a node is known'}")
     if expect is not None:
         _check(opened, expect, as_json=as_json)
     found = opened.bundle

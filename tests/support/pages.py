@@ -142,12 +142,13 @@ class Page(HTMLParser):
 
     def __post_init__(self) -> None:
         super().__init__()
-        self._inside = ""
+        self._inside, self._joined = "", False
         self.feed(self.html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
-        self._inside = tag
+        self._joined = tag == "wbr"
+        self._inside = self._inside if self._joined else tag
 
     def handle_endtag(self, tag: str) -> None:
         self._inside = ""
@@ -156,7 +157,9 @@ class Page(HTMLParser):
         if self._inside == "script":
             self.scripts.append(data)
         elif self._inside != "style" and data.strip():
-            self.words.append(" ".join(data.split()))
+            before = self.words.pop() if self._joined else ""
+            self.words.append(before + " ".join(data.split()))
+        self._joined = False
 
     @property
     def text(self) -> str:

@@ -12,6 +12,7 @@ from gpusq_deploy.bundle.report.html.values import EnginePart, KernelRow, LayerR
 from gpusq_deploy.bundle.report.layer_rows import built_rows, planned_rows
 from gpusq_deploy.bundle.report.sentences import engine_text
 from gpusq_deploy.bundle.report.sparse_chain import BlockedLayers, LayerExplanation, breaks, of_flops, totals
+from gpusq_deploy.engines import classify
 from gpusq_deploy.text import counted
 
 # Predicted and measured microseconds of a kernel, by its name; None where one isn't known.
@@ -32,7 +33,8 @@ def engine_part(
     anchors = _anchors(bundle, f"engine-{bundle.receipt.engines.index(engine)}")
     explained = {chain.layer: chain for chain in chains}
     drifts = _drifts(bundle)
-    kernels = tuple(_kernel_row(layer, engine, times or {}) for layer in engine.engine_layers)
+    launched = [layer for layer in engine.engine_layers if classify(layer).role != "sync"]
+    kernels = tuple(_kernel_row(layer, engine, times or {}) for layer in launched)
     return EnginePart(
         target=engine.target,
         title=f"Engine for {engine.target}",

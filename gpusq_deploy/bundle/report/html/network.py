@@ -10,7 +10,8 @@ from gpusq_deploy.bundle.report.html.values import Cell, Column
 
 # Steps of the error's colour, in dB: from one to the next the noise has ten times the energy.
 STEPS = (40, 30, 20, 10)
-_POINTED_AT = 3
+# How the blocks that add most noise are marked, the worst first.
+NOISIEST = ("most noise", "2nd", "3rd")
 _RAN: dict[YesNoUnknown, tuple[str, str]] = {
     "yes": ("2:4 ✓", "s-yes"),
     "no": ("2:4 ✗", "s-no"),
@@ -31,15 +32,17 @@ def network(
     """
     blocks = {} if found is None else {drift.module: drift.sqnr_db for drift in found.blocks}
     layers = {} if found is None else {drift.module: drift.sqnr_db for drift in found.layers}
-    noisiest = [] if found is None else [drift.module for drift in found.noisiest(_POINTED_AT)]
+    noisiest = [] if found is None else [drift.module for drift in found.noisiest(len(NOISIEST))]
     built = {} if engine is None else {layer.layer: layer for layer in engine.layers}
     columns: list[Column] = []
-    for name, members in groupby(plan.layers, key=lambda layer: block_of(layer.layer, blocks)):
+    for name, group in groupby(plan.layers, key=lambda layer: block_of(layer.layer, blocks)):
+        members = list(group)
         cells = tuple(
             _cell(layer, name, built.get(layer.layer), {**blocks, **layers})._replace(anchor=anchors[layer.layer])
             for layer in members
         )
-        mark = "" if name not in noisiest else ("most noise", "2nd", "3rd")[noisiest.index(name)]
+        places = [noisiest.index(each) for each in (name, *(layer.layer for layer in members)) if each in noisiest]
+        mark = NOISIEST[min(places)] if places else ""
         columns.append(Column(name, *_decibels(blocks.get(name)), mark, cells))
     return tuple(columns)
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from gpusq_deploy.artifacts import require_folder, write_whole
 from gpusq_deploy.errors import GpusqError
 
-_MARK = b'<meta name="generator" content="gpusq-deploy">'
+# What every page of ours begins with, older ones of gpusq-eval too.
+_MARK = b'<meta name="generator" content="gpusq-'
 
 
 def render_page(template: str, **values: Any) -> str:
@@ -67,6 +69,12 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["breakable"] = _breakable
     # JSON has no infinity: better no page than one whose data no parser reads.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False, "separators": (",", ":")}
     return environment
+
+
+def _breakable(name: str) -> Markup:
+    """A dotted name that may be broken behind each of its dots."""
+    return Markup(".<wbr>").join(name.split("."))

@@ -10,17 +10,17 @@ from gpusq_deploy.bundle.files import Bundle
 from gpusq_deploy.bundle.report.cost_text import cost_text, layer_costs_line
 from gpusq_deploy.bundle.report.counting import counting_of
 from gpusq_deploy.bundle.report.html.engine_part import Times, engine_part, planned_part
+from gpusq_deploy.bundle.report.html.network import NOISIEST
 from gpusq_deploy.bundle.report.html.page import render_page
 from gpusq_deploy.bundle.report.html.plots import line_plot
 from gpusq_deploy.bundle.report.html.values import CostRow, DriftRow, EnginePart, FileRow, LatencyPart
-from gpusq_deploy.bundle.report.html.verdict import Explained, cards, tasks, verdict
+from gpusq_deploy.bundle.report.html.verdict import Explained, tasks, verdict, verdict_cards
 from gpusq_deploy.bundle.report.layer_rows import explained_engine
 from gpusq_deploy.bundle.report.sentences import compared_word, layer_counts_text, pruning_text, verification_text
 from gpusq_deploy.bundle.report.terminal import bundle_json
 from gpusq_deploy.bundle.report.warnings import producer_text
 from gpusq_deploy.numerics import counting_text
 
-_POINTED_AT = ("most noise", "2nd", "3rd")
 # A full bar.
 _MOST_DB = 60.0
 
@@ -37,7 +37,7 @@ def report_page(
     """
     explained = [(engine, explained_engine(bundle, engine)) for engine in bundle.receipt.engines]
     measured = "; ".join(part.title for part in latency if part.of_engine)
-    found = cards(bundle, explained, measured)
+    found = verdict_cards(bundle, measured)
     return render_page(
         "report.html.j2",
         title=f"{bundle.manifest.source.file}: what was built",
@@ -87,12 +87,12 @@ def _accuracy(bundle: Bundle) -> dict[str, Any]:
         "layer_samples": 0 if found is None else found.layer_images,
         "plot": line_plot([block.sqnr_db for block in blocks], across="block, in the graph's order", up="SQNR, dB"),
         "blocks": tuple(_drift_row(block, marks.get(block.module, "")) for block in blocks),
-        "layers": tuple(_drift_row(layer, _POINTED_AT[0] if layer.sqnr_db == worst else "") for layer in layers),
+        "layers": tuple(_drift_row(layer, NOISIEST[0] if layer.sqnr_db == worst else "") for layer in layers),
     }
 
 
 def _marks(found: Verification) -> dict[str, str]:
-    return {block.module: mark for block, mark in zip(found.noisiest(len(_POINTED_AT)), _POINTED_AT, strict=False)}
+    return {block.module: mark for block, mark in zip(found.noisiest(len(NOISIEST)), NOISIEST, strict=False)}
 
 
 def _drift_row(drift: Drift, mark: str) -> DriftRow:

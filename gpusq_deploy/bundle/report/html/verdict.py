@@ -28,15 +28,14 @@ _OUTLOOKS: dict[Outlook, Standing] = {
 }
 
 
-def cards(bundle: Bundle, explained: Explained, latency: str) -> tuple[Card, ...]:
+def verdict_cards(bundle: Bundle, latency: str = "") -> tuple[Card, ...]:
     """The four questions.
 
     Args:
         bundle: What was built.
-        explained: The chain of every layer on each engine.
         latency: What was measured of an engine, in a few words; empty where nothing was.
     """
-    return (_precision(bundle), _sparse(bundle, explained), _accuracy(bundle), _speed(bundle, latency))
+    return (_precision(bundle), _sparse(bundle), _accuracy(bundle), _speed(bundle, latency))
 
 
 def verdict(found: Sequence[Card]) -> tuple[Standing, str]:
@@ -112,17 +111,19 @@ def _of_work(bundle: Bundle, layers: set[str]) -> str:
     return f"{share:.1%} of the weighted layers' FLOPs"
 
 
-def _sparse(bundle: Bundle, explained: Explained) -> Card:
+def _sparse(bundle: Bundle) -> Card:
     title = "2:4 sparse"
     held = sum(layer.sparse for layer in bundle.plan.layers)
     if not bundle.plan.sparse_asked:
         return Card(title, "none", "not asked", f"0 of {counted(len(bundle.plan.layers), 'layer')} planned", _SPARSE)
     weights = f"{held} of {counted(len(bundle.plan.layers), 'layer')} with 2:4 weights"
-    if not explained:
+    if not bundle.receipt.engines:
         return Card(title, "open", "no engine", weights, no_engine_text(bundle))
     if not held:
         return Card(title, "bad", "no", f"asked for, but {weights}", _SPARSE)
-    answers = [layer.sparse_executed for engine, _ in explained for layer in engine.layers if layer.sparse_asked]
+    answers = [
+        layer.sparse_executed for engine in bundle.receipt.engines for layer in engine.layers if layer.sparse_asked
+    ]
     counts = {answer: answers.count(answer) for answer in ("yes", "no", "unknown") if answer in answers}
     said = f"{weights}; sparse kernel: {', '.join(f'{answer} {count}' for answer, count in counts.items())}"
     if "no" in counts:

@@ -13,7 +13,7 @@ from gpusq_deploy.artifacts.build_options import BuildOptionsRecord
 from gpusq_deploy.artifacts.receipt import CostEstimate, GraphCost, YesNoUnknown
 from gpusq_deploy.bundle.files import Bundle
 from gpusq_deploy.bundle.report.html.values import Card
-from gpusq_deploy.bundle.report.html.verdict import cards, tasks, verdict
+from gpusq_deploy.bundle.report.html.verdict import tasks, verdict, verdict_cards
 from gpusq_deploy.bundle.report.layer_rows import explained_engine
 
 
@@ -23,8 +23,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def found(bundle: Bundle, latency: str = "") -> dict[str, Card]:
-    explained = [(engine, explained_engine(bundle, engine)) for engine in bundle.receipt.engines]
-    return {card.title: card for card in cards(bundle, explained, latency)}
+    return {card.title: card for card in verdict_cards(bundle, latency)}
 
 
 def cost(*, kernels: int, moved: int) -> CostEstimate:
@@ -93,7 +92,7 @@ def test_the_verdict_is_the_worst_of_them(bundle: Bundle, tmp_path: Path) -> Non
 
 def test_tasks_name_the_layers_and_the_remedy(bundle: Bundle) -> None:
     explained = [(engine, explained_engine(bundle, engine)) for engine in bundle.receipt.engines]
-    said = dict(tasks(bundle, cards(bundle, explained, ""), explained))
+    said = dict(tasks(bundle, verdict_cards(bundle), explained))
     (about,) = [what for what in said if what.startswith("2:4 on a100")]
     assert "5 layers (stem, blocks.0.fc1, blocks.0.fc2 and 2 more)" in about
     assert said[about]
