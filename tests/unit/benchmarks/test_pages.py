@@ -32,7 +32,7 @@ def test_every_process_is_a_row_and_every_inference_a_dot(make_runs: MakeRuns, d
 
 
 def test_of_very_many_inferences_some_are_drawn_and_it_is_said(make_runs: MakeRuns) -> None:
-    (part,) = latency_parts([make_runs({1: np.linspace(1, 2, 8000).reshape(2, 4000)})])
+    (part,) = latency_parts([make_runs({1: np.linspace(1, 2, 8000, dtype=np.float64).reshape(2, 4000)})])
     ((caption, plot),) = part.plots
     assert caption.endswith("one of 3 is drawn")
     assert plot.count("<circle") == 2 * math.ceil(4000 / 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import bundles
@@ -28,12 +29,13 @@ def test_html_is_the_report_of_the_bundle(bundle: Path, tmp_path: Path) -> None:
     assert (tmp_path / "page.html").read_text("utf-8") == report_page(read_bundle(bundle))
 
 
-@pytest.mark.parametrize("command", ["inspect", "compare"])
-def test_somebody_else_s_file_is_left_alone(bundle: Path, tmp_path: Path, command: str) -> None:
+@pytest.mark.parametrize(("main", "bundles_named"), [(inspect, 1), (compare, 2)])
+def test_somebody_else_s_file_is_left_alone(
+    bundle: Path, tmp_path: Path, main: Callable[[], None], bundles_named: int
+) -> None:
     notes = tmp_path / "notes.html"
     notes.write_text("mine")
-    words = (inspect, bundle) if command == "inspect" else (compare, bundle, bundle)
-    done = run_main(*words, "--html", notes)
+    done = run_main(main, *[bundle] * bundles_named, "--html", notes)
     assert done.code == 5
     assert "it was left alone" in done.err
     assert notes.read_text() == "mine"
