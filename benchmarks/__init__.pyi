@@ -20,7 +20,7 @@ from .bundle_comparison import (
     BundleComparison as BundleComparison,
     compare_bundles as compare_bundles,
 )
-from .comparison_page import (
+from .comparison_html import (
     bundle_comparison_page as bundle_comparison_page,
     comparison_page as comparison_page,
 )
@@ -36,7 +36,7 @@ from .gate_report import (
     markdown_from_gate as markdown_from_gate,
     text_from_gate as text_from_gate,
 )
-from .latency_page import (
+from .latency_html import (
     latency_parts as latency_parts,
 )
 from .noise import (

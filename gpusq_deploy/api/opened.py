@@ -105,11 +105,10 @@ class OpenBundle:
 
     def warnings(self) -> tuple[str, ...]:
         """Why the bundle's figures should not be trusted, or it should not be deployed; empty where nothing says so."""
-        from gpusq_deploy.bundle import receipt_doubts
+        from gpusq_deploy.bundle import NOISE, receipt_doubts
 
-        noise = "calibrated on random data: its ranges mean nothing, don't deploy this"
         doubts = receipt_doubts(self.receipt)
-        return (noise, *doubts) if self.manifest.synthetic_calibration else doubts
+        return (NOISE, *doubts) if self.manifest.synthetic_calibration else doubts
 
     def check(self, expectations: PathLike) -> tuple[Check, ...]:
         """Hold the receipt against a TOML file of expectations (docs/receipts.md), in the file's order.

@@ -49,6 +49,9 @@ from .report.node_data import (
     node_data as node_data,
     write_node_data as write_node_data,
 )
+from .report.sentences import (
+    NOISE as NOISE,
+)
 from .report.sparse_chain import (
     LayerExplanation as LayerExplanation,
     explain_layers as explain_layers,

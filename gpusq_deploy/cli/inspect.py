@@ -48,7 +48,7 @@ _GROUPS = (
     "--html",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write the receipt as one self-contained page for a browser, as report.html in the bundle.",
+    help="Also write the receipt as one self-contained page for a browser, as report.html in the bundle.",
 )
 @click.option(
     "--runs",
@@ -61,7 +61,7 @@ _GROUPS = (
     "--model-explorer",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Write figures of each node of model.onnx as node data for google-ai-edge's Model Explorer, a file for each.",
+    help="Also write each node's figures as node data for google-ai-edge's Model Explorer, a file for each figure.",
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of the text: the receipt and the plan."

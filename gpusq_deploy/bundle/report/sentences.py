@@ -7,6 +7,8 @@ from gpusq_deploy.bundle.files import Bundle
 from gpusq_deploy.bundle.report.warnings import figures_text, outputs_text
 from gpusq_deploy.text import counted
 
+NOISE = "calibrated on random data: its ranges mean nothing, don't deploy this"
+
 
 def pruning_text(loss: PruningLoss) -> str:
     """The pruned float model beside the dense one; in a second line on what."""

@@ -20,6 +20,7 @@ from gpusq_deploy.bundle.report.cost_text import cost_text, cost_verdict, layer_
 from gpusq_deploy.bundle.report.counting import counting_of
 from gpusq_deploy.bundle.report.headline import headline, no_engine_text
 from gpusq_deploy.bundle.report.sentences import (
+    NOISE,
     compared_word,
     engine_text,
     layer_counts_text,
@@ -81,13 +82,12 @@ def print_bundle(bundle: Bundle) -> None:
 def _rows(bundle: Bundle) -> list[tuple[str, str]]:
     manifest, plan, receipt = bundle.manifest, bundle.plan, bundle.receipt
     packed, limits = _packed(bundle), limits_text(bundle)
-    noise = "random data: ranges mean nothing, don't deploy this"
     return [
         ("model", f"{manifest.source.file}, {manifest.source.arch}"),
         ("layers", layer_counts_text(bundle)),
         ("batch", str(manifest.batch)),
         *([("packed", compressed_line(packed))] if packed is not None else []),
-        *([("calibration", noise)] if manifest.synthetic_calibration else []),
+        *([("calibration", NOISE)] if manifest.synthetic_calibration else []),
         *([("pruned", compared_text(receipt.pruning))] if receipt.pruning is not None else []),
         *(("as trained", producer_text(found)) for found in receipt.producer),
         *([("verified", f"{limits} reached")] if limits and compared_word(bundle) == "verified" else []),

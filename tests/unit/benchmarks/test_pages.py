@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 
 from gpusq_deploy.artifacts.runs import Runs
 from gpusq_deploy.benchmarks.bundle_comparison import compare_bundles
-from gpusq_deploy.benchmarks.comparison_page import bundle_comparison_page, comparison_page
-from gpusq_deploy.benchmarks.latency_page import latency_parts
+from gpusq_deploy.benchmarks.comparison_html import bundle_comparison_page, comparison_page
+from gpusq_deploy.benchmarks.latency_html import latency_parts
 from gpusq_deploy.benchmarks.regression import compare
 from gpusq_deploy.bundle.report.html.report import report_page
 
@@ -26,13 +27,15 @@ def test_every_process_is_a_row_and_every_inference_a_dot(make_runs: MakeRuns, d
     samples = draw(0, repeats=3, iterations=10)
     (part,) = latency_parts([make_runs({1: samples, 4: samples * 2})])
     assert [(row.batch, row.process) for row in part.rows] == [(1, 0), (4, 0), (1, 1), (4, 1), (1, 2), (4, 2)]
-    assert [float(row.median) for row in part.rows[::2]] == [round(float(np.median(each)), 3) for each in samples]
-    assert [float(row.highest) for row in part.rows[::2]] == [round(float(each.max()), 3) for each in samples]
+    rows: list[list[float]] = samples.tolist()
+    assert [float(row.median) for row in part.rows[::2]] == [round(statistics.median(each), 3) for each in rows]
+    assert [float(row.highest) for row in part.rows[::2]] == [round(max(each), 3) for each in rows]
     assert [plot.count("<circle") for _, plot in part.plots] == [30, 30]
 
 
 def test_of_very_many_inferences_some_are_drawn_and_it_is_said(make_runs: MakeRuns) -> None:
-    (part,) = latency_parts([make_runs({1: np.linspace(1, 2, 8000, dtype=np.float64).reshape(2, 4000)})])
+    samples = np.array(range(1, 8001), dtype=np.float64).reshape(2, 4000)
+    (part,) = latency_parts([make_runs({1: samples})])
     ((caption, plot),) = part.plots
     assert caption.endswith("one of 3 is drawn")
     assert plot.count("<circle") == 2 * math.ceil(4000 / 3)

@@ -10,14 +10,14 @@ from gpusq_deploy.bundle.receipt import CODED
 from gpusq_deploy.bundle.report.cost_text import Outlook, cost_outlook, cost_verdict
 from gpusq_deploy.bundle.report.headline import accuracy_text, no_engine_text
 from gpusq_deploy.bundle.report.html.values import Card, Standing
-from gpusq_deploy.bundle.report.sentences import layer_counts_text, limits_text
+from gpusq_deploy.bundle.report.sentences import NOISE, layer_counts_text, limits_text
 from gpusq_deploy.bundle.report.sparse_chain import LayerExplanation, breaks
 from gpusq_deploy.bundle.report.warnings import decibels_text, receipt_doubts
 from gpusq_deploy.text import counted, listed, some
 
 Explained = Sequence[tuple[BuiltEngine, Sequence[LayerExplanation]]]
 
-_NOISE = "calibrated on random data: its ranges mean nothing, don't deploy this"
+_UNMEASURED = "not measured"
 _JUDGED = "gpusq-build --min-sqnr DB or --min-agreement SHARE refuses a build that is worse"
 _SPARSE = "gpusq-compress trains a model to 2:4; then gpusq-build --sparse"
 _OUTLOOKS: dict[Outlook, Standing] = {
@@ -64,7 +64,7 @@ def _tasks(bundle: Bundle, found: Sequence[Card], explained: Explained) -> Itera
     hint = "another recipe, or another limit (gpusq-build --help)"
     yield from ((f"Refused: {missed}", hint) for missed in bundle.receipt.shortfalls)
     if bundle.manifest.synthetic_calibration:
-        yield f"Ranges: {_NOISE}", "gpusq-build --calib IMAGES"
+        yield f"Ranges: {NOISE}", "gpusq-build --calib IMAGES"
     yield from ((f"Accuracy: {doubt}", "") for doubt in receipt_doubts(bundle.receipt))
     for engine in bundle.receipt.engines:
         wrong = [layer for layer in engine.layers if layer.precision != layer.asked]
@@ -128,7 +128,7 @@ def _sparse(bundle: Bundle) -> Card:
     said = f"{weights}; sparse kernel: {', '.join(f'{answer} {count}' for answer, count in counts.items())}"
     if "no" in counts:
         return Card(title, "bad", "partly" if "yes" in counts else "no", said)
-    return Card(title, *(("open", "not known") if "unknown" in counts else ("good", "yes")), said)
+    return Card(title, *(("good", "yes") if counts.keys() == {"yes"} else ("open", "not known")), said)
 
 
 def _accuracy(bundle: Bundle) -> Card:
@@ -138,10 +138,12 @@ def _accuracy(bundle: Bundle) -> Card:
         return Card(title, "bad", "refused", f"{'; '.join(bundle.receipt.shortfalls)}; {said}")
     word = _figure(found)
     if bundle.manifest.synthetic_calibration:
-        return Card(title, "bad", "random data", _NOISE)
+        return Card(title, "bad", "random data", NOISE)
     doubts = receipt_doubts(bundle.receipt)
     if doubts:
         return Card(title, "bad", "doubtful", f"{said}; {'; '.join(doubts)}")
+    if word == _UNMEASURED:
+        return Card(title, "open", word, said, "gpusq-build --calib IMAGES")
     if limits_text(bundle):
         return Card(title, "good", word, f"{limits_text(bundle)} reached: {said}")
     return Card(title, "open", word, f"{said}; no limit was set", _JUDGED)
@@ -149,7 +151,7 @@ def _accuracy(bundle: Bundle) -> Card:
 
 def _figure(found: Verification | None) -> str:
     if found is None or found.synthetic or found.constant:
-        return "not measured"
+        return _UNMEASURED
     if found.sqnr_db is not None:
         return decibels_text(found.sqnr_db, found.images)
     return "compared" if found.top1_agreement is None else f"{found.top1_agreement:.1%} equal"

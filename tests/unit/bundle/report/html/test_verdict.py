@@ -51,6 +51,10 @@ def test_one_dense_kernel_is_partly(bundle: Bundle) -> None:
     assert (card.standing, card.word) == ("bad", "partly")
 
 
+def test_an_engine_without_the_asked_layers_proves_nothing(bundle: Bundle) -> None:
+    assert found(pages.changed(bundle, engines=(pages.engine([]),)))["2:4 sparse"][1:3] == ("open", "not known")
+
+
 def test_what_was_not_asked_is_neither_good_nor_bad(bundle: Bundle) -> None:
     layers = tuple(pages.decision(name, precision="fp16", sparse=False) for name in pages.LAYERS)
     plan = msgspec.structs.replace(bundle.plan, layers=layers, sparse_asked=False)
@@ -65,6 +69,9 @@ def test_accuracy_is_proven_by_a_limit_alone(bundle: Bundle) -> None:
     assert found(refused)["Accuracy"].standing == "bad"
     weak = msgspec.structs.replace(pages.VERIFICATION, sqnr_db=4.0)
     assert found(pages.changed(limited(bundle), verification=weak))["Accuracy"].word == "doubtful"
+    unseen = msgspec.structs.replace(pages.VERIFICATION, synthetic=True)
+    assert found(pages.changed(limited(bundle), verification=unseen))["Accuracy"][1:3] == ("open", "not measured")
+    assert found(pages.changed(limited(bundle), verification=None))["Accuracy"][1:3] == ("open", "not measured")
     noise = replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, synthetic_calibration=True))
     assert found(noise)["Accuracy"].word == "random data"
 
