@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
-
-import numpy as np
 
 from gpusq_deploy.artifacts import Runs, Series
 from gpusq_deploy.benchmarks.report import machine_text, runtime_text, taken_text
@@ -60,15 +59,13 @@ def _plot(runs: Runs, summary: BatchSummary) -> tuple[str, str]:
 
 
 def _row(series: Series) -> LatencyRow:
-    low, middle, high, most = np.quantile(series.samples_ms, [0, 0.5, 0.9, 1])
     return LatencyRow(
         batch=series.batch,
         process=series.repeat,
         samples=len(series.samples_ms),
-        lowest=f"{low:.3f}",
-        median=f"{middle:.3f}",
-        p90=f"{high:.3f}",
-        highest=f"{most:.3f}",
+        lowest=f"{min(series.samples_ms):.3f}",
+        median=f"{statistics.median(series.samples_ms):.3f}",
+        highest=f"{max(series.samples_ms):.3f}",
     )
 
 

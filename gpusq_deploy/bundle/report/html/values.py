@@ -134,7 +134,6 @@ class LatencyRow(NamedTuple):
     samples: int
     lowest: str
     median: str
-    p90: str
     highest: str
 
 
