@@ -20,6 +20,10 @@ from .bundle_comparison import (
     BundleComparison as BundleComparison,
     compare_bundles as compare_bundles,
 )
+from .comparison_html import (
+    bundle_comparison_page as bundle_comparison_page,
+    comparison_page as comparison_page,
+)
 from .gate import (
     GateResult as GateResult,
     GateSettings as GateSettings,
@@ -31,6 +35,9 @@ from .gate_report import (
     junit_from_gate as junit_from_gate,
     markdown_from_gate as markdown_from_gate,
     text_from_gate as text_from_gate,
+)
+from .latency_html import (
+    latency_parts as latency_parts,
 )
 from .noise import (
     CALIBRATION_PAIRS as CALIBRATION_PAIRS,

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpusq_deploy.artifacts import Environment, Runs
+from gpusq_deploy.artifacts import Environment, MeasureSettings, Runs, RuntimeInfo
 from gpusq_deploy.benchmarks.regression import BatchComparison, Comparison
 from gpusq_deploy.benchmarks.summary import BatchSummary, summarise
 
 _RUN_HEADINGS = ("batch", "samples", "median ms", "p90 ms", "p99 ms", "per second", "cv")
 _REPEATS = {"session": "sessions", "process": "processes", "pair": "processes in pairs"}
-_COMPARISON_HEADINGS = ("batch", "base ms", "head ms", "change", "95 % interval", "p slower", "verdict")
+COMPARISON_HEADINGS = ("batch", "base ms", "head ms", "change", "95 % interval", "p slower", "verdict")
 
 
 def text_from_runs(runs: Runs) -> str:
     """What was measured on what, one row per batch size, and every warning; ends without a newline."""
-    settings = runs.settings
     summaries = summarise(runs)
     lines = [
         f"model    {runs.model}  {runs.model_digest}",
-        f"runtime  {runs.runtime.name} {runs.runtime.version} on {runs.runtime.device} ({runs.runtime.reason})"
-        + (f", through {runs.runtime.cuda_api}" if runs.runtime.cuda_api else "")
-        + (", by CUDA graph" if runs.runtime.cuda_graph else ""),
-        f"machine  {_machine(runs.environment)}",
-        f"taken    {settings.repeats} {_REPEATS[settings.isolation]} x {settings.iterations} inferences "
-        f"after {settings.warmup} warm-ups",
+        f"runtime  {runtime_text(runs.runtime)}",
+        f"machine  {machine_text(runs.environment)}",
+        f"taken    {taken_text(runs.settings)}",
         "",
         *columns(_RUN_HEADINGS, [_run_row(summary) for summary in summaries]),
     ]
@@ -36,7 +32,7 @@ def text_from_comparison(comparison: Comparison) -> str:
     """One row per batch size with its reason, every remark, and the verdict as the last line, without a newline."""
     lines: list[str] = []
     if comparison.batches:
-        lines += columns(_COMPARISON_HEADINGS, [_comparison_row(entry) for entry in comparison.batches])
+        lines += columns(COMPARISON_HEADINGS, [comparison_row(entry) for entry in comparison.batches])
     lines += _block([f"batch {entry.batch}: {entry.reason}" for entry in comparison.batches])
     lines += _block([f"batch {entry.batch}: {said}" for entry in comparison.batches for said in entry.warnings])
     lines += _block(comparison.remarks)
@@ -46,7 +42,25 @@ def text_from_comparison(comparison: Comparison) -> str:
     return "\n".join([*lines, "", verdict]).lstrip("\n")
 
 
-def _machine(environment: Environment) -> str:
+def runtime_text(runtime: RuntimeInfo) -> str:
+    """What ran the model, on what, and why that."""
+    return (
+        f"{runtime.name} {runtime.version} on {runtime.device} ({runtime.reason})"
+        + (f", through {runtime.cuda_api}" if runtime.cuda_api else "")
+        + (", by CUDA graph" if runtime.cuda_graph else "")
+    )
+
+
+def taken_text(settings: MeasureSettings) -> str:
+    """How many samples were taken, and how."""
+    return (
+        f"{settings.repeats} {_REPEATS[settings.isolation]} x {settings.iterations} inferences "
+        f"after {settings.warmup} warm-ups"
+    )
+
+
+def machine_text(environment: Environment) -> str:
+    """The machine, as far as it changes a latency."""
     parts = [f"{environment.cpu}, {environment.cores} cores"]
     if environment.cpu_quota is not None:
         parts.append(f"limited to {environment.cpu_quota:g} cores' time")
@@ -70,7 +84,8 @@ def _run_row(summary: BatchSummary) -> tuple[str, ...]:
     )
 
 
-def _comparison_row(entry: BatchComparison) -> tuple[str, ...]:
+def comparison_row(entry: BatchComparison) -> tuple[str, ...]:
+    """One batch size under `COMPARISON_HEADINGS`."""
     known = entry.lower is not None and entry.upper is not None
     return (
         str(entry.batch),

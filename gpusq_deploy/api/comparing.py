@@ -20,7 +20,12 @@ _CHECKPOINTS = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors", ".tar")
 
 
 def compare(
-    base: Runs | PathLike, head: Runs | PathLike, *, max_regression: float = 0.03, steady: bool = False
+    base: Runs | PathLike,
+    head: Runs | PathLike,
+    *,
+    max_regression: float = 0.03,
+    steady: bool = False,
+    html: PathLike | None = None,
 ) -> Comparison:
     """Is `head` slower than `base` by more than the budget? As gpusq-compare decides it.
 
@@ -29,33 +34,48 @@ def compare(
         head: What would replace it.
         max_regression: The budget as a share: 0.03 allows 3 % more latency.
         steady: Both are of one model: was the machine the same?
+        html: Where to write the comparison as a page.
 
     Returns:
         The verdict, and one for each batch size with its reason; `exit_code` is gpusq-compare's.
 
     Raises:
-        GpusqError: A file can't be read, or is no file of runs.
+        GpusqError: A file can't be read, or is no file of runs; or the page can't be written.
         ValueError: The budget is negative or not finite.
     """
     from gpusq_deploy import benchmarks
+    from gpusq_deploy.bundle import require_page, save_page
 
-    return benchmarks.compare(*_runs_of(base, head), max_regression, steady=steady)
+    if html is not None:
+        require_page(Path(html))
+    both = _runs_of(base, head)
+    comparison = benchmarks.compare(*both, max_regression, steady=steady)
+    if html is not None:
+        save_page(Path(html), benchmarks.comparison_page(comparison, *both))
+    return comparison
 
 
-def compare_bundles(base: PathLike, head: PathLike) -> BundleComparison:
+def compare_bundles(base: PathLike, head: PathLike, *, html: PathLike | None = None) -> BundleComparison:
     """What changed from one bundle to another, without timing.
 
     Args:
         base: A bundle's folder.
         head: The folder of what would replace it.
+        html: Where to write the comparison as a page.
 
     Raises:
-        GpusqError: Not a bundle, or damaged.
+        GpusqError: Not a bundle, or damaged; or the page can't be written.
     """
     from gpusq_deploy import benchmarks
-    from gpusq_deploy.bundle import read_bundle
+    from gpusq_deploy.bundle import read_bundle, require_page, save_page
 
-    return benchmarks.compare_bundles(read_bundle(Path(base)), read_bundle(Path(head)))
+    if html is not None:
+        require_page(Path(html))
+    both = (read_bundle(Path(base)), read_bundle(Path(head)))
+    comparison = benchmarks.compare_bundles(*both)
+    if html is not None:
+        save_page(Path(html), benchmarks.bundle_comparison_page(comparison, *both))
+    return comparison
 
 
 def _what_instead(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,16 @@ from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
     from gpusq_deploy.api.running import BundleSession
-    from gpusq_deploy.artifacts import BuiltEngine, BuiltLayer, CalibrationTable, Check, Manifest, QuantPlan, Receipt
+    from gpusq_deploy.artifacts import (
+        BuiltEngine,
+        BuiltLayer,
+        CalibrationTable,
+        Check,
+        Manifest,
+        QuantPlan,
+        Receipt,
+        Runs,
+    )
     from gpusq_deploy.bundle import Bundle, LayerExplanation
     from gpusq_deploy.engines import Target
 
@@ -138,6 +148,51 @@ class OpenBundle:
         receipt = msgspec.structs.replace(self.receipt, engines=engines)
         return OpenBundle(bundle=dataclasses.replace(self.bundle, receipt=receipt))
 
+    def html(self, *, runs: Sequence[Runs | PathLike] = ()) -> str:
+        """The bundle as one self-contained page: report.html, with what was measured where it is given.
+
+        Args:
+            runs: What `bench` measured of the bundle, or files that gpusq-bench wrote.
+
+        Raises:
+            GpusqError: A file can't be read.
+        """
+        from gpusq_deploy.benchmarks import latency_parts
+        from gpusq_deploy.bundle import report_page
+
+        return report_page(self.bundle, latency=latency_parts(_runs_of(runs), self.bundle))
+
+    def write_html(self, path: PathLike, *, runs: Sequence[Runs | PathLike] = ()) -> None:
+        """Write `html` to a file, whole or not at all.
+
+        Args:
+            path: A new file, or an earlier page.
+            runs: As in `html`.
+
+        Raises:
+            GpusqError: As in `html`; or something else lies there, or the disk refused.
+        """
+        from gpusq_deploy.bundle import require_page, save_page
+
+        require_page(Path(path))
+        save_page(Path(path), self.html(runs=runs))
+
+    def write_node_data(self, folder: PathLike) -> tuple[Path, ...]:
+        """Write figures of each node of model.onnx for google-ai-edge's Model Explorer.
+
+        Args:
+            folder: Made where it isn't there.
+
+        Returns:
+            The files, one for each figure: precision, 2:4, SQNR, predicted time.
+
+        Raises:
+            GpusqError: A file there is something else, or the disk refused.
+        """
+        from gpusq_deploy.bundle import write_node_data
+
+        return write_node_data(self.bundle, Path(folder))
+
     def session(self, runtime: str = "auto") -> BundleSession:
         """Load the model to run it; a context manager.
 
@@ -184,6 +239,15 @@ class OpenBundle:
             )
             for decision in decisions
         ]
+
+
+def _runs_of(given: Sequence[Runs | PathLike]) -> list[Runs]:
+    from gpusq_deploy.artifacts import Runs, read_value, require_input
+
+    for path in given:
+        if not isinstance(path, Runs):
+            require_input(Path(path))
+    return [one if isinstance(one, Runs) else read_value(Path(one), Runs) for one in given]
 
 
 def open_bundle(path: PathLike) -> OpenBundle:

@@ -31,6 +31,7 @@ from .bundle_layout import (
     MODEL as MODEL,
     PLAN as PLAN,
     RECEIPT as RECEIPT,
+    REPORT as REPORT,
 )
 from .calibration import (
     AMAX as AMAX,

@@ -18,3 +18,6 @@ RECEIPT = "receipt.json"
 
 
 ENGINES = "engines"
+
+
+REPORT = "report.html"

@@ -32,6 +32,32 @@ from .report.expectations import (
     failed as failed,
     load_expectations as load_expectations,
 )
+from .report.html.page import (
+    render_page as render_page,
+    require_page as require_page,
+    save_page as save_page,
+)
+from .report.html.plots import (
+    dots_plot as dots_plot,
+)
+from .report.html.report import (
+    report_page as report_page,
+)
+from .report.html.values import (
+    LatencyPart as LatencyPart,
+    LatencyRow as LatencyRow,
+    Standing as Standing,
+)
+from .report.html.verdict import (
+    verdict_cards as verdict_cards,
+)
+from .report.layer_rows import (
+    explained_engine as explained_engine,
+)
+from .report.node_data import (
+    node_data as node_data,
+    write_node_data as write_node_data,
+)
 from .report.prediction_text import (
     print_prediction as print_prediction,
 )
@@ -52,7 +78,6 @@ from .report.terminal import (
     print_receipt as print_receipt,
 )
 from .report.terminal_chain import (
-    explained_engine as explained_engine,
     print_chains as print_chains,
 )
 from .report.warnings import (
@@ -64,6 +89,9 @@ from .report.warnings import (
     receipt_doubts as receipt_doubts,
     task_text as task_text,
     verification_warnings as verification_warnings,
+)
+from .sealing import (
+    seal as seal,
 )
 from .validation import (
     Validation as Validation,

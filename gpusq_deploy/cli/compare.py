@@ -25,10 +25,23 @@ _FILE = click.Path(path_type=Path)
     is_flag=True,
     help="Check that the machine was steady, with one model measured twice: exit 3 if the two differ by more.",
 )
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write the comparison as one self-contained page for a browser.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @click.pass_context
-def command(
-    context: click.Context, *, base: Path, head: Path, max_regression: float, steady: bool, as_json: bool
+def command(  # noqa: PLR0913 - click hands one argument to each option
+    context: click.Context,
+    *,
+    base: Path,
+    head: Path,
+    max_regression: float,
+    steady: bool,
+    html: Path | None,
+    as_json: bool,
 ) -> None:
     """Compare two files that gpusq-bench --json wrote on one machine; or two bundles, without timing.
 
@@ -39,23 +52,30 @@ def command(
     from gpusq_deploy.frontend import is_bundle
 
     if is_bundle(base) and is_bundle(head):
-        _compare_bundles(context, base, head, as_json=as_json)
-    comparison = gpusq_deploy.compare(base, head, max_regression=max_regression, steady=steady)
+        _compare_bundles(context, base, head, html, as_json=as_json)
+    comparison = gpusq_deploy.compare(base, head, max_regression=max_regression, steady=steady, html=html)
     click.echo(json_from_value(comparison).decode().rstrip() if as_json else text_from_comparison(comparison))
+    _say_written(html)
     context.exit(comparison.exit_code)
 
 
-def _compare_bundles(context: click.Context, base: Path, head: Path, *, as_json: bool) -> NoReturn:
+def _say_written(html: Path | None) -> None:
+    if html is not None:
+        say(f"wrote {html}")
+
+
+def _compare_bundles(context: click.Context, base: Path, head: Path, html: Path | None, *, as_json: bool) -> NoReturn:
     from gpusq_deploy.api import timing_commands
     from gpusq_deploy.artifacts import json_from_value
 
     for option in on_command_line(context, ("max_regression", "steady")):
         raise click.UsageError(f"{option} is for files of runs: bundles are compared without timing")
-    comparison = gpusq_deploy.compare_bundles(base, head)
+    comparison = gpusq_deploy.compare_bundles(base, head, html=html)
     click.echo(json_from_value(comparison).decode().rstrip() if as_json else comparison.text())
     if not as_json:
         commands = timing_commands([(path, "a bundle") for path in (base, head)])
         say(f"nothing was timed; to compare latency: {commands}")
+    _say_written(html)
     context.exit(comparison.exit_code)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -9,7 +10,7 @@ import click
 
 import gpusq_deploy
 from gpusq_deploy.cli.command import LOUDNESS, Command
-from gpusq_deploy.cli.common import echo_json, reporting, run_command
+from gpusq_deploy.cli.common import echo_json, reporting, run_command, say
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _GROUPS = (
     ("The receipt", ("--layer", "--expect")),
     ("What a profiler saw", ("--kernels", "--inferences", "--target")),
     ("Times on other GPUs", ("--predict", "--device", "--batch", "--calibrate")),
+    ("For other viewers", ("--html", "--runs", "--model-explorer")),
     ("Output", LOUDNESS),
 )
 
@@ -62,6 +64,25 @@ _GROUPS = (
     help="Scale the prediction by what gpusq-bench --json wrote of this bundle on the one --device.",
 )
 @click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write the receipt as one self-contained page for a browser, as report.html in the bundle.",
+)
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Show in the page what gpusq-bench --json measured; once for each file, as of several builds.",
+)
+@click.option(
+    "--model-explorer",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Also write each node's figures as node data for google-ai-edge's Model Explorer, a file for each figure.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of the text: the receipt and the plan."
 )
 def command(  # noqa: PLR0913 - click hands one argument to each option
@@ -76,6 +97,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     devices: tuple[str, ...],
     batch: int | None,
     calibrate: Path | None,
+    html: Path | None,
+    runs: tuple[Path, ...],
+    model_explorer: Path | None,
     as_json: bool,
 ) -> None:
     """Print the receipt of BUNDLE: what was asked of each layer, what the engine builder made of it, and why."""
@@ -88,6 +112,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     opened = gpusq_deploy.open_bundle(bundle)
     if kernels is not None:
         opened = opened.with_kernels(kernels, inferences=inferences, target=target)
+    _write_for_viewers(opened, html, runs, model_explorer)
     if expect is not None:
         _check(opened, expect, as_json=as_json)
     found = opened.bundle
@@ -99,14 +124,28 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         print_receipt(found, layer=layer)
 
 
+def _write_for_viewers(
+    bundle: OpenBundle, html: Path | None, runs: Sequence[Path], model_explorer: Path | None
+) -> None:
+    if html is not None:
+        bundle.write_html(html, runs=runs)
+        say(f"wrote {html}")
+    if model_explorer is not None:
+        written = bundle.write_node_data(model_explorer)
+        say(f"wrote {', '.join(map(str, written)) or 'nothing: no figure of a node is known'}")
+
+
 def _refuse_contradictions(given: dict[str, Any]) -> None:
     named = {name for name, value in given.items() if value not in {None, False, ()}}
     if {"expect", "layer"} <= named:
         raise click.UsageError("--expect checks the whole receipt: leave out --layer")
     if "kernels" not in named and (given["inferences"] > 1 or "target" in named):
         raise click.UsageError("--inferences and --target say what --kernels traced")
-    if "predict" in named and named & {"layer", "expect", "kernels"}:
-        raise click.UsageError("--predict is about the whole model: leave out --layer, --expect and --kernels")
+    if "runs" in named and "html" not in named:
+        raise click.UsageError("--runs is shown in the page of --html FILE")
+    other = named & {"layer", "expect", "kernels", "html", "model_explorer"}
+    if "predict" in named and other:
+        raise click.UsageError(f"--predict is about times alone: leave out --{min(other).replace('_', '-')}")
     if "predict" not in named and named & {"devices", "batch", "calibrate"}:
         raise click.UsageError("--device, --batch and --calibrate say what --predict predicts")
 

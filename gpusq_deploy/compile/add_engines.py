@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from gpusq_deploy.artifacts import MANIFEST, RECEIPT, BuiltEngine, EngineOptions, SkippedTarget
-from gpusq_deploy.bundle import Bundle, files_in, new_bundle, read_bundle, require_accepted, require_whole, write_value
+from gpusq_deploy.bundle import Bundle, new_bundle, read_bundle, require_accepted, require_whole, seal, write_value
 from gpusq_deploy.compile.engine_stage import EngineRequest, build_engines, with_engines
 from gpusq_deploy.compile.target_checks import demands_of, require_possible, require_reachable
 from gpusq_deploy.engines import BackendChoice, Target, choose_backend, options_from_text, texts_from_options
@@ -128,5 +126,5 @@ def extend_bundle(
             )
         )
         write_value(folder, RECEIPT, with_engines(bundle.receipt, engines, skipped, reporter))
-        write_value(folder, MANIFEST, msgspec.structs.replace(manifest, files=files_in(folder)))
+        seal(folder, manifest)
     return Extended(read_bundle(path if is_bundle(path) else place), engines, skipped)

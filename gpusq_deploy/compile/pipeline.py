@@ -12,11 +12,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
-
 from gpusq_deploy.artifacts import (
     CALIBRATION,
-    MANIFEST,
     MODEL,
     PLAN,
     RECEIPT,
@@ -24,7 +21,7 @@ from gpusq_deploy.artifacts import (
     TaskAccuracy,
     digest_of_file,
 )
-from gpusq_deploy.bundle import Bundle, files_in, new_bundle, read_bundle, require_place, write_value
+from gpusq_deploy.bundle import Bundle, new_bundle, read_bundle, require_place, seal, write_value
 from gpusq_deploy.compile.accuracy_gate import producer_shortfalls, refuse, shortfalls, task_shortfalls
 from gpusq_deploy.compile.compare_expected import compare_expected
 from gpusq_deploy.compile.compare_graphs import Pair
@@ -111,7 +108,7 @@ def build_bundle(
         synthetic = decisions.inputs.table is not None and decisions.inputs.table.synthetic
         facts = BuildFacts(sparsity, graph.difference, synthetic=synthetic)
         manifest = make_manifest(request, observed.recipe, opened.checkpoint, map_model(folder / MODEL), facts)
-        write_value(folder, MANIFEST, msgspec.structs.replace(manifest, files=files_in(folder)))
+        seal(folder, manifest)
         if receipt.shortfalls:
             refuse(folder, request, receipt.shortfalls)
     return read_bundle(request.out)

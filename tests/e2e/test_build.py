@@ -44,6 +44,7 @@ def test_the_bundle_holds_what_the_contract_names(bundle: Path) -> None:
         "model.onnx",
         "plan.json",
         "receipt.json",
+        "report.html",
     ]
 
 

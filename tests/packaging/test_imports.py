@@ -26,7 +26,19 @@ def rooms() -> dict[str, frozenset[str]]:
 # A room may import rooms before it, and itself.
 ORDER = ["__init__", *rooms()]
 # Who may import what, anywhere in a file.
-GUARDED = {"torch", "timm", "tensorrt", "tensorrt_rtx", "cuda", "pycuda", "onnxruntime", "click", "rich"}
+GUARDED = {
+    "torch",
+    "timm",
+    "tensorrt",
+    "tensorrt_rtx",
+    "cuda",
+    "pycuda",
+    "onnxruntime",
+    "click",
+    "rich",
+    "jinja2",
+    "leather",
+}
 MOST_FOLDERS, MOST_MODULES, MOST_FLOORS = 14, 4, 12
 
 # Importing one of these costs a second or needs hardware: no --help may.
@@ -42,6 +54,8 @@ HEAVY = (
     "pycuda",
     "timm",
     "PIL",
+    "jinja2",
+    "leather",
 )
 
 COMMANDS = (

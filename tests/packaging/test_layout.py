@@ -104,6 +104,8 @@ def test_the_wheel_holds_one_package_and_its_data(tmp_path: Path) -> None:
         "calibration/recipes/static_wi8_ai8.toml",
         "engines/targets/a100.toml",
         "bundle/handover/templates/config.pbtxt.j2",
+        "bundle/report/html/templates/report.html.j2",
+        "bundle/report/html/templates/style.css",
         "cli/build.py",
         "cli/__init__.pyi",
     ):

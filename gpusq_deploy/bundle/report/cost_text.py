@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import get_args
+from typing import Literal, get_args
 
 from gpusq_deploy.artifacts import (
     CostEstimate,
-    GraphCost,
     LayerCost,
     LayerShare,
     Payoff,
 )
 from gpusq_deploy.text import counted, some
+
+Outlook = Literal["predicted to pay", "may not pay", "unclear", "unknown"]
 
 # The shipped recipe that trades INT8 for fewer kernels.
 _FUSED = "fused_wi8_ai8"
@@ -30,8 +31,24 @@ def cost_text(cost: CostEstimate) -> str:
     )
 
 
+def cost_outlook(cost: CostEstimate) -> Outlook:
+    """Whether quantising is predicted to pay: by predicted times where there are any, else by counts.
+
+    Neither where the prediction's error leaves that open.
+    """
+    built, other = cost.built, cost.unquantised
+    if built is None or other is None:
+        return "unknown"
+    mostly = 2 * _faster(cost) > len(cost.layers)
+    no_more = built.kernels <= other.kernels and built.bytes_moved <= other.bytes_moved
+    pays, loses = no_more and (mostly or not cost.layers), cost.worse and not mostly
+    if cost.times is not None:
+        pays, loses = cost.times.ratio * cost.times.high < 1, cost.times.ratio * cost.times.low > 1
+    return "predicted to pay" if pays else "may not pay" if loses else "unclear"
+
+
 def cost_verdict(cost: CostEstimate, recipe: str) -> str:
-    """Whether quantising is predicted to pay, in one sentence: by predicted times where there are any, else by counts.
+    """`cost_outlook` in one sentence, with its figures: predicted times where there are any, and counts.
 
     Args:
         cost: The two graphs.
@@ -40,25 +57,16 @@ def cost_verdict(cost: CostEstimate, recipe: str) -> str:
     built, other = cost.built, cost.unquantised
     if built is None or other is None:
         return cost.note
-    pays, loses = _judged(cost, built, other)
     graph = (
         f"{_parts_text(cost)}{built.kernels} kernels instead of {other.kernels}, "
         f"{built.bytes_moved / 1e6:.1f} MB moved instead of {other.bytes_moved / 1e6:.1f}"
     )
-    if pays:
+    outlook = cost_outlook(cost)
+    if outlook == "predicted to pay":
         return f"{cost.what} is predicted to pay: {graph}"
-    verdict = f"{cost.what} may not pay" if loses else f"unclear whether {cost.what} pays"
+    verdict = f"{cost.what} may not pay" if outlook == "may not pay" else f"unclear whether {cost.what} pays"
     advice = f"; --recipe {_FUSED} or a larger batch may help" if _fusable(cost, recipe) else ""
     return f"{verdict}: {graph}; gpusq-bench on the GPU decides{advice if cost.worse else ''}"
-
-
-def _judged(cost: CostEstimate, built: GraphCost, other: GraphCost) -> tuple[bool, bool]:
-    """Whether it is predicted to pay, and to lose: neither where the prediction's error leaves that open."""
-    if cost.times is not None:
-        return cost.times.ratio * cost.times.high < 1, cost.times.ratio * cost.times.low > 1
-    mostly = 2 * _faster(cost) > len(cost.layers)
-    no_more = built.kernels <= other.kernels and built.bytes_moved <= other.bytes_moved
-    return no_more and (mostly or not cost.layers), cost.worse and not mostly
 
 
 def _faster(cost: CostEstimate) -> int:

@@ -13,7 +13,7 @@ from gpusq_deploy.text import counted
 
 _FLOAT32 = 4
 # What stands in a bundle beside its model and engines: descriptions, each some kilobytes.
-_DESCRIPTIONS = ".json"
+_DESCRIPTIONS = (".json", ".html")
 
 
 def headline(bundle: Bundle) -> list[tuple[str, str]]:

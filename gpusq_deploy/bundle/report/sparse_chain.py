@@ -201,6 +201,21 @@ def tallies(layers: Sequence[LayerExplanation]) -> tuple[AnswerCount, ...]:
     )
 
 
+def totals(layers: Sequence[LayerExplanation]) -> list[tuple[Question, str]]:
+    """Each question with all its answers: those that a layer has, and yes even where none has it."""
+    parts: dict[Question, list[str]] = {}
+    for tally in tallies(layers):
+        if tally.layers or tally.answer == "yes":
+            said = f"{tally.answer} {tally.layers}{of_flops(tally.flops_share if tally.layers else None)}"
+            parts.setdefault(tally.question, []).append(said)
+    return [(question, ", ".join(said)) for question, said in parts.items()]
+
+
+def of_flops(share: float | None) -> str:
+    """` (12.5% of FLOPs)`; empty where that isn't known."""
+    return "" if share is None else f" ({share:.1%} of FLOPs)"
+
+
 def breaks(layers: Sequence[LayerExplanation]) -> tuple[BlockedLayers, ...]:
     """Where chains stop: layers of one diagnosis that stop at one link and are mended in one way stand together.
 

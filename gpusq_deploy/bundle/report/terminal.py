@@ -9,11 +9,10 @@ from typing import Any
 from rich.console import Console
 
 from gpusq_deploy.artifacts import (
-    EQUAL_DB,
+    REPORT,
     BuiltEngine,
     CompressedIndex,
     CostEstimate,
-    PruningLoss,
     Verification,
     builtins_from_value,
 )
@@ -21,20 +20,26 @@ from gpusq_deploy.bundle.files import Bundle
 from gpusq_deploy.bundle.report.cost_text import cost_text, cost_verdict, layer_costs_line
 from gpusq_deploy.bundle.report.counting import counting_of
 from gpusq_deploy.bundle.report.headline import headline, no_engine_text
+from gpusq_deploy.bundle.report.sentences import (
+    compared_word,
+    engine_text,
+    layer_counts_text,
+    limits_text,
+    pruning_text,
+    verification_text,
+)
 from gpusq_deploy.bundle.report.tables import print_pairs, result_console
 from gpusq_deploy.bundle.report.terminal_chain import print_engine, print_layer, print_plan
 from gpusq_deploy.bundle.report.terminal_drift import drift_line, print_drift
 from gpusq_deploy.bundle.report.warnings import (
+    NOISE,
     compared_text,
-    figures_text,
-    outputs_text,
     producer_text,
     receipt_doubts,
     task_text,
 )
 from gpusq_deploy.numerics import counting_text
 from gpusq_deploy.sparsity import PACKED, compressed_line, packed_index
-from gpusq_deploy.text import counted
 
 # Notes on how the plan was made, which gpusq-inspect shows; the others say what isn't as was asked.
 _DETAILS = ("graph rewrite", "merged ", "Q/K/V projections", "not quantised:", "INT8:", "FP8:", "INT4:")
@@ -77,24 +82,25 @@ def print_bundle(bundle: Bundle) -> None:
     print(flush=True)
     print_pairs(console, "", _rows(bundle), bold={"warning", "calibration"})
     print(f"\nreasons and details, layer by layer: {shlex.join(['gpusq-inspect', str(bundle.path)])}", flush=True)
+    if (bundle.path / REPORT).is_file():  # bundles of older versions have none
+        print(f"as a page: {bundle.path / REPORT}", flush=True)
 
 
 def _rows(bundle: Bundle) -> list[tuple[str, str]]:
     manifest, plan, receipt = bundle.manifest, bundle.plan, bundle.receipt
-    packed, limits = _packed(bundle), _limits(bundle)
-    noise = "random data: ranges mean nothing, don't deploy this"
+    packed, limits = _packed(bundle), limits_text(bundle)
     return [
         ("model", f"{manifest.source.file}, {manifest.source.arch}"),
-        ("layers", _layer_counts(bundle)),
+        ("layers", layer_counts_text(bundle)),
         ("batch", str(manifest.batch)),
         *([("packed", compressed_line(packed))] if packed is not None else []),
-        *([("calibration", noise)] if manifest.synthetic_calibration else []),
+        *([("calibration", NOISE)] if manifest.synthetic_calibration else []),
         *([("task", task_text(receipt.accuracy))] if receipt.accuracy is not None else []),
         *([("pruned", compared_text(receipt.pruning))] if receipt.pruning is not None else []),
         *(("as trained", producer_text(found)) for found in receipt.producer),
-        *([("verified", f"{limits} reached")] if limits and _compared(bundle) == "verified" else []),
+        *([("verified", f"{limits} reached")] if limits and compared_word(bundle) == "verified" else []),
         *(("warning", warning) for warning in receipt_doubts(receipt)),
-        *((f"engine {engine.target}", _engine_text(engine, bundle)) for engine in receipt.engines),
+        *((f"engine {engine.target}", engine_text(engine, bundle)) for engine in receipt.engines),
         *([("speed", cost_verdict(receipt.cost, plan.recipe))] if receipt.cost is not None else []),
         *(
             (f"no engine {entry.target}", f"{entry.reason}\non the device: {entry.command}")
@@ -110,7 +116,7 @@ def print_receipt(bundle: Bundle, *, layer: str | None) -> None:
     for engine in bundle.receipt.engines:
         if layer is None:
             print_engine(console, bundle, engine)
-            console.print(f"{_engine_text(engine, bundle)}\nread from: {engine.source}", markup=False)
+            console.print(f"{engine_text(engine, bundle)}\nread from: {engine.source}", markup=False)
         else:
             print_layer(console, bundle, engine, layer)
     if not bundle.receipt.engines:
@@ -151,49 +157,11 @@ def _accuracy_lines(bundle: Bundle) -> Iterator[str]:
     receipt = bundle.receipt
     if receipt.pruning is not None:
         yield f"pruned: {pruning_text(receipt.pruning)}"
-    yield f"{_compared(bundle)}: {verification_text(receipt.verification)}"
+    yield f"{compared_word(bundle)}: {verification_text(receipt.verification)}"
     if receipt.accuracy is not None:
         yield f"task: {task_text(receipt.accuracy)}"
     for found in receipt.producer:
         yield f"as trained: {producer_text(found)}"
-
-
-def pruning_text(loss: PruningLoss) -> str:
-    """The pruned float model beside the dense one; in a second line on what."""
-    return f"{figures_text(loss)}, against the dense model\n  {loss.note}"
-
-
-def verification_text(verification: Verification | None) -> str:
-    """The built model beside the float one; in a second line on what."""
-    if verification is None:
-        return "no: ONNX Runtime's CPU provider has no BF16 kernels"
-    measured = not (verification.constant or verification.synthetic or verification.cosine is None)
-    cosine = f", cosine {verification.cosine:.5f}" if measured else ""
-    return (
-        f"{outputs_text(verification)}{cosine}, against the {verification.reference} model\n"
-        f"  {verification.note}{_rewrites_text(verification)}"
-    )
-
-
-def _compared(bundle: Bundle) -> str:
-    """What a comparison is called: "verified" only against limits that were asked and reached; else nobody judged."""
-    unproven = bundle.receipt.verification is None or bool(bundle.receipt.shortfalls)
-    return "compared" if unproven or not _limits(bundle) else "verified"
-
-
-def _limits(bundle: Bundle) -> str:
-    """What was asked of the accuracy, by its options; empty where nothing was."""
-    options = bundle.manifest.options
-    asked = {"--min-sqnr": options.min_sqnr, "--min-agreement": options.min_agreement}
-    return " and ".join(f"{name} {limit:g}" for name, limit in asked.items() if limit is not None)
-
-
-def _rewrites_text(verification: Verification) -> str:
-    fused = verification.fused_sqnr_db
-    if fused is None:
-        return ""
-    answer = "the same answer" if fused >= EQUAL_DB else f"SQNR {fused:.1f} dB to that answer"
-    return f"; with optimisations on, {answer} ({counted(verification.fused_images, 'sample')})"
 
 
 def _packed(bundle: Bundle) -> CompressedIndex | None:
@@ -215,26 +183,6 @@ def _packed_json(bundle: Bundle) -> dict[str, Any] | None:
             "of_int8": index.of_int8,
             "times_smaller": index.times_smaller,
         }
-    )
-
-
-def _layer_counts(bundle: Bundle) -> str:
-    layers = bundle.plan.layers
-    coded = [layer.precision for layer in layers if layer.weight is not None]
-    sparse = sum(layer.sparse for layer in layers)
-    counts = ", ".join(f"{coded.count(name)} {name.upper()}" for name in sorted({*coded}) or ["int8"])
-    rest = bundle.plan.float_type.upper()
-    return f"{counts} of {counted(len(layers), 'weighted layer')}, {sparse} with 2:4 weights; everything else {rest}"
-
-
-def _engine_text(engine: BuiltEngine, bundle: Bundle) -> str:
-    gemms = ", ".join(f"{count} {precision}" for precision, count in sorted(engine.totals.gemms.items()))
-    run = "" if engine.executed else "; not run: no such GPU here"
-    return (
-        f"{engine.gpus} (SM {engine.compute_capability}): {engine.engine_bytes / 1e6:.1f} MB "
-        f"by {engine.backend} {engine.backend_version}, {engine.totals.kernels} kernels for batch "
-        f"{bundle.manifest.batch}, GEMMs {gemms}, "
-        f"{counted(engine.totals.attention_fused, 'fused attention')}{run}"
     )
 
 

@@ -15,13 +15,13 @@ _LEAST_AGREEMENT = 0.5
 _POINTED_AT = 2
 # Below so many samples, tenths of a decibel say nothing: from one sample to the next it differs by several.
 _FEW = 16
+NOISE = "calibrated on random data: its ranges mean nothing, don't deploy this"
 
 
 def bundle_doubts(manifest: Manifest, receipt: Receipt) -> tuple[str, ...]:
     """Why a bundle's figures should not be trusted, or it should not be deployed; empty where nothing says so."""
-    noise = "calibrated on random data: its ranges mean nothing, don't deploy this"
     doubts = receipt_doubts(receipt)
-    return (noise, *doubts) if manifest.synthetic_calibration else doubts
+    return (NOISE, *doubts) if manifest.synthetic_calibration else doubts
 
 
 def receipt_doubts(receipt: Receipt) -> tuple[str, ...]:

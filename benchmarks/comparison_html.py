@@ -1,0 +1,68 @@
+"""A comparison as a page for a browser: of two files of runs, or of two bundles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpusq_deploy.artifacts import Runs, builtins_from_value
+from gpusq_deploy.benchmarks.bundle_comparison import BundleComparison, BundleVerdict, Change
+from gpusq_deploy.benchmarks.latency_html import latency_parts
+from gpusq_deploy.benchmarks.regression import Comparison, Verdict
+from gpusq_deploy.benchmarks.report import COMPARISON_HEADINGS, comparison_row
+from gpusq_deploy.bundle import Bundle, Standing, render_page, verdict_cards
+
+_STANDINGS: dict[Verdict | BundleVerdict, Standing] = {
+    "holds": "good",
+    "steady": "good",
+    "same": "good",
+    "changed": "open",
+    "inconclusive": "open",
+    "not steady": "open",
+    "not comparable": "open",
+    "regressed": "bad",
+    "worse": "bad",
+}
+
+
+def comparison_page(comparison: Comparison, base: Runs, head: Runs) -> str:
+    """The verdict, one row per batch size, and the distributions of both."""
+    said = [(f"batch {entry.batch}", (entry.reason, *entry.warnings)) for entry in comparison.batches]
+    remarks = (f"{where}: {text}" for where, texts in said for text in texts)
+    return _page(
+        title="base and head: is head slower?",
+        verdict=(_STANDINGS[comparison.verdict], _sentence(comparison.verdict, comparison.max_regression)),
+        caption="Each batch size",
+        headings=COMPARISON_HEADINGS,
+        rows=[comparison_row(entry) for entry in comparison.batches],
+        remarks=(*comparison.reasons, *remarks, *comparison.remarks),
+        latency=[(name, *latency_parts([runs])) for name, runs in (("base", base), ("head", head))],
+        data=builtins_from_value(comparison),
+    )
+
+
+def bundle_comparison_page(comparison: BundleComparison, base: Bundle, head: Bundle) -> str:
+    """The verdict, every change with the worse ones first, and what each of the two proves."""
+    sides = [(name, bundle.plan.recipe, verdict_cards(bundle)) for name, bundle in (("base", base), ("head", head))]
+    return _page(
+        title=f"{base.manifest.source.file} and {head.manifest.source.file}: what changed",
+        verdict=(_STANDINGS[comparison.verdict], f"{comparison.verdict}; nothing was timed"),
+        caption="Every difference, the worse ones first",
+        headings=("", "engine", "what", "base", "head", "layers"),
+        rows=[_change_row(change) for change in comparison.changes],
+        remarks=comparison.reasons,
+        sides=sides,
+        data=builtins_from_value(comparison),
+    )
+
+
+def _page(*, sides: Any = (), latency: Any = (), **values: Any) -> str:
+    return render_page("comparison.html.j2", sides=sides, latency=latency, **values)
+
+
+def _sentence(verdict: Verdict, max_regression: float) -> str:
+    sides = "±" if verdict in {"steady", "not steady"} else "+"
+    return f"{verdict}: budget {sides}{max_regression:.2%}"
+
+
+def _change_row(change: Change) -> tuple[str | tuple[str, ...], ...]:
+    return (change.judgement, change.engine, change.what, change.base, change.head, change.layers)

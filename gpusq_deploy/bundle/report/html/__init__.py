@@ -1,0 +1,1 @@
+"""What a browser shows: values for the templates, the templates, and the page."""
