@@ -9,7 +9,7 @@ Linear layers are 2:4. The pass that is kept is chosen on other crops of the pho
 held-out images are. To tell photographs from parameters as the limit, the fit is repeated with the grey photographs
 beside (`more photographs`), and with crops of the judged ones (`the judged photographs`, the judged crops among them: a
 bound, no result; `held_out` of its rows is on crops that it wasn't fitted to). `--photographs FOLDER` fits on crops of
-that folder's images instead of all these; docs/compress.md has it for the twenty that the package foolbox 3.3.4 ships.
+that folder's images instead of all these, and from fifty on chooses by every tenth of them, which it isn't fitted to.
 
 The model that is kept is then judged in INT8 by the default recipe, its inputs' ranges observed on the same crops.
 
@@ -46,7 +46,8 @@ from gpusq_deploy.sparsity.reconstruction.reconstruct import reconstruct
 from gpusq_deploy.sparsity.training.qat import int8_layers, observed_scales
 
 _GREY = ("brick.png", "camera.png", "clock_motion.png", "coins.png", "grass.png", "gravel.png", "moon.png")
-_JUDGED, _CHOSEN_ON = 64, 16
+_JUDGED, _CHOSEN_ON = 64, 32
+_MANY, _EVERY = 50, 10
 _SMALLEST = 0.4
 _BATCH = 16
 
@@ -98,9 +99,24 @@ class _Task(NamedTuple):
     judge: _Judge
     options: argparse.Namespace
 
-    def drawn(self, count: int, *, seed: int) -> torch.Tensor:
-        preprocessing = self.checkpoint.preprocessing
-        return torch.from_numpy(crops(list(self.files), preprocessing, count, least=_SMALLEST, seed=seed))
+    @property
+    def apart(self) -> bool:
+        """Whether there are so many photographs that some can be left out of the fit, to choose a pass by."""
+        return len(self.files) >= _MANY
+
+    def fitted(self) -> torch.Tensor:
+        """Crops to fit on."""
+        return self._drawn(self._others() if self.apart else self.files, self.options.crops, seed=0)
+
+    def choosing(self) -> torch.Tensor:
+        """Crops to choose a pass by."""
+        return self._drawn(self.files[::_EVERY] if self.apart else self.files, _CHOSEN_ON, seed=77)
+
+    def _others(self) -> list[Path]:
+        return [path for index, path in enumerate(self.files) if index % _EVERY]
+
+    def _drawn(self, files: Sequence[Path], count: int, *, seed: int) -> torch.Tensor:
+        return torch.from_numpy(crops(list(files), self.checkpoint.preprocessing, count, least=_SMALLEST, seed=seed))
 
 
 def main() -> None:
@@ -138,7 +154,7 @@ def main() -> None:
 
 def _rows(task: _Task, *, simple: bool) -> list[Row]:
     """Rows of one set of photographs; `simple` adds those that reconstruction doesn't start from."""
-    images, dense = task.drawn(task.options.crops, seed=0), task.checkpoint.module
+    images, dense = task.fitted(), task.checkpoint.module
     untyped: Any = dense  # named_modules() has a partly open type
     layers = [name for name, child in untyped.named_modules() if isinstance(child, torch.nn.Linear)]
     rows: list[Row] = []
@@ -148,7 +164,7 @@ def _rows(task: _Task, *, simple: bool) -> list[Row]:
         module = prune_oneshot(dense, layers, images, OneshotOptions(method=method)).module
         times = clock.row()
         rows.append({"row": method, "cosine": task.judge(module), **times})
-    own = _Judge(dense, task.drawn(_CHOSEN_ON, seed=77))
+    own = _Judge(dense, task.choosing())
     clock = _Clock()
     arranged = arrange(dense, layers, images, images).module
     pair = Pair(teacher=arranged, student=prune_oneshot(arranged, layers, images, OneshotOptions()).module)
@@ -171,11 +187,11 @@ def _reconstructed(
         pair,
         layers,
         Data(images=images, held_out=task.judge.images[:32], quality=quality),
-        ReconstructOptions(passes=task.options.passes),
+        ReconstructOptions(passes=task.options.passes, gradient_steps=task.options.gradient_steps),
         lambda text: print(text, flush=True),
     )
     for row, done in zip(rows, report.passes, strict=True):
-        row |= {"row": f"reconstruct, {done.name}" if done.fitted is not None else "second-order, permuted"}
+        row |= {"row": f"reconstruct, {done.name}" if done.name != "pruned" else "second-order, permuted"}
         row |= {"fitted": done.fitted, "kept": done.name == report.kept}
     rows[-1]["blocks"] = msgspec.to_builtins(report.blocks)
     rows[-1]["notes"] = list(report.notes)
@@ -203,7 +219,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--arch")
     parser.add_argument("--arch-arg", action="append", default=[])
     parser.add_argument("--crops", type=int, default=128, help="to fit on")
-    parser.add_argument("--passes", type=int, default=2)
+    parser.add_argument("--passes", type=int, default=1)
+    parser.add_argument("--gradient-steps", type=int, default=150)
     parser.add_argument("--photographs", type=Path, help="a folder: fit on crops of its images alone")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()

@@ -449,7 +449,7 @@ def test_reconstruction_needs_no_labels_and_no_epochs(dense: Path, folder: Path,
     assert [entry.block for entry in result.reconstruction.blocks] == ["blocks.0", "blocks.1"]
     assert result.held_out.recovered >= result.held_out.pruned
     assert result.permuted
-    assert "pass 1 of 2, block 2 of 2: relative error " in done.err
+    assert "pass 1 of 1, block 2 of 2: relative error " in done.err
     saved = load_checkpoint(out)
     assert saved.sparsity is not None
     assert saved.sparsity.method == result.method

@@ -34,7 +34,11 @@ def compared_word(bundle: Bundle) -> str:
 def limits_text(bundle: Bundle) -> str:
     """What was asked of the accuracy, by its options; empty where nothing was."""
     options = bundle.manifest.options
-    asked = {"--min-sqnr": options.min_sqnr, "--min-agreement": options.min_agreement}
+    asked = {
+        "--min-sqnr": options.min_sqnr,
+        "--min-agreement": options.min_agreement,
+        "--max-drop": options.max_drop,
+    }
     return " and ".join(f"{name} {limit:g}" for name, limit in asked.items() if limit is not None)
 
 

@@ -73,6 +73,8 @@ def _reconstructed(run: Run, pair: Distilled) -> Recovered:
         run.reporter.say,
     )
     run.say(*report.notes)
+    if report.images < len(run.data.train):
+        run.say(f"fitted on {report.images} of {len(run.data.train)} images: --prune-images takes more of them")
     done = report.kept != report.passes[0].name
     method = f"{request.method} + reconstruction" if done else request.method
     return Recovered(module, method, reconstruction=report)

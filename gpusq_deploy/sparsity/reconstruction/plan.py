@@ -21,9 +21,13 @@ Quality = Callable[[torch.nn.Module], tuple[float, ...]]
 
 
 class ReconstructOptions(Value):
-    """`passes` over the blocks. `prune` chooses weights, and draws the tokens. `steps` of conjugate gradients refit."""
+    """`passes` over the blocks, then `gradient_steps` of all blocks together.
 
-    passes: int = 2
+    `prune` chooses weights, and draws the tokens. `steps` of conjugate gradients refit.
+    """
+
+    passes: int = 1
+    gradient_steps: int = 150
     prune: OneshotOptions = OneshotOptions()
     steps: int = 4
 

@@ -1,9 +1,10 @@
-"""Reconstruction without labels: the sparse model's blocks are fitted to the dense one's, in closed form.
+"""Reconstruction without labels: the sparse model's blocks are fitted to the dense one's.
 
-Passes over the chain of blocks, from the first to the last; in each, every layer meets the inputs that the blocks
-before it now produce, and aims at the dense model's stream (`one_block`). The first pass chooses the weights again by
-the second-order method, with that aim; the others keep the pattern and solve for the kept weights (`refit`). Of the
-pruned start and the passes, the one that scores best on the held-out images is the result.
+First in closed form, from the first block to the last: every layer meets the inputs that the blocks before it now
+produce, and aims at the dense model's stream (`one_block`). The first such pass chooses the weights again by the
+second-order method, with that aim; others keep the pattern and solve for the kept weights (`refit`). Then all blocks
+together by gradient, and the means of the two (`by_gradient`). Of the pruned start, the passes and the means, the one
+that scores best on the held-out images is the result.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,6 +20,7 @@ from gpusq_deploy.artifacts import Value
 from gpusq_deploy.sparsity.pruning.block_chain import Chain, first_inputs
 from gpusq_deploy.sparsity.pruning.input_moments import Moments
 from gpusq_deploy.sparsity.pruning.one_layer import solve_layer
+from gpusq_deploy.sparsity.reconstruction.by_gradient import means, train_blocks
 from gpusq_deploy.sparsity.reconstruction.one_block import (
     BATCH,
     Fit,
@@ -31,6 +33,7 @@ from gpusq_deploy.sparsity.reconstruction.one_block import (
 from gpusq_deploy.sparsity.reconstruction.plan import (
     Data,
     Plan,
+    Quality,
     ReconstructOptions,
     left_as_pruned,
     planned,
@@ -51,9 +54,9 @@ class BlockError(Value):
 
 
 class PassResult(Value):
-    """A state of the model: the pruned start, or the end of a pass; `seconds` and CPU seconds from the beginning.
+    """A state of the model: the pruned start, a pass's end, or a mean; `seconds` and CPU seconds from the beginning.
 
-    `fitted` is the relative error behind the last block on the images it was fitted to; None of the start.
+    `fitted` is the relative error behind the last block on the images of the fit; None of the start and the means.
     """
 
     name: str
@@ -109,25 +112,46 @@ def reconstruct(
         GpusqError: The model has no chain of blocks that holds one of the layers, or inputs that aren't finite.
     """
     plan = planned(pair.teacher, layers, data.images, options, say)
-    notes = left_as_pruned(plan, layers)
-    clock = _Clock.started()
-    best = copy.deepcopy(pair.student)
-    passes = [PassResult(name="pruned", scores=data.quality(best), fitted=None, **clock.since())]
-    kept = passes[0]
+    tried = _Tried(quality=data.quality)
+    tried.add("pruned", copy.deepcopy(pair.student))
     work = Pair(teacher=pair.teacher, student=copy.deepcopy(pair.student))
     for number in range(1, options.passes + 1):
         fitted = _one_pass(plan, work, number)
-        passes.append(
-            PassResult(name=f"pass {number}", scores=data.quality(work.student), fitted=fitted, **clock.since())
-        )
-        if passes[-1].scores > kept.scores:
-            kept, best = passes[-1], copy.deepcopy(work.student)
-    blocks = _block_errors(plan.chain, pair, best, data.held_out)
-    notes += _limits(blocks, kept)
+        tried.add(f"pass {number}", copy.deepcopy(work.student), fitted)
+    if options.gradient_steps:
+        _train(plan, Pair(teacher=pair.teacher, student=tried.best), layers, data.images, tried)
+    best = Pair(teacher=pair.teacher, student=tried.best)
+    blocks = _block_errors(plan.chain, pair, best.student, data.held_out)
+    rebuilt = None if tried.kept.name == "pruned" else _fitted(plan, best)
+    notes = (*left_as_pruned(plan, layers), *_limits(blocks, rebuilt))
     report = Reconstruction(
-        images=len(data.images), kept=kept.name, passes=tuple(passes), blocks=blocks, notes=tuple(notes)
+        images=len(data.images), kept=tried.kept.name, passes=tuple(tried.passes), blocks=blocks, notes=notes
     )
-    return best, report
+    return best.student, report
+
+
+@dataclass(kw_only=True, slots=True)
+class _Tried:
+    """The states of the model until now, and the best of them."""
+
+    quality: Quality
+    clock: _Clock = field(default_factory=_Clock.started)
+    passes: list[PassResult] = field(default_factory=list[PassResult])
+    kept: PassResult = field(init=False)
+    best: torch.nn.Module = field(init=False)
+
+    def add(self, name: str, module: torch.nn.Module, fitted: float | None = None) -> None:
+        """Score one, which isn't changed any more."""
+        self.passes.append(PassResult(name=name, scores=self.quality(module), fitted=fitted, **self.clock.since()))
+        if len(self.passes) == 1 or self.passes[-1].scores > self.kept.scores:
+            self.kept, self.best = self.passes[-1], module
+
+
+def _train(plan: Plan, start: Pair, layers: Sequence[str], images: torch.Tensor, tried: _Tried) -> None:
+    masks = {layer: start.student.get_parameter(f"{layer}.weight") != 0 for layer in layers}
+    trained = train_blocks(plan, start, masks, images, plan.options.gradient_steps)
+    for share, mean in means(start.student, trained):
+        tried.add(f"trained, {share:.0%}", mean)
 
 
 def _one_pass(plan: Plan, pair: Pair, number: int) -> float:
@@ -144,6 +168,15 @@ def _one_pass(plan: Plan, pair: Pair, number: int) -> float:
             f"{error:.4f}, {left:.0f} s left in this pass"
         )
     return error
+
+
+def _fitted(plan: Plan, pair: Pair) -> float:
+    """The relative error behind the last block on the images of the fit."""
+    streams = Streams(dense=plan.tokens, sparse=plan.tokens)
+    for block in plan.chain.blocks:
+        dense, sparse = run_block(block, pair.teacher, streams.dense), run_block(block, pair.student, streams.sparse)
+        streams = Streams(dense=dense, sparse=sparse)
+    return stream_error(streams)
 
 
 def _choosing(plan: Plan, pair: Pair) -> Fit:
@@ -179,17 +212,17 @@ def _block_errors(chain: Chain, pair: Pair, best: torch.nn.Module, images: torch
     return tuple(found)
 
 
-def _limits(blocks: Sequence[BlockError], kept: PassResult) -> list[str]:
-    """What limits the result, in sentences."""
+def _limits(blocks: Sequence[BlockError], fitted: float | None) -> list[str]:
+    """What limits the result, in sentences; `fitted` is the error on the images of the fit, None of the start."""
     last, worst = blocks[-1], max(blocks, key=lambda block: block.reconstructed)
     told = [
         f"relative error behind the last block on held-out images: {last.pruned:.4f} pruned, {last.reconstructed:.4f} "
         f"reconstructed; the largest is {worst.reconstructed:.4f} behind {worst.block}"
     ]
-    if kept.fitted is None:
+    if fitted is None:
         return [*told, "no pass scored above the pruned model on the held-out images: more images may help"]
-    ratio = last.reconstructed / kept.fitted if kept.fitted > 0 else 1.0
+    ratio = last.reconstructed / fitted if fitted > 0 else 1.0
     limit = (
         "other images than these would help" if ratio > _FORGETS else "the kept weights are the limit, not the images"
     )
-    return [*told, f"on the images of the fit it is {kept.fitted:.4f}, {ratio:.1f} times less: {limit}"]
+    return [*told, f"on the images of the fit it is {fitted:.4f}, {ratio:.1f} times less: {limit}"]

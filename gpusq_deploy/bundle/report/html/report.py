@@ -18,7 +18,7 @@ from gpusq_deploy.bundle.report.html.verdict import Explained, tasks, verdict, v
 from gpusq_deploy.bundle.report.layer_rows import explained_engine
 from gpusq_deploy.bundle.report.sentences import compared_word, layer_counts_text, pruning_text, verification_text
 from gpusq_deploy.bundle.report.terminal import bundle_json
-from gpusq_deploy.bundle.report.warnings import producer_text
+from gpusq_deploy.bundle.report.warnings import producer_text, task_text
 from gpusq_deploy.numerics import counting_text
 
 # A full bar.
@@ -76,6 +76,7 @@ def _accuracy(bundle: Bundle) -> dict[str, Any]:
     receipt, found = bundle.receipt, bundle.receipt.verification
     texts = [(compared_word(bundle), verification_text(found))]
     texts += [("pruned", pruning_text(receipt.pruning))] if receipt.pruning is not None else []
+    texts += [] if receipt.accuracy is None else [("task", task_text(receipt.accuracy))]
     texts += [("as trained", producer_text(each)) for each in receipt.producer]
     blocks = () if found is None or found.synthetic else found.blocks
     layers = () if found is None or found.synthetic else found.layers

@@ -12,7 +12,7 @@ from gpusq_deploy.bundle.report.headline import accuracy_text, no_engine_text
 from gpusq_deploy.bundle.report.html.values import Card, Standing
 from gpusq_deploy.bundle.report.sentences import layer_counts_text, limits_text
 from gpusq_deploy.bundle.report.sparse_chain import LayerExplanation, breaks
-from gpusq_deploy.bundle.report.warnings import NOISE, decibels_text, receipt_doubts
+from gpusq_deploy.bundle.report.warnings import NOISE, decibels_text, receipt_doubts, task_text
 from gpusq_deploy.text import counted, listed, some
 
 Explained = Sequence[tuple[BuiltEngine, Sequence[LayerExplanation]]]
@@ -132,11 +132,11 @@ def _sparse(bundle: Bundle) -> Card:
 
 
 def _accuracy(bundle: Bundle) -> Card:
-    title, found = "Accuracy", bundle.receipt.verification
-    said = accuracy_text(bundle)
+    title, found, task = "Accuracy", bundle.receipt.verification, bundle.receipt.accuracy
+    said = accuracy_text(bundle) if task is None else f"{task_text(task)}; {accuracy_text(bundle)}"
     if bundle.receipt.shortfalls:
         return Card(title, "bad", "refused", f"{'; '.join(bundle.receipt.shortfalls)}; {said}")
-    word = _figure(found)
+    word = _figure(found) if task is None else f"{task.measure} {task.built:.2%}"
     if bundle.manifest.synthetic_calibration:
         return Card(title, "bad", "random data", NOISE)
     doubts = receipt_doubts(bundle.receipt)
@@ -144,8 +144,9 @@ def _accuracy(bundle: Bundle) -> Card:
         return Card(title, "bad", "doubtful", f"{said}; {'; '.join(doubts)}")
     if word == _UNMEASURED:
         return Card(title, "open", word, said, "gpusq-build --calib IMAGES")
-    if limits_text(bundle):
-        return Card(title, "good", word, f"{limits_text(bundle)} reached: {said}")
+    limits = limits_text(bundle)
+    if limits:
+        return Card(title, "good", word, f"{limits} reached: {said}")
     return Card(title, "open", word, f"{said}; no limit was set", _JUDGED)
 
 

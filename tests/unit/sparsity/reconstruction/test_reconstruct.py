@@ -19,6 +19,7 @@ from gpusq_deploy.sparsity.pruning.block_chain import Block, block_chain, first_
 from gpusq_deploy.sparsity.pruning.input_moments import GramSums
 from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
 from gpusq_deploy.sparsity.pruning.whole_model import prune_oneshot
+from gpusq_deploy.sparsity.reconstruction.by_gradient import means
 from gpusq_deploy.sparsity.reconstruction.junctions import OUTPUT, find_junctions, linears_of
 from gpusq_deploy.sparsity.reconstruction.one_block import Pair, Streams, stream_error
 from gpusq_deploy.sparsity.reconstruction.plan import Data, ReconstructOptions
@@ -65,7 +66,7 @@ def agreement(teacher: nn.Module, samples: torch.Tensor, module: nn.Module) -> t
 
 
 def rebuilt(
-    pair: Pair, layers: list[str], *, passes: int = 2, scores: list[float] | None = None
+    pair: Pair, layers: list[str], *, passes: int = 2, gradient_steps: int = 0, scores: list[float] | None = None
 ) -> tuple[nn.Module, Reconstruction, list[str]]:
     """On 96 images, judged on 16 others, or as `scores` say."""
     told = None if scores is None else iter(scores)
@@ -76,7 +77,8 @@ def rebuilt(
         held_out=held_out,
         quality=lambda module: agreement(pair.teacher, held_out, module) if told is None else (next(told),),
     )
-    module, report = reconstruct(pair, layers, data, ReconstructOptions(passes=passes), said.append)
+    options = ReconstructOptions(passes=passes, gradient_steps=gradient_steps)
+    module, report = reconstruct(pair, layers, data, options, said.append)
     return module, report, said
 
 
@@ -166,6 +168,36 @@ def test_the_best_on_held_out_images_is_the_result(scores: list[float], kept: st
     same = all(torch.equal(value, start.state_dict()[name]) for name, value in module.state_dict().items())
     assert same == (kept == "pruned")
     assert any("more images may help" in note for note in report.notes) == (kept == "pruned")
+
+
+def test_trained_together_the_blocks_come_nearer_and_keep_the_pattern() -> None:
+    teacher = vit()
+    layers = layers_of(teacher)
+    start = pruned(teacher, layers, random(96, 3, 32, 32, seed=8))
+    one, _, _ = rebuilt(Pair(teacher=teacher, student=start), layers, passes=1)
+    two, report, said = rebuilt(Pair(teacher=teacher, student=start), layers, passes=1, gradient_steps=40)
+    assert [entry.name for entry in report.passes[2:]] == [f"trained, {share}%" for share in (25, 50, 75, 100)]
+    assert report.kept.startswith("trained, ")
+    assert max(entry.scores for entry in report.passes) > report.passes[1].scores
+    assert torch.equal(pattern(one, layers), pattern(two, layers))
+    assert not any(value.requires_grad for value in two.parameters())
+    losses = [float(line.split("loss ")[1].split(",")[0]) for line in said if "loss " in line]
+    assert losses[-1] < losses[0]
+
+
+def test_a_mean_of_weights_is_numpys_and_the_fit_repeats() -> None:
+    teacher, other = vit(), vit()
+    layers = layers_of(teacher)
+    with torch.no_grad():
+        other.get_parameter("blocks.0.mlp.fc1.weight").mul_(3)
+    found = dict(means(teacher, other))
+    name = "blocks.0.mlp.fc1.weight"
+    before = array_from_tensor(teacher.get_parameter(name))
+    np.testing.assert_allclose(array_from_tensor(found[0.25].get_parameter(name)), 1.5 * before, rtol=1e-6)
+    assert torch.equal(found[1.0].get_parameter(name), other.get_parameter(name))
+    start = pruned(teacher, layers, random(96, 3, 32, 32, seed=8))
+    twice = [rebuilt(Pair(teacher=teacher, student=start), layers, passes=0, gradient_steps=3)[0] for _ in range(2)]
+    assert all(torch.equal(*values) for values in zip(*(each.parameters() for each in twice), strict=True))
 
 
 def swin() -> nn.Module:

@@ -10,7 +10,7 @@ import pages
 import pytest
 
 from gpusq_deploy.artifacts.build_options import BuildOptionsRecord
-from gpusq_deploy.artifacts.receipt import CostEstimate, GraphCost, YesNoUnknown
+from gpusq_deploy.artifacts.receipt import CostEstimate, GraphCost, TaskAccuracy, YesNoUnknown
 from gpusq_deploy.bundle.files import Bundle
 from gpusq_deploy.bundle.report.html.values import Card
 from gpusq_deploy.bundle.report.html.verdict import tasks, verdict, verdict_cards
@@ -74,6 +74,15 @@ def test_accuracy_is_proven_by_a_limit_alone(bundle: Bundle) -> None:
     assert found(pages.changed(limited(bundle), verification=None))["Accuracy"][1:3] == ("open", "not measured")
     noise = replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, synthetic_calibration=True))
     assert found(noise)["Accuracy"].word == "random data"
+
+
+def test_the_task_s_own_measure_comes_before_decibels(bundle: Bundle) -> None:
+    task = TaskAccuracy(data="val", measure="top-1", images=500, given=0.81, built=0.806, low=-0.01, high=0.002)
+    card = found(pages.changed(bundle, accuracy=task))["Accuracy"]
+    assert (card.standing, card.word) == ("open", "top-1 80.60%")
+    assert card.text.startswith(
+        "top-1 80.60%, the given model 81.00%: -0.40 points [-1.00, +0.20] on 500 images of val"
+    )
 
 
 def test_speed_is_good_only_where_an_engine_was_measured(bundle: Bundle) -> None:
