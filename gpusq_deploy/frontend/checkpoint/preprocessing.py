@@ -80,6 +80,7 @@ def _from_timm(module: torch.nn.Module) -> Preprocessing:
         std=per_channel(data["std"], channels),
         interpolation=data["interpolation"],
         crop_fraction=float(data["crop_pct"]),
+        crop_mode=data["crop_mode"],
         origin="timm pretrained_cfg",
     )
 
