@@ -20,11 +20,11 @@ from foreign_loops import (
     FILTERS,
     SEGFORMER,
     SIDE,
-    cropped,
     normalised,
     pieces,
     results_of,
     scenes,
+    squeezed,
     transformers_model,
 )
 from PIL import Image
@@ -255,7 +255,7 @@ def test_label_maps_are_scored_as_sklearn_does(tmp_path: Path) -> None:
     path, module, declared = transformers_model(tmp_path / "seg.pt", "SegformerForSemanticSegmentation", SEGFORMER)
     predicted = list[npt.NDArray[np.int64]]()
     for file in sorted((root / "images").iterdir()):
-        fitted = cropped(Image.open(file).convert("RGB"), FILTERS[declared.interpolation])
+        fitted = squeezed(Image.open(file).convert("RGB"), FILTERS[declared.interpolation])
         with torch.no_grad():
             logits: Any = module(normalised(fitted, declared)[None])
         whole = torch.nn.functional.interpolate(logits, size=(SIDE, SIDE), mode="bilinear", align_corners=False)

@@ -15,10 +15,10 @@ from foreign_loops import (
     FILTERS,
     SEGFORMER,
     SIDE,
-    cropped,
     normalised,
     pieces,
     results_of,
+    squeezed,
     transformers_model,
 )
 from PIL import Image
@@ -67,7 +67,7 @@ def test_boxes_lie_where_the_loop_has_them(images: list[Path], tmp_path: Path) -
 def test_a_label_map_is_drawn_over_what_the_model_sees(images: list[Path], tmp_path: Path) -> None:
     path, module, declared = transformers_model(tmp_path / "seg.pt", "SegformerForSemanticSegmentation", SEGFORMER)
     told = answers(path, images[0], "--out", tmp_path / "drawn")
-    seen = cropped(Image.open(images[0]).convert("RGB"), FILTERS[declared.interpolation])
+    seen = squeezed(Image.open(images[0]).convert("RGB"), FILTERS[declared.interpolation])
     with torch.no_grad():
         logits: Any = module(normalised(seen, declared)[None])
     whole = torch.nn.functional.interpolate(logits, size=(SIDE, SIDE), mode="bilinear", align_corners=False)

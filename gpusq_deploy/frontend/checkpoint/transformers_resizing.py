@@ -15,7 +15,7 @@ Size = tuple[int, int]
 RESIZING_KEYS = (
     *("size", "crop_size", "do_resize", "do_center_crop", "crop_pct", "default_to_square", "keep_aspect_ratio"),
 )
-# Whose tensors `tests/unit/frontend/checkpoint/test_transformers_pixels.py` compares with those made here.
+# Whose tensors `tests/unit/frontend/checkpoint/test_published_pixels.py` compares with those made here.
 COMPARED = frozenset(
     f"{name}ImageProcessor"
     for name in (
