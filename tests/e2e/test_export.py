@@ -93,18 +93,17 @@ def odd_images(folder: Path) -> dict[str, Path]:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize(
-    ("mode", "offset", "width"),
+    "framed",
     [("center", "round", 40), ("center", "floor", 48), ("squash", "floor", 40), ("border", "round", 48)],
 )
-def test_images_are_prepared_to_the_same_bits(  # noqa: PLR0913 - one for each parameter
+def test_images_are_prepared_to_the_same_bits(
     exported: Path,
     tmp_path: Path,
     channels: int,
     interpolation: Interpolation,
-    mode: CropMode,
-    offset: CropOffset,
-    width: int,
+    framed: tuple[CropMode, CropOffset, int],
 ) -> None:
+    mode, offset, width = framed
     declared = Preprocessing(
         channels=channels,
         height=48,
