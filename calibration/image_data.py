@@ -135,8 +135,9 @@ def _bordered(cropped: Image.Image, frame: Frame, preprocessing: Preprocessing) 
     """What of the crop lies beyond the image, filled with the mean."""
     if frame.inside == frame.crop:
         return cropped
-    fill = tuple(round(255 * value) for value in preprocessing.mean)
-    whole = Image.new(cropped.mode, (preprocessing.width, preprocessing.height), fill if len(fill) > 1 else fill[0])
+    fill = [round(255 * value) for value in preprocessing.mean]
+    colour = fill[0] if len(fill) == 1 else tuple(fill)
+    whole = Image.new(cropped.mode, (preprocessing.width, preprocessing.height), colour)
     whole.paste(cropped, (frame.inside[0] - frame.crop[0], frame.inside[1] - frame.crop[1]))
     return whole
 

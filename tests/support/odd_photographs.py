@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import skimage.data
@@ -17,7 +18,8 @@ ORIENTATION = 0x0112
 
 def photograph(width: int, height: int) -> Image.Image:
     """A cut of scikit-image's cup of coffee, turned where it must be high."""
-    whole = Image.fromarray(skimage.data.coffee())
+    library: Any = skimage.data  # untyped
+    whole: Image.Image = Image.fromarray(library.coffee())
     if height > whole.height:
         whole = whole.transpose(Image.Transpose.ROTATE_90)
     return whole.crop((7, 11, 7 + width, 11 + height)) if height + 11 <= whole.height else whole.resize((width, height))
@@ -35,7 +37,7 @@ def of_odd_modes(folder: Path) -> Mapping[str, tuple[Path, Image.Image]]:
     palette, clear, see_through = colours.quantize(64), colours.convert("LA"), colours.convert("RGBA")
     clear.putalpha(alpha)
     see_through.putalpha(alpha)
-    saved = {
+    saved: dict[str, tuple[Image.Image, dict[str, Any]]] = {
         "grey.png": (colours.convert("L"), {}),
         "grey-alpha.png": (clear, {}),
         "palette.png": (palette, {}),
@@ -58,6 +60,6 @@ def of_odd_modes(folder: Path) -> Mapping[str, tuple[Path, Image.Image]]:
 def _loaded(path: Path) -> Image.Image:
     with Image.open(path) as image, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Palette images with Transparency")
-        loaded = image.convert("RGB")
+        loaded: Image.Image = image.convert("RGB")
     loaded.info.pop("transparency", None)  # Pillow keeps it, and CLIP's processor would put white behind it
     return loaded

@@ -302,5 +302,6 @@ def test_an_image_is_fitted_as_a_whole_or_squashed() -> None:
     for mode, size in (("center", (32, 16)), ("squash", (32, 32))):
         fitted = fit_image(image, preprocessing(crop_mode=mode, crop_fraction=0.9, **plain))
         want: Array = np.asarray(image.resize(size, Image.Resampling.BILINEAR), np.float32) / 255
-        np.testing.assert_allclose(np.moveaxis(fitted.sample, 0, 2), want, rtol=0, atol=TOLERANCE)
+        got: Array = np.moveaxis(fitted.sample, 0, 2)
+        np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE)
         assert fitted.original == (20, 40)
