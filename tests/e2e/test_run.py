@@ -99,6 +99,21 @@ def test_a_bundle_prints_the_likeliest_classes(images: list[Path], dense: Path, 
     assert told["runtime"] == "onnxruntime"
 
 
+def test_a_turned_photograph_is_run_as_its_pixels_lie_and_that_is_said(
+    images: list[Path], dense: Path, tmp_path: Path
+) -> None:
+    turned, exif = tmp_path / "turned.jpg", Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(images[0]) as image:
+        image.save(turned, exif=exif, quality=95)
+        image.save(tmp_path / "straight.jpg", quality=95)
+    done = run_main(run, dense, turned, "--json")
+    assert "1 of 1 image has an EXIF orientation, which isn't applied" in done.err
+    straight = run_main(run, dense, tmp_path / "straight.jpg", "--json")
+    assert "EXIF" not in straight.err
+    assert done.json()["images"][0]["found"] == straight.json()["images"][0]["found"]
+
+
 def test_nothing_is_replaced_unasked(images: list[Path], dense: Path, tmp_path: Path) -> None:
     out = tmp_path / "drawn"
     assert run_main(run, dense, images[0], "--out", out).code == 0
