@@ -80,7 +80,7 @@ def _from_timm(module: torch.nn.Module) -> Preprocessing:
         std=per_channel(data["std"], channels),
         interpolation=data["interpolation"],
         crop_fraction=float(data["crop_pct"]),
-        crop_mode=data["crop_mode"],
+        crop_mode=data["crop_mode"] if data["crop_mode"] in ("squash", "border") else "center",
         origin="timm pretrained_cfg",
     )
 
