@@ -40,6 +40,9 @@ from .image_data import (
     load_image as load_image,
     sample_from_image as sample_from_image,
 )
+from .image_decoding import (
+    turned_remark as turned_remark,
+)
 from .image_listing import (
     SUFFIXES as SUFFIXES,
     image_files as image_files,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from gpusq_deploy.artifacts import UNDECLARED, Preprocessing, preprocessing_of_shape
 from gpusq_deploy.calibration.array_data import called, mapped_npy, mapped_npz, names_factory, spooled
 from gpusq_deploy.calibration.image_data import Sample, load_image
-from gpusq_deploy.calibration.image_decoding import frames_remark
+from gpusq_deploy.calibration.image_decoding import frames_remark, turned_remark
 from gpusq_deploy.calibration.image_listing import SUFFIXES, listed
 from gpusq_deploy.calibration.loader_items import ItemReader, batch_shape
 from gpusq_deploy.errors import GpusqError, printable
@@ -335,15 +335,15 @@ def spread_evenly(source: DataSource, most: int) -> Selection:
 
 
 def remarks(source: DataSource) -> tuple[str, ...]:
-    """What should be known of the samples: images that can't be decoded here, and those with several frames."""
+    """What should be known of the samples: images that can't be decoded here, are turned, or have several frames."""
     indices: Sequence[int] = range(len(source))
     while isinstance(source, Selection):
         chosen = source.indices
         indices, source = [chosen[index] for index in indices], source.source
     if not isinstance(source, ImageFolder):
         return ()
-    files = source.files
-    return tuple(filter(None, (source.lacking, frames_remark(tuple(files[index] for index in indices)))))
+    files = tuple(source.files[index] for index in indices)
+    return tuple(filter(None, (source.lacking, frames_remark(files), turned_remark(files))))
 
 
 def _array_source(name: str, values: npt.NDArray[Any], preprocessing: Preprocessing) -> ArrayFile:

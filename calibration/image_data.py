@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +13,7 @@ from PIL import Image
 
 from gpusq_deploy.artifacts import Preprocessing
 from gpusq_deploy.calibration.image_decoding import WHOLE, eight_bits, one_large, opened, pixels_of, require_memory
+from gpusq_deploy.calibration.image_frame import Frame, frame_of
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.text import one_line
 
@@ -25,8 +25,6 @@ _RESAMPLING = {
 }
 # An image that would have more pixels once resized is cropped before: only the crop is resized.
 _MOST_RESIZED = 1 << 24
-# Of a longer image the crop shows next to nothing.
-_LONGEST = 200
 # Large images are averaged down to this many times the size that they are resized to, as Pillow's thumbnails are.
 _GAP = 3
 
@@ -34,15 +32,8 @@ Sample = npt.NDArray[np.float32]
 _Taken = TypeVar("_Taken")
 
 
-class _Frame(NamedTuple):
-    """The size that an image is resized to, and the crop from that: left, top, right, bottom."""
-
-    size: tuple[int, int]
-    crop: tuple[int, int, int, int]
-
-
 def load_image(path: Path, preprocessing: Preprocessing) -> Sample:
-    """Read, resize the shorter side, crop the centre, scale and normalise; see `Preprocessing`.
+    """Read, resize, crop the centre, scale and normalise; see `Preprocessing`.
 
     Of several frames or pages the first is read. An orientation in the file's EXIF isn't looked at, as timm and
     torchvision don't. An image of more than 2^26 pixels is decoded at reduced size, if its format is JPEG, and averaged
@@ -66,7 +57,7 @@ class Fitted(NamedTuple):
 
 
 def fit_image(image: Path | Image.Image, preprocessing: Preprocessing) -> Fitted:
-    """As `load_image`, but scaled to fit height and width, one of which it fills, and not cropped.
+    """As `load_image`, but scaled to fit height and width, one of which it fills, and not cropped; `squash` fills both.
 
     Raises:
         GpusqError: See `load_image`.
@@ -76,7 +67,9 @@ def fit_image(image: Path | Image.Image, preprocessing: Preprocessing) -> Fitted
     width, height = image.size
     scale = min(preprocessing.height / height, preprocessing.width / width)
     sides = {"height": max(1, round(height * scale)), "width": max(1, round(width * scale))}
-    whole = msgspec.structs.replace(preprocessing, crop_fraction=1.0, **sides)
+    if preprocessing.crop_mode == "squash":
+        sides = {}
+    whole = msgspec.structs.replace(preprocessing, crop_fraction=1.0, crop_mode="squash", **sides)
     return Fitted(_normalised(_drawn(image, whole), preprocessing), (height, width))
 
 
@@ -123,20 +116,33 @@ def _normalised(cropped: Image.Image, preprocessing: Preprocessing) -> Sample:
 def _drawn(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """The crop, in mode L or RGB."""
     mode = "L" if preprocessing.channels == 1 else "RGB"
-    frame = _frame(image.size, preprocessing)
+    frame = frame_of(image.size, preprocessing)
     filtering = _RESAMPLING[preprocessing.interpolation]
     if pixels_of(image.size) > WHOLE:
         with one_large:
-            return _reduced(image, frame, filtering, mode)
+            return _bordered(_reduced(image, frame, filtering, mode), frame, preprocessing)
     converted = eight_bits(image).convert(mode)
-    if pixels_of(frame.size) > _MOST_RESIZED:
-        if filtering == Image.Resampling.NEAREST:
-            return _picked(converted, frame)
-        return _boxed(converted, frame, filtering, gap=None)
-    return converted.resize(frame.size, filtering).crop(frame.crop)
+    if pixels_of(frame.size) <= _MOST_RESIZED:
+        cropped = converted.resize(frame.size, filtering).crop(frame.inside)
+    elif filtering == Image.Resampling.NEAREST:
+        cropped = _picked(converted, frame)
+    else:
+        cropped = _boxed(converted, frame, filtering, gap=None)
+    return _bordered(cropped, frame, preprocessing)
 
 
-def _reduced(image: Image.Image, frame: _Frame, filtering: Image.Resampling, mode: str) -> Image.Image:
+def _bordered(cropped: Image.Image, frame: Frame, preprocessing: Preprocessing) -> Image.Image:
+    """What of the crop lies beyond the image, filled with the mean."""
+    if frame.inside == frame.crop:
+        return cropped
+    fill = [round(255 * value) for value in preprocessing.mean]
+    colour = fill[0] if len(fill) == 1 else tuple(fill)
+    whole = Image.new(cropped.mode, (preprocessing.width, preprocessing.height), colour)
+    whole.paste(cropped, (frame.inside[0] - frame.crop[0], frame.inside[1] - frame.crop[1]))
+    return whole
+
+
+def _reduced(image: Image.Image, frame: Frame, filtering: Image.Resampling, mode: str) -> Image.Image:
     """The crop of a large image, of which as little is decoded and converted as its format allows."""
     size = image.size
     image.draft(None, (_GAP * frame.size[0], _GAP * frame.size[1]))
@@ -147,21 +153,21 @@ def _reduced(image: Image.Image, frame: _Frame, filtering: Image.Resampling, mod
     return _boxed(flat, frame, filtering, gap=_GAP).convert(mode)
 
 
-def _boxed(image: Image.Image, frame: _Frame, filtering: Image.Resampling, *, gap: float | None) -> Image.Image:
+def _boxed(image: Image.Image, frame: Frame, filtering: Image.Resampling, *, gap: float | None) -> Image.Image:
     """What a resize and a crop make, without the pixels that the crop leaves out.
 
     The filters reach beyond the box, so the pixels are the same but for the rounding of the box to float32; and, with
     a `gap`, for the averaging of an image down to that many times its new size.
     """
-    left, top, right, bottom = frame.crop
+    left, top, right, bottom = frame.inside
     across, down = image.width / frame.size[0], image.height / frame.size[1]
     box = (left * across, top * down, min(right * across, image.width), min(bottom * down, image.height))
     return image.resize((right - left, bottom - top), filtering, box=box, reducing_gap=gap)
 
 
-def _picked(image: Image.Image, frame: _Frame) -> Image.Image:
+def _picked(image: Image.Image, frame: Frame) -> Image.Image:
     """What a resize to the nearest pixels and a crop make: which those are is asked of Pillow, one axis at a time."""
-    left, top, right, bottom = frame.crop
+    left, top, right, bottom = frame.inside
     columns = _nearest(image.width, frame.size[0])[left:right]
     rows = _nearest(image.height, frame.size[1])[top:bottom]
     return Image.fromarray(np.asarray(image)[rows][:, columns])
@@ -171,28 +177,3 @@ def _nearest(side: int, resized: int) -> npt.NDArray[np.int32]:
     places = Image.fromarray(np.arange(side, dtype=np.int32)[None])
     found: npt.NDArray[np.int32] = np.asarray(places.resize((resized, 1), Image.Resampling.NEAREST))[0]
     return found
-
-
-def _frame(size: tuple[int, int], preprocessing: Preprocessing) -> _Frame:
-    """Rounded as timm and torchvision round: both sides down, in whole numbers.
-
-    Raises:
-        GpusqError: The image is so long that the crop leaves nearly all of it out.
-    """
-    # 224 / (224 / 232) is 231.99…: the small term makes it 232.
-    width, height = (
-        math.floor(side / preprocessing.crop_fraction + 1e-6) for side in (preprocessing.width, preprocessing.height)
-    )
-    if width * size[1] >= height * size[0]:
-        resized = (width, size[1] * width // size[0])
-    else:
-        resized = (size[0] * height // size[1], height)
-    beyond = max(resized[0] / width, resized[1] / height)
-    if beyond > _LONGEST:
-        raise GpusqError(
-            f"the image is {size[0]:,} x {size[1]:,} pixels: the centre crop keeps 1/{beyond:,.0f} of it, the least is "
-            f"1/{_LONGEST}",
-            hint="cut it into pieces that look like the model's inputs, or remove it from the folder",
-        )
-    left, top = round((resized[0] - preprocessing.width) / 2), round((resized[1] - preprocessing.height) / 2)
-    return _Frame(size=resized, crop=(left, top, left + preprocessing.width, top + preprocessing.height))

@@ -21,8 +21,9 @@ WHOLE = 1 << 26
 MOST_BYTES = 2 << 30
 # Formats without pixels of 32 bits, whatever mode Pillow reads them into.
 _NEVER_WIDER = frozenset({"PNG", "PPM"})
-# TIFF's number of the tag.
+# TIFF's numbers of the tags.
 _BITS_PER_SAMPLE = 258
+_ORIENTATION = 274
 # Bytes of a pixel in Pillow's memory; 4 in every other mode.
 _NARROW = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 # Bytes of a pixel that the decoder holds besides: two canvases of 4 bytes, and a copy of one.
@@ -33,6 +34,8 @@ _COEFFICIENTS = 6
 _BAND = 1 << 20
 # Formats whose files often have several frames or pages.
 _FRAMED = frozenset({".avif", ".gif", ".heic", ".heif", ".tif", ".tiff", ".webp"})
+# Formats that cameras write.
+_TURNED = frozenset({".avif", ".jpeg", ".jpg", ".jxl", ".tif", ".tiff", ".webp"})
 
 _PILLOWS_LIMIT = threading.Lock()
 one_large = threading.Lock()
@@ -138,6 +141,29 @@ def _bits(image: Image.Image) -> int:
     tags: Any = getattr(image, "tag_v2", {})
     said: npt.NDArray[Any] = np.ravel(tags.get(_BITS_PER_SAMPLE, 16))
     return int(said[0])
+
+
+def is_turned(path: Path) -> bool:
+    """Whether the file's EXIF orientation says that it is to be turned or mirrored to be upright."""
+    if path.suffix.lower() not in _TURNED:
+        return False
+    try:
+        with opened(path) as image:
+            return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    except Exception:  # a damaged file is told where its pixels are read
+        return False
+
+
+def turned_remark(paths: tuple[Path, ...]) -> str:
+    """One sentence on files with an EXIF orientation; empty where there are none."""
+    turned = sum(map(is_turned, paths))
+    if not turned:
+        return ""
+    has = "has" if turned == 1 else "have"
+    return (
+        f"{turned} of {counted(len(paths), 'image')} {has} an EXIF orientation, which isn't applied: turn the pixels "
+        "themselves if they should be upright"
+    )
 
 
 def frames_remark(paths: tuple[Path, ...]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,6 +14,7 @@ from gpusq_deploy.benchmarks.accuracy.judge import Judge, Judged
 from gpusq_deploy.benchmarks.accuracy.judges import Chosen, choose_judge
 from gpusq_deploy.benchmarks.accuracy.page import write_page
 from gpusq_deploy.benchmarks.accuracy.predict import Loaded, Samples, predict
+from gpusq_deploy.benchmarks.accuracy.sharing import evaluating_ranks, gathered
 from gpusq_deploy.benchmarks.accuracy.store import Store, data_digest, file_digest, opened_store
 from gpusq_deploy.benchmarks.accuracy.subject import SessionModule, Subject, find_subjects, subject_key
 from gpusq_deploy.benchmarks.accuracy.tasks_and_data import (
@@ -31,9 +31,9 @@ from gpusq_deploy.benchmarks.accuracy.tasks_and_data import (
 )
 from gpusq_deploy.benchmarks.accuracy.values import ChangedImage, EvalRequest, Evaluation, Score, SubjectScores
 from gpusq_deploy.bundle import require_page
-from gpusq_deploy.calibration import ranks_from_environment, spread_indices
+from gpusq_deploy.calibration import Ranks, require_few_skipped, spread_indices
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.progress import Reporter
+from gpusq_deploy.progress import SILENT, Reporter
 
 _UNNAMED = "LABEL_"  # what transformers calls a class that nobody named
 
@@ -59,6 +59,8 @@ class _Results(NamedTuple):
 def evaluate_subjects(request: EvalRequest, html: Path | None, reporter: Reporter) -> Evaluation:
     """Measure models on the same images, and how sure their differences are.
 
+    Under torchrun each process runs its share of the batches, and all return the same; the first speaks and writes.
+
     Args:
         request: What is asked for.
         html: A page to write, too.
@@ -67,20 +69,23 @@ def evaluate_subjects(request: EvalRequest, html: Path | None, reporter: Reporte
     Raises:
         GpusqError: A bad model, bad or unlabelled data, models of other tasks, or a file that can't be written.
     """
-    _require_one_process()
+    ranks = evaluating_ranks(request.resume)
+    reporter = reporter if ranks.first else SILENT
     if html is not None:
         require_page(html)
     subjects = find_subjects(request.subjects, request.runtime, request.arch, request.state_dict)
     _require_distinct(subjects)
     with opened_store(request.resume, _digest(request)) as store:
-        data, results = _run(request, subjects, store, reporter)
+        data, results = _run(request, subjects, store, ranks, reporter)
     evaluation = _evaluation(request, subjects, data, results, reporter)
-    if html is not None:
+    if html is not None and ranks.first:
         write_page(html, evaluation, data.opened.entries)
     return evaluation
 
 
-def _run(request: EvalRequest, subjects: Sequence[Subject], store: Store, reporter: Reporter) -> tuple[_Data, _Results]:
+def _run(
+    request: EvalRequest, subjects: Sequence[Subject], store: Store, ranks: Ranks, reporter: Reporter
+) -> tuple[_Data, _Results]:
     """The data is opened for the labels of the first model; one model is loaded at a time."""
     opened: tuple[_Data, Samples] | None = None
     records: list[dict[int, Any]] = []
@@ -88,7 +93,7 @@ def _run(request: EvalRequest, subjects: Sequence[Subject], store: Store, report
     for subject in subjects:
         module = subject.open()
         chosen = choose_judge(subject, module, request.task, maps=has_maps(Path(request.data)))
-        opened = opened or _opened(request, subject, chosen)
+        opened = opened or _opened(request, subject, chosen, ranks)
         _require_same(subject, chosen, judges, opened[0])
         judges.append(chosen.judge)
         records.append(predict(_loaded(subject, module, chosen, opened[0]), opened[1], store, reporter))
@@ -96,7 +101,9 @@ def _run(request: EvalRequest, subjects: Sequence[Subject], store: Store, report
             module.close()
     assert opened is not None, "there is a subject"
     data, samples = opened
-    return data, _results(judges, records, samples)
+    every = gathered(ranks, records, samples.skipped, [judge.record for judge in judges])
+    require_few_skipped(list(samples.skipped.values()), samples.entries)
+    return data, _results(judges, every, samples)
 
 
 def _loaded(subject: Subject, module: torch.nn.Module, chosen: Chosen, data: _Data) -> Loaded:
@@ -116,10 +123,10 @@ def _results(judges: Sequence[Judge], records: Sequence[dict[int, Any]], samples
     if not common:
         raise GpusqError("no image could be read", place=samples.entries.name)
     judged = tuple(judge.judged([each[index] for index in common]) for judge, each in zip(judges, records, strict=True))
-    return _Results(judges[0], judged, tuple(common), tuple(samples.skipped.values()))
+    return _Results(judges[0], judged, tuple(common), tuple(why for _, why in sorted(samples.skipped.items())))
 
 
-def _opened(request: EvalRequest, first: Subject, chosen: Chosen) -> tuple[_Data, Samples]:
+def _opened(request: EvalRequest, first: Subject, chosen: Chosen, ranks: Ranks) -> tuple[_Data, Samples]:
     asked = DataRequest(
         data=request.data,
         split=SplitOptions(held_out=0.5, seed=0),
@@ -139,7 +146,7 @@ def _opened(request: EvalRequest, first: Subject, chosen: Chosen) -> tuple[_Data
         raise GpusqError("the data has no labels to measure by", place=request.data, hint=hints[chosen.judge.measure])
     count = len(opened.entries)
     indices = spread_indices(count, request.limit or count)
-    samples = Samples(entries=opened.entries, indices=indices, batch=request.batch)
+    samples = Samples(entries=opened.entries, indices=indices, batch=request.batch, ranks=ranks)
     return _Data(asked, opened, labels, _names(first, chosen, opened)), samples
 
 
@@ -292,13 +299,3 @@ def _require_distinct(subjects: Sequence[Subject]) -> None:
                 place=subjects[place].name,
                 hint="name each once",
             )
-
-
-def _require_one_process() -> None:
-    world = ranks_from_environment(os.environ).world
-    if world > 1:
-        raise GpusqError(
-            f"evaluation runs in one process, and WORLD_SIZE is {world}: each would run every image",
-            place="torchrun",
-            hint="run gpusq-eval without torchrun",
-        )

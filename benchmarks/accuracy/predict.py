@@ -14,18 +14,22 @@ from gpusq_deploy.benchmarks.accuracy.judge import Judge
 from gpusq_deploy.benchmarks.accuracy.store import Store
 from gpusq_deploy.benchmarks.accuracy.subject import Subject, subject_key
 from gpusq_deploy.benchmarks.accuracy.tasks_and_data import Entries, Read, Reader
-from gpusq_deploy.calibration import require_few_skipped
+from gpusq_deploy.calibration import Ranks, require_few_skipped
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.progress import Reporter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
-    """The images of an evaluation: `indices` of the entries; `skipped` grows by those that can't be read."""
+    """The images of an evaluation: `indices` of the entries; `skipped` grows by those that can't be read.
+
+    Rank r of w runs every w-th batch, the same batches as one process has.
+    """
 
     entries: Entries
     indices: Sequence[int]
     batch: int
+    ranks: Ranks = field(default_factory=Ranks)
     skipped: dict[int, str] = field(default_factory=dict[int, str])
 
 
@@ -41,7 +45,7 @@ class Loaded:
 
 
 def predict(loaded: Loaded, samples: Samples, store: Store, reporter: Reporter) -> dict[int, Any]:
-    """The record of each image that can be read, by index.
+    """The record of each image of this process's share that can be read, by index.
 
     Raises:
         GpusqError: Too many images can't be read, a label is none of the model's, or the model fails.
@@ -53,7 +57,7 @@ def predict(loaded: Loaded, samples: Samples, store: Store, reporter: Reporter) 
     if records:
         reporter.say(f"{loaded.subject.name}: {len(records)} of {len(samples.indices)} predictions are known")
     label = f"evaluating {loaded.subject.name}"
-    for start in range(0, len(missing), samples.batch):
+    for start in range(0, len(missing), samples.batch)[samples.ranks.rank :: samples.ranks.world]:
         reporter.progress(label, start, len(missing))
         reads = _read(loaded, samples, missing[start : start + samples.batch])
         if reads:

@@ -19,7 +19,7 @@ from gpusq_deploy.benchmarks.accuracy.judges import choose_judge
 from gpusq_deploy.benchmarks.accuracy.subject import SessionModule, Subject, find_subjects
 from gpusq_deploy.benchmarks.accuracy.tasks_and_data import Classification, Detection, Segmentation, task_of
 from gpusq_deploy.benchmarks.accuracy.values import TaskName
-from gpusq_deploy.calibration import Sample, fit_image, load_image
+from gpusq_deploy.calibration import Sample, fit_image, load_image, turned_remark
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import array_from_tensor
 from gpusq_deploy.progress import Reporter
@@ -97,6 +97,9 @@ def run_images(request: RunRequest, reporter: Reporter) -> RunAnswers:
     with torch.inference_mode():
         answer = module(torch.zeros(1, *subject.sample_shape, device=next(module.parameters()).device))
     model = _Model(subject, module, task_of(module, answer, maps=True), names)
+    turned = turned_remark(request.images)
+    if turned:
+        reporter.say(turned)
     shown: list[ShownImage] = []
     for image, place in zip(request.images, places, strict=True):
         reporter.progress("running", len(shown), len(places))

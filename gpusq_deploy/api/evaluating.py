@@ -36,6 +36,8 @@ def evaluate(  # noqa: PLR0913 - one argument for each option of gpusq-eval
 ) -> Evaluation:
     """Measure bundles, checkpoints and ONNX files on the same labelled images, as gpusq-eval does.
 
+    Under torchrun the processes share the images, and each returns the whole result.
+
     Args:
         subjects: One or several; the others are compared with the first.
         data: Labelled images, as `compress` takes them: a folder with one sub-folder per class, or with `images/` and

@@ -2,6 +2,7 @@ from .arch import (
     UNDECLARED as UNDECLARED,
     ArchArgument as ArchArgument,
     ArchSpec as ArchSpec,
+    CropMode as CropMode,
     Interpolation as Interpolation,
     Preprocessing as Preprocessing,
     preprocessing_of_shape as preprocessing_of_shape,

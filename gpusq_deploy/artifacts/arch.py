@@ -11,6 +11,10 @@ from gpusq_deploy.artifacts.base import Value
 
 ArchArgument = bool | int | float | str | list[int | float] | None
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+# timm's names.
+CropMode = Literal["center", "squash", "border"]
+# How half of an odd margin is rounded: to even, as torchvision and timm do, or down, as transformers does.
+CropOffset = Literal["round", "floor"]
 
 
 # The origin of a preprocessing that says the input's shape and nothing else.
@@ -48,10 +52,15 @@ def preprocessing_of_shape(shape: tuple[int, ...], origin: str) -> Preprocessing
 class Preprocessing(Value):
     """From an image file to the model's input [N, channels, height, width], float32.
 
-    `x = (pixel / 255 - mean) / std` per channel, after a resize of the shorter side to `side / crop_fraction`
-    and a centre crop. An input of other than 1 or 3 channels is no image, such as the regions that a detector pooled:
-    its data come as arrays. So do those of an input of other than four axes, such as [N, frames, bins]: `shape` is then
-    that of one sample, and the rest says nothing.
+    `x = (pixel / 255 - mean) / std` per channel, after a resize to (height, width) / `crop_fraction` and a centre crop:
+
+    - `center`: the image keeps its proportions and covers that size;
+    - `squash`: it has exactly that size, whatever its proportions were;
+    - `border`: it keeps its proportions and fits into that size; what the crop has beyond it is filled with the mean.
+
+    An input of other than 1 or 3 channels is no image, such as the regions that a detector pooled: its data come as
+    arrays. So do those of an input of other than four axes, such as [N, frames, bins]: `shape` is then that of one
+    sample, and the rest says nothing.
     """
 
     channels: int
@@ -61,6 +70,8 @@ class Preprocessing(Value):
     std: tuple[float, ...]
     interpolation: Interpolation = "bicubic"
     crop_fraction: float = 1.0
+    crop_mode: CropMode = "center"
+    crop_offset: CropOffset = "round"
     origin: str
     shape: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
 

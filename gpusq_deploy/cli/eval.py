@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,7 @@ def command(
     """Measure models on labelled images: top-1 and top-5, COCO's mAP, mIoU, or kNN accuracy and retrieval of features.
 
     Several models see the same images; the others are compared with the first, with the 95 % interval of the
-    difference (paired bootstrap over the images).
+    difference (paired bootstrap over the images). Under torchrun several processes share the images.
 
     Exit codes with --max-drop: 0 holds, 1 dropped, 3 inconclusive.
     """
@@ -104,9 +105,14 @@ def command(
 
     for path in subjects:
         require_input(path)
+    from gpusq_deploy.calibration import ranks_from_environment
+
+    ranks = ranks_from_environment(os.environ)
     require_arch(subjects[0], arch, arch_args)
-    with reporting() as reporter:
+    with reporting(silent=not ranks.first) as reporter:
         found = gpusq_deploy.evaluate(subjects, arch=arch, arch_args=arch_args, html=html, reporter=reporter, **chosen)
+    if not ranks.first:
+        context.exit(0)
     if as_json:
         echo_json(builtins_from_value(found))
     else:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,11 +23,11 @@ from foreign_loops import (
     FILTERS,
     SEGFORMER,
     SIDE,
-    cropped,
     normalised,
     pieces,
     results_of,
     scenes,
+    squeezed,
     transformers_model,
 )
 from PIL import Image
@@ -255,7 +258,7 @@ def test_label_maps_are_scored_as_sklearn_does(tmp_path: Path) -> None:
     path, module, declared = transformers_model(tmp_path / "seg.pt", "SegformerForSemanticSegmentation", SEGFORMER)
     predicted = list[npt.NDArray[np.int64]]()
     for file in sorted((root / "images").iterdir()):
-        fitted = cropped(Image.open(file).convert("RGB"), FILTERS[declared.interpolation])
+        fitted = squeezed(Image.open(file).convert("RGB"), FILTERS[declared.interpolation])
         with torch.no_grad():
             logits: Any = module(normalised(fitted, declared)[None])
         whole = torch.nn.functional.interpolate(logits, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
@@ -381,9 +384,31 @@ def test_files_that_lie_there_are_left_alone(model: Path, folder: Path, tmp_path
     assert notes.read_text() == "mine"
 
 
-def test_torchrun_is_refused(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_find_what_one_does(model: Path, bundle: Path, folder: Path, tmp_path: Path) -> None:
+    """To the last bit, an image that only one of them reads included; one of them speaks."""
+    shutil.copytree(folder, tmp_path / "data")
+    (tmp_path / "data" / "cat" / "01.png").write_bytes(b"damaged")
+    words = [str(word) for word in (model, bundle, "--data", tmp_path / "data", "--batch", "5", "--json")]
+    alone = found_by(*words[:-1])
+    launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "gpusq_deploy", "eval")
+    page = tmp_path / "page.html"
+    done = subprocess.run(
+        [*launch, *words, "--html", str(page)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == alone
+    assert len(alone["skipped"]) == 1
+    assert done.stderr.count(f"wrote {page}") == 1
+    assert page.stat().st_size
+
+
+def test_processes_share_no_file_of_predictions(
+    model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(run_main(evaluate, model, "--data", folder), "evaluation runs in one process, and WORLD_SIZE is 2")
+    kept = tmp_path / "kept.jsonl"
+    refused(run_main(evaluate, model, "--data", folder, "--resume", kept), "2 processes can't append to one file")
+    assert not kept.exists()
 
 
 def test_a_damaged_image_is_left_out_of_all_models(model: Path, bundle: Path, folder: Path, tmp_path: Path) -> None:

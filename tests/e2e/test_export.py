@@ -21,7 +21,7 @@ from PIL import Image
 
 import gpusq_deploy
 from gpusq_deploy import GpusqError, Preprocessing, open_bundle
-from gpusq_deploy.artifacts.arch import Interpolation
+from gpusq_deploy.artifacts.arch import CropMode, CropOffset, Interpolation
 from gpusq_deploy.artifacts.base import builtins_from_value, digest_of_file, read_value
 from gpusq_deploy.artifacts.export_record import EXPORT, ExportRecord
 from gpusq_deploy.artifacts.manifest import Manifest
@@ -92,17 +92,28 @@ def odd_images(folder: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize(
+    "framed",
+    [("center", "round", 40), ("center", "floor", 48), ("squash", "floor", 40), ("border", "round", 48)],
+)
 def test_images_are_prepared_to_the_same_bits(
-    exported: Path, tmp_path: Path, channels: int, interpolation: Interpolation
+    exported: Path,
+    tmp_path: Path,
+    channels: int,
+    interpolation: Interpolation,
+    framed: tuple[CropMode, CropOffset, int],
 ) -> None:
+    mode, offset, width = framed
     declared = Preprocessing(
         channels=channels,
         height=48,
-        width=40,
+        width=width,
         mean=(0.485, 0.456, 0.406)[:channels],
         std=(0.229, 0.224, 0.225)[:channels],
         interpolation=interpolation,
         crop_fraction=0.875,
+        crop_mode=mode,
+        crop_offset=offset,
         origin="test",
     )
     facts = json.loads((exported / "model.json").read_text())

@@ -15,10 +15,10 @@ from foreign_loops import (
     FILTERS,
     SEGFORMER,
     SIDE,
-    cropped,
     normalised,
     pieces,
     results_of,
+    squeezed,
     transformers_model,
 )
 from PIL import Image
@@ -67,7 +67,7 @@ def test_boxes_lie_where_the_loop_has_them(images: list[Path], tmp_path: Path) -
 def test_a_label_map_is_drawn_over_what_the_model_sees(images: list[Path], tmp_path: Path) -> None:
     path, module, declared = transformers_model(tmp_path / "seg.pt", "SegformerForSemanticSegmentation", SEGFORMER)
     told = answers(path, images[0], "--out", tmp_path / "drawn")
-    seen = cropped(Image.open(images[0]).convert("RGB"), FILTERS[declared.interpolation])
+    seen = squeezed(Image.open(images[0]).convert("RGB"), FILTERS[declared.interpolation])
     with torch.no_grad():
         logits: Any = module(normalised(seen, declared)[None])
     whole = torch.nn.functional.interpolate(logits, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
@@ -97,6 +97,21 @@ def test_a_bundle_prints_the_likeliest_classes(images: list[Path], dense: Path, 
     )
     assert told["images"][0]["drawn"] is None
     assert told["runtime"] == "onnxruntime"
+
+
+def test_a_turned_photograph_is_run_as_its_pixels_lie_and_that_is_said(
+    images: list[Path], dense: Path, tmp_path: Path
+) -> None:
+    turned, exif = tmp_path / "turned.jpg", Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(images[0]) as image:
+        image.save(turned, exif=exif, quality=95)
+        image.save(tmp_path / "straight.jpg", quality=95)
+    done = run_main(run, dense, turned, "--json")
+    assert "1 of 1 image has an EXIF orientation, which isn't applied" in done.err
+    straight = run_main(run, dense, tmp_path / "straight.jpg", "--json")
+    assert "EXIF" not in straight.err
+    assert done.json()["images"][0]["found"] == straight.json()["images"][0]["found"]
 
 
 def test_nothing_is_replaced_unasked(images: list[Path], dense: Path, tmp_path: Path) -> None:

@@ -47,16 +47,13 @@ def scenes(root: Path) -> npt.NDArray[np.uint8]:
             labels[top : top + 20, left : left + 20] = label
         Image.fromarray(pixels).save(root / "images" / f"{index:02d}.png")
         Image.fromarray(labels).save(root / "annotations" / f"{index:02d}.png")
-        seen.append(np.asarray(cropped(Image.fromarray(labels), Image.Resampling.NEAREST)))
+        seen.append(np.asarray(squeezed(Image.fromarray(labels), Image.Resampling.NEAREST)))
     return np.stack(seen)
 
 
-def cropped(image: Image.Image, resampling: Image.Resampling) -> Image.Image:
-    """The shorter side resized to SIDE, and the square in the middle."""
-    width, height = image.size
-    size = (SIDE, height * SIDE // width) if width <= height else (width * SIDE // height, SIDE)
-    left, top = round((size[0] - SIDE) / 2), round((size[1] - SIDE) / 2)
-    return image.resize(size, resampling).crop((left, top, left + SIDE, top + SIDE))
+def squeezed(image: Image.Image, resampling: Image.Resampling) -> Image.Image:
+    """As SegFormer's image processor resizes: both sides to SIDE."""
+    return image.resize((SIDE, SIDE), resampling)
 
 
 def transformers_model(path: Path, name: str, arguments: dict[str, Any]) -> tuple[Path, torch.nn.Module, Any]:

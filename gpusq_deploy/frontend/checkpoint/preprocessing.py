@@ -80,6 +80,7 @@ def _from_timm(module: torch.nn.Module) -> Preprocessing:
         std=per_channel(data["std"], channels),
         interpolation=data["interpolation"],
         crop_fraction=float(data["crop_pct"]),
+        crop_mode=data["crop_mode"] if data["crop_mode"] in ("squash", "border") else "center",
         origin="timm pretrained_cfg",
     )
 
@@ -95,18 +96,25 @@ def _input_size(module: torch.nn.Module, declared: tuple[int, int, int]) -> tupl
 
 
 def _from_torchvision(spec: ArchSpec, module: torch.nn.Module) -> Preprocessing:
-    """Its ViTs know the size that they were built for, `image_size`; the share of a crop is the declared one."""
+    """Its ViTs know the size that they were built for, `image_size`.
+
+    Where the default weights are of another size, the transforms are those of weights of that size; there being none,
+    the share of a crop is the default's.
+    """
     models: Any = importlib.import_module("torchvision.models")
-    transform = models.get_model_weights(spec.name).DEFAULT.transforms()
-    declared = int(transform.crop_size[0])
-    size: Any = getattr(module, "image_size", declared)
+    weights = models.get_model_weights(spec.name)
+    declared = int(weights.DEFAULT.transforms().crop_size[0])
+    size = int(getattr(module, "image_size", declared))
+    of_size = (each for each in (weights.DEFAULT, *weights) if int(each.transforms().crop_size[0]) == size)
+    chosen: Any = next(of_size, weights.DEFAULT)
+    transform = chosen.transforms()
     return Preprocessing(
         channels=3,
-        height=int(size),
-        width=int(size),
+        height=size,
+        width=size,
         mean=tuple(transform.mean),
         std=tuple(transform.std),
         interpolation=transform.interpolation.value,
-        crop_fraction=declared / int(transform.resize_size[0]),
-        origin="torchvision default weights",
+        crop_fraction=int(transform.crop_size[0]) / int(transform.resize_size[0]),
+        origin="torchvision default weights" if chosen == weights.DEFAULT else f"torchvision weights {chosen.name}",
     )

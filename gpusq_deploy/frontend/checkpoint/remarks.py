@@ -9,7 +9,7 @@ import torch
 
 from gpusq_deploy.artifacts import ArchSpec, Preprocessing
 from gpusq_deploy.frontend.checkpoint.pretrained_folder import PREPROCESSOR
-from gpusq_deploy.frontend.checkpoint.transformers_input import DEFAULTS, size_said
+from gpusq_deploy.frontend.checkpoint.transformers_input import DEFAULTS, size_said, steps_said
 from gpusq_deploy.frontend.checkpoint.transformers_models import answers_left_out
 from gpusq_deploy.text import some
 
@@ -35,6 +35,7 @@ def assumed(
             "the model was trained with"
         )
     yield from size_said(arch, preprocessing, preprocessor)
+    yield from steps_said(preprocessing, preprocessor)
     left_out = answers_left_out(arch, preprocessing)
     if left_out:
         yield f"answers of the model that the graph leaves out: {some(left_out)}"

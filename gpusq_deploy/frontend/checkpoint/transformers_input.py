@@ -10,7 +10,6 @@ import torch
 
 from gpusq_deploy.artifacts import ArchSpec, Interpolation, Preprocessing
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend.checkpoint.mappings import mapping_of
 from gpusq_deploy.frontend.checkpoint.optional_libraries import library
 from gpusq_deploy.frontend.checkpoint.pretrained_folder import PREPROCESSOR
 from gpusq_deploy.frontend.checkpoint.transformers_models import (
@@ -23,15 +22,19 @@ from gpusq_deploy.frontend.checkpoint.transformers_models import (
     size_of,
     size_of_config,
 )
-
-Size = tuple[int, int]
+from gpusq_deploy.frontend.checkpoint.transformers_resizing import (
+    COMPARED,
+    RESIZING_KEYS,
+    Size,
+    prepared_size,
+    resizing_of,
+    sizes_vary,
+)
 
 _KEYS = (
-    *("image_mean", "image_std", "resample", "size", "crop_size", "do_resize", "do_center_crop", "do_normalize"),
-    *("crop_pct", "do_rescale", "rescale_factor", "rescale_offset", "do_flip_channel_order"),
+    *("image_mean", "image_std", "resample", "do_normalize", "do_rescale", "rescale_factor", "rescale_offset"),
+    *("do_flip_channel_order", *RESIZING_KEYS),
 )
-# ConvNeXt's processor crops by `crop_pct` below this size, and squeezes from there on.
-_CROPPED_BELOW = 384
 # Parts of a config that is of several models.
 _NESTED = ("vision_config", "backbone_config")
 # How the origin of a preprocessing begins that no preprocessor_config.json said.
@@ -74,6 +77,7 @@ def preprocessing_of_transformers(
         _require_modelled(preprocessor)
         channels = int(_said(config, "num_channels", *_NESTED) or 3)
         height, width = _size(spec, module, channels, preprocessor, stated=origin == PREPROCESSOR)
+        resizing = resizing_of(preprocessor)
         return Preprocessing(
             channels=channels,
             height=height,
@@ -81,7 +85,9 @@ def preprocessing_of_transformers(
             mean=_normalised_by(preprocessor, "image_mean", 0.0, channels),
             std=_normalised_by(preprocessor, "image_std", 1.0, channels),
             interpolation=_interpolation(preprocessor),
-            crop_fraction=_crop_fraction(preprocessor),
+            crop_fraction=resizing.crop_fraction,
+            crop_mode=resizing.crop_mode,
+            crop_offset="floor",
             origin=origin,
         )
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
@@ -137,7 +143,8 @@ def _defaults(spec: ArchSpec, kind: str) -> tuple[Mapping[str, Any], str]:
     for name in names:
         processor: Any = getattr(transformers, str(name), None)
         if processor is not None and getattr(processor, "image_mean", None) is not None:
-            return {key: getattr(processor, key, None) for key in _KEYS}, f"{DEFAULTS} {name}"
+            defaults = {key: getattr(processor, key, None) for key in _KEYS}
+            return {"image_processor_type": name, **defaults}, f"{DEFAULTS} {name}"
     raise UndeclaredError(
         f"no preprocessing is known for a {kind}",
         place=str(spec),
@@ -148,10 +155,11 @@ def _defaults(spec: ArchSpec, kind: str) -> tuple[Mapping[str, Any], str]:
 def _completed(preprocessor: Mapping[str, Any]) -> Mapping[str, Any]:
     """With the defaults of the image processor that it names, which the library takes for what isn't there."""
     named = str(preprocessor.get("image_processor_type") or preprocessor.get("feature_extractor_type") or "")
-    name = named.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
+    name = named.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
     kind: Any = getattr(library("transformers", hint=INSTALL), name, None) if name else None
     defaults = {key: getattr(kind, key, None) for key in _KEYS if key not in preprocessor}
-    return {**preprocessor, **{key: value for key, value in defaults.items() if value is not None}}
+    found = {key: value for key, value in defaults.items() if value is not None}
+    return {**preprocessor, **found, "image_processor_type": name}
 
 
 def _size(
@@ -160,7 +168,7 @@ def _size(
     """See `preprocessing_of_transformers`; `stated`: the preprocessor is the model's own, not its class's defaults."""
     asked = [_asked_size(spec, name) for name in ("input_size", "image_size") if name in spec.arguments]
     config: Any = module.config
-    own, prepared = size_of_config(config), _prepared(preprocessor)
+    own, prepared = size_of_config(config), prepared_size(preprocessor)
     backbone = size_of(_said(config, "image_size", "backbone_config"))
     published = prepared if stated and own is not None and _runs(module, channels, prepared, own) else None
     rest = (prepared, backbone) if stated else (backbone, prepared)
@@ -183,21 +191,6 @@ def _asked_size(spec: ArchSpec, name: str) -> Size:
             hint=f"{name}=[HEIGHT,WIDTH], or one number for both",
         )
     return size
-
-
-def _prepared(preprocessor: Mapping[str, Any]) -> Size | None:
-    """Height and width of what the processor gives, where that is one size for all images.
-
-    A shorter side alone is a square: here a centre crop follows every resize.
-    """
-    crop = size_of(preprocessor.get("crop_size")) if preprocessor.get("do_center_crop") else None
-    if crop is not None or preprocessor.get("do_resize") is False:
-        return crop
-    size: Any = preprocessor.get("size")
-    named = mapping_of(size)
-    return (
-        size_of(named["shortest_edge"]) if "shortest_edge" in named and "longest_edge" not in named else size_of(size)
-    )
 
 
 def _runs(module: torch.nn.Module, channels: int, size: Size | None, own: Size) -> bool:
@@ -251,7 +244,7 @@ def size_said(spec: ArchSpec, chosen: Preprocessing, preprocessor: Mapping[str, 
     """What is said where the config, the preprocessor and the size that is built differ."""
     own = size_of_config(config_of(spec))
     size = (chosen.height, chosen.width)
-    prepared = None if preprocessor is None else _prepared(_completed(preprocessor))
+    prepared = None if preprocessor is None else prepared_size(_completed(preprocessor))
     asked = bool({"input_size", "image_size"} & spec.arguments.keys())
     resized = "" if own in (None, size) else f"; position tables are resized from the config's {_shown(own)}"
     if prepared not in (None, size):
@@ -262,6 +255,25 @@ def size_said(spec: ArchSpec, chosen: Preprocessing, preprocessor: Mapping[str, 
         yield f"built for {_shown(size)}, as {PREPROCESSOR} prepares images{resized} ({way} builds for that)"
     elif resized:
         yield f"built for {_shown(size)}, as asked{resized}"
+
+
+def steps_said(chosen: Preprocessing, preprocessor: Mapping[str, Any] | None) -> Iterator[str]:
+    """What is said of a preprocessor that does otherwise than what is done here, or may."""
+    if preprocessor is None:
+        return
+    completed = _completed(preprocessor)
+    name, varying = completed["image_processor_type"], sizes_vary(completed)
+    if varying:
+        size = _shown((chosen.height, chosen.width))
+        yield (
+            f"{PREPROCESSOR} gives images of many sizes: {varying}; here each is resized to cover {size}, and the "
+            "centre is taken"
+        )
+    elif name and name not in COMPARED:
+        yield (
+            f"WARNING: images are resized, cropped and normalised as {PREPROCESSOR} says; whether {name} does more was "
+            "not compared"
+        )
 
 
 def _shown(size: Size | None) -> str:
@@ -275,18 +287,6 @@ def _said(config: Any, name: str, *within: str) -> Any:
         if value is not None:
             return value
     return None
-
-
-def _crop_fraction(preprocessor: Mapping[str, Any]) -> float:
-    """The share of the shorter side that the centre crop keeps; 1 where nothing is cropped."""
-    size, crop = preprocessor.get("size"), size_of(preprocessor.get("crop_size"))
-    named: Any = size if isinstance(size, int) else mapping_of(size).get("shortest_edge")
-    if preprocessor.get("crop_pct") and isinstance(named, int) and named < _CROPPED_BELOW:
-        return float(preprocessor["crop_pct"])
-    if not preprocessor.get("do_center_crop") or crop is None:
-        return 1.0
-    shorter = named if isinstance(named, int) else min(size_of(size) or crop)
-    return min(1.0, min(crop) / shorter)
 
 
 def _normalised_by(preprocessor: Mapping[str, Any], name: str, plain: float, channels: int) -> tuple[float, ...]:

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from gpusq_deploy.artifacts.arch import Interpolation, Preprocessing
-from gpusq_deploy.calibration.image_data import Sample, load_image
+from gpusq_deploy.calibration.image_data import Sample, fit_image, load_image
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend.checkpoint.tensors import array_from_tensor
 
@@ -293,3 +293,15 @@ def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(GpusqError, match="not a readable image"):
         load_image(path, preprocessing())
+
+
+def test_an_image_is_fitted_as_a_whole_or_squashed() -> None:
+    """RT-DETR's processor resizes both sides: nothing is left of the input to fill."""
+    image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (20, 40, 3), np.uint8))
+    plain = {"interpolation": "bilinear", "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    for mode, size in (("center", (32, 16)), ("squash", (32, 32))):
+        fitted = fit_image(image, preprocessing(crop_mode=mode, crop_fraction=0.9, **plain))
+        want: Array = np.asarray(image.resize(size, Image.Resampling.BILINEAR), np.float32) / 255
+        got: Array = np.moveaxis(fitted.sample, 0, 2)
+        np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE)
+        assert fitted.original == (20, 40)

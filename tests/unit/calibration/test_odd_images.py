@@ -185,13 +185,17 @@ def lossless(suffix: str) -> dict[str, Any]:
     return {"lossless": True} if suffix == "webp" else {}
 
 
-def test_an_orientation_is_passed_over_as_torchvision_does(tmp_path: Path) -> None:
-    image, exif = smooth(60, 40), Image.Exif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "turned.png", exif=exif)
-    image.save(tmp_path / "straight.png")
-    turned, straight = (load_image(tmp_path / f"{name}.png", plain()) for name in ("turned", "straight"))
-    np.testing.assert_array_equal(turned, straight)
+def test_an_orientation_is_passed_over_as_torchvision_does_and_that_is_said(tmp_path: Path) -> None:
+    image = smooth(60, 40)
+    for name, orientation in (("turned.jpg", 6), ("straight.jpg", 1)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image.save(tmp_path / name, exif=exif)
+    source = open_source(str(tmp_path), plain())
+    np.testing.assert_array_equal(source.sample(0), source.sample(1))
+    (said,) = remarks(source)
+    assert said.startswith("1 of 2 images has an EXIF orientation, which isn't applied")
+    assert remarks(at_most(source, 1)) == ()
 
 
 MEMORY = """

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from handed import engine, handed, spec
 
+from gpusq_deploy.artifacts.arch import Preprocessing
 from gpusq_deploy.artifacts.manifest import BatchRange, EngineOptions
 from gpusq_deploy.bundle.handover.model import HandedModel, Handover
 from gpusq_deploy.bundle.handover.triton import triton_repository
@@ -202,3 +203,24 @@ def test_what_a_client_must_know_is_told() -> None:
     )
     portable = engine(options=EngineOptions(version_compatible=True))
     assert any("version-compatible=true" in remark for remark in triton_repository(handed(engines=(portable,))).remarks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"crop_fraction": 224 / 232},
+            "is resized (bicubic) in proportion to cover 232 x 232, the centre 224 x 224 is",
+        ),
+        ({"crop_fraction": 0.9, "crop_mode": "squash"}, "to 248 x 248, whatever its proportions, the centre"),
+        (
+            {"crop_mode": "border"},
+            "in proportion to fit into 224 x 224, what lacks is filled with the mean, the centre",
+        ),
+    ],
+)
+def test_a_client_is_told_how_an_image_is_prepared(changes: dict[str, Any], told: str) -> None:
+    declared = Preprocessing(
+        channels=3, height=224, width=224, mean=(0.5,) * 3, std=(0.5,) * 3, origin="test", **changes
+    )
+    assert told in triton_repository(handed(preprocessing=declared)).files["README.md"].decode()

@@ -172,3 +172,44 @@ def test_torchvision_resizes_its_table(tmp_path: Path) -> None:
     got: Any = load_checkpoint(tmp_path / "model.pt", arch=spec).module.state_dict()
     expected = models.interpolate_embeddings(96, 16, dict(model.state_dict()))["encoder.pos_embedding"]
     assert torch.equal(got["encoder.pos_embedding"], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ({}, None),
+        ({"image_processor_type": "ViTFeatureExtractor", "size": 224, "do_center_crop": False}, None),
+        (
+            {"do_center_crop": False},
+            "gives images of many sizes: their shorter side becomes 64, and none is cropped; here",
+        ),
+        ({"do_resize": False}, "gives images of many sizes: it resizes none; here each is resized to cover 56 x 56"),
+        (
+            {"size": {"shortest_edge": 64, "longest_edge": 90}, "do_center_crop": False},
+            "gives images of many sizes: they keep their proportions: shortest_edge 64, longest_edge 90; here",
+        ),
+        ({"image_processor_type": "TheirImageProcessor"}, "whether TheirImageProcessor does more was not compared"),
+    ],
+)
+def test_what_isnt_done_as_the_preprocessor_does_is_said(
+    tmp_path: Path, stated: dict[str, Any], said: str | None
+) -> None:
+    saved(tmp_path, "ViTModel", {**STATED, **stated}, image_size=56, patch_size=8)
+    remarks = " ".join(load_checkpoint(tmp_path).remarks)
+    assert said in remarks if said else "many sizes" not in remarks and "not compared" not in remarks
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ({"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 48}}, "56 x 48 of 64 x 64"),
+        ({"size": {"shortest_edge": 48}, "crop_size": 56}, "crop_size 56 is larger than size 48"),
+    ],
+)
+@pytest.mark.slow
+def test_a_crop_that_no_share_describes_is_refused(tmp_path: Path, stated: dict[str, Any], told: str) -> None:
+    saved(tmp_path, "ViTModel", {**STATED, **stated}, image_size=56, patch_size=8)
+    with pytest.raises(GpusqError, match=told) as caught:
+        load_checkpoint(tmp_path)
+    assert "preprocessor_config.json" in str(caught.value.hint)

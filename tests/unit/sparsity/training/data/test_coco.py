@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from gpusq_deploy.artifacts.arch import Preprocessing
+from gpusq_deploy.artifacts.arch import CropMode, Preprocessing
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.sparsity.training.data.coco import BoxReader, open_coco
 
@@ -47,10 +48,12 @@ def written(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_boxes_lie_where_their_pixels_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["center", "squash"])
+def test_boxes_lie_where_their_pixels_do(tmp_path: Path, mode: CropMode) -> None:
     found = open_coco(written(tmp_path), tmp_path, {}, 3)
+    declared = msgspec.structs.replace(DECLARED, crop_mode=mode)
     for index, (label, crowd) in enumerate([(2, False), (1, True)]):
-        pixels, target = BoxReader(DECLARED).read(found.entry(index))
+        pixels, target = BoxReader(declared).read(found.entry(index))
         assert pixels.shape == (3, 32, 48)
         rows, columns = np.nonzero(pixels[0] > 0.5)
         edges = [columns.min() / 48, rows.min() / 32, (columns.max() + 1) / 48, (rows.max() + 1) / 32]
