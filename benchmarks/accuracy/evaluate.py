@@ -16,7 +16,7 @@ from gpusq_deploy.benchmarks.accuracy.judges import Chosen, choose_judge
 from gpusq_deploy.benchmarks.accuracy.page import require_page, write_page
 from gpusq_deploy.benchmarks.accuracy.predict import Loaded, Samples, predict
 from gpusq_deploy.benchmarks.accuracy.store import Store, data_digest, file_digest, opened_store
-from gpusq_deploy.benchmarks.accuracy.subject import SessionModule, Subject, find_subjects, subject_key
+from gpusq_deploy.benchmarks.accuracy.subject import Subject, find_subjects, subject_key
 from gpusq_deploy.benchmarks.accuracy.tasks_and_data import (
     DataRequest,
     Entry,
@@ -30,7 +30,7 @@ from gpusq_deploy.benchmarks.accuracy.tasks_and_data import (
     reader_of,
 )
 from gpusq_deploy.benchmarks.accuracy.values import ChangedImage, EvalRequest, Evaluation, Score, SubjectScores
-from gpusq_deploy.calibration import ranks_from_environment, spread_indices
+from gpusq_deploy.calibration import SessionModule, ranks_from_environment, spread_indices
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.progress import Reporter
 

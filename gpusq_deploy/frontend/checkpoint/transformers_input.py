@@ -92,6 +92,37 @@ def preprocessing_of_transformers(
         ) from error
 
 
+def preprocessing_of_processor(preprocessor: Mapping[str, Any], sizes: tuple[int, ...], *, place: str) -> Preprocessing:
+    """The same for an input [N, channels, height, width] of a model without a config; -1: as the processor prepares it.
+
+    Raises:
+        GpusqError: It is no preprocessing of images, or says no size where one is open.
+    """
+    try:
+        preprocessor = _completed(preprocessor)
+        _require_modelled(preprocessor)
+        height, width = sizes[1], sizes[2]
+        if min(height, width) < 1:
+            height, width = _prepared(preprocessor) or (height, width)
+        channels = sizes[0] if sizes[0] > 0 else len(preprocessor["image_mean"])
+        return Preprocessing(
+            channels=channels,
+            height=height,
+            width=width,
+            mean=_normalised_by(preprocessor, "image_mean", 0.0, channels),
+            std=_normalised_by(preprocessor, "image_std", 1.0, channels),
+            interpolation=_interpolation(preprocessor),
+            crop_fraction=_crop_fraction(preprocessor),
+            origin=PREPROCESSOR,
+        )
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise GpusqError(
+            f"its {PREPROCESSOR} isn't one of images to tensors: {_fault(error)}",
+            place=place,
+            hint=f"correct the {PREPROCESSOR} beside the file",
+        ) from error
+
+
 def _fault(error: Exception) -> str:
     return f"it lacks {error.args[0]}" if isinstance(error, KeyError) else said_by(error)
 
