@@ -147,7 +147,7 @@ def _fold(graph: ir.Graph, value: ir.Value, found: list[Array]) -> int:
         if not readers or not differs or (found[0] == -1).any():
             return 0
         folded = np.where(found[0] == found[-1], found[0], -1)
-    constant = add_initializer(graph, f"{value_name(value)}_settled", np.ascontiguousarray(folded))
+    constant = add_initializer(graph, f"{value_name(value)}_settled", np.asarray(folded, order="C"))
     for reader, index in readers:
         reader.replace_input_with(index, constant)
     return 1

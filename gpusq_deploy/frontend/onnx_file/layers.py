@@ -77,4 +77,4 @@ def _replace(graph: ir.Graph, node: ir.Node, index: int, array: npt.NDArray[Any]
     value = node.inputs[index]
     assert value is not None, "the caller has seen it"
     name = f"{value_name(value)}_of_{node_name(node)}"
-    node.replace_input_with(index, add_initializer(graph, name, np.ascontiguousarray(array)))
+    node.replace_input_with(index, add_initializer(graph, name, np.asarray(array, order="C")))
