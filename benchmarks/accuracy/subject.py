@@ -111,9 +111,9 @@ def _require_fit(subject: Subject, declared: Preprocessing) -> Subject:
         )
     if not declared.is_declared:
         raise GpusqError(
-            "nothing says how an image becomes the model's input: it was built from arrays",
+            f"nothing says how an image becomes the model's input: {declared.origin}",
             place=subject.name,
-            hint="build it from a checkpoint that declares its preprocessing, docs/checkpoints.md",
+            hint="build it with preprocessing: docs/checkpoints.md says where that comes from",
         )
     if not _fits(declared, subject):
         raise GpusqError(
@@ -137,9 +137,9 @@ def _subject(path: Path, runtime: str, arch: ArchSpec | None, state_dict: str | 
     if kind == "checkpoint":
         return _of_checkpoint(path, arch, state_dict)
     if kind == "bundle":
-        return _of_bundle(path, runtime)
+        return _of_bundle(path, runtime, arch)
     if path.name == MODEL and is_ours(path.resolve().parent):
-        return replace(_of_bundle(path.resolve().parent, "onnxruntime"), name=str(path))
+        return replace(_of_bundle(path.resolve().parent, "onnxruntime", arch), name=str(path))
     return _of_onnx(path, runtime, arch)
 
 
@@ -159,10 +159,11 @@ def _of_checkpoint(path: Path, arch: ArchSpec | None, state_dict: str | None) ->
     )
 
 
-def _of_bundle(folder: Path, runtime: str) -> Subject:
+def _of_bundle(folder: Path, runtime: str, arch: ArchSpec | None) -> Subject:
     measured = find_subject(folder, runtime)
     manifest = read_value(folder / MANIFEST, Manifest)
-    source = manifest.source.arch
+    # What an ONNX file was exported from its user may name.
+    source = arch if arch is not None and manifest.source.arch.source == "onnx" else manifest.source.arch
     facts = ModelFacts() if source.source in {"factory", "onnx"} else _facts(skeleton_from_arch(source))
     (shape,) = list(manifest.inputs.values())[:1]
     told = digest_of_file(folder / MANIFEST) + measured.name.rpartition("/")[2]
