@@ -229,7 +229,7 @@ def _require_file(path: Path) -> None:
         raise GpusqError(
             "an ONNX file is a graph, not a checkpoint with the weights of a module",
             place=str(path),
-            hint="gpusq-build and gpusq-calibrate take it as it is; here, give the checkpoint that it was exported from",
+            hint="gpusq-build and gpusq-calibrate take it; here, give the checkpoint that it was exported from",
         )
     try:
         with path.open("rb") as stream:
