@@ -62,7 +62,12 @@ def write_by_hand(path: Path) -> Path:
         return (draws.standard_normal(shape) * 0.2).astype(np.float32)
 
     constants = {
-        "two": 2.0, "epsilon": 1e-6, "root": np.sqrt(2), "one": 1.0, "half": 0.5, "scale": WIDTH**-0.5,
+        "two": 2.0,
+        "epsilon": 1e-6,
+        "root": np.sqrt(2),
+        "one": 1.0,
+        "half": 0.5,
+        "scale": WIDTH**-0.5,
         "const_1": 1 + weight(WIDTH),
         "const_2": weight(WIDTH),
         **{f"const_fold_opt__{number}": weight(WIDTH, WIDTH) for number in (10, 11, 12)},

@@ -54,4 +54,5 @@ def _is_plain_norm(_context: Any, scale: ir.Value, bias: ir.Value, epsilon: ir.V
 
 def _fused_norm(op: Any, x: Any, scale: Any, bias: Any, epsilon: ir.Value, **_: Any) -> Any:
     assert epsilon.const_value is not None, "it was checked"
-    return op.LayerNormalization(x, scale, bias, axis=-1, epsilon=float(epsilon.const_value.numpy().item()))
+    small: Any = epsilon.const_value.numpy()
+    return op.LayerNormalization(x, scale, bias, axis=-1, epsilon=float(small.item()))

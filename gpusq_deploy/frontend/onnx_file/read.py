@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from gpusq_deploy.text import one_line
 
 # What onnxscript's converter starts from; it keeps what nodes say of themselves, which onnx's own doesn't.
 _LEAST_OPSET = 18
+# As of our own export: above it nothing is known of TensorRT's parsers.
+_MOST_OPSET = 23
 _PREPARING = ("clean", "fold-constants")
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -54,7 +57,7 @@ def load_onnx(
     written = _Written.of(model)
     require_float(model, place)
     common.InlinePass()(model)
-    convert_opset(model, max(_LEAST_OPSET, written.opset), place=place)
+    convert_opset(model, min(max(_LEAST_OPSET, written.opset), _MOST_OPSET), place=place)
     require_plain_graph(model, place)
     halves = [half for half in _HALVES if widened(model, half)]
     value = _only_input(model, place)
@@ -97,13 +100,11 @@ class _Written(NamedTuple):
 
 
 def convert_opset(model: ir.Model, opset: int, *, place: str) -> None:
-    """Raise a model's opset, in place, by onnxscript's converter or onnx's.
+    """Bring a model to another opset, in place, by onnxscript's converter or onnx's.
 
     Raises:
         GpusqError: Neither can.
     """
-    from onnxscript.version_converter import convert_version
-
     before = model.opset_imports.get("", 0)
     if before == opset:
         return
@@ -111,7 +112,8 @@ def convert_opset(model: ir.Model, opset: int, *, place: str) -> None:
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # it warns of its own way, and of a failure, which is told below
     try:
-        convert_version(model, opset, fallback=True)
+        converter: Any = importlib.import_module("onnxscript.version_converter")  # partly untyped
+        converter.convert_version(model, opset, fallback=True)
     except Exception as error:  # the converters raise what they like
         raise _unconverted(before, opset, place, one_line(error)) from error
     finally:

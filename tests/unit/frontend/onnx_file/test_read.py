@@ -180,16 +180,14 @@ def text_of(text: str, **constants: npt.NDArray[Any]) -> Callable[[Path], object
     return lambda path: onnx_files.write_text(path, HEAD + text, **constants)
 
 
-QUANTISED = (
-    "m (float[N, 4] x) => (float[N, 4] y) { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }",
-    {"s": np.array(0.1, dtype=np.float32), "z": np.array(0, dtype=np.int8)},
-)
+QUANTISED = "m (float[N, 4] x) => (float[N, 4] y) { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }"
+GRID: dict[str, npt.NDArray[Any]] = {"s": np.array(0.1, dtype=np.float32), "z": np.array(0, dtype=np.int8)}
 
 
 @pytest.mark.parametrize(
     ("write", "said"),
     [
-        (text_of(QUANTISED[0], **QUANTISED[1]), "quantised already: it has 1 QuantizeLinear, 1 DequantizeLinear"),
+        (text_of(QUANTISED, **GRID), "quantised already: it has 1 QuantizeLinear, 1 DequantizeLinear"),
         (with_loop, "the graph branches or loops: it has If"),
         (without_data, "the file of its external data is missing: m.data"),
         (
