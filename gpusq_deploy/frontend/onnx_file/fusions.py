@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from gpusq_deploy.graph import is_constant
+from gpusq_deploy.graph import array_of, is_constant
 
 _GELU_SINCE = 20
 
@@ -53,6 +53,4 @@ def _is_plain_norm(_context: Any, scale: ir.Value, bias: ir.Value, epsilon: ir.V
 
 
 def _fused_norm(op: Any, x: Any, scale: Any, bias: Any, epsilon: ir.Value, **_: Any) -> Any:
-    assert epsilon.const_value is not None, "it was checked"
-    small: Any = epsilon.const_value.numpy()
-    return op.LayerNormalization(x, scale, bias, axis=-1, epsilon=float(small.item()))
+    return op.LayerNormalization(x, scale, bias, axis=-1, epsilon=float(array_of(epsilon).item()))

@@ -176,6 +176,15 @@ def without_data(path: Path) -> None:
     path.with_name("m.data").unlink()
 
 
+def foreign(path: Path) -> None:
+    text = "m (float[N, 4] x) => (float[N, 4] y) { y = com.microsoft.FastGelu (x) }"
+    onnx_files.write_text(path, f'<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>\n{text}')
+
+
+def damaged(path: Path) -> None:
+    path.write_bytes(b"no protobuf at all")
+
+
 def text_of(text: str, **constants: npt.NDArray[Any]) -> Callable[[Path], object]:
     return lambda path: onnx_files.write_text(path, HEAD + text, **constants)
 
@@ -199,19 +208,12 @@ GRID: dict[str, npt.NDArray[Any]] = {"s": np.array(0.1, dtype=np.float32), "z": 
             "input x is INT64, not floating point",
         ),
         (text_of("m (float[N] x) => (float[N] y) { y = Relu(x) }"), "not an axis of samples and more"),
-        (
-            lambda path: onnx_files.write_text(
-                path,
-                '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>\n'
-                "m (float[N, 4] x) => (float[N, 4] y) { y = com.microsoft.FastGelu (x) }",
-            ),
-            "operators outside the ONNX standard: com.microsoft.FastGelu",
-        ),
+        (foreign, "operators outside the ONNX standard: com.microsoft.FastGelu"),
         (
             text_of("m (float[N, 4] x) => (seq(float[N, 4]) y) { y = SequenceConstruct(x) }"),
             "sequences or optional values",
         ),
-        (lambda path: path.write_bytes(b"no protobuf at all"), "not an ONNX model, or damaged"),
+        (damaged, "not an ONNX model, or damaged"),
     ],
 )
 def test_what_no_build_starts_from_is_refused(tmp_path: Path, write: Callable[[Path], object], said: str) -> None:
