@@ -113,6 +113,8 @@ def _opened(request: CalibrateRequest) -> tuple[Checkpoint, BatchRange]:
             request.model, arch=request.arch, state_dict=request.state_dict, undeclared=undeclared
         )
         return checkpoint, request.batch
+    if request.state_dict is not None:
+        raise GpusqError("--state-dict is for checkpoints: an ONNX file holds one model", place=str(request.model))
     checkpoint = open_file(request.model, request.arch, undeclared)
     assert checkpoint.given is not None, "load_onnx gives it"
     usual = request.batch == USUAL_BATCH

@@ -111,8 +111,11 @@ def simple_graph(checkpoint: Checkpoint, options: ExportOptions, reporter: Repor
     Raises:
         GpusqError: The exporter refuses the model.
     """
-    doing = "exporting" if checkpoint.given is None else "converting"
-    reporter.say(f"{doing} {checkpoint.arch} to ONNX opset {options.opset}")
+    if checkpoint.given is None:
+        reporter.say(f"exporting {checkpoint.arch} to ONNX opset {options.opset}")
+    else:
+        own = checkpoint.given.model.opset_imports.get("", 0)
+        reporter.say(f"converting {checkpoint.arch} to ONNX opset {max(own, options.opset)}")
     exported = export_float_model(
         checkpoint,
         batch=options.batch,

@@ -34,7 +34,7 @@ def settle_shapes(model: ir.Model) -> int:
     1. The graph is run at two batch sizes, or at the one that it is fixed to, on seeded noise. Dimensions that agree
        are constants; one that is k times the batch is `batch` or `k*batch`; any other is left open.
     2. What is computed from shapes alone, and agrees, becomes a constant: a scale that is 1 / sqrt(size), say. The
-       target of a Reshape of which one number differs gets -1 there.
+       target of a Reshape becomes the sizes of what it gives, with -1 for the one that follows the batch.
 
     Args:
         model: Its one input has constant dimensions, but for the first, which may be symbolic.
@@ -55,6 +55,7 @@ def settle_shapes(model: ir.Model) -> int:
                 _set_shape(output, [run[f"{output.name}{_SHAPE}"] for run in seen], sizes)
     for value in list(_of_shapes(model.graph)):
         folded += _fold(model.graph, value, [run[value_name(value)] for run in seen])
+    folded += sum(_fold_target(model.graph, node) for node in model.graph)
     if folded:
         common.RemoveUnusedNodesPass()(model)
     return folded
@@ -134,22 +135,26 @@ def _of_shapes(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _fold(graph: ir.Graph, value: ir.Value, found: list[Array]) -> int:
-    """1 where readers got a constant for it."""
-    node = value.producer()
+    """1 where readers got a constant for a value that is the same at all batch sizes."""
     uses = tuple(value.uses())
-    if node is None or not uses:
+    if not uses or not all(np.array_equal(found[0], other) for other in found[1:]):
         return 0
-    if all(np.array_equal(found[0], other) for other in found[1:]):
-        readers, folded = uses, found[0]
-    else:
-        readers = tuple(use for use in uses if use.node.op_type == "Reshape" and use.idx == 1)
-        differs = found[0].shape == found[-1].shape and np.count_nonzero(found[0] != found[-1]) == 1
-        if not readers or not differs or (found[0] == -1).any():
-            return 0
-        folded = np.where(found[0] == found[-1], found[0], -1)
-    constant = add_initializer(graph, f"{value_name(value)}_settled", np.asarray(folded, order="C"))
-    for reader, index in readers:
+    constant = add_initializer(graph, f"{value_name(value)}_settled", np.asarray(found[0], order="C"))
+    for reader, index in uses:
         reader.replace_input_with(index, constant)
+    return 1
+
+
+def _fold_target(graph: ir.Graph, node: ir.Node) -> int:
+    """1 where a Reshape got a constant target: the sizes of what it gives, of which one at most follows the batch."""
+    shape = node.outputs[0].shape
+    if node.op_type != "Reshape" or is_constant(node.inputs[1]) or shape is None:
+        return 0
+    sizes = [size if isinstance(size, int) else -1 for size in shape]
+    if sizes.count(-1) > 1 or 0 in sizes:
+        return 0
+    target = add_initializer(graph, f"{value_name(node.outputs[0])}_sizes", np.array(sizes, dtype=np.int64))
+    node.replace_input_with(1, target)
     return 1
 
 

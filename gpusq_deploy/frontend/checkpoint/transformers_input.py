@@ -74,22 +74,27 @@ def preprocessing_of_transformers(
         _require_modelled(preprocessor)
         channels = int(_said(config, "num_channels", *_NESTED) or 3)
         height, width = _size(spec, module, channels, preprocessor, stated=origin == PREPROCESSOR)
-        return Preprocessing(
-            channels=channels,
-            height=height,
-            width=width,
-            mean=_normalised_by(preprocessor, "image_mean", 0.0, channels),
-            std=_normalised_by(preprocessor, "image_std", 1.0, channels),
-            interpolation=_interpolation(preprocessor),
-            crop_fraction=_crop_fraction(preprocessor),
-            origin=origin,
-        )
+        return _preprocessing(preprocessor, (channels, height, width), origin)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise GpusqError(
             f"its preprocessing isn't one of images to tensors: {_fault(error)}",
             place=f"{spec}, {origin}",
             hint=_mending(spec, stated=origin == PREPROCESSOR),
         ) from error
+
+
+def _preprocessing(preprocessor: Mapping[str, Any], shape: tuple[int, int, int], origin: str) -> Preprocessing:
+    channels, height, width = shape
+    return Preprocessing(
+        channels=channels,
+        height=height,
+        width=width,
+        mean=_normalised_by(preprocessor, "image_mean", 0.0, channels),
+        std=_normalised_by(preprocessor, "image_std", 1.0, channels),
+        interpolation=_interpolation(preprocessor),
+        crop_fraction=_crop_fraction(preprocessor),
+        origin=origin,
+    )
 
 
 def preprocessing_of_processor(preprocessor: Mapping[str, Any], sizes: tuple[int, ...], *, place: str) -> Preprocessing:
@@ -105,16 +110,7 @@ def preprocessing_of_processor(preprocessor: Mapping[str, Any], sizes: tuple[int
         if min(height, width) < 1:
             height, width = _prepared(preprocessor) or (height, width)
         channels = sizes[0] if sizes[0] > 0 else len(preprocessor["image_mean"])
-        return Preprocessing(
-            channels=channels,
-            height=height,
-            width=width,
-            mean=_normalised_by(preprocessor, "image_mean", 0.0, channels),
-            std=_normalised_by(preprocessor, "image_std", 1.0, channels),
-            interpolation=_interpolation(preprocessor),
-            crop_fraction=_crop_fraction(preprocessor),
-            origin=PREPROCESSOR,
-        )
+        return _preprocessing(preprocessor, (channels, height, width), PREPROCESSOR)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise GpusqError(
             f"its {PREPROCESSOR} isn't one of images to tensors: {_fault(error)}",

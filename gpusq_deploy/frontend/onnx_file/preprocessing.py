@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from gpusq_deploy.artifacts import UNDECLARED_FILE, ArchSpec, Preprocessing, preprocessing_of_shape
 from gpusq_deploy.frontend.checkpoint.architecture import skeleton_from_arch
 from gpusq_deploy.frontend.checkpoint.preprocessing import preprocessing_of
 from gpusq_deploy.frontend.checkpoint.pretrained_folder import preprocessor_beside
-from gpusq_deploy.frontend.checkpoint.transformers_input import preprocessing_of_processor
+from gpusq_deploy.frontend.checkpoint.transformers_input import UndeclaredError, preprocessing_of_processor
 
 _IMAGE_AXES = 3
 
@@ -22,10 +23,11 @@ def preprocessing_of_onnx(path: Path, arch: ArchSpec | None, sizes: tuple[int, .
         sizes: Of a sample, [channels, height, width]; -1 where the file leaves one open.
 
     Raises:
-        GpusqError: Either can't be read, or declares no images.
+        GpusqError: Either can't be read.
     """
     if arch is not None:
-        return preprocessing_of(arch, skeleton_from_arch(arch))
+        with suppress(UndeclaredError):
+            return preprocessing_of(arch, skeleton_from_arch(arch))
     preprocessor = preprocessor_beside(path)
     if preprocessor is None or len(sizes) != _IMAGE_AXES:
         return None

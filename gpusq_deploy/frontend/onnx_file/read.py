@@ -19,7 +19,7 @@ from gpusq_deploy.frontend.checkpoint.load import Checkpoint, GivenGraph
 from gpusq_deploy.frontend.onnx_file.layers import plain_layers
 from gpusq_deploy.frontend.onnx_file.names import name_modules
 from gpusq_deploy.frontend.onnx_file.preprocessing import preprocessing_of_onnx, undeclared_input
-from gpusq_deploy.frontend.onnx_file.refusals import require_float, require_one_image_input, require_plain_graph
+from gpusq_deploy.frontend.onnx_file.refusals import require_float, require_one_input, require_plain_graph
 from gpusq_deploy.graph import BATCH, frees_batch, is_constant, load_model, make_pass, map_model, run_passes, widened
 from gpusq_deploy.text import one_line
 
@@ -56,11 +56,13 @@ def load_onnx(
     model = map_model(path)
     written = _Written.of(model)
     require_float(model, place)
+    for value in [value for value in model.graph.inputs if is_constant(value)]:  # as files before IR version 4 have it
+        model.graph.inputs.remove(value)
     common.InlinePass()(model)
     convert_opset(model, min(max(_LEAST_OPSET, written.opset), _MOST_OPSET), place=place)
     require_plain_graph(model, place)
     halves = [half for half in _HALVES if widened(model, half)]
-    value = _only_input(model, place)
+    value = require_one_input(model, place)
     preprocessing = _preprocessing(path, arch, value, undeclared)
     _set_input(value, preprocessing.sample_shape)
     model = run_passes(model, [make_pass(name) for name in _PREPARING])
@@ -128,13 +130,6 @@ def _unconverted(before: int, opset: int, place: str, why: str) -> GpusqError:
         place=place,
         hint=f"export the model with opset {opset}",
     )
-
-
-def _only_input(model: ir.Model, place: str) -> ir.Value:
-    """The input, once initializers that older files list among the inputs are left out."""
-    for value in [value for value in model.graph.inputs if is_constant(value)]:
-        model.graph.inputs.remove(value)
-    return require_one_image_input(model, place)
 
 
 def _preprocessing(

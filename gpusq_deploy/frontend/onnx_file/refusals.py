@@ -13,7 +13,7 @@ _STANDARD = frozenset({"", "ai.onnx"})
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
 _QUANTISED_PREFIXES = ("QLinear", "MatMulNBits", "QGemm", "QAttention", "DynamicQuantize")
 _BODIES = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
-_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
 def require_float(model: ir.Model, place: str) -> None:
@@ -65,7 +65,7 @@ def require_plain_graph(model: ir.Model, place: str) -> None:
         )
 
 
-def require_one_image_input(model: ir.Model, place: str) -> ir.Value:
+def require_one_input(model: ir.Model, place: str) -> ir.Value:
     """The graph's one input, a floating-point tensor [N, …].
 
     Raises:
@@ -83,7 +83,7 @@ def require_one_image_input(model: ir.Model, place: str) -> ir.Value:
     if value.dtype not in _FLOATS:
         kind = "no tensor" if value.dtype is None else value.dtype.name
         raise GpusqError(
-            f"input {value.name} is {kind}, not floating point",
+            f"input {value.name} is {kind}, not float32 or half precision",
             place=place,
             hint="export the model without its preprocessing: from the normalised float32 [N, C, H, W] on",
         )

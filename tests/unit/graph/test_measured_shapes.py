@@ -31,7 +31,7 @@ COMPUTED = """m (float[{batch}, 4, 6] x) => (float[N, 2, 12] y, float[M, 6] z) {
   u = Concat<axis = 0>(mu, six)
   z = Reshape(x, u)
 }}"""
-INTEGERS = {"zero": 0, "two": 2, "four": 4, "first": [0], "rest": [2, 12], "six": [6]}
+INTEGERS = {"zero": 0, "two": 2, "four": 4, "first": [0], "rest": [-1, 12], "six": [6]}
 
 
 def computed(batch: str) -> ir.Model:
