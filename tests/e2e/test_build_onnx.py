@@ -83,17 +83,19 @@ def test_a_file_of_torch_s_exporters_becomes_what_the_checkpoint_becomes(
     assert decibels(reference, got) == pytest.approx(found.sqnr_db, abs=3)
 
 
-def test_a_file_of_another_framework_is_built_and_its_layers_are_named_by_nodes(tmp_path: Path) -> None:
-    path = onnx_files.write_by_hand(tmp_path / "model.onnx")
+@pytest.mark.parametrize("half", [False, True])
+def test_a_file_of_another_framework_is_built_and_its_layers_are_named_by_nodes(tmp_path: Path, half: bool) -> None:
+    path = onnx_files.write_by_hand(tmp_path / "model.onnx", half=half)
     batch = np.random.default_rng(1).standard_normal((24, 6, 32), dtype=np.float32)
     np.save(tmp_path / "calib.npy", batch)
     done = run_main(
         build, path, "--int8", "--calib", tmp_path / "calib.npy", "--target", "none", "--out", tmp_path / "b", "--json"
     )
     assert (done.code, done.json()["layers"], done.json()["int8_layers"]) == (0, 6, 6)
-    (reference,) = onnx_files.run_file(path, batch)
+    (reference,) = onnx_files.run_file(path, batch.astype(np.float16 if half else np.float32))
     (got,) = onnx_files.run_file(tmp_path / "b" / "model.onnx", batch)
     assert decibels(reference, got) > 20
+    assert ("its FLOAT16 weights are computed with in float32" in done.err) == half
 
 
 def test_dense_weights_and_what_needs_a_module_are_refused(dense: Path, arrays: Path, tmp_path: Path) -> None:
@@ -134,6 +136,8 @@ def test_what_is_calibrated_before_a_build_is_what_the_build_finds(
     files: dict[str, Path], arrays: Path, tmp_path: Path
 ) -> None:
     file = files["torchscript"]
+    done = run_main(calibrate, file, "--calib", arrays, "--state-dict", "x", "--out", tmp_path / "ranges.json")
+    assert (done.code, "an ONNX file holds one model" in done.err) == (5, True)
     done = run_main(calibrate, file, "--calib", arrays, "--out", tmp_path / "ranges.json")
     assert done.code == 0, done.err
     ranged = gpusq_deploy.build(

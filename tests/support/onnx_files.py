@@ -54,8 +54,8 @@ model (float[N, {TOKENS}, {WIDTH}] tokens) => (float[N, 8] scores) {{
 }}"""
 
 
-def write_by_hand(path: Path) -> Path:
-    """The graph above with seeded weights."""
+def write_by_hand(path: Path, *, half: bool = False) -> Path:
+    """The graph above with seeded weights; with `half`, all of it is FP16."""
     draws = np.random.default_rng(0)
 
     def weight(*shape: int) -> Array:
@@ -77,7 +77,10 @@ def write_by_hand(path: Path) -> Path:
         "const_fold_opt__15": weight(8, WIDTH),
         "const_3": weight(1, 8),
     }
-    return write_text(path, BY_HAND, **constants)
+    if not half:
+        return write_text(path, BY_HAND, **constants)
+    narrow = {name: np.array(value, dtype=np.float16) for name, value in constants.items()}
+    return write_text(path, BY_HAND.replace("float[", "float16["), **narrow)
 
 
 def write_text(path: Path, text: str, **constants: Array | float) -> Path:
