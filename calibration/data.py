@@ -269,7 +269,7 @@ def _folder(text: str, preprocessing: Preprocessing) -> ImageFolder:
             place=text,
             hint="save them as JPEG or PNG, or install that" if found.lacking else f"files with {_suffixes()}",
         )
-    if not preprocessing.is_declared:
+    if preprocessing.is_image and not preprocessing.is_declared:
         raise GpusqError(
             f"nothing says how these images become the model's input: {preprocessing.origin}",
             place=text,

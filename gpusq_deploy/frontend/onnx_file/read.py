@@ -55,10 +55,10 @@ def load_onnx(
     place = str(path)
     model = map_model(path)
     written = _Written.of(model)
-    require_float(model, place)
     for value in [value for value in model.graph.inputs if is_constant(value)]:  # as files before IR version 4 have it
         model.graph.inputs.remove(value)
     common.InlinePass()(model)
+    require_float(model, place)
     convert_opset(model, min(max(_LEAST_OPSET, written.opset), _MOST_OPSET), place=place)
     require_plain_graph(model, place)
     halves = [half for half in _HALVES if widened(model, half)]
