@@ -75,6 +75,9 @@ from .ranges import (
 from .ranges_file import (
     read_ranges as read_ranges,
 )
+from .session_module import (
+    SessionModule as SessionModule,
+)
 from .tensorrt_cache import (
     require_borne_out as require_borne_out,
 )

@@ -269,6 +269,12 @@ def _folder(text: str, preprocessing: Preprocessing) -> ImageFolder:
             place=text,
             hint="save them as JPEG or PNG, or install that" if found.lacking else f"files with {_suffixes()}",
         )
+    if preprocessing.is_image and not preprocessing.is_declared:
+        raise GpusqError(
+            f"nothing says how these images become the model's input: {preprocessing.origin}",
+            place=text,
+            hint="name the model's --arch, put its preprocessor_config.json beside it, or give .npy or .npz arrays",
+        )
     return ImageFolder(name=printable(text), files=found.images, preprocessing=preprocessing, lacking=found.lacking)
 
 

@@ -16,7 +16,7 @@ from gpusq_deploy.benchmarks.accuracy.page import write_page
 from gpusq_deploy.benchmarks.accuracy.predict import Loaded, Samples, predict
 from gpusq_deploy.benchmarks.accuracy.sharing import evaluating_ranks, gathered
 from gpusq_deploy.benchmarks.accuracy.store import Store, data_digest, file_digest, opened_store
-from gpusq_deploy.benchmarks.accuracy.subject import SessionModule, Subject, find_subjects, subject_key
+from gpusq_deploy.benchmarks.accuracy.subject import Subject, find_subjects, subject_key
 from gpusq_deploy.benchmarks.accuracy.tasks_and_data import (
     DataRequest,
     Entry,
@@ -31,7 +31,7 @@ from gpusq_deploy.benchmarks.accuracy.tasks_and_data import (
 )
 from gpusq_deploy.benchmarks.accuracy.values import ChangedImage, EvalRequest, Evaluation, Score, SubjectScores
 from gpusq_deploy.bundle import require_page
-from gpusq_deploy.calibration import Ranks, require_few_skipped, spread_indices
+from gpusq_deploy.calibration import Ranks, SessionModule, require_few_skipped, spread_indices
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.progress import SILENT, Reporter
 

@@ -16,10 +16,10 @@ from gpusq_deploy.artifacts import ArchSpec, Preprocessing, Value, require_folde
 from gpusq_deploy.benchmarks.accuracy.answers import class_name, require_finite
 from gpusq_deploy.benchmarks.accuracy.drawing import Box, draw_boxes, draw_classes, draw_map, save_picture
 from gpusq_deploy.benchmarks.accuracy.judges import choose_judge
-from gpusq_deploy.benchmarks.accuracy.subject import SessionModule, Subject, find_subjects
+from gpusq_deploy.benchmarks.accuracy.subject import Subject, find_subjects
 from gpusq_deploy.benchmarks.accuracy.tasks_and_data import Classification, Detection, Segmentation, task_of
 from gpusq_deploy.benchmarks.accuracy.values import TaskName
-from gpusq_deploy.calibration import Sample, fit_image, load_image, turned_remark
+from gpusq_deploy.calibration import Sample, SessionModule, fit_image, load_image, turned_remark
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import array_from_tensor
 from gpusq_deploy.progress import Reporter

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
-import numpy as np
 import torch
 
 from gpusq_deploy.artifacts import (
     MANIFEST,
     MODEL,
     ArchSpec,
-    BatchRange,
     Manifest,
     Preprocessing,
     digest_of_bytes,
@@ -25,18 +22,17 @@ from gpusq_deploy.artifacts import (
 )
 from gpusq_deploy.benchmarks.subject import find_subject
 from gpusq_deploy.bundle import is_ours
-from gpusq_deploy.calibration import filled
+from gpusq_deploy.calibration import SessionModule
 from gpusq_deploy.engines import Session, open_session
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import (
-    array_from_tensor,
+    digest_of_onnx,
     kind_of,
     load_checkpoint,
     module_from_arch,
-    preprocessing_of,
+    preprocessing_of_onnx,
     skeleton_from_arch,
 )
-from gpusq_deploy.graph import load_model
 
 
 class ModelFacts(NamedTuple):
@@ -69,7 +65,8 @@ def find_subjects(
 ) -> tuple[Subject, ...]:
     """Look at every model.
 
-    An ONNX file outside a bundle takes images as `arch` declares, or as the first other model of the same input does.
+    An ONNX file outside a bundle takes images as `arch` declares, or a preprocessor_config.json beside it, or as the
+    first other model of the same input does.
 
     Raises:
         GpusqError: Not a model, or it isn't known how an image becomes its input.
@@ -88,7 +85,8 @@ def _described(subject: Subject, others: Sequence[Subject]) -> Subject:
     raise GpusqError(
         f"an ONNX file doesn't say how an image becomes its input {list(subject.sample_shape)}",
         place=subject.name,
-        hint="give the checkpoint or the bundle of the same model too, or --arch, whose preprocessing is taken",
+        hint="give --arch, whose preprocessing is taken; put a preprocessor_config.json beside the file; or give the "
+        "checkpoint or the bundle of the same model too",
     )
 
 
@@ -113,9 +111,9 @@ def _require_fit(subject: Subject, declared: Preprocessing) -> Subject:
         )
     if not declared.is_declared:
         raise GpusqError(
-            "nothing says how an image becomes the model's input: it was built from arrays",
+            f"nothing says how an image becomes the model's input: {declared.origin}",
             place=subject.name,
-            hint="build it from a checkpoint that declares its preprocessing, docs/checkpoints.md",
+            hint="build it with preprocessing: docs/checkpoints.md says where that comes from",
         )
     if not _fits(declared, subject):
         raise GpusqError(
@@ -139,9 +137,9 @@ def _subject(path: Path, runtime: str, arch: ArchSpec | None, state_dict: str | 
     if kind == "checkpoint":
         return _of_checkpoint(path, arch, state_dict)
     if kind == "bundle":
-        return _of_bundle(path, runtime)
+        return _of_bundle(path, runtime, arch)
     if path.name == MODEL and is_ours(path.resolve().parent):
-        return replace(_of_bundle(path.resolve().parent, "onnxruntime"), name=str(path))
+        return replace(_of_bundle(path.resolve().parent, "onnxruntime", arch), name=str(path))
     return _of_onnx(path, runtime, arch)
 
 
@@ -161,12 +159,12 @@ def _of_checkpoint(path: Path, arch: ArchSpec | None, state_dict: str | None) ->
     )
 
 
-def _of_bundle(folder: Path, runtime: str) -> Subject:
+def _of_bundle(folder: Path, runtime: str, arch: ArchSpec | None) -> Subject:
     measured = find_subject(folder, runtime)
     manifest = read_value(folder / MANIFEST, Manifest)
-    facts = (
-        ModelFacts() if manifest.source.arch.source == "factory" else _facts(skeleton_from_arch(manifest.source.arch))
-    )
+    # What an ONNX file was exported from its user may name.
+    source = arch if arch is not None and manifest.source.arch.source == "onnx" else manifest.source.arch
+    facts = ModelFacts() if source.source in {"factory", "onnx"} else _facts(skeleton_from_arch(source))
     (shape,) = list(manifest.inputs.values())[:1]
     told = digest_of_file(folder / MANIFEST) + measured.name.rpartition("/")[2]
     return Subject(
@@ -196,8 +194,8 @@ def _of_onnx(path: Path, runtime: str, arch: ArchSpec | None) -> Subject:
         name=str(path),
         kind="ONNX model",
         runtime=measured.choice.name,
-        digest=_digest_of_onnx(path),
-        preprocessing=None if module is None or arch is None else preprocessing_of(arch, module),
+        digest=digest_of_onnx(path),
+        preprocessing=preprocessing_of_onnx(path, arch, shape),
         facts=facts,
         sample_shape=shape,
         open=lambda: SessionModule(session, facts.config, None, str(path)),
@@ -214,21 +212,6 @@ def _require_one(session: Session, place: str) -> tuple[int, ...]:
     return session.inputs[0].shape[1:]
 
 
-def _digest_of_onnx(path: Path) -> str:
-    """Of the file and of those that hold its weights."""
-    model = load_model(path)
-    beside = {
-        str(tensor.path) for value in model.graph.initializers.values() if (tensor := _external(value)) is not None
-    }
-    digests = [digest_of_file(path), *(digest_of_file(Path(name)) for name in sorted(beside))]
-    return digests[0] if len(digests) == 1 else digest_of_bytes(json.dumps(digests).encode())
-
-
-def _external(value: Any) -> Any:
-    tensor = value.const_value
-    return tensor if hasattr(tensor, "location") and hasattr(tensor, "path") else None
-
-
 def _facts(module: torch.nn.Module) -> ModelFacts:
     config: Any = getattr(module, "config", None)
     names = cast("Mapping[Any, str]", getattr(config, "id2label", None) or {})
@@ -237,53 +220,6 @@ def _facts(module: torch.nn.Module) -> ModelFacts:
         names={int(label): str(name) for label, name in names.items()},
         headless=getattr(module, "num_classes", None) == 0,
     )
-
-
-class SessionModule(torch.nn.Module):
-    """A session as a module: images float32 [N, ...] in, a tensor out, or a tuple of several, float32.
-
-    Images are run in pieces of the batch sizes that the model takes; too few are filled up with the last.
-    """
-
-    def __init__(self, session: Session, config: Any, batch: BatchRange | None, place: str) -> None:
-        super().__init__()
-        self.here = torch.nn.Parameter(torch.zeros(0), requires_grad=False)
-        self.config = config
-        self._session, self._place = session, place
-        fixed = session.inputs[0].shape[0]
-        self._least = fixed if fixed > 0 else 1 if batch is None else batch.minimum
-        self._most = fixed if fixed > 0 else None if batch is None else batch.maximum
-
-    def forward(self, images: torch.Tensor) -> Any:
-        """See the class."""
-        samples = array_from_tensor(images)
-        most = self._most or len(samples)
-        pieces = [self._run(samples[start : start + most]) for start in range(0, len(samples), most)]
-        whole = tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
-        return whole[0] if len(whole) == 1 else whole
-
-    def close(self) -> None:
-        """Give back memory and device."""
-        self._session.close()
-
-    def _run(self, samples: Any) -> list[torch.Tensor]:
-        taken = self._session.inputs[0]
-        count = len(samples)
-        fed = filled(samples, self._least) if count < self._least else samples
-        found = self._session.run({taken.name: np.ascontiguousarray(fed, dtype=taken.dtype)})
-        wrong = [name for name, value in found.items() if value.shape[:1] != (len(fed),)]
-        if wrong:
-            raise GpusqError(
-                f"the first axis of {wrong[0]} isn't that of the images",
-                place=self._place,
-                hint="export the model with one batch axis in and out",
-            )
-        return [_tensor(value[:count]) for value in found.values()]
-
-
-def _tensor(value: Any) -> torch.Tensor:
-    """As float32, also of a type that torch doesn't know; whole numbers as they are."""
-    return torch.from_numpy(value.copy() if value.dtype.kind in "iub" else value.astype(np.float32))
 
 
 def subject_key(subject: Subject) -> str:

@@ -42,7 +42,8 @@ class BuildOptions(TypedDict, total=False):
     """Further options of `build` and `preview`; what is left out is as gpusq-build does without its option.
 
     Attributes:
-        arch: The architecture, such as `"timm:vit_small_patch16_224"`, where the checkpoint doesn't describe itself.
+        arch: The architecture, such as `"timm:vit_small_patch16_224"`, where the checkpoint doesn't describe itself;
+            of an ONNX file, for its preprocessing.
         arch_args: Arguments of the architecture, by name or as `"K=V"`.
         state_dict: Which of the file's state dicts, where it holds several.
         allow_pickle: Run code that the checkpoint names; only for a file that you made yourself.

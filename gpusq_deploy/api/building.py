@@ -32,10 +32,10 @@ def build(  # noqa: PLR0913 - those options of gpusq-build that most people need
     reporter: Reporter | None = None,
     **options: Unpack[BuildOptions],
 ) -> Bundle:
-    """Compile a checkpoint into a bundle, as gpusq-build does: ONNX with Q/DQ, engines, and the proof of them.
+    """Compile a checkpoint or an ONNX file into a bundle, as gpusq-build does: ONNX with Q/DQ, engines, and the proof.
 
     Args:
-        model: The checkpoint.
+        model: The checkpoint, or an `.onnx` file.
         out: The bundle's folder.
         data: What to calibrate on: a folder of images; a `.npy` or `.npz` of preprocessed float32 [N, C, H, W];
             `package.module:factory`; or `"random"`.

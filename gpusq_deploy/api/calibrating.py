@@ -32,14 +32,15 @@ def calibrate(  # noqa: PLR0913 - one argument for each option of gpusq-calibrat
     ranks: Ranks | None = None,
     reporter: Reporter | None = None,
 ) -> CalibrationTable:
-    """Find the activation ranges of a checkpoint, as gpusq-calibrate does, for `build(..., ranges=out)`.
+    """Find the activation ranges of a checkpoint or an ONNX file, as gpusq-calibrate does, for `build(ranges=out)`.
 
     Args:
-        model: The checkpoint.
+        model: The checkpoint, or an `.onnx` file.
         out: The file to write the ranges to.
         data: A folder of images; a `.npy` or `.npz` of preprocessed float32 [N, C, H, W]; `package.module:factory`; or
             `"random"`.
-        arch: Its architecture, such as `"timm:vit_small_patch16_224"`, where it doesn't describe itself.
+        arch: Its architecture, such as `"timm:vit_small_patch16_224"`, where it doesn't describe itself; of an
+            ONNX file, for its preprocessing.
         arch_args: Arguments of the architecture, by name or as `"K=V"`.
         state_dict: Which of the file's state dicts, where it holds several.
         recipe: A TOML file or a shipped recipe's name; None: the default one.

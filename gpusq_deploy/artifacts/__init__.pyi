@@ -1,5 +1,6 @@
 from .arch import (
     UNDECLARED as UNDECLARED,
+    UNDECLARED_FILE as UNDECLARED_FILE,
     ArchArgument as ArchArgument,
     ArchSpec as ArchSpec,
     CropMode as CropMode,

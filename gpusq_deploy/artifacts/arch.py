@@ -17,8 +17,9 @@ CropMode = Literal["center", "squash", "border"]
 CropOffset = Literal["round", "floor"]
 
 
-# The origin of a preprocessing that says the input's shape and nothing else.
+# The origins of a preprocessing that says the input's shape and nothing else.
 UNDECLARED = "none is declared: --calib gave arrays, prepared elsewhere"
+UNDECLARED_FILE = "none is declared: an ONNX file says the shape of its input alone"
 _SHOWN = 40
 
 
@@ -26,14 +27,17 @@ class ArchSpec(Value):
     """A model's recipe: `source:name` and the keyword arguments of its constructor.
 
     Of a transformers class, `config` is its config as JSON and `input_size` [height, width]; the others are keys of the
-    config.
+    config. Of `onnx` the name is the file's; `producer` and `opset` are what the file says.
     """
 
-    source: Literal["timm", "torchvision", "transformers", "factory"]
+    source: Literal["timm", "torchvision", "transformers", "factory", "onnx"]
     name: str
     arguments: dict[str, ArchArgument] = msgspec.field(default_factory=dict[str, ArchArgument])
 
     def __str__(self) -> str:
+        if self.source == "onnx":
+            producer, opset = (self.arguments.get(key) for key in ("producer", "opset"))
+            return f"ONNX file {self.name} ({f'{producer}, ' if producer else ''}opset {opset})"
         name = self.name if self.source == "factory" else f"{self.source}:{self.name}"
         given = ", ".join(f"{key}={_shown(value)}" for key, value in self.arguments.items())
         return f"{name}({given})" if given else name
@@ -78,7 +82,7 @@ class Preprocessing(Value):
     @property
     def is_declared(self) -> bool:
         """Whether mean, std and the rest are the model's; if not, only the shape is known."""
-        return self.origin != UNDECLARED
+        return self.origin not in {UNDECLARED, UNDECLARED_FILE}
 
     @property
     def is_image(self) -> bool:

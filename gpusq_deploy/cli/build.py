@@ -201,7 +201,7 @@ _GROUPS = (
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @click.pass_context
 def command(context: click.Context, /, **options: Any) -> None:
-    """Compile MODEL, a checkpoint, into a bundle: ONNX with Q/DQ, engines, and the proof of what was built.
+    """Compile MODEL, a checkpoint or an ONNX file, into a bundle: ONNX with Q/DQ, engines, and the proof of both.
 
     Where MODEL is a bundle, only the engines of the given targets are built, from its model.
     """

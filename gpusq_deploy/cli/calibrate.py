@@ -86,7 +86,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     force: bool,
     as_json: bool,
 ) -> None:
-    """Find the activation ranges of MODEL, a checkpoint, for `gpusq-build --ranges FILE`.
+    """Find the activation ranges of MODEL, a checkpoint or an ONNX file, for `gpusq-build --ranges FILE`.
 
     Several processes share the samples, and find the same ranges to the last bit:
 

@@ -30,9 +30,17 @@ from gpusq_deploy.calibration import (
     split_source,
 )
 from gpusq_deploy.compile.float_graph import ExportOptions, canonical_graph, merged_graph
-from gpusq_deploy.compile.inputs import facts_of
+from gpusq_deploy.compile.inputs import facts_of, open_file
+from gpusq_deploy.compile.request import USUAL_BATCH
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend import load_checkpoint, require_another_file, weights_file
+from gpusq_deploy.frontend import (
+    Checkpoint,
+    batch_of_file,
+    is_onnx,
+    load_checkpoint,
+    require_another_file,
+    weights_file,
+)
 from gpusq_deploy.graph import weighted_layers
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.quantize import layers_to_quantize
@@ -70,16 +78,11 @@ def calibrate_checkpoint(request: CalibrateRequest, ranks: Ranks, reporter: Repo
     _require_place(request.out, force=request.force)
     recipe = load_recipe(request.recipe)
     reporter.say(f"loading {request.model}")
-    checkpoint = load_checkpoint(
-        request.model,
-        arch=request.arch,
-        state_dict=request.state_dict,
-        undeclared=functools.partial(preprocessing_of_arrays, request.calib),
-    )
+    checkpoint, batch = _opened(request)
     for remark in checkpoint.remarks:
         reporter.say(f"{checkpoint.file}: {remark}")
     source, _, _ = split_source(open_source(request.calib, checkpoint.preprocessing, most=request.calib_samples))
-    canonical = canonical_graph(checkpoint, ExportOptions(batch=request.batch, opset=request.opset), reporter)
+    canonical = canonical_graph(checkpoint, ExportOptions(batch=batch, opset=request.opset), reporter)
     model = merged_graph(canonical, checkpoint, recipe).model
     layers = weighted_layers(model)
     require_used_rules(recipe, layers)
@@ -100,6 +103,22 @@ def calibrate_checkpoint(request: CalibrateRequest, ranks: Ranks, reporter: Repo
     if ranks.first:
         _write(request.out, table)
     return table
+
+
+def _opened(request: CalibrateRequest) -> tuple[Checkpoint, BatchRange]:
+    """What is calibrated, and the batch sizes that it takes."""
+    undeclared = functools.partial(preprocessing_of_arrays, request.calib)
+    if not is_onnx(request.model):
+        checkpoint = load_checkpoint(
+            request.model, arch=request.arch, state_dict=request.state_dict, undeclared=undeclared
+        )
+        return checkpoint, request.batch
+    if request.state_dict is not None:
+        raise GpusqError("--state-dict is for checkpoints: an ONNX file holds one model", place=str(request.model))
+    checkpoint = open_file(request.model, request.arch, undeclared)
+    assert checkpoint.given is not None, "load_onnx gives it"
+    usual = request.batch == USUAL_BATCH
+    return checkpoint, batch_of_file(checkpoint.given.model, request.batch, usual=usual, place=str(request.model))
 
 
 def _require_place(out: Path, *, force: bool) -> None:

@@ -9,7 +9,7 @@ from gpusq_deploy.bundle import require_place
 from gpusq_deploy.calibration import CalibrationInputs
 from gpusq_deploy.compile.accuracy_gate import require_checkable
 from gpusq_deploy.compile.float_graph import ExportOptions, canonical_graph
-from gpusq_deploy.compile.inputs import find_data, open_samples, read_checkpoint, require_stored
+from gpusq_deploy.compile.inputs import find_data, fitted_batch, open_samples, read_checkpoint, require_stored
 from gpusq_deploy.compile.recorded import recorded_recipe
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.compile.rewrite_selection import require_parsable
@@ -69,7 +69,7 @@ def preview(request: BuildRequest, reporter: Reporter) -> Preview:
     checkpoint = read_checkpoint(request, reporter)
     require_stored(checkpoint, request, recipe, sparse=request.sparse and request.prune is None)
     data = find_data(request, checkpoint, open_samples(request, checkpoint), recipe)
-    recipe = recorded_recipe(recipe, checkpoint)
+    recipe, request = recorded_recipe(recipe, checkpoint), fitted_batch(request, checkpoint)
     model = canonical_graph(checkpoint, ExportOptions.of(request), reporter)
     require_checkable(request, model)
     require_parsable(model, request)

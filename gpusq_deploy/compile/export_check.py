@@ -1,7 +1,8 @@
-"""Compare the exported graph with torch, at several batch sizes."""
+"""Compare the float graph with torch, or with the ONNX file that it was made from, at several batch sizes."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -37,13 +38,15 @@ _OVER_ROUNDING = float(1 << 19)
 
 
 def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporter: Reporter) -> float:
-    """Run torch and the exported graph on the same inputs, at several batch sizes; the largest relative difference.
+    """Run the model as given and its float graph on the same inputs, at several batch sizes; the largest difference.
+
+    It is relative. The model as given is torch's, or an ONNX file on ONNX Runtime.
 
     The smallest batch of the range, the best one up to 8, and one between that differs from the one that was traced:
     so a batch baked in shows, and a branch on its size.
 
     Raises:
-        GpusqError: They disagree at one of the sizes, which is named; or torch does with itself, run again.
+        GpusqError: They disagree at one of the sizes, which is named; or the model does with itself, run again.
     """
     sizes = sizes_to_check(batch)
     with closing(open_onnx(model, frugal=True)) as session:
@@ -60,8 +63,13 @@ def check_export(checkpoint: Checkpoint, model: Path, batch: BatchRange, reporte
         raise _unlike(wrong, sizes)
     difference = max(difference for difference, _ in found)
     unseen = "" if batch.maximum == sizes[-1] else f"; larger batches, up to {batch.maximum}, were not run"
-    reporter.say(f"exported graph agrees with torch to {difference:.1e} (relative) at batch {listed(sizes)}{unseen}")
+    agree = f"{_graph_of(checkpoint)} agrees with {checkpoint.runner} to {difference:.1e} (relative)"
+    reporter.say(f"{agree} at batch {listed(sizes)}{unseen}")
     return difference
+
+
+def _graph_of(checkpoint: Checkpoint) -> str:
+    return "exported graph" if checkpoint.given is None else "float graph"
 
 
 def sizes_to_check(batch: BatchRange) -> tuple[int, ...]:
@@ -76,21 +84,23 @@ def _checked(
     """The largest difference at one batch size; or what is wrong there.
 
     Raises:
-        GpusqError: Torch answers the same input in two ways.
+        GpusqError: The model as given answers the same input in two ways.
     """
     place = f"{checkpoint.arch}, batch {size}"
     feed = array_from_tensor(example_input(checkpoint, size))
-    references = _torch_answers(checkpoint, feed, place)
+    references = _given_answers(checkpoint, feed, place)
 
     try:
         answers = list(session.run({session.inputs[0].name: feed}).values())
     except GpusqError as error:
         return 0.0, error
     pairs = [(_as_batched(ref, got, reporter), got) for ref, got in zip(references, answers, strict=True)]
+    limit = _HALF_TOLERANCE if checkpoint.given is not None and checkpoint.given.half else _EXPORT_TOLERANCE
+    compared = functools.partial(require_same, place=place, runner=checkpoint.runner, limit=limit)
 
     def difference(scales: Sequence[float]) -> float:
         measured = zip(pairs, scales, strict=True)
-        return max(require_same(ref, got, place=place, scale=scale) for (ref, got), scale in measured)
+        return max(compared(ref, got, scale=scale) for (ref, got), scale in measured)
 
     with suppress(GpusqError):
         return difference([0.0] * len(pairs)), None
@@ -131,7 +141,7 @@ def _as_batched(reference: npt.NDArray[Any], got: npt.NDArray[Any], reporter: Re
     return reference.reshape(got.shape)
 
 
-def _torch_answers(checkpoint: Checkpoint, feed: npt.NDArray[np.float32], place: str) -> tuple[npt.NDArray[Any], ...]:
+def _given_answers(checkpoint: Checkpoint, feed: npt.NDArray[np.float32], place: str) -> tuple[npt.NDArray[Any], ...]:
     try:
         return reference_outputs(checkpoint, feed)
     except GpusqError:
@@ -160,38 +170,51 @@ def _unlike(wrong: Sequence[tuple[int, GpusqError]], sizes: Sequence[int]) -> Gp
 
 # Two orders above what float32 exports show: 2.5e-6 for DINOv2 ViT-S/14, 3.9e-7 for a random ViT-L.
 _EXPORT_TOLERANCE = 1e-4
+# Of a file that rounds to half precision between its operators, which the float graph doesn't.
+_HALF_TOLERANCE = 2e-2
 
 
 _UNEQUAL_INTEGERS = 0.01
 
 
-def require_same(reference: Array, got: Array, *, place: str, scale: float = 0.0) -> float:
-    """Largest difference of an export from torch, relative to the largest reference value.
+def require_same(
+    reference: Array,
+    got: Array,
+    *,
+    place: str,
+    scale: float = 0.0,
+    runner: str = "torch",
+    limit: float = _EXPORT_TOLERANCE,
+) -> float:
+    """Largest difference of a float graph from the model as given, relative to the largest reference value.
 
     Of integers and booleans it is the share that differs: the larger of two logits, or their order, is a matter of
     rounding where the two are nearly the same.
 
     Args:
-        reference: Torch's answer.
+        reference: The model's answer.
         got: The graph's.
         place: The architecture, for the error.
         scale: What floats' difference is relative to where the largest reference value is smaller.
+        runner: Who answers for the model as it was given, for the error.
+        limit: The most that floats may differ by.
 
     Raises:
-        GpusqError: More than 1e-4, of integers more than a hundredth, or not finite: the export is wrong.
+        GpusqError: More than the limit, of integers more than a hundredth, or not finite: the export is wrong.
     """
+    graph = "exported graph" if runner == "torch" else "float graph"
     if reference.shape != got.shape:
         raise GpusqError(
-            f"the exported graph answers {list(got.shape)}, torch {list(reference.shape)}",
+            f"the {graph} answers {list(got.shape)}, {runner} {list(reference.shape)}",
             place=place,
             hint="try another --opset or a fixed --batch",
         )
     floating = is_floating(got)
     difference = _difference(reference, got, scale) if floating else 1 - equal_share(reference, got)
-    if not difference <= (_EXPORT_TOLERANCE if floating else _UNEQUAL_INTEGERS):
+    if not difference <= (limit if floating else _UNEQUAL_INTEGERS):
         what = f"relative difference {difference:.3g}" if floating else f"{difference:.1%} of the {_kind(got)} differ"
         raise GpusqError(
-            f"the exported graph computes something else than torch: {what}",
+            f"the {graph} computes something else than {runner}: {what}",
             place=place,
             hint="this model can't be exported faithfully with this opset; try another --opset or a fixed --batch",
         )

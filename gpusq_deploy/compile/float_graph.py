@@ -1,4 +1,4 @@
-"""Export: from a checkpoint to a float graph in its canonical form, written to disk and compared with torch."""
+"""Export: from a checkpoint to a float graph in its canonical form, compared with torch, or with the file it is of."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from gpusq_deploy.artifacts import MODEL, BatchRange, Recipe
+from gpusq_deploy.calibration import SessionModule
 from gpusq_deploy.compile.accuracy_gate import require_checkable
 from gpusq_deploy.compile.export_check import check_export
 from gpusq_deploy.compile.request import BuildRequest
@@ -27,7 +28,7 @@ class FloatGraph:
         checkpoint: Where it comes from; its weights are the graph's.
         model: The graph; its weights are mapped from `file`.
         file: The same as ONNX: what a built graph is compared with. It lies in the caller's folder.
-        difference: Largest difference from torch, relative.
+        difference: Largest difference from the model as it was given, relative.
         notes: Which rewrites were applied, for the plan.
         log: Hears the passes that the graph goes through.
     """
@@ -62,13 +63,13 @@ class ExportOptions:
 def export_graph(
     request: BuildRequest, checkpoint: Checkpoint, folder: Path, reporter: Reporter, log: PassLog
 ) -> FloatGraph:
-    """The export stage: the graph in its canonical form, in a folder, compared with torch.
+    """The export stage: the graph in its canonical form, in a folder, compared with torch or the ONNX file.
 
     The checkpoint's module has no weights afterwards: they are the graph's.
 
     Raises:
         GpusqError: The exporter refuses the model, the compiler can't parse it, its outputs can't be held against the
-            limits that were asked, or it answers otherwise than torch.
+            limits that were asked, or it answers otherwise than the model as it was given.
     """
     simple = simple_graph(checkpoint, ExportOptions.of(request), reporter, log)
     require_checkable(request, simple)
@@ -83,6 +84,8 @@ def export_graph(
     save_scratch(model, file, lambda done, total: reporter.progress("writing", done, total))
     difference = check_export(checkpoint, file, request.batch, reporter)
     drop_weights(checkpoint.module)
+    if isinstance(checkpoint.module, SessionModule):
+        checkpoint.module.close()
     return FloatGraph(checkpoint=checkpoint, model=model, file=file, difference=difference, notes=notes, log=log)
 
 
@@ -108,7 +111,11 @@ def simple_graph(checkpoint: Checkpoint, options: ExportOptions, reporter: Repor
     Raises:
         GpusqError: The exporter refuses the model.
     """
-    reporter.say(f"exporting {checkpoint.arch} to ONNX opset {options.opset}")
+    if checkpoint.given is None:
+        reporter.say(f"exporting {checkpoint.arch} to ONNX opset {options.opset}")
+    else:
+        own = checkpoint.given.model.opset_imports.get("", 0)
+        reporter.say(f"converting {checkpoint.arch} to ONNX opset {max(own, options.opset)}")
     exported = export_float_model(
         checkpoint,
         batch=options.batch,

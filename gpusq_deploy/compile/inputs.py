@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shlex
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from gpusq_deploy.artifacts import (
+    ArchSpec,
     CalibrationTable,
+    Preprocessing,
     PruningLoss,
     Recipe,
     Reference,
+    SparsityReport,
 )
 from gpusq_deploy.calibration import (
     RANDOM,
     CalibrationInputs,
     DataSource,
     ModelFacts,
+    SessionModule,
     open_source,
     preprocessing_of_arrays,
     read_ranges,
@@ -25,11 +32,20 @@ from gpusq_deploy.calibration import (
 from gpusq_deploy.compile.expected_outputs import ExpectedOutputs, expected_outputs
 from gpusq_deploy.compile.prune_stage import prune_as_asked
 from gpusq_deploy.compile.recorded import heeded
-from gpusq_deploy.compile.request import BuildRequest
+from gpusq_deploy.compile.request import USUAL_BATCH, BuildRequest
+from gpusq_deploy.engines import open_onnx
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend import Checkpoint, layer_weights, load_checkpoint, text_from_arch
+from gpusq_deploy.frontend import (
+    Checkpoint,
+    batch_of_file,
+    is_onnx,
+    layer_weights,
+    load_checkpoint,
+    load_onnx,
+    text_from_arch,
+)
 from gpusq_deploy.progress import Reporter
-from gpusq_deploy.sparsity import require_known_layers, require_sparse, sparsity_report
+from gpusq_deploy.sparsity import graph_sparsity, require_known_layers, require_sparse, sparsity_report
 
 
 def say_remarks(checkpoint: Checkpoint, request: BuildRequest, reporter: Reporter) -> Checkpoint:
@@ -94,12 +110,19 @@ def facts_of(checkpoint: Checkpoint) -> ModelFacts:
 
 def repair_command(request: BuildRequest) -> str:
     """The command that makes a dense checkpoint 2:4."""
+    if is_onnx(request.model):
+        return "gpusq-compress CHECKPOINT, and export what it writes to ONNX"
     words = [shlex.join(["gpusq-compress", str(request.model)])]
     if request.arch is not None:
         words.append(text_from_arch(request.arch))
     if request.state_dict is not None:
         words.append(shlex.join(["--state-dict", request.state_dict]))
     return " ".join([*words, shlex.join(["--data", "FOLDER", "--out", f"{request.model.stem}-24.pt"])])
+
+
+def require_two_four(report: SparsityReport, request: BuildRequest) -> None:
+    """Refuse weights that aren't 2:4; see `require_sparse`."""
+    require_sparse(report, command=repair_command(request), pruned_here=not is_onnx(request.model))
 
 
 class Opened(NamedTuple):
@@ -122,15 +145,41 @@ class Opened(NamedTuple):
 def read_checkpoint(request: BuildRequest, reporter: Reporter) -> Checkpoint:
     """The checkpoint as it is stored; what was changed or left out while reading is said."""
     reporter.say(f"loading {request.model}")
-    checkpoint = load_checkpoint(
-        request.model,
-        arch=request.arch,
-        allow_pickle=request.allow_pickle,
-        state_dict=request.state_dict,
-        undeclared=functools.partial(preprocessing_of_arrays, request.calib),
-        keep_factors=not request.recalibrate and request.prune is None and request.ranges is None,
-    )
+    undeclared = functools.partial(preprocessing_of_arrays, request.calib)
+    if is_onnx(request.model):
+        checkpoint = open_file(request.model, request.arch, undeclared)
+    else:
+        checkpoint = load_checkpoint(
+            request.model,
+            arch=request.arch,
+            allow_pickle=request.allow_pickle,
+            state_dict=request.state_dict,
+            undeclared=undeclared,
+            keep_factors=not request.recalibrate and request.prune is None and request.ranges is None,
+        )
     return say_remarks(checkpoint, request, reporter)
+
+
+def open_file(path: Path, arch: ArchSpec | None, undeclared: Callable[[], Preprocessing | None]) -> Checkpoint:
+    """An ONNX file as a checkpoint, whose module runs the file on ONNX Runtime; see `load_onnx`."""
+
+    def module() -> SessionModule:
+        return SessionModule(open_onnx(path, frugal=True), None, None, str(path))
+
+    return load_onnx(path, module=module, arch=arch, undeclared=undeclared)
+
+
+def fitted_batch(request: BuildRequest, checkpoint: Checkpoint) -> BuildRequest:
+    """The request with the batch that an ONNX file is fixed to, where nobody asked for one.
+
+    Raises:
+        GpusqError: Somebody asked for another.
+    """
+    if checkpoint.given is None:
+        return request
+    usual = request.batch == USUAL_BATCH and not request.engine.profiles
+    batch = batch_of_file(checkpoint.given.model, request.batch, usual=usual, place=str(request.model))
+    return dataclasses.replace(request, batch=batch)
 
 
 def require_stored(checkpoint: Checkpoint, request: BuildRequest, recipe: Recipe, *, sparse: bool) -> None:
@@ -139,12 +188,14 @@ def require_stored(checkpoint: Checkpoint, request: BuildRequest, recipe: Recipe
     Raises:
         GpusqError: Names the layers.
     """
-    report = sparsity_report(
-        layer_weights(checkpoint.module), source=checkpoint.file, recipe=recipe, record=checkpoint.sparsity
-    )
-    require_known_layers(checkpoint.sparsity, report)
+    source, record = checkpoint.file, checkpoint.sparsity
+    if checkpoint.given is None:
+        report = sparsity_report(layer_weights(checkpoint.module), source=source, recipe=recipe, record=record)
+    else:
+        report = graph_sparsity(checkpoint.given.model, source=source, recipe=recipe, record=record)
+    require_known_layers(record, report)
     if sparse:
-        require_sparse(report, command=repair_command(request))
+        require_two_four(report, request)
 
 
 def open_inputs(request: BuildRequest, recipe: Recipe, reporter: Reporter) -> Opened:

@@ -27,7 +27,7 @@ class BuildFacts(NamedTuple):
     """What a build found.
 
     `sparsity` is the 2:4 state of the built graph's weights; `export_difference` the largest relative difference of the
-    float graph from torch; `synthetic` says that ranges come from random data.
+    float graph from the model as it was given; `synthetic` says that ranges come from random data.
     """
 
     sparsity: SparsityReport
@@ -47,6 +47,7 @@ def make_manifest(
         built: The Q/DQ graph.
         found: What else the build found.
     """
+    made = "exported" if checkpoint.given is None else "converted"
     return Manifest(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         versions=installed_versions((PACKAGE, *LIBRARIES, *ENGINES)),
@@ -57,7 +58,7 @@ def make_manifest(
         recipe=recipe.name,
         options=_options(request, recipe, checkpoint),
         batch=request.batch,
-        opset=request.opset,
+        opset=built.opset_imports.get("", request.opset),
         inputs=_shapes(built.graph.inputs),
         outputs=_shapes(built.graph.outputs),
         synthetic_calibration=found.synthetic,
@@ -65,7 +66,8 @@ def make_manifest(
         files=(),
         engine=request.engine.portable,
         notes=(
-            f"the exported float graph agrees with torch to {found.export_difference:.3g} (relative, largest element)",
+            f"the {made} float graph agrees with {checkpoint.runner} to {found.export_difference:.3g} "
+            "(relative, largest element)",
             *checkpoint.remarks,
         ),
     )

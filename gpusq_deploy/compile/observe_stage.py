@@ -19,7 +19,7 @@ from gpusq_deploy.calibration import (
     require_borne_out,
 )
 from gpusq_deploy.compile.float_graph import FloatGraph
-from gpusq_deploy.compile.inputs import facts_of, repair_command
+from gpusq_deploy.compile.inputs import facts_of, require_two_four
 from gpusq_deploy.compile.recorded import grids_of
 from gpusq_deploy.compile.request import BuildRequest
 from gpusq_deploy.graph import GraphLayer, weighted_layers
@@ -33,7 +33,6 @@ from gpusq_deploy.quantize import (
     observations_needed,
     require_data,
 )
-from gpusq_deploy.sparsity import require_sparse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +80,7 @@ def observe_graph(
     """
     merged, seen = graph.for_recipe(recipe), seen or Observations()
     if request.sparse:
-        require_sparse(merged.stored, command=repair_command(request))
+        require_two_four(merged.stored, request)
     layers = layers_to_quantize(weighted_layers(merged.model), recipe) if request.quantize else ()
     calibrators = calibrators_for(layers, recipe, usual=request.usual_calibrator)
     known = _known(graph, recipe, data, calibrators, reporter) if layers else None

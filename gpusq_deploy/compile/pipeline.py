@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle: the only place that knows the order of the stages.
+"""From a checkpoint or an ONNX file to a bundle: the only place that knows the order of the stages.
 
     open → export → observe → decide → rewrite → verify → engines → write
 
@@ -29,7 +29,7 @@ from gpusq_deploy.compile.cost_estimate import estimating, with_estimates
 from gpusq_deploy.compile.decisions import Decisions, decide_build
 from gpusq_deploy.compile.engine_stage import EngineRequest, build_engines
 from gpusq_deploy.compile.float_graph import FloatGraph, export_graph
-from gpusq_deploy.compile.inputs import Opened, open_inputs
+from gpusq_deploy.compile.inputs import Opened, fitted_batch, open_inputs
 from gpusq_deploy.compile.manifest import BuildFacts, make_manifest
 from gpusq_deploy.compile.observe_stage import Observed, observe_graph
 from gpusq_deploy.compile.recorded import recorded_recipe
@@ -60,7 +60,7 @@ def compile_checkpoint(request: BuildRequest, reporter: Reporter, judge: Judge |
     require_place(request.out, force=request.force)
     log = PassLog(request.dump_passes)
     opened = open_inputs(request, recipe, reporter)
-    recipe = recorded_recipe(recipe, opened.checkpoint)
+    recipe, request = recorded_recipe(recipe, opened.checkpoint), fitted_batch(request, opened.checkpoint)
     with scratch_folder() as scratch:
         graph = export_graph(request, opened.checkpoint, Path(scratch), reporter, log)
         observed = observe_graph(graph, request, recipe, opened.data, reporter)

@@ -25,10 +25,13 @@ from gpusq_deploy.artifacts import (
 )
 from gpusq_deploy.engines import Target
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.frontend import is_onnx
 from gpusq_deploy.quantize import Int8OutputRequest
 
 # What is told of a request and of its recipe alike.
 _PACK = "--pack needs --int8 --sparse: it stores 2:4 INT8 weights"
+# The batch sizes that a build is for where nobody names any.
+USUAL_BATCH = BatchRange(minimum=1, optimum=8, maximum=32)
 UNUSED_RECIPE = "--recipe needs --int8, --fp8, --int4 or --sparse: it says which layers those mean"
 _OUTPUTS = "--sparse-outputs needs --int8, --sparse and --calib: it places quantisers by data"
 
@@ -113,7 +116,7 @@ class BuildRequest:
     def __post_init__(self) -> None:
         checks = (
             *(_range_problems, _data_problems, _prune_problems, _sparsity_problems),
-            *(_limit_problems, _evaluation_problems, _producer_problems, _dump_problems),
+            *(_onnx_problems, _limit_problems, _evaluation_problems, _producer_problems, _dump_problems),
         )
         for problems in checks:
             for problem in problems(self):
@@ -171,6 +174,18 @@ def _prune_problems(asked: BuildRequest) -> Iterator[str]:
         yield "--prune changes the weights: the --ranges of another model don't hold; give --calib"
     if asked.prune not in {None, "magnitude"} and asked.calib in {None, "random"}:
         yield f"--prune {asked.prune} learns from data: give real samples with --calib"
+
+
+def _onnx_problems(asked: BuildRequest) -> Iterator[str]:
+    """What asks for a module, of which an ONNX file has none."""
+    if not is_onnx(asked.model):
+        return
+    if asked.prune is not None:
+        yield "--prune takes a checkpoint: prune that, with gpusq-compress, and export it to ONNX"
+    if asked.state_dict is not None or asked.allow_pickle:
+        yield "--state-dict and --allow-pickle are for checkpoints: an ONNX file holds one model, and no code"
+    if asked.recalibrate or not asked.keep_grid:
+        yield "--recalibrate and --no-keep-grid set aside what a checkpoint records: a float ONNX file records nothing"
 
 
 def _sparsity_problems(asked: BuildRequest) -> Iterator[str]:

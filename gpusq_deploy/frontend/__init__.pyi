@@ -78,7 +78,18 @@ from .export.onnx_export import (
     export_float_model as export_float_model,
     reference_outputs as reference_outputs,
 )
+from .onnx_file.export import (
+    batch_of_file as batch_of_file,
+)
+from .onnx_file.preprocessing import (
+    preprocessing_of_onnx as preprocessing_of_onnx,
+)
+from .onnx_file.read import (
+    digest_of_onnx as digest_of_onnx,
+    load_onnx as load_onnx,
+)
 from .path_kind import (
     is_bundle as is_bundle,
+    is_onnx as is_onnx,
     kind_of as kind_of,
 )

@@ -16,6 +16,11 @@ def is_bundle(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
+def is_onnx(path: Path) -> bool:
+    """True for the name of an ONNX file."""
+    return path.suffix == ".onnx"
+
+
 def kind_of(path: Path) -> Literal["bundle", "checkpoint", "ONNX model"]:
     """What a path is, for every command: a folder with a manifest, a folder or file of weights, or `*.onnx`.
 
@@ -24,7 +29,7 @@ def kind_of(path: Path) -> Literal["bundle", "checkpoint", "ONNX model"]:
     """
     require_input(path)
     if not os.path.isdir(path):  # False for names that can't be, which open() refuses
-        return "ONNX model" if path.suffix == ".onnx" else "checkpoint"
+        return "ONNX model" if is_onnx(path) else "checkpoint"
     if is_bundle(path):
         return "bundle"
     if is_saved_folder(path):

@@ -41,6 +41,12 @@ from .mapped import (
     map_model as map_model,
     release as release,
 )
+from .measured_shapes import (
+    BATCH as BATCH,
+    forget_shapes as forget_shapes,
+    frees_batch as frees_batch,
+    settle_shapes as settle_shapes,
+)
 from .memory import (
     give_back as give_back,
 )

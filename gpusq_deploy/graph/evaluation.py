@@ -23,7 +23,7 @@ def evaluate(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> tuple
     """All outputs of a node without subgraphs, for these values of its inputs; None is an input that isn't there."""
     model, feeds = _alone(node, inputs, {"": opset})
     answers = cast("list[Array]", ReferenceEvaluator(model).run(None, feeds))
-    return tuple(np.ascontiguousarray(answer) for answer in answers)
+    return tuple(np.asarray(answer, order="C") for answer in answers)
 
 
 def evaluate_by_runtime(
@@ -49,7 +49,7 @@ def evaluate_by_runtime(
     arrays = cast("list[Array]", [answer for answer in answers if isinstance(answer, np.ndarray)])
     if len(arrays) != len(answers) or any(array.dtype == object for array in arrays):
         return None
-    return tuple(np.ascontiguousarray(array) for array in arrays)
+    return tuple(np.asarray(array, order="C") for array in arrays)
 
 
 def result_bytes(node: ir.Node, inputs: Sequence[Array | None], opsets: Mapping[str, int]) -> int:

@@ -110,8 +110,13 @@ def require_known_layers(record: SparsityRecord | None, report: SparsityReport) 
         )
 
 
-def require_sparse(report: SparsityReport, *, command: str) -> None:
+def require_sparse(report: SparsityReport, *, command: str, pruned_here: bool = True) -> None:
     """Refuse a model that should be 2:4 and is not.
+
+    Args:
+        report: Its 2:4 state.
+        command: What makes it 2:4.
+        pruned_here: Whether a build can prune it.
 
     Raises:
         GpusqError: Names the layers and the first violating group, and the command that mends it.
@@ -124,10 +129,11 @@ def require_sparse(report: SparsityReport, *, command: str) -> None:
     first = broken[0]
     expected = sum(layer.expected for layer in report.layers)
     names = some([layer.layer for layer in broken], 5)
+    here = "add --prune second-order with --calib to prune it in the build, or "
     raise GpusqError(
         f"{len(broken)} of {expected} layers that should be 2:4 are not: {names}",
         place=f"{report.source}, {first.layer}: {violation_text(first)}",
-        hint=f"add --prune second-order with --calib to prune it in the build, or make it 2:4 with: {command}",
+        hint=f"{here if pruned_here else ''}make it 2:4 with: {command}",
     )
 
 

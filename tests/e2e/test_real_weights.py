@@ -9,6 +9,7 @@ from typing import Any
 import dinov2
 import numpy as np
 import numpy.typing as npt
+import onnx_files
 import pytest
 import torch
 from commands import run_main
@@ -147,3 +148,19 @@ def test_an_fp16_remainder_keeps_50_db_on_unseen_photographs(
     assert features_kept(out, model, tmp_path) >= 50
     difference = float(found.manifest.notes[0].split("torch to ")[1].split()[0])
     assert difference <= 1e-5
+
+
+def test_the_onnx_file_that_the_weights_come_from_is_an_input_too(tmp_path: Path) -> None:
+    """Opset 14, LayerNormalization and GELU in parts, and a decoder that no library of models has."""
+    photos, out = write_photographs(tmp_path / "photos", CALIBRATION, crops=2), tmp_path / "focus.gpusq"
+    arch = ("--arch", f"timm:{dinov2.TIMM_NAME}", "--arch-arg", "img_size=224")
+    done = run_main(
+        build, dinov2.onnx_file(), *arch, "--int8", "--calib", photos, "--target", "none", "--out", out, "--json"
+    )
+    assert (done.code, done.json()["layers"], done.json()["int8_layers"]) == (0, 50, 49), done.err
+    names = [layer.layer for layer in read_bundle(out).plan.layers]
+    assert names[-2] == "backbone.encoder.layer.11.mlp.fc2"
+    batch = photographs(tmp_path / "unseen", read_bundle(out).manifest.preprocessing)
+    (reference,) = onnx_files.run_file(dinov2.onnx_file(), batch)
+    (got,) = onnx_files.run_file(out / "model.onnx", batch)
+    assert sqnr_db(reference, got) > 30

@@ -225,6 +225,12 @@ def _require_file(path: Path) -> None:
     require_input(path)
     if not path.is_file():
         raise GpusqError("not a file", place=str(path), hint="give the checkpoint file itself")
+    if path.suffix == ".onnx":
+        raise GpusqError(
+            "an ONNX file is a graph, not a checkpoint with the weights of a module",
+            place=str(path),
+            hint="gpusq-build and gpusq-calibrate take it; here, give the checkpoint that it was exported from",
+        )
     try:
         with path.open("rb") as stream:
             start = stream.read(1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import onnx_ir as ir
 import torch
 
 from gpusq_deploy.artifacts import (
@@ -57,12 +58,21 @@ TorchModule = torch.nn.Module
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GivenGraph:
+    """The float graph of an ONNX file; `half`: the file computes in half precision, and rounds so."""
+
+    model: ir.Model
+    half: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
     """A model with its weights (float32, eval mode, CPU) and everything its file said about it.
 
     `ranges` holds recorded input amax by layer name, `origins` who recorded them; `sparsity` the layers that were
     pruned, if the file says so; `remarks` what was changed or left out while reading; `quantizers` what else
-    its producer recorded of quantisers.
+    its producer recorded of quantisers. `given` is the graph of an ONNX file, whose `module` runs that file; None: the
+    module is exported.
     """
 
     file: str
@@ -76,6 +86,12 @@ class Checkpoint:
     origins: Mapping[str, str] = field(default_factory=dict[str, str])
     remarks: tuple[str, ...] = ()
     quantizers: QuantizerRecord = field(default_factory=QuantizerRecord)
+    given: GivenGraph | None = None
+
+    @property
+    def runner(self) -> str:
+        """Who answers for the model as it was given: what its float graph is compared with."""
+        return "torch" if self.given is None else "the file on ONNX Runtime"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

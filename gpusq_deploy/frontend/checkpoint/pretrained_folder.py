@@ -129,6 +129,15 @@ def _preprocessor(folder: Path) -> Mapping[str, Any] | None:
     return cast("dict[str, Any]", within) if isinstance(within, dict) else None
 
 
+def preprocessor_beside(file: Path) -> Mapping[str, Any] | None:
+    """What a preprocessor_config.json in a file's folder holds; None where there is none.
+
+    Raises:
+        GpusqError: It can't be read.
+    """
+    return _preprocessor(file.parent)
+
+
 def config_argument(text: str) -> str:
     """The value of `--arch-arg config=`, a JSON file or JSON itself, as JSON with sorted keys.
 

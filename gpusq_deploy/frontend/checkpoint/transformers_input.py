@@ -77,24 +77,51 @@ def preprocessing_of_transformers(
         _require_modelled(preprocessor)
         channels = int(_said(config, "num_channels", *_NESTED) or 3)
         height, width = _size(spec, module, channels, preprocessor, stated=origin == PREPROCESSOR)
-        resizing = resizing_of(preprocessor)
-        return Preprocessing(
-            channels=channels,
-            height=height,
-            width=width,
-            mean=_normalised_by(preprocessor, "image_mean", 0.0, channels),
-            std=_normalised_by(preprocessor, "image_std", 1.0, channels),
-            interpolation=_interpolation(preprocessor),
-            crop_fraction=resizing.crop_fraction,
-            crop_mode=resizing.crop_mode,
-            crop_offset="floor",
-            origin=origin,
-        )
+        return _preprocessing(preprocessor, (channels, height, width), origin)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise GpusqError(
             f"its preprocessing isn't one of images to tensors: {_fault(error)}",
             place=f"{spec}, {origin}",
             hint=_mending(spec, stated=origin == PREPROCESSOR),
+        ) from error
+
+
+def _preprocessing(preprocessor: Mapping[str, Any], shape: tuple[int, int, int], origin: str) -> Preprocessing:
+    channels, height, width = shape
+    resizing = resizing_of(preprocessor)
+    return Preprocessing(
+        channels=channels,
+        height=height,
+        width=width,
+        mean=_normalised_by(preprocessor, "image_mean", 0.0, channels),
+        std=_normalised_by(preprocessor, "image_std", 1.0, channels),
+        interpolation=_interpolation(preprocessor),
+        crop_fraction=resizing.crop_fraction,
+        crop_mode=resizing.crop_mode,
+        crop_offset="floor",
+        origin=origin,
+    )
+
+
+def preprocessing_of_processor(preprocessor: Mapping[str, Any], sizes: tuple[int, ...], *, place: str) -> Preprocessing:
+    """The same for an input [N, channels, height, width] of a model without a config; -1: as the processor prepares it.
+
+    Raises:
+        GpusqError: It is no preprocessing of images, or says no size where one is open.
+    """
+    try:
+        preprocessor = _completed(preprocessor)
+        _require_modelled(preprocessor)
+        height, width = sizes[1], sizes[2]
+        if min(height, width) < 1:
+            height, width = prepared_size(preprocessor) or (height, width)
+        channels = sizes[0] if sizes[0] > 0 else len(preprocessor["image_mean"])
+        return _preprocessing(preprocessor, (channels, height, width), PREPROCESSOR)
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise GpusqError(
+            f"its {PREPROCESSOR} isn't one of images to tensors: {_fault(error)}",
+            place=place,
+            hint=f"correct the {PREPROCESSOR} beside the file",
         ) from error
 
 

@@ -91,7 +91,7 @@ def input_name(module: torch.nn.Module, names: Names) -> str:
         GpusqError: The user's is no name.
     """
     if names.input is not None:
-        return _required(names.input, "--input-name")
+        return required_name(names.input, "--input-name")
     parameter = input_parameter(module)
     return INPUT_NAME if parameter in _PLAIN else parameter
 
@@ -109,7 +109,7 @@ def output_names(keys: Sequence[str], names: Names, *, taken: str) -> list[str]:
     """
     found = _own_names(keys, taken)
     if names.outputs:
-        chosen = [_required(name, "--output-names") for name in names.outputs]
+        chosen = [required_name(name, "--output-names") for name in names.outputs]
         if len(chosen) != len(keys) or len({*chosen, taken}) != len(keys) + 1:
             raise GpusqError(
                 f"the model has {counted(len(keys), 'output')}, and {counted(len(chosen), 'name')} for them "
@@ -134,7 +134,12 @@ def _own_names(keys: Sequence[str], taken: str) -> list[str]:
     return found
 
 
-def _required(name: str, place: str) -> str:
+def required_name(name: str, place: str) -> str:
+    """The user's name.
+
+    Raises:
+        GpusqError: It is none.
+    """
     if not name or _UNFIT.search(name):
         raise GpusqError(f"not a name: {name!r}", place=place, hint="use letters, digits, _ and .")
     return name

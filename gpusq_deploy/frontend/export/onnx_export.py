@@ -26,6 +26,7 @@ from gpusq_deploy.frontend.export.attention_axes import FourAxes
 from gpusq_deploy.frontend.export.functional import name_functional_layers
 from gpusq_deploy.frontend.export.names import MODELS_OWN, Names, answers_in, input_name, output_names, rename_border
 from gpusq_deploy.frontend.export.split_constants import split_constants
+from gpusq_deploy.frontend.onnx_file.export import graph_of_file
 from gpusq_deploy.graph import give_back, map_model, scratch_disk, scratch_folder
 
 DEFAULT_OPSET = 20
@@ -45,6 +46,8 @@ def export_float_model(
 ) -> ir.Model:
     """Export to float32 ONNX: one input [N, channels, height, width], and an output for each tensor of the answer.
 
+    What comes from an ONNX file isn't exported: it is converted, see `graph_of_file`.
+
     Args:
         checkpoint: The model.
         names: Of the input and the outputs; see `input_name` and `output_names`.
@@ -60,6 +63,8 @@ def export_float_model(
     """
     if opset not in OPSETS:
         raise GpusqError(f"opset {opset} is not supported", place="--opset", hint=f"use {OPSETS[0]} to {OPSETS[-1]}")
+    if checkpoint.given is not None:
+        return graph_of_file(checkpoint.given.model, batch=batch, opset=opset, names=names, place=str(checkpoint.arch))
     example = example_input(checkpoint, batch.optimum if batch.static else _TRACE_BATCH)
     shapes = None if batch.static else ({0: torch.export.Dim("batch")},)
     progress(0, _STEPS)
@@ -91,7 +96,7 @@ def example_input(checkpoint: Checkpoint, batch: int) -> torch.Tensor:
 
 
 def reference_outputs(checkpoint: Checkpoint, batch: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], ...]:
-    """What torch itself answers, floats in float32 and integers as they are: one array per output.
+    """What torch, or the ONNX file, answers: one array per output, floats in float32 and integers as they are.
 
     Raises:
         GpusqError: An output isn't a tensor.

@@ -146,7 +146,7 @@ def _replace(graph: ir.Graph, value: ir.Value, array: _Array, known: Mapping[ir.
     if not readers:
         return 0
     last = "" if len(node.outputs) == 1 else f"_{node.outputs.index(value)}"
-    constant = add_initializer(graph, f"{node_name(node)}_folded{last}", np.ascontiguousarray(array))
+    constant = add_initializer(graph, f"{node_name(node)}_folded{last}", np.asarray(array, order="C"))
     for reader, index in readers:
         reader.replace_input_with(index, constant)
     return 1

@@ -13,7 +13,8 @@ import tiny_models
 import torch
 
 from gpusq_deploy.artifacts import BatchRange
-from gpusq_deploy.benchmarks.accuracy.subject import SessionModule, find_subjects
+from gpusq_deploy.benchmarks.accuracy.subject import find_subjects
+from gpusq_deploy.calibration import SessionModule
 from gpusq_deploy.engines import open_session
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.frontend import preprocessing_of, save_checkpoint
