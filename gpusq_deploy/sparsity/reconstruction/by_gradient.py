@@ -85,7 +85,7 @@ def _rate(step: int, steps: int) -> float:
 def _batch(plan: Plan, teacher: torch.nn.Module, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     """What reaches the first block of some images' crops; where the blocks allow it, half of the tokens."""
     drawn = torch.randint(len(images), (_IMAGES,), generator=random)
-    crops = torch.cat([_crop(images[index : index + 1], random) for index in drawn.tolist()])
+    crops = torch.cat([_crop(image[None], random) for image in images[drawn.to(images.device)]])
     tokens = first_inputs(teacher, plan.chain.blocks[0], crops, BATCH)
     if not plan.shortened:
         return tokens
@@ -99,7 +99,7 @@ def _batch(plan: Plan, teacher: torch.nn.Module, images: torch.Tensor, random: t
 def _crop(image: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     """A piece of [1, C, H, W] of at least half its sides, as large as the whole; every other one flipped."""
     height, width = image.shape[2:]
-    share, down, across, flip = torch.rand(4, generator=random).tolist()
+    share, down, across, flip = (float(value) for value in torch.rand(4, generator=random))
     share = _LEAST_SIDE + (1 - _LEAST_SIDE) * share
     high, wide = max(1, round(share * height)), max(1, round(share * width))
     top, left = int(down * (height - high + 1)), int(across * (width - wide + 1))
