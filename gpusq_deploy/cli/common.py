@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import signal
 import sys
 import warnings
@@ -43,6 +44,10 @@ def run_command(command: click.Command) -> NoReturn:
     except (BrokenPipeError, PipeClosedError):
         abandon_streams()
         code = PIPE_CLOSED
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # torchrun's: a thread of gloo may still hold tensors, and aborts the process where Python has ended before it.
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

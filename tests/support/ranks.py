@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 _SCRIPT = """
+import os
 import sys
 sys.path[:0] = {paths!r}
 import torch
@@ -20,8 +21,11 @@ import {module} as test
 from gpusq_deploy.sparsity.training.distributed import process_group
 with process_group() as processes:
     found = test.{call}
-    processes.wait()  # gloo's threads may need Python to drop what they sent, and die where that has ended
+    processes.wait()
     torch.save(found, {out!r} + f".{{processes.rank}}")
+# As commands end under torchrun: gloo's threads may need Python to drop what they sent, and abort where that has ended.
+sys.stderr.flush()
+os._exit(0)
 """
 
 

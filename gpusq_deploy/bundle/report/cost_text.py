@@ -7,9 +7,11 @@ from typing import Literal, get_args
 
 from gpusq_deploy.artifacts import (
     CostEstimate,
+    GraphCost,
     LayerCost,
     LayerShare,
     Payoff,
+    PredictedTimes,
 )
 from gpusq_deploy.text import counted, some
 
@@ -48,7 +50,7 @@ def cost_outlook(cost: CostEstimate) -> Outlook:
 
 
 def cost_verdict(cost: CostEstimate, recipe: str) -> str:
-    """`cost_outlook` in one sentence, with its figures: predicted times where there are any, and counts.
+    """`cost_outlook` in one sentence, with its figures: predicted times where there are any, else counts.
 
     Args:
         cost: The two graphs.
@@ -57,10 +59,7 @@ def cost_verdict(cost: CostEstimate, recipe: str) -> str:
     built, other = cost.built, cost.unquantised
     if built is None or other is None:
         return cost.note
-    graph = (
-        f"{_parts_text(cost)}{built.kernels} kernels instead of {other.kernels}, "
-        f"{built.bytes_moved / 1e6:.1f} MB moved instead of {other.bytes_moved / 1e6:.1f}"
-    )
+    graph = _times_text(cost.times) if cost.times is not None else _counts_text(cost, built, other)
     outlook = cost_outlook(cost)
     if outlook == "predicted to pay":
         return f"{cost.what} is predicted to pay: {graph}"
@@ -73,15 +72,18 @@ def _faster(cost: CostEstimate) -> int:
     return sum(layer.pays == "yes" for layer in cost.layers)
 
 
-def _parts_text(cost: CostEstimate) -> str:
-    """What is known of times and of layers, in front of the counts."""
-    layers = f"faster in {_faster(cost)} of {len(cost.layers)} layers, " if cost.layers else ""
-    if cost.times is None:
-        return layers
-    times = cost.times
+def _times_text(times: PredictedTimes) -> str:
     return (
-        f"{times.ratio:.2f} of the time without it (median error {times.error:g} %), {times.built:.3g} ms instead of "
-        f"{times.unquantised:.3g} on {times.device}; {layers}"
+        f"{times.ratio:.2f} of the time without it on {times.device} "
+        f"({times.built:.3g} and {times.unquantised:.3g} ms; median error {times.error:g} %)"
+    )
+
+
+def _counts_text(cost: CostEstimate, built: GraphCost, other: GraphCost) -> str:
+    layers = f"faster in {_faster(cost)} of {len(cost.layers)} layers, " if cost.layers else ""
+    return (
+        f"{layers}{built.kernels} kernels instead of {other.kernels}, "
+        f"{built.bytes_moved / 1e6:.1f} MB moved instead of {other.bytes_moved / 1e6:.1f}"
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from gpusq_deploy.artifacts import EQUAL_DB, BuiltEngine, PruningLoss, Verification
 from gpusq_deploy.bundle.files import Bundle
-from gpusq_deploy.bundle.report.warnings import figures_text, outputs_text
+from gpusq_deploy.bundle.report.warnings import figures_text, outputs_text, producer_text, task_text
 from gpusq_deploy.text import counted
 
 
@@ -23,6 +25,18 @@ def verification_text(verification: Verification | None) -> str:
         f"{outputs_text(verification)}{cosine}, against the {verification.reference} model\n"
         f"  {verification.note}{_rewrites_text(verification)}"
     )
+
+
+def accuracy_texts(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    """What each comparison is called, and what it found."""
+    receipt = bundle.receipt
+    if receipt.pruning is not None:
+        yield "pruned", pruning_text(receipt.pruning)
+    yield compared_word(bundle), verification_text(receipt.verification)
+    if receipt.accuracy is not None:
+        yield "task", task_text(receipt.accuracy)
+    for found in receipt.producer:
+        yield "as trained", producer_text(found)
 
 
 def compared_word(bundle: Bundle) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -21,12 +20,11 @@ from gpusq_deploy.bundle.report.cost_text import cost_text, cost_verdict, layer_
 from gpusq_deploy.bundle.report.counting import counting_of
 from gpusq_deploy.bundle.report.headline import headline, no_engine_text
 from gpusq_deploy.bundle.report.sentences import (
+    accuracy_texts,
     compared_word,
     engine_text,
     layer_counts_text,
     limits_text,
-    pruning_text,
-    verification_text,
 )
 from gpusq_deploy.bundle.report.tables import print_pairs, result_console
 from gpusq_deploy.bundle.report.terminal_chain import print_engine, print_layer, print_plan
@@ -143,25 +141,14 @@ def _print_verification(console: Console, bundle: Bundle, layer: str | None) -> 
             console.print(f"{placed.module}, {placed.role}: INT8, {activation}: {placed.reason}", markup=False)
     if verification is not None and layer is not None and (line := drift_line(verification, layer)) is not None:
         console.print(f"behind {layer}: {line}")
-    for line in _accuracy_lines(bundle):
-        console.print(line, soft_wrap=True, markup=False)
+    for word, text in accuracy_texts(bundle):
+        console.print(f"{word}: {text}", soft_wrap=True, markup=False)
     for note in bundle.plan.notes if layer is None else ():
         console.print(f"note: {note}", markup=False, highlight=False)
     for warning in receipt_doubts(bundle.receipt):
         console.print(f"[bold]warning[/]: {warning}")
     for shortfall in bundle.receipt.shortfalls:
         console.print(f"[bold]refused[/]: {shortfall}")
-
-
-def _accuracy_lines(bundle: Bundle) -> Iterator[str]:
-    receipt = bundle.receipt
-    if receipt.pruning is not None:
-        yield f"pruned: {pruning_text(receipt.pruning)}"
-    yield f"{compared_word(bundle)}: {verification_text(receipt.verification)}"
-    if receipt.accuracy is not None:
-        yield f"task: {task_text(receipt.accuracy)}"
-    for found in receipt.producer:
-        yield f"as trained: {producer_text(found)}"
 
 
 def _packed(bundle: Bundle) -> CompressedIndex | None:

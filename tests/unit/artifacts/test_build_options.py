@@ -54,7 +54,12 @@ def test_what_is_written_now_has_the_keys_of_0_1(name: str) -> None:
         ("eval_data",),
         ("max_drop",),
     }
-    new = {"manifest": {("options", *keys) for keys in options}, "receipt": {("accuracy",)}, "plan": set[object]()}
+    image = {("preprocessing", "crop_mode"), ("preprocessing", "crop_offset")}
+    new = {
+        "manifest": {("options", *keys) for keys in options} | image,
+        "receipt": {("accuracy",), ("cost", "times")},
+        "plan": set[object](),
+    }
     assert set(_keys(written)) - set(_keys(old)) == new[name]
 
 

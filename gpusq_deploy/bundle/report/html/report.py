@@ -16,9 +16,8 @@ from gpusq_deploy.bundle.report.html.plots import line_plot
 from gpusq_deploy.bundle.report.html.values import CostRow, DriftRow, EnginePart, FileRow, LatencyPart
 from gpusq_deploy.bundle.report.html.verdict import Explained, tasks, verdict, verdict_cards
 from gpusq_deploy.bundle.report.layer_rows import explained_engine
-from gpusq_deploy.bundle.report.sentences import compared_word, layer_counts_text, pruning_text, verification_text
+from gpusq_deploy.bundle.report.sentences import accuracy_texts, layer_counts_text
 from gpusq_deploy.bundle.report.terminal import bundle_json
-from gpusq_deploy.bundle.report.warnings import producer_text, task_text
 from gpusq_deploy.numerics import counting_text
 
 # A full bar.
@@ -73,17 +72,13 @@ def _fingerprint(bundle: Bundle) -> tuple[tuple[str, str], ...]:
 
 def _accuracy(bundle: Bundle) -> dict[str, Any]:
     """The texts about each comparison, and the error behind each block and layer as rows and as a plot."""
-    receipt, found = bundle.receipt, bundle.receipt.verification
-    texts = [(compared_word(bundle), verification_text(found))]
-    texts += [("pruned", pruning_text(receipt.pruning))] if receipt.pruning is not None else []
-    texts += [] if receipt.accuracy is None else [("task", task_text(receipt.accuracy))]
-    texts += [("as trained", producer_text(each)) for each in receipt.producer]
+    found = bundle.receipt.verification
     blocks = () if found is None or found.synthetic else found.blocks
     layers = () if found is None or found.synthetic else found.layers
     marks = {} if found is None else _marks(found)
     worst = min((layer.sqnr_db for layer in layers), default=None)
     return {
-        "texts": texts,
+        "texts": list(accuracy_texts(bundle)),
         "samples": 0 if found is None else found.images,
         "layer_samples": 0 if found is None else found.layer_images,
         "plot": line_plot([block.sqnr_db for block in blocks], across="block, in the graph's order", up="SQNR, dB"),
