@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,8 @@ Transform = Callable[[Image.Image], Array]
 ROUNDING = 2e-6
 # ≤ 1/255 in the mean where a library resizes tensors instead of Pillow's images.
 STEP = 1 / 255
+# 1.0.24 rounds the sides of inputs that aren't square otherwise; no version between was compared.
+TIMM_COMPARED = (1, 0, 31)
 TIMM = (
     "vit_tiny_patch16_224",
     "deit_tiny_patch16_224",
@@ -116,6 +119,9 @@ def test_timm(name: str, arguments: Mapping[str, Any]) -> None:
 )
 def test_every_crop_mode_of_timm(mode: CropMode, fraction: float, size: tuple[int, int]) -> None:
     timm_data: Any = importlib.import_module("timm.data")
+    before = tuple(map(int, importlib.metadata.version("timm").split(".")[:3])) < TIMM_COMPARED
+    if before and mode == "center" and size[0] != size[1]:
+        pytest.skip("this timm rounds the sides of inputs that aren't square otherwise, by a pixel")
     wanted = Preprocessing(
         channels=3,
         height=size[0],

@@ -13,7 +13,7 @@ from gpusq_deploy.benchmarks.peers.prediction_table import packaged, read_points
 from gpusq_deploy.engines.prediction.constants import load_fitted
 from gpusq_deploy.engines.prediction.parts import parts_of_works
 
-RESULTS = Path(__file__).parents[4] / "benchmarks" / "results"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 @pytest.fixture(scope="module")
