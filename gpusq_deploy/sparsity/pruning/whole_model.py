@@ -152,13 +152,17 @@ def _along(chain: Chain, teacher: torch.nn.Module, work: _Work, images: torch.Te
 
 
 def some_tokens(tokens: torch.Tensor, options: OneshotOptions) -> torch.Tensor:
+    """The tokens that `options` draw; see `drawn_tokens`."""
+    return drawn_tokens(tokens, options.token_share, torch.Generator().manual_seed(options.seed))
+
+
+def drawn_tokens(tokens: torch.Tensor, share: float, random: torch.Generator) -> torch.Tensor:
     """Other tokens of each image; the first always, for in most models it sums up the image.
 
     Attention then sees fewer neighbours than it will, as in training with dropped patches.
     """
     count, length, width = tokens.shape
-    keep = max(1, round(options.token_share * (length - 1)))
-    random = torch.Generator().manual_seed(options.seed)
+    keep = max(1, round(share * (length - 1)))
     drawn = torch.rand(count, length - 1, generator=random).argsort(dim=1)[:, :keep].sort(dim=1).values + 1
     chosen = torch.cat([torch.zeros(count, 1, dtype=torch.long), drawn], dim=1).to(tokens.device)
     return tokens.gather(1, chosen[:, :, None].expand(-1, -1, width))

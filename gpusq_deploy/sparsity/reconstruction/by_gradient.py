@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from gpusq_deploy.sparsity.pruning.block_chain import first_inputs
 from gpusq_deploy.sparsity.pruning.magnitude import Masks, apply_masks
+from gpusq_deploy.sparsity.pruning.whole_model import drawn_tokens
 from gpusq_deploy.sparsity.reconstruction.one_block import BATCH, Pair
 from gpusq_deploy.sparsity.reconstruction.plan import Plan
 
@@ -87,13 +88,7 @@ def _batch(plan: Plan, teacher: torch.nn.Module, images: torch.Tensor, random: t
     drawn = torch.randint(len(images), (_IMAGES,), generator=random)
     crops = torch.cat([_crop(image[None], random) for image in images[drawn.to(images.device)]])
     tokens = first_inputs(teacher, plan.chain.blocks[0], crops, BATCH)
-    if not plan.shortened:
-        return tokens
-    # The first always: in most models it sums up the image.
-    order = torch.rand(len(tokens), tokens.shape[1] - 1, generator=random).argsort(dim=1)
-    kept = order[:, : max(1, round(_TOKEN_SHARE * order.shape[1]))].to(tokens.device) + 1
-    chosen = torch.cat([torch.zeros_like(kept[:, :1]), kept], dim=1)
-    return tokens.gather(1, chosen[:, :, None].expand(-1, -1, tokens.shape[2]))
+    return drawn_tokens(tokens, _TOKEN_SHARE, random) if plan.shortened else tokens
 
 
 def _crop(image: torch.Tensor, random: torch.Generator) -> torch.Tensor:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gpusq_deploy.artifacts import Value
+from gpusq_deploy.frontend import weight_of
 from gpusq_deploy.sparsity.pruning.block_chain import Chain, first_inputs
 from gpusq_deploy.sparsity.pruning.input_moments import Moments
 from gpusq_deploy.sparsity.pruning.one_layer import solve_layer
@@ -148,7 +149,7 @@ class _Tried:
 
 
 def _train(plan: Plan, start: Pair, layers: Sequence[str], images: torch.Tensor, tried: _Tried) -> None:
-    masks = {layer: start.student.get_parameter(f"{layer}.weight") != 0 for layer in layers}
+    masks = {layer: weight_of(start.student, layer) != 0 for layer in layers}
     trained = train_blocks(plan, start, masks, images, plan.options.gradient_steps)
     for share, mean in means(start.student, trained):
         tried.add(f"trained, {share:.0%}", mean)

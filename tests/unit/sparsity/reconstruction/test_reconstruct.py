@@ -12,9 +12,10 @@ import timm
 import torch
 import transformers
 from torch import nn
+from torchvision.models.vision_transformer import VisionTransformer
 
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend import array_from_tensor
+from gpusq_deploy.frontend import array_from_tensor, weight_of
 from gpusq_deploy.sparsity.pruning.block_chain import Block, block_chain, first_inputs
 from gpusq_deploy.sparsity.pruning.input_moments import GramSums
 from gpusq_deploy.sparsity.pruning.one_layer import OneshotOptions
@@ -184,6 +185,19 @@ def test_trained_together_the_blocks_come_nearer_and_keep_the_pattern() -> None:
     assert [line.split(":")[0] for line in said[2:]] == [
         f"training all blocks, step {step} of 40" for step in (10, 20, 30, 40)
     ]
+
+
+def test_an_attention_s_own_projection_keeps_its_pattern_too() -> None:
+    torch.manual_seed(0)
+    teacher = VisionTransformer(32, 8, 2, 2, 32, 64).eval().requires_grad_(requires_grad=False)
+    projections = [f"encoder.layers.encoder_layer_{block}.self_attention.in_proj" for block in (0, 1)]
+    layers = [*layers_of(teacher), *projections]
+    start = pruned(teacher, layers, random(96, 3, 32, 32, seed=8))
+    module, report, _ = rebuilt(Pair(teacher=teacher, student=start), layers, passes=1, gradient_steps=3)
+    assert [entry.name for entry in report.passes[2:]][-1] == "trained, 100%"
+    weights = [weight_of(module, layer) for layer in layers]
+    assert all(bool(((weight != 0).reshape(-1, 4).sum(dim=1) <= 2).all()) for weight in weights)
+    assert any("as pruned" in note and projections[0] in note for note in report.notes)
 
 
 def test_a_mean_of_weights_is_numpys_and_the_fit_repeats() -> None:
