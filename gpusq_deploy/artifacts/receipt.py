@@ -9,6 +9,7 @@ import msgspec
 from gpusq_deploy.artifacts.base import Value
 from gpusq_deploy.artifacts.manifest import EngineOptions
 from gpusq_deploy.artifacts.plan import Precision
+from gpusq_deploy.artifacts.sparsity import PruneMethod
 
 YesNoUnknown = Literal["yes", "no", "unknown"]
 Payoff = Literal["yes", "no", "no difference", "unknown"]
@@ -284,7 +285,10 @@ class Verification(Value):
 
 
 class PruningLoss(Value):
-    """The pruned float model against the dense one that it was made from, both run by torch; as in `Verification`."""
+    """The pruned float model against the dense one that it was made from, both run by torch; as in `Verification`.
+
+    `method` is how it was pruned, None where an older version wrote the receipt.
+    """
 
     images: int
     held_out: bool
@@ -297,6 +301,7 @@ class PruningLoss(Value):
     note: str
     lowest_sqnr_db: float | None = None
     highest_sqnr_db: float | None = None
+    method: PruneMethod | None = None
 
 
 class ExpectedOutput(Value):

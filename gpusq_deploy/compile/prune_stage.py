@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -45,7 +46,8 @@ def prune_as_asked(
     how = Pruning(method=request.prune, permute=request.permute)
     source = None if request.prune == "magnitude" else rest
     pruned = prune_checkpoint(checkpoint, recipe, how, source, reporter.say)
-    loss = pruning_loss(checkpoint, pruned, apart, held_out=held_out, reporter=reporter)
+    measured = pruning_loss(checkpoint, pruned, apart, held_out=held_out, reporter=reporter)
+    loss = msgspec.structs.replace(measured, method=request.prune)
     reporter.say(f"pruned: {compared_text(loss)}")
     for doubt in pruning_doubts(loss):
         reporter.say(f"warning: {doubt}")

@@ -43,9 +43,10 @@ def pruning_doubts(found: PruningLoss) -> tuple[str, ...]:
     weak = "" if found.constant or found.synthetic else _weak(found)
     if not weak:
         return ()
+    remedy = "try --prune second-order, or " if found.method != "second-order" else ""
     return (
         f"pruning alone costs too much accuracy: {weak}, on {counted(found.images, 'sample')}; "
-        "try --prune second-order, or train the pruned model with gpusq-compress",
+        f"{remedy}let gpusq-compress train or reconstruct the model",
     )
 
 

@@ -97,6 +97,15 @@ def test_what_pruning_alone_ruins_is_warned_about(changes: dict[str, Any], warne
     assert all("pruning alone" in each and "gpusq-compress" in each for each in said)
 
 
+def test_the_method_that_was_used_is_not_the_remedy() -> None:
+    (unknown,) = pruning_doubts(LOST)
+    (magnitude,) = pruning_doubts(msgspec.structs.replace(LOST, method="magnitude"))
+    (best,) = pruning_doubts(msgspec.structs.replace(LOST, method="second-order"))
+    assert all("--prune second-order" in said for said in (unknown, magnitude))
+    assert "gpusq-compress" in best
+    assert "--prune" not in best
+
+
 def test_a_receipt_has_the_doubts_of_both() -> None:
     weak = msgspec.structs.replace(FOUND, sqnr_db=1.0)
     whole = Receipt(model_digest="", verification=weak, engines=(), pruning=LOST)
