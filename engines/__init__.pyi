@@ -47,6 +47,13 @@ from .kernel_names import (
     KernelTrace as KernelTrace,
     read_kernel_names as read_kernel_names,
 )
+from .kernel_times import (
+    MeasuredKernels as MeasuredKernels,
+    ProfiledTimes as ProfiledTimes,
+    is_layer_profile as is_layer_profile,
+    measured_kernels as measured_kernels,
+    read_kernel_times as read_kernel_times,
+)
 from .layer_classes import (
     STUB as STUB,
     LayerClass as LayerClass,

@@ -124,18 +124,19 @@ def _engine_pairs(both: Matched) -> Iterator[EnginePair]:
 
 def _costs(pair: EnginePair) -> Iterator[Change]:
     """Bytes and predicted times of whole engines, where both are known at one batch size."""
-    for what, before, after in (
-        ("bytes moved", *(None if one is None else f"{one / 1e6:.2f} MB" for one in pair.bytes_moved)),
-        ("predicted time", *(None if one is None else f"{one / 1e3:.3f} ms" for one in pair.predicted_us)),
-    ):
+    said = {
+        "bytes moved": [None if one is None else f"{one / 1e6:.2f} MB" for one in pair.bytes_moved],
+        "predicted time": [None if one is None else f"{one / 1e3:.3f} ms" for one in pair.predicted_us],
+    }
+    for what, (before, after) in said.items():
         if before is not None and after is not None and before != after:
             yield Change(judgement="other", engine=pair.target, what=what, base=before, head=after)
 
 
 def _remarks(both: Matched, engines: Sequence[EnginePair]) -> Iterator[str]:
-    for side, graph in zip(("base", "head"), both.graphs, strict=True):
+    for which, graph in zip(("base", "head"), both.graphs, strict=True):
         if graph.unknown:
-            yield f"{side}: {graph.unknown}; layers and kernels are matched by name alone"
+            yield f"{which}: {graph.unknown}; layers and kernels are matched by name alone"
     for pair in engines:
         if not pair.sized:
             sizes = [bundle.manifest.batch.optimum for bundle in (both.base, both.head)]

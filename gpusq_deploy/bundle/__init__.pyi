@@ -54,10 +54,12 @@ from .report.html.verdict import (
     verdict_cards as verdict_cards,
 )
 from .report.kernel_times import (
+    KernelTimes as KernelTimes,
     all_works as all_works,
     device_of as device_of,
     kernel_works_of as kernel_works_of,
     predicted_kernel_times as predicted_kernel_times,
+    times_of_kernels as times_of_kernels,
 )
 from .report.layer_rows import (
     explained_engine as explained_engine,

@@ -65,12 +65,13 @@ def request(folder: Path, made: planning.Quantized, said: list[str], *targets: s
 def estimate(wished: EngineRequest, made: planning.Quantized) -> CostEstimate:
     with estimating(wished, made.before) as estimated:
         found = estimated(build_engines(wished)[0])
-    assert found.cost is not None
+    cost = found.cost
+    assert cost is not None
     # Where the batch is static, the engine's own layers have their sizes.
-    if found.cost.built is not None:
+    if cost.built is not None:
         moved = sum(work.weight_bytes + work.moved_bytes for work in found.works)
-        assert moved == (0 if wished.batch.static else found.cost.built.bytes_moved)
-    return found.cost
+        assert moved == (0 if wished.batch.static else cost.built.bytes_moved)
+    return cost
 
 
 @needs_rtx
