@@ -40,7 +40,7 @@ _GROUPS = (
     "--kernels",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Read a profiler's file from the GPU: which kernels ran sparse, and for --html their times (docs/receipts.md).",
+    help="Read a profiler's file from the GPU: which kernels ran sparse, and how long each took (docs/receipts.md).",
 )
 @click.option("--inferences", type=click.IntRange(min=1), default=1, help="Say how many inferences --kernels traced.")
 @click.option(

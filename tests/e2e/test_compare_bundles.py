@@ -21,12 +21,18 @@ pytestmark = pytest.mark.slow
 def folder(dense: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dense model as a checkpoint in FP16 and INT8, as TorchScript exports it, and that with attention broken."""
     folder = tmp_path_factory.mktemp("compared")
-    axes = {"input": {0: "batch"}, "output": {0: "batch"}}
-    names = {"input_names": ["input"], "output_names": ["output"], "dynamic_axes": axes}
     module = load_checkpoint(dense).module.eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own end
-        torch.onnx.export(module, (torch.zeros(1, 3, 32, 32),), folder / "traced.onnx", dynamo=False, **names)
+        torch.onnx.export(
+            module,
+            (torch.zeros(1, 3, 32, 32),),
+            folder / "traced.onnx",
+            dynamo=False,
+            input_names=["input"],
+            output_names=["output"],
+            dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
+        )
     onnx.save(_broken(onnx.load(folder / "traced.onnx")), folder / "broken.onnx")
     for name, source, options in (
         ("fp16", dense, ()),
