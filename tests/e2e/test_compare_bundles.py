@@ -62,12 +62,12 @@ def _broken(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def test_another_exporter_changes_no_kernel(folder: Path) -> None:
-    """TorchScript and dynamo name every node otherwise; TensorRT makes the same kernels of them."""
+def test_another_exporter_changes_no_fusion(folder: Path) -> None:
+    """TorchScript and dynamo name every node otherwise; of 24 kernels one differs, by the bytes of an Add in it."""
     done = run_main(compare, folder / "fp16.gpusq", folder / "traced.gpusq", "--json")
     assert done.code == 0, done.out
     found = done.json()
-    assert found["kernels"] == []
+    assert [(change["modules"], change["what"]) for change in found["kernels"]] == [(["head"], ["moves more bytes"])]
     assert not [change for change in found["changes"] if change["layers"]]
 
 

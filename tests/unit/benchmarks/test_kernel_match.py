@@ -11,7 +11,7 @@ import pytest
 
 from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, EngineTensor
 from gpusq_deploy.benchmarks.bundles.kernel_changes import KernelChange, kernel_changes, kernel_lines
-from gpusq_deploy.benchmarks.bundles.kernel_match import covered, match_kernels
+from gpusq_deploy.benchmarks.bundles.kernel_match import KernelGroup, covered, match_kernels
 from gpusq_deploy.benchmarks.bundles.node_match import match_layers, match_nodes
 from gpusq_deploy.benchmarks.bundles.sides import EngineSide, Graph, engine_side
 from gpusq_deploy.bundle.files import Bundle, read_bundle
@@ -179,7 +179,7 @@ def test_a_group_is_the_same_however_nodes_are_named() -> None:
     nodes = [*block(0), *block(1)]
     layers = [*fused(nodes[:12]), *broken(nodes[12:], tag="1")]
     base = [*fused(nodes[:12]), *fused(nodes[12:], tag="1")]
-    groups = []
+    groups: list[tuple[KernelGroup, ...]] = []
     for _ in range(5):
         names = {node.name: f"x{draw.random()}" for node in nodes}
         theirs = {names[node.name]: node._replace(name=names[node.name]) for node in nodes}
