@@ -26,7 +26,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
-from gpusq_deploy.artifacts import EVERY_ENGINE, BuiltLayer, ChangeBudgets, Check, EngineBudgets, builtins_from_value
+from gpusq_deploy.artifacts import (
+    EVERY_ENGINE,
+    BuiltLayer,
+    ChangeBudgets,
+    Check,
+    EngineBudgets,
+    builtins_from_value,
+    parts_of,
+)
 from gpusq_deploy.benchmarks.bundles.kernel_changes import KernelChange
 from gpusq_deploy.benchmarks.bundles.matched import Matched
 from gpusq_deploy.benchmarks.bundles.sides import EnginePair
@@ -105,7 +113,10 @@ def _engine_checks(
 
 
 def _types_lost(pair: EnginePair, both: Matched) -> list[str]:
-    """Layers of base that are coded there and not in head, by base's names: one that head lacks counts."""
+    """Layers of base that are coded there and not in head, by base's names: one that head lacks counts.
+
+    Projections that head has merged into one layer, or base had, are the same layers.
+    """
     return _lost(pair, both, lambda layer: layer.precision in CODED)
 
 
@@ -117,8 +128,8 @@ def _sparse_lost(pair: EnginePair, both: Matched) -> list[str]:
 
 def _lost(pair: EnginePair, both: Matched, has: Callable[[BuiltLayer], bool]) -> list[str]:
     base, head = pair.engines
-    kept = {both.as_base(layer.layer) for layer in head.layers if has(layer)}
-    return [layer.layer for layer in base.layers if has(layer) and layer.layer not in kept]
+    kept = {part for layer in head.layers if has(layer) for part in parts_of(both.as_base(layer.layer))}
+    return [layer.layer for layer in base.layers if has(layer) and not kept.issuperset(parts_of(layer.layer))]
 
 
 def _matches(layer: str, patterns: Iterable[str]) -> bool:

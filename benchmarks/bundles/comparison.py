@@ -58,7 +58,7 @@ class BundleComparison(Value):
     def text(self, *, whole: bool = False) -> str:
         """One line for each change or reason, and the verdict as the last; `whole` lists every kernel."""
         lines = [*self.reasons, *(change.text() for change in self.changes), *kernel_lines(self.kernels, whole=whole)]
-        if self.kernels:
+        if self.changes or self.kernels:
             lines += self.remarks
         lines += map(check_line, self.checks or ())
         return "\n".join([*lines, self.verdict if self.checks is None else self.line()])
@@ -91,6 +91,7 @@ def compare_bundles(base: Bundle, head: Bundle, budgets: ChangeBudgets | None = 
     kernels = tuple(
         change
         for pair in engines
+        if not any(graph.unknown for graph in both.graphs)
         for change in kernel_changes(pair.target, pair.base, pair.head, both.nodes, sized=pair.sized)
     )
     checks = None if budgets is None else check_budgets(budgets, both, engines, kernels)
@@ -136,7 +137,7 @@ def _costs(pair: EnginePair) -> Iterator[Change]:
 def _remarks(both: Matched, engines: Sequence[EnginePair]) -> Iterator[str]:
     for which, graph in zip(("base", "head"), both.graphs, strict=True):
         if graph.unknown:
-            yield f"{which}: {graph.unknown}; layers and kernels are matched by name alone"
+            yield f"{which}: {graph.unknown}; layers are matched by name alone, and kernels aren't compared"
     for pair in engines:
         if not pair.sized:
             sizes = [bundle.manifest.batch.optimum for bundle in (both.base, both.head)]

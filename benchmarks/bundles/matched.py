@@ -28,8 +28,10 @@ class Matched:
         return [(ours[target], theirs[target]) for target in sorted(ours.keys() & theirs.keys())]
 
     def as_base(self, layer: str) -> str:
-        """A layer of head by the name that base has for it."""
-        return self.layers.get(layer, layer)
+        """A layer of head by the name that base has for it; its own where it is new, told from base's of that name."""
+        if layer in self.layers:
+            return self.layers[layer]
+        return f"{layer} of head" if layer in self.layers.values() else layer
 
 
 def matched(base: Bundle, head: Bundle) -> Matched:

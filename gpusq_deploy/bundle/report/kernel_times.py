@@ -22,6 +22,8 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.text import counted
 
 _LONGEST = 3
+# Whose engine for the optimal batch alone a build compares with.
+_SIZED = "tensorrt-rtx"
 
 
 def kernel_works_of(bundle: Bundle, engine: BuiltEngine) -> tuple[dict[str, KernelWork], str]:
@@ -46,6 +48,8 @@ def all_works(bundle: Bundle, engine: BuiltEngine) -> tuple[tuple[KernelWork, ..
     if not kernels:
         return (), "the receipt lists no kernel"
     if not bundle.manifest.batch.static:
+        if engine.backend != _SIZED:
+            return (), f"the batch is dynamic, and sizes are known of engines of {_SIZED} alone"
         lost = "the batch is dynamic, and the receipt doesn't hold its kernels' sizes: build again with tensorrt-rtx"
         return bundle.receipt.works, "" if bundle.receipt.works else lost
     try:
@@ -97,7 +101,8 @@ def _predicted_text(bundle: Bundle, engine: BuiltEngine, predicted: Mapping[str,
     if device is None or not predicted:
         return
     batch = bundle.manifest.batch.optimum
-    yield f"Predicted for {device.gpu} at batch {batch}, not measured: {_most(predicted)}"
+    dense = ", products as if dense" if bundle.plan.sparse_asked else ""
+    yield f"Predicted for {device.gpu} at batch {batch}, not measured{dense}: {_most(predicted)}"
     if unsized:
         yield f"Without a prediction: {unsized}"
 

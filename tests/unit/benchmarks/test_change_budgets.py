@@ -132,6 +132,20 @@ def test_an_engines_budget_holds_up_to_its_bound(
     assert (found.verdict, [check.held for check in found.checks or ()]) == ("over budget", [False])
 
 
+def test_projections_that_were_merged_keep_their_type(base: Bundle) -> None:
+    merged = msgspec.structs.replace(LAYERS[0], layer="fc1+fc2")
+    head = bundle_with(base, engine={"layers": (merged, LAYERS[2])})
+    for ours, theirs in ((base, head), (head, base)):
+        assert verdict(ours, theirs, '[engine."*"]\ntype_lost = "= 0"').verdict == "within budget"
+
+
+def test_kernels_are_not_compared_without_the_graph(base: Bundle) -> None:
+    head = replace(base, path=base.path / "gone")
+    found = compare_bundles(base, head)
+    assert (found.verdict, found.kernels) == ("same", ())
+    assert found.remarks[0].startswith("head: model.onnx can't be read: no such file")
+
+
 def test_a_failure_names_the_layers(base: Bundle) -> None:
     head = bundle_with(base, engine={"layers": lost(1, precision="fp16")})
     found = verdict(base, head, '[engine."*"]\ntype_lost = "= 0"')

@@ -12,6 +12,7 @@ import pytest
 from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineLayer, EngineTensor
 from gpusq_deploy.benchmarks.bundles.kernel_changes import KernelChange, kernel_changes, kernel_lines
 from gpusq_deploy.benchmarks.bundles.kernel_match import KernelGroup, covered, match_kernels
+from gpusq_deploy.benchmarks.bundles.matched import Matched
 from gpusq_deploy.benchmarks.bundles.node_match import match_layers, match_nodes
 from gpusq_deploy.benchmarks.bundles.sides import EngineSide, Graph, engine_side
 from gpusq_deploy.bundle.files import Bundle, read_bundle
@@ -230,3 +231,9 @@ def test_types_sparsity_and_lone_kernels_are_told(plain: Bundle, pytestconfig: p
     if pytestconfig.getoption("--update-golden"):
         GOLDEN.write_text(got)
     assert got == GOLDEN.read_text(), "if that is meant, run this with --update-golden"
+
+
+def test_a_new_layer_of_an_old_name_is_told_apart(plain: Bundle) -> None:
+    graphs = (Graph(nodes=()), Graph(nodes=()))
+    both = Matched(base=plain, head=plain, graphs=graphs, nodes={}, layers={"b": "a"})
+    assert [both.as_base(name) for name in ("b", "a", "c")] == ["a", "a of head", "c"]

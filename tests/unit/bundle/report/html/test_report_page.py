@@ -125,7 +125,7 @@ def test_kernels_are_predicted_where_their_sizes_are_known(bundle: Bundle, page:
     assert "predicted µs" in page.words
     assert all(f"{time:.1f}" in page.words for time in times)
     total = f"{len(times)} kernels in {sum(times) / 1e3:.3f} ms"
-    assert f"Predicted for {device.gpu} at batch 1, not measured: {total}" in page.text
+    assert f"Predicted for {device.gpu} at batch 1, not measured, products as if dense: {total}" in page.text
     dynamic = msgspec.structs.replace(bundle.manifest, batch=BatchRange(minimum=1, optimum=1, maximum=2))
     assert "predicted µs" not in Page(report_page(replace(bundle, manifest=dynamic))).words
 
