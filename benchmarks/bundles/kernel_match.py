@@ -56,9 +56,7 @@ def match_kernels(
         same: The node of base by that of head, see `match_nodes`.
     """
     theirs = [frozenset(same[name] for name in nodes if name in same) for nodes in covers[1]]
-    ties = set(_both_ways(covers[0], theirs))
-    ties |= set(_left_over(base, head, ties, same))
-    groups = _joined(ties)
+    groups = _joined(_with_left_over(base, head, set(_both_ways(covers[0], theirs)), same))
     plain = _without_nodes(base, head, groups)
     ours = {place for group in (*groups, *plain) for place in group.base}
     others = {place for group in (*groups, *plain) for place in group.head}
@@ -75,23 +73,21 @@ def _both_ways(base: Sequence[Set[str]], head: Sequence[Set[str]]) -> Iterator[t
     yield from ((ours, place) for place, ours in _ties(head, base))
 
 
-def _left_over(
+def _with_left_over(
     base: Sequence[EngineLayer], head: Sequence[EngineLayer], ties: Set[tuple[int, int]], same: Mapping[str, str]
-) -> Iterator[tuple[int, int]]:
-    """Kernels without a tie by all that they name: first with such on the other side, then with any."""
-    named = [frozenset(kernel.onnx_nodes) for kernel in base]
+) -> set[tuple[int, int]]:
+    """Also ties of kernels that had none, by all that they name: first with such on the other side, then with any."""
+    ours = [frozenset(kernel.onnx_nodes) for kernel in base]
     theirs = [frozenset(same[name] for name in kernel.onnx_nodes if name in same) for kernel in head]
-    found = set(ties)
-    for only_left in (True, False):
-        tied = [{tie[side] for tie in found} for side in (0, 1)]
-        left = [
-            [nodes if place not in tied[side] else frozenset[str]() for place, nodes in enumerate(sides)]
-            for side, sides in enumerate((named, theirs))
-        ]
-        found |= set(_both_ways(*left)) if only_left else set(_ties(left[0], theirs))
-        if not only_left:
-            found |= {(ours, place) for place, ours in _ties(left[1], named)}
-    yield from found
+    found = ties | set(_both_ways(_left(ours, {tie[0] for tie in ties}), _left(theirs, {tie[1] for tie in ties})))
+    tied = [{tie[side] for tie in found} for side in (0, 1)]
+    backwards = ((place, other) for other, place in _ties(_left(theirs, tied[1]), ours))
+    return found | set(_ties(_left(ours, tied[0]), theirs)) | set(backwards)
+
+
+def _left(nodes: Sequence[Set[str]], tied: Set[int]) -> list[Set[str]]:
+    """The nodes of kernels that have no tie, none of the others."""
+    return [frozenset[str]() if place in tied else each for place, each in enumerate(nodes)]
 
 
 def _ties(ones: Sequence[Set[str]], others: Sequence[Set[str]]) -> Iterator[tuple[int, int]]:
