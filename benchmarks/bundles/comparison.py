@@ -114,20 +114,22 @@ def _verdict(found: Sequence[Change], kernels: Sequence[KernelChange], checks: S
 
 
 def _engine_pairs(both: Matched) -> Iterator[EnginePair]:
-    sized = both.base.manifest.batch.optimum == both.head.manifest.batch.optimum
+    batches = [bundle.manifest.batch for bundle in (both.base, both.head)]
+    sized, static = batches[0].optimum == batches[1].optimum, all(batch.static for batch in batches)
     for ours, theirs in both.engines:
         base, head = (
             engine_side(bundle, engine, graph)
             for bundle, engine, graph in zip((both.base, both.head), (ours, theirs), both.graphs, strict=True)
         )
-        yield EnginePair(engines=(ours, theirs), base=base, head=head, sized=sized)
+        yield EnginePair(engines=(ours, theirs), base=base, head=head, sized=sized, static=static)
 
 
 def _costs(pair: EnginePair) -> Iterator[Change]:
     """Bytes and predicted times of whole engines, where both are known at one batch size."""
+    alone = "" if pair.static else " at the optimal batch alone"
     said = {
-        "bytes moved": [None if one is None else f"{one / 1e6:.2f} MB" for one in pair.bytes_moved],
-        "predicted time": [None if one is None else f"{one / 1e3:.3f} ms" for one in pair.predicted_us],
+        f"bytes moved{alone}": [None if one is None else f"{one / 1e6:.2f} MB" for one in pair.bytes_moved],
+        f"predicted time{alone}": [None if one is None else f"{one / 1e3:.3f} ms" for one in pair.predicted_us],
     }
     for what, (before, after) in said.items():
         if before is not None and after is not None and before != after:

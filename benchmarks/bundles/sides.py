@@ -75,12 +75,13 @@ class EngineSide:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnginePair:
-    """Both engines of a target; `sized` says that both sides' bytes are of one batch size."""
+    """Both engines of a target; `sized` where both sides' bytes are of one batch, `static` where they take no other."""
 
     engines: tuple[BuiltEngine, BuiltEngine]
     base: EngineSide
     head: EngineSide
     sized: bool
+    static: bool
 
     @property
     def target(self) -> str:

@@ -96,7 +96,9 @@ def test_int8_changes_types_and_fewer_bytes_are_moved(folder: Path) -> None:
     assert len({module for change in moved for module in change["modules"]}) >= 10
     assert not [change for change in found["kernels"] if not (change["base"] and change["head"])]
     sizes = {change["what"]: change for change in found["changes"] if change["engine"] == "a100"}
-    before, after = (float(sizes["bytes moved"][side].split()[0]) for side in ("base", "head"))
+    before, after = (
+        float(sizes["bytes moved at the optimal batch alone"][side].split()[0]) for side in ("base", "head")
+    )
     assert after < before
     assert all(
         len(line) <= 200 for line in run_main(compare, folder / "fp16.gpusq", folder / "int8.gpusq").out.splitlines()
