@@ -74,7 +74,7 @@ def _both_ways(base: Sequence[Set[str]], head: Sequence[Set[str]]) -> Iterator[t
 
 
 def _with_left_over(
-    base: Sequence[EngineLayer], head: Sequence[EngineLayer], ties: Set[tuple[int, int]], same: Mapping[str, str]
+    base: Sequence[EngineLayer], head: Sequence[EngineLayer], ties: set[tuple[int, int]], same: Mapping[str, str]
 ) -> set[tuple[int, int]]:
     """Also ties of kernels that had none, by all that they name: first with such on the other side, then with any."""
     ours = [frozenset(kernel.onnx_nodes) for kernel in base]

@@ -1,10 +1,11 @@
 """Which ONNX node of one model is which of another, though exporters name nodes and modules as they like. Pure.
 
 1. Nodes of one name, operator, module and size are the same node.
-2. Layers' products are aligned in the graphs' order by operator and sizes [N, K]: the longest common subsequence, for
-   equal blocks would let a greedy match slip by one.
-3. What stands between two such pairs is aligned by operator (`difflib.SequenceMatcher`, the longest equal run first).
-Nodes of the first rule keep both alignments in step.
+2. Of the rest, those of one module, operator and size are, in their order, where both have as many of them.
+3. Of the rest, layers' products are aligned in the graphs' order by operator and sizes [N, K]: the longest common
+   subsequence, for equal blocks would let a greedy match slip by one.
+4. What stands between two such pairs is aligned by operator (`difflib.SequenceMatcher`, the longest equal run first).
+Nodes of the first two rules keep both alignments in step.
 
 What a quantiser or a cast adds is no part of the model and isn't matched.
 """
@@ -12,7 +13,8 @@ What a quantiser or a cast adds is no part of the model and isn't matched.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 from difflib import SequenceMatcher
 
 from gpusq_deploy.graph import NodeFact
@@ -25,13 +27,52 @@ _ADDED = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "Identity"})
 def match_nodes(base: Sequence[NodeFact], head: Sequence[NodeFact]) -> dict[str, str]:
     """Of nodes of `head`, the node of `base` that each is, by name; nodes without a counterpart are left out."""
     sides = [[node for node in nodes if node.operator not in _ADDED] for nodes in (base, head)]
-    known = {_whole(node) for node in sides[0]} & {_whole(node) for node in sides[1]}
-    keys = [[_whole(node) if _whole(node) in known else _alike(node) for node in nodes] for nodes in sides]
-    found = {node.name: node.name for node in sides[1] if _whole(node) in known}
-    # A whole key is unique, so where two of them are aligned they are the same node again.
-    for ours, theirs in _aligned(*keys, *([bool(node.sizes) for node in nodes] for nodes in sides)):
-        found.setdefault(sides[1][theirs].name, sides[0][ours].name)
+    keys = [list(map(_whole, nodes)) for nodes in sides]
+    known = set(keys[0]) & set(keys[1])
+    left = [[key not in known for key in each] for each in keys]
+    counts = [Counter(itertools.compress(map(_place, nodes), each)) for nodes, each in zip(sides, left, strict=True)]
+    settled = {place for place, count in counts[0].items() if counts[1][place] == count}
+    keys = [_in_module(nodes, each, which, settled) for nodes, each, which in zip(sides, keys, left, strict=True)]
+    known = set(keys[0]) & set(keys[1])
+    keys = [_alike(nodes, each, known) for nodes, each in zip(sides, keys, strict=True)]
+    ours = {key: node.name for node, key in zip(sides[0], keys[0], strict=True) if key in known}
+    found = {node.name: ours[key] for node, key in zip(sides[1], keys[1], strict=True) if key in known}
+    # Such a key is unique, so where two of them are aligned they are the same node again.
+    products = [[bool(node.sizes) for node in nodes] for nodes in sides]
+    for place, other in _aligned(keys[0], keys[1], products[0], products[1]):
+        found.setdefault(sides[1][other].name, sides[0][place].name)
     return found
+
+
+def _whole(node: NodeFact) -> _Key:
+    return ("node", node.name, *_kind(node), node.module)
+
+
+def _place(node: NodeFact) -> _Key:
+    return ("module", node.module, *_kind(node))
+
+
+def _in_module(nodes: Sequence[NodeFact], keys: Sequence[_Key], left: Sequence[bool], settled: Set[_Key]) -> list[_Key]:
+    """Of nodes that are left, the module, the kind, and which of that kind, where both sides have as many of these."""
+    seen: Counter[_Key] = Counter()
+    found: list[_Key] = []
+    for node, key, open_ in zip(nodes, keys, left, strict=True):
+        place = _place(node)
+        if not (open_ and node.module and place in settled):
+            found.append(key)
+            continue
+        found.append((*place, str(seen[place])))
+        seen[place] += 1
+    return found
+
+
+def _alike(nodes: Sequence[NodeFact], keys: Sequence[_Key], known: Set[_Key]) -> list[_Key]:
+    """Of nodes that aren't known, the kind."""
+    return [key if key in known else _kind(node) for node, key in zip(nodes, keys, strict=True)]
+
+
+def _kind(node: NodeFact) -> _Key:
+    return (node.operator, *map(str, node.sizes))
 
 
 def _aligned(
@@ -71,11 +112,3 @@ def match_layers(base: Sequence[NodeFact], head: Sequence[NodeFact], nodes: Mapp
     """The same of layers, by the names that plans give them."""
     ours = {node.name: node.layer for node in base if node.layer}
     return {node.layer: ours[nodes[node.name]] for node in head if node.layer and nodes.get(node.name) in ours}
-
-
-def _whole(node: NodeFact) -> _Key:
-    return (node.name, *_alike(node), node.module)
-
-
-def _alike(node: NodeFact) -> _Key:
-    return (node.operator, *map(str, node.sizes))

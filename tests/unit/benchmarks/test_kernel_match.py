@@ -43,7 +43,7 @@ def block(number: int, *, name: str = "node{n}_{op}", module: str = "blocks.{n}"
         NodeFact(
             name=name.format(n=number, op=f"{operator}{place}"),
             operator=operator,
-            module=f"{whole}.{inside}".rstrip("."),
+            module=f"{whole}.{inside}".rstrip(".") if module else "",
             sizes=sizes,
             layer=f"{whole}.{inside}" if sizes else "",
         )
@@ -172,6 +172,14 @@ def test_an_added_block_shifts_names_and_still_finds_its_place() -> None:
     assert set(found) == {node.name for node in base}
     shifted = [*block(0), *block(1, module="added.{n}"), *block(2)]
     assert not {node.name for node in block(1)} & set(match_nodes(base, shifted))
+
+
+def test_what_is_numbered_through_is_found_by_its_module() -> None:
+    """A head of the size of a projection, behind a block that was added: its number has changed, not its module."""
+    head = NodeFact(name="node_12", operator="MatMul", module="head", sizes=(64, 64), layer="head")
+    found = match_nodes([*block(0), head], [*block(0), *block(1), head._replace(name="node_24")])
+    assert found["node_24"] == "node_12"
+    assert len(found) == 13
 
 
 def test_of_many_equal_blocks_none_slips_by_one_where_an_operator_is_missing() -> None:
