@@ -93,37 +93,61 @@ def _alone(group: KernelGroup, base: EngineSide, head: EngineSide) -> Iterator[s
 
 
 def _differences(base: Sequence[KernelFact], head: Sequence[KernelFact], *, sized: bool) -> list[str]:
+    products, others = ([fact for fact in side if fact.role != "other"] for side in (base, head))
+    found = [
+        *_fusion(base, head),
+        *_types(base, head, products, others),
+        *_moved("weights", [fact.sparse for fact in products], [fact.sparse for fact in others]),
+        *_moved("kernel", [_named(fact) for fact in products], [_named(fact) for fact in others]),
+    ]
+    return found or (_bytes(base, head) if sized else [])
+
+
+def _fusion(base: Sequence[KernelFact], head: Sequence[KernelFact]) -> Iterator[str]:
     lost = _attentions(base) - _attentions(head)
-    found = ["attention no longer fused" if lost > 0 else "attention is fused now"] if lost else []
+    if lost:
+        yield "attention no longer fused" if lost > 0 else "attention is fused now"
     if len(base) != len(head):
-        found.append(f"{counted(len(base), 'kernel')} -> {counted(len(head), 'kernel')}")
+        yield f"{counted(len(base), 'kernel')} -> {counted(len(head), 'kernel')}"
     elif len(base) > 1:
-        found.append(f"{counted(len(base), 'kernel')} fused otherwise")
-    products = [[fact for fact in side if fact.role != "other"] for side in (base, head)]
-    types = [*_moved("multiplies in", *([fact.precision for fact in side] for side in products))]
-    if not types and len(base) == len(head) == 1:
-        types = [*_moved("reads", *([fact.types[0] for fact in side] for side in (base, head)))]
-        types += _moved("writes", *([fact.types[1] for fact in side] for side in (base, head)))
-    found += types
-    found += _moved("weights", *([fact.sparse for fact in side if fact.sparse] for side in products))
-    found += _moved("kernel", *([_DIGEST.sub("", f.tactic) for f in side if _tells(f.tactic)] for side in products))
-    moved = [bytes_moved(side) for side in (base, head)]
-    if found or not sized or moved[0] is None or moved[1] is None:
+        yield f"{counted(len(base), 'kernel')} fused otherwise"
+
+
+def _types(
+    base: Sequence[KernelFact],
+    head: Sequence[KernelFact],
+    products: Sequence[KernelFact],
+    others: Sequence[KernelFact],
+) -> list[str]:
+    """What products multiply in; where that is the same, what one kernel reads and writes beside one other."""
+    found = [*_moved("multiplies in", [fact.precision for fact in products], [fact.precision for fact in others])]
+    if found or not len(base) == len(head) == 1:
         return found
-    if abs(moved[1] - moved[0]) <= _LEAST_BYTES * moved[0]:
+    names = ("reads", "writes")
+    return [
+        said
+        for place, name in enumerate(names)
+        for said in _moved(name, [base[0].types[place]], [head[0].types[place]])
+    ]
+
+
+def _bytes(base: Sequence[KernelFact], head: Sequence[KernelFact]) -> list[str]:
+    before, after = bytes_moved(base), bytes_moved(head)
+    if before is None or after is None or abs(after - before) <= _LEAST_BYTES * before:
         return []
-    return ["moves more bytes" if moved[1] > moved[0] else "moves fewer bytes"]
+    return ["moves more bytes" if after > before else "moves fewer bytes"]
 
 
 def _moved(what: str, base: Sequence[str], head: Sequence[str]) -> Iterator[str]:
-    before, after = (", ".join(sorted(set(side))) for side in (base, head))
+    """What differs, where both sides say something."""
+    before, after = (", ".join(sorted(set(filter(None, side)))) for side in (base, head))
     if before and after and before != after:
         yield f"{what} {before} -> {after}"
 
 
-def _tells(tactic: str) -> bool:
-    """Whether a kernel's name is one: a stub is chosen later, and a generated one ends in a digest of its code."""
-    return bool(tactic) and tactic != STUB and not tactic.startswith(_GENERATED)
+def _named(fact: KernelFact) -> str:
+    """A kernel's name where it is one: a stub is chosen later, and a generated one ends in a digest of its code."""
+    return "" if fact.tactic == STUB or fact.tactic.startswith(_GENERATED) else _DIGEST.sub("", fact.tactic)
 
 
 def _attentions(kernels: Sequence[KernelFact]) -> int:

@@ -20,28 +20,37 @@ from difflib import SequenceMatcher
 from gpusq_deploy.graph import NodeFact
 
 _Key = tuple[str, ...]
+_Keys = tuple[list[_Key], list[_Key]]
 
 _ADDED = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "Identity"})
 
 
 def match_nodes(base: Sequence[NodeFact], head: Sequence[NodeFact]) -> dict[str, str]:
     """Of nodes of `head`, the node of `base` that each is, by name; nodes without a counterpart are left out."""
-    sides = [[node for node in nodes if node.operator not in _ADDED] for nodes in (base, head)]
-    keys = [list(map(_whole, nodes)) for nodes in sides]
+    ours, theirs = (_unadded(nodes) for nodes in (base, head))
+    keys = _by_module(ours, theirs, (list(map(_whole, ours)), list(map(_whole, theirs))))
     known = set(keys[0]) & set(keys[1])
-    left = [[key not in known for key in each] for each in keys]
-    counts = [Counter(itertools.compress(map(_place, nodes), each)) for nodes, each in zip(sides, left, strict=True)]
-    settled = {place for place, count in counts[0].items() if counts[1][place] == count}
-    keys = [_in_module(nodes, each, which, settled) for nodes, each, which in zip(sides, keys, left, strict=True)]
-    known = set(keys[0]) & set(keys[1])
-    keys = [_alike(nodes, each, known) for nodes, each in zip(sides, keys, strict=True)]
-    ours = {key: node.name for node, key in zip(sides[0], keys[0], strict=True) if key in known}
-    found = {node.name: ours[key] for node, key in zip(sides[1], keys[1], strict=True) if key in known}
+    by_key = {key: node.name for node, key in zip(ours, keys[0], strict=True)}
+    found = {node.name: by_key[key] for node, key in zip(theirs, keys[1], strict=True) if key in known}
     # Such a key is unique, so where two of them are aligned they are the same node again.
-    products = [[bool(node.sizes) for node in nodes] for nodes in sides]
-    for place, other in _aligned(keys[0], keys[1], products[0], products[1]):
-        found.setdefault(sides[1][other].name, sides[0][place].name)
+    for place, other in _aligned((ours, theirs), (_alike(ours, keys[0], known), _alike(theirs, keys[1], known))):
+        found.setdefault(theirs[other].name, ours[place].name)
     return found
+
+
+def _unadded(nodes: Sequence[NodeFact]) -> list[NodeFact]:
+    return [node for node in nodes if node.operator not in _ADDED]
+
+
+def _by_module(base: Sequence[NodeFact], head: Sequence[NodeFact], keys: _Keys) -> _Keys:
+    """The keys, but of nodes that aren't known by theirs the place in the module, where both have as many there."""
+    known = set(keys[0]) & set(keys[1])
+    left = tuple([key not in known for key in each] for each in keys)
+    counts = [
+        Counter(itertools.compress(map(_place, nodes), each)) for nodes, each in zip((base, head), left, strict=True)
+    ]
+    settled = {place for place, count in counts[0].items() if counts[1][place] == count}
+    return (_in_module(base, keys[0], left[0], settled), _in_module(head, keys[1], left[1], settled))
 
 
 def _whole(node: NodeFact) -> _Key:
@@ -75,11 +84,10 @@ def _kind(node: NodeFact) -> _Key:
     return (node.operator, *map(str, node.sizes))
 
 
-def _aligned(
-    base: Sequence[_Key], head: Sequence[_Key], base_products: Sequence[bool], head_products: Sequence[bool]
-) -> Iterator[tuple[int, int]]:
+def _aligned(nodes: tuple[Sequence[NodeFact], Sequence[NodeFact]], keys: _Keys) -> Iterator[tuple[int, int]]:
     """Places in both of what is the same: products, and between each two of them the rest."""
-    places = [[place for place, product in enumerate(each) if product] for each in (base_products, head_products)]
+    base, head = keys
+    places = [[place for place, node in enumerate(each) if node.sizes] for each in nodes]
     pairs = _common([base[place] for place in places[0]], [head[place] for place in places[1]])
     anchors = [(places[0][ours], places[1][theirs]) for ours, theirs in pairs]
     yield from anchors

@@ -77,7 +77,7 @@ def estimating(request: EngineRequest, float_model: ir.Model) -> Generator[Estim
     what = " and ".join(sorted(types))
     target = _first_ahead(request)
     if target is None or (not what and request.batch.static):
-        yield lambda _engines: Estimated(_not_built(what) if what else None)
+        yield lambda _engines: _unknown(_not_built, what)
         return
     say, batch = request.reporter.say, request.batch.optimum
     task = f"building the same model without {what} to compare kernels" if what else "sizing the kernels"
@@ -88,17 +88,25 @@ def estimating(request: EngineRequest, float_model: ir.Model) -> Generator[Estim
         def estimate(engines: Sequence[BuiltEngine]) -> Estimated:
             engine = next((engine for engine in engines if engine.target == target.name), None)
             if engine is None:
-                return Estimated(_not_built(what) if what else None)
+                return _unknown(_not_built, what)
             try:
-                found = layers()
-                cost = _compared(request, engine, found, target, what) if what else None
-                return Estimated(cost, () if request.batch.static else kernel_works(found[-1]))
+                return _estimated(request, engine, layers(), target, what)
             except (GpusqError, OSError) as error:
                 why = error.what if isinstance(error, GpusqError) else str(error)
                 say(f"warning: the comparison failed: {why}")
-                return Estimated(_not_compared(what, why) if what else None)
+                return _unknown(lambda what: _not_compared(what, why), what)
 
         yield estimate
+
+
+def _estimated(request: EngineRequest, engine: BuiltEngine, layers: LayerLists, target: Target, what: str) -> Estimated:
+    cost = _compared(request, engine, layers, target, what) if what else None
+    return Estimated(cost, () if request.batch.static else kernel_works(layers[-1]))
+
+
+def _unknown(cost: Callable[[str], CostEstimate], what: str) -> Estimated:
+    """Where nothing was compared: with the reason, if there is anything quantised to compare."""
+    return Estimated(cost(what) if what else None)
 
 
 def _first_ahead(request: EngineRequest) -> Target | None:

@@ -13,13 +13,9 @@ import numpy as np
 import pages
 import pytest
 from chromium import Theme, look, needs_chromium
-from commands import run_main
 from PIL import Image
 
-from gpusq_deploy.bundle.files import read_bundle
 from gpusq_deploy.bundle.report.html.report import report_page
-from gpusq_deploy.bundle.report.kernel_times import times_of_kernels
-from gpusq_deploy.cli.inspect import main as inspect
 
 EVIL = "</script><script>document.title = 'taken over'</script><img src=x onerror=\"document.title = 'taken over'\">"
 
@@ -50,24 +46,6 @@ def test_a_built_bundle_s_report_renders(bundle: Path, theme: Theme, width: int)
     assert json.loads(page["data"])["schema"] == "gpusq.report/1"
     assert "blocks.0.mlp.fc1" in page["text"]
     assert (background(looked.screenshot) > 200) == (theme == "light")
-
-
-def test_measured_times_stand_beside_predicted_ones(bundle: Path, tmp_path: Path) -> None:
-    """A profile as trtexec writes it, of every kernel twice as slow as predicted."""
-    found = read_bundle(bundle)
-    (engine,) = found.receipt.engines
-    predicted = times_of_kernels(found, engine).predicted
-    profile, page = tmp_path / "profile.json", tmp_path / "page.html"
-    entries = [{"name": name, "averageMs": 2 * time / 1e3} for name, time in predicted.items()]
-    profile.write_text(json.dumps([{"count": 100}, *entries]))
-    done = run_main(inspect, bundle, "--kernels", profile, "--html", page)
-    assert done.code == 0, done.err
-    assert "measured / predicted: 2.00, median of" in done.err
-    looked = look(page, width=1440, theme="light")
-    assert looked.console == ()
-    longest = max(predicted.values())
-    for text in ("predicted µs", "measured µs", f"{longest:.1f}", f"{2 * longest:.1f}", "Predicted for A100 80 GB SXM"):
-        assert text in html.unescape(looked.dom)
 
 
 def test_a_name_that_is_a_script_stays_a_name(tmp_path: Path) -> None:
