@@ -34,7 +34,7 @@ class BundleComparison(Value):
     """All differences, the worse ones first.
 
     Attributes:
-        verdict: By the rules of this module; where budgets were given, whether all of them hold.
+        verdict: By the rules of changes.py; where budgets were given, whether all of them hold.
         reasons: Why bundles aren't comparable; there are no changes then.
         changes: What differs, layer by layer and as counts.
         kernels: Which kernels differ, each group with both sides.
