@@ -16,9 +16,13 @@ from .accuracy.values import (
     Evaluation as Evaluation,
     TaskRequest as TaskRequest,
 )
-from .bundle_comparison import (
+from .bundles.comparison import (
     BundleComparison as BundleComparison,
     compare_bundles as compare_bundles,
+)
+from .bundles.writers import (
+    junit_from_bundles as junit_from_bundles,
+    markdown_from_bundles as markdown_from_bundles,
 )
 from .comparison_html import (
     bundle_comparison_page as bundle_comparison_page,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from gpusq_deploy.artifacts import Runs, builtins_from_value
-from gpusq_deploy.benchmarks.bundle_comparison import BundleComparison, BundleVerdict, Change
+from gpusq_deploy.benchmarks.bundles.changes import Change
+from gpusq_deploy.benchmarks.bundles.comparison import BundleComparison, BundleVerdict, check_line
+from gpusq_deploy.benchmarks.bundles.kernel_changes import KernelChange
 from gpusq_deploy.benchmarks.latency_html import latency_parts
 from gpusq_deploy.benchmarks.regression import Comparison, Verdict
 from gpusq_deploy.benchmarks.report import COMPARISON_HEADINGS, comparison_row
@@ -21,6 +23,8 @@ _STANDINGS: dict[Verdict | BundleVerdict, Standing] = {
     "not comparable": "open",
     "regressed": "bad",
     "worse": "bad",
+    "within budget": "good",
+    "over budget": "bad",
 }
 
 
@@ -45,11 +49,11 @@ def bundle_comparison_page(comparison: BundleComparison, base: Bundle, head: Bun
     sides = [(name, bundle.plan.recipe, verdict_cards(bundle)) for name, bundle in (("base", base), ("head", head))]
     return _page(
         title=f"{base.manifest.source.file} and {head.manifest.source.file}: what changed",
-        verdict=(_STANDINGS[comparison.verdict], f"{comparison.verdict}; nothing was timed"),
+        verdict=(_STANDINGS[comparison.verdict], f"{_verdict(comparison)}; nothing was timed"),
         caption="Every difference, the worse ones first",
         headings=("", "engine", "what", "base", "head", "layers"),
-        rows=[_change_row(change) for change in comparison.changes],
-        remarks=comparison.reasons,
+        rows=[*map(_change_row, comparison.changes), *map(_kernel_row, comparison.kernels)],
+        remarks=(*comparison.reasons, *map(check_line, comparison.checks or ()), *comparison.remarks),
         sides=sides,
         data=builtins_from_value(comparison),
     )
@@ -66,3 +70,12 @@ def _sentence(verdict: Verdict, max_regression: float) -> str:
 
 def _change_row(change: Change) -> tuple[str | tuple[str, ...], ...]:
     return (change.judgement, change.engine, change.what, change.base, change.head, change.layers)
+
+
+def _kernel_row(change: KernelChange) -> tuple[str | tuple[str, ...], ...]:
+    base, head = (tuple(fact.name for fact in side) for side in (change.base, change.head))
+    return ("kernel", change.engine, ", ".join(change.what), base, head, change.modules)
+
+
+def _verdict(comparison: BundleComparison) -> str:
+    return comparison.verdict if comparison.checks is None else comparison.line()

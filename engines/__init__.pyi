@@ -47,7 +47,15 @@ from .kernel_names import (
     KernelTrace as KernelTrace,
     read_kernel_names as read_kernel_names,
 )
+from .kernel_times import (
+    MeasuredKernels as MeasuredKernels,
+    ProfiledTimes as ProfiledTimes,
+    is_layer_profile as is_layer_profile,
+    measured_kernels as measured_kernels,
+    read_kernel_times as read_kernel_times,
+)
 from .layer_classes import (
+    STUB as STUB,
     LayerClass as LayerClass,
     classify as classify,
     generated_product as generated_product,
@@ -84,6 +92,13 @@ from .prediction.devices import (
 )
 from .prediction.estimate import (
     predict as predict,
+)
+from .prediction.kernel_works import (
+    kernel_works as kernel_works,
+    kernels_of as kernels_of,
+    plain_name as plain_name,
+    predicted_microseconds as predicted_microseconds,
+    works_by_kernel as works_by_kernel,
 )
 from .prediction.parts import (
     Adjustment as Adjustment,

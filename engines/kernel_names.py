@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gpusq_deploy.errors import GpusqError
 
-_COPIES = ("[CUDA mem", "[CUDA memcpy", "[CUDA memset")
+COPIES = ("[CUDA mem", "[CUDA memcpy", "[CUDA memset")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,4 +66,4 @@ def _counts(lines: list[str]) -> Counter[str]:
         for row in csv.DictReader(lines[start:]):
             launches = row.get("Instances") or "1"
             found[(row.get("Name") or "").strip()] += int(launches) if launches.isdecimal() else 1
-    return Counter({name: count for name, count in found.items() if name and count and not name.startswith(_COPIES)})
+    return Counter({name: count for name, count in found.items() if name and count and not name.startswith(COPIES)})

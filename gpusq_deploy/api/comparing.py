@@ -55,24 +55,28 @@ def compare(
     return comparison
 
 
-def compare_bundles(base: PathLike, head: PathLike, *, html: PathLike | None = None) -> BundleComparison:
-    """What changed from one bundle to another, without timing.
+def compare_bundles(
+    base: PathLike, head: PathLike, *, expect: PathLike | None = None, html: PathLike | None = None
+) -> BundleComparison:
+    """What changed from one bundle to another, without timing: layers and kernels, though their names differ.
 
     Args:
         base: A bundle's folder.
         head: The folder of what would replace it.
+        expect: A TOML file of budgets (docs/benchmarking.md), which then decide the verdict.
         html: Where to write the comparison as a page.
 
     Raises:
-        GpusqError: Not a bundle, or damaged; or the page can't be written.
+        GpusqError: Not a bundle, or damaged; not a file of budgets; or the page can't be written.
     """
     from gpusq_deploy import benchmarks
-    from gpusq_deploy.bundle import read_bundle, require_page, save_page
+    from gpusq_deploy.bundle import load_budgets, read_bundle, require_page, save_page
 
     if html is not None:
         require_page(Path(html))
+    budgets = None if expect is None else load_budgets(Path(expect))
     both = (read_bundle(Path(base)), read_bundle(Path(head)))
-    comparison = benchmarks.compare_bundles(*both)
+    comparison = benchmarks.compare_bundles(*both, budgets)
     if html is not None:
         save_page(Path(html), benchmarks.bundle_comparison_page(comparison, *both))
     return comparison

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         Runs,
     )
     from gpusq_deploy.bundle import Bundle, LayerExplanation
-    from gpusq_deploy.engines import Target
+    from gpusq_deploy.engines import MeasuredKernels, Target
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,9 +56,11 @@ class OpenBundle:
 
     Attributes:
         bundle: What was read.
+        measured: What a profiler saw of engines' kernels one by one, by target; `with_kernels` fills it.
     """
 
     bundle: Bundle
+    measured: Mapping[str, MeasuredKernels] = field(default_factory=dict[str, "MeasuredKernels"])
 
     @property
     def path(self) -> Path:
@@ -129,7 +131,8 @@ class OpenBundle:
         """The bundle with what a profiler saw on the GPU in the receipt; nothing is written.
 
         Args:
-            kernels: A file of the kernels' names (docs/receipts.md).
+            kernels: A profiler's file (docs/receipts.md): the kernels' names tell what ran sparse, and their times, or
+                those of trtexec's layers, stand in the page.
             inferences: How many inferences were traced.
             target: Whose engine was traced, where the bundle has several.
 
@@ -139,14 +142,20 @@ class OpenBundle:
         import msgspec
 
         from gpusq_deploy.bundle import with_profile
-        from gpusq_deploy.engines import read_kernel_names
+        from gpusq_deploy.engines import is_layer_profile, measured_kernels, read_kernel_names, read_kernel_times
 
         chosen = self._traced(target)
         file = Path(kernels)
+        times = read_kernel_times(file, inferences)
+        measured = dict(self.measured)
+        if times is not None:
+            measured[chosen.target] = measured_kernels(chosen.engine_layers, times)
+        if is_layer_profile(file):
+            return dataclasses.replace(self, measured=measured)
         seen = with_profile(chosen, read_kernel_names(file, inferences), profiler=f"the profiler, in {file.name}")
         engines = tuple(seen if engine is chosen else engine for engine in self.receipt.engines)
         receipt = msgspec.structs.replace(self.receipt, engines=engines)
-        return OpenBundle(bundle=dataclasses.replace(self.bundle, receipt=receipt))
+        return OpenBundle(bundle=dataclasses.replace(self.bundle, receipt=receipt), measured=measured)
 
     def html(self, *, runs: Sequence[Runs | PathLike] = ()) -> str:
         """The bundle as one self-contained page: report.html, with what was measured where it is given.
@@ -160,7 +169,17 @@ class OpenBundle:
         from gpusq_deploy.benchmarks import latency_parts
         from gpusq_deploy.bundle import report_page
 
-        return report_page(self.bundle, latency=latency_parts(_runs_of(runs), self.bundle))
+        return report_page(self.bundle, measured=self.measured, latency=latency_parts(_runs_of(runs), self.bundle))
+
+    def kernel_times(self) -> tuple[str, ...]:
+        """Sentences about what the engines' kernels are predicted to take, and what a profiler measured of them."""
+        from gpusq_deploy.bundle import times_of_kernels
+
+        return tuple(
+            f"{engine.target}: {text}"
+            for engine in self.receipt.engines
+            for text in times_of_kernels(self.bundle, engine, self.measured.get(engine.target)).texts
+        )
 
     def write_html(self, path: PathLike, *, runs: Sequence[Runs | PathLike] = ()) -> None:
         """Write `html` to a file, whole or not at all.

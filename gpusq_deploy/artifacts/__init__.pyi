@@ -44,7 +44,9 @@ from .calibration import (
 )
 from .expectations import (
     EVERY_ENGINE as EVERY_ENGINE,
+    ChangeBudgets as ChangeBudgets,
     Check as Check,
+    EngineBudgets as EngineBudgets,
     EngineExpectation as EngineExpectation,
     Expectations as Expectations,
     LayerExpectation as LayerExpectation,
@@ -101,6 +103,7 @@ from .receipt import (
     EngineTotals as EngineTotals,
     ExpectedOutput as ExpectedOutput,
     GraphCost as GraphCost,
+    KernelWork as KernelWork,
     LayerCost as LayerCost,
     LayerShare as LayerShare,
     Payoff as Payoff,

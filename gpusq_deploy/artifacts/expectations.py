@@ -1,4 +1,4 @@
-"""What CI expects of a receipt, as a TOML file."""
+"""What CI expects of a receipt, and of a change from one bundle to another, as TOML files."""
 
 from __future__ import annotations
 
@@ -67,6 +67,74 @@ class Expectations(Value):
             raise ValueError("no engine is named")
         if self.sqnr_db is not None:
             parse_bound(self.sqnr_db)
+
+
+class EngineBudgets(Value):
+    """How much worse one engine may become: bounds on head less base, growths in percent.
+
+    Attributes:
+        kernels_more: Kernels.
+        attention_lost: Fused attentions.
+        type_lost: Layers that are no longer INT8, FP8 or INT4.
+        sparse_lost: Layers whose sparse kernel, or whose 2:4 weights, are lost.
+        bytes_growth: Bytes that all kernels move at the optimal batch.
+        engine_growth: Bytes of the engine file.
+        predicted_growth: Predicted time: no measurement, see docs/predict.md.
+        allow: Shell patterns of layers that may lose their type or their sparsity.
+    """
+
+    kernels_more: str | None = None
+    attention_lost: str | None = None
+    type_lost: str | None = None
+    sparse_lost: str | None = None
+    bytes_growth: str | None = None
+    engine_growth: str | None = None
+    predicted_growth: str | None = None
+    allow: tuple[str, ...] = ()
+
+    @property
+    def bounds(self) -> dict[str, str]:
+        """The bounds that are given, by name."""
+        names = (name for name in self.__struct_fields__ if name != "allow")
+        return {name: bound for name in names if (bound := getattr(self, name)) is not None}
+
+    def __post_init__(self) -> None:
+        if not self.bounds:
+            raise ValueError("the engine's table allows and forbids nothing")
+        for bound in self.bounds.values():
+            parse_bound(bound)
+
+
+class ChangeBudgets(Value):
+    """How much worse a bundle may become than another; `engines` by target name or alias, or `*`.
+
+    Attributes:
+        sqnr_drop: Decibels of the verification's SQNR, base less head.
+        agreement_drop: Points of its agreement, hundredths.
+        accuracy_drop: Points of the task's measure on labelled data.
+        size_growth: Bytes of all files, in percent.
+        preprocessing: Whether it may change.
+    """
+
+    schema: Literal["gpusq.expect-change/1"]
+    sqnr_drop: str | None = None
+    agreement_drop: str | None = None
+    accuracy_drop: str | None = None
+    size_growth: str | None = None
+    preprocessing: Literal["same", "any"] | None = None
+    engines: dict[str, EngineBudgets] = msgspec.field(name="engine", default_factory=dict[str, EngineBudgets])
+
+    @property
+    def bounds(self) -> dict[str, str]:
+        """The bounds of the whole bundle that are given, by name."""
+        names = ("sqnr_drop", "agreement_drop", "accuracy_drop", "size_growth")
+        return {name: bound for name in names if (bound := getattr(self, name)) is not None}
+
+    def __post_init__(self) -> None:
+        if not self.bounds and not self.engines and self.preprocessing is None:
+            raise ValueError("no budget is given")
+        for bound in self.bounds.values():
+            parse_bound(bound)
 
 
 class Check(Value):

@@ -142,6 +142,33 @@ class GraphCost(Value):
     flops: dict[str, int]
 
 
+class KernelWork(Value):
+    """What one kernel does in the engine that is built for the optimal batch alone: what its time depends on.
+
+    Attributes:
+        name: The builder's, without its numbers.
+        onnx_nodes: Which it computes, by name.
+        role: A matrix product, fused attention, or neither.
+        precision: What it multiplies in; empty where it multiplies nothing.
+        m, n, k, count: Of `count` products [M, K] by [K, N]; see engines/prediction/work.py.
+        flops: Two per multiply-accumulate, as if dense.
+        weight_bytes: Constants that it multiplies with.
+        moved_bytes: Everything else that it reads and writes, each once.
+    """
+
+    name: str
+    onnx_nodes: tuple[str, ...]
+    role: Literal["gemm", "attention", "other"]
+    precision: str
+    m: int
+    n: int
+    k: int
+    count: int
+    flops: int
+    weight_bytes: int
+    moved_bytes: int
+
+
 class LayerShare(Value):
     """What one layer of the model costs in one engine; the equations are in engines/layer_cost.py.
 
@@ -362,7 +389,8 @@ class Receipt(Value):
 
     `shortfalls` say what was asked of the verification and not reached: such a bundle is evidence and has no engines.
     `cost` is None where nothing is INT8, `pruning` where the build didn't prune. `producer` is empty where nobody is
-    known to have quantised the checkpoint. `accuracy` is None where no labelled data was given.
+    known to have quantised the checkpoint. `accuracy` is None where no labelled data was given. `works` is empty in
+    older receipts, where the batch is static, and where no engine was built ahead of time.
     """
 
     schema: Literal["gpusq.receipt/1"] = "gpusq.receipt/1"
@@ -375,3 +403,4 @@ class Receipt(Value):
     pruning: PruningLoss | None = None
     producer: tuple[ProducerComparison, ...] = ()
     accuracy: TaskAccuracy | None = None
+    works: tuple[KernelWork, ...] = ()

@@ -28,8 +28,10 @@ from .report.cost_text import (
     layer_cost_text as layer_cost_text,
 )
 from .report.expectations import (
+    check_bound as check_bound,
     check_receipt as check_receipt,
     failed as failed,
+    load_budgets as load_budgets,
     load_expectations as load_expectations,
 )
 from .report.html.page import (
@@ -50,6 +52,14 @@ from .report.html.values import (
 )
 from .report.html.verdict import (
     verdict_cards as verdict_cards,
+)
+from .report.kernel_times import (
+    KernelTimes as KernelTimes,
+    all_works as all_works,
+    device_of as device_of,
+    kernel_works_of as kernel_works_of,
+    predicted_kernel_times as predicted_kernel_times,
+    times_of_kernels as times_of_kernels,
 )
 from .report.layer_rows import (
     explained_engine as explained_engine,

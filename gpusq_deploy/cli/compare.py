@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NoReturn
 
 import click
 
 import gpusq_deploy
 from gpusq_deploy.cli.command import Command, on_command_line
 from gpusq_deploy.cli.common import run_command, say
+from gpusq_deploy.cli.compare_bundles import Outputs, compare_two_bundles
 from gpusq_deploy.cli.shares import max_regression_option
 
 # Whether there is such a file is told by who reads it: that is no mistake in the command, and exits with another code.
@@ -31,6 +31,21 @@ _FILE = click.Path(path_type=Path)
     metavar="FILE",
     help="Also write the comparison as one self-contained page for a browser.",
 )
+@click.option(
+    "--expect",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Hold two bundles against a TOML file of budgets (docs/benchmarking.md); exit 1 where one is exceeded.",
+)
+@click.option(
+    "--summary",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Append the verdict in Markdown, as to $GITHUB_STEP_SUMMARY.",
+)
+@click.option(
+    "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write the verdict as JUnit's XML, as for GitLab."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @click.pass_context
 def command(  # noqa: PLR0913 - click hands one argument to each option
@@ -41,6 +56,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     max_regression: float,
     steady: bool,
     html: Path | None,
+    expect: Path | None,
+    summary: Path | None,
+    junit: Path | None,
     as_json: bool,
 ) -> None:
     """Compare two files that gpusq-bench --json wrote on one machine; or two bundles, without timing.
@@ -52,30 +70,16 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     from gpusq_deploy.frontend import is_bundle
 
     if is_bundle(base) and is_bundle(head):
-        _compare_bundles(context, base, head, html, as_json=as_json)
+        for option in on_command_line(context, ("max_regression", "steady")):
+            raise click.UsageError(f"{option} is for files of runs: bundles are compared without timing")
+        outputs = Outputs(html=html, summary=summary, junit=junit, as_json=as_json)
+        context.exit(compare_two_bundles(base, head, expect, outputs))
+    for option in on_command_line(context, ("expect", "summary", "junit")):
+        raise click.UsageError(f"{option} is for two bundles")
     comparison = gpusq_deploy.compare(base, head, max_regression=max_regression, steady=steady, html=html)
     click.echo(json_from_value(comparison).decode().rstrip() if as_json else text_from_comparison(comparison))
-    _say_written(html)
-    context.exit(comparison.exit_code)
-
-
-def _say_written(html: Path | None) -> None:
     if html is not None:
         say(f"wrote {html}")
-
-
-def _compare_bundles(context: click.Context, base: Path, head: Path, html: Path | None, *, as_json: bool) -> NoReturn:
-    from gpusq_deploy.api import timing_commands
-    from gpusq_deploy.artifacts import json_from_value
-
-    for option in on_command_line(context, ("max_regression", "steady")):
-        raise click.UsageError(f"{option} is for files of runs: bundles are compared without timing")
-    comparison = gpusq_deploy.compare_bundles(base, head, html=html)
-    click.echo(json_from_value(comparison).decode().rstrip() if as_json else comparison.text())
-    if not as_json:
-        commands = timing_commands([(path, "a bundle") for path in (base, head)])
-        say(f"nothing was timed; to compare latency: {commands}")
-    _say_written(html)
     context.exit(comparison.exit_code)
 
 

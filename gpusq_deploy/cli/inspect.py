@@ -40,7 +40,7 @@ _GROUPS = (
     "--kernels",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Read kernel names that a profiler recorded on the GPU, to see whether sparse kernels ran (docs/receipts.md).",
+    help="Read a profiler's file from the GPU: which kernels ran sparse, and how long each took (docs/receipts.md).",
 )
 @click.option("--inferences", type=click.IntRange(min=1), default=1, help="Say how many inferences --kernels traced.")
 @click.option(
@@ -112,6 +112,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     opened = gpusq_deploy.open_bundle(bundle)
     if kernels is not None:
         opened = opened.with_kernels(kernels, inferences=inferences, target=target)
+        for text in opened.kernel_times() if opened.measured else ():
+            say(text)
     _write_for_viewers(opened, html, runs, model_explorer)
     if expect is not None:
         _check(opened, expect, as_json=as_json)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import onnx_ir as ir
@@ -16,6 +17,7 @@ from gpusq_deploy.artifacts import (
     BuiltEngine,
     CostEstimate,
     EngineLayer,
+    KernelWork,
     LayerCost,
     PredictedTimes,
     QuantPlan,
@@ -30,6 +32,7 @@ from gpusq_deploy.engines import (
     choose_backend,
     compared,
     graph_cost,
+    kernel_works,
     layer_shares,
     layers_apart,
     load_devices,
@@ -43,7 +46,15 @@ from gpusq_deploy.graph import CastToFloatType, keep_fp32, known_tensors, run_pa
 # What times are predicted for: nothing else was published to fit to.
 _TIMED = frozenset({("INT8", "fp16"), ("INT8", "bf16")})
 
-Estimate = Callable[[Sequence[BuiltEngine]], CostEstimate | None]
+
+class Estimated(NamedTuple):
+    """What quantising is predicted to change, None where nothing is; and each kernel's work where shapes hide it."""
+
+    cost: CostEstimate | None
+    works: tuple[KernelWork, ...] = ()
+
+
+Estimate = Callable[[Sequence[BuiltEngine]], Estimated]
 
 
 @contextmanager
@@ -59,32 +70,43 @@ def estimating(request: EngineRequest, float_model: ir.Model) -> Generator[Estim
         float_model: The float32 graph before quantisation; not changed.
 
     Yields:
-        From the engines that were built to the estimate; None where nothing is quantised. A comparison that fails says
-        why in its note: the engines are good without it.
+        From the engines that were built to the estimate. A comparison that fails says why in its note: the engines are
+        good without it.
     """
     types = {layer.precision.upper() for layer in request.plan.layers if layer.weight is not None}
     what = " and ".join(sorted(types))
     target = _first_ahead(request)
-    if not what or target is None:
-        yield lambda _engines: _not_built(what) if what else None
+    if target is None or (not what and request.batch.static):
+        yield lambda _engines: _unknown(_not_built, what)
         return
     say, batch = request.reporter.say, request.batch.optimum
-    say(f"building the same model without {what} to compare kernels ({target.name}, batch {batch})")
+    task = f"building the same model without {what} to compare kernels" if what else "sizing the kernels"
+    say(f"{task} ({target.name}, batch {batch})")
     with ExitStack() as stack:
-        layers = _started(stack, request, float_model, target)
+        layers = _started(stack, request, float_model, target, quantised=bool(what))
 
-        def estimate(engines: Sequence[BuiltEngine]) -> CostEstimate:
+        def estimate(engines: Sequence[BuiltEngine]) -> Estimated:
             engine = next((engine for engine in engines if engine.target == target.name), None)
             if engine is None:
-                return _not_built(what)
+                return _unknown(_not_built, what)
             try:
-                return _compared(request, engine, layers(), target, what)
+                return _estimated(request, engine, layers(), target, what)
             except (GpusqError, OSError) as error:
                 why = error.what if isinstance(error, GpusqError) else str(error)
                 say(f"warning: the comparison failed: {why}")
-                return _not_compared(what, why)
+                return _unknown(lambda what: _not_compared(what, why), what)
 
         yield estimate
+
+
+def _estimated(request: EngineRequest, engine: BuiltEngine, layers: LayerLists, target: Target, what: str) -> Estimated:
+    cost = _compared(request, engine, layers, target, what) if what else None
+    return Estimated(cost, () if request.batch.static else kernel_works(layers[-1]))
+
+
+def _unknown(cost: Callable[[str], CostEstimate], what: str) -> Estimated:
+    """Where nothing was compared: with the reason, if there is anything quantised to compare."""
+    return Estimated(cost(what) if what else None)
 
 
 def _first_ahead(request: EngineRequest) -> Target | None:
@@ -109,10 +131,12 @@ def _not_compared(what: str, why: str) -> CostEstimate:
 
 
 def _started(
-    stack: ExitStack, request: EngineRequest, float_model: ir.Model, target: Target
+    stack: ExitStack, request: EngineRequest, float_model: ir.Model, target: Target, *, quantised: bool
 ) -> Callable[[], LayerLists]:
-    """Start to build the float graph and, where the engine's layers hide their sizes, the built one."""
+    """Start to build the float twin of a quantised graph and, where the engine's layers hide sizes, the built one."""
     try:
+        if not quantised:
+            return stack.enter_context(layers_apart([request.folder / MODEL], target, request.batch.optimum))
         path = Path(stack.enter_context(scratch_folder())) / MODEL
         # Smoothing may have made other tensors than this graph has.
         names = known_tensors(float_model.graph)

@@ -132,16 +132,18 @@ def _receipt(
         accuracy = None if judge is None or missed else judge(pair.built)
         missed = (*missed, *task_shortfalls(accuracy))
         engines, skipped = build_engines(replace(wanted, targets=()) if missed else wanted)
+        estimated = estimate(engines)
         return Receipt(
             model_digest=digest_of_file(pair.built),
             verification=verification,
             engines=engines,
             skipped=skipped,
             shortfalls=missed,
-            cost=estimate(engines),
+            cost=estimated.cost,
             pruning=opened.pruning,
             producer=producer,
             accuracy=accuracy,
+            works=estimated.works,
         )
 
 

@@ -50,6 +50,10 @@ from .measured_shapes import (
 from .memory import (
     give_back as give_back,
 )
+from .nodes import (
+    NodeFact as NodeFact,
+    node_facts as node_facts,
+)
 from .passes.attention_scale import (
     AttentionScale as AttentionScale,
     scales_scores as scales_scores,

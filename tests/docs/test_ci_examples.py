@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from xml.etree import ElementTree
 
+import bundles
 import click
 import onnx
 import onnx.parser
@@ -15,12 +16,14 @@ from click.testing import CliRunner
 
 from gpusq_deploy.artifacts.base import read_value
 from gpusq_deploy.benchmarks.gate import GateResult
+from gpusq_deploy.bundle.report.expectations import load_budgets
 from gpusq_deploy.cli.bench import command as bench
 from gpusq_deploy.cli.build import command as build
+from gpusq_deploy.cli.compare import command as compare
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "ci"
 EXAMPLES = sorted(FOLDER.glob("*.yml"))
-COMMANDS: dict[str, click.Command] = {"gpusq-build": build, "gpusq-bench": bench}
+COMMANDS: dict[str, click.Command] = {"gpusq-build": build, "gpusq-compare": compare, "gpusq-bench": bench}
 
 
 def commands_of(path: Path) -> list[list[str]]:
@@ -34,9 +37,27 @@ def commands_of(path: Path) -> list[list[str]]:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_command_is_one_of_ours_with_options_that_it_has(path: Path) -> None:
     found = commands_of(path)
-    assert [words[0] for words in found] == ["gpusq-build", "gpusq-build", "gpusq-bench"]
+    assert [words[0] for words in found] == ["gpusq-build", "gpusq-build", "gpusq-compare", "gpusq-bench"]
     for name, *words in found:
         COMMANDS[name].make_context(name, list(words), resilient_parsing=False)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_gate_without_timing_runs_with_the_budgets_of_the_example(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("base.gpusq", "head.gpusq"):
+        bundles.write(tmp_path / name)
+    budgets = FOLDER / "budgets.toml"
+    assert load_budgets(budgets).engines
+    (words,) = [words[1:] for words in commands_of(path) if words[0] == "gpusq-compare"]
+    words[words.index("--expect") + 1] = str(budgets)
+    done = CliRunner().invoke(compare, [word.replace("$GITHUB_STEP_SUMMARY", "summary.md") for word in words])
+    # A bundle without engines and a verification can't hold all of them.
+    assert done.exit_code == 1, done.output
+    assert "ok      bundle: preprocessing same: same" in done.output
+    assert ElementTree.parse("changed.xml").getroot()[0].get("failures") == "2"
 
 
 @pytest.mark.slow

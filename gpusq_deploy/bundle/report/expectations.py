@@ -29,6 +29,7 @@ from gpusq_deploy.artifacts import (
     EVERY_ENGINE,
     BuiltEngine,
     BuiltLayer,
+    ChangeBudgets,
     Check,
     EngineExpectation,
     Expectations,
@@ -45,6 +46,7 @@ from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.text import some
 
 _GRAMMAR = "the grammar is in docs/receipts.md"
+_BUDGETS = "the grammar is in docs/benchmarking.md"
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,
@@ -60,17 +62,37 @@ def load_expectations(path: Path) -> Expectations:
     Raises:
         GpusqError: It can't be read, or isn't a file of expectations; the path of the offending key is named.
     """
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise GpusqError(f"cannot read the expectations: {error.strerror}", place=str(path), hint=_GRAMMAR) from error
-    except UnicodeDecodeError as error:
-        raise GpusqError(f"the expectations are not UTF-8 text: {error}", place=str(path), hint=_GRAMMAR) from error
+    text = _text_of(path, _GRAMMAR)
     found = value_from_toml(text, Expectations, place=str(path), what="a file of expectations", hint=_GRAMMAR)
-    for name in found.engines:
+    _require_targets(found.engines)
+    return found
+
+
+def load_budgets(path: Path) -> ChangeBudgets:
+    """Read a file of budgets for a change as strictly.
+
+    Raises:
+        GpusqError: It can't be read, or isn't one; the path of the offending key is named.
+    """
+    text = _text_of(path, _BUDGETS)
+    found = value_from_toml(text, ChangeBudgets, place=str(path), what="a file of budgets", hint=_BUDGETS)
+    _require_targets(found.engines)
+    return found
+
+
+def _text_of(path: Path, hint: str) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise GpusqError(f"cannot read the expectations: {error.strerror}", place=str(path), hint=hint) from error
+    except UnicodeDecodeError as error:
+        raise GpusqError(f"the expectations are not UTF-8 text: {error}", place=str(path), hint=hint) from error
+
+
+def _require_targets(names: Iterable[str]) -> None:
+    for name in names:
         if name != EVERY_ENGINE:
             find_target(name)
-    return found
 
 
 def check_receipt(expected: Expectations, receipt: Receipt, plan: QuantPlan) -> tuple[Check, ...]:
@@ -97,7 +119,7 @@ def _sqnr_check(bound: str, found: Verification | None) -> Check:
     """A bound on the verification's SQNR doesn't hold where that is unknown, or was measured on a constant output."""
     if found is not None and found.constant:
         return Check(engine="model", what="sqnr_db", expected=bound, got=constant_text(found), held=False)
-    return _bound("model", "sqnr_db", bound, None if found is None else found.sqnr_db)
+    return check_bound("model", "sqnr_db", bound, None if found is None else found.sqnr_db)
 
 
 def _engines(name: str, receipt: Receipt) -> list[BuiltEngine]:
@@ -114,13 +136,13 @@ def _why_none(name: str, receipt: Receipt) -> str:
 def _engine_checks(engine: BuiltEngine, wanted: EngineExpectation, plan: QuantPlan) -> Iterator[Check]:
     totals = engine.totals
     if wanted.kernels is not None:
-        yield _bound(engine.target, "kernels", wanted.kernels, totals.kernels)
+        yield check_bound(engine.target, "kernels", wanted.kernels, totals.kernels)
     if wanted.attention_fused is not None:
-        yield _bound(engine.target, "attention_fused", wanted.attention_fused, totals.attention_fused)
+        yield check_bound(engine.target, "attention_fused", wanted.attention_fused, totals.attention_fused)
     for precision, bound in wanted.gemms.items():
-        yield _bound(engine.target, f"gemms.{precision}", bound, totals.gemms.get(precision, 0))
+        yield check_bound(engine.target, f"gemms.{precision}", bound, totals.gemms.get(precision, 0))
     if wanted.int8_flops is not None:
-        yield _bound(engine.target, "int8_flops", wanted.int8_flops, _int8_share(engine, plan))
+        yield check_bound(engine.target, "int8_flops", wanted.int8_flops, _int8_share(engine, plan))
     for layer in wanted.layers:
         yield from _layer_checks(engine, layer)
 
@@ -155,7 +177,8 @@ def _agreement(layers: Sequence[BuiltLayer], answer: str, read: Callable[[BuiltL
     return f"{len(others)} of {len(layers)} are not: {some(others)}", False
 
 
-def _bound(engine: str, what: str, bound: str, got: float | None) -> Check:
+def check_bound(engine: str, what: str, bound: str, got: float | None) -> Check:
+    """Whether a figure is within a bound; what isn't known never is."""
     sign, limit = parse_bound(bound)
     if got is None:
         return Check(engine=engine, what=what, expected=bound, got="unknown", held=False)

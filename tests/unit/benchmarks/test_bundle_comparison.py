@@ -12,10 +12,12 @@ import pytest
 from commands import run_main
 
 from gpusq_deploy.artifacts.build_options import BuildOptionsRecord
+from gpusq_deploy.artifacts.bundle_layout import MODEL
 from gpusq_deploy.artifacts.receipt import BuiltEngine, BuiltLayer, EngineTotals, Verification
-from gpusq_deploy.benchmarks.bundle_comparison import compare_bundles
+from gpusq_deploy.benchmarks.bundles.comparison import compare_bundles
 from gpusq_deploy.bundle.files import Bundle, read_bundle
 from gpusq_deploy.cli.compare import main
+from gpusq_deploy.graph.files import save_model
 
 LAYER = BuiltLayer(
     layer="fc",
@@ -133,10 +135,15 @@ def test_options_and_preprocessing_are_listed_and_not_judged(base: Bundle) -> No
     assert (found.verdict, found.exit_code) == ("changed", 0)
 
 
-def test_another_architecture_or_no_shared_target_is_not_comparable(base: Bundle) -> None:
+def test_another_architecture_or_no_shared_target_is_not_comparable(base: Bundle, tmp_path: Path) -> None:
+    (other := tmp_path / "other").mkdir()
     arch = msgspec.structs.replace(base.manifest.source.arch, name="vit_small_patch16_224")
     source = msgspec.structs.replace(base.manifest.source, arch=arch)
     model = replace(base, manifest=msgspec.structs.replace(base.manifest, source=source))
+    # One architecture by another name, as an ONNX file of it has: its layers tell.
+    assert [change.what for change in compare_bundles(base, model).changes] == ["architecture"]
+    save_model(bundles.model(k=16).after, other / MODEL)
+    model = replace(model, path=other)
     for head, said in ((model, "architecture: "), (with_engine(base, target="orin"), "no shared target: a100 in base")):
         found = compare_bundles(base, head)
         assert (found.verdict, found.exit_code, found.changes) == ("not comparable", 4, ())

@@ -13,7 +13,7 @@ import pages
 from numpy.typing import NDArray
 
 from gpusq_deploy.artifacts.runs import Runs
-from gpusq_deploy.benchmarks.bundle_comparison import compare_bundles
+from gpusq_deploy.benchmarks.bundles.comparison import compare_bundles
 from gpusq_deploy.benchmarks.comparison_html import bundle_comparison_page, comparison_page
 from gpusq_deploy.benchmarks.latency_html import latency_parts
 from gpusq_deploy.benchmarks.regression import compare

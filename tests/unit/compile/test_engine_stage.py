@@ -22,6 +22,7 @@ from gpusq_deploy.bundle.report.cost_text import cost_text, cost_verdict, layer_
 from gpusq_deploy.compile.cost_estimate import estimating, with_estimates
 from gpusq_deploy.compile.engine_stage import EngineRequest, build_engines
 from gpusq_deploy.compile.target_checks import TargetDemands, require_reachable, require_types
+from gpusq_deploy.engines.cost import graph_cost, layers_at
 from gpusq_deploy.engines.targets import find_target
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import save_model
@@ -64,8 +65,13 @@ def request(folder: Path, made: planning.Quantized, said: list[str], *targets: s
 def estimate(wished: EngineRequest, made: planning.Quantized) -> CostEstimate:
     with estimating(wished, made.before) as estimated:
         found = estimated(build_engines(wished)[0])
-    assert found is not None
-    return found
+    cost = found.cost
+    assert cost is not None
+    # Where the batch is static, the engine's own layers have their sizes.
+    if cost.built is not None:
+        moved = sum(work.weight_bytes + work.moved_bytes for work in found.works)
+        assert moved == (0 if wished.batch.static else cost.built.bytes_moved)
+    return cost
 
 
 @needs_rtx
@@ -177,7 +183,25 @@ def test_a_float_graph_is_its_own_comparison(tmp_path: Path) -> None:
     )
     wished = request(tmp_path, planning.Quantized(before=made.before, after=made.before, plan=plain), [], "orin")
     with estimating(wished, made.before) as estimated:
-        assert estimated(()) is None
+        assert estimated(()) == (None, ())
+
+
+@needs_rtx
+def test_kernels_of_a_float_graph_are_sized_where_the_batch_hides_sizes(tmp_path: Path) -> None:
+    """Against the sum that `graph_cost` makes of the layer list of the optimal batch."""
+    made = linear(64, 16)
+    plain = planning.plan_for(
+        made.before,
+        planning.table({}),
+        recipe=planning.EVERYTHING.__class__(schema="gpusq.recipe/1", name="none", description="nothing", rules=()),
+    )
+    wished = request(tmp_path, planning.Quantized(before=made.before, after=made.before, plan=plain), [], "a100")
+    with estimating(wished, made.before) as estimated:
+        found = estimated(build_engines(wished)[0])
+    assert found.cost is None
+    cost = graph_cost(layers_at(tmp_path / MODEL, find_target("a100"), 64), batch=64)
+    assert len(found.works) == cost.kernels
+    assert sum(work.weight_bytes + work.moved_bytes for work in found.works) == cost.bytes_moved
 
 
 @pytest.mark.parametrize(

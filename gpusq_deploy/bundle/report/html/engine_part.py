@@ -9,18 +9,16 @@ from gpusq_deploy.bundle.files import Bundle
 from gpusq_deploy.bundle.report.headline import no_engine_text
 from gpusq_deploy.bundle.report.html.network import network
 from gpusq_deploy.bundle.report.html.values import EnginePart, KernelRow, LayerRow, Stop
+from gpusq_deploy.bundle.report.kernel_times import KernelTimes, times_of_kernels
 from gpusq_deploy.bundle.report.layer_rows import built_rows, planned_rows
 from gpusq_deploy.bundle.report.sentences import engine_text
 from gpusq_deploy.bundle.report.sparse_chain import BlockedLayers, LayerExplanation, breaks, of_flops, totals
-from gpusq_deploy.engines import classify
+from gpusq_deploy.engines import MeasuredKernels, classify
 from gpusq_deploy.text import counted
-
-# Predicted and measured microseconds of a kernel, by its name; None where one isn't known.
-Times = Mapping[str, tuple[float | None, float | None]]
 
 
 def engine_part(
-    bundle: Bundle, engine: BuiltEngine, chains: Sequence[LayerExplanation], times: Times | None = None
+    bundle: Bundle, engine: BuiltEngine, chains: Sequence[LayerExplanation], measured: MeasuredKernels | None = None
 ) -> EnginePart:
     """What a page says of an engine.
 
@@ -28,13 +26,14 @@ def engine_part(
         bundle: It is in.
         engine: Itself.
         chains: Why each layer does or doesn't run sparse.
-        times: Of its kernels, at one batch size.
+        measured: What a profiler saw of its kernels.
     """
     anchors = _anchors(bundle, f"engine-{bundle.receipt.engines.index(engine)}")
     explained = {chain.layer: chain for chain in chains}
     drifts = _drifts(bundle)
     launched = [layer for layer in engine.engine_layers if classify(layer).role != "sync"]
-    kernels = tuple(_kernel_row(layer, engine, times or {}) for layer in launched)
+    times = times_of_kernels(bundle, engine, measured)
+    kernels = tuple(_kernel_row(layer, engine, times) for layer in launched)
     return EnginePart(
         target=engine.target,
         title=f"Engine for {engine.target}",
@@ -54,6 +53,7 @@ def engine_part(
         kernels=kernels,
         predicted=any(row.predicted is not None for row in kernels),
         measured=any(row.measured is not None for row in kernels),
+        times=times.texts,
     )
 
 
@@ -130,16 +130,15 @@ def _stop(found: BlockedLayers) -> Stop:
     return Stop(headline=headline, layers=found.layers, evidence=found.evidence, mend=found.mend)
 
 
-def _kernel_row(kernel: EngineLayer, engine: BuiltEngine, times: Times) -> KernelRow:
+def _kernel_row(kernel: EngineLayer, engine: BuiltEngine, times: KernelTimes) -> KernelRow:
     served = [layer.layer for layer in engine.layers if kernel.name in layer.engine_layers]
-    predicted, measured = times.get(kernel.name, (None, None))
     return KernelRow(
         name=kernel.name,
         kind=kernel.kind,
         types=f"{_types(kernel.inputs)} → {_types(kernel.outputs)}",
         layers=", ".join(served),
-        predicted=predicted,
-        measured=measured,
+        predicted=times.predicted.get(kernel.name),
+        measured=times.measured.get(kernel.name),
     )
 
 

@@ -9,7 +9,7 @@ from gpusq_deploy.artifacts import Drift, Verification, builtins_from_value
 from gpusq_deploy.bundle.files import Bundle
 from gpusq_deploy.bundle.report.cost_text import cost_text, layer_costs_line
 from gpusq_deploy.bundle.report.counting import counting_of
-from gpusq_deploy.bundle.report.html.engine_part import Times, engine_part, planned_part
+from gpusq_deploy.bundle.report.html.engine_part import engine_part, planned_part
 from gpusq_deploy.bundle.report.html.network import NOISIEST
 from gpusq_deploy.bundle.report.html.page import render_page
 from gpusq_deploy.bundle.report.html.plots import line_plot
@@ -18,6 +18,7 @@ from gpusq_deploy.bundle.report.html.verdict import Explained, tasks, verdict, v
 from gpusq_deploy.bundle.report.layer_rows import explained_engine
 from gpusq_deploy.bundle.report.sentences import accuracy_texts, layer_counts_text
 from gpusq_deploy.bundle.report.terminal import bundle_json
+from gpusq_deploy.engines import MeasuredKernels
 from gpusq_deploy.numerics import counting_text
 
 # A full bar.
@@ -25,18 +26,17 @@ _MOST_DB = 60.0
 
 
 def report_page(
-    bundle: Bundle, *, times: Mapping[str, Times] | None = None, latency: Sequence[LatencyPart] = ()
+    bundle: Bundle, *, measured: Mapping[str, MeasuredKernels] | None = None, latency: Sequence[LatencyPart] = ()
 ) -> str:
     """The page of a bundle. Equal bundles give equal bytes: of when and how fast it was built, it says nothing.
 
     Args:
         bundle: What is told of.
-        times: Of each engine's kernels, by target: shown where they are known.
+        measured: What a profiler saw of each engine's kernels, by target.
         latency: What gpusq-bench measured of it.
     """
     explained = [(engine, explained_engine(bundle, engine)) for engine in bundle.receipt.engines]
-    measured = "; ".join(part.title for part in latency if part.of_engine)
-    found = verdict_cards(bundle, measured)
+    found = verdict_cards(bundle, "; ".join(part.title for part in latency if part.of_engine))
     return render_page(
         "report.html.j2",
         title=f"{bundle.manifest.source.file}: what was built",
@@ -46,7 +46,7 @@ def report_page(
         tasks=tasks(bundle, found, explained),
         fingerprint=_fingerprint(bundle),
         accuracy=_accuracy(bundle),
-        engines=_engines(bundle, explained, times or {}),
+        engines=_engines(bundle, explained, measured or {}),
         cost=_cost(bundle),
         latency=latency,
         counted=(layer_counts_text(bundle), *counting_text(counting_of(bundle.plan)).split("\n")),
@@ -57,8 +57,8 @@ def report_page(
     )
 
 
-def _engines(bundle: Bundle, explained: Explained, times: Mapping[str, Times]) -> tuple[EnginePart, ...]:
-    parts = [engine_part(bundle, engine, chains, times.get(engine.target)) for engine, chains in explained]
+def _engines(bundle: Bundle, explained: Explained, measured: Mapping[str, MeasuredKernels]) -> tuple[EnginePart, ...]:
+    parts = [engine_part(bundle, engine, chains, measured.get(engine.target)) for engine, chains in explained]
     return tuple(parts or [planned_part(bundle)])
 
 

@@ -70,7 +70,7 @@ class Stop(NamedTuple):
 
 
 class KernelRow(NamedTuple):
-    """One kernel of an engine; microseconds at `EnginePart.times`' batch size, None where nobody knows them."""
+    """One kernel of an engine; microseconds are None where nobody knows them, see `EnginePart.times`."""
 
     name: str
     kind: str
@@ -81,7 +81,7 @@ class KernelRow(NamedTuple):
 
 
 class EnginePart(NamedTuple):
-    """One engine, or the plan where there is none: `target` is empty then."""
+    """One engine, or the plan where there is none: `target` is empty then. `times` says what its kernels take."""
 
     target: str
     title: str
@@ -94,6 +94,7 @@ class EnginePart(NamedTuple):
     kernels: tuple[KernelRow, ...]
     predicted: bool
     measured: bool
+    times: tuple[str, ...] = ()
 
 
 class DriftRow(NamedTuple):

@@ -13,10 +13,16 @@ import pytest
 from pages import Page
 
 from gpusq_deploy.artifacts.base import json_from_value
+from gpusq_deploy.artifacts.manifest import BatchRange
 from gpusq_deploy.artifacts.receipt import SkippedTarget
 from gpusq_deploy.bundle.files import Bundle
 from gpusq_deploy.bundle.report.html.page import save_page
 from gpusq_deploy.bundle.report.html.report import report_page
+from gpusq_deploy.engines.kernel_times import MeasuredKernels
+from gpusq_deploy.engines.prediction.constants import load_fitted
+from gpusq_deploy.engines.prediction.devices import load_devices
+from gpusq_deploy.engines.prediction.roofline import time_of
+from gpusq_deploy.engines.prediction.work import work_of
 from gpusq_deploy.errors import GpusqError
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\"'"
@@ -101,13 +107,27 @@ def test_a_layer_that_is_not_what_was_asked_stands_out(tmp_path: Path) -> None:
     assert "Precision, a100, blocks.1.fc2: built so" in page.text
 
 
-def test_times_of_kernels_are_shown_where_they_are_known(bundle: Bundle, page: Page) -> None:
-    assert "predicted µs" not in page.words
+def test_measured_times_of_kernels_are_shown_where_they_are_known(bundle: Bundle, page: Page) -> None:
     assert "measured µs" not in page.words
-    timed = Page(report_page(bundle, times={"a100": {"kernel of stem": (1.25, None)}}))
-    assert "predicted µs" in timed.words
-    assert "measured µs" not in timed.words
+    seen = MeasuredKernels(times={"kernel of stem": 1.25}, unknown="4 of 5 kernels: not in the profile")
+    timed = Page(report_page(bundle, measured={"a100": seen}))
+    assert "measured µs" in timed.words
     assert "1.2" in timed.words
+    assert "Measured by the profiler: 1 kernel in 0.001 ms, most in kernel of stem 1.2 µs (100%)" in timed.text
+    assert "Without a measurement: 4 of 5 kernels: not in the profile" in timed.text
+
+
+def test_kernels_are_predicted_where_their_sizes_are_known(bundle: Bundle, page: Page) -> None:
+    """Against the roofline of the same layer list, kernel by kernel."""
+    (engine,) = bundle.receipt.engines
+    device = next(device for device in load_devices() if device.target == engine.target)
+    times = [time_of(work, device, load_fitted().constants).total for work in work_of(engine.engine_layers)]
+    assert "predicted µs" in page.words
+    assert all(f"{time:.1f}" in page.words for time in times)
+    total = f"{len(times)} kernels in {sum(times) / 1e3:.3f} ms"
+    assert f"Predicted for {device.gpu} at batch 1, not measured, products as if dense: {total}" in page.text
+    dynamic = msgspec.structs.replace(bundle.manifest, batch=BatchRange(minimum=1, optimum=1, maximum=2))
+    assert "predicted µs" not in Page(report_page(replace(bundle, manifest=dynamic))).words
 
 
 def test_without_an_engine_it_says_why_and_shows_the_plan(bundle: Bundle) -> None:

@@ -1,29 +1,30 @@
-"""What changed from one bundle to another, without timing: read from their manifests, engines and receipts. Pure.
+"""What changed from one bundle to another but for single kernels, and whether that is worse. Pure.
 
 worse    a layer is no longer INT8, FP8 or INT4, or no longer 2:4; an engine has more kernels or fewer fused
          attentions, or lost a layer's sparse kernel; SQNR is lower by more than 1 dB, agreement by more than 1 %
 better   the opposite
-other    everything else: GEMM counts (merged ones are fewer), digests, sizes, options, preprocessing; what only one
-         of the two has
+other    everything else: GEMM counts (merged ones are fewer), digests, sizes, options, preprocessing, accuracy; what
+         only one of the two has
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from textwrap import shorten
+from typing import Literal, get_args
 
-from gpusq_deploy.artifacts import BuiltEngine, Value, builtins_from_value
+from gpusq_deploy.artifacts import BuiltEngine, LayerDecision, Value, builtins_from_value
+from gpusq_deploy.benchmarks.bundles.matched import Matched
 from gpusq_deploy.bundle import CODED, Bundle
 from gpusq_deploy.text import by_reason, counted, some
 
 Judgement = Literal["worse", "better", "other"]
-BundleVerdict = Literal["same", "changed", "worse", "not comparable"]
 
-_EXIT_CODES: dict[BundleVerdict, int] = {"same": 0, "changed": 0, "worse": 1, "not comparable": 4}
 # What verifications of one model on other samples differ by.
 _SQNR_DB = 1.0
 # A share of the samples; their spread over a hundred of them is as large.
 _AGREEMENT = 0.01
+_WIDTH = 70
 
 
 class Change(Value):
@@ -36,68 +37,50 @@ class Change(Value):
     head: str
     layers: tuple[str, ...] = ()
 
+    @property
+    def where(self) -> str:
+        """How many layers, and the first of them."""
+        return f"{counted(len(self.layers), 'layer')} ({some(self.layers)})" if self.layers else ""
+
     def text(self) -> str:
         """One line."""
-        layers = f" in {counted(len(self.layers), 'layer')} ({some(self.layers)})" if self.layers else ""
+        layers = f" in {self.where}" if self.layers else ""
         engine = f"engine {self.engine}: " if self.engine else ""
-        return f"{self.judgement:<6}  {engine}{self.what} {_short(self.base)} -> {_short(self.head)}{layers}"
+        return f"{self.judgement:<6}  {engine}{self.what} {self.shown(self.base)} -> {self.shown(self.head)}{layers}"
+
+    @staticmethod
+    def shown(value: str) -> str:
+        """A digest by its first digits, and of what is long the beginning."""
+        return value[:19] if value.startswith("sha256:") else shorten(value, _WIDTH, placeholder="...")
 
 
-def _short(value: str) -> str:
-    """A digest by its first digits."""
-    return value[:19] if value.startswith("sha256:") else value
+def changes(both: Matched) -> tuple[Change, ...]:
+    """Every difference but those of single kernels, the worse ones first."""
+    return tuple(sorted(_changes(both), key=severity))
 
 
-class BundleComparison(Value):
-    """All differences, the worse ones first; `reasons` says why bundles aren't comparable, `changes` is then empty."""
-
-    schema: Literal["gpusq.bundle-comparison/1"] = "gpusq.bundle-comparison/1"
-    verdict: BundleVerdict
-    reasons: tuple[str, ...]
-    changes: tuple[Change, ...]
-
-    @property
-    def exit_code(self) -> int:
-        """0 same or changed, 1 worse, 4 not comparable."""
-        return _EXIT_CODES[self.verdict]
-
-    def text(self) -> str:
-        """One line for each change or reason, and the verdict as the last."""
-        return "\n".join([*self.reasons, *(change.text() for change in self.changes), self.verdict])
+def severity(change: Change) -> int:
+    """The worse, the smaller."""
+    return get_args(Judgement).index(change.judgement)
 
 
-def compare_bundles(base: Bundle, head: Bundle) -> BundleComparison:
-    """What changed from `base` to `head`."""
-    reasons = tuple(_obstacles(base, head))
-    if reasons:
-        return BundleComparison(verdict="not comparable", reasons=reasons, changes=())
-    order: tuple[Judgement, ...] = ("worse", "better", "other")
-    changes = tuple(sorted(_changes(base, head), key=lambda change: order.index(change.judgement)))
-    worse = any(change.judgement == "worse" for change in changes)
-    return BundleComparison(verdict="worse" if worse else "changed" if changes else "same", reasons=(), changes=changes)
-
-
-def _obstacles(base: Bundle, head: Bundle) -> Iterator[str]:
-    models = [bundle.manifest.source.arch for bundle in (base, head)]
-    if models[0] != models[1]:
-        yield f"architecture: {models[0]} in base, {models[1]} in head"
-    targets = [sorted(engine.target for engine in bundle.receipt.engines) for bundle in (base, head)]
-    if all(targets) and not set(targets[0]) & set(targets[1]):
-        yield f"no shared target: {', '.join(targets[0])} in base, {', '.join(targets[1])} in head"
-
-
-def _changes(base: Bundle, head: Bundle) -> Iterator[Change]:
-    coded = [{layer.layer: layer.precision for layer in bundle.plan.layers} for bundle in (base, head)]
+def _changes(both: Matched) -> Iterator[Change]:
+    base, head = both.base, both.head
+    coded = [{name: layer.precision for name, layer in side.items()} for side in planned(both)]
+    # A layer that only one side has is said once.
+    known = coded[0].keys() & coded[1].keys()
     sparse = [
-        {layer.layer: "2:4" if layer.sparse else "dense" for layer in bundle.plan.layers} for bundle in (base, head)
+        {name: "2:4" if layer.sparse else "dense" for name, layer in side.items() if name in known}
+        for side in planned(both)
     ]
     yield from _by_layer("", "asked", coded[0], coded[1], good=set(CODED))
     yield from _by_layer("", "asked", sparse[0], sparse[1], good={"2:4"})
     yield from _sqnr(base, head)
     yield from _agreement(base, head)
-    engines = [{engine.target: engine for engine in bundle.receipt.engines} for bundle in (base, head)]
-    for target in sorted(engines[0].keys() & engines[1].keys()):
-        yield from _of_engine(engines[0][target], engines[1][target])
+    yield from _accuracy(base, head)
+    for ours, theirs in both.engines:
+        yield from _of_engine(both, ours, theirs)
+    yield from _names(both)
     facts = [_facts(bundle) for bundle in (base, head)]
     for what in dict.fromkeys((*facts[0], *facts[1])):
         before, after = (fact.get(what, "none") for fact in facts)
@@ -109,8 +92,10 @@ def _facts(bundle: Bundle) -> dict[str, str]:
     """What may differ without being better or worse."""
     manifest = bundle.manifest
     options = {**builtins_from_value(manifest.options), **builtins_from_value(manifest.engine)}
+    builders = {f"builder for {one.target}": f"{one.backend} {one.backend_version}" for one in bundle.receipt.engines}
     return {
         "model.onnx": bundle.receipt.model_digest,
+        "architecture": str(manifest.source.arch),
         "checkpoint": manifest.source.digest,
         "targets": ", ".join(sorted(engine.target for engine in bundle.receipt.engines)) or "none",
         "size": f"{sum(file.size for file in manifest.files) / 1e6:.2f} MB",
@@ -119,6 +104,7 @@ def _facts(bundle: Bundle) -> dict[str, str]:
         "batch": str(manifest.batch),
         **{f"preprocessing {name}": str(value) for name, value in builtins_from_value(manifest.preprocessing).items()},
         **{f"option {name}": str(value) for name, value in sorted(options.items())},
+        **builders,
         **{f"version of {name}": version for name, version in sorted(manifest.versions.items())},
     }
 
@@ -161,9 +147,31 @@ def _sqnr(base: Bundle, head: Bundle) -> Iterator[Change]:
         yield Change(judgement=judgement, engine="", what="SQNR", base=said[0], head=said[1])
 
 
-def _of_engine(base: BuiltEngine, head: BuiltEngine) -> Iterator[Change]:
-    built = [{layer.layer: layer.precision or "not found" for layer in one.layers} for one in (base, head)]
-    ran = [{layer.layer: layer.sparse_executed for layer in one.layers} for one in (base, head)]
+def planned(both: Matched) -> tuple[dict[str, LayerDecision], dict[str, LayerDecision]]:
+    """What is asked of each layer in base and in head, by base's names."""
+    ours = {layer.layer: layer for layer in both.base.plan.layers}
+    return ours, {both.as_base(layer.layer): layer for layer in both.head.plan.layers}
+
+
+def _accuracy(base: Bundle, head: Bundle) -> Iterator[Change]:
+    found = [bundle.receipt.accuracy for bundle in (base, head)]
+    said = ["unknown" if one is None else f"{one.measure} {one.built:.4f} on {one.data}" for one in found]
+    if said[0] != said[1]:
+        yield Change(judgement="other", engine="", what="accuracy", base=said[0], head=said[1])
+
+
+def _names(both: Matched) -> Iterator[Change]:
+    other = {ours: theirs for theirs, ours in both.layers.items() if ours != theirs}
+    if other:
+        first = next(iter(other))
+        yield Change(judgement="other", engine="", what="name of", base=first, head=other[first], layers=tuple(other))
+
+
+def _of_engine(both: Matched, base: BuiltEngine, head: BuiltEngine) -> Iterator[Change]:
+    sides = ({layer.layer: layer for layer in base.layers}, {both.as_base(layer.layer): layer for layer in head.layers})
+    built = [{name: layer.precision or "not found" for name, layer in side.items()} for side in sides]
+    known = sides[0].keys() & sides[1].keys()
+    ran = [{name: layer.sparse_executed for name, layer in side.items() if name in known} for side in sides]
     yield from _by_layer(base.target, "built", built[0], built[1], good=set(CODED))
     yield from _by_layer(base.target, "sparse kernel", ran[0], ran[1], good={"yes"})
     gemms = sorted({*base.totals.gemms, *head.totals.gemms})

@@ -1,0 +1,1 @@
+"""Two bundles compared without timing: their layers and kernels matched, what changed, and budgets for it."""
