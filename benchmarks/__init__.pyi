@@ -44,6 +44,10 @@ from .noise import (
     MachineNoise as MachineNoise,
     noise_of as noise_of,
 )
+from .rebuilds import (
+    rebuilt as rebuilt,
+    require_rebuildable as require_rebuildable,
+)
 from .recording import (
     record as record,
 )

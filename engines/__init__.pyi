@@ -26,6 +26,7 @@ from .cost import (
 from .gpu import (
     Gpu as Gpu,
     NoGpu as NoGpu,
+    find_bus as find_bus,
     find_gpu as find_gpu,
 )
 from .health import (

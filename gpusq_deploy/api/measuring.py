@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
     iterations: int = 100,
     warmup: int = 10,
     in_process: bool = False,
+    rebuilds: int | None = None,
     reporter: Reporter | None = None,
 ) -> Runs:
     """Measure the latency of a bundle, an engine or an ONNX model, as gpusq-bench does.
@@ -41,13 +43,14 @@ def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
         iterations: Timed inferences per process.
         warmup: Inferences before timing.
         in_process: Open fresh sessions in this process instead, as for a profiler.
+        rebuilds: Build the bundle's engine so often anew, at least twice, and measure all of those in its place.
         reporter: Who hears how it goes; nobody.
 
     Raises:
         GpusqError: It can't be run here, or not so.
     """
     from gpusq_deploy.artifacts import MeasureSettings, require_input
-    from gpusq_deploy.benchmarks import find_subject, record
+    from gpusq_deploy.benchmarks import find_subject, rebuilt, record
     from gpusq_deploy.compile import RequestError
 
     heard = reporter or SILENT
@@ -63,7 +66,10 @@ def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
         warmup=warmup, iterations=iterations, repeats=repeats, isolation="session" if in_process else "process"
     )
     chosen = subject.default_batches if batches is None else tuple(batches)
-    return record(subject, chosen, settings, threads=threads, cuda_graph=cuda_graph, progress=heard.progress)
+    if rebuilds is not None and (in_process or rebuilds < 2):
+        raise RequestError("--rebuilds takes two builds at least, each in processes of its own")
+    with nullcontext(subject) if rebuilds is None else rebuilt(subject, rebuilds, heard) as measured:
+        return record(measured, chosen, settings, threads=threads, cuda_graph=cuda_graph, progress=heard.progress)
 
 
 def interleave(  # noqa: PLR0913 - one argument for each option of gpusq-bench --interleave

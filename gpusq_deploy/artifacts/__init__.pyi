@@ -61,6 +61,10 @@ from .file_account import (
 from .finding import (
     Finding as Finding,
 )
+from .machine_state import (
+    MachineState as MachineState,
+    ProcessStates as ProcessStates,
+)
 from .manifest import (
     NO_OPTIONS as NO_OPTIONS,
     BatchRange as BatchRange,
@@ -149,6 +153,8 @@ from .repair import (
     Repair as Repair,
 )
 from .runs import (
+    EngineBuilds as EngineBuilds,
+    EngineRebuild as EngineRebuild,
     Environment as Environment,
     MeasureSettings as MeasureSettings,
     Runs as Runs,

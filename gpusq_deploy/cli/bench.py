@@ -34,7 +34,7 @@ def _parse_batches(_context: click.Context, _option: click.Parameter, text: str 
 
 _GROUPS = (
     ("What to run", ("--runtime", "--batch", "--reference", "--cuda-graph", "--threads")),
-    ("How often", ("--repeats", "--iterations", "--warmup", "--in-process")),
+    ("How often", ("--repeats", "--rebuilds", "--iterations", "--warmup", "--in-process")),
     ("Two models in turns", ("--interleave", "--max-regression", "--max-seconds", "--noise", "--calibrate-noise")),
     ("Output", ("--summary", "--junit", *LOUDNESS)),
 )
@@ -92,6 +92,12 @@ _GROUPS = (
     "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Start this many fresh processes."
 )
 @click.option(
+    "--rebuilds",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Build the bundle's engine N times anew, and measure each build by all repeats.",
+)
+@click.option(
     "--iterations",
     type=click.IntRange(min=1),
     default=100,
@@ -135,6 +141,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     reference: Path | None,
     repeats: int,
     in_process: bool,
+    rebuilds: int | None,
     max_regression: float,
     max_seconds: float,
     noise: Path | None,
@@ -158,7 +165,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     if calibrate is not None:
         run_calibration(model, calibrate, json_to, **asked)
     else:
-        _bench(model, json_to, reference=reference, repeats=repeats, in_process=in_process, **asked)
+        once = {"reference": reference, "repeats": repeats, "rebuilds": rebuilds, "in_process": in_process}
+        _bench(model, json_to, **once, **asked)
 
 
 def _bench(model: Path, json_to: str | None, **asked: Any) -> None:
