@@ -39,6 +39,16 @@ from .gate_report import (
 from .latency_html import (
     latency_parts as latency_parts,
 )
+from .load.recording import (
+    record_load as record_load,
+)
+from .load.report import (
+    text_from_load as text_from_load,
+)
+from .load.values import (
+    Load as Load,
+    TrialRequest as TrialRequest,
+)
 from .noise import (
     CALIBRATION_PAIRS as CALIBRATION_PAIRS,
     MachineNoise as MachineNoise,

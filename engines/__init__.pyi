@@ -110,6 +110,7 @@ from .releases import (
 )
 from .session import (
     Session as Session,
+    SharedSession as SharedSession,
     TensorSpec as TensorSpec,
 )
 from .targets import (

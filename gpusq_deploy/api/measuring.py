@@ -12,7 +12,7 @@ from gpusq_deploy.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
     from gpusq_deploy.artifacts import Runs
-    from gpusq_deploy.benchmarks import GateResult, MachineNoise
+    from gpusq_deploy.benchmarks import GateResult, Load, MachineNoise
 
 
 def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
@@ -70,6 +70,66 @@ def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
         raise RequestError("--rebuilds takes two builds at least, each in processes of its own")
     with nullcontext(subject) if rebuilds is None else rebuilt(subject, rebuilds, heard) as measured:
         return record(measured, chosen, settings, threads=threads, cuda_graph=cuda_graph, progress=heard.progress)
+
+
+def measure_load(  # noqa: PLR0913 - one argument for each option of gpusq-bench under load
+    path: PathLike,
+    *,
+    rate: float | None = None,
+    latency_limit: float | None = None,
+    streams: int = 1,
+    duration: float = 10.0,
+    batch: int | None = None,
+    runtime: str = "auto",
+    cuda_graph: bool = False,
+    threads: int | None = None,
+    warmup: int = 10,
+    reporter: Reporter | None = None,
+) -> Load:
+    """Measure throughput, or latency while queries arrive at random, as gpusq-bench --offline and --rate do.
+
+    Args:
+        path: A bundle's folder, a `.plan` or `.engine`, or an `.onnx` file.
+        rate: Queries per second that arrive on average; None: as many as can be done.
+        latency_limit: Instead of a rate: search the highest whose p99 latency keeps to so many milliseconds.
+        streams: How many queries run at the same time.
+        duration: Seconds of a trial.
+        batch: Samples of a query; None: the bundle's optimum, or 1.
+        runtime: See `bench`.
+        cuda_graph: See `bench`.
+        threads: See `bench`; streams share them.
+        warmup: Inferences of each stream before.
+        reporter: Who hears how it goes; nobody.
+
+    Raises:
+        GpusqError: It can't be run here, or not so.
+        ValueError: A rate, a time or a count that makes no sense.
+    """
+    from gpusq_deploy.artifacts import require_input
+    from gpusq_deploy.benchmarks import TrialRequest, find_subject, record_load
+    from gpusq_deploy.compile import RequestError
+
+    if rate is not None and latency_limit is not None:
+        raise RequestError("--latency-limit searches the rate: leave out --rate")
+    require_input(Path(path))
+    subject = find_subject(Path(path), runtime)
+    heard = reporter or SILENT
+    heard.say(f"runtime: {subject.choice.name} ({subject.choice.reason})")
+    request = TrialRequest(
+        batch=subject.default_batches[-1] if batch is None else batch,
+        streams=streams,
+        seconds=duration,
+        rate=rate,
+        warmup=warmup,
+    )
+    return record_load(
+        subject,
+        request,
+        latency_limit_ms=latency_limit,
+        threads=threads,
+        cuda_graph=cuda_graph,
+        progress=heard.progress,
+    )
 
 
 def interleave(  # noqa: PLR0913 - one argument for each option of gpusq-bench --interleave

@@ -11,6 +11,7 @@ import gpusq_deploy
 from gpusq_deploy.cli.command import LOUDNESS, Command, on_command_line
 from gpusq_deploy.cli.common import reporting, run_command, runtime_option
 from gpusq_deploy.cli.interleave import STDOUT, Outputs, require_one_way, run_calibration, run_gate
+from gpusq_deploy.cli.load import LOAD, load_options, run_load, wants_load
 from gpusq_deploy.cli.result_files import check_target, save
 from gpusq_deploy.cli.shares import max_regression_option
 
@@ -35,6 +36,7 @@ def _parse_batches(_context: click.Context, _option: click.Parameter, text: str 
 _GROUPS = (
     ("What to run", ("--runtime", "--batch", "--reference", "--cuda-graph", "--threads")),
     ("How often", ("--repeats", "--rebuilds", "--iterations", "--warmup", "--in-process")),
+    ("Under load", ("--offline", "--rate", "--latency-limit", "--streams", "--duration")),
     ("Two models in turns", ("--interleave", "--max-regression", "--max-seconds", "--noise", "--calibrate-noise")),
     ("Output", ("--summary", "--junit", *LOUDNESS)),
 )
@@ -80,6 +82,7 @@ _GROUPS = (
 @click.option(
     "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write the verdict as JUnit's XML, as for GitLab."
 )
+@load_options
 @runtime_option("Run the model with this runtime.")
 @click.option(
     "--batch",
@@ -154,7 +157,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     gpusq-compare takes two files made with the same options and at least five repeats. With --interleave, both are
     measured at once and the exit code is the answer: 0 holds, 1 regressed, 3 inconclusive.
     """
+    loads = wants_load(context)
     require_one_way(context, models=(model is not None) + (interleave is not None), calibrate=calibrate)
+    load = {name: asked.pop(name) for name in LOAD}
     if (interleave is not None or calibrate is not None) and not on_command_line(context, ["iterations"]):
         asked["iterations"] = _ITERATIONS_OF_A_PAIR
     if interleave is not None:
@@ -162,7 +167,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         code = run_gate(interleave, noise, Outputs(json_to, summary, junit), **budget, **asked)
         context.exit(code)
     assert model is not None, "one was required"
-    if calibrate is not None:
+    if loads:
+        run_load(model, json_to, load, **asked)
+    elif calibrate is not None:
         run_calibration(model, calibrate, json_to, **asked)
     else:
         once = {"reference": reference, "repeats": repeats, "rebuilds": rebuilds, "in_process": in_process}

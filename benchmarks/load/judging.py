@@ -1,0 +1,122 @@
+"""What a trial shows: pure functions of its queries' times."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+from gpusq_deploy.artifacts import Value
+from gpusq_deploy.benchmarks.load.values import LoadTrial
+from gpusq_deploy.benchmarks.statistics import Samples, Tail, median, tail
+
+Judgement = Literal["met", "missed", "undecided"]
+
+TAIL = 0.01
+_DOUBT = 0.01
+
+
+class TrialSummary(Value):
+    """One trial.
+
+    Attributes:
+        answered: Queries that were done; `unanswered`: those that were given up.
+        samples_per_second: Batch size times queries done, over the time from the start to the last one's end.
+        busy: The share of that time in which a stream ran a query, on average over the streams.
+        service_ms: Median time from a query's begin to its end.
+        median_ms: Of the latency, from when a query was due; with `p90_ms` and `p99_ms`. None offline, where none is
+            due, and where too few samples or too many given up leave none.
+        remarks: Why one isn't there.
+    """
+
+    answered: int
+    unanswered: int
+    samples_per_second: float
+    busy: float
+    service_ms: float
+    median_ms: float | None
+    p90_ms: float | None
+    p99_ms: float | None
+    remarks: tuple[str, ...]
+
+
+def summarise_trial(trial: LoadTrial) -> TrialSummary:
+    """Sum one trial up.
+
+    Raises:
+        ValueError: No query was answered.
+    """
+    if not trial.done_ms:
+        raise ValueError("no query was answered")
+    service = np.array(trial.done_ms) - np.array(trial.started_ms)
+    span = max(trial.done_ms)
+    latency = None if trial.request.rate is None else latencies(trial)
+    middle, p90, p99 = (Tail(None, None),) * 3 if latency is None else _tails(latency)
+    return TrialSummary(
+        answered=len(trial.done_ms),
+        unanswered=trial.unanswered,
+        samples_per_second=1000 * trial.request.batch * len(trial.done_ms) / span,
+        busy=float(service.sum()) / (trial.request.streams * span),
+        service_ms=median(service),
+        median_ms=middle.value,
+        p90_ms=p90.value,
+        p99_ms=p99.value,
+        remarks=tuple(reason for _, reason in (middle, p90, p99) if reason is not None),
+    )
+
+
+def latencies(trial: LoadTrial) -> Samples:
+    """Milliseconds from when each query was due until it was done; infinite for those that were given up."""
+    found = np.full(len(trial.due_ms), np.inf)
+    found[: len(trial.done_ms)] = np.array(trial.done_ms) - np.array(trial.due_ms[: len(trial.done_ms)])
+    return found
+
+
+def judge(trial: LoadTrial, limit_ms: float) -> Judgement:
+    """Does the p99 keep to a limit?
+
+    With n queries of which t took longer, as MLPerf's early stopping asks it (mlcommons/inference#1629):
+
+        met         P(X <= t) <= 1 %,  X ~ B(n, 1 %): were more than 1 % to take longer, so few would hardly be seen
+        missed      P(X >= t) <= 1 %
+        undecided   neither: more queries would tell
+
+    459 queries of which none takes longer are the fewest that can meet it. Queries that wait behind one another aren't
+    independent, which both take them to be: near the limit another trial may say otherwise.
+
+    Args:
+        trial: Of a server.
+        limit_ms: For latencies.
+    """
+    found = latencies(trial)
+    late = int(np.count_nonzero(found > limit_ms))
+    if binomial_cdf(late, found.size, TAIL) <= _DOUBT:
+        return "met"
+    return "missed" if 1 - binomial_cdf(late - 1, found.size, TAIL) <= _DOUBT else "undecided"
+
+
+def binomial_cdf(most: int, count: int, share: float) -> float:
+    """P(X <= most) of X ~ B(count, share), term by term in logarithms: exact to 1e-12 for some ten thousand trials."""
+    terms = (
+        math.exp(
+            math.lgamma(count + 1)
+            - math.lgamma(hit + 1)
+            - math.lgamma(count - hit + 1)
+            + hit * math.log(share)
+            + (count - hit) * math.log1p(-share)
+        )
+        for hit in range(min(most, count) + 1)
+    )
+    return min(1.0, math.fsum(terms))
+
+
+def _tails(latency: Samples) -> tuple[Tail, Tail, Tail]:
+    middle = Tail(float(np.quantile(latency, 0.5, method="inverted_cdf")), None)
+    return _finite(middle, 50), _finite(tail(latency, 90), 90), _finite(tail(latency, 99), 99)
+
+
+def _finite(found: Tail, percent: int) -> Tail:
+    if found.value is None or math.isfinite(found.value):
+        return found
+    return Tail(None, f"p{percent} has no end: more than {100 - percent} % of the queries were given up")
