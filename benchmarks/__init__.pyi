@@ -49,6 +49,9 @@ from .load.values import (
     Load as Load,
     TrialRequest as TrialRequest,
 )
+from .machine.power import (
+    find_source as find_source,
+)
 from .noise import (
     CALIBRATION_PAIRS as CALIBRATION_PAIRS,
     MachineNoise as MachineNoise,

@@ -90,6 +90,8 @@ def _circumstances(runs: Runs) -> _Facts:
         "inputs": settings.inputs,
         "seed": settings.seed,
         "a repeat is a fresh": settings.isolation,
+        # A machine that also runs untimed is a warmer one.
+        "seconds of energy": settings.energy_seconds,
     }
 
 

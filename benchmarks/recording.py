@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime, timezone
@@ -11,6 +10,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from gpusq_deploy.artifacts import (
+    EnergySample,
     EngineBuilds,
     MeasureSettings,
     ProcessStates,
@@ -19,7 +19,9 @@ from gpusq_deploy.artifacts import (
     Series,
     digest_of_file,
 )
+from gpusq_deploy.benchmarks.energy import EnergyRequest, take_energy
 from gpusq_deploy.benchmarks.environment import read_environment
+from gpusq_deploy.benchmarks.machine.power import find_source
 from gpusq_deploy.benchmarks.machine.reading import read_state
 from gpusq_deploy.benchmarks.measure import Progress, batch_order, check_batches, measure, normal_feeds
 from gpusq_deploy.benchmarks.reference import CpuReference
@@ -50,7 +52,7 @@ def record(
         progress: See `measure`.
 
     Raises:
-        GpusqError: See `measure`; or `threads` was given to another runtime.
+        GpusqError: See `measure`; or `threads` was given to another runtime, or nobody tells the power.
     """
     if threads is not None and subject.choice.name != "onnxruntime":
         raise GpusqError(
@@ -58,6 +60,8 @@ def record(
             place="--threads",
             hint="leave it out, or use --runtime onnxruntime",
         )
+    seconds = settings.energy_seconds
+    energy = None if seconds is None else EnergyRequest(seconds, find_source())
     # Digested before the clock starts: it also brings the file into the page cache for every repeat alike.
     rebuilt = subject.rebuilt
     digest = digest_of_file(subject.path if rebuilt is None else rebuilt.model)
@@ -66,21 +70,25 @@ def record(
         [asked] if rebuilt is None else [msgspec.structs.replace(asked, path=str(path)) for path in rebuilt.paths]
     )
     compared = [outputs_compared(subject, request) for request in requests]
-    take = _in_processes if settings.isolation == "process" else functools.partial(_in_this_process, subject)
-    info, series, states = take(requests, settings, progress or _silence)
+    heard = progress or _silence
+    if settings.isolation == "process":
+        taken = _in_processes(requests, settings, heard, energy)
+    else:
+        taken = _in_this_process(subject, asked, settings, heard)
     builds = None if rebuilt is None else rebuilt.builds
     return Runs(
         created=now(),
         model=subject.name,
         model_digest=digest,
-        runtime=info,
+        runtime=taken.info,
         environment=read_environment(),
         settings=settings,
         outputs=compared[0].outputs,
         builds=builds,
         notes=(*notes_on(settings, builds), *dict.fromkeys(note for entry in compared for note in entry.notes)),
-        states=states,
-        series=series,
+        states=taken.states,
+        energy=taken.energy,
+        series=taken.series,
     )
 
 
@@ -93,9 +101,15 @@ class _Taken(NamedTuple):
     info: RuntimeInfo
     series: tuple[Series, ...]
     states: tuple[ProcessStates, ...]
+    energy: tuple[EnergySample, ...] = ()
 
 
-def _in_processes(requests: Sequence[WorkerRequest], settings: MeasureSettings, progress: Progress) -> _Taken:
+def _in_processes(
+    requests: Sequence[WorkerRequest],
+    settings: MeasureSettings,
+    progress: Progress,
+    energy: EnergyRequest | None = None,
+) -> _Taken:
     """Each repeat of each build in a fresh process: one repeat of all builds, then the next, backwards.
 
     So a machine that slowly warms up burdens all builds alike.
@@ -104,6 +118,7 @@ def _in_processes(requests: Sequence[WorkerRequest], settings: MeasureSettings, 
     infos: list[RuntimeInfo] = []
     taken: list[Series] = []
     states: list[ProcessStates] = []
+    spent: list[EnergySample] = []
     for repeat in range(settings.repeats):
         for rebuild in batch_order(range(len(requests)), repeat):
             with WorkerProcess(requests[rebuild]) as worker:
@@ -116,14 +131,17 @@ def _in_processes(requests: Sequence[WorkerRequest], settings: MeasureSettings, 
                         Series(batch=batch, rebuild=rebuild, repeat=repeat, warmup=settings.warmup, samples_ms=samples)
                     )
                 states.append(ProcessStates(rebuild=rebuild, repeat=repeat, before=before, after=read_state()))
+                if energy is not None:
+                    spent += [
+                        take_energy(worker, series, energy) for series in taken[-len(requests[rebuild].batches) :]
+                    ]
     progress("measuring", total, total)
-    return _Taken(infos[0], tuple(taken), tuple(states))
+    return _Taken(infos[0], tuple(taken), tuple(states), tuple(spent))
 
 
 def _in_this_process(
-    subject: MeasuredModel, requests: Sequence[WorkerRequest], settings: MeasureSettings, progress: Progress
+    subject: MeasuredModel, request: WorkerRequest, settings: MeasureSettings, progress: Progress
 ) -> _Taken:
-    (request,) = requests
     infos: list[RuntimeInfo] = []
 
     def open_fresh() -> Session:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gpusq_deploy.artifacts import EngineBuilds, Environment, MeasureSettings, Runs, RuntimeInfo
+from gpusq_deploy.benchmarks.energy import energy_lines
 from gpusq_deploy.benchmarks.machine.steadiness import unsteadiness
 from gpusq_deploy.benchmarks.regression import BatchComparison, Comparison
 from gpusq_deploy.benchmarks.statistics import unit_medians
@@ -31,7 +32,13 @@ def text_from_runs(runs: Runs) -> str:
     ]
     remarks = [f"batch {summary.batch}: {remark}" for summary in summaries for remark in summary.remarks]
     return "\n".join(
-        [*lines, *_block(_spreads(runs)), *_block(remarks), *_block(unsteadiness(runs)), *_block(runs.notes)]
+        [
+            *lines,
+            *_block([*_spreads(runs), *energy_lines(runs)]),
+            *_block(remarks),
+            *_block(unsteadiness(runs)),
+            *_block(runs.notes),
+        ]
     )
 
 
@@ -39,8 +46,13 @@ def _spreads(runs: Runs) -> list[str]:
     """How far the builds lie apart, by batch size."""
     if runs.builds is None:
         return []
+    same = (
+        ["all builds are one engine, bit for bit: this builder times nothing, and more repeats would tell as much"]
+        if len({entry.engine_digest for entry in runs.builds.engines}) == 1
+        else []
+    )
     medians = {batch: unit_medians(samples_of(runs, batch)) for batch in runs.batches}
-    return [
+    return same + [
         f"batch {batch}: medians of the builds are {', '.join(f'{value:.3f}' for value in found)} ms, "
         f"{found.max() / found.min() - 1:.1%} apart"
         for batch, found in medians.items()

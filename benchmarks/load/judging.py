@@ -15,6 +15,8 @@ Judgement = Literal["met", "missed", "undecided"]
 
 TAIL = 0.01
 _DOUBT = 0.01
+# Of the rate at which queries arrived: done more slowly, they pile up.
+_KEPT_UP = 0.9
 
 
 class TrialSummary(Value):
@@ -27,7 +29,7 @@ class TrialSummary(Value):
         service_ms: Median time from a query's begin to its end.
         median_ms: Of the latency, from when a query was due; with `p90_ms` and `p99_ms`. None offline, where none is
             due, and where too few samples or too many given up leave none.
-        remarks: Why one isn't there.
+        remarks: Why one isn't there, and whether more queries arrived than could be done.
     """
 
     answered: int
@@ -62,8 +64,18 @@ def summarise_trial(trial: LoadTrial) -> TrialSummary:
         median_ms=middle.value,
         p90_ms=p90.value,
         p99_ms=p99.value,
-        remarks=tuple(reason for _, reason in (middle, p90, p99) if reason is not None),
+        remarks=tuple(reason for reason in (_overload(trial, span), middle.reason, p90.reason, p99.reason) if reason),
     )
+
+
+def _overload(trial: LoadTrial, span: float) -> str | None:
+    """The time after the last arrival is at most the queue's, so a steady server is done soon after it."""
+    rate, done = trial.request.rate, 1000 * len(trial.done_ms) / span
+    arrived = 1000 * len(trial.due_ms) / max(trial.due_ms) if rate is not None and max(trial.due_ms) > 0 else 0
+    if rate is None or done >= _KEPT_UP * arrived:
+        return None
+    what = f"at {rate:.4g} queries/s more arrive than are done ({done:.4g}/s)"
+    return f"{what}: the queue grows, and latency with the duration"
 
 
 def latencies(trial: LoadTrial) -> Samples:

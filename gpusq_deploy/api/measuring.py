@@ -28,6 +28,7 @@ def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
     warmup: int = 10,
     in_process: bool = False,
     rebuilds: int | None = None,
+    energy: float | None = None,
     reporter: Reporter | None = None,
 ) -> Runs:
     """Measure the latency of a bundle, an engine or an ONNX model, as gpusq-bench does.
@@ -44,13 +45,14 @@ def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
         warmup: Inferences before timing.
         in_process: Open fresh sessions in this process instead, as for a profiler.
         rebuilds: Build the bundle's engine so often anew, at least twice, and measure all of those in its place.
+        energy: Seconds for which each process runs every batch size again, untimed, to tell its energy.
         reporter: Who hears how it goes; nobody.
 
     Raises:
         GpusqError: It can't be run here, or not so.
     """
     from gpusq_deploy.artifacts import MeasureSettings, require_input
-    from gpusq_deploy.benchmarks import find_subject, rebuilt, record
+    from gpusq_deploy.benchmarks import find_source, find_subject, rebuilt, record
     from gpusq_deploy.compile import RequestError
 
     heard = reporter or SILENT
@@ -63,8 +65,16 @@ def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
         subject = subject._replace(reference=Path(reference))
     heard.say(f"runtime: {subject.choice.name} ({subject.choice.reason})")
     settings = MeasureSettings(
-        warmup=warmup, iterations=iterations, repeats=repeats, isolation="session" if in_process else "process"
+        warmup=warmup,
+        iterations=iterations,
+        repeats=repeats,
+        isolation="session" if in_process else "process",
+        energy_seconds=energy,
     )
+    if energy is not None:
+        if in_process:
+            raise RequestError("--energy asks processes: leave out --in-process")
+        find_source()  # before anything is built
     chosen = subject.default_batches if batches is None else tuple(batches)
     if rebuilds is not None and (in_process or rebuilds < 2):
         raise RequestError("--rebuilds takes two builds at least, each in processes of its own")

@@ -62,6 +62,7 @@ from .finding import (
     Finding as Finding,
 )
 from .machine_state import (
+    EnergySample as EnergySample,
     MachineState as MachineState,
     ProcessStates as ProcessStates,
 )

@@ -40,3 +40,26 @@ class ProcessStates(Value):
     repeat: int
     before: MachineState
     after: MachineState
+
+
+class EnergySample(Value):
+    """What inferences of one batch size took in one process, after all that were timed: run one after another, untimed.
+
+    Attributes:
+        inferences: How many.
+        seconds: How long they took all together, on the wall.
+        joules: The power over that time.
+        source: What it is the power of, and who told it.
+    """
+
+    batch: int
+    rebuild: int = 0
+    repeat: int
+    inferences: int
+    seconds: float
+    joules: float
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.inferences < 1 or not 0 < self.seconds < float("inf") or not 0 <= self.joules < float("inf"):
+            raise ValueError("energy needs an inference, a time and joules")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from gpusq_deploy.artifacts.base import Value
-from gpusq_deploy.artifacts.machine_state import ProcessStates
+from gpusq_deploy.artifacts.machine_state import EnergySample, ProcessStates
 
 
 class RuntimeInfo(Value):
@@ -70,7 +70,8 @@ class MeasureSettings(Value):
     Each of `repeats` opens a fresh session and, for every batch, runs `warmup` inferences that don't count and
     `iterations` that do. Order "abba": every second repeat takes the batches backwards. `inputs` names what is fed;
     `seed` makes up the standard-normal ones. `isolation` is where a repeat's session is opened: in the one process of
-    all, in a fresh process, or in a fresh process beside one of the other model, in turns with it.
+    all, in a fresh process, or in a fresh process beside one of the other model, in turns with it. `energy_seconds` is
+    for how long each process ran every batch size again, untimed, to tell its energy; None: it didn't.
     """
 
     warmup: int
@@ -80,10 +81,13 @@ class MeasureSettings(Value):
     inputs: Literal["standard-normal", "given"] = "standard-normal"
     seed: int = 0
     isolation: Literal["session", "process", "pair"] = "session"
+    energy_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.warmup < 0 or self.iterations < 1 or self.repeats < 1 or self.seed < 0:
             raise ValueError("needs warmup >= 0, iterations >= 1, repeats >= 1 and seed >= 0")
+        if self.energy_seconds is not None and not 0 < self.energy_seconds < float("inf"):
+            raise ValueError("energy needs a time that is positive and finite")
 
 
 class EngineRebuild(Value):
@@ -143,7 +147,7 @@ class Runs(Value):
     `outputs` says whether they were compared with the model's on the CPU before the first sample; "reference" is ONNX
     Runtime itself, and None a file from before that was put down. `builds` is there where an engine was built several
     times: `model_digest` is then that of the ONNX model. `states` is the machine before and after each process; files
-    from before that was put down have none.
+    from before that was put down have none. `energy` is there where it was asked for.
 
     Invariant: each batch has each repeat 0…repeats-1 of each build exactly once, with exactly `iterations` samples, so
     that a file from which somebody dropped the outliers is refused.
@@ -160,6 +164,7 @@ class Runs(Value):
     builds: EngineBuilds | None = None
     notes: tuple[str, ...] = ()
     states: tuple[ProcessStates, ...] = ()
+    energy: tuple[EnergySample, ...] = ()
     series: tuple[Series, ...]
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ def _parse_batches(_context: click.Context, _option: click.Parameter, text: str 
 
 _GROUPS = (
     ("What to run", ("--runtime", "--batch", "--reference", "--cuda-graph", "--threads")),
-    ("How often", ("--repeats", "--rebuilds", "--iterations", "--warmup", "--in-process")),
+    ("How often", ("--repeats", "--rebuilds", "--iterations", "--warmup", "--energy", "--in-process")),
     ("Under load", ("--offline", "--rate", "--latency-limit", "--streams", "--duration")),
     ("Two models in turns", ("--interleave", "--max-regression", "--max-seconds", "--noise", "--calibrate-noise")),
     ("Output", ("--summary", "--junit", *LOUDNESS)),
@@ -123,6 +123,12 @@ _GROUPS = (
     metavar="ONNX",
     help="Before timing, compare the outputs of a PLAN outside a bundle with this model's on the CPU.",
 )
+@click.option(
+    "--energy",
+    type=click.FloatRange(min=0, min_open=True, max=3600),
+    metavar="SECONDS",
+    help="After what is timed, run each batch size for so long again, and tell its energy.",
+)
 @click.option("--in-process", is_flag=True, help="Open fresh sessions in this process instead, as for a profiler.")
 @click.option("--cuda-graph", is_flag=True, help="Launch each inference of an engine as one captured CUDA graph.")
 @click.option(
@@ -145,6 +151,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     repeats: int,
     in_process: bool,
     rebuilds: int | None,
+    energy: float | None,
     max_regression: float,
     max_seconds: float,
     noise: Path | None,
@@ -172,8 +179,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     elif calibrate is not None:
         run_calibration(model, calibrate, json_to, **asked)
     else:
-        once = {"reference": reference, "repeats": repeats, "rebuilds": rebuilds, "in_process": in_process}
-        _bench(model, json_to, **once, **asked)
+        counts = {"repeats": repeats, "rebuilds": rebuilds, "energy": energy}
+        _bench(model, json_to, reference=reference, in_process=in_process, **counts, **asked)
 
 
 def _bench(model: Path, json_to: str | None, **asked: Any) -> None:
