@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.refit import refit_engine
 from gpusq_deploy.engines.session import Session, SharedSession, TensorSpec, check_feeds
 from gpusq_deploy.errors import GpusqError
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 _T = TypeVar("_T")
 _ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]
@@ -120,6 +123,10 @@ class _Buffers:
 
 class CudaSession:
     """An engine on a GPU. Unverified: see the module."""
+
+    _logger: trt.ILogger
+    _runtime: trt.Runtime
+    _engine: trt.ICudaEngine
 
     def __init__(self, parts: CudaParts) -> None:
         self.runtime: str = parts.backend

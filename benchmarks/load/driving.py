@@ -44,7 +44,7 @@ class WallClock:
         return time.perf_counter() - self._start
 
     def sleep_until(self, moment: float) -> None:
-        """Wait; the system wakes a sleeper about 0.1 ms late, and that counts as waiting of the query."""
+        """Wait; the system wakes a sleeper a little late, and that counts as waiting of the query."""
         left = moment - self.now()
         if left > 0:
             time.sleep(left)

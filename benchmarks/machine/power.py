@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -139,8 +140,7 @@ def joules(samples: Sequence[PowerSample], start: float, end: float) -> float:
             hint="give more seconds",
         )
     held = [PowerSample(start, within[0].watts), *within, PowerSample(end, within[-1].watts)]
-    pairs = zip(held, held[1:], strict=False)
-    return sum((later.moment - sooner.moment) * (sooner.watts + later.watts) / 2 for sooner, later in pairs)
+    return sum((later.moment - sooner.moment) * (sooner.watts + later.watts) / 2 for sooner, later in pairwise(held))
 
 
 def watts_of_rails(line: str) -> float | None:

@@ -14,7 +14,7 @@ from gpusq_deploy.engines import find_bus
 
 
 def read_state(root: Path = ROOT) -> MachineState:
-    """Look at clocks, temperatures and power; where there is a GPU, it takes a program's start, about 0.1 s.
+    """Look at clocks, temperatures and power; where there is a GPU, it takes as long as nvidia-smi does.
 
     Args:
         root: Where `proc` and `sys` are found; tests point it elsewhere.

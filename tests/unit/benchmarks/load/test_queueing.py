@@ -6,17 +6,19 @@ import heapq
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy import stats
 
 from gpusq_deploy.benchmarks.load.driving import Done, Queue, poisson_arrivals
 from gpusq_deploy.benchmarks.load.judging import binomial_cdf, judge, latencies, summarise_trial
 from gpusq_deploy.benchmarks.load.searching import STEPS, search_rate
 from gpusq_deploy.benchmarks.load.values import LoadTrial, TrialRequest
 
+# importorskip hands back Any: scipy ships no types.
+stats: Any = pytest.importorskip("scipy.stats")
 Times = NDArray[np.float64]
 
 

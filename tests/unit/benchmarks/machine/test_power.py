@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from scipy import integrate
 
 from gpusq_deploy.artifacts import EnergySample, Runs, Series
 from gpusq_deploy.benchmarks.comparable import obstacles
@@ -25,6 +24,8 @@ from gpusq_deploy.benchmarks.worker import WorkerRequest
 from gpusq_deploy.benchmarks.worker_process import WorkerProcess
 from gpusq_deploy.errors import GpusqError
 
+# importorskip hands back Any: scipy ships no types.
+integrate: Any = pytest.importorskip("scipy.integrate")
 ENDLESS = "import time\nwhile True:\n    print({line!r}, flush=True)\n    time.sleep(0.01)"
 
 

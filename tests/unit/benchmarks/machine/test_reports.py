@@ -1,8 +1,9 @@
 """What nvidia-smi and a Jetson's programs print.
 
-Lines of tegrastats are of an AGX Orin (L4T 36.4.7), an Orin Nano (L4T 36.4.3) and, in the older form, of the table in
-NVIDIA's Tegra Stats appendix (docs.nvidia.com/jetson/archives/l4t-archived/l4t-325). Cells of nvidia-smi are in the
-forms of `--format=csv,noheader,nounits`, with `[N/A]` and `[Not Supported]` where a GPU doesn't tell.
+The first two lines of tegrastats were printed by an AGX Orin (L4T 36.4.7) and an Orin Nano (2026), and are
+published; the third is made up in the form of NVIDIA's Tegra Stats appendix (docs.nvidia.com/jetson/archives/l4t-archived/
+l4t-325). Lines of nvidia-smi are made up in the form of `--format=csv,noheader,nounits`, with `[N/A]` and `[Not
+Supported]` where a GPU doesn't tell (man nvidia-smi, "Any unsupported data is indicated by a N/A").
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ AGX_ORIN = (
     "tj@52.875C soc1@49.031C VDD_GPU_SOC 3178mW/3178mW VDD_CPU_CV 794mW/794mW VIN_SYS_5V0 4543mW/4543mW"
 )
 ORIN_NANO = (
-    "07-14-2025 10:29:36 RAM 2147/7620MB (lfb 2x4MB) SWAP 1476/3810MB (cached 1MB) CPU [0%@729,0%@729,0%@729,0%@729,"
-    "0%@729,0%@729] GR3D_FREQ 0% cpu@47.687C soc2@46.718C soc0@47.468C gpu@48.625C tj@48.625C soc1@48.25C "
-    "VDD_IN 4556mW/4541mW VDD_CPU_GPU_CV 483mW/483mW VDD_SOC 1451mW/1451mW"
+    "09-17-2026 02:10:16 RAM 1483/7620MB (lfb 105x4MB) SWAP 253/12002MB (cached 2MB) CPU [0%@729,0%@729,0%@729,0%@729,"
+    "0%@729,0%@729] GR3D_FREQ 62%@612 cpu@47.75C soc2@46.718C soc0@47.25C gpu@50C tj@50C soc1@48.093C "
+    "VDD_IN 4541mW/4541mW VDD_CPU_GPU_CV 521mW/521mW VDD_SOC 1446mW/1473mW"
 )
 BEFORE_JETPACK_5 = "RAM 220/38955MB (lfb 847x4MB) EMC_FREQ 7%@102 GR3D_FREQ 0%@114 VDD_IN 2532/2698 VDD_CPU 228/240"
 
@@ -35,13 +36,13 @@ TELLS_LITTLE = "00000000:00:00.0, 540.3.0, [N/A], [N/A], [N/A], [Not Supported],
 
 def test_rails_are_milliwatts_now_and_not_on_average() -> None:
     assert jetson.rails_in(AGX_ORIN) == {"VDD_GPU_SOC": 3178, "VDD_CPU_CV": 794, "VIN_SYS_5V0": 4543}
-    assert jetson.rails_in(ORIN_NANO) == {"VDD_IN": 4556, "VDD_CPU_GPU_CV": 483, "VDD_SOC": 1451}
+    assert jetson.rails_in(ORIN_NANO) == {"VDD_IN": 4541, "VDD_CPU_GPU_CV": 521, "VDD_SOC": 1446}
     assert jetson.rails_in(BEFORE_JETPACK_5) == {"VDD_IN": 2532, "VDD_CPU": 228}
     assert jetson.rails_in("no such program") == {}
 
 
 def test_the_whole_is_the_inputs_rail_or_all_rails_together() -> None:
-    assert jetson.total_mw(jetson.rails_in(ORIN_NANO)) == 4556
+    assert jetson.total_mw(jetson.rails_in(ORIN_NANO)) == 4541
     assert jetson.total_mw(jetson.rails_in(AGX_ORIN)) == 3178 + 794 + 4543
     assert jetson.total_mw({}) is None
 
