@@ -6,15 +6,23 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
-from gpusq_deploy.artifacts import MODEL, NO_OPTIONS, EngineBuilds, EngineRebuild, digest_of_bytes
+from gpusq_deploy.artifacts import MODEL, NO_OPTIONS, BuiltEngine, EngineBuilds, EngineRebuild, digest_of_bytes
 from gpusq_deploy.benchmarks.report import builds_text
 from gpusq_deploy.benchmarks.subject import MeasuredModel, Rebuilt
-from gpusq_deploy.bundle import read_bundle, require_whole
-from gpusq_deploy.compile import built_anew, options_of
-from gpusq_deploy.engines import EngineBuild, texts_from_options
+from gpusq_deploy.bundle import Bundle, read_bundle, require_whole
+from gpusq_deploy.engines import (
+    BackendName,
+    BuildSettings,
+    EngineBuild,
+    EngineBuildOptions,
+    build_engine,
+    find_target,
+    texts_from_options,
+)
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.progress import Reporter
 from gpusq_deploy.sparsity import require_dense
@@ -42,13 +50,14 @@ def rebuilt(subject: MeasuredModel, count: int, reporter: Reporter) -> Generator
     bundle = read_bundle(folder)
     require_dense(folder)
     require_whole(bundle)
+    settings = _settings_of(bundle, engine)
     with tempfile.TemporaryDirectory(prefix="gpusq-rebuilds-") as temporary:
         paths: list[Path] = []
         facts: list[EngineRebuild] = []
         version = ""
         for number in range(count):
             reporter.say(f"building {engine.target} with {engine.backend}, {number + 1} of {count}")
-            build = built_anew(bundle, engine, reporter)
+            build = _built_anew(bundle, engine, settings, reporter)
             paths.append(Path(temporary) / f"{engine.target}-{number}.plan")
             paths[-1].write_bytes(build.engine_bytes)
             facts.append(_facts(build))
@@ -56,8 +65,8 @@ def rebuilt(subject: MeasuredModel, count: int, reporter: Reporter) -> Generator
         builds = EngineBuilds(
             target=engine.target,
             version=version,
-            options=texts_from_options(options_of(engine, bundle.manifest), base=NO_OPTIONS),
-            sparse=bundle.plan.sparse_asked,
+            options=texts_from_options(settings.options, base=NO_OPTIONS),
+            sparse=settings.sparse,
             engines=tuple(facts),
         )
         reporter.say(builds_text(builds))
@@ -83,6 +92,21 @@ def require_rebuildable(subject: MeasuredModel) -> Path:
             hint="give the bundle that gpusq-build made",
         )
     return subject.reference.parent
+
+
+def _settings_of(bundle: Bundle, engine: BuiltEngine) -> BuildSettings:
+    """What the engine's builder was asked; without a timing cache, so that kernels are chosen anew each time."""
+    options = bundle.manifest.engine if engine.options is None else engine.options
+    return BuildSettings(batch=bundle.manifest.batch, sparse=bundle.plan.sparse_asked, options=options.portable)
+
+
+def _built_anew(bundle: Bundle, engine: BuiltEngine, settings: BuildSettings, reporter: Reporter) -> EngineBuild:
+    options = EngineBuildOptions(
+        backend=cast("BackendName", engine.backend),
+        progress=reporter.progress,
+        place=f"{bundle.path.resolve().name}/{MODEL}",
+    )
+    return build_engine(bundle.path / MODEL, find_target(engine.target), settings, options)
 
 
 def _facts(build: EngineBuild) -> EngineRebuild:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from typing import Literal
 
@@ -17,6 +18,8 @@ TAIL = 0.01
 _DOUBT = 0.01
 # Of the rate at which queries arrived: done more slowly, they pile up.
 _KEPT_UP = 0.9
+# Of the latency: a part that is the machine's and not the model's.
+_LATE = 0.1
 
 
 class TrialSummary(Value):
@@ -29,7 +32,8 @@ class TrialSummary(Value):
         service_ms: Median time from a query's begin to its end.
         median_ms: Of the latency, from when a query was due; with `p90_ms` and `p99_ms`. None offline, where none is
             due, and where too few samples or too many given up leave none.
-        remarks: Why one isn't there, and whether more queries arrived than could be done.
+        remarks: Why one isn't there, whether more queries arrived than could be done, and whether the machine began
+            them late.
     """
 
     answered: int
@@ -64,8 +68,23 @@ def summarise_trial(trial: LoadTrial) -> TrialSummary:
         median_ms=middle.value,
         p90_ms=p90.value,
         p99_ms=p99.value,
-        remarks=tuple(reason for reason in (_overload(trial, span), middle.reason, p90.reason, p99.reason) if reason),
+        remarks=tuple(
+            reason
+            for reason in (_overload(trial, span), _begun_late(trial), middle.reason, p90.reason, p99.reason)
+            if reason
+        ),
     )
+
+
+def _begun_late(trial: LoadTrial) -> str | None:
+    """A sleeping thread wakes when the system lets it, which on a busy machine takes longer than an inference."""
+    if trial.request.rate is None:
+        return None
+    late = median(lateness(trial))
+    if late <= _LATE * median(latencies(trial)):
+        return None
+    what = f"at {trial.request.rate:.4g} queries/s half were begun {late:.3f} ms late although a stream was free"
+    return f"{what}, and that is in their latency: other work holds the cores"
 
 
 def _overload(trial: LoadTrial, span: float) -> str | None:
@@ -83,6 +102,16 @@ def latencies(trial: LoadTrial) -> Samples:
     found = np.full(len(trial.due_ms), np.inf)
     found[: len(trial.done_ms)] = np.array(trial.done_ms) - np.array(trial.due_ms[: len(trial.done_ms)])
     return found
+
+
+def lateness(trial: LoadTrial) -> Samples:
+    """Milliseconds by which each query was begun later than the first free stream could have begun it."""
+    free = [0.0] * trial.request.streams
+    found: list[float] = []
+    for due, started, done in zip(trial.due_ms, trial.started_ms, trial.done_ms, strict=False):
+        found.append(started - max(due, heapq.heappop(free)))
+        heapq.heappush(free, done)
+    return np.array(found)
 
 
 def judge(trial: LoadTrial, limit_ms: float) -> Judgement:

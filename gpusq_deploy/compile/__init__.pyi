@@ -13,10 +13,6 @@ from .dry_run import (
     Preview as Preview,
     preview as preview,
 )
-from .engine_stage import (
-    built_anew as built_anew,
-    options_of as options_of,
-)
 from .float_graph import (
     export_graph as export_graph,
 )

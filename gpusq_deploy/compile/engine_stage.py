@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import msgspec
 
@@ -17,14 +15,13 @@ from gpusq_deploy.artifacts import (
     BatchRange,
     BuiltEngine,
     EngineOptions,
-    Manifest,
     QuantPlan,
     Receipt,
     SkippedTarget,
     SparsityReport,
     digest_of_bytes,
 )
-from gpusq_deploy.bundle import Bundle, built_layers, recorded
+from gpusq_deploy.bundle import built_layers, recorded
 from gpusq_deploy.compile.target_checks import gemm_needs
 from gpusq_deploy.engines import (
     BackendName,
@@ -37,7 +34,6 @@ from gpusq_deploy.engines import (
     cache_file,
     choose_backend,
     find_gpu,
-    find_target,
     load_api,
     padding_notes,
     read_cache,
@@ -88,35 +84,6 @@ def build_engines(request: EngineRequest) -> tuple[tuple[BuiltEngine, ...], tupl
             request.reporter.say(f"building {target.name} with {choice.name} ({how})")
             built.append(_built(request, target, choice.name))
     return tuple(built), tuple(skipped)
-
-
-def built_anew(bundle: Bundle, engine: BuiltEngine, reporter: Reporter) -> EngineBuild:
-    """Compile a bundle's model again as one of its engines was, by the builder that is here; nothing is written.
-
-    Kernels are chosen anew: no timings are read, neither those of the first build nor those of another call.
-
-    Args:
-        bundle: Whose model it is; its dense weights are there.
-        engine: One of its receipt.
-        reporter: Who hears how far the builder is.
-
-    Raises:
-        GpusqError: The backend isn't here, or the engine can't be built.
-    """
-    settings = BuildSettings(
-        batch=bundle.manifest.batch, sparse=bundle.plan.sparse_asked, options=options_of(engine, bundle.manifest)
-    )
-    options = EngineBuildOptions(
-        backend=cast("BackendName", engine.backend),
-        progress=reporter.progress,
-        place=f"{os.path.basename(os.path.abspath(bundle.path))}/{MODEL}",
-    )
-    return build_engine(bundle.path / MODEL, find_target(engine.target), settings, options)
-
-
-def options_of(engine: BuiltEngine, manifest: Manifest) -> EngineOptions:
-    """What an engine's builder was asked, as far as it belongs to the bundle."""
-    return (manifest.engine if engine.options is None else engine.options).portable
 
 
 def with_engines(

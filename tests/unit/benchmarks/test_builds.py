@@ -42,7 +42,7 @@ def built(make_runs: MakeRuns) -> Callable[..., Runs]:
         series = tuple(
             Series(batch=1, rebuild=build, repeat=repeat, warmup=2, samples_ms=tuple(samples[build, repeat].tolist()))
             for repeat in range(repeats)
-            for build in (range(builds) if repeat % 2 == 0 else reversed(range(builds)))
+            for build in range(builds)[:: 1 if repeat % 2 == 0 else -1]
         )
         return msgspec.structs.replace(
             make_runs({1: samples[0]}), builds=builds_of(builds, **about), series=series, outputs="compared"
@@ -114,6 +114,15 @@ def test_builds_that_differ_by_chance_are_no_regression(built: Callable[..., Run
     # p < 0.01 bounds false alarms: four of 60 would have a chance of 0.3 %.
     assert by_build["regressed"] <= 3
     assert by_process >= 6, "processes taken for independent would be sure of a difference that is chance"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("between", [0.01, 0.04])
+def test_the_interval_of_five_builds_covers_the_truth(between: float) -> None:
+    pairs = ((drawn(seed, between=between), drawn(seed + 5000, between=between)) for seed in range(60))
+    covered = sum(interval.lower <= 1 <= interval.upper for interval in (ratio_interval(*pair) for pair in pairs))
+    # Of 60 at 95 %, fewer than 53 would have a chance of 1 %.
+    assert covered >= 53
 
 
 def test_a_slower_recipe_is_caught_over_its_builds(built: Callable[..., Runs]) -> None:

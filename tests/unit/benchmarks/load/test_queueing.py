@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gpusq_deploy.benchmarks.load.driving import Done, Queue, poisson_arrivals
-from gpusq_deploy.benchmarks.load.judging import binomial_cdf, judge, latencies, summarise_trial
+from gpusq_deploy.benchmarks.load.judging import binomial_cdf, judge, latencies, lateness, summarise_trial
 from gpusq_deploy.benchmarks.load.searching import STEPS, search_rate
 from gpusq_deploy.benchmarks.load.values import LoadTrial, TrialRequest
 
@@ -183,6 +183,18 @@ def test_a_server_that_is_too_slow_gives_up_and_says_so() -> None:
     )
     assert "p99 has no end: more than 1 % of the queries were given up" in summary.remarks
     assert judge(trial, 1e9) == "missed"
+
+
+def test_a_machine_that_begins_queries_late_is_told_and_a_queue_is_not() -> None:
+    due = [0.1 * number for number in range(100)]
+    woken = [Done(moment + 0.004, moment + 0.014) for moment in due]
+    assert lateness(trial_of(due, woken)) == pytest.approx(4)
+    (said, *_) = summarise_trial(trial_of(due, woken, rate=10.0)).remarks
+    assert said.startswith("at 10 queries/s half were begun 4.000 ms late although a stream was free")
+    arrivals = poisson_arrivals(25.0, 20, seed=12)
+    queued = first_come(arrivals, [0.035] * len(arrivals), 1)
+    assert lateness(trial_of(arrivals, queued)) == pytest.approx(0, abs=1e-9)
+    assert not any("late" in said for said in summarise_trial(trial_of(arrivals, queued)).remarks)
 
 
 def test_arrivals_are_a_poisson_process_of_their_seed() -> None:

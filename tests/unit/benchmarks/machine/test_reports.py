@@ -1,9 +1,9 @@
 """What nvidia-smi and a Jetson's programs print.
 
-The first two lines of tegrastats were printed by an AGX Orin (L4T 36.4.7) and an Orin Nano (2026), and are
-published; the third is made up in the form of NVIDIA's Tegra Stats appendix (docs.nvidia.com/jetson/archives/l4t-archived/
-l4t-325). Lines of nvidia-smi are made up in the form of `--format=csv,noheader,nounits`, with `[N/A]` and `[Not
-Supported]` where a GPU doesn't tell (man nvidia-smi, "Any unsupported data is indicated by a N/A").
+The first two lines of tegrastats were printed by an AGX Orin (L4T 36.4.7) and an Orin Nano, and published; the third is
+made up in the form of NVIDIA's Tegra Stats appendix (docs.nvidia.com/jetson/archives/l4t-archived/l4t-325). Lines of
+nvidia-smi are made up in the form of `--format=csv,noheader,nounits`, with `[N/A]` and `[Not Supported]` where a GPU
+doesn't tell (man nvidia-smi, "Any unsupported data is indicated by a N/A").
 """
 
 from __future__ import annotations
