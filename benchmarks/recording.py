@@ -54,28 +54,20 @@ def record(
     Raises:
         GpusqError: See `measure`; or `threads` was given to another runtime, or nobody tells the power.
     """
-    if threads is not None and subject.choice.name != "onnxruntime":
-        raise GpusqError(
-            f"{subject.choice.name} has no number of threads to choose",
-            place="--threads",
-            hint="leave it out, or use --runtime onnxruntime",
-        )
+    require_threads(subject, threads)
     seconds = settings.energy_seconds
     energy = None if seconds is None else EnergyRequest(seconds, find_source())
     # Digested before the clock starts: it also brings the file into the page cache for every repeat alike.
-    rebuilt = subject.rebuilt
-    digest = digest_of_file(subject.path if rebuilt is None else rebuilt.model)
+    digest = digest_of_file(subject.path if subject.rebuilt is None else subject.rebuilt.model)
     asked = request_for(subject, tuple(batches), seed=settings.seed, threads=threads, cuda_graph=cuda_graph)
-    requests = (
-        [asked] if rebuilt is None else [msgspec.structs.replace(asked, path=str(path)) for path in rebuilt.paths]
-    )
+    requests = _of_each_build(subject, asked)
     compared = [outputs_compared(subject, request) for request in requests]
     heard = progress or _silence
     if settings.isolation == "process":
         taken = _in_processes(requests, settings, heard, energy)
     else:
         taken = _in_this_process(subject, asked, settings, heard)
-    builds = None if rebuilt is None else rebuilt.builds
+    builds = None if subject.rebuilt is None else subject.rebuilt.builds
     return Runs(
         created=now(),
         model=subject.name,
@@ -90,6 +82,26 @@ def record(
         energy=taken.energy,
         series=taken.series,
     )
+
+
+def require_threads(subject: MeasuredModel, threads: int | None) -> None:
+    """Refuse a number of threads for a runtime that has none to choose.
+
+    Raises:
+        GpusqError: That is so.
+    """
+    if threads is not None and subject.choice.name != "onnxruntime":
+        raise GpusqError(
+            f"{subject.choice.name} has no number of threads to choose",
+            place="--threads",
+            hint="leave it out, or use --runtime onnxruntime",
+        )
+
+
+def _of_each_build(subject: MeasuredModel, asked: WorkerRequest) -> list[WorkerRequest]:
+    if subject.rebuilt is None:
+        return [asked]
+    return [msgspec.structs.replace(asked, path=str(path)) for path in subject.rebuilt.paths]
 
 
 def now() -> str:

@@ -13,7 +13,7 @@ from gpusq_deploy.benchmarks.load.values import Load, LoadTrial, TrialRequest
 from gpusq_deploy.benchmarks.load.worker import MODULE
 from gpusq_deploy.benchmarks.machine.reading import read_state
 from gpusq_deploy.benchmarks.measure import Progress
-from gpusq_deploy.benchmarks.recording import now, outputs_compared
+from gpusq_deploy.benchmarks.recording import now, outputs_compared, require_threads
 from gpusq_deploy.benchmarks.subject import MeasuredModel
 from gpusq_deploy.benchmarks.worker_process import WorkerProcess, request_for
 
@@ -46,6 +46,7 @@ def record_load(
     Raises:
         GpusqError: The model can't be run so.
     """
+    require_threads(subject, threads)
     digest = digest_of_file(subject.path)
     asked = request_for(subject, (request.batch,), seed=request.seed, threads=threads, cuda_graph=cuda_graph)
     compared = outputs_compared(subject, asked)

@@ -12,7 +12,11 @@ from gpusq_deploy.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
     from gpusq_deploy.artifacts import Runs
-    from gpusq_deploy.benchmarks import GateResult, Load, MachineNoise
+    from gpusq_deploy.benchmarks import GateResult, Load, MachineNoise, MeasuredModel
+
+
+# The time of every query is kept.
+_MOST_QUERIES = 1_000_000
 
 
 def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
@@ -51,19 +55,12 @@ def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
     Raises:
         GpusqError: It can't be run here, or not so.
     """
-    from gpusq_deploy.artifacts import MeasureSettings, require_input
-    from gpusq_deploy.benchmarks import find_source, find_subject, rebuilt, record
+    from gpusq_deploy.artifacts import MeasureSettings
+    from gpusq_deploy.benchmarks import find_source, rebuilt, record
     from gpusq_deploy.compile import RequestError
 
     heard = reporter or SILENT
-    for place in (path, *([] if reference is None else [reference])):
-        require_input(Path(place))
-    subject = find_subject(Path(path), runtime)
-    if reference is not None:
-        if subject.choice.name == "onnxruntime":
-            raise RequestError("--reference is for an engine: ONNX Runtime is the reference itself")
-        subject = subject._replace(reference=Path(reference))
-    heard.say(f"runtime: {subject.choice.name} ({subject.choice.reason})")
+    subject = _subject_of(path, runtime, reference, heard)
     settings = MeasureSettings(
         warmup=warmup,
         iterations=iterations,
@@ -80,6 +77,22 @@ def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
         raise RequestError("--rebuilds takes two builds at least, each in processes of its own")
     with nullcontext(subject) if rebuilds is None else rebuilt(subject, rebuilds, heard) as measured:
         return record(measured, chosen, settings, threads=threads, cuda_graph=cuda_graph, progress=heard.progress)
+
+
+def _subject_of(path: PathLike, runtime: str, reference: PathLike | None, heard: Reporter) -> MeasuredModel:
+    from gpusq_deploy.artifacts import require_input
+    from gpusq_deploy.benchmarks import find_subject
+    from gpusq_deploy.compile import RequestError
+
+    for place in (path, *([] if reference is None else [reference])):
+        require_input(Path(place))
+    subject = find_subject(Path(path), runtime)
+    if reference is not None:
+        if subject.choice.name == "onnxruntime":
+            raise RequestError("--reference is for an engine: ONNX Runtime is the reference itself")
+        subject = subject._replace(reference=Path(reference))
+    heard.say(f"runtime: {subject.choice.name} ({subject.choice.reason})")
+    return subject
 
 
 def measure_load(  # noqa: PLR0913 - one argument for each option of gpusq-bench under load
@@ -115,16 +128,17 @@ def measure_load(  # noqa: PLR0913 - one argument for each option of gpusq-bench
         GpusqError: It can't be run here, or not so.
         ValueError: A rate, a time or a count that makes no sense.
     """
-    from gpusq_deploy.artifacts import require_input
-    from gpusq_deploy.benchmarks import TrialRequest, find_subject, record_load
+    from gpusq_deploy.benchmarks import TrialRequest, record_load
     from gpusq_deploy.compile import RequestError
 
+    if rate is not None and rate * duration > _MOST_QUERIES:
+        raise RequestError(
+            f"{rate:g} queries/s over {duration:g} s are {rate * duration:.3g}; {_MOST_QUERIES} are kept at most"
+        )
     if rate is not None and latency_limit is not None:
         raise RequestError("--latency-limit searches the rate: leave out --rate")
-    require_input(Path(path))
-    subject = find_subject(Path(path), runtime)
     heard = reporter or SILENT
-    heard.say(f"runtime: {subject.choice.name} ({subject.choice.reason})")
+    subject = _subject_of(path, runtime, None, heard)
     request = TrialRequest(
         batch=subject.default_batches[-1] if batch is None else batch,
         streams=streams,

@@ -13,7 +13,7 @@ from gpusq_deploy.cli.common import reporting, run_command, runtime_option
 from gpusq_deploy.cli.interleave import STDOUT, Outputs, require_one_way, run_calibration, run_gate
 from gpusq_deploy.cli.load import LOAD, load_options, run_load, wants_load
 from gpusq_deploy.cli.result_files import check_target, save
-from gpusq_deploy.cli.shares import max_regression_option
+from gpusq_deploy.cli.shares import Positive, max_regression_option
 
 # With a model beside it: enough for a pair's ratio, and a pair stays short.
 _ITERATIONS_OF_A_PAIR = 90
@@ -55,7 +55,8 @@ _GROUPS = (
 @max_regression_option
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(min=0, min_open=True, max=86400),
+    type=Positive(most=86400),
+    metavar="SECONDS",
     default=300,
     show_default=True,
     help="Stop undecided after this time.",
@@ -125,7 +126,7 @@ _GROUPS = (
 )
 @click.option(
     "--energy",
-    type=click.FloatRange(min=0, min_open=True, max=3600),
+    type=Positive(most=3600),
     metavar="SECONDS",
     help="After what is timed, run each batch size for so long again, and tell its energy.",
 )

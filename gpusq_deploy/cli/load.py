@@ -13,6 +13,7 @@ from gpusq_deploy.cli.command import on_command_line
 from gpusq_deploy.cli.common import reporting
 from gpusq_deploy.cli.interleave import STDOUT
 from gpusq_deploy.cli.result_files import check_target, save
+from gpusq_deploy.cli.shares import Positive
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -27,7 +28,8 @@ def load_options(command: _Function) -> _Function:
     for option in (
         click.option(
             "--duration",
-            type=click.FloatRange(min=0, min_open=True, max=86400),
+            type=Positive(most=86400),
+            metavar="SECONDS",
             default=10,
             show_default=True,
             help="Under load: measure for this many seconds; a rate that is searched, at least so long each time.",
@@ -41,13 +43,13 @@ def load_options(command: _Function) -> _Function:
         ),
         click.option(
             "--latency-limit",
-            type=click.FloatRange(min=0, min_open=True),
+            type=Positive(),
             metavar="MS",
             help="Search the highest rate at which the p99 latency, with waiting, keeps to this many milliseconds.",
         ),
         click.option(
             "--rate",
-            type=click.FloatRange(min=0, min_open=True),
+            type=Positive(),
             metavar="QPS",
             help="Let queries arrive at random, so many per second, and measure latency from when each arrived.",
         ),
@@ -88,11 +90,12 @@ def run_load(
         asked: The other options of how to run.
 
     Raises:
-        click.UsageError: More than one batch size.
+        click.UsageError: More than one batch size, or more queries than are kept.
         GpusqError: It can't be run, or a file can't be written.
     """
     from gpusq_deploy.artifacts import json_from_value
     from gpusq_deploy.benchmarks import Load, text_from_load
+    from gpusq_deploy.compile import RequestError
 
     if batches is not None and len(batches) > 1:
         raise click.UsageError("a query has one batch size: give --batch one")
@@ -101,8 +104,12 @@ def run_load(
         check_target(target, Load, "an earlier measurement under load")
     # Offline is what is left without a rate or a limit; iterations are of the other ways to measure.
     wanted = {name: value for name, value in {**load, **asked}.items() if name not in ("offline", "iterations")}
-    with reporting() as reporter:
-        found = gpusq_deploy.measure_load(model, batch=batches[0] if batches else None, reporter=reporter, **wanted)
+    batch = batches[0] if batches else None
+    try:
+        with reporting() as reporter:
+            found = gpusq_deploy.measure_load(model, batch=batch, reporter=reporter, **wanted)
+    except RequestError as error:
+        raise click.UsageError(error.what) from error
     data = json_from_value(found)
     click.echo(data.decode().rstrip() if json_to == STDOUT else text_from_load(found))
     if target is not None:

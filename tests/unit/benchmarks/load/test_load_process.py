@@ -104,10 +104,15 @@ def test_a_search_begins_offline_and_says_its_answer(model: Path, monkeypatch: p
         (("--offline", "--repeats", "3"), "--repeats doesn't go with --offline"),
         (("--offline", "--iterations", "3"), "--iterations doesn't go with --offline"),
         (("--streams", "3"), "--streams goes with --offline, --rate or --latency-limit"),
+        (("--rate", "nan"), "'nan' is not a number above 0"),
+        (("--latency-limit", "inf"), "'inf' is not a number above 0"),
+        (("--offline", "--duration", "1e6"), "'1e6' is not a number above 0, and at most 86400"),
+        (("--rate", "1e9"), "1e+09 queries/s over 10 s are 1e+10; 1000000 are kept at most"),
+        (("--energy", "nan"), "'nan' is not a number above 0, and at most 3600"),
         (("--offline", "--batch", "1,2"), "a query has one batch size: give --batch one"),
     ],
 )
-def test_ways_to_measure_are_not_mixed(model: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_what_can_not_be_asked_is_a_usage_error(model: Path, arguments: tuple[str, ...], said: str) -> None:
     result = bench(model, *arguments)
     assert result.exit_code == 2
     assert said in result.stderr
