@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,7 +39,10 @@ def first_line(words: Sequence[str]) -> str | None:
             words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
         ) as process:
             assert process.stdout is not None
+            patience = threading.Timer(_SECONDS, process.kill)
+            patience.start()
             line = process.stdout.readline()
+            patience.cancel()
             process.terminate()
     except OSError:
         return None

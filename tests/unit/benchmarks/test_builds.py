@@ -40,7 +40,9 @@ def built(make_runs: MakeRuns) -> Callable[..., Runs]:
     def make(samples: Cube, **about: Any) -> Runs:
         builds, repeats, _ = samples.shape
         series = tuple(
-            Series(batch=1, rebuild=build, repeat=repeat, warmup=2, samples_ms=tuple(samples[build, repeat].tolist()))
+            Series(
+                batch=1, rebuild=build, repeat=repeat, warmup=2, samples_ms=tuple(map(float, samples[build, repeat]))
+            )
             for repeat in range(repeats)
             for build in range(builds)[:: 1 if repeat % 2 == 0 else -1]
         )

@@ -111,12 +111,15 @@ def test_only_what_holds_clocks_down_is_a_limit(mask: str, limits: tuple[str, ..
     assert nvidia_smi.limits_of(mask) == limits
 
 
-def test_a_program_that_is_missing_or_fails_says_nothing() -> None:
+def test_a_program_that_is_missing_or_fails_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ask(["no-such-program"]) is None
     assert first_line(["no-such-program"]) is None
     assert ask(["false"]) is None
     assert ask(["echo", "1"]) == "1\n"
     assert first_line(["yes"]) == "y\n"
+    monkeypatch.setattr("gpusq_deploy.benchmarks.machine.asking._SECONDS", 0.05)
+    assert first_line(["sleep", "60"]) is None, "nobody waits for it"
+    assert ask(["sleep", "60"]) is None
     assert (number_in("45 C"), number_in("-1.5"), number_in("[N/A]"), number_in(None)) == (45, -1.5, None, None)
 
 
