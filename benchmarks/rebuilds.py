@@ -81,9 +81,9 @@ def require_rebuildable(subject: MeasuredModel) -> Path:
     """
     if subject.choice.name == "onnxruntime":
         raise GpusqError(
-            f"nothing is built for onnxruntime, which runs the ONNX model itself ({subject.choice.reason})",
+            "nothing is built for onnxruntime, which runs the ONNX model itself",
             place="--rebuilds",
-            hint="leave it out, or run this where the bundle's engine runs",
+            hint="leave it out, or run this where the bundle's engine runs; --runtime of its backend says why not here",
         )
     if subject.engine is None or subject.reference is None:
         raise GpusqError(

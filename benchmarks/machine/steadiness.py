@@ -69,7 +69,7 @@ def _warmed(states: Sequence[ProcessStates]) -> Iterator[str]:
     zones = {**first.temperatures_c, "GPU": first.gpu_temperature_c}
     ends = {**last.temperatures_c, "GPU": last.gpu_temperature_c}
     risen = [
-        f"{zone} from {start:.0f} to {end:.0f} °C"
+        f"{zone} from {start:.0f} to {end:.0f} C"
         for zone, start in zones.items()
         if start is not None and (end := ends.get(zone)) is not None and end - start > WARMER_C
     ]

@@ -64,7 +64,7 @@ def test_a_rise_in_temperature_is_told_by_zone(runs: Runs) -> None:
     warm = MachineState(temperatures_c={"cpu": 55.4, "soc": 54.0}, gpu_temperature_c=61)
     (warning,) = machine_warnings(runs.environment, states(cold, warm, before=cold))
     assert warning == (
-        "it grew warmer while measuring: cpu from 40 to 55 °C and GPU from 35 to 61 °C; let it warm up first"
+        "it grew warmer while measuring: cpu from 40 to 55 C and GPU from 35 to 61 C; let it warm up first"
     )
 
 
