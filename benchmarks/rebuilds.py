@@ -38,7 +38,7 @@ def rebuilt(subject: MeasuredModel, count: int, reporter: Reporter) -> Generator
         reporter: Who hears how it goes.
 
     Returns:
-        The subject with its builds, which are gone after the measurement.
+        The subject under the model's name, with its builds, which are gone after the measurement.
 
     Raises:
         GpusqError: Nothing is built for this subject, see `require_rebuildable`; the bundle is damaged; or the engine
@@ -70,7 +70,9 @@ def rebuilt(subject: MeasuredModel, count: int, reporter: Reporter) -> Generator
             engines=tuple(facts),
         )
         reporter.say(builds_text(builds))
-        yield subject._replace(rebuilt=Rebuilt(tuple(paths), builds, bundle.path / MODEL))
+        yield subject._replace(
+            name=f"{folder.resolve().name}/{MODEL}", rebuilt=Rebuilt(tuple(paths), builds, bundle.path / MODEL)
+        )
 
 
 def require_rebuildable(subject: MeasuredModel) -> Path:

@@ -39,10 +39,9 @@ def built(make_runs: MakeRuns) -> Callable[..., Runs]:
 
     def make(samples: Cube, **about: Any) -> Runs:
         builds, repeats, _ = samples.shape
+        taken: Any = samples.tolist()
         series = tuple(
-            Series(
-                batch=1, rebuild=build, repeat=repeat, warmup=2, samples_ms=tuple(map(float, samples[build, repeat]))
-            )
+            Series(batch=1, rebuild=build, repeat=repeat, warmup=2, samples_ms=tuple(taken[build][repeat]))
             for repeat in range(repeats)
             for build in range(builds)[:: 1 if repeat % 2 == 0 else -1]
         )
@@ -70,7 +69,7 @@ def test_samples_come_by_build_whatever_the_order_of_measurement(built: Callable
     runs = built(samples)
     assert runs.rebuilds == 3
     assert np.array_equal(samples_of(runs, 1), samples)
-    assert unit_medians(samples).tolist() == [float(np.median(build)) for build in samples]
+    assert unit_medians(samples).tolist() == np.median(samples, axis=(1, 2)).tolist()
     assert value_from_json(json_from_value(runs), Runs, place="test") == runs
 
 

@@ -48,7 +48,7 @@ def test_builds_are_made_anew_and_told_apart(bundle: Path, monkeypatch: pytest.M
         assert measured.rebuilt is not None
         builds, paths = measured.rebuilt.builds, measured.rebuilt.paths
         assert [digest_of_file(path) for path in paths] == [entry.engine_digest for entry in builds.engines]
-        assert measured.rebuilt.model == bundle / MODEL
+        assert (measured.rebuilt.model, measured.name) == (bundle / MODEL, "b.gpusq/model.onnx")
     assert not any(path.exists() for path in paths)
     assert (builds.target, builds.options, builds.sparse) == ("a100", ("level=2",), False)
     assert builds.version.startswith("tensorrt-rtx ")
