@@ -43,10 +43,27 @@ from .gate_report import (
 from .latency_html import (
     latency_parts as latency_parts,
 )
+from .load.recording import (
+    record_load as record_load,
+)
+from .load.report import (
+    text_from_load as text_from_load,
+)
+from .load.values import (
+    Load as Load,
+    TrialRequest as TrialRequest,
+)
+from .machine.power import (
+    find_source as find_source,
+)
 from .noise import (
     CALIBRATION_PAIRS as CALIBRATION_PAIRS,
     MachineNoise as MachineNoise,
     noise_of as noise_of,
+)
+from .rebuilds import (
+    rebuilt as rebuilt,
+    require_rebuildable as require_rebuildable,
 )
 from .recording import (
     record as record,

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from gpusq_deploy.artifacts import Runs, Series
+from gpusq_deploy.benchmarks.machine.steadiness import unsteadiness
 from gpusq_deploy.benchmarks.report import machine_text, runtime_text, taken_text
 from gpusq_deploy.benchmarks.summary import BatchSummary, samples_of, summarise
 from gpusq_deploy.bundle import Bundle, LatencyPart, LatencyRow, dots_plot
@@ -33,7 +34,7 @@ def _part(runs: Runs, engines: Mapping[str, str], model: str) -> LatencyPart:
     other = "" if not model or runs.model_digest in {*engines, model} else ", of another build"
     return LatencyPart(
         title=f"{what.get(runs.model_digest, '')}{medians}, {runs.runtime.name} on {runs.runtime.device}{other}",
-        of_engine=runs.model_digest in engines,
+        of_engine=runs.model_digest in engines or runs.builds is not None,
         facts=(
             ("model", f"{runs.model} {runs.model_digest}"),
             ("runtime", runtime_text(runs.runtime)),
@@ -41,7 +42,7 @@ def _part(runs: Runs, engines: Mapping[str, str], model: str) -> LatencyPart:
             ("taken", f"{taken_text(runs.settings)}, {runs.created}"),
         ),
         plots=tuple(_plot(runs, summary) for summary in summaries),
-        rows=tuple(_row(series) for series in runs.series),
+        rows=tuple(_row(series, series.rebuild * runs.settings.repeats + series.repeat) for series in runs.series),
         remarks=tuple(_remarks(runs, summaries)),
     )
 
@@ -49,7 +50,7 @@ def _part(runs: Runs, engines: Mapping[str, str], model: str) -> LatencyPart:
 def _plot(runs: Runs, summary: BatchSummary) -> tuple[str, str]:
     samples = samples_of(runs, summary.batch)
     step = -(-samples.size // _MOST_DOTS)
-    drawn = [process[::step].tolist() for process in samples]
+    drawn = [process[::step].tolist() for process in samples.reshape(-1, samples.shape[-1])]
     left = "" if step == 1 else f"; one of {step} is drawn"
     caption = (
         f"Batch {summary.batch}: every inference in the order of measurement, the processes in turns of two colours; "
@@ -58,10 +59,10 @@ def _plot(runs: Runs, summary: BatchSummary) -> tuple[str, str]:
     return caption, dots_plot(drawn, across="inference", up="ms")
 
 
-def _row(series: Series) -> LatencyRow:
+def _row(series: Series, number: int) -> LatencyRow:
     return LatencyRow(
         batch=series.batch,
-        process=series.repeat,
+        process=number,
         samples=len(series.samples_ms),
         lowest=f"{min(series.samples_ms):.3f}",
         median=f"{statistics.median(series.samples_ms):.3f}",
@@ -71,4 +72,5 @@ def _row(series: Series) -> LatencyRow:
 
 def _remarks(runs: Runs, summaries: Sequence[BatchSummary]) -> Iterator[str]:
     yield from (f"batch {summary.batch}: {remark}" for summary in summaries for remark in summary.remarks)
+    yield from unsteadiness(runs)
     yield from runs.notes

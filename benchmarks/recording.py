@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime, timezone
 from typing import Literal, NamedTuple
 
-from gpusq_deploy.artifacts import MeasureSettings, Runs, RuntimeInfo, Series, digest_of_file
+import msgspec
+
+from gpusq_deploy.artifacts import (
+    EnergySample,
+    EngineBuilds,
+    MeasureSettings,
+    ProcessStates,
+    Runs,
+    RuntimeInfo,
+    Series,
+    digest_of_file,
+)
+from gpusq_deploy.benchmarks.energy import EnergyRequest, take_energy
 from gpusq_deploy.benchmarks.environment import read_environment
+from gpusq_deploy.benchmarks.machine.power import find_source
+from gpusq_deploy.benchmarks.machine.reading import read_state
 from gpusq_deploy.benchmarks.measure import Progress, batch_order, check_batches, measure, normal_feeds
 from gpusq_deploy.benchmarks.reference import CpuReference
 from gpusq_deploy.benchmarks.subject import MeasuredModel
@@ -31,7 +44,7 @@ def record(
     """Measure with made-up inputs.
 
     Args:
-        subject: The model file and its runtime.
+        subject: The model file and its runtime; or several builds, each measured by all repeats.
         batches: Batch sizes, in the order to measure them.
         settings: Counts and the seed of the inputs.
         threads: For onnxruntime alone; None leaves the choice to it.
@@ -39,7 +52,43 @@ def record(
         progress: See `measure`.
 
     Raises:
-        GpusqError: See `measure`; or `threads` was given to another runtime.
+        GpusqError: See `measure`; or `threads` was given to another runtime, or nobody tells the power.
+    """
+    require_threads(subject, threads)
+    seconds = settings.energy_seconds
+    energy = None if seconds is None else EnergyRequest(seconds, find_source())
+    # Digested before the clock starts: it also brings the file into the page cache for every repeat alike.
+    digest = digest_of_file(subject.path if subject.rebuilt is None else subject.rebuilt.model)
+    asked = request_for(subject, tuple(batches), seed=settings.seed, threads=threads, cuda_graph=cuda_graph)
+    requests = _of_each_build(subject, asked)
+    compared = [outputs_compared(subject, request) for request in requests]
+    heard = progress or _silence
+    if settings.isolation == "process":
+        taken = _in_processes(requests, settings, heard, energy)
+    else:
+        taken = _in_this_process(subject, asked, settings, heard)
+    builds = None if subject.rebuilt is None else subject.rebuilt.builds
+    return Runs(
+        created=now(),
+        model=subject.name,
+        model_digest=digest,
+        runtime=taken.info,
+        environment=read_environment(),
+        settings=settings,
+        outputs=compared[0].outputs,
+        builds=builds,
+        notes=(*notes_on(settings, builds), *dict.fromkeys(note for entry in compared for note in entry.notes)),
+        states=taken.states,
+        energy=taken.energy,
+        series=taken.series,
+    )
+
+
+def require_threads(subject: MeasuredModel, threads: int | None) -> None:
+    """Refuse a number of threads for a runtime that has none to choose.
+
+    Raises:
+        GpusqError: That is so.
     """
     if threads is not None and subject.choice.name != "onnxruntime":
         raise GpusqError(
@@ -47,23 +96,12 @@ def record(
             place="--threads",
             hint="leave it out, or use --runtime onnxruntime",
         )
-    # Digested before the clock starts: it also brings the file into the page cache for every repeat alike.
-    digest = digest_of_file(subject.path)
-    request = request_for(subject, tuple(batches), seed=settings.seed, threads=threads, cuda_graph=cuda_graph)
-    compared = outputs_compared(subject, request)
-    take = _in_processes if settings.isolation == "process" else functools.partial(_in_this_process, subject)
-    info, series = take(request, settings, progress or _silence)
-    return Runs(
-        created=now(),
-        model=subject.name,
-        model_digest=digest,
-        runtime=info,
-        environment=read_environment(),
-        settings=settings,
-        outputs=compared.outputs,
-        notes=(*notes_on(settings), *compared.notes),
-        series=series,
-    )
+
+
+def _of_each_build(subject: MeasuredModel, asked: WorkerRequest) -> list[WorkerRequest]:
+    if subject.rebuilt is None:
+        return [asked]
+    return [msgspec.structs.replace(asked, path=str(path)) for path in subject.rebuilt.paths]
 
 
 def now() -> str:
@@ -74,22 +112,43 @@ def now() -> str:
 class _Taken(NamedTuple):
     info: RuntimeInfo
     series: tuple[Series, ...]
+    states: tuple[ProcessStates, ...]
+    energy: tuple[EnergySample, ...] = ()
 
 
-def _in_processes(request: WorkerRequest, settings: MeasureSettings, progress: Progress) -> _Taken:
-    """Each repeat in a fresh process."""
-    total = settings.repeats * len(request.batches)
+def _in_processes(
+    requests: Sequence[WorkerRequest],
+    settings: MeasureSettings,
+    progress: Progress,
+    energy: EnergyRequest | None = None,
+) -> _Taken:
+    """Each repeat of each build in a fresh process: one repeat of all builds, then the next, backwards.
+
+    So a machine that slowly warms up burdens all builds alike.
+    """
+    total = settings.repeats * len(requests) * len(requests[0].batches)
     infos: list[RuntimeInfo] = []
     taken: list[Series] = []
+    states: list[ProcessStates] = []
+    spent: list[EnergySample] = []
     for repeat in range(settings.repeats):
-        with WorkerProcess(request) as worker:
-            infos.append(worker.opened())
-            for batch in batch_order(request.batches, repeat):
-                progress("measuring", len(taken), total)
-                samples = worker.take(batch, settings.iterations, warmup=settings.warmup)
-                taken.append(Series(batch=batch, repeat=repeat, warmup=settings.warmup, samples_ms=samples))
+        for rebuild in batch_order(range(len(requests)), repeat):
+            with WorkerProcess(requests[rebuild]) as worker:
+                infos.append(worker.opened())
+                before = read_state()
+                for batch in batch_order(requests[rebuild].batches, repeat):
+                    progress("measuring", len(taken), total)
+                    samples = worker.take(batch, settings.iterations, warmup=settings.warmup)
+                    taken.append(
+                        Series(batch=batch, rebuild=rebuild, repeat=repeat, warmup=settings.warmup, samples_ms=samples)
+                    )
+                states.append(ProcessStates(rebuild=rebuild, repeat=repeat, before=before, after=read_state()))
+                if energy is not None:
+                    spent += [
+                        take_energy(worker, series, energy) for series in taken[-len(requests[rebuild].batches) :]
+                    ]
     progress("measuring", total, total)
-    return _Taken(infos[0], tuple(taken))
+    return _Taken(infos[0], tuple(taken), tuple(states), tuple(spent))
 
 
 def _in_this_process(
@@ -102,8 +161,9 @@ def _in_this_process(
         infos.append(session_info(session, request))
         return session
 
+    before = read_state()
     series = measure(open_fresh, request.batches, settings, progress, allowed=subject.batch)
-    return _Taken(infos[0], series)
+    return _Taken(infos[0], series, (ProcessStates(repeat=0, before=before, after=read_state()),))
 
 
 class Compared(NamedTuple):
@@ -136,7 +196,7 @@ def outputs_compared(subject: MeasuredModel, request: WorkerRequest) -> Compared
     return Compared("compared", (reference.note(),))
 
 
-def notes_on(settings: MeasureSettings) -> tuple[str, ...]:
+def notes_on(settings: MeasureSettings, builds: EngineBuilds | None = None) -> tuple[str, ...]:
     """What everybody should know of the numbers."""
     where = {
         "session": "fresh sessions within one process",
@@ -146,7 +206,7 @@ def notes_on(settings: MeasureSettings) -> tuple[str, ...]:
     return (
         f"inputs are standard-normal, made up from seed {settings.seed}: latencies of data-dependent models may differ",
         "copies between host and GPU are not part of a sample",
-        f"repeats are {where[settings.isolation]}, of one build of the engine",
+        f"repeats are {where[settings.isolation]}, of {'one build' if builds is None else 'each build'} of the engine",
     )
 
 

@@ -1,19 +1,19 @@
 """The gate: is head slower than base by more than the budget? Pure; two runs in, one verdict per batch size out.
 
 For each shared batch size, with r = median(head) / median(base), its 95 % interval [lower, upper] (`ratio_interval`)
-and p, the one-sided Mann-Whitney p-value on the medians of the repeats (`mann_whitney`), adjusted for the number of
-batch sizes (`false_discovery_adjusted`):
+and p, the one-sided Mann-Whitney p-value on the medians of the units (`mann_whitney`), adjusted for the number of
+batch sizes (`false_discovery_adjusted`). A unit is a repeat; or a build, where both have several:
 
     regressed       lower > 1 + budget  and  p < 0.01
     holds           upper <= 1 + budget
-    inconclusive    anything else, or fewer than 5 repeats or 10 iterations on a side
+    inconclusive    anything else, or fewer than 5 units or 10 iterations on a side
 
 `steady` asks whether a machine was the same in two measurements of one model, so the change counts on both sides:
 
     steady          lower >= 1 - budget  and  upper <= 1 + budget
     not steady      anything else, or too few samples
 
-Five repeats, because with four against four the smallest possible p is 1/70: nothing could ever be proven.
+Five units, because with four against four the smallest possible p is 1/70: nothing could ever be proven.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gpusq_deploy.benchmarks.statistics import (
     median,
     percentile,
     ratio_interval,
-    repeat_medians,
+    unit_medians,
 )
 from gpusq_deploy.benchmarks.summary import samples_of
 
@@ -50,7 +50,7 @@ EXIT_CODES: dict[Verdict, int] = {
 # The first of these that a batch size has is the whole comparison's.
 _WORST_FIRST: tuple[BatchVerdict, ...] = ("regressed", "inconclusive", "not steady", "steady", "holds")
 SIGNIFICANCE = 0.01
-MIN_REPEATS = 5
+MIN_UNITS = 5
 MIN_ITERATIONS = 10
 
 
@@ -153,7 +153,7 @@ class _Sides(NamedTuple):
 
 
 def _p_slower(pair: _Sides) -> float:
-    return mann_whitney(repeat_medians(pair.head), repeat_medians(pair.base))
+    return mann_whitney(unit_medians(pair.head), unit_medians(pair.base))
 
 
 def _compare_batch(pair: _Sides, adjusted: float | None, budget: float, *, steady: bool) -> BatchComparison:
@@ -163,7 +163,7 @@ def _compare_batch(pair: _Sides, adjusted: float | None, budget: float, *, stead
     if adjusted is not None:
         interval = ratio_interval(base, head)
         p_slower = _p_slower(pair)
-        p_faster = mann_whitney(repeat_medians(base), repeat_medians(head))
+        p_faster = mann_whitney(unit_medians(base), unit_medians(head))
         judged = _judge_steady(interval, budget) if steady else _judge(interval, adjusted, p_faster, budget)
         verdict, reason = judged
     else:
@@ -228,9 +228,9 @@ def _praise(interval: Interval, p_slower: float, p_faster: float) -> str:
 
 def _shortage(base: Samples, head: Samples) -> str | None:
     for name, samples in (("base", base), ("head", head)):
-        repeats, iterations = samples.shape
-        if repeats < MIN_REPEATS:
-            return f"{name} has {repeats} repeats; a verdict needs {MIN_REPEATS}"
+        units, iterations = samples.shape[0], samples.shape[-1]
+        if units < MIN_UNITS:
+            return f"{name} has {units} {'repeats' if samples.ndim == 2 else 'builds'}; a verdict needs {MIN_UNITS}"
         if iterations < MIN_ITERATIONS:
             return f"{name} has {iterations} iterations per repeat; a verdict needs {MIN_ITERATIONS}"
     return None

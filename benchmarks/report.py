@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpusq_deploy.artifacts import Environment, MeasureSettings, Runs, RuntimeInfo
+from gpusq_deploy.artifacts import EngineBuilds, Environment, MeasureSettings, Runs, RuntimeInfo
+from gpusq_deploy.benchmarks.energy import energy_lines
+from gpusq_deploy.benchmarks.machine.steadiness import unsteadiness
 from gpusq_deploy.benchmarks.regression import BatchComparison, Comparison
-from gpusq_deploy.benchmarks.summary import BatchSummary, summarise
+from gpusq_deploy.benchmarks.statistics import unit_medians
+from gpusq_deploy.benchmarks.summary import BatchSummary, samples_of, summarise
+from gpusq_deploy.text import counted
 
 _RUN_HEADINGS = ("batch", "samples", "median ms", "p90 ms", "p99 ms", "per second", "cv")
 _REPEATS = {"session": "sessions", "process": "processes", "pair": "processes in pairs"}
+_LOCKED = {True: "locked", False: "not locked", None: "unknown"}
 COMPARISON_HEADINGS = ("batch", "base ms", "head ms", "change", "95 % interval", "p slower", "verdict")
 
 
@@ -18,14 +23,48 @@ def text_from_runs(runs: Runs) -> str:
     summaries = summarise(runs)
     lines = [
         f"model    {runs.model}  {runs.model_digest}",
+        *([] if runs.builds is None else [f"builds   {builds_text(runs.builds)}"]),
         f"runtime  {runtime_text(runs.runtime)}",
         f"machine  {machine_text(runs.environment)}",
-        f"taken    {taken_text(runs.settings)}",
+        f"taken    {taken_text(runs.settings)}{'' if runs.builds is None else ', of each build'}",
         "",
         *columns(_RUN_HEADINGS, [_run_row(summary) for summary in summaries]),
     ]
     remarks = [f"batch {summary.batch}: {remark}" for summary in summaries for remark in summary.remarks]
-    return "\n".join([*lines, *_block(remarks), *_block(runs.notes)])
+    return "\n".join(
+        [
+            *lines,
+            *_block([*_spreads(runs), *energy_lines(runs)]),
+            *_block(remarks),
+            *_block(unsteadiness(runs)),
+            *_block(runs.notes),
+        ]
+    )
+
+
+def _spreads(runs: Runs) -> list[str]:
+    """How far the builds lie apart, by batch size."""
+    if runs.builds is None:
+        return []
+    same = (
+        ["all builds are one engine, bit for bit: this builder times nothing, and more repeats would tell as much"]
+        if len({entry.engine_digest for entry in runs.builds.engines}) == 1
+        else []
+    )
+    medians = {batch: unit_medians(samples_of(runs, batch)) for batch in runs.batches}
+    return same + [
+        f"batch {batch}: medians of the builds are {', '.join(f'{value:.3f}' for value in found)} ms, "
+        f"{found.max() / found.min() - 1:.1%} apart"
+        for batch, found in medians.items()
+    ]
+
+
+def builds_text(builds: EngineBuilds) -> str:
+    """How many builds there are, and how many differ: `3 builds, 2 distinct engines, 1 distinct list of kernels`."""
+    engines = {entry.engine_digest for entry in builds.engines}
+    lists = {entry.layers_digest for entry in builds.engines}
+    kernels = "1 distinct list of kernels" if len(lists) == 1 else f"{len(lists)} distinct lists of kernels"
+    return f"{counted(len(builds.engines), 'build')}, {counted(len(engines), 'distinct engine')}, {kernels}"
 
 
 def text_from_comparison(comparison: Comparison) -> str:
@@ -68,8 +107,11 @@ def machine_text(environment: Environment) -> str:
         parts.append("no GPU")
     else:
         parts.append(f"{environment.gpu}, driver {environment.gpu_driver or 'unknown'}")
-    locked = {True: "locked", False: "not locked", None: "unknown"}[environment.clocks_locked]
-    return ", ".join([*parts, f"CPU clocks {locked}", environment.os])
+    if environment.power_mode is not None:
+        parts.append(f"power mode {environment.power_mode}")
+    if environment.gpu_clocks_locked is not None:
+        parts.append(f"GPU clocks {_LOCKED[environment.gpu_clocks_locked]}")
+    return ", ".join([*parts, f"CPU clocks {_LOCKED[environment.clocks_locked]}", environment.os])
 
 
 def _run_row(summary: BatchSummary) -> tuple[str, ...]:

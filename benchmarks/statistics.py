@@ -96,9 +96,9 @@ def instability(samples: Samples) -> str | None:
     )
 
 
-def repeat_medians(samples: Samples) -> Samples:
-    """Median of each repeat: [repeats]."""
-    medians: Samples = np.median(samples, axis=1)
+def unit_medians(samples: Samples) -> Samples:
+    """Median of each independent unit, all its samples together: of each repeat, or build where there are several."""
+    medians: Samples = np.median(samples.reshape(samples.shape[0], -1), axis=1)
     return medians
 
 

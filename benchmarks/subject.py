@@ -14,6 +14,7 @@ from gpusq_deploy.artifacts import (
     RECEIPT,
     BatchRange,
     BuiltEngine,
+    EngineBuilds,
     EngineOptions,
     Manifest,
     Receipt,
@@ -31,12 +32,21 @@ _ENGINE_SUFFIXES = (".plan", ".engine")
 _AMPERE = (8, 0)
 
 
+class Rebuilt(NamedTuple):
+    """Several builds of an engine: the files, what they are, and the model that they were built from."""
+
+    paths: tuple[Path, ...]
+    builds: EngineBuilds
+    model: Path
+
+
 class MeasuredModel(NamedTuple):
     """One file on one runtime. `name` identifies it without the machine's paths; `batch` is the bundle's range.
 
     `weights` is the model that an engine without weights takes them from; `reference` the one that an engine was built
     from, to compare with on the CPU, where it is known. `host_code` is true of an engine with a runtime of its own,
-    whose bundle vouches for it.
+    whose bundle vouches for it. `engine` is what a bundle's receipt says of the engine; `rebuilt` is measured in its
+    place.
     """
 
     path: Path
@@ -46,6 +56,8 @@ class MeasuredModel(NamedTuple):
     weights: Path | None = None
     reference: Path | None = None
     host_code: bool = False
+    engine: BuiltEngine | None = None
+    rebuilt: Rebuilt | None = None
 
     @property
     def default_batches(self) -> tuple[int, ...]:
@@ -102,7 +114,7 @@ def _of_bundle(folder: Path, requested: str) -> MeasuredModel:
     path = folder / engine.engine_file
     host_code = _options_of(engine, manifest).version_compatible
     return MeasuredModel(
-        path, f"{name}/{engine.engine_file}", choice, manifest.batch, weights, folder / MODEL, host_code
+        path, f"{name}/{engine.engine_file}", choice, manifest.batch, weights, folder / MODEL, host_code, engine
     )
 
 
@@ -129,7 +141,7 @@ def _of_plan(path: Path, requested: str) -> MeasuredModel:
     _require_as_built(engine, folder, manifest)
     weights = _weights_for(engine, folder, manifest)
     host_code = _options_of(engine, manifest).version_compatible
-    return MeasuredModel(path, path.name, choice, None, weights, folder / MODEL, host_code)
+    return MeasuredModel(path, path.name, choice, None, weights, folder / MODEL, host_code, engine)
 
 
 def _require_as_built(engine: BuiltEngine, folder: Path, manifest: Manifest) -> None:

@@ -32,8 +32,11 @@ class BatchSummary(Value):
 
 
 def samples_of(runs: Runs, batch: int) -> Samples:
-    """Raw samples of one batch size in ms: [repeats, iterations]."""
-    return np.array([entry.samples_ms for entry in runs.of_batch(batch)], dtype=np.float64)
+    """Raw samples of one batch size in ms: [repeats, iterations]; [builds, repeats, iterations] of several builds."""
+    samples = np.array([entry.samples_ms for entry in runs.of_batch(batch)], dtype=np.float64)
+    if runs.builds is None:
+        return samples
+    return samples.reshape(runs.rebuilds, runs.settings.repeats, -1)
 
 
 def summarise(runs: Runs) -> tuple[BatchSummary, ...]:

@@ -17,10 +17,11 @@ from typing import IO, TYPE_CHECKING, Literal
 import msgspec
 
 from gpusq_deploy.artifacts import BatchRange, RuntimeInfo, Value
+from gpusq_deploy.benchmarks.load.values import LoadTrial
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
-    from gpusq_deploy.engines import Session
+    from gpusq_deploy.engines import Session, SharedSession
 
 
 class WorkerRequest(Value):
@@ -59,23 +60,29 @@ class WorkerFailure(Value):
 
 
 class WorkerReply(Value):
-    """One of the three: the session that was opened, samples in ms, or what went wrong."""
+    """One of these: the session that was opened, samples in ms, queries under load, or what went wrong."""
 
     opened: RuntimeInfo | None = None
     samples_ms: tuple[float, ...] | None = None
+    trial: LoadTrial | None = None
     failure: WorkerFailure | None = None
 
 
 def main() -> None:
     """Serve until stdin ends."""
+    run_worker(serve)
+
+
+def run_worker(serving: Callable[[IO[bytes], IO[bytes]], None]) -> None:
+    """Serve stdin until it ends, with replies to stdout; then end this process."""
     # Ctrl-C reaches the whole group; whoever asked ends this process by closing its stdin.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     replies = _private_stdout()
     try:
-        serve(sys.stdin.buffer, replies)
+        serving(sys.stdin.buffer, replies)
     except GpusqError as error:
         failure = WorkerFailure(what=error.what, place=error.place, hint=error.hint)
-        _send(replies, WorkerReply(failure=failure))
+        send_reply(replies, WorkerReply(failure=failure))
     # The session is closed; what the interpreter would still tidy up is time that the next process waits for.
     sys.stderr.flush()
     os._exit(0)
@@ -96,7 +103,7 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     request = msgspec.json.decode(requests.readline(), type=WorkerRequest)
     with closing(open_requested(request)) as session:
         check_batches(session.inputs, request.batches, request.allowed)
-        _send(replies, WorkerReply(opened=session_info(session, request)))
+        send_reply(replies, WorkerReply(opened=session_info(session, request)))
         timers: dict[int, Callable[[], float]] = {}
         for line in requests:
             wanted = msgspec.json.decode(line, type=TakeRequest)
@@ -105,10 +112,10 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
             take = timers[wanted.batch]
             for _ in range(wanted.warmup):
                 take()
-            _send(replies, WorkerReply(samples_ms=tuple(take() for _ in range(wanted.count))))
+            send_reply(replies, WorkerReply(samples_ms=tuple(take() for _ in range(wanted.count))))
 
 
-def open_requested(request: WorkerRequest) -> Session:
+def open_requested(request: WorkerRequest) -> SharedSession:
     """The session that a worker holds.
 
     Raises:
@@ -154,7 +161,8 @@ def _private_stdout() -> IO[bytes]:
     return own
 
 
-def _send(replies: IO[bytes], reply: WorkerReply) -> None:
+def send_reply(replies: IO[bytes], reply: WorkerReply) -> None:
+    """One line."""
     replies.write(msgspec.json.encode(reply) + b"\n")
     replies.flush()
 

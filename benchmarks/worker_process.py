@@ -12,6 +12,7 @@ import msgspec
 
 import gpusq_deploy
 from gpusq_deploy.artifacts import RuntimeInfo
+from gpusq_deploy.benchmarks.load.values import LoadTrial, TrialRequest
 from gpusq_deploy.benchmarks.subject import MeasuredModel
 from gpusq_deploy.benchmarks.worker import TakeRequest, WorkerReply, WorkerRequest
 from gpusq_deploy.errors import GpusqError
@@ -27,8 +28,12 @@ class WorkerProcess:
         pid: Of the process.
     """
 
-    def __init__(self, request: WorkerRequest) -> None:
+    def __init__(self, request: WorkerRequest, module: str = _MODULE) -> None:
         """Start it.
+
+        Args:
+            request: What it opens.
+            module: What it runs.
 
         Raises:
             GpusqError: The process can't be started.
@@ -36,7 +41,7 @@ class WorkerProcess:
         self._place = request.path
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", _MODULE],
+                [sys.executable, "-m", module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=_environment(),
@@ -77,6 +82,18 @@ class WorkerProcess:
             raise ValueError("the worker answered something else")
         return samples
 
+    def load(self, request: TrialRequest) -> LoadTrial:
+        """What a worker of `benchmarks.load` did under load.
+
+        Raises:
+            GpusqError: The runtime failed, or an output isn't finite.
+        """
+        self._send(request)
+        trial = self._reply().trial
+        if trial is None:
+            raise ValueError("the worker answered something else")
+        return trial
+
     def close(self) -> None:
         """End the process."""
         for pipe in (self._process.stdin, self._process.stdout):
@@ -91,7 +108,7 @@ class WorkerProcess:
             self._process.kill()
             self._process.wait()
 
-    def _send(self, request: WorkerRequest | TakeRequest) -> None:
+    def _send(self, request: WorkerRequest | TakeRequest | TrialRequest) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(msgspec.json.encode(request) + b"\n")

@@ -26,6 +26,7 @@ from .cost import (
 from .gpu import (
     Gpu as Gpu,
     NoGpu as NoGpu,
+    find_bus as find_bus,
     find_gpu as find_gpu,
 )
 from .health import (
@@ -124,6 +125,7 @@ from .releases import (
 )
 from .session import (
     Session as Session,
+    SharedSession as SharedSession,
     TensorSpec as TensorSpec,
 )
 from .targets import (

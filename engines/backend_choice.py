@@ -10,7 +10,7 @@ from gpusq_deploy.artifacts import SkippedTarget, Value
 from gpusq_deploy.engines.api import TRAITS, BackendName, find_api
 from gpusq_deploy.engines.cuda_api import find_cuda
 from gpusq_deploy.engines.gpu import NoGpu, find_gpu
-from gpusq_deploy.engines.session import Session
+from gpusq_deploy.engines.session import SharedSession
 from gpusq_deploy.engines.targets import Target, skipped_target
 from gpusq_deploy.errors import GpusqError
 
@@ -120,7 +120,7 @@ def open_session(
     weights: Path | None = None,
     cuda_graph: bool = False,
     host_code: bool = False,
-) -> Session:
+) -> SharedSession:
     """Load a model on one runtime: an ONNX file on onnxruntime, an engine on the two others.
 
     Args:

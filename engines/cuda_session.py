@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,11 @@ from gpusq_deploy.engines.engine_file import check_engine_header, engine_misfits
 from gpusq_deploy.engines.engine_io import ShapeRange, buffer_bytes, dtype_from_trt, fitting_profile, numpy_dtype
 from gpusq_deploy.engines.gpu import Gpu, find_gpu
 from gpusq_deploy.engines.refit import refit_engine
-from gpusq_deploy.engines.session import Session, TensorSpec, check_feeds
+from gpusq_deploy.engines.session import Session, SharedSession, TensorSpec, check_feeds
 from gpusq_deploy.errors import GpusqError
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 _T = TypeVar("_T")
 _ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]
@@ -41,7 +45,7 @@ def open_engine(
     cuda_graph: bool = False,
     host_code: bool = False,
     through: Sequence[CudaName] = CUDA_NAMES,
-) -> Session:
+) -> SharedSession:
     """Load an engine on the first GPU. Unverified: see the module.
 
     An engine is native code: check the bundle's digests before.
@@ -79,6 +83,7 @@ def open_engine(
             graphs=graphs,
             host_code=host_code,
             misfits=engine_misfits(engine_bytes, version=api.__version__, capability=capability),
+            open_another=partial(open_cuda, through, place=str(path)),
         )
     )
 
@@ -88,7 +93,8 @@ class CudaParts:
     """What a session is made of: the engine and its place, TensorRT's module, and the GPU, which the session closes.
 
     `weights` is for an engine without any, `graphs` for launching CUDA graphs, `host_code` for an engine that brings
-    its own runtime; `misfits` say why the engine may not run here, for where the runtime refuses it.
+    its own runtime; `misfits` say why the engine may not run here, for where the runtime refuses it. `open_another`
+    opens the GPU again with a stream of its own, for a session that takes its engine from `shared`.
     """
 
     engine_bytes: bytes
@@ -100,6 +106,8 @@ class CudaParts:
     graphs: GraphDriver | None = None
     host_code: bool = False
     misfits: tuple[str, ...] = ()
+    open_another: Callable[[], CudaDevice] | None = None
+    shared: CudaSession | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +124,15 @@ class _Buffers:
 class CudaSession:
     """An engine on a GPU. Unverified: see the module."""
 
+    _logger: trt.ILogger
+    _runtime: trt.Runtime
+    _engine: trt.ICudaEngine
+
     def __init__(self, parts: CudaParts) -> None:
         self.runtime: str = parts.backend
         self.runtime_version: str = parts.api.__version__
+        # An engine's bytes are of no use once it is loaded.
+        self._parts = replace(parts, engine_bytes=b"", shared=None)
         self._path = parts.path
         self._cuda = parts.cuda
         self._misfits = parts.misfits
@@ -138,16 +152,11 @@ class CudaSession:
             raise
 
     def _load(self, parts: CudaParts) -> None:
-        # TensorRT keeps no reference of its own to the logger, nor an engine to its runtime.
-        self._logger = self._log.as_logger(parts.api)
-        self._runtime = parts.api.Runtime(self._logger)
-        self._runtime.engine_host_code_allowed = parts.host_code
-        self._engine = self._made(self._runtime.deserialize_cuda_engine(parts.engine_bytes), "read the engine")
-        if parts.weights is not None:
-            refit_engine(self._engine, parts.weights, parts.api, self._logger)
-        # An engine that streams keeps all weights on the host until it is given a budget.
-        if self._engine.streamable_weights_size > 0:
-            self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
+        if parts.shared is None:
+            self._deserialize(parts)
+        else:
+            self._log, self._logger = parts.shared._log, parts.shared._logger
+            self._runtime, self._engine = parts.shared._runtime, parts.shared._engine
         self._settings = runtime_config(parts.api, self._engine, parts.backend)
         context = execution_context(self._engine, self._settings)
         self._execution = self._made(context, "prepare the engine for running")
@@ -158,6 +167,18 @@ class CudaSession:
             {spec.name: self._range(spec.name, index) for spec in self._inputs}
             for index in range(self._engine.num_optimization_profiles)
         ]
+
+    def _deserialize(self, parts: CudaParts) -> None:
+        # TensorRT keeps no reference of its own to the logger, nor an engine to its runtime.
+        self._logger = self._log.as_logger(parts.api)
+        self._runtime = parts.api.Runtime(self._logger)
+        self._runtime.engine_host_code_allowed = parts.host_code
+        self._engine = self._made(self._runtime.deserialize_cuda_engine(parts.engine_bytes), "read the engine")
+        if parts.weights is not None:
+            refit_engine(self._engine, parts.weights, parts.api, self._logger)
+        # An engine that streams keeps all weights on the host until it is given a budget.
+        if self._engine.streamable_weights_size > 0:
+            self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -190,6 +211,12 @@ class CudaSession:
                 return self._cuda.time(self._launcher(self._bind(shapes)))
 
         return take
+
+    def another(self) -> Session:
+        """See `SharedSession`: an execution context of the same engine, with a stream and buffers of its own."""
+        if self._parts.open_another is None:
+            raise ValueError("the session can't open its GPU again")
+        return CudaSession(replace(self._parts, cuda=self._parts.open_another(), shared=self))
 
     def close(self) -> None:
         """Free the buffers and give the device back."""

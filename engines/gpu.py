@@ -64,3 +64,15 @@ def _first(driver: ctypes.CDLL) -> Gpu | NoGpu:
     if any(status != _SUCCESS for status in statuses):
         return NoGpu(f"the NVIDIA driver doesn't describe its GPU (CUDA errors {list(statuses)})")
     return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}")
+
+
+def find_bus(library: str = _LIBRARY) -> str | None:
+    """The first GPU's place on the PCI bus, such as "0000:65:00.0"; None where the driver doesn't tell."""
+    if isinstance(find_gpu(library), NoGpu):
+        return None
+    driver = ctypes.CDLL(library)
+    device, text = ctypes.c_int(0), ctypes.create_string_buffer(32)
+    where = getattr(driver, "cuDeviceGetPCIBusId", None)
+    if where is None or driver.cuDeviceGet(ctypes.byref(device), 0) != _SUCCESS:
+        return None
+    return text.value.decode(errors="replace") if where(text, len(text), device) == _SUCCESS else None

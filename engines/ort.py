@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_deploy.engines.session import Session, TensorSpec, check_feeds
+from gpusq_deploy.engines.session import Session, SharedSession, TensorSpec, check_feeds
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.text import one_line
 
@@ -36,7 +36,7 @@ _ONLY_ERRORS = 3
 _FP16_CODES_ROUNDED_SINCE = (1, 30)
 
 
-def open_onnx(path: Path, *, threads: int | None = None, optimize: bool = True, frugal: bool = False) -> Session:
+def open_onnx(path: Path, *, threads: int | None = None, optimize: bool = True, frugal: bool = False) -> SharedSession:
     """Load an ONNX model on ONNX Runtime's CPU provider.
 
     Args:
@@ -118,6 +118,12 @@ class OrtSession:
             return (time.perf_counter_ns() - start) / 1e6
 
         return take
+
+    def another(self) -> Session:
+        """See `SharedSession`: several threads may call one `InferenceSession`, whose pool of threads they share."""
+        if self._raw is None:
+            raise ValueError("the session is closed")
+        return OrtSession(self._raw, path=self._path, version=self.runtime_version)
 
     def close(self) -> None:
         """Give back the model's memory."""

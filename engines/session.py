@@ -73,6 +73,20 @@ class Session(Protocol):
         ...
 
 
+class SharedSession(Session, Protocol):
+    """A session whose loaded model further threads can run too, each through a session of its own."""
+
+    def another(self) -> Session:
+        """A session of the same loaded model for another thread, which must call this, use it and close it.
+
+        Weights are held once. It must be closed before this one.
+
+        Raises:
+            GpusqError: There is no room for it.
+        """
+        ...
+
+
 def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, NDArray[Any]], *, place: str) -> None:
     """Compare feeds with what the model takes, and name every mismatch at once.
 

@@ -17,6 +17,7 @@ from .api import (
     export as export,
     interleave as interleave,
     load_checkpoint as load_checkpoint,
+    measure_load as measure_load,
     open_bundle as open_bundle,
     open_detector as open_detector,
     predict_times as predict_times,

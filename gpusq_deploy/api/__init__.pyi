@@ -49,6 +49,7 @@ from .measuring import (
     bench as bench,
     calibrate_noise as calibrate_noise,
     interleave as interleave,
+    measure_load as measure_load,
 )
 from .opened import (
     OpenBundle as OpenBundle,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,11 @@ from gpusq_deploy.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
     from gpusq_deploy.artifacts import Runs
-    from gpusq_deploy.benchmarks import GateResult, MachineNoise
+    from gpusq_deploy.benchmarks import GateResult, Load, MachineNoise, MeasuredModel
+
+
+# The time of every query is kept.
+_MOST_QUERIES = 1_000_000
 
 
 def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
@@ -26,6 +31,8 @@ def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
     iterations: int = 100,
     warmup: int = 10,
     in_process: bool = False,
+    rebuilds: int | None = None,
+    energy: float | None = None,
     reporter: Reporter | None = None,
 ) -> Runs:
     """Measure the latency of a bundle, an engine or an ONNX model, as gpusq-bench does.
@@ -41,16 +48,42 @@ def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
         iterations: Timed inferences per process.
         warmup: Inferences before timing.
         in_process: Open fresh sessions in this process instead, as for a profiler.
+        rebuilds: Build the bundle's engine so often anew, at least twice, and measure all of those in its place.
+        energy: Seconds for which each process runs every batch size again, untimed, to tell its energy.
         reporter: Who hears how it goes; nobody.
 
     Raises:
         GpusqError: It can't be run here, or not so.
     """
-    from gpusq_deploy.artifacts import MeasureSettings, require_input
-    from gpusq_deploy.benchmarks import find_subject, record
+    from gpusq_deploy.artifacts import MeasureSettings
+    from gpusq_deploy.benchmarks import find_source, rebuilt, record
     from gpusq_deploy.compile import RequestError
 
     heard = reporter or SILENT
+    subject = _subject_of(path, runtime, reference, heard)
+    settings = MeasureSettings(
+        warmup=warmup,
+        iterations=iterations,
+        repeats=repeats,
+        isolation="session" if in_process else "process",
+        energy_seconds=energy,
+    )
+    if energy is not None:
+        if in_process:
+            raise RequestError("--energy asks processes: leave out --in-process")
+        find_source()  # before anything is built
+    chosen = subject.default_batches if batches is None else tuple(batches)
+    if rebuilds is not None and (in_process or rebuilds < 2):
+        raise RequestError("--rebuilds takes two builds at least, each in processes of its own")
+    with nullcontext(subject) if rebuilds is None else rebuilt(subject, rebuilds, heard) as measured:
+        return record(measured, chosen, settings, threads=threads, cuda_graph=cuda_graph, progress=heard.progress)
+
+
+def _subject_of(path: PathLike, runtime: str, reference: PathLike | None, heard: Reporter) -> MeasuredModel:
+    from gpusq_deploy.artifacts import require_input
+    from gpusq_deploy.benchmarks import find_subject
+    from gpusq_deploy.compile import RequestError
+
     for place in (path, *([] if reference is None else [reference])):
         require_input(Path(place))
     subject = find_subject(Path(path), runtime)
@@ -59,11 +92,68 @@ def bench(  # noqa: PLR0913 - one argument for each option of gpusq-bench
             raise RequestError("--reference is for an engine: ONNX Runtime is the reference itself")
         subject = subject._replace(reference=Path(reference))
     heard.say(f"runtime: {subject.choice.name} ({subject.choice.reason})")
-    settings = MeasureSettings(
-        warmup=warmup, iterations=iterations, repeats=repeats, isolation="session" if in_process else "process"
+    return subject
+
+
+def measure_load(  # noqa: PLR0913 - one argument for each option of gpusq-bench under load
+    path: PathLike,
+    *,
+    rate: float | None = None,
+    latency_limit: float | None = None,
+    streams: int = 1,
+    duration: float = 10.0,
+    batch: int | None = None,
+    runtime: str = "auto",
+    cuda_graph: bool = False,
+    threads: int | None = None,
+    warmup: int = 10,
+    reporter: Reporter | None = None,
+) -> Load:
+    """Measure throughput, or latency while queries arrive at random, as gpusq-bench --offline and --rate do.
+
+    Args:
+        path: A bundle's folder, a `.plan` or `.engine`, or an `.onnx` file.
+        rate: Queries per second that arrive on average; None: as many as can be done.
+        latency_limit: Instead of a rate: search the highest whose p99 latency keeps to so many milliseconds.
+        streams: How many queries run at the same time.
+        duration: Seconds of a trial.
+        batch: Samples of a query; None: the bundle's optimum, or 1.
+        runtime: See `bench`.
+        cuda_graph: See `bench`.
+        threads: See `bench`; streams share them.
+        warmup: Inferences of each stream before.
+        reporter: Who hears how it goes; nobody.
+
+    Raises:
+        GpusqError: It can't be run here, or not so.
+        ValueError: A rate, a time or a count that makes no sense.
+    """
+    from gpusq_deploy.benchmarks import TrialRequest, record_load
+    from gpusq_deploy.compile import RequestError
+
+    if rate is not None and rate * duration > _MOST_QUERIES:
+        raise RequestError(
+            f"{rate:g} queries/s over {duration:g} s are {rate * duration:.3g}; {_MOST_QUERIES} are kept at most"
+        )
+    if rate is not None and latency_limit is not None:
+        raise RequestError("--latency-limit searches the rate: leave out --rate")
+    heard = reporter or SILENT
+    subject = _subject_of(path, runtime, None, heard)
+    request = TrialRequest(
+        batch=subject.default_batches[-1] if batch is None else batch,
+        streams=streams,
+        seconds=duration,
+        rate=rate,
+        warmup=warmup,
     )
-    chosen = subject.default_batches if batches is None else tuple(batches)
-    return record(subject, chosen, settings, threads=threads, cuda_graph=cuda_graph, progress=heard.progress)
+    return record_load(
+        subject,
+        request,
+        latency_limit_ms=latency_limit,
+        threads=threads,
+        cuda_graph=cuda_graph,
+        progress=heard.progress,
+    )
 
 
 def interleave(  # noqa: PLR0913 - one argument for each option of gpusq-bench --interleave

@@ -63,6 +63,11 @@ from .file_account import (
 from .finding import (
     Finding as Finding,
 )
+from .machine_state import (
+    EnergySample as EnergySample,
+    MachineState as MachineState,
+    ProcessStates as ProcessStates,
+)
 from .manifest import (
     NO_OPTIONS as NO_OPTIONS,
     BatchRange as BatchRange,
@@ -152,6 +157,8 @@ from .repair import (
     Repair as Repair,
 )
 from .runs import (
+    EngineBuilds as EngineBuilds,
+    EngineRebuild as EngineRebuild,
     Environment as Environment,
     MeasureSettings as MeasureSettings,
     Runs as Runs,

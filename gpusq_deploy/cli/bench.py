@@ -11,8 +11,9 @@ import gpusq_deploy
 from gpusq_deploy.cli.command import LOUDNESS, Command, on_command_line
 from gpusq_deploy.cli.common import reporting, run_command, runtime_option
 from gpusq_deploy.cli.interleave import STDOUT, Outputs, require_one_way, run_calibration, run_gate
+from gpusq_deploy.cli.load import LOAD, load_options, run_load, wants_load
 from gpusq_deploy.cli.result_files import check_target, save
-from gpusq_deploy.cli.shares import max_regression_option
+from gpusq_deploy.cli.shares import Positive, max_regression_option
 
 # With a model beside it: enough for a pair's ratio, and a pair stays short.
 _ITERATIONS_OF_A_PAIR = 90
@@ -34,7 +35,8 @@ def _parse_batches(_context: click.Context, _option: click.Parameter, text: str 
 
 _GROUPS = (
     ("What to run", ("--runtime", "--batch", "--reference", "--cuda-graph", "--threads")),
-    ("How often", ("--repeats", "--iterations", "--warmup", "--in-process")),
+    ("How often", ("--repeats", "--rebuilds", "--iterations", "--warmup", "--energy", "--in-process")),
+    ("Under load", ("--offline", "--rate", "--latency-limit", "--streams", "--duration")),
     ("Two models in turns", ("--interleave", "--max-regression", "--max-seconds", "--noise", "--calibrate-noise")),
     ("Output", ("--summary", "--junit", *LOUDNESS)),
 )
@@ -53,7 +55,8 @@ _GROUPS = (
 @max_regression_option
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(min=0, min_open=True, max=86400),
+    type=Positive(most=86400),
+    metavar="SECONDS",
     default=300,
     show_default=True,
     help="Stop undecided after this time.",
@@ -80,6 +83,7 @@ _GROUPS = (
 @click.option(
     "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write the verdict as JUnit's XML, as for GitLab."
 )
+@load_options
 @runtime_option("Run the model with this runtime.")
 @click.option(
     "--batch",
@@ -90,6 +94,12 @@ _GROUPS = (
 )
 @click.option(
     "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Start this many fresh processes."
+)
+@click.option(
+    "--rebuilds",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Build the bundle's engine N times anew, and measure each build by all repeats.",
 )
 @click.option(
     "--iterations",
@@ -114,6 +124,12 @@ _GROUPS = (
     metavar="ONNX",
     help="Before timing, compare the outputs of a PLAN outside a bundle with this model's on the CPU.",
 )
+@click.option(
+    "--energy",
+    type=Positive(most=3600),
+    metavar="SECONDS",
+    help="After what is timed, run each batch size for so long again, and tell its energy.",
+)
 @click.option("--in-process", is_flag=True, help="Open fresh sessions in this process instead, as for a profiler.")
 @click.option("--cuda-graph", is_flag=True, help="Launch each inference of an engine as one captured CUDA graph.")
 @click.option(
@@ -135,6 +151,8 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     reference: Path | None,
     repeats: int,
     in_process: bool,
+    rebuilds: int | None,
+    energy: float | None,
     max_regression: float,
     max_seconds: float,
     noise: Path | None,
@@ -147,7 +165,9 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     gpusq-compare takes two files made with the same options and at least five repeats. With --interleave, both are
     measured at once and the exit code is the answer: 0 holds, 1 regressed, 3 inconclusive.
     """
+    loads = wants_load(context)
     require_one_way(context, models=(model is not None) + (interleave is not None), calibrate=calibrate)
+    load = {name: asked.pop(name) for name in LOAD}
     if (interleave is not None or calibrate is not None) and not on_command_line(context, ["iterations"]):
         asked["iterations"] = _ITERATIONS_OF_A_PAIR
     if interleave is not None:
@@ -155,10 +175,13 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         code = run_gate(interleave, noise, Outputs(json_to, summary, junit), **budget, **asked)
         context.exit(code)
     assert model is not None, "one was required"
-    if calibrate is not None:
+    if loads:
+        run_load(model, json_to, load, **asked)
+    elif calibrate is not None:
         run_calibration(model, calibrate, json_to, **asked)
     else:
-        _bench(model, json_to, reference=reference, repeats=repeats, in_process=in_process, **asked)
+        counts = {"repeats": repeats, "rebuilds": rebuilds, "energy": energy}
+        _bench(model, json_to, reference=reference, in_process=in_process, **counts, **asked)
 
 
 def _bench(model: Path, json_to: str | None, **asked: Any) -> None:

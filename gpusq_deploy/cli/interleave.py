@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gpusq_deploy.benchmarks import GateResult, MachineNoise
 
 STDOUT = "-"
-_ONE_MODEL = ("reference", "repeats", "in_process")
+_ONE_MODEL = ("reference", "repeats", "rebuilds", "energy", "in_process")
 _TWO_MODELS = ("max_regression", "max_seconds", "noise", "summary", "junit")
 
 

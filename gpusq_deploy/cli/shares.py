@@ -1,4 +1,4 @@
-"""Shares on the command line. With a percent sign a number is a percentage, whatever the option.
+"""Shares and other numbers on the command line. With a percent sign a number is a percentage, whatever the option.
 
 Without one it is what the option has always taken: a percentage for budgets (`Percent`), else a share (`Share`).
 """
@@ -17,6 +17,23 @@ if TYPE_CHECKING:
     _Type = click.ParamType[float]
 else:
     _Type = click.ParamType
+
+
+class Positive(_Type):
+    """A finite number above 0, and at most `most`: click's own range takes `nan`."""
+
+    name = "float"
+
+    def __init__(self, most: float = math.inf) -> None:
+        self._most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = _number(str(value).strip())
+        if not (math.isfinite(number) and 0 < number <= self._most):
+            limit = "" if math.isinf(self._most) else f", and at most {self._most:g}"
+            self.fail(f"{str(value)!r} is not a number above 0{limit}", param, ctx)
+        return number
 
 
 class Percent(_Type):

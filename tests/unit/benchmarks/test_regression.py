@@ -173,7 +173,7 @@ def test_every_obstacle_is_listed(make_runs: MakeRuns, draw: Draw) -> None:
         "CPU: Some CPU in base, Other in head",
         "runtime: onnxruntime in base, x in head",
         "no shared batch size: [1] in base, [2] in head",
-        "the CPU's clocks were locked in one of the two only",
+        "CPU clocks locked: False in base, True in head",
     )
 
 

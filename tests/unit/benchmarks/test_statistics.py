@@ -110,4 +110,4 @@ def test_an_empty_side_is_refused() -> None:
 
 
 def test_medians_are_taken_per_repeat() -> None:
-    assert statistics.repeat_medians(np.array([[1.0, 2.0, 9.0], [4.0, 4.0, 5.0]])).tolist() == [2.0, 4.0]
+    assert statistics.unit_medians(np.array([[1.0, 2.0, 9.0], [4.0, 4.0, 5.0]])).tolist() == [2.0, 4.0]

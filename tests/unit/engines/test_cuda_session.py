@@ -5,7 +5,7 @@ The packages that call the driver have their own test: test_cuda_drivers."""
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -184,6 +184,7 @@ def _open(
     backend: BackendName = "tensorrt",
     host_code: bool = False,
     misfits: tuple[str, ...] = (),
+    others: Sequence[Driver] = (),
 ) -> CudaSession:
     class Runtime:
         def __init__(self, logger: Logger) -> None:
@@ -210,12 +211,28 @@ def _open(
             graphs=graphs,
             host_code=host_code,
             misfits=misfits,
+            open_another=iter(others).__next__,
         )
     )
 
 
 def feeds(batch: int) -> dict[str, NDArray[Any]]:
     return {"x": np.arange(batch * 4, dtype=np.float16).reshape(batch, 4)}
+
+
+def test_another_session_runs_the_same_engine_with_a_device_of_its_own() -> None:
+    first, second = Driver(), Driver()
+    engine = Engine()
+    session = _open(first, engine, others=[second])
+    engine.execution = Execution()
+    other = session.another()
+    assert other.run(feeds(2))["y"].tolist() == (2 * feeds(2)["x"]).tolist()
+    assert (first.taken, len(second.taken)) == ([], 2), "buffers are of the other's own"
+    other.close()
+    assert (first.closed, second.closed, second.taken) == (0, 1, [])
+    assert session.run(feeds(1))["y"].tolist() == (2 * feeds(1)["x"]).tolist()
+    session.close()
+    assert (first.closed, second.closed) == (1, 1)
 
 
 def test_inputs_and_outputs_are_told_apart(opened: Opened) -> None:
