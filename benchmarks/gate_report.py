@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from gpusq_deploy.benchmarks.gate import ERRORS, GateBatch, GateResult
+from gpusq_deploy.benchmarks.gate import ERRORS, GateResult
+from gpusq_deploy.benchmarks.gate_batches import ClockReading, GateBatch
 from gpusq_deploy.benchmarks.noise import MachineNoise, unlike
 from gpusq_deploy.benchmarks.report import columns
 
@@ -22,6 +23,7 @@ def text_from_gate(result: GateResult, noise: MachineNoise | None = None) -> str
         f"{len(result.pair_seconds)} pairs of processes x {iterations} inferences in {result.seconds:.0f} s{load}",
         ERRORS,
         *(f"batch {entry.batch}: {_outlook(entry, result)}" for entry in result.batches if _open(entry)),
+        *(f"batch {entry.batch}: {line}" for entry in result.batches for line in clock_lines(entry)),
         *noise_lines(result, noise),
         "",
         gate_line(result),
@@ -40,6 +42,7 @@ def markdown_from_gate(result: GateResult, noise: MachineNoise | None = None) ->
     """For a job's summary: the verdict, the table, and what it rests on."""
     rows = [_HEADINGS, ("---:",) * (len(_HEADINGS) - 1) + ("---",), *(_row(entry) for entry in result.batches)]
     said = [f"batch {entry.batch}: {_outlook(entry, result)}" for entry in result.batches if _open(entry)]
+    said += [f"batch {entry.batch}: {line}" for entry in result.batches for line in clock_lines(entry)]
     names = f"`{_code(result.base.model)}` to `{_code(result.head.model)}`"
     return "\n".join(
         [
@@ -79,6 +82,20 @@ def junit_from_gate(result: GateResult) -> bytes:
     tree.append(suite)
     data: bytes = ElementTree.tostring(tree, encoding="utf-8", xml_declaration=True)
     return data + b"\n"
+
+
+def clock_lines(entry: GateBatch) -> list[str]:
+    """Which clock decided where it isn't wall time, what wall time says, and a warning where that is another verdict."""
+    if entry.wall is None:
+        return []
+    wall = entry.wall
+    lines = [
+        f"decided by CPU time, which leaves out waiting for a core; wall time: {wall.base_ms:.3f} to "
+        f"{wall.head_ms:.3f} ms, {wall.ratio - 1:+.1%} ({_bounds(wall)})"
+    ]
+    if wall.verdict == "regressed" and entry.verdict != "regressed":
+        lines.append("warning: by wall time head is slower by more than the budget: it waits longer for a core")
+    return lines
 
 
 def noise_lines(result: GateResult, noise: MachineNoise | None) -> list[str]:
@@ -123,7 +140,7 @@ def _row(entry: GateBatch) -> tuple[str, ...]:
     )
 
 
-def _bounds(entry: GateBatch) -> str:
+def _bounds(entry: GateBatch | ClockReading) -> str:
     return f"at least {_bound(entry.lower)}, at most {_bound(entry.upper)}"
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpusq_deploy.artifacts import Value
 from gpusq_deploy.benchmarks.gate import GateResult, log_ratios
+from gpusq_deploy.benchmarks.gate_batches import Clock
 from gpusq_deploy.benchmarks.sequential import FIRST_LOOK, REGRESSED_ERROR, Differences, averages, looks
 
 CALIBRATION_PAIRS = 20
@@ -40,6 +41,7 @@ class MachineNoise(Value):
     pair_seconds: float
     load: float | None
     batches: tuple[NoiseBatch, ...]
+    clock: Clock = "wall time"
 
     def smallest_effect(self, batch: int, seconds: float) -> float | None:
         """How far beyond the budget a head must be, as a share, to be called regressed in 99 % of gates in that time.
@@ -79,6 +81,7 @@ def noise_of(result: GateResult) -> MachineNoise:
         pair_seconds=float(np.median(result.pair_seconds)),
         load=float(np.mean(loads)) if loads else None,
         batches=tuple(_batch(batch, log_ratios(result, batch)) for batch in runs.batches),
+        clock=result.batches[0].clock,
     )
 
 
@@ -91,6 +94,7 @@ def unlike(noise: MachineNoise, result: GateResult) -> tuple[str, ...]:
         "GPU": (noise.gpu, runs.environment.gpu),
         "runtime": (noise.runtime, runs.runtime.name),
         "threads": (noise.threads, runs.runtime.threads),
+        "clock": (noise.clock, result.batches[0].clock),
     }
     return tuple(
         f"{name}: {theirs} calibrated, {ours} here" for name, (theirs, ours) in facts.items() if theirs != ours

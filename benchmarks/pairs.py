@@ -15,13 +15,16 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from gpusq_deploy.artifacts import RuntimeInfo
+from gpusq_deploy.benchmarks.cpu_clock import Taken
 from gpusq_deploy.benchmarks.worker import WorkerRequest
 from gpusq_deploy.benchmarks.worker_process import WorkerProcess
 
 # Inferences of one turn, and those before them that don't count: the other side's threads may still spin.
 TURN = 3
 TURN_WARMUP = 1
-# Of one pair, all batch sizes together: so that eleven pairs stay within a minute.
+# Of one pair, all batch sizes together. The first ones are short: they see a large effect, and a longer pair sees it no
+# sooner. Those that are needed beyond the first look seek a small one.
+FIRST_SECONDS = 1.0
 MOST_SECONDS = 3.0
 FEWEST_TURNS = 2
 
@@ -29,8 +32,13 @@ FEWEST_TURNS = 2
 class Sides(NamedTuple):
     """What base and head took in one pair: ms, in order."""
 
-    base: tuple[float, ...]
-    head: tuple[float, ...]
+    base: Taken
+    head: Taken
+
+    @property
+    def has_cpu(self) -> bool:
+        """Whether both were timed by the second clock too, see `cpu_clock`."""
+        return bool(self.base.cpu and self.head.cpu)
 
 
 class Pair(NamedTuple):
@@ -43,9 +51,18 @@ class Pair(NamedTuple):
     load: float | None
 
 
-def take_pair(
-    base: WorkerRequest, head: WorkerRequest, number: int, *, warmup: int, turns: int | None, most_turns: int
-) -> Pair:
+class Length(NamedTuple):
+    """How long a pair is: so many turns of each side and batch size, or None: what fits into the seconds.
+
+    What fits is told from the latencies of the warm-up, and is at most `most_turns`.
+    """
+
+    turns: int | None
+    most_turns: int
+    seconds: float = MOST_SECONDS
+
+
+def take_pair(base: WorkerRequest, head: WorkerRequest, number: int, *, warmup: int, length: Length) -> Pair:
     """Measure every batch size of both sides.
 
     Args:
@@ -53,8 +70,7 @@ def take_pair(
         head: What would replace it.
         number: Of this pair, from 0: head goes first in odd ones.
         warmup: Inferences of each side and batch size before the first turn.
-        turns: Of each side and batch size; None: what fits into `MOST_SECONDS` by the latencies of the warm-up.
-        most_turns: No more than this.
+        length: How many turns, or how they are chosen.
 
     Raises:
         GpusqError: A side can't be opened or run.
@@ -67,7 +83,7 @@ def take_pair(
         workers = [stack.enter_context(WorkerProcess(request)) for request in order]
         opened = [worker.opened() for worker in workers]
         slowest = sum(max(_warm(worker, batch, warmup) for worker in workers) for batch in batches)
-        count = turns_within(MOST_SECONDS, slowest, most_turns) if turns is None else turns
+        count = length.turns or turns_within(length.seconds, slowest, length.most_turns)
         samples: dict[int, Sides] = {}
         for batch in batches:
             first, second = _in_turns(workers[0], workers[1], batch, count)
@@ -113,11 +129,15 @@ def _warm(worker: WorkerProcess, batch: int, count: int) -> float:
     return statistics.median(worker.take(batch, TURN, warmup=count))
 
 
-def _in_turns(first: WorkerProcess, second: WorkerProcess, batch: int, turns: int) -> Sequence[tuple[float, ...]]:
-    taken: tuple[list[float], list[float]] = ([], [])
+def _in_turns(first: WorkerProcess, second: WorkerProcess, batch: int, turns: int) -> tuple[Taken, Taken]:
+    taken: tuple[list[Taken], list[Taken]] = ([], [])
     for turn in range(turns):
         places = (0, 1) if turn % 2 == 0 else (1, 0)
         for place in places:
             worker = (first, second)[place]
-            taken[place].extend(worker.take(batch, TURN, warmup=TURN_WARMUP))
-    return tuple(taken[0]), tuple(taken[1])
+            taken[place].append(worker.take_both(batch, TURN, warmup=TURN_WARMUP))
+    return _joined(taken[0]), _joined(taken[1])
+
+
+def _joined(turns: list[Taken]) -> Taken:
+    return Taken(*(tuple(value for turn in clock for value in turn) for clock in zip(*turns, strict=True)))

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Literal
 import msgspec
 
 from gpusq_deploy.artifacts import BatchRange, RuntimeInfo, Value
+from gpusq_deploy.benchmarks.cpu_clock import has_cpu_clock, take_samples
 from gpusq_deploy.errors import GpusqError
 
 if TYPE_CHECKING:
@@ -59,10 +60,14 @@ class WorkerFailure(Value):
 
 
 class WorkerReply(Value):
-    """One of the three: the session that was opened, samples in ms, or what went wrong."""
+    """One of the three: the session that was opened, samples in ms, or what went wrong.
+
+    `cpu_ms` are the samples without waiting for a core, see `cpu_clock`; empty where that isn't measured.
+    """
 
     opened: RuntimeInfo | None = None
     samples_ms: tuple[float, ...] | None = None
+    cpu_ms: tuple[float, ...] = ()
     failure: WorkerFailure | None = None
 
 
@@ -97,6 +102,7 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     with closing(open_requested(request)) as session:
         check_batches(session.inputs, request.batches, request.allowed)
         _send(replies, WorkerReply(opened=session_info(session, request)))
+        cpu_clock = has_cpu_clock(session.runtime, request.threads)
         timers: dict[int, Callable[[], float]] = {}
         for line in requests:
             wanted = msgspec.json.decode(line, type=TakeRequest)
@@ -105,7 +111,8 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
             take = timers[wanted.batch]
             for _ in range(wanted.warmup):
                 take()
-            _send(replies, WorkerReply(samples_ms=tuple(take() for _ in range(wanted.count))))
+            taken = take_samples(take, wanted.count, cpu_clock=cpu_clock)
+            _send(replies, WorkerReply(samples_ms=taken.wall, cpu_ms=taken.cpu))
 
 
 def open_requested(request: WorkerRequest) -> Session:
@@ -114,11 +121,13 @@ def open_requested(request: WorkerRequest) -> Session:
     Raises:
         GpusqError: It can't be opened.
     """
-    from gpusq_deploy.engines import open_onnx, open_session
-
     path = Path(request.path)
     if request.threads is not None and not request.cuda_graph:
+        from gpusq_deploy.engines import open_onnx
+
         return open_onnx(path, threads=request.threads)
+    from gpusq_deploy.engines import open_session  # brings the targets and the GPU's libraries: a tenth of a start
+
     weights = None if request.weights is None else Path(request.weights)
     return open_session(
         path, request.runtime, weights=weights, cuda_graph=request.cuda_graph, host_code=request.host_code

@@ -65,19 +65,26 @@ class MeasureSettings(Value):
 
 
 class Series(Value):
-    """Samples of one batch size in one repeat, in the order they were taken: milliseconds per inference, unrounded."""
+    """Samples of one batch size in one repeat, in the order they were taken: milliseconds per inference, unrounded.
+
+    `cpu_ms` are the same inferences without waiting for a core: CPU time, or the wall time of one that waited of its own
+    accord. Empty where that wasn't measured.
+    """
 
     batch: int
     repeat: int
     warmup: int
     samples_ms: tuple[float, ...]
+    cpu_ms: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.repeat < 0 or self.warmup < 0:
             raise ValueError("a series needs batch >= 1, repeat >= 0 and warmup >= 0")
         if not self.samples_ms:
             raise ValueError(f"batch {self.batch}, repeat {self.repeat}: no samples")
-        if not all(math.isfinite(sample) and sample > 0 for sample in self.samples_ms):
+        if self.cpu_ms and len(self.cpu_ms) != len(self.samples_ms):
+            raise ValueError(f"batch {self.batch}, repeat {self.repeat}: each sample needs its CPU time, or none has it")
+        if not all(math.isfinite(sample) and sample > 0 for sample in (*self.samples_ms, *self.cpu_ms)):
             raise ValueError(f"batch {self.batch}, repeat {self.repeat}: samples must be finite and positive")
 
 
@@ -88,7 +95,8 @@ class Runs(Value):
     Runtime itself, and None a file from before that was put down.
 
     Invariant: each batch has each repeat 0…repeats-1 exactly once, with exactly `iterations` samples, so that a file
-    from which somebody dropped the outliers is refused.
+    from which somebody dropped the outliers is refused. In pairs (`isolation`) the first repeats may be shorter; how
+    long each is stands in the gate's result.
     """
 
     schema: Literal["gpusq.runs/1"] = "gpusq.runs/1"
@@ -114,7 +122,8 @@ class Runs(Value):
             if found != wanted:
                 raise ValueError(f"batch {batch} needs repeats {wanted}, not {found}")
         for entry in self.series:
-            if len(entry.samples_ms) != self.settings.iterations:
+            shorter = self.settings.isolation == "pair" and len(entry.samples_ms) < self.settings.iterations
+            if len(entry.samples_ms) != self.settings.iterations and not shorter:
                 where = f"batch {entry.batch}, repeat {entry.repeat}"
                 raise ValueError(f"{where}: {len(entry.samples_ms)} samples of {self.settings.iterations}")
 
