@@ -11,7 +11,7 @@ from gpusq_deploy.artifacts import MeasureSettings, Runs, Series, Value, digest_
 from gpusq_deploy.benchmarks.cpu_clock import Taken
 from gpusq_deploy.benchmarks.environment import read_environment
 from gpusq_deploy.benchmarks.gate_batches import GateBatch, decided_batches, differences_of, worst_of
-from gpusq_deploy.benchmarks.pairs import FIRST_SECONDS, MOST_SECONDS, TURN, Length, Pair, Sides, take_pair
+from gpusq_deploy.benchmarks.pairs import FIRST_SPAN, LATER_SPAN, TURN, Length, Pair, Sides, take_pair
 from gpusq_deploy.benchmarks.recording import Compared, notes_on, now, outputs_compared
 from gpusq_deploy.benchmarks.sequential import (
     FIRST_LOOK,
@@ -224,8 +224,8 @@ def log_ratios(result: GateResult, batch: int) -> Differences:
 def _length(pairs: Sequence[Pair], settings: GateSettings) -> Length:
     """Short until the first look, longer after it; within either, all pairs have the same number of turns."""
     chosen = {0: None, FIRST_LOOK: None}.get(len(pairs), pairs[-1].turns if pairs else None)
-    seconds = FIRST_SECONDS if len(pairs) < FIRST_LOOK else MOST_SECONDS
-    return Length(chosen, settings.max_iterations // TURN, seconds)
+    span = FIRST_SPAN if len(pairs) < FIRST_LOOK else LATER_SPAN
+    return Length(chosen, settings.max_iterations // TURN, span)
 
 
 def _goal(done: int, settings: GateSettings) -> int:

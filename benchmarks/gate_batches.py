@@ -53,9 +53,7 @@ class GateBatch(Value):
     wall: ClockReading | None = None
 
 
-def decided_batches(
-    pairs: Sequence[dict[int, Sides]], budget: float, *, families: int
-) -> tuple[GateBatch, ...]:
+def decided_batches(pairs: Sequence[dict[int, Sides]], budget: float, *, families: int) -> tuple[GateBatch, ...]:
     """Decide each batch size by the last look that the pairs allow.
 
     Args:

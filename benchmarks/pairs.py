@@ -22,10 +22,23 @@ from gpusq_deploy.benchmarks.worker_process import WorkerProcess
 # Inferences of one turn, and those before them that don't count: the other side's threads may still spin.
 TURN = 3
 TURN_WARMUP = 1
-# Of one pair, all batch sizes together. The first ones are short: they see a large effect, and a longer pair sees it no
-# sooner. Those that are needed beyond the first look seek a small one.
-FIRST_SECONDS = 1.0
-MOST_SECONDS = 3.0
+
+
+class Span(NamedTuple):
+    """How long a pair is timed, all batch sizes together: so many seconds, or this share of what it took to start."""
+
+    seconds: float
+    of_start: float
+
+    def after(self, start: float) -> float:
+        """Seconds, where the processes took `start` seconds."""
+        return max(self.seconds, self.of_start * start)
+
+
+# The first pairs are short: they see a large effect, and longer ones see it no sooner. Those that are needed beyond the
+# first look seek a small one; where cores are so busy that processes start slowly, a pair must be worth its start.
+FIRST_SPAN = Span(1.0, 0.25)
+LATER_SPAN = Span(3.0, 1.0)
 FEWEST_TURNS = 2
 
 
@@ -52,14 +65,14 @@ class Pair(NamedTuple):
 
 
 class Length(NamedTuple):
-    """How long a pair is: so many turns of each side and batch size, or None: what fits into the seconds.
+    """How long a pair is: so many turns of each side and batch size, or None: what fits into the span.
 
     What fits is told from the latencies of the warm-up, and is at most `most_turns`.
     """
 
     turns: int | None
     most_turns: int
-    seconds: float = MOST_SECONDS
+    span: Span = LATER_SPAN
 
 
 def take_pair(base: WorkerRequest, head: WorkerRequest, number: int, *, warmup: int, length: Length) -> Pair:
@@ -82,8 +95,9 @@ def take_pair(base: WorkerRequest, head: WorkerRequest, number: int, *, warmup: 
         order = (base, head) if forward else (head, base)
         workers = [stack.enter_context(WorkerProcess(request)) for request in order]
         opened = [worker.opened() for worker in workers]
+        seconds = length.span.after(time.monotonic() - start)
         slowest = sum(max(_warm(worker, batch, warmup) for worker in workers) for batch in batches)
-        count = length.turns or turns_within(length.seconds, slowest, length.most_turns)
+        count = length.turns or turns_within(seconds, slowest, length.most_turns)
         samples: dict[int, Sides] = {}
         for batch in batches:
             first, second = _in_turns(workers[0], workers[1], batch, count)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_deploy.benchmarks.pairs import FIRST_SECONDS, MOST_SECONDS, TURN, TURN_WARMUP, turns_within
+from gpusq_deploy.benchmarks.pairs import FIRST_SPAN, LATER_SPAN, TURN, TURN_WARMUP, turns_within
 from gpusq_deploy.benchmarks.sequential import FIRST_LOOK, decide, looks
 from gpusq_deploy.benchmarks.statistics import median
 
@@ -132,10 +132,15 @@ def draw(state: State, effect: float, rng: np.random.Generator) -> Gate:
 def lengths(gate: Gate) -> list[int]:
     """Samples of each side in each pair: short until the first look, as told from the warm-up of a pair."""
     first, later = (
-        TURN * turns_within(seconds, float(np.median(gate.wall[pair, :, :TURN], axis=1).max()), MOST_TURNS)
-        for seconds, pair in ((FIRST_SECONDS, 0), (MOST_SECONDS, FIRST_LOOK))
+        TURN * turns_within(span.after(gate.starting[pair]), _warm_up(gate, pair), MOST_TURNS)
+        for span, pair in ((FIRST_SPAN, 0), (LATER_SPAN, FIRST_LOOK))
     )
     return [first] * FIRST_LOOK + [later] * (MOST_PAIRS - FIRST_LOOK)
+
+
+def _warm_up(gate: Gate, pair: int) -> float:
+    """The slower side's median in ms, of as many samples as the gate chooses a length by."""
+    return float(np.median(gate.wall[pair, :, :TURN], axis=1).max())
 
 
 def ours(gate: Gate) -> Outcome:

@@ -21,7 +21,7 @@ from gpusq_deploy.benchmarks.cpu_clock import Taken
 from gpusq_deploy.benchmarks.gate import GateResult, GateSettings, interleave, log_ratios, sided
 from gpusq_deploy.benchmarks.gate_report import junit_from_gate, markdown_from_gate, text_from_gate
 from gpusq_deploy.benchmarks.noise import MachineNoise, noise_of, spread_of
-from gpusq_deploy.benchmarks.pairs import TURN, Length, Pair, Sides
+from gpusq_deploy.benchmarks.pairs import FIRST_SPAN, TURN, Length, Pair, Sides
 from gpusq_deploy.benchmarks.subject import find_subject
 from gpusq_deploy.cli.bench import command
 from gpusq_deploy.errors import GpusqError
@@ -61,7 +61,7 @@ def run_gate(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> RunGate:
 
         def made_up(*_requests: object, length: Length, **_counts: object) -> Pair:
             samples: dict[int, Sides] = {}
-            turns = length.turns or (2 if length.seconds < 3 else 4)
+            turns = length.turns or (2 if length.span is FIRST_SPAN else 4)
             for batch in sizes:
                 head = 10.0 * (1 + effect) * np.exp(noise * rng.standard_normal())
                 base = (10.0,) * TURN * turns

@@ -17,7 +17,7 @@ import pytest
 
 from gpusq_deploy.artifacts import BatchRange
 from gpusq_deploy.benchmarks.cpu_clock import Taken, has_cpu_clock, take_samples
-from gpusq_deploy.benchmarks.pairs import TURN, Length, log_ratio, take_pair, turns_within
+from gpusq_deploy.benchmarks.pairs import TURN, Length, Span, log_ratio, take_pair, turns_within
 from gpusq_deploy.benchmarks.worker import TakeRequest, WorkerReply, WorkerRequest, serve
 from gpusq_deploy.benchmarks.worker_process import WorkerProcess
 from gpusq_deploy.errors import GpusqError
@@ -129,6 +129,11 @@ def test_cpu_time_leaves_out_waiting_for_a_core_and_keeps_waiting_of_ones_own() 
 )
 def test_turns_fit_into_the_time_and_are_even(slowest: float, turns: int) -> None:
     assert turns_within(1.5, slowest, 20) == turns
+
+
+def test_a_pair_is_worth_its_start() -> None:
+    assert Span(1.0, 0.25).after(2.0) == 1.0
+    assert Span(3.0, 1.0).after(12.0) == 12.0
 
 
 def test_a_pair_is_compared_turn_by_turn() -> None:
