@@ -26,8 +26,10 @@ from .comparison_html import (
 )
 from .gate import (
     GateResult as GateResult,
+    Gates as Gates,
     GateSettings as GateSettings,
     interleave as interleave,
+    interleave_models as interleave_models,
     sided as sided,
 )
 from .gate_report import (
@@ -49,10 +51,18 @@ from .recording import (
 )
 from .regression import (
     Comparison as Comparison,
+    Comparisons as Comparisons,
+    NamedComparison as NamedComparison,
     compare as compare,
+    compare_named as compare_named,
+)
+from .regression_report import (
+    comparison_line as comparison_line,
+    junit_from_comparison as junit_from_comparison,
+    markdown_from_comparison as markdown_from_comparison,
+    text_from_comparison as text_from_comparison,
 )
 from .report import (
-    text_from_comparison as text_from_comparison,
     text_from_runs as text_from_runs,
 )
 from .subject import (

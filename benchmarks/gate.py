@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from gpusq_deploy.artifacts import MeasureSettings, Runs, Series, Value, digest_of_file
 from gpusq_deploy.benchmarks.cpu_clock import Taken
 from gpusq_deploy.benchmarks.environment import read_environment
-from gpusq_deploy.benchmarks.gate_batches import GateBatch, decided_batches, differences_of, worst_of
+from gpusq_deploy.benchmarks.gate_batches import GateBatch, decided_batches, differences_of, worst_of, worst_verdict
 from gpusq_deploy.benchmarks.pairs import FIRST_SPAN, LATER_SPAN, TURN, Length, Pair, Sides, take_pair
 from gpusq_deploy.benchmarks.recording import Compared, notes_on, now, outputs_compared
 from gpusq_deploy.benchmarks.sequential import (
@@ -88,6 +88,19 @@ class GateResult(Value):
         return EXIT_CODES[self.verdict]
 
 
+class Gates(Value):
+    """Several models in one gate: the worst verdict, and each model's. They share both errors."""
+
+    schema: Literal["gpusq.gates/1"] = "gpusq.gates/1"
+    verdict: SequentialVerdict
+    gates: tuple[GateResult, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 holds, 1 regressed, 3 inconclusive."""
+        return EXIT_CODES[self.verdict]
+
+
 class Sided(NamedTuple):
     """Base and head, each with what a worker is told of it."""
 
@@ -133,13 +146,10 @@ def interleave(sides: Sided, settings: GateSettings, progress: Progress | None =
     Raises:
         GpusqError: A side can't be run here, or its outputs are wrong.
     """
-    (result,) = interleave_models([sides], settings, progress)
-    return result
+    return interleave_models([sides], settings, progress).gates[0]
 
 
-def interleave_models(
-    models: Sequence[Sided], settings: GateSettings, progress: Progress | None = None
-) -> tuple[GateResult, ...]:
+def interleave_models(models: Sequence[Sided], settings: GateSettings, progress: Progress | None = None) -> Gates:
     """The same of several models: a pair of each in turns, until each is decided or the time of all is up.
 
     All batch sizes of all models share both errors, so that the chance of any false alarm stays that of one gate.
@@ -151,7 +161,10 @@ def interleave_models(
 
     Raises:
         GpusqError: A side can't be run here, or its outputs are wrong.
+        ValueError: There are no models.
     """
+    if not models:
+        raise ValueError("a gate needs at least one model")
     start = time.monotonic()
     families = sum(len(model.base_request.batches) for model in models)
     gates = [_Gate(model, settings, families) for model in models]
@@ -160,7 +173,8 @@ def interleave_models(
             if progress is not None:
                 progress("pairs of processes", len(gate.pairs), _goal(len(gate.pairs), settings))
             gate.step(time.monotonic() - start)
-    return tuple(gate.result() for gate in gates)
+    results = tuple(gate.result() for gate in gates)
+    return Gates(verdict=worst_verdict(result.verdict for result in results), gates=results)
 
 
 class _Gate:

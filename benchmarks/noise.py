@@ -43,12 +43,13 @@ class MachineNoise(Value):
     batches: tuple[NoiseBatch, ...]
     clock: Clock = "wall time"
 
-    def smallest_effect(self, batch: int, seconds: float) -> float | None:
+    def smallest_effect(self, batch: int, seconds: float, families: int = 0) -> float | None:
         """How far beyond the budget a head must be, as a share, to be called regressed in 99 % of gates in that time.
 
             (Φ⁻¹(1 - alpha_k) + Φ⁻¹(0.99)) · spread / √pairs        at the last look k that the time allows
 
-        None: the time isn't enough for the first look, or the batch size wasn't measured.
+        None: the time isn't enough for the first look, or the batch size wasn't measured. `families` batch sizes share
+        the errors; 0: those that were calibrated.
         """
         spreads = [entry.spread for entry in self.batches if entry.batch == batch]
         allowed = int(seconds / self.pair_seconds)
@@ -60,7 +61,7 @@ class MachineNoise(Value):
                 break
             last = look
         assert last is not None, "the first look was allowed"
-        level = REGRESSED_ERROR * last.share / len(self.batches)
+        level = REGRESSED_ERROR * last.share / (families or len(self.batches))
         z = _NORMAL.inv_cdf(1 - level) + _NORMAL.inv_cdf(_POWER)
         return math.expm1(z * spreads[0] / math.sqrt(last.pairs))
 

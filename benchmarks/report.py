@@ -1,16 +1,14 @@
-"""Runs and comparisons as text for a terminal or a CI log: plain ASCII columns, no colours, no wrapping."""
+"""Runs as text for a terminal or a CI log: plain ASCII columns, no colours, no wrapping."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from gpusq_deploy.artifacts import Environment, MeasureSettings, Runs, RuntimeInfo
-from gpusq_deploy.benchmarks.regression import BatchComparison, Comparison
 from gpusq_deploy.benchmarks.summary import BatchSummary, summarise
 
 _RUN_HEADINGS = ("batch", "samples", "median ms", "p90 ms", "p99 ms", "per second", "cv")
 _REPEATS = {"session": "sessions", "process": "processes", "pair": "processes in pairs"}
-COMPARISON_HEADINGS = ("batch", "base ms", "head ms", "change", "95 % interval", "p slower", "verdict")
 
 
 def text_from_runs(runs: Runs) -> str:
@@ -25,21 +23,7 @@ def text_from_runs(runs: Runs) -> str:
         *columns(_RUN_HEADINGS, [_run_row(summary) for summary in summaries]),
     ]
     remarks = [f"batch {summary.batch}: {remark}" for summary in summaries for remark in summary.remarks]
-    return "\n".join([*lines, *_block(remarks), *_block(runs.notes)])
-
-
-def text_from_comparison(comparison: Comparison) -> str:
-    """One row per batch size with its reason, every remark, and the verdict as the last line, without a newline."""
-    lines: list[str] = []
-    if comparison.batches:
-        lines += columns(COMPARISON_HEADINGS, [comparison_row(entry) for entry in comparison.batches])
-    lines += _block([f"batch {entry.batch}: {entry.reason}" for entry in comparison.batches])
-    lines += _block([f"batch {entry.batch}: {said}" for entry in comparison.batches for said in entry.warnings])
-    lines += _block(comparison.remarks)
-    lines += _block(comparison.reasons)
-    sides = "+/-" if comparison.verdict in {"steady", "not steady"} else "+"
-    verdict = f"{comparison.verdict} (budget {sides}{comparison.max_regression:.2%})"
-    return "\n".join([*lines, "", verdict]).lstrip("\n")
+    return "\n".join([*lines, *block(remarks), *block(runs.notes)])
 
 
 def runtime_text(runtime: RuntimeInfo) -> str:
@@ -84,20 +68,6 @@ def _run_row(summary: BatchSummary) -> tuple[str, ...]:
     )
 
 
-def comparison_row(entry: BatchComparison) -> tuple[str, ...]:
-    """One batch size under `COMPARISON_HEADINGS`."""
-    known = entry.lower is not None and entry.upper is not None
-    return (
-        str(entry.batch),
-        f"{entry.base_ms:.3f}",
-        f"{entry.head_ms:.3f}",
-        f"{entry.ratio - 1:+.2%}",
-        f"{(entry.lower or 0) - 1:+.2%} to {(entry.upper or 0) - 1:+.2%}" if known else "-",
-        "-" if entry.p_slower is None else f"{entry.p_slower:.2g}",
-        entry.verdict,
-    )
-
-
 def _milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
@@ -108,5 +78,6 @@ def columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (headings, *rows)]
 
 
-def _block(lines: Sequence[str]) -> list[str]:
+def block(lines: Sequence[str]) -> list[str]:
+    """Lines after an empty one; nothing of none."""
     return ["", *lines] if lines else []

@@ -29,6 +29,8 @@ from .checkpoints import (
 from .comparing import (
     compare as compare,
     compare_bundles as compare_bundles,
+    compare_models as compare_models,
+    files_of_runs as files_of_runs,
     timing_commands as timing_commands,
 )
 from .compressing import (
@@ -49,6 +51,7 @@ from .measuring import (
     bench as bench,
     calibrate_noise as calibrate_noise,
     interleave as interleave,
+    interleave_models as interleave_models,
 )
 from .opened import (
     OpenBundle as OpenBundle,

@@ -67,8 +67,8 @@ class MeasureSettings(Value):
 class Series(Value):
     """Samples of one batch size in one repeat, in the order they were taken: milliseconds per inference, unrounded.
 
-    `cpu_ms` are the same inferences without waiting for a core: CPU time, or the wall time of one that waited of its own
-    accord. Empty where that wasn't measured.
+    `cpu_ms` are the same inferences without waiting for a core: CPU time, or the wall time of one that waited of its
+    own accord. Empty where that wasn't measured.
     """
 
     batch: int
@@ -83,7 +83,7 @@ class Series(Value):
         if not self.samples_ms:
             raise ValueError(f"batch {self.batch}, repeat {self.repeat}: no samples")
         if self.cpu_ms and len(self.cpu_ms) != len(self.samples_ms):
-            raise ValueError(f"batch {self.batch}, repeat {self.repeat}: each sample needs its CPU time, or none has it")
+            raise ValueError(f"batch {self.batch}, repeat {self.repeat}: every sample has a CPU time, or none")
         if not all(math.isfinite(sample) and sample > 0 for sample in (*self.samples_ms, *self.cpu_ms)):
             raise ValueError(f"batch {self.batch}, repeat {self.repeat}: samples must be finite and positive")
 

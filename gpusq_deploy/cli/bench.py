@@ -46,9 +46,10 @@ _GROUPS = (
 @click.option(
     "--interleave",
     nargs=2,
+    multiple=True,
     metavar="BASE HEAD",
     type=click.Path(path_type=Path),
-    help="Is HEAD slower than BASE? Run both in turns, in fresh processes, until that is decided or the time is up.",
+    help="Is HEAD slower than BASE? Run both in turns until it is decided or the time is up; repeatable: more models.",
 )
 @max_regression_option
 @click.option(
@@ -129,7 +130,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     /,
     *,
     model: Path | None,
-    interleave: tuple[Path, Path] | None,
+    interleave: tuple[tuple[Path, Path], ...],
     calibrate: Path | None,
     json_to: str | None,
     reference: Path | None,
@@ -147,10 +148,10 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     gpusq-compare takes two files made with the same options and at least five repeats. With --interleave, both are
     measured at once and the exit code is the answer: 0 holds, 1 regressed, 3 inconclusive.
     """
-    require_one_way(context, models=(model is not None) + (interleave is not None), calibrate=calibrate)
-    if (interleave is not None or calibrate is not None) and not on_command_line(context, ["iterations"]):
+    require_one_way(context, models=(model is not None) + bool(interleave), calibrate=calibrate)
+    if (interleave or calibrate is not None) and not on_command_line(context, ["iterations"]):
         asked["iterations"] = _ITERATIONS_OF_A_PAIR
-    if interleave is not None:
+    if interleave:
         budget = {"max_regression": max_regression, "max_seconds": max_seconds}
         code = run_gate(interleave, noise, Outputs(json_to, summary, junit), **budget, **asked)
         context.exit(code)

@@ -18,16 +18,26 @@ from gpusq_deploy.artifacts import RuntimeInfo
 from gpusq_deploy.artifacts.base import json_from_value, read_value, value_from_json
 from gpusq_deploy.benchmarks import gate as gate_module
 from gpusq_deploy.benchmarks.cpu_clock import Taken
-from gpusq_deploy.benchmarks.gate import GateResult, GateSettings, interleave, log_ratios, sided
-from gpusq_deploy.benchmarks.gate_report import junit_from_gate, markdown_from_gate, text_from_gate
+from gpusq_deploy.benchmarks.gate import (
+    GateResult,
+    Gates,
+    GateSettings,
+    interleave,
+    interleave_models,
+    log_ratios,
+    sided,
+)
+from gpusq_deploy.benchmarks.gate_report import gate_line, junit_from_gate, markdown_from_gate, text_from_gate
 from gpusq_deploy.benchmarks.noise import MachineNoise, noise_of, spread_of
 from gpusq_deploy.benchmarks.pairs import FIRST_SPAN, TURN, Length, Pair, Sides
 from gpusq_deploy.benchmarks.subject import find_subject
+from gpusq_deploy.benchmarks.worker import WorkerRequest
 from gpusq_deploy.cli.bench import command
 from gpusq_deploy.errors import GpusqError
 
 MakeModel = Callable[[str, str], Path]
 RunGate = Callable[..., GateResult]
+INFO = RuntimeInfo(name="onnxruntime", version="1", device="CPU", reason="a test")
 
 
 @pytest.fixture
@@ -57,7 +67,6 @@ def run_gate(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> RunGate:
         **settings: Any,
     ) -> GateResult:
         rng = np.random.default_rng(1)
-        info = RuntimeInfo(name="onnxruntime", version="1", device="CPU", reason="a test")
 
         def made_up(*_requests: object, length: Length, **_counts: object) -> Pair:
             samples: dict[int, Sides] = {}
@@ -67,7 +76,7 @@ def run_gate(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> RunGate:
                 base = (10.0,) * TURN * turns
                 cpu = (() if on_cpu is None else base, () if on_cpu is None else (10.0 * (1 + on_cpu),) * len(base))
                 samples[batch] = Sides(Taken(base, cpu[0]), Taken((float(head),) * len(base), cpu[1]))
-            return Pair(samples, turns, (info, info), 4.0, 1.5)
+            return Pair(samples, turns, (INFO, INFO), 4.0, 1.5)
 
         monkeypatch.setattr(gate_module, "take_pair", made_up)
         model = find_subject(make_model("m.onnx", "y = Relu(x)"), "onnxruntime")
@@ -93,6 +102,35 @@ def test_when_the_time_is_up_it_says_what_more_would_decide(run_gate: RunGate) -
     assert (result.verdict, result.exit_code, result.stopped) == ("inconclusive", 3, "time is up")
     assert (result.batches[0].more, len(result.pair_seconds)) == (10, 1)
     assert "about 10 more pairs of processes would decide" in text_from_gate(result)
+
+
+def test_several_models_are_decided_together_each_with_its_verdict(run_gate: RunGate, make_model: MakeModel) -> None:
+    run_gate(0.0, noise=0.004)  # leaves its made-up pairs in place
+    slower = {"head": 0}
+
+    def take(base: WorkerRequest, head: WorkerRequest, *_: object, length: Length, **_counts: object) -> Pair:
+        factor = 1.33 if base.path != head.path else 1.0
+        slower["head"] += factor > 1
+        turns = length.turns or 2
+        sides = Sides(*(Taken((ms,) * TURN * turns) for ms in (10.0, 10.0 * factor)))
+        return Pair({1: sides}, turns, (INFO, INFO), 4.0, 1.5)
+
+    models = [find_subject(make_model(f"{name}.onnx", "y = Relu(x)"), "onnxruntime") for name in ("one", "other")]
+    pairs = [sided(models[0], models[0], (1,)), sided(models[0], models[1], (1,))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate_module, "take_pair", take)
+        found = interleave_models(pairs, GateSettings())
+    assert (found.verdict, found.exit_code) == ("regressed", 1)
+    assert [gate.verdict for gate in found.gates] == ["holds", "regressed"]
+    # Both share the errors: 2^-11 is more than the first look of a half of 0.1 % may spend, so the second one decides.
+    assert [gate.families for gate in found.gates] == [2, 2]
+    assert slower["head"] == len(found.gates[1].pair_seconds) == 15
+    assert gate_line(found) == "regressed (other.onnx): of 2 models 1 holds, 1 regressed"
+    assert text_from_gate(found).splitlines()[0] == "`one.onnx` to `one.onnx`"
+    assert markdown_from_gate(found).startswith("## Latency: regressed (other.onnx)")
+    suites = ElementTree.fromstring(junit_from_gate(found))
+    assert [suite.get("failures") for suite in suites] == ["0", "1"]
+    assert value_from_json(json_from_value(found), Gates, place="test") == found
 
 
 def test_one_regressed_batch_decides(run_gate: RunGate) -> None:
@@ -251,3 +289,10 @@ def test_json_on_stdout_is_one_object(run_gate: RunGate, make_model: MakeModel) 
     done = _run("--interleave", model, model, "--json")
     assert json.loads(done.stdout)["verdict"] == "regressed"
     assert done.exit_code == 1
+    several = _run("--interleave", model, model, "--interleave", model, model, "--json")
+    assert [gate["verdict"] for gate in json.loads(several.stdout)["gates"]] == ["regressed", "regressed"]
+    assert len(_run("--interleave", model, model, "-q").stdout.splitlines()) > 1
+    run_gate(0.0, noise=0.004)
+    fine = _run("--interleave", model, model, "--quiet")
+    assert (fine.exit_code, len(fine.stdout.splitlines())) == (0, 1)
+    assert fine.stdout.startswith("holds: ")
