@@ -38,6 +38,24 @@ from .gate_report import (
     markdown_from_gate as markdown_from_gate,
     text_from_gate as text_from_gate,
 )
+from .history.change_points import (
+    HistoryReport as HistoryReport,
+    changes_of as changes_of,
+)
+from .history.entry import (
+    current_commit as current_commit,
+    entries_of as entries_of,
+    file_name as file_name,
+)
+from .history.file import (
+    append_entries as append_entries,
+    read_history as read_history,
+)
+from .history.report import (
+    history_line as history_line,
+    history_page as history_page,
+    text_from_history as text_from_history,
+)
 from .latency_html import (
     latency_parts as latency_parts,
 )

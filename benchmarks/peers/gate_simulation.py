@@ -5,8 +5,8 @@
 Each gate draws pairs of processes with replacement from `benchmarks/results/gate_noise.json`, even pairs from even and
 odd from odd, so that the order within a pair keeps its effect; half of the gates swap base and head. Of each recorded
 pair the first turns are taken, as many as a gate would take. A head that is slower by x has its recorded latencies, by
-both clocks, multiplied by 1 + x. Ours ends undecided after 300 s. The others get 10 of the longer pairs, in turns, which
-is kinder to them than files that were taken one after the other. Apache Otava needs its package on PYTHONPATH;
+both clocks, multiplied by 1 + x. Ours ends undecided after 300 s. The others get 10 of the longer pairs, in turns,
+which is kinder to them than files that were taken one after the other. Apache Otava needs its package on PYTHONPATH;
 without it its rows are left out, and the script says so.
 """
 

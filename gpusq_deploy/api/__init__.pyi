@@ -47,6 +47,10 @@ from .evaluating import (
 from .exporting import (
     export as export,
 )
+from .histories import (
+    add_to_history as add_to_history,
+    compare_history as compare_history,
+)
 from .measuring import (
     bench as bench,
     calibrate_noise as calibrate_noise,

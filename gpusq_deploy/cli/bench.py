@@ -9,7 +9,7 @@ import click
 
 import gpusq_deploy
 from gpusq_deploy.cli.command import LOUDNESS, Command, on_command_line
-from gpusq_deploy.cli.common import reporting, run_command, runtime_option
+from gpusq_deploy.cli.common import reporting, run_command, runtime_option, say
 from gpusq_deploy.cli.interleave import STDOUT, Outputs, require_one_way, run_calibration, run_gate
 from gpusq_deploy.cli.result_files import check_target, save
 from gpusq_deploy.cli.shares import max_regression_option
@@ -36,7 +36,7 @@ _GROUPS = (
     ("What to run", ("--runtime", "--batch", "--reference", "--cuda-graph", "--threads")),
     ("How often", ("--repeats", "--iterations", "--warmup", "--in-process")),
     ("Two models in turns", ("--interleave", "--max-regression", "--max-seconds", "--noise", "--calibrate-noise")),
-    ("Output", ("--summary", "--junit", *LOUDNESS)),
+    ("Output", ("--history", "--summary", "--junit", *LOUDNESS)),
 )
 
 
@@ -116,6 +116,12 @@ _GROUPS = (
     help="Before timing, compare the outputs of a PLAN outside a bundle with this model's on the CPU.",
 )
 @click.option("--in-process", is_flag=True, help="Open fresh sessions in this process instead, as for a profiler.")
+@click.option(
+    "--history",
+    metavar="FILE|FOLDER",
+    type=click.Path(path_type=Path),
+    help="Append a line per batch size to this history, or to the model's in this folder.",
+)
 @click.option("--cuda-graph", is_flag=True, help="Launch each inference of an engine as one captured CUDA graph.")
 @click.option(
     "--json",
@@ -136,6 +142,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     reference: Path | None,
     repeats: int,
     in_process: bool,
+    history: Path | None,
     max_regression: float,
     max_seconds: float,
     noise: Path | None,
@@ -159,11 +166,11 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     if calibrate is not None:
         run_calibration(model, calibrate, json_to, **asked)
     else:
-        _bench(model, json_to, reference=reference, repeats=repeats, in_process=in_process, **asked)
+        _bench(model, json_to, history, reference=reference, repeats=repeats, in_process=in_process, **asked)
 
 
-def _bench(model: Path, json_to: str | None, **asked: Any) -> None:
-    from gpusq_deploy.artifacts import Runs, json_from_value, require_input
+def _bench(model: Path, json_to: str | None, history: Path | None, **asked: Any) -> None:
+    from gpusq_deploy.artifacts import Runs, json_from_value, require_folder, require_input
     from gpusq_deploy.benchmarks import text_from_runs
     from gpusq_deploy.compile import RequestError
 
@@ -172,6 +179,8 @@ def _bench(model: Path, json_to: str | None, **asked: Any) -> None:
     target = None if json_to in (None, STDOUT) else Path(str(json_to))
     if target is not None:
         check_target(target, Runs, "earlier runs")
+    if history is not None:
+        require_folder(history)
     try:
         with reporting() as reporter:
             runs = gpusq_deploy.bench(model, reporter=reporter, **asked)
@@ -181,6 +190,8 @@ def _bench(model: Path, json_to: str | None, **asked: Any) -> None:
     click.echo(data.decode().rstrip() if json_to == STDOUT else text_from_runs(runs))
     if target is not None:
         save(data, target)
+    if history is not None:
+        say(f"added to {gpusq_deploy.add_to_history(runs, history)}")
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Whether there is such a file is told by who reads it: that is no mistake in the command, and exits with another code.
 _FILE = click.Path(path_type=Path)
 _GROUPS = (
-    ("What to ask", ("--max-regression", "--steady")),
+    ("What to ask", ("--max-regression", "--steady", "--history")),
     ("Output", ("--summary", "--junit", "--html", *LOUDNESS)),
 )
 
@@ -36,12 +36,18 @@ class Outputs(NamedTuple):
 
 
 @click.command(name="gpusq-compare", cls=Command, groups=_GROUPS)
-@click.argument("paths", metavar="BASE HEAD [BASE HEAD]...", nargs=-1, required=True, type=_FILE)
+@click.argument("paths", metavar="BASE HEAD [BASE HEAD]...", nargs=-1, type=_FILE)
 @max_regression_option
 @click.option(
     "--steady",
     is_flag=True,
     help="Check that the machine was steady, with one model measured twice: exit 3 if the two differ by more.",
+)
+@click.option(
+    "--history",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Instead of files: where did the level of this history, of gpusq-bench --history, change?",
 )
 @click.option(
     "--summary",
@@ -66,6 +72,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     paths: tuple[Path, ...],
     max_regression: float,
     steady: bool,
+    history: Path | None,
     summary: Path | None,
     junit: Path | None,
     html: Path | None,
@@ -73,15 +80,20 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
 ) -> None:
     """Compare two files that gpusq-bench --json wrote on one machine; or two bundles, without timing.
 
-    Several pairs, or two folders with files of the same names, are several models, and decided together.
+    Several pairs, or two folders with files of the same names, are several models, and decided together. With
+    --history, the newest change of each series is compared with the budget.
 
     Exit codes: 0 holds, 1 regressed or worse, 3 inconclusive or not steady, 4 not comparable, 5 a file can't be read.
     """
     from gpusq_deploy.frontend import is_bundle
 
-    if len(paths) % 2:
-        raise click.UsageError(f"give BASE and HEAD, or several such pairs: {len(paths)} paths are no pairs")
     outputs = Outputs(summary, junit, html, as_json)
+    if history is not None:
+        if paths:
+            raise click.UsageError("give BASE and HEAD, or --history, not both")
+        context.exit(_compare_history(context, history, outputs, max_regression))
+    if len(paths) % 2 or not paths:
+        raise click.UsageError(f"give BASE and HEAD, or several such pairs: {len(paths)} paths are no pairs")
     if len(paths) == 2 and all(is_bundle(path) for path in paths):
         _compare_bundles(context, paths[0], paths[1], outputs)
     context.exit(_compare_runs(paths, outputs, max_regression=max_regression, steady=steady))
@@ -111,6 +123,22 @@ def _compare_runs(paths: Sequence[Path], outputs: Outputs, *, max_regression: fl
     if outputs.summary is not None:
         append(markdown_from_comparison(comparisons), outputs.summary)
     return comparisons.exit_code
+
+
+def _compare_history(context: click.Context, history: Path, outputs: Outputs, max_regression: float) -> int:
+    from gpusq_deploy.artifacts import json_from_value
+    from gpusq_deploy.benchmarks import history_line, text_from_history
+
+    for option in on_command_line(context, ("steady", "summary", "junit")):
+        raise click.UsageError(f"{option} is for files of runs")
+    report = gpusq_deploy.compare_history(history, max_regression=max_regression, html=outputs.html)
+    if outputs.as_json:
+        click.echo(json_from_value(report).decode().rstrip())
+    else:
+        fine = session.quiet and report.exit_code == 0 and not report.damaged
+        click.echo(history_line(report) if fine else text_from_history(report))
+    _say_written(outputs.html)
+    return report.exit_code
 
 
 def _text(comparison: Comparison | Comparisons) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gpusq_deploy.benchmarks import GateResult, Gates, MachineNoise
 
 STDOUT = "-"
-_ONE_MODEL = ("reference", "repeats", "in_process")
+_ONE_MODEL = ("reference", "repeats", "in_process", "history")
 _TWO_MODELS = ("max_regression", "max_seconds", "noise", "summary", "junit")
 
 

@@ -132,7 +132,7 @@ def test_turns_fit_into_the_time_and_are_even(slowest: float, turns: int) -> Non
 
 
 def test_a_pair_is_worth_its_start() -> None:
-    assert Span(1.0, 0.25).after(2.0) == 1.0
+    assert Span(1.0, 0.5).after(2.0) == 1.0
     assert Span(3.0, 1.0).after(12.0) == 12.0
 
 
