@@ -3,7 +3,7 @@
 With x the logarithms of the medians and s their noise, told from neighbours (a step changes one difference of many):
 
     s = median |x_i - x_(i-1)| / (0.6745 · √2)
-    minimise over all segmentations     Σ over segments Σ |x_i - median of its segment| / s  +  PENALTY · log n · changes
+    minimise over segmentations     Σ over segments Σ |x_i - median of its segment| / s  +  PENALTY · log n · changes
 
 The absolute deviation is the cost under which an outlier is no step, and PELT finds the exact optimum (Killick,
 Fearnhead, Eckley, JASA 107, 2012; Truong, Oudre, Vayatis, Signal Processing 167, 2020, for the library). What the

@@ -39,7 +39,6 @@ GATE_SECONDS = 300.0
 TURN_COST = (TURN + TURN_WARMUP) / TURN / 1000
 OTHERS_PAIRS = 10
 MOST_PAIRS = 270
-OTAVA_GATES = 200  # a gate takes it a hundred times as long as the others
 BEGIN, END = "<!-- gate simulation: begin -->", "<!-- gate simulation: end -->"
 
 
@@ -226,11 +225,10 @@ def simulate(state: State, effect: float, gates: int, *, seed: int) -> list[dict
     rules = {name: rule for name, rule in RULES.items() if state.cpu is not None or rule is not cpu_threshold}
     outcomes: dict[str, list[Outcome]] = {name: [] for name in rules}
     rng = np.random.default_rng([seed, round(1000 * effect)])
-    for number in range(gates):
+    for _ in range(gates):
         gate = draw(state, effect, rng)
         for name, rule in rules.items():
-            if rule is not otava or number < OTAVA_GATES:
-                outcomes[name].append(rule(gate))
+            outcomes[name].append(rule(gate))
     return [_row(state, effect, name, found) for name, found in outcomes.items()]
 
 
