@@ -170,9 +170,12 @@ def interleave_models(models: Sequence[Sided], settings: GateSettings, progress:
     gates = [_Gate(model, settings, families) for model in models]
     while waiting := [gate for gate in gates if gate.stopped is None]:
         for gate in waiting:
+            if gate.is_late(time.monotonic() - start):
+                gate.stopped = "time is up"
+                continue
             if progress is not None:
                 progress("pairs of processes", len(gate.pairs), _goal(len(gate.pairs), settings))
-            gate.step(time.monotonic() - start)
+            gate.step()
     results = tuple(gate.result() for gate in gates)
     return Gates(verdict=worst_verdict(result.verdict for result in results), gates=results)
 
@@ -193,15 +196,21 @@ class _Gate:
         self._batches: tuple[GateBatch, ...] = ()
         self._checking = time.monotonic() - start
 
-    def step(self, elapsed: float) -> None:
-        """Take one more pair, and look. `elapsed` seconds have gone since the first pair of all models."""
+    def is_late(self, elapsed: float) -> bool:
+        """Whether the next pair wouldn't fit into the time, `elapsed` seconds after the gate of all models began."""
+        if not self.pairs or self._settings.fixed_pairs is not None:
+            return False
+        return elapsed + max(pair.seconds for pair in self.pairs[-3:]) > self._settings.max_seconds
+
+    def step(self) -> None:
+        """Take one more pair, and look."""
         number = len(self.pairs)
         requests = (self._sides.base_request, self._sides.head_request)
         length = _length(self.pairs, self._settings)
         self.pairs.append(take_pair(*requests, number, warmup=self._settings.warmup, length=length))
         samples = [pair.samples for pair in self.pairs]
         self._batches = decided_batches(samples, self._settings.max_regression, families=self._families)
-        self.stopped = _stopped(self.pairs, self._batches, self._settings, elapsed + self.pairs[-1].seconds)
+        self.stopped = _stopped(self.pairs, self._batches, self._settings)
 
     def result(self) -> GateResult:
         """What was found, once it has stopped."""
@@ -252,15 +261,10 @@ def _goal(done: int, settings: GateSettings) -> int:
     return goal
 
 
-def _stopped(
-    pairs: list[Pair], batches: tuple[GateBatch, ...], settings: GateSettings, seconds: float
-) -> Stopped | None:
+def _stopped(pairs: list[Pair], batches: tuple[GateBatch, ...], settings: GateSettings) -> Stopped | None:
     if settings.fixed_pairs is not None:
         return "asked for so many pairs" if len(pairs) >= settings.fixed_pairs else None
-    if worst_of(batches) != "inconclusive":
-        return "decided"
-    longest = max(pair.seconds for pair in pairs[-3:])
-    return "time is up" if seconds + longest > settings.max_seconds else None
+    return "decided" if worst_of(batches) != "inconclusive" else None
 
 
 def _runs(
