@@ -148,7 +148,7 @@ def ours(gate: Gate) -> Outcome:
     until = np.cumsum(gate.starting + np.array(took))
     clock = gate.wall if gate.cpu is None else gate.cpu
     within = int(np.searchsorted(until, GATE_SECONDS))
-    differences = np.array([_log_ratio(clock[pair, :, : counts[pair]]) for pair in range(within)])
+    differences = np.array([log_ratio_of(clock[pair, :, : counts[pair]]) for pair in range(within)])
     for look in looks():
         if look.pairs > within:
             return Outcome("inconclusive", float(until[within - 1]))
@@ -158,7 +158,7 @@ def ours(gate: Gate) -> Outcome:
     raise AssertionError("looks have no end")
 
 
-def _log_ratio(sides: Array) -> float:
+def log_ratio_of(sides: Array) -> float:
     """As `pairs.log_ratio`, of [side, samples]."""
     base, head = np.median(sides.reshape(2, -1, TURN), axis=2)
     return float(np.median(np.log(head / base)))
