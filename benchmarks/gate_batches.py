@@ -99,7 +99,10 @@ def _batch(batch: int, pairs: list[Sides], budget: float, families: int) -> Gate
 
 
 def _read(pairs: list[Sides], budget: float, families: int, *, cpu: bool) -> tuple[ClockReading, int | None]:
-    decision = decide(differences_of(pairs, cpu=cpu), budget, families=families)
+    differences = differences_of(pairs, cpu=cpu)
+    # The spread of a pair's ratio falls about as the root of its samples.
+    weights = np.sqrt([len(pair.base.wall) for pair in pairs])
+    decision = decide(differences, budget, families=families, weights=weights)
     base_ms, head_ms = (
         statistics.median(value for pair in pairs for value in (pair[side].cpu if cpu else pair[side].wall))
         for side in (0, 1)

@@ -152,7 +152,8 @@ def ours(gate: Gate) -> Outcome:
     for look in looks():
         if look.pairs > within:
             return Outcome("inconclusive", float(until[within - 1]))
-        verdict = decide(differences[: look.pairs], BUDGET).verdict
+        weights = np.sqrt(np.array(counts[: look.pairs], dtype=np.float64))
+        verdict = decide(differences[: look.pairs], BUDGET, weights=weights).verdict
         if verdict != "inconclusive":
             return Outcome(verdict, float(until[look.pairs - 1]))
     raise AssertionError("looks have no end")
@@ -265,7 +266,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         times = f"{by[0.33]['seconds_median']:.0f} s, {by[0.33]['seconds_p99']:.0f} s"
         cells = [f"{state} ({load})", rule, *(f"{share:.1%}" for share in shares), times]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    gates = sum(rows[0][name] for name in ("regressed", "holds", "inconclusive"))
+    return "\n".join([*lines, "", f"{gates} gates of each kind."])
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def test_a_drawn_pair_says_what_the_gates_own_ratio_says() -> None:
 def test_the_table_has_a_row_for_each_rule_and_state() -> None:
     rows = [row for effect in simulation.EFFECTS for row in simulation.simulate(state(cpu=True), effect, 5, seed=0)]
     lines = simulation.table(rows).splitlines()
-    assert len(lines) == 2 + len(simulation.RULES)
+    assert len(lines) == 2 + len(simulation.RULES) + 2
+    assert lines[-1] == "5 gates of each kind."
     assert lines[2].startswith(
         "| busy (3.0 to 3.0) | gpusq-bench --interleave | 0.0% | 100.0% | 0.0% | 100.0% | 100.0% |"
     )
