@@ -157,7 +157,7 @@ def compare_named(
         for (name, base, head), one in zip(models, asked, strict=True)
     )
     verdicts = {entry.comparison.verdict for entry in compared}
-    worst = next(verdict for verdict in _WORST_MODEL_FIRST if verdict in verdicts)
+    worst: Verdict = next(verdict for verdict in _WORST_MODEL_FIRST if verdict in verdicts)
     return Comparisons(verdict=worst, max_regression=max_regression, models=compared)
 
 

@@ -5,9 +5,9 @@ the true log ratio, whatever else its distribution: tails may be heavy and pairs
 signed-rank test is then exact (Hollander, Wolfe, Chicken, Nonparametric Statistical Methods, 3rd edition, section 3.1),
 and so are the bounds that its inversion gives, two of the sorted averages (d_i + d_j)/2 (ibid., section 3.3).
 
-Pairs of other lengths spread by other amounts, so each has a weight w, which may depend on its length and not on what it
-says: the test is of w_i (d_i - c), symmetric as well where d_i is about c. With z = w (d - c), z_i + z_j > 0 just where c
-is below (w_i d_i + w_j d_j)/(w_i + w_j), so that the bounds are two of those sorted averages.
+Pairs of other lengths spread by other amounts, so each has a weight w, which may depend on its length, not on what it
+says: the test is of w_i (d_i - c), symmetric as well where d_i is about c. With z = w (d - c), z_i + z_j > 0 just where
+c is below (w_i d_i + w_j d_j)/(w_i + w_j), so that the bounds are two of those sorted averages.
 
 Looking again and again is paid for by alpha spending (Lan, DeMets, Biometrika 70, 1983): the k-th look may err with
 

@@ -32,6 +32,7 @@ _MAD_OF_NORMAL = 0.6745
 _EXTRA = "pip install 'gpusq-deploy[history]' (ruptures has no release for Python 3.14 yet)"
 
 HistoryVerdict = Literal["holds", "regressed", "inconclusive"]
+_WORST_FIRST: tuple[HistoryVerdict, ...] = ("regressed", "inconclusive", "holds")
 EXIT_CODES: dict[HistoryVerdict, int] = {"holds": 0, "regressed": 1, "inconclusive": 3}
 
 
@@ -96,8 +97,7 @@ def changes_of(entries: Sequence[HistoryEntry], max_regression: float, damaged: 
     keys = dict.fromkeys(entry.key for entry in entries)
     series = tuple(_series(key, [entry for entry in entries if entry.key == key], max_regression) for key in keys)
     verdicts = {one.verdict for one in series}
-    order: tuple[HistoryVerdict, ...] = ("regressed", "inconclusive", "holds")
-    worst = next(verdict for verdict in order if verdict in verdicts)
+    worst: HistoryVerdict = next(verdict for verdict in _WORST_FIRST if verdict in verdicts)
     return HistoryReport(verdict=worst, max_regression=max_regression, series=series, damaged=tuple(damaged))
 
 

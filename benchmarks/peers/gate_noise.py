@@ -78,7 +78,7 @@ def merge(path: Path, name: str, pairs: list[dict[str, Any]]) -> None:
         "turn": TURN,
         "states": [],
     }
-    kept = json.loads(path.read_text("utf-8"))["states"] if path.exists() else []
+    kept: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["states"] if path.exists() else []
     machine = {"cpu": environment.cpu, "cores": environment.cores, "os": environment.os}
     state = {"name": name, "threads": STATES[name].threads, "machine": machine, "pairs": pairs}
     by_name = {entry["name"]: entry for entry in kept} | {name: state}

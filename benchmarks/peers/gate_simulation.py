@@ -161,8 +161,9 @@ def ours(gate: Gate) -> Outcome:
 
 def log_ratio_of(sides: Array) -> float:
     """As `pairs.log_ratio`, of [side, samples]."""
-    base, head = np.median(sides.reshape(2, -1, TURN), axis=2)
-    return float(np.median(np.log(head / base)))
+    turns: Array = np.median(sides.reshape(2, -1, TURN), axis=2)
+    ratios: Array = np.log(turns[1] / turns[0])
+    return float(np.median(ratios))
 
 
 def threshold(gate: Gate) -> Outcome:

@@ -102,10 +102,17 @@ def interleave(  # noqa: PLR0913 - one argument for each option of gpusq-bench -
         GpusqError: One can't be run here, or they run on two runtimes.
         ValueError: A budget, a time or a count that makes no sense.
     """
-    asked = {"batches": batches, "cuda_graph": cuda_graph, "threads": threads}
-    counts = {"max_regression": max_regression, "max_seconds": max_seconds, "warmup": warmup}
     gates = interleave_models(
-        [(base, head)], runtime=runtime, iterations=iterations, reporter=reporter, **asked, **counts
+        [(base, head)],
+        runtime=runtime,
+        batches=batches,
+        cuda_graph=cuda_graph,
+        threads=threads,
+        max_regression=max_regression,
+        max_seconds=max_seconds,
+        iterations=iterations,
+        warmup=warmup,
+        reporter=reporter,
     )
     return gates.gates[0]
 

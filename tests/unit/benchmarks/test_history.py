@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import onnx.parser
 import pytest
 from click.testing import CliRunner
@@ -21,6 +22,7 @@ from gpusq_deploy.cli.bench import command as bench
 from gpusq_deploy.cli.compare import command as compare
 from gpusq_deploy.errors import GpusqError
 
+Medians = npt.NDArray[np.float64]
 needs_ruptures = pytest.mark.skipif(sys.version_info >= (3, 14), reason="ruptures has no release for Python 3.14 yet")
 ENTRY = HistoryEntry(
     created="2026-01-01T00:00:00+00:00",
@@ -50,7 +52,7 @@ ENTRY = HistoryEntry(
 )
 
 
-def series(medians: np.ndarray, **changes: object) -> list[HistoryEntry]:
+def series(medians: Medians, **changes: object) -> list[HistoryEntry]:
     return [
         msgspec.structs.replace(
             ENTRY, median_ms=float(value), created=f"2026-01-{day:02}T00:00:00", commit=f"{day:040x}", **changes
@@ -59,7 +61,7 @@ def series(medians: np.ndarray, **changes: object) -> list[HistoryEntry]:
     ]
 
 
-def noisy(count: int, seed: int, *, step_at: int | None = None, step: float = 0.05) -> np.ndarray:
+def noisy(count: int, seed: int, *, step_at: int | None = None, step: float = 0.05) -> Medians:
     """Medians of 10 ms that spread by 1 %, with wild ones among them, slower by `step` from `step_at` on."""
     logs = np.log(10) + 0.006 * np.random.default_rng(seed).standard_t(3, count)
     logs[count if step_at is None else step_at :] += np.log1p(step)
