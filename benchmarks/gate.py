@@ -11,7 +11,7 @@ from gpusq_deploy.artifacts import MeasureSettings, Runs, Series, Value, digest_
 from gpusq_deploy.benchmarks.cpu_clock import Taken
 from gpusq_deploy.benchmarks.environment import read_environment
 from gpusq_deploy.benchmarks.gate_batches import GateBatch, decided_batches, differences_of, worst_of, worst_verdict
-from gpusq_deploy.benchmarks.pairs import FIRST_SPAN, LATER_SPAN, TURN, Length, Pair, Sides, take_pair
+from gpusq_deploy.benchmarks.pairs import FIRST_SPAN, LATER_SPAN, TURN, Length, Pair, Sides, pairs_at_once, take_pairs
 from gpusq_deploy.benchmarks.recording import Compared, notes_on, now, outputs_compared
 from gpusq_deploy.benchmarks.sequential import (
     FIRST_LOOK,
@@ -200,14 +200,21 @@ class _Gate:
         """Whether the next pair wouldn't fit into the time, `elapsed` seconds after the gate of all models began."""
         if not self.pairs or self._settings.fixed_pairs is not None:
             return False
-        return elapsed + max(pair.seconds for pair in self.pairs[-3:]) > self._settings.max_seconds
+        longest = max(pair.seconds for pair in self.pairs[-3:])
+        return elapsed + longest * len(self._next()) > self._settings.max_seconds
+
+    def _next(self) -> range:
+        """The pairs that start together: up to the next look, and all of one length."""
+        done = len(self.pairs)
+        goal = _goal(done, self._settings)
+        goal = min(goal, FIRST_LOOK) if done < FIRST_LOOK else goal
+        return range(done, min(goal, done + pairs_at_once(self._sides.base_request)))
 
     def step(self) -> None:
-        """Take one more pair, and look."""
-        number = len(self.pairs)
+        """Take the next pairs, and look."""
         requests = (self._sides.base_request, self._sides.head_request)
         length = _length(self.pairs, self._settings)
-        self.pairs.append(take_pair(*requests, number, warmup=self._settings.warmup, length=length))
+        self.pairs.extend(take_pairs(*requests, self._next(), warmup=self._settings.warmup, length=length))
         samples = [pair.samples for pair in self.pairs]
         self._batches = decided_batches(samples, self._settings.max_regression, families=self._families)
         self.stopped = _stopped(self.pairs, self._batches, self._settings)

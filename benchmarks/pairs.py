@@ -1,4 +1,4 @@
-"""One pair: a fresh process of base and one of head, alive together, timed in turns A B B A.
+"""Pairs: a fresh process of base and one of head, alive together, timed in turns A B B A.
 
 Turns are a few inferences long, so that what the machine does meanwhile (another job, a clock that falls) burdens
 both sides alike, and the pair's ratio keeps little of it.
@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from gpusq_deploy.artifacts import RuntimeInfo
-from gpusq_deploy.benchmarks.cpu_clock import Taken
+from gpusq_deploy.benchmarks.cpu_clock import Taken, has_cpu_clock
 from gpusq_deploy.benchmarks.worker import WorkerRequest
 from gpusq_deploy.benchmarks.worker_process import WorkerProcess
 
@@ -40,6 +40,7 @@ class Span(NamedTuple):
 FIRST_SPAN = Span(1.0, 0.5)
 LATER_SPAN = Span(3.0, 1.0)
 FEWEST_TURNS = 2
+AT_ONCE = 4
 
 
 class Sides(NamedTuple):
@@ -75,35 +76,69 @@ class Length(NamedTuple):
     span: Span = LATER_SPAN
 
 
-def take_pair(base: WorkerRequest, head: WorkerRequest, number: int, *, warmup: int, length: Length) -> Pair:
-    """Measure every batch size of both sides.
+def pairs_at_once(request: WorkerRequest) -> int:
+    """How many pairs of processes may start together.
+
+    A process that waits for its turn uses no core where it computes on one thread of a CPU. Threads of several could
+    spin, and a GPU's memory may hold two engines but not eight.
+    """
+    return AT_ONCE if has_cpu_clock(request.runtime, request.threads) else 1
+
+
+def take_pairs(
+    base: WorkerRequest, head: WorkerRequest, numbers: Sequence[int], *, warmup: int, length: Length
+) -> tuple[Pair, ...]:
+    """Measure every batch size of both sides, in several pairs of processes that start together, one pair at a time.
+
+    On busy cores a start is most of what a pair costs, and several starts at once take hardly longer than one.
 
     Args:
         base: What holds today.
         head: What would replace it.
-        number: Of this pair, from 0: head goes first in odd ones.
+        numbers: Of these pairs, from 0: head goes first in odd ones.
         warmup: Inferences of each side and batch size before the first turn.
-        length: How many turns, or how they are chosen.
+        length: How many turns, or how they are chosen, by the first of these pairs.
 
     Raises:
         GpusqError: A side can't be opened or run.
     """
-    start, load = time.monotonic(), load_average()
-    forward = number % 2 == 0
-    batches = base.batches if forward else base.batches[::-1]
+    start = time.monotonic()
+    taken: list[Pair] = []
     with ExitStack() as stack:
-        order = (base, head) if forward else (head, base)
-        workers = [stack.enter_context(WorkerProcess(request)) for request in order]
-        opened = [worker.opened() for worker in workers]
-        seconds = length.span.after(time.monotonic() - start)
-        slowest = sum(max(_warm(worker, batch, warmup) for worker in workers) for batch in batches)
-        count = length.turns or turns_within(seconds, slowest, length.most_turns)
-        samples: dict[int, Sides] = {}
-        for batch in batches:
-            first, second = _in_turns(workers[0], workers[1], batch, count)
-            samples[batch] = Sides(first, second) if forward else Sides(second, first)
-    ours, theirs = opened if forward else opened[::-1]
-    return Pair(samples, count, (ours, theirs), time.monotonic() - start, load)
+        orders = [(base, head) if number % 2 == 0 else (head, base) for number in numbers]
+        processes = [[stack.enter_context(WorkerProcess(request)) for request in order] for order in orders]
+        started = [_Started(workers, [worker.opened() for worker in workers]) for workers in processes]
+        starting = (time.monotonic() - start) / len(numbers)
+        for number, pair in zip(numbers, started, strict=True):
+            asked = length._replace(turns=taken[0].turns) if taken else length
+            taken.append(_timed(pair, base.batches, warmup, asked, starting, forward=number % 2 == 0))
+    return tuple(taken)
+
+
+class _Started(NamedTuple):
+    """The two processes of a pair, in the order that they started, and what each opened."""
+
+    workers: list[WorkerProcess]
+    opened: list[RuntimeInfo]
+
+
+def _timed(
+    started: _Started, batches: Sequence[int], warmup: int, length: Length, starting: float, *, forward: bool
+) -> Pair:
+    """Time one pair, and end its processes; `forward`: base is the first of them."""
+    start, load = time.monotonic(), load_average()
+    workers = started.workers
+    ordered = batches if forward else batches[::-1]
+    slowest = sum(max(_warm(worker, batch, warmup) for worker in workers) for batch in ordered)
+    count = length.turns or turns_within(length.span.after(starting), slowest, length.most_turns)
+    samples: dict[int, Sides] = {}
+    for batch in ordered:
+        first, second = _in_turns(workers[0], workers[1], batch, count)
+        samples[batch] = Sides(first, second) if forward else Sides(second, first)
+    for worker in workers:
+        worker.close()
+    ours, theirs = started.opened if forward else started.opened[::-1]
+    return Pair(samples, count, (ours, theirs), starting + time.monotonic() - start, load)
 
 
 def log_ratio(base: Sequence[float], head: Sequence[float], turn: int = TURN) -> float:

@@ -25,7 +25,7 @@ import timm
 import torch
 
 from gpusq_deploy.benchmarks.environment import read_environment
-from gpusq_deploy.benchmarks.pairs import TURN, Length, Pair, take_pair
+from gpusq_deploy.benchmarks.pairs import TURN, Length, Pair, pairs_at_once, take_pairs
 from gpusq_deploy.benchmarks.worker import WorkerRequest
 
 WARMUP = 10
@@ -141,9 +141,11 @@ def _record(model: Path, state: State, count: int, turns: int) -> list[dict[str,
     taken: list[dict[str, Any]] = []
     start = time.monotonic()
     while len(taken) < count and (len(taken) < FEWEST_PAIRS or time.monotonic() - start < SECONDS):
-        pair = take_pair(request, request, len(taken), warmup=WARMUP, length=Length(turns, turns))
-        taken.append(_row(pair))
-        print(f"pair {len(taken)} of {count}: {pair.seconds:.1f} s", file=sys.stderr)
+        numbers = range(len(taken), min(count, len(taken) + pairs_at_once(request)))
+        pairs = take_pairs(request, request, numbers, warmup=WARMUP, length=Length(turns, turns))
+        taken.extend(_row(pair) for pair in pairs)
+        seconds = sum(pair.seconds for pair in pairs)
+        print(f"pairs {len(taken)} of {count}: {seconds:.1f} s", file=sys.stderr)
     return taken
 
 

@@ -68,7 +68,9 @@ def run_gate(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> RunGate:
     ) -> GateResult:
         rng = np.random.default_rng(1)
 
-        def made_up(*_requests: object, length: Length, **_counts: object) -> Pair:
+        def made_up(_base: object, _head: object, numbers: range, *, length: Length, warmup: int) -> tuple[Pair, ...]:
+            assert warmup == 10
+            assert len(numbers) == 1
             samples: dict[int, Sides] = {}
             turns = length.turns or (2 if length.span is FIRST_SPAN else 4)
             for batch in sizes:
@@ -76,9 +78,9 @@ def run_gate(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> RunGate:
                 base = (10.0,) * TURN * turns
                 cpu = (() if on_cpu is None else base, () if on_cpu is None else (10.0 * (1 + on_cpu),) * len(base))
                 samples[batch] = Sides(Taken(base, cpu[0]), Taken((float(head),) * len(base), cpu[1]))
-            return Pair(samples, turns, (INFO, INFO), 4.0, 1.5)
+            return (Pair(samples, turns, (INFO, INFO), 4.0, 1.5),)
 
-        monkeypatch.setattr(gate_module, "take_pair", made_up)
+        monkeypatch.setattr(gate_module, "take_pairs", made_up)
         model = find_subject(make_model("m.onnx", "y = Relu(x)"), "onnxruntime")
         return interleave(sided(model, model, sizes), GateSettings(**settings))
 
@@ -108,17 +110,21 @@ def test_several_models_are_decided_together_each_with_its_verdict(run_gate: Run
     run_gate(0.0, noise=0.004)  # leaves its made-up pairs in place
     slower = {"head": 0}
 
-    def take(base: WorkerRequest, head: WorkerRequest, *_: object, length: Length, **_counts: object) -> Pair:
+    def take(
+        base: WorkerRequest, head: WorkerRequest, numbers: range, *, length: Length, warmup: int
+    ) -> tuple[Pair, ...]:
+        assert warmup == 10
         factor = 1.33 if base.path != head.path else 1.0
-        slower["head"] += factor > 1
+        slower["head"] += len(numbers) * (factor > 1)
         turns = length.turns or 2
         sides = Sides(*(Taken((ms,) * TURN * turns) for ms in (10.0, 10.0 * factor)))
-        return Pair({1: sides}, turns, (INFO, INFO), 4.0, 1.5)
+        return (Pair({1: sides}, turns, (INFO, INFO), 4.0, 1.5),) * len(numbers)
 
     models = [find_subject(make_model(f"{name}.onnx", "y = Relu(x)"), "onnxruntime") for name in ("one", "other")]
-    pairs = [sided(models[0], models[0], (1,)), sided(models[0], models[1], (1,))]
+    # With one thread, four pairs start together, but none beyond the look that decides.
+    pairs = [sided(models[0], head, (1,), threads=1) for head in models]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gate_module, "take_pair", take)
+        patch.setattr(gate_module, "take_pairs", take)
         found = interleave_models(pairs, GateSettings())
     assert (found.verdict, found.exit_code) == ("regressed", 1)
     assert [gate.verdict for gate in found.gates] == ["holds", "regressed"]

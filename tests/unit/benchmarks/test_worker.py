@@ -17,7 +17,7 @@ import pytest
 
 from gpusq_deploy.artifacts import BatchRange
 from gpusq_deploy.benchmarks.cpu_clock import Taken, has_cpu_clock, take_samples
-from gpusq_deploy.benchmarks.pairs import TURN, Length, Span, log_ratio, take_pair, turns_within
+from gpusq_deploy.benchmarks.pairs import TURN, Length, Span, log_ratio, pairs_at_once, take_pairs, turns_within
 from gpusq_deploy.benchmarks.worker import TakeRequest, WorkerReply, WorkerRequest, serve
 from gpusq_deploy.benchmarks.worker_process import WorkerProcess
 from gpusq_deploy.errors import GpusqError
@@ -87,8 +87,9 @@ def test_a_process_that_dies_is_an_error_with_its_code(
 
 def test_a_pair_has_both_sides_of_every_batch_in_either_order(request_of: MakeRequest) -> None:
     base, head = request_of(), request_of("Exp")
-    for number in (0, 1):
-        pair = take_pair(base, head, number, warmup=1, length=Length(None, 4))
+    taken = take_pairs(base, head, (0, 1), warmup=1, length=Length(None, 4))
+    assert len(taken) == 2
+    for pair in taken:
         assert pair.turns == 4
         assert set(pair.samples) == {1, 4}
         walls = [side.wall for sides in pair.samples.values() for side in sides]
@@ -129,6 +130,11 @@ def test_cpu_time_leaves_out_waiting_for_a_core_and_keeps_waiting_of_ones_own() 
 )
 def test_turns_fit_into_the_time_and_are_even(slowest: float, turns: int) -> None:
     assert turns_within(1.5, slowest, 20) == turns
+
+
+def test_pairs_start_together_where_a_waiting_process_uses_no_core(request_of: MakeRequest) -> None:
+    assert pairs_at_once(request_of()) == 4
+    assert pairs_at_once(request_of(threads=None)) == pairs_at_once(request_of(runtime="tensorrt")) == 1
 
 
 def test_a_pair_is_worth_its_start() -> None:
