@@ -37,7 +37,7 @@ class Span(NamedTuple):
 
 # The first pairs are short: they see a large effect, and longer ones see it no sooner. Those that are needed beyond the
 # first look seek a small one; where cores are so busy that processes start slowly, a pair must be worth its start.
-FIRST_SPAN = Span(1.0, 0.5)
+FIRST_SPAN = Span(1.0, 1.0)
 LATER_SPAN = Span(3.0, 1.0)
 FEWEST_TURNS = 2
 AT_ONCE = 4

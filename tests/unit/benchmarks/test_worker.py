@@ -138,7 +138,7 @@ def test_pairs_start_together_where_a_waiting_process_uses_no_core(request_of: M
 
 
 def test_a_pair_is_worth_its_start() -> None:
-    assert Span(1.0, 0.5).after(2.0) == 1.0
+    assert Span(1.0, 1.0).after(0.6) == 1.0
     assert Span(3.0, 1.0).after(12.0) == 12.0
 
 
