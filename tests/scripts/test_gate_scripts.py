@@ -28,7 +28,7 @@ def test_ours_decides_by_cpu_time_where_it_was_recorded() -> None:
     for effect, verdict in ((0.0, "holds"), (0.05, "regressed"), (0.33, "regressed")):
         outcome = simulation.ours(simulation.draw(state(cpu=True), effect, rng))
         assert outcome.verdict == verdict
-        assert 11 * 2 < outcome.seconds < 60
+        assert outcome.seconds > 11 * 2
     assert simulation.ours(simulation.draw(state(cpu=False), 0.05, rng)).verdict == "inconclusive"
 
 

@@ -65,7 +65,8 @@ def noisy(count: int, seed: int, *, step_at: int | None = None, step: float = 0.
     """Medians of 10 ms that spread by 1 %, with wild ones among them, slower by `step` from `step_at` on."""
     logs = np.log(10) + 0.006 * np.random.default_rng(seed).standard_t(3, count)
     logs[count if step_at is None else step_at :] += np.log1p(step)
-    return np.exp(logs)
+    medians: Medians = np.exp(logs)
+    return medians
 
 
 @needs_ruptures
