@@ -30,8 +30,10 @@ from .comparison_html import (
 )
 from .gate import (
     GateResult as GateResult,
+    Gates as Gates,
     GateSettings as GateSettings,
     interleave as interleave,
+    interleave_models as interleave_models,
     sided as sided,
 )
 from .gate_report import (
@@ -39,6 +41,24 @@ from .gate_report import (
     junit_from_gate as junit_from_gate,
     markdown_from_gate as markdown_from_gate,
     text_from_gate as text_from_gate,
+)
+from .history.change_points import (
+    HistoryReport as HistoryReport,
+    changes_of as changes_of,
+)
+from .history.entry import (
+    current_commit as current_commit,
+    entries_of as entries_of,
+    file_name as file_name,
+)
+from .history.file import (
+    append_entries as append_entries,
+    read_history as read_history,
+)
+from .history.report import (
+    history_line as history_line,
+    history_page as history_page,
+    text_from_history as text_from_history,
 )
 from .latency_html import (
     latency_parts as latency_parts,
@@ -70,10 +90,18 @@ from .recording import (
 )
 from .regression import (
     Comparison as Comparison,
+    Comparisons as Comparisons,
+    NamedComparison as NamedComparison,
     compare as compare,
+    compare_named as compare_named,
+)
+from .regression_report import (
+    comparison_line as comparison_line,
+    junit_from_comparison as junit_from_comparison,
+    markdown_from_comparison as markdown_from_comparison,
+    text_from_comparison as text_from_comparison,
 )
 from .report import (
-    text_from_comparison as text_from_comparison,
     text_from_runs as text_from_runs,
 )
 from .subject import (

@@ -10,7 +10,7 @@ from gpusq_deploy.benchmarks.bundles.comparison import BundleComparison, BundleV
 from gpusq_deploy.benchmarks.bundles.kernel_changes import KernelChange
 from gpusq_deploy.benchmarks.latency_html import latency_parts
 from gpusq_deploy.benchmarks.regression import Comparison, Verdict
-from gpusq_deploy.benchmarks.report import COMPARISON_HEADINGS, comparison_row
+from gpusq_deploy.benchmarks.regression_report import COMPARISON_HEADINGS, comparison_row
 from gpusq_deploy.bundle import Bundle, Standing, render_page, verdict_cards
 
 _STANDINGS: dict[Verdict | BundleVerdict, Standing] = {

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from gpusq_deploy.artifacts import MeasureSettings, Runs, Series, Value, digest_of_file
+from gpusq_deploy.benchmarks.cpu_clock import Taken
 from gpusq_deploy.benchmarks.environment import read_environment
-from gpusq_deploy.benchmarks.pairs import TURN, Pair, log_ratio, take_pair
+from gpusq_deploy.benchmarks.gate_batches import GateBatch, decided_batches, differences_of, worst_of, worst_verdict
+from gpusq_deploy.benchmarks.pairs import FIRST_SPAN, LATER_SPAN, TURN, Length, Pair, Sides, pairs_at_once, take_pairs
 from gpusq_deploy.benchmarks.recording import Compared, notes_on, now, outputs_compared
 from gpusq_deploy.benchmarks.sequential import (
+    FIRST_LOOK,
     HOLDS_ERROR,
     REGRESSED_ERROR,
-    Decision,
     Differences,
     SequentialVerdict,
-    decide,
     last_look,
 )
 from gpusq_deploy.benchmarks.subject import MeasuredModel
@@ -29,9 +27,7 @@ from gpusq_deploy.benchmarks.worker_process import request_for
 from gpusq_deploy.errors import GpusqError
 
 EXIT_CODES: dict[SequentialVerdict, int] = {"holds": 0, "regressed": 1, "inconclusive": 3}
-# The first of these that a batch size has is the whole gate's.
-_WORST_FIRST: tuple[SequentialVerdict, ...] = ("regressed", "inconclusive", "holds")
-
+Stopped = Literal["decided", "time is up", "asked for so many pairs"]
 Progress = Callable[[str, int, int], None]
 
 
@@ -56,33 +52,19 @@ class GateSettings(Value):
             raise ValueError(f"needs max_seconds > 0, max_iterations >= {2 * TURN} and warmup >= 0")
 
 
-class GateBatch(Value):
-    """One batch size: `ratio` is head over base, its bounds hold whenever one looks; None: too few pairs for one.
-
-    The true ratio lies below `lower` by a chance of 0.1 % at most, above `upper` by 1 %. `more` is how many further
-    pairs would probably decide; None: decided, or none that anybody would wait for.
-    """
-
-    batch: int
-    base_ms: float
-    head_ms: float
-    ratio: float
-    lower: float | None
-    upper: float | None
-    verdict: SequentialVerdict
-    more: int | None
-
-
 class GateResult(Value):
     """The verdict, and everything that was measured for it: repeat i of `base` and of `head` are pair i.
 
-    `loads` are the load averages before the pairs, `pair_seconds` their wall times, `stopped` why no further pair was
-    taken.
+    `loads` are the load averages before the pairs, `pair_seconds` their wall times, `turns` how many each side had in
+    them (empty in older files: equally many), `stopped` why no further pair was taken. `families` is how many batch
+    sizes, of all models of the gate, share the errors (0 in older files: those of this model).
+
+    Invariant: each pair has as many samples as its turns say, so that a file from which some were dropped is refused.
     """
 
     schema: Literal["gpusq.gate/1"] = "gpusq.gate/1"
     verdict: SequentialVerdict
-    stopped: Literal["decided", "time is up", "asked for so many pairs"]
+    stopped: Stopped
     settings: GateSettings
     seconds: float
     batches: tuple[GateBatch, ...]
@@ -90,6 +72,28 @@ class GateResult(Value):
     loads: tuple[float | None, ...]
     base: Runs
     head: Runs
+    turns: tuple[int, ...] = ()
+    families: int = 0
+
+    def __post_init__(self) -> None:
+        turns = self.turns or (self.base.settings.iterations // self.settings.turn,) * len(self.pair_seconds)
+        for batch in self.base.batches:
+            for side in (self.base.of_batch(batch), self.head.of_batch(batch)):
+                if [len(entry.samples_ms) for entry in side] != [self.settings.turn * count for count in turns]:
+                    raise ValueError(f"batch {batch}: a pair has other samples than its turns say")
+
+    @property
+    def exit_code(self) -> int:
+        """0 holds, 1 regressed, 3 inconclusive."""
+        return EXIT_CODES[self.verdict]
+
+
+class Gates(Value):
+    """Several models in one gate: the worst verdict, and each model's. They share both errors."""
+
+    schema: Literal["gpusq.gates/1"] = "gpusq.gates/1"
+    verdict: SequentialVerdict
+    gates: tuple[GateResult, ...]
 
     @property
     def exit_code(self) -> int:
@@ -142,48 +146,116 @@ def interleave(sides: Sided, settings: GateSettings, progress: Progress | None =
     Raises:
         GpusqError: A side can't be run here, or its outputs are wrong.
     """
+    return interleave_models([sides], settings, progress).gates[0]
+
+
+def interleave_models(models: Sequence[Sided], settings: GateSettings, progress: Progress | None = None) -> Gates:
+    """The same of several models: a pair of each in turns, until each is decided or the time of all is up.
+
+    All batch sizes of all models share both errors, so that the chance of any false alarm stays that of one gate.
+
+    Args:
+        models: Base and head of each.
+        settings: Budget and counts of each; the time is that of all together.
+        progress: Told before each pair.
+
+    Raises:
+        GpusqError: A side can't be run here, or its outputs are wrong.
+        ValueError: There are no models.
+    """
+    if not models:
+        raise ValueError("a gate needs at least one model")
     start = time.monotonic()
-    checked = [
-        outputs_compared(sides.base, sides.base_request),
-        outputs_compared(sides.head, sides.head_request),
-    ]
-    digests = [digest_of_file(side.path) for side in (sides.base, sides.head)]
-    pairs: list[Pair] = []
-    batches: tuple[GateBatch, ...] = ()
-    stopped = None
-    while stopped is None:
-        if progress is not None:
-            progress("pairs of processes", len(pairs), _goal(len(pairs), settings))
-        pairs.append(
-            take_pair(
-                sides.base_request,
-                sides.head_request,
-                len(pairs),
-                warmup=settings.warmup,
-                turns=pairs[0].turns if pairs else None,
-                most_turns=settings.max_iterations // TURN,
+    families = sum(len(model.base_request.batches) for model in models)
+    gates = [_Gate(model, settings, families) for model in models]
+    while waiting := [gate for gate in gates if gate.stopped is None]:
+        for gate in waiting:
+            if gate.is_late(time.monotonic() - start):
+                gate.stopped = "time is up"
+                continue
+            if progress is not None:
+                progress("pairs of processes", len(gate.pairs), _goal(len(gate.pairs), settings))
+            gate.step()
+    results = tuple(gate.result() for gate in gates)
+    return Gates(verdict=worst_verdict(result.verdict for result in results), gates=results)
+
+
+class _Gate:
+    """One base and head: the pairs that were taken, and what they say."""
+
+    def __init__(self, sides: Sided, settings: GateSettings, families: int) -> None:
+        start = time.monotonic()
+        self.pairs: list[Pair] = []
+        self.stopped: Stopped | None = None
+        self._sides, self._settings, self._families = sides, settings, families
+        self._checked = [
+            outputs_compared(sides.base, sides.base_request),
+            outputs_compared(sides.head, sides.head_request),
+        ]
+        self._digests = [digest_of_file(side.path) for side in (sides.base, sides.head)]
+        self._batches: tuple[GateBatch, ...] = ()
+        self._checking = time.monotonic() - start
+
+    def is_late(self, elapsed: float) -> bool:
+        """Whether the next pair wouldn't fit into the time, `elapsed` seconds after the gate of all models began."""
+        if not self.pairs or self._settings.fixed_pairs is not None:
+            return False
+        longest = max(pair.seconds for pair in self.pairs[-3:])
+        return elapsed + longest * len(self._next()) > self._settings.max_seconds
+
+    def _next(self) -> range:
+        """The pairs that start together: up to the next look, and all of one length."""
+        done = len(self.pairs)
+        goal = _goal(done, self._settings)
+        goal = min(goal, FIRST_LOOK) if done < FIRST_LOOK else goal
+        return range(done, min(goal, done + pairs_at_once(self._sides.base_request)))
+
+    def step(self) -> None:
+        """Take the next pairs, and look."""
+        requests = (self._sides.base_request, self._sides.head_request)
+        length = _length(self.pairs, self._settings)
+        self.pairs.extend(take_pairs(*requests, self._next(), warmup=self._settings.warmup, length=length))
+        samples = [pair.samples for pair in self.pairs]
+        self._batches = decided_batches(samples, self._settings.max_regression, families=self._families)
+        self.stopped = _stopped(self.pairs, self._batches, self._settings)
+
+    def result(self) -> GateResult:
+        """What was found, once it has stopped."""
+        assert self.stopped is not None, "a gate ends when it has stopped"
+        pairs, settings = self.pairs, self._settings
+        base, head = (
+            _runs(side, digest, pairs, settings, compared, side=number)
+            for number, (side, digest, compared) in enumerate(
+                zip((self._sides.base, self._sides.head), self._digests, self._checked, strict=True)
             )
         )
-        batches = _decided(pairs, settings)
-        stopped = _stopped(pairs, batches, settings, time.monotonic() - start)
-    return GateResult(
-        verdict=_overall(batches),
-        stopped=stopped,
-        settings=settings,
-        seconds=time.monotonic() - start,
-        batches=batches,
-        pair_seconds=tuple(pair.seconds for pair in pairs),
-        loads=tuple(pair.load for pair in pairs),
-        base=_runs(sides.base, digests[0], pairs, settings, checked[0], side=0),
-        head=_runs(sides.head, digests[1], pairs, settings, checked[1], side=1),
-    )
+        return GateResult(
+            verdict=worst_of(self._batches),
+            stopped=self.stopped,
+            settings=settings,
+            seconds=self._checking + sum(pair.seconds for pair in pairs),
+            batches=self._batches,
+            pair_seconds=tuple(pair.seconds for pair in pairs),
+            loads=tuple(pair.load for pair in pairs),
+            base=base,
+            head=head,
+            turns=tuple(pair.turns for pair in pairs),
+            families=self._families,
+        )
 
 
 def log_ratios(result: GateResult, batch: int) -> Differences:
-    """What each pair says, see `log_ratio`: [pairs]."""
+    """What each pair says by the clock that decides, see `pairs.log_ratio`: [pairs]."""
     pairs = zip(result.base.of_batch(batch), result.head.of_batch(batch), strict=True)
-    turn = result.settings.turn
-    return np.array([log_ratio(ours.samples_ms, theirs.samples_ms, turn) for ours, theirs in pairs])
+    clocks = [Sides(*(Taken(side.samples_ms, side.cpu_ms) for side in pair)) for pair in pairs]
+    return differences_of(clocks, cpu=all(sides.has_cpu for sides in clocks), turn=result.settings.turn)
+
+
+def _length(pairs: Sequence[Pair], settings: GateSettings) -> Length:
+    """Short until the first look, longer after it; within either, all pairs have the same number of turns."""
+    chosen = {0: None, FIRST_LOOK: None}.get(len(pairs), pairs[-1].turns if pairs else None)
+    span = FIRST_SPAN if len(pairs) < FIRST_LOOK else LATER_SPAN
+    return Length(chosen, settings.max_iterations // TURN, span)
 
 
 def _goal(done: int, settings: GateSettings) -> int:
@@ -196,51 +268,10 @@ def _goal(done: int, settings: GateSettings) -> int:
     return goal
 
 
-def _decided(pairs: list[Pair], settings: GateSettings) -> tuple[GateBatch, ...]:
-    sizes = tuple(pairs[0].samples)
-    found: list[GateBatch] = []
-    for batch in sorted(sizes):
-        sides = [pair.samples[batch] for pair in pairs]
-        differences = np.array([log_ratio(side.base, side.head) for side in sides])
-        decision = decide(differences, settings.max_regression, families=len(sizes))
-        found.append(
-            _gate_batch(
-                batch,
-                statistics.median(value for side in sides for value in side.base),
-                statistics.median(value for side in sides for value in side.head),
-                decision,
-            )
-        )
-    return tuple(found)
-
-
-def _gate_batch(batch: int, base_ms: float, head_ms: float, decision: Decision) -> GateBatch:
-    return GateBatch(
-        batch=batch,
-        base_ms=base_ms,
-        head_ms=head_ms,
-        ratio=decision.ratio,
-        lower=decision.lower if decision.lower > 0 else None,
-        upper=decision.upper if math.isfinite(decision.upper) else None,
-        verdict=decision.verdict,
-        more=decision.more,
-    )
-
-
-def _stopped(
-    pairs: list[Pair], batches: tuple[GateBatch, ...], settings: GateSettings, seconds: float
-) -> Literal["decided", "time is up", "asked for so many pairs"] | None:
+def _stopped(pairs: list[Pair], batches: tuple[GateBatch, ...], settings: GateSettings) -> Stopped | None:
     if settings.fixed_pairs is not None:
         return "asked for so many pairs" if len(pairs) >= settings.fixed_pairs else None
-    if _overall(batches) != "inconclusive":
-        return "decided"
-    longest = max(pair.seconds for pair in pairs[-3:])
-    return "time is up" if seconds + longest > settings.max_seconds else None
-
-
-def _overall(batches: tuple[GateBatch, ...]) -> SequentialVerdict:
-    verdicts = {entry.verdict for entry in batches}
-    return next(verdict for verdict in _WORST_FIRST if verdict in verdicts)
+    return "decided" if worst_of(batches) != "inconclusive" else None
 
 
 def _runs(
@@ -248,13 +279,19 @@ def _runs(
 ) -> Runs:
     counts = MeasureSettings(
         warmup=settings.warmup,
-        iterations=pairs[0].turns * TURN,
+        iterations=max(pair.turns for pair in pairs) * TURN,
         repeats=len(pairs),
         seed=settings.seed,
         isolation="pair",
     )
     series = tuple(
-        Series(batch=batch, repeat=number, warmup=settings.warmup, samples_ms=sides[side])
+        Series(
+            batch=batch,
+            repeat=number,
+            warmup=settings.warmup,
+            samples_ms=sides[side].wall,
+            cpu_ms=sides[side].cpu,
+        )
         for number, pair in enumerate(pairs)
         for batch, sides in pair.samples.items()
     )

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from xml.etree import ElementTree
+from collections import Counter
+from collections.abc import Sequence
 
-from gpusq_deploy.benchmarks.gate import ERRORS, GateBatch, GateResult
+from gpusq_deploy.benchmarks.gate import ERRORS, GateResult, Gates
+from gpusq_deploy.benchmarks.gate_batches import ClockReading, GateBatch
+from gpusq_deploy.benchmarks.junit import JunitCase, JunitSuite, Outcome, junit_xml
 from gpusq_deploy.benchmarks.noise import MachineNoise, unlike
 from gpusq_deploy.benchmarks.report import columns
+from gpusq_deploy.benchmarks.sequential import SequentialVerdict
+from gpusq_deploy.text import some
 
 _HEADINGS = ("batch", "base ms", "head ms", "change", "at least", "at most", "verdict")
+_OUTCOMES: dict[SequentialVerdict, Outcome] = {"holds": "passed", "regressed": "failed", "inconclusive": "skipped"}
 
 
-def text_from_gate(result: GateResult, noise: MachineNoise | None = None) -> str:
-    """One row per batch size, what would decide, what this machine can see, and the verdict as the last line."""
+def text_from_gate(result: GateResult | Gates, noise: MachineNoise | None = None) -> str:
+    """Each model's table, what would decide and what this machine can see; the verdict is the last line."""
+    if isinstance(result, GateResult):
+        return _text(result, noise)
+    parts = [f"{_names(one)}\n\n{_text(one, noise)}" for one in result.gates]
+    return "\n\n".join([*parts, gate_line(result)])
+
+
+def _text(result: GateResult, noise: MachineNoise | None = None) -> str:
     lines = columns(_HEADINGS, [_row(entry) for entry in result.batches])
     loads = [load for load in result.loads if load is not None]
     load = f", load average {min(loads):.1f} to {max(loads):.1f}" if loads else ""
@@ -22,6 +35,7 @@ def text_from_gate(result: GateResult, noise: MachineNoise | None = None) -> str
         f"{len(result.pair_seconds)} pairs of processes x {iterations} inferences in {result.seconds:.0f} s{load}",
         ERRORS,
         *(f"batch {entry.batch}: {_outlook(entry, result)}" for entry in result.batches if _open(entry)),
+        *(f"batch {entry.batch}: {line}" for entry in result.batches for line in clock_lines(entry)),
         *noise_lines(result, noise),
         "",
         gate_line(result),
@@ -29,23 +43,39 @@ def text_from_gate(result: GateResult, noise: MachineNoise | None = None) -> str
     return "\n".join(lines)
 
 
-def gate_line(result: GateResult) -> str:
+def gate_line(result: GateResult | Gates) -> str:
     """The verdict in one line."""
+    if isinstance(result, Gates):
+        return models_line(result.verdict, [(one.verdict, one.head.model) for one in result.gates])
     changes = ", ".join(f"{entry.ratio - 1:+.1%} at batch {entry.batch}" for entry in result.batches)
     budget = f"budget {result.settings.max_regression:+.2%}"
     return f"{result.verdict}: {changes} ({budget}; {result.stopped} after {result.seconds:.0f} s)"
 
 
-def markdown_from_gate(result: GateResult, noise: MachineNoise | None = None) -> str:
-    """For a job's summary: the verdict, the table, and what it rests on."""
+def models_line(verdict: str, models: Sequence[tuple[str, str]]) -> str:
+    """The verdict over several models in one line: how many have which, and those that aren't as they should be."""
+    counts = Counter(found for found, _ in models)
+    said = ", ".join(f"{count} {found}" for found, count in counts.items())
+    named = [name for found, name in models if found == verdict]
+    which = "" if len(counts) == 1 else f" ({some(named)})"
+    return f"{verdict}{which}: of {len(models)} models {said}"
+
+
+def markdown_from_gate(result: GateResult | Gates, noise: MachineNoise | None = None) -> str:
+    """For a job's summary: each model's verdict, its table, and what it rests on."""
+    parts = [_markdown(one, noise) for one in _each(result)]
+    return "\n".join(parts if isinstance(result, GateResult) else [f"## Latency: {gate_line(result)}", "", *parts])
+
+
+def _markdown(result: GateResult, noise: MachineNoise | None) -> str:
     rows = [_HEADINGS, ("---:",) * (len(_HEADINGS) - 1) + ("---",), *(_row(entry) for entry in result.batches)]
     said = [f"batch {entry.batch}: {_outlook(entry, result)}" for entry in result.batches if _open(entry)]
-    names = f"`{_code(result.base.model)}` to `{_code(result.head.model)}`"
+    said += [f"batch {entry.batch}: {line}" for entry in result.batches for line in clock_lines(entry)]
     return "\n".join(
         [
             f"### Latency: {gate_line(result)}",
             "",
-            f"{names}, {len(result.pair_seconds)} pairs of processes; {ERRORS}.",
+            f"{_names(result)}, {len(result.pair_seconds)} pairs of processes; {ERRORS}.",
             "",
             *("| " + " | ".join(row) + " |" for row in rows),
             *(["", *(f"- {line}" for line in said)] if said else []),
@@ -55,30 +85,37 @@ def markdown_from_gate(result: GateResult, noise: MachineNoise | None = None) ->
     )
 
 
-def junit_from_gate(result: GateResult) -> bytes:
+def junit_from_gate(result: GateResult | Gates) -> bytes:
     """One test case per batch size: regressed is a failure, inconclusive is skipped, with the reason. UTF-8."""
-    counts = [entry.verdict for entry in result.batches]
-    suite = ElementTree.Element(
-        "testsuite",
-        name="gpusq-bench --interleave",
-        tests=str(len(counts)),
-        failures=str(counts.count("regressed")),
-        errors="0",
-        skipped=str(counts.count("inconclusive")),
-        time=f"{result.seconds:.3f}",
-    )
-    for entry in result.batches:
-        case = ElementTree.SubElement(
-            suite, "testcase", classname=_clean(result.head.model), name=f"latency at batch {entry.batch}", time="0"
+    return junit_xml([_suite(one) for one in _each(result)])
+
+
+def _suite(result: GateResult) -> JunitSuite:
+    budget = f"(budget {result.settings.max_regression:+.2%})"
+    cases = [
+        JunitCase(
+            of=result.head.model,
+            name=f"latency at batch {entry.batch}",
+            outcome=_OUTCOMES[entry.verdict],
+            text=f"{entry.ratio - 1:+.2%}: {_bounds(entry)} {budget}",
         )
-        text = f"{entry.ratio - 1:+.2%}: {_bounds(entry)} (budget {result.settings.max_regression:+.2%})"
-        if entry.verdict != "holds":
-            ElementTree.SubElement(case, "failure" if entry.verdict == "regressed" else "skipped", message=text)
-        ElementTree.SubElement(case, "system-out").text = text
-    tree = ElementTree.Element("testsuites")
-    tree.append(suite)
-    data: bytes = ElementTree.tostring(tree, encoding="utf-8", xml_declaration=True)
-    return data + b"\n"
+        for entry in result.batches
+    ]
+    return JunitSuite("gpusq-bench --interleave", cases, result.seconds)
+
+
+def clock_lines(entry: GateBatch) -> list[str]:
+    """Which clock decided where it isn't wall time, what wall time says, and a warning where that says otherwise."""
+    if entry.wall is None:
+        return []
+    wall = entry.wall
+    lines = [
+        f"decided by CPU time, which leaves out waiting for a core; wall time: {wall.base_ms:.3f} to "
+        f"{wall.head_ms:.3f} ms, {wall.ratio - 1:+.1%} ({_bounds(wall)})"
+    ]
+    if wall.verdict == "regressed" and entry.verdict != "regressed":
+        lines.append("warning: by wall time head is slower by more than the budget: it waits longer for a core")
+    return lines
 
 
 def noise_lines(result: GateResult, noise: MachineNoise | None) -> list[str]:
@@ -87,17 +124,26 @@ def noise_lines(result: GateResult, noise: MachineNoise | None) -> list[str]:
         return []
     if obstacles := unlike(noise, result):
         return [f"the noise was calibrated elsewhere, so it says nothing here: {'; '.join(obstacles)}"]
-    return [_effect(noise, entry.batch, result.settings.max_seconds) for entry in result.batches]
+    seconds, families = result.settings.max_seconds, result.families
+    return [_effect(noise, entry.batch, seconds, families) for entry in result.batches]
 
 
-def _effect(noise: MachineNoise, batch: int, seconds: float) -> str:
-    found = noise.smallest_effect(batch, seconds)
+def _effect(noise: MachineNoise, batch: int, seconds: float, families: int) -> str:
+    found = noise.smallest_effect(batch, seconds, families)
     if found is None:
         return f"batch {batch}: what this machine can see isn't known: not calibrated, or too little time for a look"
     return (
         f"batch {batch}: in {seconds:.0f} s this machine sees {found:+.1%} beyond the budget in 99 of 100 gates "
         f"(calibrated {noise.created[:10]})"
     )
+
+
+def _each(result: GateResult | Gates) -> tuple[GateResult, ...]:
+    return (result,) if isinstance(result, GateResult) else result.gates
+
+
+def _names(result: GateResult) -> str:
+    return f"`{_code(result.base.model)}` to `{_code(result.head.model)}`"
 
 
 def _open(entry: GateBatch) -> bool:
@@ -123,7 +169,7 @@ def _row(entry: GateBatch) -> tuple[str, ...]:
     )
 
 
-def _bounds(entry: GateBatch) -> str:
+def _bounds(entry: GateBatch | ClockReading) -> str:
     return f"at least {_bound(entry.lower)}, at most {_bound(entry.upper)}"
 
 
@@ -133,8 +179,3 @@ def _bound(ratio: float | None) -> str:
 
 def _code(text: str) -> str:
     return text.replace("`", "'").replace("\n", " ")
-
-
-def _clean(text: str) -> str:
-    """Without the control characters that XML 1.0 has no form for."""
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpusq_deploy.artifacts import Value
 from gpusq_deploy.benchmarks.gate import GateResult, log_ratios
+from gpusq_deploy.benchmarks.gate_batches import Clock
 from gpusq_deploy.benchmarks.sequential import FIRST_LOOK, REGRESSED_ERROR, Differences, averages, looks
 
 CALIBRATION_PAIRS = 20
@@ -40,13 +41,15 @@ class MachineNoise(Value):
     pair_seconds: float
     load: float | None
     batches: tuple[NoiseBatch, ...]
+    clock: Clock = "wall time"
 
-    def smallest_effect(self, batch: int, seconds: float) -> float | None:
+    def smallest_effect(self, batch: int, seconds: float, families: int = 0) -> float | None:
         """How far beyond the budget a head must be, as a share, to be called regressed in 99 % of gates in that time.
 
             (Φ⁻¹(1 - alpha_k) + Φ⁻¹(0.99)) · spread / √pairs        at the last look k that the time allows
 
-        None: the time isn't enough for the first look, or the batch size wasn't measured.
+        None: the time isn't enough for the first look, or the batch size wasn't measured. `families` batch sizes share
+        the errors; 0: those that were calibrated.
         """
         spreads = [entry.spread for entry in self.batches if entry.batch == batch]
         allowed = int(seconds / self.pair_seconds)
@@ -58,7 +61,7 @@ class MachineNoise(Value):
                 break
             last = look
         assert last is not None, "the first look was allowed"
-        level = REGRESSED_ERROR * last.share / len(self.batches)
+        level = REGRESSED_ERROR * last.share / (families or len(self.batches))
         z = _NORMAL.inv_cdf(1 - level) + _NORMAL.inv_cdf(_POWER)
         return math.expm1(z * spreads[0] / math.sqrt(last.pairs))
 
@@ -79,6 +82,7 @@ def noise_of(result: GateResult) -> MachineNoise:
         pair_seconds=float(np.median(result.pair_seconds)),
         load=float(np.mean(loads)) if loads else None,
         batches=tuple(_batch(batch, log_ratios(result, batch)) for batch in runs.batches),
+        clock=result.batches[0].clock,
     )
 
 
@@ -91,6 +95,7 @@ def unlike(noise: MachineNoise, result: GateResult) -> tuple[str, ...]:
         "GPU": (noise.gpu, runs.environment.gpu),
         "runtime": (noise.runtime, runs.runtime.name),
         "threads": (noise.threads, runs.runtime.threads),
+        "clock": (noise.clock, result.batches[0].clock),
     }
     return tuple(
         f"{name}: {theirs} calibrated, {ours} here" for name, (theirs, ours) in facts.items() if theirs != ours

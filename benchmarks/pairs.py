@@ -1,4 +1,4 @@
-"""One pair: a fresh process of base and one of head, alive together, timed in turns A B B A.
+"""Pairs: a fresh process of base and one of head, alive together, timed in turns A B B A.
 
 Turns are a few inferences long, so that what the machine does meanwhile (another job, a clock that falls) burdens
 both sides alike, and the pair's ratio keeps little of it.
@@ -15,22 +15,44 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from gpusq_deploy.artifacts import RuntimeInfo
+from gpusq_deploy.benchmarks.cpu_clock import Taken, has_cpu_clock
 from gpusq_deploy.benchmarks.worker import WorkerRequest
 from gpusq_deploy.benchmarks.worker_process import WorkerProcess
 
 # Inferences of one turn, and those before them that don't count: the other side's threads may still spin.
 TURN = 3
 TURN_WARMUP = 1
-# Of one pair, all batch sizes together: so that eleven pairs stay within a minute.
-MOST_SECONDS = 3.0
+
+
+class Span(NamedTuple):
+    """How long a pair is timed, all batch sizes together: so many seconds, or this share of what it took to start."""
+
+    seconds: float
+    of_start: float
+
+    def after(self, start: float) -> float:
+        """Seconds, where the processes took `start` seconds."""
+        return max(self.seconds, self.of_start * start)
+
+
+# The first pairs are short: they see a large effect, and longer ones see it no sooner. Those that are needed beyond the
+# first look seek a small one; where cores are so busy that processes start slowly, a pair must be worth its start.
+FIRST_SPAN = Span(1.0, 1.0)
+LATER_SPAN = Span(3.0, 1.0)
 FEWEST_TURNS = 2
+AT_ONCE = 4
 
 
 class Sides(NamedTuple):
     """What base and head took in one pair: ms, in order."""
 
-    base: tuple[float, ...]
-    head: tuple[float, ...]
+    base: Taken
+    head: Taken
+
+    @property
+    def has_cpu(self) -> bool:
+        """Whether both were timed by the second clock too, see `cpu_clock`."""
+        return bool(self.base.cpu and self.head.cpu)
 
 
 class Pair(NamedTuple):
@@ -43,37 +65,80 @@ class Pair(NamedTuple):
     load: float | None
 
 
-def take_pair(
-    base: WorkerRequest, head: WorkerRequest, number: int, *, warmup: int, turns: int | None, most_turns: int
-) -> Pair:
-    """Measure every batch size of both sides.
+class Length(NamedTuple):
+    """How long a pair is: so many turns of each side and batch size, or None: what fits into the span.
+
+    What fits is told from the latencies of the warm-up, and is at most `most_turns`.
+    """
+
+    turns: int | None
+    most_turns: int
+    span: Span = LATER_SPAN
+
+
+def pairs_at_once(request: WorkerRequest) -> int:
+    """How many pairs of processes may start together.
+
+    A process that waits for its turn uses no core where it computes on one thread of a CPU. Threads of several could
+    spin, and a GPU's memory may hold two engines but not eight.
+    """
+    return AT_ONCE if has_cpu_clock(request.runtime, request.threads) else 1
+
+
+def take_pairs(
+    base: WorkerRequest, head: WorkerRequest, numbers: Sequence[int], *, warmup: int, length: Length
+) -> tuple[Pair, ...]:
+    """Measure every batch size of both sides, in several pairs of processes that start together, one pair at a time.
+
+    On busy cores a start is most of what a pair costs, and several starts at once take hardly longer than one.
 
     Args:
         base: What holds today.
         head: What would replace it.
-        number: Of this pair, from 0: head goes first in odd ones.
+        numbers: Of these pairs, from 0: head goes first in odd ones.
         warmup: Inferences of each side and batch size before the first turn.
-        turns: Of each side and batch size; None: what fits into `MOST_SECONDS` by the latencies of the warm-up.
-        most_turns: No more than this.
+        length: How many turns, or how they are chosen, by the first of these pairs.
 
     Raises:
         GpusqError: A side can't be opened or run.
     """
-    start, load = time.monotonic(), load_average()
-    forward = number % 2 == 0
-    batches = base.batches if forward else base.batches[::-1]
+    start = time.monotonic()
+    taken: list[Pair] = []
     with ExitStack() as stack:
-        order = (base, head) if forward else (head, base)
-        workers = [stack.enter_context(WorkerProcess(request)) for request in order]
-        opened = [worker.opened() for worker in workers]
-        slowest = sum(max(_warm(worker, batch, warmup) for worker in workers) for batch in batches)
-        count = turns_within(MOST_SECONDS, slowest, most_turns) if turns is None else turns
-        samples: dict[int, Sides] = {}
-        for batch in batches:
-            first, second = _in_turns(workers[0], workers[1], batch, count)
-            samples[batch] = Sides(first, second) if forward else Sides(second, first)
-    ours, theirs = opened if forward else opened[::-1]
-    return Pair(samples, count, (ours, theirs), time.monotonic() - start, load)
+        orders = [(base, head) if number % 2 == 0 else (head, base) for number in numbers]
+        processes = [[stack.enter_context(WorkerProcess(request)) for request in order] for order in orders]
+        started = [_Started(workers, [worker.opened() for worker in workers]) for workers in processes]
+        starting = (time.monotonic() - start) / len(numbers)
+        for number, pair in zip(numbers, started, strict=True):
+            asked = length._replace(turns=taken[0].turns) if taken else length
+            taken.append(_timed(pair, base.batches, warmup, asked, starting, forward=number % 2 == 0))
+    return tuple(taken)
+
+
+class _Started(NamedTuple):
+    """The two processes of a pair, in the order that they started, and what each opened."""
+
+    workers: list[WorkerProcess]
+    opened: list[RuntimeInfo]
+
+
+def _timed(
+    started: _Started, batches: Sequence[int], warmup: int, length: Length, starting: float, *, forward: bool
+) -> Pair:
+    """Time one pair, and end its processes; `forward`: base is the first of them."""
+    start, load = time.monotonic(), load_average()
+    workers = started.workers
+    ordered = batches if forward else batches[::-1]
+    slowest = sum(max(_warm(worker, batch, warmup) for worker in workers) for batch in ordered)
+    count = length.turns or turns_within(length.span.after(starting), slowest, length.most_turns)
+    samples: dict[int, Sides] = {}
+    for batch in ordered:
+        first, second = _in_turns(workers[0], workers[1], batch, count)
+        samples[batch] = Sides(first, second) if forward else Sides(second, first)
+    for worker in workers:
+        worker.close()
+    ours, theirs = started.opened if forward else started.opened[::-1]
+    return Pair(samples, count, (ours, theirs), starting + time.monotonic() - start, load)
 
 
 def log_ratio(base: Sequence[float], head: Sequence[float], turn: int = TURN) -> float:
@@ -113,11 +178,15 @@ def _warm(worker: WorkerProcess, batch: int, count: int) -> float:
     return statistics.median(worker.take(batch, TURN, warmup=count))
 
 
-def _in_turns(first: WorkerProcess, second: WorkerProcess, batch: int, turns: int) -> Sequence[tuple[float, ...]]:
-    taken: tuple[list[float], list[float]] = ([], [])
+def _in_turns(first: WorkerProcess, second: WorkerProcess, batch: int, turns: int) -> tuple[Taken, Taken]:
+    taken: tuple[list[Taken], list[Taken]] = ([], [])
     for turn in range(turns):
         places = (0, 1) if turn % 2 == 0 else (1, 0)
         for place in places:
             worker = (first, second)[place]
-            taken[place].extend(worker.take(batch, TURN, warmup=TURN_WARMUP))
-    return tuple(taken[0]), tuple(taken[1])
+            taken[place].append(worker.take_both(batch, TURN, warmup=TURN_WARMUP))
+    return _joined(taken[0]), _joined(taken[1])
+
+
+def _joined(turns: list[Taken]) -> Taken:
+    return Taken(*(tuple(value for turn in clock for value in turn) for clock in zip(*turns, strict=True)))

@@ -18,6 +18,7 @@ Five units, because with four against four the smallest possible p is 1/70: noth
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from gpusq_deploy.artifacts import Runs, Value
@@ -49,6 +50,7 @@ EXIT_CODES: dict[Verdict, int] = {
 }
 # The first of these that a batch size has is the whole comparison's.
 _WORST_FIRST: tuple[BatchVerdict, ...] = ("regressed", "inconclusive", "not steady", "steady", "holds")
+_WORST_MODEL_FIRST: tuple[Verdict, ...] = ("regressed", "not comparable", *_WORST_FIRST[1:])
 SIGNIFICANCE = 0.01
 MIN_UNITS = 5
 MIN_ITERATIONS = 10
@@ -94,6 +96,27 @@ class Comparison(Value):
         return EXIT_CODES[self.verdict]
 
 
+class NamedComparison(Value):
+    """The comparison of one model, and what it is called."""
+
+    name: str
+    comparison: Comparison
+
+
+class Comparisons(Value):
+    """Several models compared together: the worst verdict, and each model's."""
+
+    schema: Literal["gpusq.comparisons/1"] = "gpusq.comparisons/1"
+    verdict: Verdict
+    max_regression: float
+    models: tuple[NamedComparison, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """As of one: 0 holds or steady, 1 regressed, 3 inconclusive or not steady, 4 not comparable."""
+        return EXIT_CODES[self.verdict]
+
+
 def compare(base: Runs, head: Runs, max_regression: float, *, steady: bool = False) -> Comparison:
     """Compare two runs.
 
@@ -106,16 +129,60 @@ def compare(base: Runs, head: Runs, max_regression: float, *, steady: bool = Fal
     Raises:
         ValueError: The budget is negative or not finite.
     """
+    return compare_named([("", base, head)], max_regression, steady=steady).models[0].comparison
+
+
+def compare_named(
+    models: Sequence[tuple[str, Runs, Runs]], max_regression: float, *, steady: bool = False
+) -> Comparisons:
+    """Compare the runs of several models; p-values are adjusted over all of their batch sizes together.
+
+    Args:
+        models: Name, base and head of each.
+        max_regression: See `compare`.
+        steady: See `compare`.
+
+    Raises:
+        ValueError: No models, or the budget is negative or not finite.
+    """
     if not 0 <= max_regression < float("inf"):
         raise ValueError(f"a budget must be finite and not negative, not {max_regression}")
+    if not models:
+        raise ValueError("a comparison needs at least one model")
+    asked = [_asked(base, head, steady=steady) for _, base, head in models]
+    enough = [pair for one in asked for pair in one.pairs if pair.shortage is None]
+    adjusted = iter(false_discovery_adjusted([_p_slower(pair) for pair in enough]))
+    compared = tuple(
+        NamedComparison(name=name, comparison=_compared(one, base, head, adjusted, max_regression, steady=steady))
+        for (name, base, head), one in zip(models, asked, strict=True)
+    )
+    verdicts = {entry.comparison.verdict for entry in compared}
+    worst: Verdict = next(verdict for verdict in _WORST_MODEL_FIRST if verdict in verdicts)
+    return Comparisons(verdict=worst, max_regression=max_regression, models=compared)
+
+
+class _Asked(NamedTuple):
+    """Why two runs can't be compared, or the batch sizes that they share."""
+
+    reasons: tuple[str, ...]
+    pairs: tuple[_Sides, ...]
+
+
+def _asked(base: Runs, head: Runs, *, steady: bool) -> _Asked:
     reasons = obstacles(base, head)
     if steady:
         reasons = (*reasons, *_not_one_model_twice(base, head))
     shared = () if reasons else tuple(sorted(set(base.batches) & set(head.batches)))
-    pairs = [_Sides(batch, samples_of(base, batch), samples_of(head, batch)) for batch in shared]
-    adjusted = iter(false_discovery_adjusted([_p_slower(pair) for pair in pairs if pair.shortage is None]))
+    return _Asked(reasons, tuple(_Sides(batch, samples_of(base, batch), samples_of(head, batch)) for batch in shared))
+
+
+def _compared(
+    asked: _Asked, base: Runs, head: Runs, adjusted: Iterator[float], max_regression: float, *, steady: bool
+) -> Comparison:
+    reasons = asked.reasons
     batches = tuple(
-        _compare_batch(pair, None if pair.shortage else next(adjusted), max_regression, steady=steady) for pair in pairs
+        _compare_batch(pair, None if pair.shortage else next(adjusted), max_regression, steady=steady)
+        for pair in asked.pairs
     )
     return Comparison(
         verdict="not comparable" if reasons else _overall(batches),

@@ -1,4 +1,4 @@
-"""Runs and comparisons as text for a terminal or a CI log: plain ASCII columns, no colours, no wrapping."""
+"""Runs as text for a terminal or a CI log: plain ASCII columns, no colours, no wrapping."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from gpusq_deploy.artifacts import EngineBuilds, Environment, MeasureSettings, Runs, RuntimeInfo
 from gpusq_deploy.benchmarks.energy import energy_lines
 from gpusq_deploy.benchmarks.machine.steadiness import unsteadiness
-from gpusq_deploy.benchmarks.regression import BatchComparison, Comparison
 from gpusq_deploy.benchmarks.statistics import unit_medians
 from gpusq_deploy.benchmarks.summary import BatchSummary, samples_of, summarise
 from gpusq_deploy.text import counted
@@ -15,7 +14,6 @@ from gpusq_deploy.text import counted
 _RUN_HEADINGS = ("batch", "samples", "median ms", "p90 ms", "p99 ms", "per second", "cv")
 _REPEATS = {"session": "sessions", "process": "processes", "pair": "processes in pairs"}
 _LOCKED = {True: "locked", False: "not locked", None: "unknown"}
-COMPARISON_HEADINGS = ("batch", "base ms", "head ms", "change", "95 % interval", "p slower", "verdict")
 
 
 def text_from_runs(runs: Runs) -> str:
@@ -34,10 +32,10 @@ def text_from_runs(runs: Runs) -> str:
     return "\n".join(
         [
             *lines,
-            *_block([*_spreads(runs), *energy_lines(runs)]),
-            *_block(remarks),
-            *_block(unsteadiness(runs)),
-            *_block(runs.notes),
+            *block([*_spreads(runs), *energy_lines(runs)]),
+            *block(remarks),
+            *block(unsteadiness(runs)),
+            *block(runs.notes),
         ]
     )
 
@@ -65,20 +63,6 @@ def builds_text(builds: EngineBuilds) -> str:
     lists = {entry.layers_digest for entry in builds.engines}
     kernels = "1 distinct list of kernels" if len(lists) == 1 else f"{len(lists)} distinct lists of kernels"
     return f"{counted(len(builds.engines), 'build')}, {counted(len(engines), 'distinct engine')}, {kernels}"
-
-
-def text_from_comparison(comparison: Comparison) -> str:
-    """One row per batch size with its reason, every remark, and the verdict as the last line, without a newline."""
-    lines: list[str] = []
-    if comparison.batches:
-        lines += columns(COMPARISON_HEADINGS, [comparison_row(entry) for entry in comparison.batches])
-    lines += _block([f"batch {entry.batch}: {entry.reason}" for entry in comparison.batches])
-    lines += _block([f"batch {entry.batch}: {said}" for entry in comparison.batches for said in entry.warnings])
-    lines += _block(comparison.remarks)
-    lines += _block(comparison.reasons)
-    sides = "+/-" if comparison.verdict in {"steady", "not steady"} else "+"
-    verdict = f"{comparison.verdict} (budget {sides}{comparison.max_regression:.2%})"
-    return "\n".join([*lines, "", verdict]).lstrip("\n")
 
 
 def runtime_text(runtime: RuntimeInfo) -> str:
@@ -126,20 +110,6 @@ def _run_row(summary: BatchSummary) -> tuple[str, ...]:
     )
 
 
-def comparison_row(entry: BatchComparison) -> tuple[str, ...]:
-    """One batch size under `COMPARISON_HEADINGS`."""
-    known = entry.lower is not None and entry.upper is not None
-    return (
-        str(entry.batch),
-        f"{entry.base_ms:.3f}",
-        f"{entry.head_ms:.3f}",
-        f"{entry.ratio - 1:+.2%}",
-        f"{(entry.lower or 0) - 1:+.2%} to {(entry.upper or 0) - 1:+.2%}" if known else "-",
-        "-" if entry.p_slower is None else f"{entry.p_slower:.2g}",
-        entry.verdict,
-    )
-
-
 def _milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
@@ -150,5 +120,6 @@ def columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (headings, *rows)]
 
 
-def _block(lines: Sequence[str]) -> list[str]:
+def block(lines: Sequence[str]) -> list[str]:
+    """Lines after an empty one; nothing of none."""
     return ["", *lines] if lines else []

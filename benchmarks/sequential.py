@@ -5,6 +5,10 @@ the true log ratio, whatever else its distribution: tails may be heavy and pairs
 signed-rank test is then exact (Hollander, Wolfe, Chicken, Nonparametric Statistical Methods, 3rd edition, section 3.1),
 and so are the bounds that its inversion gives, two of the sorted averages (d_i + d_j)/2 (ibid., section 3.3).
 
+Pairs of other lengths spread by other amounts, so each has a weight w, which may depend on its length, not on what it
+says: the test is of w_i (d_i - c), symmetric as well where d_i is about c. With z = w (d - c), z_i + z_j > 0 just where
+c is below (w_i d_i + w_j d_j)/(w_i + w_j), so that the bounds are two of those sorted averages.
+
 Looking again and again is paid for by alpha spending (Lan, DeMets, Biometrika 70, 1983): the k-th look may err with
 
     alpha_k = alpha / (k (k + 1)),      the sum over all looks is alpha
@@ -80,7 +84,9 @@ def last_look(pairs: int) -> Look | None:
     return found
 
 
-def decide(differences: Differences, budget: float, *, families: int = 1) -> Decision:
+def decide(
+    differences: Differences, budget: float, *, families: int = 1, weights: Differences | None = None
+) -> Decision:
     """Decide by the last look that the pairs allow; pairs after it are left for the next one.
 
     Args:
@@ -88,6 +94,7 @@ def decide(differences: Differences, budget: float, *, families: int = 1) -> Dec
         budget: As a share: 0.03 allows 3 % more latency.
         families: Batch sizes or models that are decided together: each gets its share of both errors, so that the
             chance of any false alarm stays the same (Bonferroni).
+        weights: [pairs] positive, of each pair; None: equal ones.
 
     Raises:
         ValueError: There are no pairs.
@@ -95,10 +102,11 @@ def decide(differences: Differences, budget: float, *, families: int = 1) -> Dec
     if not differences.size:
         raise ValueError("a decision needs at least one pair")
     look = last_look(differences.size)
+    weighed = np.ones_like(differences) if weights is None else weights
     if look is None:
-        ratio = math.exp(float(np.median(averages(differences))))
+        ratio = math.exp(float(np.median(averages(differences, weighed))))
         return Decision("inconclusive", ratio, 0.0, math.inf, FIRST_LOOK - differences.size)
-    walsh = averages(differences[: look.pairs])
+    walsh = averages(differences[: look.pairs], weighed[: look.pairs])
     share = look.share / families
     lower = _lower_bound(walsh, look.pairs, REGRESSED_ERROR * share)
     upper = -_lower_bound(-walsh[::-1], look.pairs, HOLDS_ERROR * share)
@@ -111,11 +119,16 @@ def decide(differences: Differences, budget: float, *, families: int = 1) -> Dec
     return Decision(verdict, math.exp(centre), math.exp(lower), _exp(upper), more)
 
 
-def averages(differences: Differences) -> Differences:
-    """Walsh's averages (d_i + d_j)/2 for i ≤ j, ascending: [n (n + 1)/2]. Their median estimates the centre."""
+def averages(differences: Differences, weights: Differences | None = None) -> Differences:
+    """Walsh's averages (d_i + d_j)/2 for i ≤ j, ascending: [n (n + 1)/2]. Their median estimates the centre.
+
+    With weights (w_i d_i + w_j d_j)/(w_i + w_j).
+    """
+    weighed = np.ones_like(differences) if weights is None else weights
     rows, columns = np.triu_indices(differences.size)
-    sums: Differences = np.sort((differences[rows] + differences[columns]) / 2)
-    return sums
+    sums = (weighed * differences)[rows] + (weighed * differences)[columns]
+    found: Differences = np.sort(sums / (weighed[rows] + weighed[columns]))
+    return found
 
 
 def critical_sum(pairs: int, level: float) -> int | None:

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Literal
 import msgspec
 
 from gpusq_deploy.artifacts import BatchRange, RuntimeInfo, Value
+from gpusq_deploy.benchmarks.cpu_clock import has_cpu_clock, take_samples
 from gpusq_deploy.benchmarks.load.values import LoadTrial
 from gpusq_deploy.errors import GpusqError
 
@@ -60,10 +61,14 @@ class WorkerFailure(Value):
 
 
 class WorkerReply(Value):
-    """One of these: the session that was opened, samples in ms, queries under load, or what went wrong."""
+    """One of these: the session that was opened, samples in ms, queries under load, or what went wrong.
+
+    `cpu_ms` are the samples without waiting for a core, see `cpu_clock`; empty where that isn't measured.
+    """
 
     opened: RuntimeInfo | None = None
     samples_ms: tuple[float, ...] | None = None
+    cpu_ms: tuple[float, ...] = ()
     trial: LoadTrial | None = None
     failure: WorkerFailure | None = None
 
@@ -104,6 +109,7 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     with closing(open_requested(request)) as session:
         check_batches(session.inputs, request.batches, request.allowed)
         send_reply(replies, WorkerReply(opened=session_info(session, request)))
+        cpu_clock = has_cpu_clock(session.runtime, request.threads)
         timers: dict[int, Callable[[], float]] = {}
         for line in requests:
             wanted = msgspec.json.decode(line, type=TakeRequest)
@@ -112,7 +118,8 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
             take = timers[wanted.batch]
             for _ in range(wanted.warmup):
                 take()
-            send_reply(replies, WorkerReply(samples_ms=tuple(take() for _ in range(wanted.count))))
+            taken = take_samples(take, wanted.count, cpu_clock=cpu_clock)
+            send_reply(replies, WorkerReply(samples_ms=taken.wall, cpu_ms=taken.cpu))
 
 
 def open_requested(request: WorkerRequest) -> SharedSession:
@@ -121,11 +128,13 @@ def open_requested(request: WorkerRequest) -> SharedSession:
     Raises:
         GpusqError: It can't be opened.
     """
-    from gpusq_deploy.engines import open_onnx, open_session
-
     path = Path(request.path)
     if request.threads is not None and not request.cuda_graph:
+        from gpusq_deploy.engines import open_onnx
+
         return open_onnx(path, threads=request.threads)
+    from gpusq_deploy.engines import open_session  # brings the targets and the GPU's libraries: a tenth of a start
+
     weights = None if request.weights is None else Path(request.weights)
     return open_session(
         path, request.runtime, weights=weights, cuda_graph=request.cuda_graph, host_code=request.host_code

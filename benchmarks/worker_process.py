@@ -12,6 +12,7 @@ import msgspec
 
 import gpusq_deploy
 from gpusq_deploy.artifacts import RuntimeInfo
+from gpusq_deploy.benchmarks.cpu_clock import Taken
 from gpusq_deploy.benchmarks.load.values import LoadTrial, TrialRequest
 from gpusq_deploy.benchmarks.subject import MeasuredModel
 from gpusq_deploy.benchmarks.worker import TakeRequest, WorkerReply, WorkerRequest
@@ -76,11 +77,19 @@ class WorkerProcess:
         Raises:
             GpusqError: The runtime failed, or an output isn't finite.
         """
+        return self.take_both(batch, count, warmup=warmup).wall
+
+    def take_both(self, batch: int, count: int, *, warmup: int = 0) -> Taken:
+        """The same by both clocks, where the second one is there.
+
+        Raises:
+            GpusqError: The runtime failed, or an output isn't finite.
+        """
         self._send(TakeRequest(batch=batch, count=count, warmup=warmup))
-        samples = self._reply().samples_ms
-        if samples is None:
+        reply = self._reply()
+        if reply.samples_ms is None:
             raise ValueError("the worker answered something else")
-        return samples
+        return Taken(reply.samples_ms, reply.cpu_ms)
 
     def load(self, request: TrialRequest) -> LoadTrial:
         """What a worker of `benchmarks.load` did under load.

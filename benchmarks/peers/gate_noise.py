@@ -1,61 +1,89 @@
 """Record what a machine's noise does to latencies: pairs of processes of one model, as the interleaved gate takes them.
 
-    python benchmarks/peers/gate_noise.py --json benchmarks/results/gate_noise.json
+    python benchmarks/peers/gate_noise.py --json benchmarks/results/gate_noise.json --state "both cores busy"
 
 A ViT-Tiny of 6 blocks at 96 pixels with random weights, on ONNX Runtime. Busy cores are made by processes that count.
-Other work on the machine isn't stopped: the load average before each pair is written down.
+Other work on the machine isn't stopped: the load average before each pair is written down. Each named state replaces
+the one of that name in the file; a state called idle is refused where the load average says that it isn't.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
 
 from gpusq_deploy.benchmarks.environment import read_environment
-from gpusq_deploy.benchmarks.pairs import TURN, take_pair
+from gpusq_deploy.benchmarks.pairs import TURN, Length, Pair, pairs_at_once, take_pairs
 from gpusq_deploy.benchmarks.worker import WorkerRequest
 
 WARMUP = 10
-# Name, cores kept busy, threads of ONNX Runtime (None: its own choice, here both cores).
-STATES = (
-    ("as it was", 0, 1),
-    ("one core busy", 1, 1),
-    ("both cores busy", 2, 1),
-    ("both cores busy, all threads", 2, None),
-)
+SECONDS = 330.0
+FEWEST_PAIRS = 20
+IDLE_LOAD = 0.5
+# Seconds until a load of 1 that has ended falls below `IDLE_LOAD`, and more.
+PATIENCE = 120.0
+
+
+class State(NamedTuple):
+    """Cores that other work keeps busy, and threads of ONNX Runtime (None: its own choice, all cores)."""
+
+    busy: int
+    threads: int | None
+
+
+STATES = {
+    "idle": State(0, 1),
+    "idle, all threads": State(0, None),
+    "one core busy": State(1, 1),
+    "both cores busy": State(2, 1),
+    "both cores busy, all threads": State(2, None),
+}
 
 
 def main() -> None:
-    """Record every state."""
+    """Record the states that were named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--pairs", type=int, default=30)
-    parser.add_argument("--turns", type=int, default=40)
+    parser.add_argument("--state", action="append", choices=tuple(STATES), help="(default: all of them)")
+    parser.add_argument("--pairs", type=int, default=30, help="fewer where they would last longer than 330 s")
+    parser.add_argument("--turns", type=int, default=30)
     options = parser.parse_args()
-    environment = read_environment()
-    found: dict[str, Any] = {
-        "what": f"ms of each of two processes of one model, by pair; turns of {TURN} inferences, A B B A",
-        "turn": TURN,
-        "machine": {"cpu": environment.cpu, "cores": environment.cores, "os": environment.os},
-        "states": [],
-    }
     with tempfile.TemporaryDirectory() as folder:
         model = vision_transformer(Path(folder), blocks=6)
-        for name, busy, threads in STATES:
-            with busy_cores(busy):
-                pairs = _record(model, threads, options.pairs, options.turns)
-            found["states"].append({"name": name, "threads": threads, "pairs": pairs})
-            options.json.write_text(json.dumps(found) + "\n")
+        for name in options.state or STATES:
+            with prepared(name):
+                pairs = _record(model, STATES[name], options.pairs, options.turns)
+            require_idle(name, max(pair["load"] for pair in pairs))
+            merge(options.json, name, pairs)
+
+
+def merge(path: Path, name: str, pairs: list[dict[str, Any]]) -> None:
+    """Put one state into the file, in the order of `STATES`."""
+    environment = read_environment()
+    found: dict[str, Any] = {
+        "what": f"ms of each of two processes of one model, by pair; turns of {TURN} inferences, A B B A; "
+        "cpu_ms without waiting for a core",
+        "turn": TURN,
+        "states": [],
+    }
+    kept: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["states"] if path.exists() else []
+    machine = {"cpu": environment.cpu, "cores": environment.cores, "os": environment.os}
+    state = {"name": name, "threads": STATES[name].threads, "machine": machine, "pairs": pairs}
+    by_name = {entry["name"]: entry for entry in kept} | {name: state}
+    found["states"] = [by_name[known] for known in STATES if known in by_name]
+    path.write_text(json.dumps(found) + "\n")
 
 
 def vision_transformer(folder: Path, blocks: int) -> Path:
@@ -65,6 +93,34 @@ def vision_transformer(folder: Path, blocks: int) -> Path:
     path = folder / f"vit-{blocks}.onnx"
     torch.onnx.export(module, (torch.zeros(1, 3, 96, 96),), path, dynamo=False, opset_version=17)
     return path
+
+
+@contextmanager
+def prepared(name: str) -> Generator[None, None, None]:
+    """The state: so much other work, and of an idle machine, that it is idle.
+
+    Raises:
+        SystemExit: It isn't, not even after two minutes.
+    """
+    if name.startswith("idle"):
+        end = time.monotonic() + PATIENCE
+        while (load := os.getloadavg()[0]) > IDLE_LOAD:
+            if time.monotonic() > end:
+                raise SystemExit(f"the machine isn't idle: its load average is {load:.2f}, above {IDLE_LOAD}")
+            time.sleep(5)
+    with busy_cores(STATES[name].busy):
+        yield
+
+
+def require_idle(name: str, load: float) -> None:
+    """Of an idle machine, the load while it was recorded may be our own: two processes in turns.
+
+    Raises:
+        SystemExit: It was more.
+    """
+    own = (os.cpu_count() or 1) if STATES[name].threads is None else 1
+    if name.startswith("idle") and load > own + IDLE_LOAD:
+        raise SystemExit(f"the machine wasn't idle: its load average rose to {load:.2f}, of which {own} are ours")
 
 
 @contextmanager
@@ -78,22 +134,26 @@ def busy_cores(count: int) -> Generator[None, None, None]:
         yield
 
 
-def _record(model: Path, threads: int | None, count: int, turns: int) -> list[dict[str, Any]]:
-    request = WorkerRequest(path=str(model), runtime="onnxruntime", reason="asked for", batches=(1,), threads=threads)
+def _record(model: Path, state: State, count: int, turns: int) -> list[dict[str, Any]]:
+    request = WorkerRequest(
+        path=str(model), runtime="onnxruntime", reason="asked for", batches=(1,), threads=state.threads
+    )
     taken: list[dict[str, Any]] = []
-    for number in range(count):
-        pair = take_pair(request, request, number, warmup=WARMUP, turns=turns, most_turns=turns)
-        sides = pair.samples[1]
-        taken.append(
-            {
-                "load": pair.load,
-                "seconds": round(pair.seconds, 2),
-                "base_ms": [round(value, 3) for value in sides.base],
-                "head_ms": [round(value, 3) for value in sides.head],
-            }
-        )
-        print(f"pair {number + 1} of {count}: {pair.seconds:.1f} s", file=sys.stderr)
+    start = time.monotonic()
+    while len(taken) < count and (len(taken) < FEWEST_PAIRS or time.monotonic() - start < SECONDS):
+        numbers = range(len(taken), min(count, len(taken) + pairs_at_once(request)))
+        pairs = take_pairs(request, request, numbers, warmup=WARMUP, length=Length(turns, turns))
+        taken.extend(_row(pair) for pair in pairs)
+        seconds = sum(pair.seconds for pair in pairs)
+        print(f"pairs {len(taken)} of {count}: {seconds:.1f} s", file=sys.stderr)
     return taken
+
+
+def _row(pair: Pair) -> dict[str, Any]:
+    base, head = pair.samples[1]
+    samples = {"base_ms": base.wall, "head_ms": head.wall, "base_cpu_ms": base.cpu, "head_cpu_ms": head.cpu}
+    rounded = {name: [round(value, 3) for value in values] for name, values in samples.items()}
+    return {"load": pair.load, "seconds": round(pair.seconds, 2), **rounded}
 
 
 if __name__ == "__main__":

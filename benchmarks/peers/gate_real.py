@@ -1,6 +1,10 @@
-"""Real gates on this machine: a ViT-Tiny of 6 blocks against itself, and against one of 8 blocks (+33 % of the work).
+"""Real gates on this machine: a ViT-Tiny of 6 blocks against one of 8 (+33 % of the blocks), and against itself.
 
-python benchmarks/peers/gate_real.py --json benchmarks/results/gate_real.json
+    python benchmarks/peers/gate_real.py --json benchmarks/results/gate_real.json --page docs/benchmarking.md \
+        --state "both cores busy"
+
+Each named state replaces the one of that name in the file; see `gate_noise.py` for what they are. A gate ends undecided
+after 120 s, so that a state takes five minutes at most.
 """
 
 from __future__ import annotations
@@ -13,45 +17,90 @@ from pathlib import Path
 from typing import Any
 
 from gpusq_deploy import interleave
+from gpusq_deploy.benchmarks.environment import read_environment
 from gpusq_deploy.benchmarks.gate import log_ratios
-from gpusq_deploy.benchmarks.peers.gate_noise import busy_cores, vision_transformer
+from gpusq_deploy.benchmarks.peers.gate_noise import STATES, prepared, require_idle, vision_transformer
 
 SECONDS = 120
+BEGIN, END = "<!-- gate real: begin -->", "<!-- gate real: end -->"
 
 
 def main() -> None:
-    """Run them, two kinds in turns, and write each as it ends."""
+    """Run both gates in the states that were named, and write each state as it ends."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--gates", type=int, default=3)
-    parser.add_argument("--busy", type=int, default=0, help="cores kept busy meanwhile")
+    parser.add_argument("--page", type=Path, help="put the table into it")
+    parser.add_argument("--state", action="append", choices=tuple(STATES), help="(default: all of them)")
     options = parser.parse_args()
-    found: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, busy_cores(options.busy):
+    with tempfile.TemporaryDirectory() as folder:
         base, deeper = (vision_transformer(Path(folder), blocks) for blocks in (6, 8))
-        for number in range(2 * options.gates):
-            head = deeper if number % 2 == 0 else base
-            found.append(_gate(base, head))
-            print(found[-1]["head"], found[-1]["verdict"], f"{found[-1]['seconds']} s", file=sys.stderr)
-            options.json.write_text(json.dumps({"busy": options.busy, "gates": found}) + "\n")
+        for name in options.state or STATES:
+            with prepared(name):
+                gates = [_gate(base, head, STATES[name].threads) for head in (deeper, base)]
+            require_idle(name, max(gate["loads"][1] for gate in gates))
+            found = merge(options.json, name, gates)
+            if options.page is not None:
+                put_table(found, options.page)
 
 
-def _gate(base: Path, head: Path) -> dict[str, Any]:
-    result = interleave(base, head, runtime="onnxruntime", max_seconds=SECONDS)
+def merge(path: Path, name: str, gates: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put one state into the file, in the order of `STATES`; what the file then holds."""
+    environment = read_environment()
+    machine = {"cpu": environment.cpu, "cores": environment.cores, "os": environment.os}
+    kept: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["states"] if path.exists() else []
+    state = {"name": name, "threads": STATES[name].threads, "machine": machine, "gates": gates}
+    by_name = {entry["name"]: entry for entry in kept} | {name: state}
+    found = {"seconds": SECONDS, "states": [by_name[known] for known in STATES if known in by_name]}
+    path.write_text(json.dumps(found) + "\n")
+    return found
+
+
+def put_table(found: dict[str, Any], page: Path) -> None:
+    """The table, in place of the one that is there."""
+    text = page.read_text("utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    page.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}", "utf-8")
+
+
+def table(found: dict[str, Any]) -> str:
+    """One row per state and head."""
+    lines = [
+        "| machine (load average) | head | verdict | pairs | time | change | bounds | by wall time |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for state in found["states"]:
+        for gate in state["gates"]:
+            low, high = gate["loads"]
+            bounds = " to ".join("-" if end is None else f"{end - 1:+.1%}" for end in (gate["lower"], gate["upper"]))
+            wall = "decides" if gate["wall_ratio"] is None else f"{gate['wall_ratio'] - 1:+.1%}"
+            cells = [f"{state['name']} ({low:.1f} to {high:.1f})", gate["head"], gate["verdict"]]
+            cells += [str(gate["pairs"]), f"{gate['seconds']:.0f} s", f"{gate['ratio'] - 1:+.1%}", bounds, wall]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _gate(base: Path, head: Path, threads: int | None) -> dict[str, Any]:
+    result = interleave(base, head, runtime="onnxruntime", threads=threads, max_seconds=SECONDS)
     (entry,) = result.batches
-    return {
+    loads = [load for load in result.loads if load is not None]
+    found = {
         "head": "8 blocks" if head != base else "6 blocks, as base",
         "verdict": result.verdict,
         "stopped": result.stopped,
         "seconds": round(result.seconds, 1),
+        "pairs": len(result.pair_seconds),
+        "clock": entry.clock,
         "ratio": round(entry.ratio, 4),
         "lower": entry.lower,
         "upper": entry.upper,
-        "iterations": result.base.settings.iterations,
+        "wall_ratio": None if entry.wall is None else round(entry.wall.ratio, 4),
+        "turns": result.turns,
         "log_ratios": [round(float(value), 4) for value in log_ratios(result, 1)],
         "pair_seconds": [round(value, 2) for value in result.pair_seconds],
-        "loads": result.loads,
+        "loads": [round(min(loads), 1), round(max(loads), 1)],
     }
+    print(found["head"], found["verdict"], f"{found['seconds']} s", file=sys.stderr)
+    return found
 
 
 if __name__ == "__main__":

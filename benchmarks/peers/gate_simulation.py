@@ -4,16 +4,19 @@
 
 Each gate draws pairs of processes with replacement from `benchmarks/results/gate_noise.json`, even pairs from even and
 odd from odd, so that the order within a pair keeps its effect; half of the gates swap base and head. Of each recorded
-turn the first inferences are taken, as many as a gate's turn has, and as many turns as a gate would allow. A head
-that is slower by x has its recorded latencies multiplied by 1 + x. The others get 10 pairs (a
-head of each in turns, which is kinder to them than files that were taken one after the other).
+pair the first turns are taken, as many as a gate would take. A head that is slower by x has its recorded latencies, by
+both clocks, multiplied by 1 + x. Ours ends undecided after 300 s. The others get 10 of the longer pairs, in turns,
+which is kinder to them than files that were taken one after the other. Apache Otava needs its package on PYTHONPATH;
+without it its rows are left out, and the script says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_deploy.benchmarks.pairs import MOST_SECONDS, TURN, TURN_WARMUP, turns_within
-from gpusq_deploy.benchmarks.sequential import decide, looks
-from gpusq_deploy.benchmarks.statistics import median
+from gpusq_deploy.benchmarks.pairs import FIRST_SPAN, LATER_SPAN, TURN, TURN_WARMUP, turns_within
+from gpusq_deploy.benchmarks.sequential import FIRST_LOOK, decide, looks
 
 # By name: scipy ships no types. It is there as scikit-learn's dependency.
 stats: Any = importlib.import_module("scipy.stats")
@@ -33,27 +35,32 @@ BUDGET = 0.03
 EFFECTS = (0.0, 0.035, 0.05, 0.33)
 NOISE = Path("benchmarks/results/gate_noise.json")
 MOST_TURNS = 30  # as gpusq-bench --interleave
-TURN_COST = (TURN + TURN_WARMUP) / TURN
+GATE_SECONDS = 300.0
+TURN_COST = (TURN + TURN_WARMUP) / TURN / 1000
 OTHERS_PAIRS = 10
-MOST_PAIRS = 115
+MOST_PAIRS = 270
 BEGIN, END = "<!-- gate simulation: begin -->", "<!-- gate simulation: end -->"
 
 
 class State(NamedTuple):
-    """One state of the machine: samples [pairs, side, turns * TURN] in ms, seconds to start each pair, loads."""
+    """One state of the machine: samples [pairs, side, turns * TURN] in ms, by wall and by CPU time where it has that.
+
+    `starting` are the seconds to start each pair, `loads` the load averages before them.
+    """
 
     name: str
-    samples: Array
+    wall: Array
+    cpu: Array | None
     starting: Array
     loads: Array
 
 
 class Gate(NamedTuple):
-    """One drawn gate: samples of base and head [pairs, iterations] in ms, and the seconds that each pair took."""
+    """One drawn gate: samples [pairs, side, turns * TURN] in ms, and the seconds to start each pair."""
 
-    base: Array
-    head: Array
-    seconds: Array
+    wall: Array
+    cpu: Array | None
+    starting: Array
 
 
 class Outcome(NamedTuple):
@@ -70,6 +77,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
+    if "Apache Otava" not in RULES:
+        print("without Apache Otava: its package isn't installed", file=sys.stderr)
     rows = [
         row
         for number, state in enumerate(read_states(NOISE))
@@ -89,83 +98,138 @@ def put_table(rows: list[dict[str, Any]], page: Path) -> None:
 
 
 def read_states(path: Path) -> list[State]:
-    """What was recorded, cut to what a gate takes."""
+    """What was recorded."""
     found: list[State] = []
     recorded = json.loads(path.read_text("utf-8"))
-    turn = recorded["turn"]
+    assert recorded["turn"] == TURN, "recorded in the gate's own turns"
     for state in recorded["states"]:
         pairs: list[dict[str, Any]] = state["pairs"]
-        full = np.array([[pair["base_ms"], pair["head_ms"]] for pair in pairs])
+        wall = np.array([[pair["base_ms"], pair["head_ms"]] for pair in pairs])
+        cpu = np.array([[pair["base_cpu_ms"], pair["head_cpu_ms"]] for pair in pairs])
         seconds = np.array([pair["seconds"] for pair in pairs])
-        starting = np.maximum(0.0, seconds - (turn + TURN_WARMUP) / turn * full.sum(axis=(1, 2)) / 1000)
-        turns = full.reshape(*full.shape[:2], -1, turn)[:, :, :, :TURN]
+        starting = np.maximum(0.0, seconds - TURN_COST * wall.sum(axis=(1, 2)))
         loads = np.array([pair["load"] for pair in pairs])
-        found.append(State(state["name"], turns.reshape(*full.shape[:2], -1), starting, loads))
+        found.append(State(state["name"], wall, cpu if cpu.size else None, starting, loads))
     return found
 
 
 def draw(state: State, effect: float, rng: np.random.Generator) -> Gate:
     """MOST_PAIRS pairs, even and odd in turns."""
-    half = len(state.samples) // 2
+    half = len(state.wall) // 2
     chosen = 2 * rng.integers(half, size=MOST_PAIRS) + np.arange(MOST_PAIRS) % 2
     first = int(rng.random() >= 0.5)
-    base: Array = state.samples[chosen, first]
-    head: Array = state.samples[chosen, 1 - first] * (1 + effect)
-    slowest = max(median(base[0]), median(head[0]))
-    count = TURN * turns_within(MOST_SECONDS, slowest, MOST_TURNS)
-    base, head = base[:, :count], head[:, :count]
-    took = TURN_COST * (base.sum(axis=1) + head.sum(axis=1)) / 1000
-    return Gate(base, head, state.starting[chosen] + took)
+    slower = np.array([1, 1 + effect])[:, None]
+    wall, cpu = (
+        None if samples is None else samples[chosen][:, [first, 1 - first]] * slower
+        for samples in (state.wall, state.cpu)
+    )
+    assert wall is not None
+    return Gate(wall, cpu, state.starting[chosen])
+
+
+def lengths(gate: Gate) -> list[int]:
+    """Samples of each side in each pair: short until the first look, as told from the warm-up of a pair."""
+    first, later = (
+        TURN * turns_within(span.after(gate.starting[pair]), _warm_up(gate, pair), MOST_TURNS)
+        for span, pair in ((FIRST_SPAN, 0), (LATER_SPAN, FIRST_LOOK))
+    )
+    return [first] * FIRST_LOOK + [later] * (MOST_PAIRS - FIRST_LOOK)
+
+
+def _warm_up(gate: Gate, pair: int) -> float:
+    """The slower side's median in ms, of as many samples as the gate chooses a length by."""
+    return float(np.median(gate.wall[pair, :, :TURN], axis=1).max())
 
 
 def ours(gate: Gate) -> Outcome:
-    """Look after 11, 15, 20, … pairs, until it is decided."""
-    base, head = (np.median(side.reshape(len(side), -1, TURN), axis=2) for side in (gate.base, gate.head))
-    differences = np.median(np.log(head / base), axis=1)
+    """Look after 11, 15, 20, … pairs, until it is decided or the time is up."""
+    counts = lengths(gate)
+    took = [TURN_COST * gate.wall[pair, :, :count].sum() for pair, count in enumerate(counts)]
+    until = np.cumsum(gate.starting + np.array(took))
+    clock = gate.wall if gate.cpu is None else gate.cpu
+    within = int(np.searchsorted(until, GATE_SECONDS))
+    differences = np.array([log_ratio_of(clock[pair, :, : counts[pair]]) for pair in range(within)])
     for look in looks():
-        if look.pairs > MOST_PAIRS:
-            return Outcome("inconclusive", float(gate.seconds.sum()))
-        verdict = decide(differences[: look.pairs], BUDGET).verdict
+        if look.pairs > within:
+            return Outcome("inconclusive", float(until[within - 1]))
+        weights = np.sqrt(np.array(counts[: look.pairs], dtype=np.float64))
+        verdict = decide(differences[: look.pairs], BUDGET, weights=weights).verdict
         if verdict != "inconclusive":
-            return Outcome(verdict, float(gate.seconds[: look.pairs].sum()))
+            return Outcome(verdict, float(until[look.pairs - 1]))
     raise AssertionError("looks have no end")
 
 
+def log_ratio_of(sides: Array) -> float:
+    """As `pairs.log_ratio`, of [side, samples]."""
+    turns: Array = np.median(sides.reshape(2, -1, TURN), axis=2)
+    ratios: Array = np.log(turns[1] / turns[0])
+    return float(np.median(ratios))
+
+
 def threshold(gate: Gate) -> Outcome:
-    """The medians of all samples, 3 % apart."""
-    return _fixed(gate, np.median(gate.head[:OTHERS_PAIRS]) > (1 + BUDGET) * np.median(gate.base[:OTHERS_PAIRS]))
+    """The medians of all samples by wall time, 3 % apart."""
+    base, head, seconds = _long_pairs(gate, gate.wall)
+    return _fixed(seconds, np.median(head) > (1 + BUDGET) * np.median(base))
+
+
+def cpu_threshold(gate: Gate) -> Outcome:
+    """The same by CPU time."""
+    assert gate.cpu is not None, "asked only where it was recorded"
+    base, head, seconds = _long_pairs(gate, gate.cpu)
+    return _fixed(seconds, np.median(head) > (1 + BUDGET) * np.median(base))
 
 
 def pytest_benchmark(gate: Gate) -> Outcome:
     """As `--benchmark-compare-fail=mean:3%`: of one process each, the means of all rounds."""
-    return _fixed(gate, gate.head[0].mean() > (1 + BUDGET) * gate.base[0].mean(), pairs=1)
+    base, head, seconds = _long_pairs(gate, gate.wall)
+    return _fixed(seconds[:1], head[0].mean() > (1 + BUDGET) * base[0].mean())
 
 
 def mann_whitney(gate: Gate) -> Outcome:
     """All samples pooled as if they were independent; head beyond the budget at p < 0.001."""
-    base, head = gate.base[:OTHERS_PAIRS].ravel(), gate.head[:OTHERS_PAIRS].ravel()
-    return _fixed(gate, stats.mannwhitneyu(head, (1 + BUDGET) * base, alternative="greater").pvalue < 0.001)
+    base, head, seconds = _long_pairs(gate, gate.wall)
+    slower = stats.mannwhitneyu(head.ravel(), (1 + BUDGET) * base.ravel(), alternative="greater")
+    return _fixed(seconds, slower.pvalue < 0.001)
 
 
-def _fixed(gate: Gate, regressed: Any, *, pairs: int = OTHERS_PAIRS) -> Outcome:
-    return Outcome("regressed" if regressed else "holds", float(gate.seconds[:pairs].sum()))
+def otava(gate: Gate) -> Outcome:
+    """Change points of the medians of processes, all of base, then all of head, by its defaults; 3 % at least."""
+    analysis: Any = importlib.import_module("otava.analysis")
+    base, head, seconds = _long_pairs(gate, gate.wall)
+    series = [*np.median(base, axis=1), *np.median(head, axis=1)]
+    points, _ = analysis.compute_change_points(series, min_magnitude=BUDGET)
+    return _fixed(seconds, any(point.stats.forward_rel_change() > BUDGET for point in points))
+
+
+def _long_pairs(gate: Gate, clock: Array) -> tuple[Array, Array, Array]:
+    """Base and head of the others' pairs [pairs, samples], and the seconds that each took."""
+    count = lengths(gate)[-1]
+    seconds = gate.starting + TURN_COST * gate.wall[:, :, :count].sum(axis=(1, 2))
+    return clock[:OTHERS_PAIRS, 0, :count], clock[:OTHERS_PAIRS, 1, :count], seconds[:OTHERS_PAIRS]
+
+
+def _fixed(seconds: Array, regressed: Any) -> Outcome:
+    return Outcome("regressed" if regressed else "holds", float(seconds.sum()))
 
 
 RULES: dict[str, Callable[[Gate], Outcome]] = {
     "gpusq-bench --interleave": ours,
     "3 % threshold": threshold,
+    "3 % threshold, CPU time": cpu_threshold,
     "pytest-benchmark mean:3%": pytest_benchmark,
     "Mann-Whitney, pooled": mann_whitney,
+    **({"Apache Otava": otava} if importlib.util.find_spec("otava") else {}),
 }
 
 
 def simulate(state: State, effect: float, gates: int, *, seed: int) -> list[dict[str, Any]]:
     """The share of each verdict, and the times."""
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in RULES}
+    rules = {name: rule for name, rule in RULES.items() if state.cpu is not None or rule is not cpu_threshold}
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in rules}
     rng = np.random.default_rng([seed, round(1000 * effect)])
     for _ in range(gates):
         gate = draw(state, effect, rng)
-        for name, rule in RULES.items():
+        for name, rule in rules.items():
             outcomes[name].append(rule(gate))
     return [_row(state, effect, name, found) for name, found in outcomes.items()]
 
@@ -189,23 +253,22 @@ def _row(state: State, effect: float, rule: str, found: list[Outcome]) -> dict[s
 def table(rows: list[dict[str, Any]]) -> str:
     """One row per state and rule."""
     lines = [
-        "| machine (load average) | rule | A/A: regressed | +3.5 %: holds | +5 %: regressed | +33 %: regressed "
-        "| +33 %: median, p99 time |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| machine (load average) | rule | A/A: regressed | A/A: holds | +3.5 %: holds | +5 %: regressed "
+        "| +33 %: regressed | +33 %: median, p99 time |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
+    cases = ((0.0, "regressed"), (0.0, "holds"), (0.035, "holds"), (0.05, "regressed"), (0.33, "regressed"))
     keys = dict.fromkeys((row["state"], row["rule"]) for row in rows)
     for state, rule in keys:
         by = {row["effect"]: row for row in rows if (row["state"], row["rule"]) == (state, rule)}
         gates = sum(by[0.0][name] for name in ("regressed", "holds", "inconclusive"))
         load = "{} to {}".format(*by[0.0]["load"])
-        shares = [
-            by[effect][name] / gates
-            for effect, name in ((0.0, "regressed"), (0.035, "holds"), (0.05, "regressed"), (0.33, "regressed"))
-        ]
+        shares = [by[effect][name] / gates for effect, name in cases]
         times = f"{by[0.33]['seconds_median']:.0f} s, {by[0.33]['seconds_p99']:.0f} s"
         cells = [f"{state} ({load})", rule, *(f"{share:.1%}" for share in shares), times]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    gates = sum(rows[0][name] for name in ("regressed", "holds", "inconclusive"))
+    return "\n".join([*lines, "", f"{gates} gates of each kind."])
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ from .checkpoints import (
 from .comparing import (
     compare as compare,
     compare_bundles as compare_bundles,
+    compare_models as compare_models,
+    files_of_runs as files_of_runs,
     timing_commands as timing_commands,
 )
 from .compressing import (
@@ -45,10 +47,15 @@ from .evaluating import (
 from .exporting import (
     export as export,
 )
+from .histories import (
+    add_to_history as add_to_history,
+    compare_history as compare_history,
+)
 from .measuring import (
     bench as bench,
     calibrate_noise as calibrate_noise,
     interleave as interleave,
+    interleave_models as interleave_models,
     measure_load as measure_load,
 )
 from .opened import (

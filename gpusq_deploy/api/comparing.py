@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from gpusq_deploy.api.arguments import PathLike
 from gpusq_deploy.errors import GpusqError
+from gpusq_deploy.text import some
 
 if TYPE_CHECKING:
     from gpusq_deploy.artifacts import Runs
-    from gpusq_deploy.benchmarks import BundleComparison, Comparison
+    from gpusq_deploy.benchmarks import BundleComparison, Comparison, Comparisons
 
 _NO_BUNDLE = "a folder without manifest.json"
 _ENGINE_SUFFIXES = (".plan", ".engine")
@@ -55,6 +56,53 @@ def compare(
     return comparison
 
 
+def compare_models(
+    models: Sequence[tuple[Runs | PathLike, Runs | PathLike]], *, max_regression: float = 0.03, steady: bool = False
+) -> Comparisons:
+    """`compare` of several models, decided together: p-values are adjusted over all of their batch sizes.
+
+    Args:
+        models: Base and head of each, see `compare`.
+        max_regression: See `compare`.
+        steady: See `compare`.
+
+    Returns:
+        The worst verdict, and each model's comparison; `exit_code` is gpusq-compare's.
+
+    Raises:
+        GpusqError: A file can't be read, or is no file of runs.
+        ValueError: No models, or the budget is negative or not finite.
+    """
+    from gpusq_deploy import benchmarks
+
+    read = [_runs_of(base, head) for base, head in models]
+    names = _names([head for _, head in models], [runs.model for _, runs in read])
+    named = [(name, base, head) for name, (base, head) in zip(names, read, strict=True)]
+    return benchmarks.compare_named(named, max_regression, steady=steady)
+
+
+def files_of_runs(base: PathLike, head: PathLike) -> tuple[tuple[Path, Path], ...]:
+    """Two folders as pairs of their files of the same name, or two files as the pair that they are.
+
+    Raises:
+        GpusqError: The folders share no name, or one has a file that the other lacks.
+    """
+    folders = (Path(base), Path(head))
+    if not all(folder.is_dir() for folder in folders) or any(_what_instead(folder) != _NO_BUNDLE for folder in folders):
+        return (folders,)
+    names = [{path.name for path in folder.glob("*.json")} for folder in folders]
+    if names[0] != names[1]:
+        lacking, missing = (
+            (folders[0], names[1] - names[0]) if names[1] - names[0] else (folders[1], names[0] - names[1])
+        )
+        raise GpusqError(
+            f"the other folder has files of runs that this one lacks: {some(sorted(missing))}",
+            place=str(lacking),
+            hint="measure both with the same models, or name the files to compare",
+        )
+    return tuple((folders[0] / name, folders[1] / name) for name in sorted(names[0])) or (folders,)
+
+
 def compare_bundles(
     base: PathLike, head: PathLike, *, expect: PathLike | None = None, html: PathLike | None = None
 ) -> BundleComparison:
@@ -80,6 +128,15 @@ def compare_bundles(
     if html is not None:
         save_page(Path(html), benchmarks.bundle_comparison_page(comparison, *both))
     return comparison
+
+
+def _names(heads: Sequence[Runs | PathLike], models: Sequence[str]) -> list[str]:
+    """What several models are called: by model where that tells them apart, else by their heads' files."""
+    from gpusq_deploy.artifacts import Runs
+
+    files = [model if isinstance(head, Runs) else Path(head).name for head, model in zip(heads, models, strict=True)]
+    paths = [model if isinstance(head, Runs) else str(head) for head, model in zip(heads, models, strict=True)]
+    return next((list(names) for names in (models, files) if len(set(names)) == len(names)), paths)
 
 
 def _what_instead(path: Path) -> str:

@@ -12,7 +12,7 @@ from gpusq_deploy.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
     from gpusq_deploy.artifacts import Runs
-    from gpusq_deploy.benchmarks import GateResult, Load, MachineNoise, MeasuredModel
+    from gpusq_deploy.benchmarks import GateResult, Gates, Load, MachineNoise, MeasuredModel
 
 
 # The time of every query is kept.
@@ -192,19 +192,79 @@ def interleave(  # noqa: PLR0913 - one argument for each option of gpusq-bench -
         GpusqError: One can't be run here, or they run on two runtimes.
         ValueError: A budget, a time or a count that makes no sense.
     """
+    gates = interleave_models(
+        [(base, head)],
+        runtime=runtime,
+        batches=batches,
+        cuda_graph=cuda_graph,
+        threads=threads,
+        max_regression=max_regression,
+        max_seconds=max_seconds,
+        iterations=iterations,
+        warmup=warmup,
+        reporter=reporter,
+    )
+    return gates.gates[0]
+
+
+def interleave_models(  # noqa: PLR0913 - one argument for each option of gpusq-bench --interleave
+    models: Sequence[tuple[PathLike, PathLike]],
+    *,
+    runtime: str = "auto",
+    batches: Sequence[int] | None = None,
+    cuda_graph: bool = False,
+    threads: int | None = None,
+    max_regression: float = 0.03,
+    max_seconds: float = 300.0,
+    iterations: int = 90,
+    warmup: int = 10,
+    reporter: Reporter | None = None,
+) -> Gates:
+    """`interleave` of several models: a pair of each in turns, until each is decided or the time of all is up.
+
+    All batch sizes of all models share the rates of wrong verdicts: those of the whole stay what they are of one.
+
+    Args:
+        models: Base and head of each.
+        runtime: See `interleave`.
+        batches: Batch sizes of each model; None: its base's own, or 1.
+        cuda_graph: See `interleave`.
+        threads: See `interleave`.
+        max_regression: See `interleave`.
+        max_seconds: When to stop undecided, all models together.
+        iterations: See `interleave`.
+        warmup: See `interleave`.
+        reporter: Who hears how it goes; nobody.
+
+    Returns:
+        The worst verdict, and each model's result.
+
+    Raises:
+        GpusqError: One can't be run here, or base and head run on two runtimes.
+        ValueError: No models, or a budget, a time or a count that makes no sense.
+    """
     from gpusq_deploy.artifacts import require_input
-    from gpusq_deploy.benchmarks import GateSettings, find_subject, interleave as take, sided
+    from gpusq_deploy.benchmarks import GateSettings, find_subject, interleave_models as take, sided
 
     settings = GateSettings(
         max_regression=max_regression, max_seconds=max_seconds, max_iterations=iterations, warmup=warmup
     )
-    for path in (base, head):
+    for path in (path for both in models for path in both):
         require_input(Path(path))
-    subjects = [find_subject(Path(path), runtime) for path in (base, head)]
+    subjects = [(find_subject(Path(base), runtime), find_subject(Path(head), runtime)) for base, head in models]
     heard = reporter or SILENT
-    heard.say(f"runtime: {subjects[0].choice.name} ({subjects[0].choice.reason})")
-    chosen = subjects[0].default_batches if batches is None else tuple(batches)
-    sides = sided(subjects[0], subjects[1], chosen, threads=threads, cuda_graph=cuda_graph)
+    for choice in dict.fromkeys(base.choice for base, _ in subjects):
+        heard.say(f"runtime: {choice.name} ({choice.reason})")
+    sides = [
+        sided(
+            base,
+            head,
+            base.default_batches if batches is None else tuple(batches),
+            threads=threads,
+            cuda_graph=cuda_graph,
+        )
+        for base, head in subjects
+    ]
     return take(sides, settings, heard.progress)
 
 

@@ -124,6 +124,8 @@ class Series(Value):
     """Samples of one batch size in one repeat, in the order they were taken: milliseconds per inference, unrounded.
 
     `rebuild` is the number of the build that ran, where there are several.
+    `cpu_ms` are the same inferences without waiting for a core: CPU time, or the wall time of one that waited of its
+    own accord. Empty where that wasn't measured.
     """
 
     batch: int
@@ -131,13 +133,16 @@ class Series(Value):
     repeat: int
     warmup: int
     samples_ms: tuple[float, ...]
+    cpu_ms: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.repeat < 0 or self.rebuild < 0 or self.warmup < 0:
             raise ValueError("a series needs batch >= 1, repeat >= 0, rebuild >= 0 and warmup >= 0")
         if not self.samples_ms:
             raise ValueError(f"batch {self.batch}, repeat {self.repeat}: no samples")
-        if not all(math.isfinite(sample) and sample > 0 for sample in self.samples_ms):
+        if self.cpu_ms and len(self.cpu_ms) != len(self.samples_ms):
+            raise ValueError(f"batch {self.batch}, repeat {self.repeat}: every sample has a CPU time, or none")
+        if not all(math.isfinite(sample) and sample > 0 for sample in (*self.samples_ms, *self.cpu_ms)):
             raise ValueError(f"batch {self.batch}, repeat {self.repeat}: samples must be finite and positive")
 
 
@@ -150,7 +155,8 @@ class Runs(Value):
     from before that was put down have none. `energy` is there where it was asked for.
 
     Invariant: each batch has each repeat 0…repeats-1 of each build exactly once, with exactly `iterations` samples, so
-    that a file from which somebody dropped the outliers is refused.
+    that a file from which somebody dropped the outliers is refused. In pairs (`isolation`) the first repeats may be
+    shorter; how long each is stands in the gate's result.
     """
 
     schema: Literal["gpusq.runs/1"] = "gpusq.runs/1"
@@ -180,7 +186,8 @@ class Runs(Value):
                 what = "repeats" if self.builds is None else "(build, repeat)"
                 raise ValueError(f"batch {batch} needs {what} {self._numbers(wanted)}, not {self._numbers(found)}")
         for entry in self.series:
-            if len(entry.samples_ms) != self.settings.iterations:
+            shorter = self.settings.isolation == "pair" and len(entry.samples_ms) < self.settings.iterations
+            if len(entry.samples_ms) != self.settings.iterations and not shorter:
                 where = f"batch {entry.batch}, repeat {entry.repeat}"
                 raise ValueError(f"{where}: {len(entry.samples_ms)} samples of {self.settings.iterations}")
 

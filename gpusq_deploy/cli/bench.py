@@ -9,7 +9,7 @@ import click
 
 import gpusq_deploy
 from gpusq_deploy.cli.command import LOUDNESS, Command, on_command_line
-from gpusq_deploy.cli.common import reporting, run_command, runtime_option
+from gpusq_deploy.cli.common import reporting, run_command, runtime_option, say
 from gpusq_deploy.cli.interleave import STDOUT, Outputs, require_one_way, run_calibration, run_gate
 from gpusq_deploy.cli.load import LOAD, load_options, run_load, wants_load
 from gpusq_deploy.cli.result_files import check_target, save
@@ -38,7 +38,7 @@ _GROUPS = (
     ("How often", ("--repeats", "--rebuilds", "--iterations", "--warmup", "--energy", "--in-process")),
     ("Under load", ("--offline", "--rate", "--latency-limit", "--streams", "--duration")),
     ("Two models in turns", ("--interleave", "--max-regression", "--max-seconds", "--noise", "--calibrate-noise")),
-    ("Output", ("--summary", "--junit", *LOUDNESS)),
+    ("Output", ("--history", "--summary", "--junit", *LOUDNESS)),
 )
 
 
@@ -48,9 +48,10 @@ _GROUPS = (
 @click.option(
     "--interleave",
     nargs=2,
+    multiple=True,
     metavar="BASE HEAD",
     type=click.Path(path_type=Path),
-    help="Is HEAD slower than BASE? Run both in turns, in fresh processes, until that is decided or the time is up.",
+    help="Is HEAD slower than BASE? Run both in turns until it is decided or the time is up; repeatable: more models.",
 )
 @max_regression_option
 @click.option(
@@ -131,6 +132,12 @@ _GROUPS = (
     help="After what is timed, run each batch size for so long again, and tell its energy.",
 )
 @click.option("--in-process", is_flag=True, help="Open fresh sessions in this process instead, as for a profiler.")
+@click.option(
+    "--history",
+    metavar="FILE|FOLDER",
+    type=click.Path(path_type=Path),
+    help="Append a line per batch size to this history, or to the model's in this folder.",
+)
 @click.option("--cuda-graph", is_flag=True, help="Launch each inference of an engine as one captured CUDA graph.")
 @click.option(
     "--json",
@@ -145,7 +152,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     /,
     *,
     model: Path | None,
-    interleave: tuple[Path, Path] | None,
+    interleave: tuple[tuple[Path, Path], ...],
     calibrate: Path | None,
     json_to: str | None,
     reference: Path | None,
@@ -153,6 +160,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     in_process: bool,
     rebuilds: int | None,
     energy: float | None,
+    history: Path | None,
     max_regression: float,
     max_seconds: float,
     noise: Path | None,
@@ -166,11 +174,11 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     measured at once and the exit code is the answer: 0 holds, 1 regressed, 3 inconclusive.
     """
     loads = wants_load(context)
-    require_one_way(context, models=(model is not None) + (interleave is not None), calibrate=calibrate)
+    require_one_way(context, models=(model is not None) + bool(interleave), calibrate=calibrate)
     load = {name: asked.pop(name) for name in LOAD}
-    if (interleave is not None or calibrate is not None) and not on_command_line(context, ["iterations"]):
+    if (interleave or calibrate is not None) and not on_command_line(context, ["iterations"]):
         asked["iterations"] = _ITERATIONS_OF_A_PAIR
-    if interleave is not None:
+    if interleave:
         budget = {"max_regression": max_regression, "max_seconds": max_seconds}
         code = run_gate(interleave, noise, Outputs(json_to, summary, junit), **budget, **asked)
         context.exit(code)
@@ -181,11 +189,11 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
         run_calibration(model, calibrate, json_to, **asked)
     else:
         counts = {"repeats": repeats, "rebuilds": rebuilds, "energy": energy}
-        _bench(model, json_to, reference=reference, in_process=in_process, **counts, **asked)
+        _bench(model, json_to, history, reference=reference, in_process=in_process, **counts, **asked)
 
 
-def _bench(model: Path, json_to: str | None, **asked: Any) -> None:
-    from gpusq_deploy.artifacts import Runs, json_from_value, require_input
+def _bench(model: Path, json_to: str | None, history: Path | None, **asked: Any) -> None:
+    from gpusq_deploy.artifacts import Runs, json_from_value, require_folder, require_input
     from gpusq_deploy.benchmarks import text_from_runs
     from gpusq_deploy.compile import RequestError
 
@@ -194,6 +202,8 @@ def _bench(model: Path, json_to: str | None, **asked: Any) -> None:
     target = None if json_to in (None, STDOUT) else Path(str(json_to))
     if target is not None:
         check_target(target, Runs, "earlier runs")
+    if history is not None:
+        require_folder(history)
     try:
         with reporting() as reporter:
             runs = gpusq_deploy.bench(model, reporter=reporter, **asked)
@@ -203,6 +213,8 @@ def _bench(model: Path, json_to: str | None, **asked: Any) -> None:
     click.echo(data.decode().rstrip() if json_to == STDOUT else text_from_runs(runs))
     if target is not None:
         save(data, target)
+    if history is not None:
+        say(f"added to {gpusq_deploy.add_to_history(runs, history)}")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,12 +12,13 @@ import gpusq_deploy
 from gpusq_deploy.cli.command import on_command_line
 from gpusq_deploy.cli.common import reporting, say
 from gpusq_deploy.cli.result_files import append, check_junit, check_target, save
+from gpusq_deploy.cli.session import session
 
 if TYPE_CHECKING:
-    from gpusq_deploy.benchmarks import GateResult, MachineNoise
+    from gpusq_deploy.benchmarks import GateResult, Gates, MachineNoise
 
 STDOUT = "-"
-_ONE_MODEL = ("reference", "repeats", "rebuilds", "energy", "in_process")
+_ONE_MODEL = ("reference", "repeats", "rebuilds", "energy", "in_process", "history")
 _TWO_MODELS = ("max_regression", "max_seconds", "noise", "summary", "junit")
 
 
@@ -42,7 +44,7 @@ def require_one_way(context: click.Context, *, models: int, calibrate: Path | No
     if models != 1:
         what = "a model, or two after --interleave"
         raise click.UsageError(f"give {what}" if models == 0 else f"give {what}, not both")
-    two = context.params["interleave"] is not None
+    two = bool(context.params["interleave"])
     if two and calibrate is not None:
         raise click.UsageError("--calibrate-noise takes one model, not --interleave")
     names = _ONE_MODEL if two or calibrate is not None else ()
@@ -52,8 +54,8 @@ def require_one_way(context: click.Context, *, models: int, calibrate: Path | No
         raise click.UsageError(f"{option} goes with --interleave")
 
 
-def run_gate(models: tuple[Path, Path], noise_file: Path | None, outputs: Outputs, **asked: Any) -> int:
-    """Measure both in turns, print the verdict, write what was asked for.
+def run_gate(models: Sequence[tuple[Path, Path]], noise_file: Path | None, outputs: Outputs, **asked: Any) -> int:
+    """Measure both of each model in turns, print the verdict, write what was asked for.
 
     Returns:
         The exit code: 0 holds, 1 regressed, 3 inconclusive.
@@ -62,22 +64,30 @@ def run_gate(models: tuple[Path, Path], noise_file: Path | None, outputs: Output
         GpusqError: One can't be run, or a file can't be read or written.
     """
     from gpusq_deploy.artifacts import json_from_value, read_value
-    from gpusq_deploy.benchmarks import GateResult, MachineNoise, text_from_gate
+    from gpusq_deploy.benchmarks import GateResult, Gates, MachineNoise
 
     noise = None if noise_file is None else read_value(noise_file, MachineNoise)
     if outputs.json_file is not None:
-        check_target(outputs.json_file, GateResult, "an earlier gate's result")
+        check_target(outputs.json_file, GateResult if len(models) == 1 else Gates, "an earlier gate's result")
     if outputs.junit is not None:
         check_junit(outputs.junit)
     with reporting() as reporter:
-        result = gpusq_deploy.interleave(*models, reporter=reporter, **asked)
+        gates = gpusq_deploy.interleave_models(models, reporter=reporter, **asked)
+    result = gates.gates[0] if len(models) == 1 else gates
     data = json_from_value(result)
-    click.echo(data.decode().rstrip() if outputs.json_to == STDOUT else text_from_gate(result, noise))
+    click.echo(data.decode().rstrip() if outputs.json_to == STDOUT else _gate_text(result, noise))
     _write(result, noise, data, outputs)
     return result.exit_code
 
 
-def _write(result: GateResult, noise: MachineNoise | None, data: bytes, outputs: Outputs) -> None:
+def _gate_text(result: GateResult | Gates, noise: MachineNoise | None) -> str:
+    """The table; of a gate that ran and is fine, with --quiet, one line."""
+    from gpusq_deploy.benchmarks import gate_line, text_from_gate
+
+    return gate_line(result) if session.quiet and result.exit_code == 0 else text_from_gate(result, noise)
+
+
+def _write(result: GateResult | Gates, noise: MachineNoise | None, data: bytes, outputs: Outputs) -> None:
     from gpusq_deploy.benchmarks import junit_from_gate, markdown_from_gate
 
     if outputs.json_file is not None:

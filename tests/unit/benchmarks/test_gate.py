@@ -17,16 +17,27 @@ from click.testing import CliRunner, Result
 from gpusq_deploy.artifacts import RuntimeInfo
 from gpusq_deploy.artifacts.base import json_from_value, read_value, value_from_json
 from gpusq_deploy.benchmarks import gate as gate_module
-from gpusq_deploy.benchmarks.gate import GateResult, GateSettings, interleave, log_ratios, sided
-from gpusq_deploy.benchmarks.gate_report import junit_from_gate, markdown_from_gate, text_from_gate
+from gpusq_deploy.benchmarks.cpu_clock import Taken
+from gpusq_deploy.benchmarks.gate import (
+    GateResult,
+    Gates,
+    GateSettings,
+    interleave,
+    interleave_models,
+    log_ratios,
+    sided,
+)
+from gpusq_deploy.benchmarks.gate_report import gate_line, junit_from_gate, markdown_from_gate, text_from_gate
 from gpusq_deploy.benchmarks.noise import MachineNoise, noise_of, spread_of
-from gpusq_deploy.benchmarks.pairs import Pair, Sides
+from gpusq_deploy.benchmarks.pairs import FIRST_SPAN, TURN, Length, Pair, Sides
 from gpusq_deploy.benchmarks.subject import find_subject
+from gpusq_deploy.benchmarks.worker import WorkerRequest
 from gpusq_deploy.cli.bench import command
 from gpusq_deploy.errors import GpusqError
 
 MakeModel = Callable[[str, str], Path]
 RunGate = Callable[..., GateResult]
+INFO = RuntimeInfo(name="onnxruntime", version="1", device="CPU", reason="a test")
 
 
 @pytest.fixture
@@ -42,20 +53,34 @@ def make_model(tmp_path: Path) -> MakeModel:
 
 @pytest.fixture
 def run_gate(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> RunGate:
-    """A gate whose pairs are made up: head is slower by `effect`, a pair's log ratio spreads by `noise`."""
+    """A gate whose pairs are made up: head is slower by `effect`, a pair's log ratio spreads by `noise`.
 
-    def run(effect: float, *, noise: float = 0.01, sizes: tuple[int, ...] = (1,), **settings: Any) -> GateResult:
+    `on_cpu` is by how much head is slower by CPU time; None: there is no such clock.
+    """
+
+    def run(
+        effect: float,
+        *,
+        noise: float = 0.01,
+        sizes: tuple[int, ...] = (1,),
+        on_cpu: float | None = None,
+        **settings: Any,
+    ) -> GateResult:
         rng = np.random.default_rng(1)
-        info = RuntimeInfo(name="onnxruntime", version="1", device="CPU", reason="a test")
 
-        def made_up(*_requests: object, turns: int | None, **_counts: object) -> Pair:
+        def made_up(_base: object, _head: object, numbers: range, *, length: Length, warmup: int) -> tuple[Pair, ...]:
+            assert warmup == 10
+            assert len(numbers) == 1
             samples: dict[int, Sides] = {}
+            turns = length.turns or (2 if length.span is FIRST_SPAN else 4)
             for batch in sizes:
                 head = 10.0 * (1 + effect) * np.exp(noise * rng.standard_normal())
-                samples[batch] = Sides((10.0,) * 6, (float(head),) * 6)
-            return Pair(samples, turns or 2, (info, info), 4.0, 1.5)
+                base = (10.0,) * TURN * turns
+                cpu = (() if on_cpu is None else base, () if on_cpu is None else (10.0 * (1 + on_cpu),) * len(base))
+                samples[batch] = Sides(Taken(base, cpu[0]), Taken((float(head),) * len(base), cpu[1]))
+            return (Pair(samples, turns, (INFO, INFO), 4.0, 1.5),)
 
-        monkeypatch.setattr(gate_module, "take_pair", made_up)
+        monkeypatch.setattr(gate_module, "take_pairs", made_up)
         model = find_subject(make_model("m.onnx", "y = Relu(x)"), "onnxruntime")
         return interleave(sided(model, model, sizes), GateSettings(**settings))
 
@@ -81,6 +106,39 @@ def test_when_the_time_is_up_it_says_what_more_would_decide(run_gate: RunGate) -
     assert "about 10 more pairs of processes would decide" in text_from_gate(result)
 
 
+def test_several_models_are_decided_together_each_with_its_verdict(run_gate: RunGate, make_model: MakeModel) -> None:
+    run_gate(0.0, noise=0.004)  # leaves its made-up pairs in place
+    slower = {"head": 0}
+
+    def take(
+        base: WorkerRequest, head: WorkerRequest, numbers: range, *, length: Length, warmup: int
+    ) -> tuple[Pair, ...]:
+        assert warmup == 10
+        factor = 1.33 if base.path != head.path else 1.0
+        slower["head"] += len(numbers) * (factor > 1)
+        turns = length.turns or 2
+        sides = Sides(*(Taken((ms,) * TURN * turns) for ms in (10.0, 10.0 * factor)))
+        return (Pair({1: sides}, turns, (INFO, INFO), 4.0, 1.5),) * len(numbers)
+
+    models = [find_subject(make_model(f"{name}.onnx", "y = Relu(x)"), "onnxruntime") for name in ("one", "other")]
+    # With one thread, four pairs start together, but none beyond the look that decides.
+    pairs = [sided(models[0], head, (1,), threads=1) for head in models]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate_module, "take_pairs", take)
+        found = interleave_models(pairs, GateSettings())
+    assert (found.verdict, found.exit_code) == ("regressed", 1)
+    assert [gate.verdict for gate in found.gates] == ["holds", "regressed"]
+    # Both share the errors: 2^-11 is more than the first look of a half of 0.1 % may spend, so the second one decides.
+    assert [gate.families for gate in found.gates] == [2, 2]
+    assert slower["head"] == len(found.gates[1].pair_seconds) == 15
+    assert gate_line(found) == "regressed (other.onnx): of 2 models 1 holds, 1 regressed"
+    assert text_from_gate(found).splitlines()[0] == "`one.onnx` to `one.onnx`"
+    assert markdown_from_gate(found).startswith("## Latency: regressed (other.onnx)")
+    suites = ElementTree.fromstring(junit_from_gate(found))
+    assert [suite.get("failures") for suite in suites] == ["0", "1"]
+    assert value_from_json(json_from_value(found), Gates, place="test") == found
+
+
 def test_one_regressed_batch_decides(run_gate: RunGate) -> None:
     result = run_gate(0.33, sizes=(8, 1))
     assert [entry.batch for entry in result.batches] == [1, 8]
@@ -94,6 +152,38 @@ def test_the_file_keeps_every_sample_and_the_verdict_follows_from_it(run_gate: R
     ratios = log_ratios(again, 1)
     assert ratios == pytest.approx([np.log(1.33)] * 11, abs=0.04)
     assert again.base.settings.isolation == "pair"
+
+
+def test_pairs_after_the_first_look_are_longer_and_none_can_be_shortened(run_gate: RunGate) -> None:
+    result = run_gate(0.06, noise=0.03)
+    assert (result.verdict, len(result.turns)) == ("regressed", len(result.pair_seconds))
+    assert len(result.turns) > 11
+    assert result.turns == (2,) * 11 + (4,) * (len(result.turns) - 11)
+    data = json.loads(json_from_value(result))
+    for series in (data["base"]["series"][12], data["head"]["series"][12]):
+        series["samples_ms"] = series["samples_ms"][:-3]
+    with pytest.raises(GpusqError, match="batch 1: a pair has other samples than its turns say"):
+        value_from_json(json.dumps(data).encode(), GateResult, place="test")
+
+
+def test_cpu_time_decides_where_it_is_there_and_wall_time_is_told(run_gate: RunGate) -> None:
+    busy = run_gate(0.12, noise=0.4, on_cpu=0.33)
+    (entry,) = busy.batches
+    assert (busy.verdict, entry.clock, len(busy.pair_seconds)) == ("regressed", "CPU time", 11)
+    assert entry.ratio == pytest.approx(1.33)
+    assert entry.wall is not None
+    assert entry.wall.verdict == "inconclusive"
+    assert "decided by CPU time, which leaves out waiting for a core; wall time: 10.000 to" in text_from_gate(busy)
+    assert log_ratios(busy, 1) == pytest.approx([np.log(1.33)] * 11)
+    assert noise_of(busy).clock == "CPU time"
+
+
+def test_a_head_that_only_waits_longer_holds_with_a_warning(run_gate: RunGate) -> None:
+    result = run_gate(0.33, on_cpu=0.0)
+    assert result.verdict == "holds"
+    for text in (text_from_gate(result), markdown_from_gate(result)):
+        assert "batch 1: warning: by wall time head is slower by more than the budget" in text
+    assert "warning" not in text_from_gate(run_gate(0.0, noise=0.004, on_cpu=0.0))
 
 
 @pytest.mark.parametrize("name", ["max_regression", "max_seconds", "max_iterations", "warmup"])
@@ -205,3 +295,10 @@ def test_json_on_stdout_is_one_object(run_gate: RunGate, make_model: MakeModel) 
     done = _run("--interleave", model, model, "--json")
     assert json.loads(done.stdout)["verdict"] == "regressed"
     assert done.exit_code == 1
+    several = _run("--interleave", model, model, "--interleave", model, model, "--json")
+    assert [gate["verdict"] for gate in json.loads(several.stdout)["gates"]] == ["regressed", "regressed"]
+    assert len(_run("--interleave", model, model, "-q").stdout.splitlines()) > 1
+    run_gate(0.0, noise=0.004)
+    fine = _run("--interleave", model, model, "--quiet")
+    assert (fine.exit_code, len(fine.stdout.splitlines())) == (0, 1)
+    assert fine.stdout.startswith("holds: ")

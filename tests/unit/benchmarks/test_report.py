@@ -8,7 +8,8 @@ import numpy as np
 
 from gpusq_deploy.artifacts.runs import Runs
 from gpusq_deploy.benchmarks.regression import compare
-from gpusq_deploy.benchmarks.report import text_from_comparison, text_from_runs
+from gpusq_deploy.benchmarks.regression_report import text_from_comparison
+from gpusq_deploy.benchmarks.report import text_from_runs
 from gpusq_deploy.benchmarks.summary import summarise
 
 MakeRuns = Callable[[dict[int, Any]], Runs]

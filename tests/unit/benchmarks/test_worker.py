@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import onnx.parser
 import pytest
 
 from gpusq_deploy.artifacts import BatchRange
-from gpusq_deploy.benchmarks.pairs import TURN, log_ratio, take_pair, turns_within
+from gpusq_deploy.benchmarks.cpu_clock import Taken, has_cpu_clock, take_samples
+from gpusq_deploy.benchmarks.pairs import TURN, Length, Span, log_ratio, pairs_at_once, take_pairs, turns_within
 from gpusq_deploy.benchmarks.worker import TakeRequest, WorkerReply, WorkerRequest, serve
 from gpusq_deploy.benchmarks.worker_process import WorkerProcess
 from gpusq_deploy.errors import GpusqError
@@ -85,12 +87,40 @@ def test_a_process_that_dies_is_an_error_with_its_code(
 
 def test_a_pair_has_both_sides_of_every_batch_in_either_order(request_of: MakeRequest) -> None:
     base, head = request_of(), request_of("Exp")
-    for number in (0, 1):
-        pair = take_pair(base, head, number, warmup=1, turns=None, most_turns=4)
+    taken = take_pairs(base, head, (0, 1), warmup=1, length=Length(None, 4))
+    assert len(taken) == 2
+    for pair in taken:
         assert pair.turns == 4
         assert set(pair.samples) == {1, 4}
-        assert {len(side) for sides in pair.samples.values() for side in sides} == {4 * TURN}
-        assert pair.seconds > sum(np.sum(sides) for sides in pair.samples.values()) / 1000
+        walls = [side.wall for sides in pair.samples.values() for side in sides]
+        assert {len(wall) for wall in walls} == {4 * TURN}
+        assert pair.seconds > np.sum(walls) / 1000
+        assert all(sides.has_cpu for sides in pair.samples.values())
+
+
+def test_only_one_thread_on_a_cpu_has_the_second_clock(request_of: MakeRequest) -> None:
+    assert has_cpu_clock("onnxruntime", 1)
+    assert not has_cpu_clock("onnxruntime", None)
+    assert not has_cpu_clock("onnxruntime", 2)
+    assert not has_cpu_clock("tensorrt", None)
+    reply = served(request_of(threads=2), TakeRequest(batch=1, count=2))[1]
+    assert (len(reply.samples_ms or ()), reply.cpu_ms) == (2, ())
+
+
+def test_cpu_time_leaves_out_waiting_for_a_core_and_keeps_waiting_of_ones_own() -> None:
+    def compute() -> float:
+        start = time.perf_counter()
+        sum(range(20_000))
+        # As if the scheduler had taken the core away for a second.
+        return 1000 * (time.perf_counter() - start) + 1000
+
+    def sleep() -> float:
+        time.sleep(0.002)
+        return 2.0
+
+    assert all(cpu < wall - 500 for wall, cpu in zip(*take_samples(compute, 3, cpu_clock=True), strict=True))
+    assert take_samples(sleep, 2, cpu_clock=True) == Taken((2.0, 2.0), (2.0, 2.0))
+    assert take_samples(sleep, 2, cpu_clock=False) == Taken((2.0, 2.0))
 
 
 @pytest.mark.parametrize(
@@ -100,6 +130,16 @@ def test_a_pair_has_both_sides_of_every_batch_in_either_order(request_of: MakeRe
 )
 def test_turns_fit_into_the_time_and_are_even(slowest: float, turns: int) -> None:
     assert turns_within(1.5, slowest, 20) == turns
+
+
+def test_pairs_start_together_where_a_waiting_process_uses_no_core(request_of: MakeRequest) -> None:
+    assert pairs_at_once(request_of()) == 4
+    assert pairs_at_once(request_of(threads=None)) == pairs_at_once(request_of(runtime="tensorrt")) == 1
+
+
+def test_a_pair_is_worth_its_start() -> None:
+    assert Span(1.0, 1.0).after(0.6) == 1.0
+    assert Span(3.0, 1.0).after(12.0) == 12.0
 
 
 def test_a_pair_is_compared_turn_by_turn() -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from gpusq_deploy.artifacts.base import json_from_value
 from gpusq_deploy.artifacts.runs import Environment, MeasureSettings, Runs, RuntimeInfo, Series
 from gpusq_deploy.cli.compare import command
 from gpusq_deploy.errors import GpusqError
+
+# importorskip hands back Any: scipy ships no types. It is always there, as scikit-learn's dependency.
+stats = pytest.importorskip("scipy.stats")
 
 
 def _write(path: Path, *, factor: float = 1.0, spread: float = 0.002, cpu: str = "Some CPU") -> Path:
@@ -165,3 +169,50 @@ def test_the_process_exits_with_the_code(tmp_path: Path, head: str, code: int) -
     assert done.returncode == code
     assert "Traceback" not in done.stderr
     assert (done.stdout == "") == (code == 5)
+
+
+def test_several_models_are_compared_together(tmp_path: Path) -> None:
+    """As two folders or as pairs of files; the p-values are adjusted over all of them."""
+    names = [f"{letter * 4}.json" for letter in "abcd"]
+    # One alone, of five repeats, wouldn't be proven among four: its p of 1/252 counts four times.
+    slower = names[1:3]
+    for folder in ("base", "head"):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            _write(tmp_path / folder / name, factor=1.3 if folder == "head" and name in slower else 1.0)
+    done = _compare(str(tmp_path / "base"), str(tmp_path / "head"))
+    assert done.exit_code == 1, done.output
+    assert done.stdout.splitlines()[-1] == (
+        "regressed (bbbb.json, cccc.json): of 4 models 2 holds, 2 regressed (budget +3.00%)"
+    )
+    pairs = [str(tmp_path / folder / name) for name in names for folder in ("base", "head")]
+    found = json.loads(_compare(*pairs, "--json").stdout)
+    p_values = [model["comparison"]["batches"][0]["p_slower"] for model in found["models"]]
+    adjusted = [model["comparison"]["batches"][0]["p_adjusted"] for model in found["models"]]
+    assert adjusted == pytest.approx(stats.false_discovery_control(p_values, method="bh"))
+    (tmp_path / "base" / names[0]).unlink()
+    lacking = _compare(str(tmp_path / "base"), str(tmp_path / "head"))
+    assert "that this one lacks: aaaa.json" in str(lacking.exception)
+
+
+def test_odd_paths_and_one_page_of_several_are_usage_errors(tmp_path: Path) -> None:
+    base, head = _write(tmp_path / "base.json"), _write(tmp_path / "head.json")
+    assert _compare(str(base)).exit_code == 2
+    several = (str(base), str(head), str(base), str(head))
+    assert "--html takes one pair, not 2" in _compare(*several, "--html", str(tmp_path / "page.html")).output
+
+
+def test_a_summary_and_junit_beside_the_table_and_one_line_where_all_is_fine(tmp_path: Path) -> None:
+    base, head = _write(tmp_path / "base.json"), _write(tmp_path / "head.json", factor=1.3)
+    summary, junit = tmp_path / "summary.md", tmp_path / "junit.xml"
+    done = _compare(str(base), str(head), "--summary", str(summary), "--junit", str(junit))
+    assert done.exit_code == 1
+    assert summary.read_text().startswith("### model.onnx: regressed: +3")
+    suite = ElementTree.parse(junit).getroot()[0]
+    assert (suite.get("name"), suite.get("failures")) == ("gpusq-compare", "1")
+    assert "slower by at least" in str(suite[0][0].get("message"))
+    assert len(_compare(str(base), str(head), "-q").stdout.splitlines()) > 1
+    fine = _compare(str(base), str(base), "-q")
+    assert fine.stdout == "holds: +0.0% at batch 1 (budget +3.00%)\n"
+    junit.write_text("mine")
+    assert "it was left alone" in str(_compare(str(base), str(head), "--junit", str(junit)).exception)

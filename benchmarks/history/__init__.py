@@ -1,0 +1,1 @@
+"""Latencies over time: one line per measurement in a file that only grows, and where its level changed."""
