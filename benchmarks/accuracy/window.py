@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from gpusq_deploy.artifacts import Preprocessing
 from gpusq_deploy.calibration import Fitted, frame_of
+from gpusq_deploy.frontend import array_from_tensor
 
 _MOST_VALUES = 1 << 24  # float32 of one band of rows: 64 MiB
 UNSEEN = -1
@@ -51,10 +52,10 @@ def label_map(logits: torch.Tensor, window: Window) -> npt.NDArray[np.int16]:
     input is the whole image that is transformers' `post_process_semantic_segmentation`.
     """
     bands = [band.argmax(dim=0).to(torch.int16).cpu() for band in _bands(logits, window)]
-    labels: npt.NDArray[np.int16] = torch.cat(bands).numpy()
+    labels: npt.NDArray[np.int16] = array_from_tensor(torch.cat(bands))
     for axis, places in enumerate(_places(window)):
         outside = (places < 0) | (places > window.input[axis])
-        labels[(slice(None),) * axis + (outside.numpy(),)] = UNSEEN
+        labels[(slice(None),) * axis + (array_from_tensor(outside),)] = UNSEEN
     return labels
 
 
@@ -68,7 +69,7 @@ def masks_in_image(logits: torch.Tensor, window: Window) -> npt.NDArray[np.bool_
     if not len(logits):
         return np.zeros((0, height, width), np.bool_)
     bands = [(band > 0).cpu() for band in _bands(logits[None], window)]
-    found: npt.NDArray[np.bool_] = torch.cat(bands, dim=1).numpy()
+    found: npt.NDArray[np.bool_] = array_from_tensor(torch.cat(bands, dim=1))
     return found
 
 

@@ -14,6 +14,7 @@ from gpusq_deploy.artifacts import Preprocessing
 from gpusq_deploy.benchmarks.accuracy import window as windows
 from gpusq_deploy.benchmarks.accuracy.window import UNSEEN, cropped_window, fitted_window, label_map, masks_in_image
 from gpusq_deploy.calibration import fit_image
+from gpusq_deploy.frontend import array_from_tensor
 
 
 def declared(height: int, width: int, **more: Any) -> Preprocessing:
@@ -30,9 +31,9 @@ def test_a_map_of_the_whole_image_is_torch_s_interpolation(size: tuple[int, int]
     found = label_map(values, cropped_window(size, declared(64, 80, crop_mode="squash")))
     wanted = functional.interpolate(values, size=size[::-1], mode="bilinear", align_corners=False)[0]
     best = wanted.topk(2, dim=0).values
-    clear = (best[0] - best[1] > 1e-4).numpy()
+    clear = array_from_tensor(best[0] - best[1] > 1e-4)
     assert clear.mean() > 0.99
-    np.testing.assert_array_equal(found[clear], wanted.argmax(dim=0).numpy()[clear])
+    np.testing.assert_array_equal(found[clear], array_from_tensor(wanted.argmax(dim=0))[clear])
 
 
 def test_bands_of_rows_make_the_same_map(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +52,7 @@ def test_what_the_centre_crop_leaves_out_has_no_class(size: tuple[int, int]) -> 
     seen = functional.interpolate(values, size=(80, 80), mode="bilinear", align_corners=False)[0].argmax(dim=0)
     wanted = np.full(size[::-1], UNSEEN)
     left, top = ((side - 80) // 2 for side in size)
-    wanted[top : top + 80, left : left + 80] = seen.numpy()
+    wanted[top : top + 80, left : left + 80] = array_from_tensor(seen)
     np.testing.assert_array_equal(found, wanted)
 
 
@@ -60,7 +61,7 @@ def test_the_border_around_a_whole_image_has_no_part_in_it() -> None:
     values = logits(1, 4, 40, 40)
     found = label_map(values, cropped_window((80, 40), declared(40, 40, crop_mode="border")))
     whole = functional.interpolate(values, size=(80, 80), mode="bilinear", align_corners=False)[0].argmax(dim=0)
-    np.testing.assert_array_equal(found, whole[20:60].numpy())
+    np.testing.assert_array_equal(found, array_from_tensor(whole[20:60]))
 
 
 def test_masks_are_those_of_the_scaled_image_at_the_input_s_upper_left() -> None:
@@ -69,5 +70,5 @@ def test_masks_are_those_of_the_scaled_image_at_the_input_s_upper_left() -> None
     window = fitted_window(fit_image(image, form), form)
     values = logits(3, 10, 10)
     whole = functional.interpolate(values[None], size=(80, 80), mode="bilinear", align_corners=False)[0]
-    np.testing.assert_array_equal(masks_in_image(values, window), whole[:, :40].numpy() > 0)
+    np.testing.assert_array_equal(masks_in_image(values, window), array_from_tensor(whole[:, :40] > 0))
     assert masks_in_image(values[:0], window).shape == (0, 40, 80)
