@@ -100,9 +100,9 @@ def _tinted(picture: Image.Image, labels: npt.NDArray[np.int16]) -> Image.Image:
 
 
 def _write_lines(picture: Image.Image, lines: Sequence[tuple[str, tuple[int, int, int]]]) -> None:
-    pen, top = ImageDraw.Draw(picture), 0.0
+    pen, top = ImageDraw.Draw(picture), float(_PAD)
     for text, color in lines:
-        top = _write(pen, picture, (0.0, top), text, color)
+        top = _write(pen, picture, (float(_PAD), top), text, color)
 
 
 def _write(

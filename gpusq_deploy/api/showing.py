@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpusq_deploy.api.arguments import PathLike, path_of, spec_of
+from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.progress import SILENT, Reporter
 
 _INSIDE = 0.5  # from here on a pixel is of the object, as torchvision's examples have it
@@ -63,10 +64,17 @@ def run(  # noqa: PLR0913 - one argument for each option of gpusq-run
     place, files = Path(model), tuple(Path(image) for image in given)
     for path in (place, *files):
         require_input(path)
+    detector = is_detector(place)
+    if detector and (arch is not None or arch_args or state_dict is not None):
+        raise GpusqError(
+            "a detector's folder says itself what its architecture and weights are",
+            place=str(place),
+            hint="leave out --arch, --arch-arg and --state-dict",
+        )
     request = RunRequest(
         model=place,
         images=files,
-        arch=None if is_detector(place) else spec_of(place, arch, arch_args),
+        arch=None if detector else spec_of(place, arch, arch_args),
         state_dict=state_dict,
         runtime=runtime,
         threshold=threshold,
@@ -74,7 +82,7 @@ def run(  # noqa: PLR0913 - one argument for each option of gpusq-run
         out=path_of(out),
         force=force,
     )
-    runs = _run_detector if is_detector(place) else run_images
+    runs = _run_detector if detector else run_images
     return runs(request, reporter or SILENT)
 
 

@@ -115,6 +115,9 @@ def test_gpusq_run_tells_and_draws_masks_on_a_photograph_of_an_odd_size(
     assert any(decoded(found["mask"]).any() for found in shown["found"])
     with Image.open(shown["drawn"]) as drawn:
         assert drawn.size == (397, 243)
+    refused = run_main(run, folder / "whole", photograph, "--arch", "torchvision:maskrcnn_resnet50_fpn")
+    assert refused.code == 5
+    assert "leave out --arch" in refused.err
     plain = run_main(run, folder / "whole", photograph, "--threshold", "0.9")
     assert plain.code == 0, plain.err
     assert len(plain.out.splitlines()) == 1 + likely
