@@ -30,11 +30,19 @@ def fuse_written_out(model: ir.Model) -> int:
     pattern: Any = importlib.import_module("onnxscript.rewriter").pattern  # its patterns are untyped
     means = [pattern.RewriteRule(_pool, _mean, _is_of_rows), pattern.RewriteRule(_mean_of, _mean, _is_of_last)]
     pattern.RewriteRuleSet(means).apply_to_model(model)
-    rules = [pattern.RewriteRule(each, _fused_norm, _is_plain_norm) for each in (_norm, _moments_norm)]
-    rules += [pattern.RewriteRule(each, _fused_affine_norm, _is_affine_norm) for each in (_affine_norm, _scaled_norm)]
-    if model.opset_imports.get("", 0) >= _GELU_SINCE:
+    # The rewriter tries every order of all sums and products at each node, which takes seconds: only what may be there.
+    kinds = {node.op_type for node in model.graph}
+    gelu = model.opset_imports.get("", 0) >= _GELU_SINCE
+    rules = [pattern.RewriteRule(_norm, _fused_norm, _is_plain_norm)]
+    if "Max" in kinds:
+        rules.append(pattern.RewriteRule(_moments_norm, _fused_norm, _is_plain_norm))
+    if "Reciprocal" in kinds:
+        norms = (_affine_norm, _scaled_norm)
+        rules += [pattern.RewriteRule(each, _fused_affine_norm, _is_affine_norm) for each in norms]
+    if gelu and "Erf" in kinds:
         rules += [pattern.RewriteRule(each, _fused_gelu) for each in _gelus(_erf_of, _erf_of_product)]
-        rules += [pattern.RewriteRule(each, _fused_tanh_gelu) for each in _gelus(_tanh_of, _tanh_of_product)]
+    if gelu and "Tanh" in kinds:
+        rules += [pattern.RewriteRule(each, _fused_tanh_gelu) for each in _gelus(_tanh_of)]
     return int(pattern.RewriteRuleSet(rules, commute=True).apply_to_model(model))
 
 
@@ -65,10 +73,6 @@ def _erf_of_product(op: Any, x: Any) -> Any:
 
 def _tanh_of(op: Any, x: Any) -> Any:
     return op.Tanh(op.Mul(op.Add(x, op.Mul(op.Pow(x, 3.0), _CUBE)), math.sqrt(2 / math.pi)))
-
-
-def _tanh_of_product(op: Any, x: Any) -> Any:
-    return op.Tanh(op.Mul(op.Add(x, op.Mul(op.Mul(op.Mul(x, x), x), _CUBE)), math.sqrt(2 / math.pi)))
 
 
 def _fused_gelu(op: Any, x: Any) -> Any:

@@ -183,7 +183,6 @@ def test_a_pool_of_pictures_and_a_norm_of_another_scale_stay() -> None:
 CURVES = {
     "erf": "d = Mul(x, root) c = Erf(d)",
     "tanh": "p = Pow(x, three) k = Mul(cube, p) i = Add(x, k) j = Mul(ratio, i) c = Tanh(j)",
-    "tanh of a product": "xx = Mul(x, x) p = Mul(xx, x) k = Mul(cube, p) i = Add(x, k) j = Mul(ratio, i) c = Tanh(j)",
 }
 
 
