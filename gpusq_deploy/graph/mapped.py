@@ -127,7 +127,12 @@ def _require_known(proto: onnx.ModelProto, opsets: Mapping[str, int]) -> None:
     functions = {function.name for function in proto.functions}
     odd = [name for name in used if name not in functions and not onnx.defs.has(name, max_inclusive_version=opset)]
     if opset and odd:
-        names = ", ".join(f"{name} ({counted(used[name], 'node')})" for name in sorted(odd))
+        first = {
+            node.op_type: node.name or ", ".join(node.output)
+            for node in reversed(proto.graph.node)
+            if node.op_type in odd
+        }
+        names = ", ".join(f"{name} ({counted(used[name], 'node')}, such as {first[name]})" for name in sorted(odd))
         raise GpusqError(
             f"the graph has what is no operator of ONNX opset {opset}: {names}",
             hint="its exporter couldn't convert that: say the same in the model by other operators (GELU of Keras by "
