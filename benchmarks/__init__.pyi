@@ -1,10 +1,18 @@
 from .accuracy.evaluate import (
     evaluate_subjects as evaluate_subjects,
 )
+from .accuracy.instances import (
+    Instances as Instances,
+    shown_instances as shown_instances,
+)
 from .accuracy.showing import (
-    RunAnswers as RunAnswers,
     RunRequest as RunRequest,
     run_images as run_images,
+)
+from .accuracy.shown import (
+    RunAnswers as RunAnswers,
+    ShownImage as ShownImage,
+    places_of as places_of,
     texts_of as texts_of,
 )
 from .accuracy.table import (

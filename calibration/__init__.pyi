@@ -43,6 +43,9 @@ from .image_data import (
 from .image_decoding import (
     turned_remark as turned_remark,
 )
+from .image_frame import (
+    frame_of as frame_of,
+)
 from .image_listing import (
     SUFFIXES as SUFFIXES,
     image_files as image_files,

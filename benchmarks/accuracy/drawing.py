@@ -16,6 +16,8 @@ from gpusq_deploy.errors import GpusqError
 
 _GOLDEN = 0.618034  # turns of the hue from class to class: neighbours look different
 _OVERLAY = 0.5
+_PAD = 2  # pixels around text
+_LIGHT = 127.5
 
 
 class Box(NamedTuple):
@@ -41,10 +43,17 @@ def draw_boxes(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     return drawn
 
 
+def draw_masks(picture: Image.Image, masks: npt.NDArray[np.bool_]) -> Image.Image:
+    """A copy under a colour for each mask, booleans [masks, height, width], the first of them on top."""
+    owner = np.full(masks.shape[1:], -1, np.int16)
+    for index in reversed(range(len(masks))):
+        owner[masks[index]] = index
+    return _tinted(picture, owner)
+
+
 def draw_map(picture: Image.Image, labels: npt.NDArray[np.int16], texts: Sequence[tuple[int, str]]) -> Image.Image:
-    """A copy under the colours of its pixels' classes, int16 [height, width], with a legend."""
-    colors = np.array([color_of(label) for label in range(int(labels.max()) + 1)], np.uint8)
-    drawn = Image.blend(picture, Image.fromarray(colors[labels]), _OVERLAY)
+    """A copy under the colours of its pixels' classes, int16 [height, width], with a legend; below 0 it stays."""
+    drawn = _tinted(picture, labels)
     _write_lines(drawn, [(text, color_of(label)) for label, text in texts])
     return drawn
 
@@ -62,6 +71,13 @@ def color_of(label: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+def opened_picture(path: Path) -> Image.Image:
+    """An image file in RGB."""
+    with Image.open(path) as image:
+        converted: Image.Image = image.convert("RGB")
+    return converted
+
+
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a PNG, whole or not at all; its folder is made where it is missing.
 
@@ -76,19 +92,32 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         raise GpusqError(f"cannot write the picture: {error.strerror}", place=str(path)) from error
 
 
+def _tinted(picture: Image.Image, labels: npt.NDArray[np.int16]) -> Image.Image:
+    """Half the colours of labels; where they are below 0, the picture."""
+    colors = np.array([color_of(label) for label in range(max(0, int(labels.max())) + 1)], np.uint8)
+    blended = Image.blend(picture, Image.fromarray(colors[labels.clip(min=0)]), _OVERLAY)
+    return Image.composite(blended, picture, Image.fromarray(labels >= 0))
+
+
 def _write_lines(picture: Image.Image, lines: Sequence[tuple[str, tuple[int, int, int]]]) -> None:
-    pen, top = ImageDraw.Draw(picture), 0.0
+    pen, top = ImageDraw.Draw(picture), float(_PAD)
     for text, color in lines:
-        top = _write(pen, picture, (0.0, top), text, color)
+        top = _write(pen, picture, (float(_PAD), top), text, color)
 
 
 def _write(
     pen: ImageDraw.ImageDraw, picture: Image.Image, corner: tuple[float, float], text: str, color: tuple[int, int, int]
 ) -> float:
-    """White on the colour; answers where it ends below."""
+    """White on the colour, or black on a light one; answers where it ends below."""
     font = ImageFont.load_default(size=max(10, min(picture.size) // 25))
     inside = (max(0.0, min(corner[0], picture.width - pen.textlength(text, font=font))), corner[1])
     box = pen.textbbox(inside, text, font=font)
-    pen.rectangle(box, fill=color)
-    pen.text(inside, text, fill=(255, 255, 255), font=font)
-    return float(box[3])
+    pen.rectangle((box[0] - _PAD, box[1] - _PAD, box[2] + _PAD, box[3] + _PAD), fill=color)
+    pen.text(inside, text, fill=_ink(color), font=font)
+    return float(box[3] + _PAD)
+
+
+def _ink(color: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white, whichever differs more in luma (ITU-R BT.601)."""
+    luma = sum(share * channel for share, channel in zip((0.299, 0.587, 0.114), color, strict=True))
+    return (0, 0, 0) if luma > _LIGHT else (255, 255, 255)

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from PIL import Image
 
-from gpusq_deploy.artifacts import ArchSpec, Preprocessing, Value, require_folder
+from gpusq_deploy.artifacts import ArchSpec, Preprocessing
 from gpusq_deploy.benchmarks.accuracy.answers import class_name, require_finite
-from gpusq_deploy.benchmarks.accuracy.drawing import Box, draw_boxes, draw_classes, draw_map, save_picture
+from gpusq_deploy.benchmarks.accuracy.drawing import draw_classes, draw_map, opened_picture, save_picture
+from gpusq_deploy.benchmarks.accuracy.instances import Instances, shown_instances
 from gpusq_deploy.benchmarks.accuracy.judges import choose_judge
+from gpusq_deploy.benchmarks.accuracy.shown import Found, RunAnswers, ShownImage, mask_of, places_of, text_of
 from gpusq_deploy.benchmarks.accuracy.subject import Subject, find_subjects
 from gpusq_deploy.benchmarks.accuracy.tasks_and_data import Classification, Detection, Segmentation, task_of
-from gpusq_deploy.benchmarks.accuracy.values import TaskName
+from gpusq_deploy.benchmarks.accuracy.window import UNSEEN, cropped_window, fitted_window, label_map, masks_in_image
 from gpusq_deploy.calibration import Sample, SessionModule, fit_image, load_image, turned_remark
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.frontend import array_from_tensor
 from gpusq_deploy.progress import Reporter
 
 _TOP = 5
-_SAID = ("scores", "class_labels", "boxes")
+_SAID = ("scores", "class_labels", "boxes", "queries")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRequest:
-    """What gpusq-run is asked for: `out` is a folder for drawn copies; boxes likelier than `threshold` are told."""
+    """What gpusq-run is asked for: `out` is a folder for drawn copies; boxes likelier than `threshold` are told.
+
+    `masks`: masks are told too, not only drawn.
+    """
 
     model: Path
     images: tuple[Path, ...]
@@ -38,34 +40,9 @@ class RunRequest:
     state_dict: str | None = None
     runtime: str = "auto"
     threshold: float = 0.5
+    masks: bool = False
     out: Path | None = None
     force: bool = False
-
-
-class Found(Value):
-    """A class: its probability, or its share of the pixels of a label map; `box` in the image's pixels, corners."""
-
-    label: str
-    share: float
-    box: tuple[float, float, float, float] | None = None
-
-
-class ShownImage(Value):
-    """What was found in an image, the likeliest first; `drawn` is the copy that shows it."""
-
-    image: str
-    found: tuple[Found, ...]
-    drawn: str | None = None
-
-
-class RunAnswers(Value):
-    """What gpusq-run found."""
-
-    schema: Literal["gpusq.run/1"] = "gpusq.run/1"
-    model: str
-    runtime: str
-    task: TaskName
-    images: tuple[ShownImage, ...]
 
 
 class _Model(NamedTuple):
@@ -83,7 +60,7 @@ def run_images(request: RunRequest, reporter: Reporter) -> RunAnswers:
     Raises:
         GpusqError: A bad model or image, a model of features, or a copy that exists or can't be written.
     """
-    places = _places(request)
+    places = places_of(request.images, request.out, force=request.force)
     (subject,) = find_subjects((request.model,), request.runtime, request.arch, request.state_dict)
     module = subject.open()
     chosen = choose_judge(subject, module, "auto", maps=True)
@@ -103,58 +80,33 @@ def run_images(request: RunRequest, reporter: Reporter) -> RunAnswers:
     shown: list[ShownImage] = []
     for image, place in zip(request.images, places, strict=True):
         reporter.progress("running", len(shown), len(places))
-        shown.append(_shown(model, image, place, request.threshold))
+        shown.append(_shown(model, image, place, request))
     if isinstance(module, SessionModule):
         module.close()
     return RunAnswers(model=subject.name, runtime=subject.runtime, task=chosen.judge.task, images=tuple(shown))
 
 
-def _places(request: RunRequest) -> list[Path | None]:
-    """Where each copy goes.
-
-    Raises:
-        GpusqError: Two would go to one place, or something lies there.
-    """
-    if request.out is None:
-        return [None for _ in request.images]
-    require_folder(request.out / "x" if request.out.is_dir() else request.out)
-    places = [request.out / f"{image.stem}.png" for image in request.images]
-    twice = [place for place, count in Counter(places).items() if count > 1]
-    if twice:
-        raise GpusqError("two images would be drawn to one file", place=str(twice[0]), hint="run them one by one")
-    for place, image in zip(places, request.images, strict=True):
-        if place.resolve() == image.resolve():
-            raise GpusqError("the copy would replace the image", place=str(place), hint="name another --out")
-        if place.exists() and not request.force:
-            raise GpusqError("the copy exists", place=str(place), hint="name another --out, or replace it with --force")
-    return list(places)
-
-
-def _shown(model: _Model, image: Path, place: Path | None, threshold: float) -> ShownImage:
+def _shown(model: _Model, image: Path, place: Path | None, request: RunRequest) -> ShownImage:
     with torch.inference_mode():
         if isinstance(model.task, Detection):
-            found, picture = _boxes(model, model.task, image, threshold, draws=place is not None)
-        elif isinstance(model.task, Segmentation):
-            found, picture = _map(model, model.task, image, draws=place is not None)
-        else:
-            found, picture = _classes(model, image, draws=place is not None)
-    if place is not None and picture is not None:
-        save_picture(picture, place)
-    return ShownImage(image=str(image), found=tuple(found), drawn=None if place is None else str(place))
+            found = _instances(model, model.task, image, request.threshold)
+            return shown_instances(image, found, model.names, place, masks=request.masks)
+        if isinstance(model.task, Segmentation):
+            return _map(model, model.task, image, place, masks=request.masks)
+        return _classes(model, image, place)
 
 
-def _classes(model: _Model, image: Path, *, draws: bool) -> tuple[list[Found], Image.Image | None]:
+def _classes(model: _Model, image: Path, place: Path | None) -> ShownImage:
     answer = Classification().answer(model.module, _batch(load_image(image, _declared(model))))
     shares = require_finite(answer).float().softmax(dim=1)[0].cpu()
     order = cast("list[int]", torch.sort(shares, descending=True, stable=True).indices[:_TOP].tolist())
-    found = [Found(label=class_name(label, model.names), share=float(shares[label])) for label in order]
-    texts = [_text(each) for each in found]
-    return found, draw_classes(_opened(image), texts) if draws else None
+    found = tuple(Found(label=class_name(label, model.names), share=float(shares[label])) for label in order)
+    if place is not None:
+        save_picture(draw_classes(opened_picture(image), [text_of(each) for each in found]), place)
+    return ShownImage(image=str(image), found=found, drawn=None if place is None else str(place))
 
 
-def _boxes(
-    model: _Model, task: Detection, image: Path, threshold: float, *, draws: bool
-) -> tuple[list[Found], Image.Image | None]:
+def _instances(model: _Model, task: Detection, image: Path, threshold: float) -> Instances:
     """The input holds the scaled image at its left and top; boxes are shares of the input."""
     declared = _declared(model)
     fitted = fit_image(image, declared)
@@ -164,41 +116,44 @@ def _boxes(
     answer = task.answer(model.module, _batch(pixels))
     require_finite(answer.logits)
     said: Any = task.predictions(answer)[0]
-    across, down = declared.width / width * fitted.original[1], declared.height / height * fitted.original[0]
-    found: list[Found] = []
-    boxes: list[Box] = []
-    for score, label, (x, y, wide, high) in zip(*(said[name].tolist() for name in _SAID), strict=True):
-        if score <= threshold:
-            continue
-        corners = ((x - wide / 2) * across, (y - high / 2) * down, (x + wide / 2) * across, (y + high / 2) * down)
-        found.append(Found(label=class_name(label, model.names), share=score, box=corners))
-        boxes.append(Box(corners, label, _text(found[-1])))
-    return found, draw_boxes(_opened(image), boxes) if draws else None
+    window = fitted_window(fitted, declared)
+    across, down = declared.width / window.scale[1], declared.height / window.scale[0]
+    told = [row for row in zip(*(said[name].tolist() for name in _SAID), strict=True) if row[0] > threshold]
+    return Instances(
+        boxes=[
+            ((x - wide / 2) * across, (y - high / 2) * down, (x + wide / 2) * across, (y + high / 2) * down)
+            for _, _, (x, y, wide, high), _ in told
+        ],
+        labels=[label for _, label, _, _ in told],
+        scores=[score for score, *_ in told],
+        masks=None
+        if answer.masks is None
+        else masks_in_image(require_finite(answer.masks[0])[[query for *_, query in told]], window),
+    )
 
 
-def _map(model: _Model, task: Segmentation, image: Path, *, draws: bool) -> tuple[list[Found], Image.Image | None]:
+def _map(model: _Model, task: Segmentation, image: Path, place: Path | None, *, masks: bool) -> ShownImage:
+    """Of the image's own pixels, of which a crop leaves some out."""
     declared = _declared(model)
-    sample = load_image(image, declared)
-    (labels,) = task.predictions(require_finite(task.answer(model.module, _batch(sample))))
-    drawn = array_from_tensor(labels)
-    classes, counts = np.unique(drawn, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:_TOP]
-    found = [
-        Found(label=class_name(int(classes[place]), model.names), share=float(counts[place] / labels.numel()))
-        for place in order
-    ]
-    if not draws:
-        return found, None
-    texts = [(int(classes[place]), _text(each)) for place, each in zip(order, found, strict=True)]
-    return found, draw_map(_seen(sample, model), drawn, texts)
-
-
-def _seen(sample: Sample, model: _Model) -> Image.Image:
-    """The resized crop that the model sees, as a picture."""
-    declared = _declared(model)
-    std, mean = (np.asarray(values, np.float32)[:, None, None] for values in (declared.std, declared.mean))
-    pixels = np.rint((sample * std + mean) * 255).clip(0, 255).astype(np.uint8)
-    return Image.fromarray(np.moveaxis(pixels, 0, 2) if len(pixels) == 3 else pixels[0]).convert("RGB")
+    logits = require_finite(task.logits(model.module, _batch(load_image(image, declared))))
+    with Image.open(image) as opened:
+        labels = label_map(logits, cropped_window(opened.size, declared))
+    classes, counts = np.unique(labels[labels != UNSEEN], return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    found = tuple(
+        Found(
+            label=class_name(int(classes[index]), model.names),
+            share=float(counts[index] / counts.sum()),
+            mask=mask_of(labels == classes[index]) if masks else None,
+        )
+        for index in order
+    )
+    if place is not None:
+        legend = zip(classes[order][:_TOP], found, strict=False)
+        save_picture(
+            draw_map(opened_picture(image), labels, [(int(label), text_of(each)) for label, each in legend]), place
+        )
+    return ShownImage(image=str(image), found=found, drawn=None if place is None else str(place))
 
 
 def _declared(model: _Model) -> Preprocessing:
@@ -208,21 +163,3 @@ def _declared(model: _Model) -> Preprocessing:
 
 def _batch(sample: Sample) -> torch.Tensor:
     return torch.from_numpy(sample[None])
-
-
-def _opened(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        converted: Image.Image = image.convert("RGB")
-    return converted
-
-
-def _text(found: Found) -> str:
-    return f"{found.label} {found.share:.1%}"
-
-
-def texts_of(shown: ShownImage) -> Sequence[str]:
-    """What was found in an image, one line for each."""
-    return [
-        _text(each) + ("" if each.box is None else f" at {', '.join(f'{side:.0f}' for side in each.box)}")
-        for each in shown.found
-    ]

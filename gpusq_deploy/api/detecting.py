@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from gpusq_deploy.artifacts import ArchArgument, Preprocessing, QuantizedPrecision
     from gpusq_deploy.bundle import Bundle
     from gpusq_deploy.contrib import Detections, MaskRcnn
-    from gpusq_deploy.engines import Target
+    from gpusq_deploy.engines import Session, Target
 
 _PARTS = "gpusq_deploy.contrib.detectors.parts"
 _BETWEEN = "between"
+_NAMES = ("dense", "box", "mask")
 
 
 class Detector:
@@ -35,18 +36,22 @@ class Detector:
 
     Attributes:
         size: Height and width that images are scaled to fit, in pixels.
+        runtime: Of its parts.
     """
 
-    def __init__(self, whole: MaskRcnn, preprocessing: Preprocessing, parts: ExitStack) -> None:
-        self.size = whole.size
+    def __init__(self, whole: MaskRcnn, preprocessing: Preprocessing, parts: ExitStack, *, runtime: str) -> None:
+        self.size, self.runtime = whole.size, runtime
         self._whole, self._preprocessing, self._parts = whole, preprocessing, parts
 
-    def run(self, given: PathLike | Image.Image | Sequence[PathLike | Image.Image]) -> list[Detections]:
+    def run(
+        self, given: PathLike | Image.Image | Sequence[PathLike | Image.Image], *, threshold: float = 0.0
+    ) -> list[Detections]:
         """Detect in images, one after the other.
 
         Args:
             given: Images, as files or as Pillow's, one or several. Each is scaled to fit `size`, and normalised as the
                 model declares.
+            threshold: What is likelier is answered, 0…1; a mask is as large as its image, so this saves memory.
 
         Returns:
             Boxes, labels, scores and masks of each image, in its own pixels.
@@ -61,7 +66,7 @@ class Detector:
         found: list[Detections] = []
         for image in images:
             fitted = fit_image(Path(image) if isinstance(image, (str, os.PathLike)) else image, self._preprocessing)
-            found.append(self._whole.detect(fitted.sample, original=fitted.original))
+            found.append(self._whole.detect(fitted.sample, original=fitted.original, threshold=threshold))
         return found
 
     def close(self) -> None:
@@ -76,6 +81,11 @@ class Detector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def is_detector(folder: Path) -> bool:
+    """True for a folder that `build_detector` made."""
+    return (folder / _BETWEEN).is_dir() and all((folder / f"{name}.gpusq").is_dir() for name in _NAMES)
 
 
 def open_detector(folder: PathLike, *, runtime: str = "auto") -> Detector:
@@ -94,12 +104,14 @@ def open_detector(folder: PathLike, *, runtime: str = "auto") -> Detector:
 
     place = Path(folder)
     with ExitStack() as stack:
-        bundles = {name: read_bundle(place / f"{name}.gpusq") for name in ("dense", "box", "mask")}
-        sessions = {name: load_bundle(bundle, runtime)[0] for name, bundle in bundles.items()}
-        for session in sessions.values():
-            stack.callback(session.close)
+        bundles = {name: read_bundle(place / f"{name}.gpusq") for name in _NAMES}
+        sessions: dict[str, Session] = {}
+        for name, bundle in bundles.items():
+            sessions[name], _ = load_bundle(bundle, runtime)
+            stack.callback(sessions[name].close)
         whole = MaskRcnn(dense=sessions["dense"], box=sessions["box"], mask=sessions["mask"], between=place / _BETWEEN)
-        return Detector(whole, bundles["dense"].manifest.preprocessing, stack.pop_all())
+        ran = ", ".join(dict.fromkeys(session.runtime for session in sessions.values()))
+        return Detector(whole, bundles["dense"].manifest.preprocessing, stack.pop_all(), runtime=ran)
 
 
 def build_detector(  # noqa: PLR0913 - what all three parts are asked
@@ -157,7 +169,7 @@ def build_detector(  # noqa: PLR0913 - what all three parts are asked
         regions = _write_between(model, asked, data, folder / _BETWEEN, Path(features))
         for name, most in regions.items():
             build_part(name, Path(features) / f"{name}.npy", most, folder)
-    return {name: read_bundle(place / f"{name}.gpusq") for name in ("dense", "box", "mask")}
+    return {name: read_bundle(place / f"{name}.gpusq") for name in _NAMES}
 
 
 def _own_words(height: int, width: int, detector: str | None) -> Sequence[str]:

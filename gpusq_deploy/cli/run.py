@@ -19,16 +19,18 @@ _FILE = click.Path(path_type=Path)
 
 
 @click.command(name="gpusq-run", cls=Command, groups=_GROUPS)
-@click.argument("model", metavar="BUNDLE|CHECKPOINT|ONNX", type=_FILE)
+@click.argument("model", metavar="BUNDLE|DETECTOR|CHECKPOINT|ONNX", type=_FILE)
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=_FILE)
 @arch_options
-@click.option("--out", type=_FILE, metavar="DIR", help="Draw boxes, label maps or classes on copies in this folder.")
+@click.option(
+    "--out", type=_FILE, metavar="DIR", help="Draw boxes, masks, label maps or classes on copies in this folder."
+)
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
-    help="Tell boxes that are likelier than this.",
+    help="Tell boxes and masks that are likelier than this.",
 )
 @runtime_option("Run a bundle or an ONNX file with this runtime; a checkpoint runs in torch.")
 @click.option("--force", is_flag=True, help="Replace copies that are there.")
@@ -46,7 +48,10 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
     force: bool,
     as_json: bool,
 ) -> None:
-    """Run a model on images: print the likeliest classes, boxes, or the classes of label maps; and draw them."""
+    """Run a model on images: print the likeliest classes, boxes, or the classes of label maps; and draw them.
+
+    A DETECTOR is what gpusq-detector made. Masks are drawn, and lie in the JSON in COCO's run-length encoding.
+    """
     from gpusq_deploy.artifacts import builtins_from_value, require_input
 
     require_input(model)
@@ -57,6 +62,7 @@ def command(  # noqa: PLR0913 - click hands one argument to each option
             images,
             out=out,
             threshold=threshold,
+            masks=as_json,
             arch=arch,
             arch_args=arch_args,
             state_dict=state_dict,

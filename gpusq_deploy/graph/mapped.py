@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Callable, Generator, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,7 @@ from onnx_ir.passes import common
 
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import protobuf_wire
+from gpusq_deploy.text import counted
 
 # What is smaller is cheaper to read than to map.
 _SMALLEST = 4096
@@ -103,6 +105,7 @@ def _check_nodes(proto: onnx.ModelProto) -> None:
     context = onnx.checker.C.CheckerContext()
     context.ir_version = proto.ir_version
     context.opset_imports = {opset.domain: opset.version for opset in proto.opset_import}
+    _require_known(proto, context.opset_imports)
     for node in proto.graph.node:
         kinds = {attribute.type for attribute in node.attribute}
         if not kinds & {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS, onnx.AttributeProto.TENSOR}:
@@ -111,6 +114,30 @@ def _check_nodes(proto: onnx.ModelProto) -> None:
             except onnx.checker.ValidationError as error:
                 what = str(error).splitlines()[0]
                 raise GpusqError(f"damaged: {node.op_type} {node.name}: {what}", hint=_COPY_AGAIN) from error
+
+
+def _require_known(proto: onnx.ModelProto, opsets: Mapping[str, int]) -> None:
+    """That operators of the standard domain are some of its opset: tf2onnx writes TensorFlow's Erfc down as if it were.
+
+    Raises:
+        GpusqError: One isn't.
+    """
+    opset = opsets.get("", opsets.get("ai.onnx", 0))
+    used = Counter(node.op_type for node in proto.graph.node if node.domain in ("", "ai.onnx"))
+    functions = {function.name for function in proto.functions}
+    odd = [name for name in used if name not in functions and not onnx.defs.has(name, max_inclusive_version=opset)]
+    if opset and odd:
+        first = {
+            node.op_type: node.name or ", ".join(node.output)
+            for node in reversed(proto.graph.node)
+            if node.op_type in odd
+        }
+        names = ", ".join(f"{name} ({counted(used[name], 'node')}, such as {first[name]})" for name in sorted(odd))
+        raise GpusqError(
+            f"the graph has what is no operator of ONNX opset {opset}: {names}",
+            hint="its exporter couldn't convert that: say the same in the model by other operators (GELU of Keras by "
+            "tanh, approximate=True), or take another exporter",
+        )
 
 
 @contextmanager

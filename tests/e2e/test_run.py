@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from coco_masks import decoded
 from commands import run_main
 from foreign_loops import (
     DETR,
+    DETR_SEGMENTATION,
     FILTERS,
     SEGFORMER,
-    SIDE,
+    UPERNET,
+    library,
     normalised,
     pieces,
     results_of,
@@ -28,6 +33,7 @@ from gpusq_deploy.cli.build import main as build
 from gpusq_deploy.cli.run import main as run
 
 pytestmark = pytest.mark.slow
+transformers: Any = importlib.import_module("transformers")
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +41,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("photos")
     for index, piece in enumerate(pieces(3, 5)):
         Image.fromarray(piece).resize((3 * piece.shape[1], 3 * piece.shape[0])).save(folder / f"{index}.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Whole ones, of odd sizes: wide, high, and smaller than the models' inputs."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name, box in (("cat", (0, 0, 451, 300)), ("coffee", (31, 0, 240, 399)), ("rocket", (300, 100, 357, 149))):
+        Image.fromarray(getattr(library, name)()).crop(box).save(folder / f"{name}.png")
     return sorted(folder.iterdir())
 
 
@@ -64,18 +79,59 @@ def test_boxes_lie_where_the_loop_has_them(images: list[Path], tmp_path: Path) -
         assert pixels(shown["drawn"]).shape == (whole.height, whole.width, 3)
 
 
-def test_a_label_map_is_drawn_over_what_the_model_sees(images: list[Path], tmp_path: Path) -> None:
-    path, module, declared = transformers_model(tmp_path / "seg.pt", "SegformerForSemanticSegmentation", SEGFORMER)
-    told = answers(path, images[0], "--out", tmp_path / "drawn")
-    seen = squeezed(Image.open(images[0]).convert("RGB"), FILTERS[declared.interpolation])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("SegformerForSemanticSegmentation", SEGFORMER), ("UperNetForSemanticSegmentation", UPERNET)],
+)
+def test_a_label_map_is_what_transformers_makes_of_the_whole_photograph(
+    name: str, arguments: dict[str, Any], photographs: list[Path], tmp_path: Path
+) -> None:
+    path, module, declared = transformers_model(tmp_path / "seg.pt", name, arguments)
+    told = answers(path, *photographs, "--out", tmp_path / "drawn")
+    post_process: Any = transformers.SegformerImageProcessor().post_process_semantic_segmentation
+    for file, shown in zip(photographs, told["images"], strict=True):
+        whole = Image.open(file).convert("RGB")
+        with torch.no_grad():
+            logits: Any = module(normalised(squeezed(whole, FILTERS[declared.interpolation]), declared)[None])
+        (wanted,) = post_process(SimpleNamespace(logits=logits), target_sizes=[(whole.height, whole.width)])
+        labels = np.full(wanted.shape, -1)
+        for found in shown["found"]:
+            labels[decoded(found["mask"])] = int(found["label"].removeprefix("LABEL_"))
+            assert found["share"] == pytest.approx(decoded(found["mask"]).mean())
+        # Rounding decides where two classes are equally likely.
+        assert (labels != wanted.numpy()).mean() < 1e-4
+        assert sum(found["share"] for found in shown["found"]) == pytest.approx(1)
+        assert pixels(shown["drawn"]).shape == (whole.height, whole.width, 3)
+    assert sum(len(shown["found"]) for shown in told["images"]) > len(photographs)
+
+
+def test_masks_of_queries_are_what_transformers_makes_of_them(photographs: list[Path], tmp_path: Path) -> None:
+    """A square photograph fills the input, as transformers' function takes for granted.
+
+    It is RF-DETR's, which answers masks that overlap, fed with the sigmoid's inverse of DETR's probabilities.
+    """
+    path, module, declared = transformers_model(tmp_path / "detr.pt", "DetrForSegmentation", DETR_SEGMENTATION)
+    square = tmp_path / "square.png"
+    Image.open(photographs[0]).convert("RGB").resize((199, 199)).save(square)
+    (shown,) = answers(path, square, "--threshold", "0.3", "--out", tmp_path / "drawn")["images"]
     with torch.no_grad():
-        logits: Any = module(normalised(seen, declared)[None])
-    whole = torch.nn.functional.interpolate(logits, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
-    counts = torch.bincount(whole.argmax(dim=1).flatten(), minlength=3) / SIDE**2
-    (shown,) = told["images"]
-    shares = [each["share"] for each in shown["found"]]
-    assert shares == pytest.approx(sorted((float(count) for count in counts if count), reverse=True))
-    assert pixels(shown["drawn"]).shape == (SIDE, SIDE, 3)
+        logits, _, masks, *_ = module(
+            normalised(squeezed(Image.open(square), FILTERS[declared.interpolation]), declared)[None]
+        )
+    answer = SimpleNamespace(logits=logits.softmax(dim=-1)[..., :-1].logit(), pred_masks=masks)
+    processor: Any = transformers.RfDetrImageProcessor()
+    (wanted,) = processor.post_process_instance_segmentation(
+        answer, threshold=0.3, target_sizes=[(199, 199)], return_binary_maps=True
+    )
+    assert len(shown["found"]) == len(wanted["segments_info"]) > 3
+    for found, segment, mask in zip(shown["found"], wanted["segments_info"], wanted["segmentation"], strict=True):
+        assert found["share"] == pytest.approx(segment["score"], abs=1e-5)
+        assert found["label"] == f"LABEL_{segment['label_id']}"
+        assert (decoded(found["mask"]) != mask.numpy()).mean() < 1e-3
+    assert np.any([decoded(found["mask"]).any() for found in shown["found"]])
+    plain = run_main(run, path, square, "--threshold", "0.3").out
+    assert "counts" not in plain
+    assert len(plain.splitlines()) == 1 + len(shown["found"])
 
 
 def test_a_bundle_prints_the_likeliest_classes(images: list[Path], dense: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ import numpy as np
 import pytest
 import tiny_detector
 import torch
+from coco_masks import decoded
 from commands import run_main
 from PIL import Image
 from tiny_detector import ARGUMENTS, SIZE
 
 import gpusq_deploy
 from gpusq_deploy.cli.detector import main
+from gpusq_deploy.cli.run import main as run
 from gpusq_deploy.frontend import array_from_tensor
 
 pytestmark = pytest.mark.slow
+skimage_data: Any = importlib.import_module("skimage.data")
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +90,37 @@ def test_a_smaller_photograph_is_scaled_up_and_answered_in_its_own_pixels(
     assert found.boxes[:, [1, 3]].max() <= 64
     best = of_torchvision(file)["boxes"][0]
     assert np.abs(found.boxes - array_from_tensor(best)).max(axis=1).min() < 1.0
+
+
+def test_gpusq_run_tells_and_draws_masks_on_a_photograph_of_an_odd_size(
+    folder: Path, detector: gpusq_deploy.Detector, tmp_path: Path
+) -> None:
+    """A pixel is of what was found from 0.5 on; that masks lie as torchvision pastes them, test_graphs.py says."""
+    photograph = tmp_path / "cat.png"
+    Image.fromarray(skimage_data.cat()).crop((3, 7, 400, 250)).save(photograph)
+    done = run_main(run, folder / "whole", photograph, "--threshold", "0.9", "--out", tmp_path / "drawn", "--json")
+    assert done.code == 0, done.err
+    answers = done.json()
+    assert (answers["task"], answers["runtime"]) == ("detection", "onnxruntime")
+    (shown,) = answers["images"]
+    (wanted,) = detector.run(photograph)
+    likely = int((wanted.scores > 0.9).sum())
+    assert len(shown["found"]) == likely > 3
+    assert likely < len(wanted.scores)
+    for index, found in enumerate(shown["found"]):
+        assert found["label"] == str(wanted.labels[index])
+        assert found["share"] == pytest.approx(float(wanted.scores[index]))
+        assert found["box"] == pytest.approx(wanted.boxes[index].tolist())
+        np.testing.assert_array_equal(decoded(found["mask"]), wanted.masks[index, 0] >= 0.5)
+    assert any(decoded(found["mask"]).any() for found in shown["found"])
+    with Image.open(shown["drawn"]) as drawn:
+        assert drawn.size == (397, 243)
+    refused = run_main(run, folder / "whole", photograph, "--arch", "torchvision:maskrcnn_resnet50_fpn")
+    assert refused.code == 5
+    assert "leave out --arch" in refused.err
+    plain = run_main(run, folder / "whole", photograph, "--threshold", "0.9")
+    assert plain.code == 0, plain.err
+    assert len(plain.out.splitlines()) == 1 + likely
 
 
 def test_an_output_that_exists_is_left_alone(folder: Path) -> None:

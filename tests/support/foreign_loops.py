@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,25 @@ DETR: dict[str, Any] = {
     "num_labels": 3,
     "input_size": [SIDE, SIDE],
 }
+DETR_SEGMENTATION: dict[str, Any] = {**DETR, "encoder_attention_heads": 8, "decoder_attention_heads": 8}
+_SWIN: dict[str, Any] = {
+    "model_type": "swin",
+    "embed_dim": 24,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [1, 2, 3, 4],
+    "window_size": 4,
+    "image_size": SIDE,
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
+_UPERNET: dict[str, Any] = {
+    "model_type": "upernet",
+    "num_labels": 3,
+    "use_auxiliary_head": False,
+    "hidden_size": 32,
+    "pool_scales": [1, 2],
+    "backbone_config": _SWIN,
+}
+UPERNET: dict[str, Any] = {"config": json.dumps(_UPERNET), "input_size": [SIDE, SIDE]}
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 

@@ -65,12 +65,13 @@ class MaskRcnn:
         _require_heads(mask, 1, detections.outputs[3], "the mask part", place=str(between))
         self.size: tuple[int, int] = (dense.inputs[0].shape[2], dense.inputs[0].shape[3])
 
-    def detect(self, image: Floats, *, original: tuple[int, int] | None = None) -> Detections:
+    def detect(self, image: Floats, *, original: tuple[int, int] | None = None, threshold: float = 0.0) -> Detections:
         """Detect in one image.
 
         Args:
             image: float32 [3, h, w], normalised; a smaller one than `size` is padded with zeros at its right and below.
             original: Height and width that boxes and masks are given in; those of `image` where None.
+            threshold: What is likelier is answered, 0…1.
 
         Raises:
             GpusqError: The image doesn't fit, or a runtime failed.
@@ -85,6 +86,8 @@ class MaskRcnn:
         boxes, pooled = found["boxes"], found["pooled"]
         logits, deltas = self._heads(self._box, pooled)
         found = _fed(detections, {**held, "logits": logits, "deltas": deltas, "proposals": boxes})
+        likely = found["scores"] > threshold
+        found = {name: found[name][likely] for name in ("boxes", "labels", "scores", "pooled")}
         (drawn,) = self._heads(self._mask, found["pooled"])
         shown = original or (height, width)
         ratio = np.array([shown[1] / width, shown[0] / height] * 2, np.float32)

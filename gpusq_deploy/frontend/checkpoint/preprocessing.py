@@ -40,6 +40,12 @@ def preprocessing_of(
         return _from_attribute(spec, declared)
     if spec.source == "transformers":
         return preprocessing_of_transformers(spec, module, preprocessor)
+    if any(kind.__name__ == "GeneralizedRCNN" for kind in type(module).__mro__):
+        raise UndeclaredError(
+            "a detector of torchvision resizes its images itself, and has NMS in its middle",
+            place=str(spec),
+            hint="gpusq-detector builds a Mask R-CNN (docs/detectors.md), and gpusq-run runs what it made",
+        )
     try:
         if spec.source == "torchvision":
             return _from_torchvision(spec, module)

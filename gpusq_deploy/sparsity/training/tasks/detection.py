@@ -25,10 +25,14 @@ _PIXELS = 1000.0  # per side: COCO's measure takes sizes in pixels
 
 
 class Boxes(NamedTuple):
-    """An answer: logits [N, queries, classes], with a last class of no object or without, and boxes [N, queries, 4]."""
+    """An answer: logits [N, queries, classes], with a last class of no object or without, and boxes [N, queries, 4].
+
+    `masks`: logits [N, queries, h, w] of their pixels, of a model that answers them.
+    """
 
     logits: torch.Tensor
     boxes: torch.Tensor
+    masks: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class Detection:
         found = module(images.to(next(module.parameters()).device))
         if not is_of_boxes(found):
             raise GpusqError("the model returns no logits and boxes", place="the model's output")
-        return Boxes(found[0], found[1])
+        return Boxes(found[0], found[1], _masks(found))
 
     def losses(
         self, module: torch.nn.Module, student: Boxes, teacher: Boxes, targets: Sequence[Mapping[str, torch.Tensor]]
@@ -71,18 +75,20 @@ class Detection:
         )
 
     def predictions(self, answer: Boxes) -> list[Mapping[str, torch.Tensor]]:
-        """`scores`, `class_labels` and `boxes` of the most likely."""
+        """`scores`, `class_labels`, `boxes` and `queries`, which they are of, of the most likely."""
         logits = answer.logits
         shares = logits.softmax(-1)[..., :-1] if self.no_object else logits.sigmoid()
         classes = shares.shape[-1]
         scores, places = shares.flatten(1).topk(min(_MOST_BOXES, shares[0].numel()), dim=1)
+        queries = torch.div(places, classes, rounding_mode="floor")
         found: list[Mapping[str, torch.Tensor]] = [
             {
                 "scores": score.cpu(),
                 "class_labels": (place % classes).cpu(),
-                "boxes": boxes[torch.div(place, classes, rounding_mode="floor")].cpu(),
+                "boxes": boxes[query].cpu(),
+                "queries": query.cpu(),
             }
-            for score, place, boxes in zip(scores, places, answer.boxes, strict=True)
+            for score, place, query, boxes in zip(scores, places, queries, answer.boxes, strict=True)
         ]
         return found
 
@@ -143,6 +149,14 @@ def is_of_boxes(answer: Any) -> bool:
         and logits.ndim == 3
         and boxes.shape == (*logits.shape[:2], 4)
     )
+
+
+def _masks(answer: Sequence[Any]) -> torch.Tensor | None:
+    """Logits of the queries' masks, which segmenting detectors answer behind the boxes."""
+    for each in answer[2:3]:
+        if isinstance(each, torch.Tensor) and each.ndim == 4 and each.shape[:2] == answer[0].shape[:2]:
+            return each
+    return None
 
 
 def _matched(module: torch.nn.Module, answer: Boxes, targets: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:

@@ -29,10 +29,19 @@ class Segmentation:
 
     def answer(self, module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
         """Logits [N, classes, height, width]; see `Task`."""
+        logits = self.logits(module, images)
+        return functional.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def logits(self, module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        """Logits [N, classes, h, w] as the model answers them, on its device.
+
+        Raises:
+            GpusqError: It answers something else.
+        """
         logits = module(images.to(next(module.parameters()).device))
         if not isinstance(logits, torch.Tensor) or logits.ndim != 4:
             raise GpusqError("the model returns no logits [N, classes, h, w]", place="the model's output")
-        return functional.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        return logits
 
     def losses(
         self, module: torch.nn.Module, student: torch.Tensor, teacher: torch.Tensor, targets: Sequence[torch.Tensor]

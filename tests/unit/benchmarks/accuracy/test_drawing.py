@@ -14,6 +14,7 @@ from gpusq_deploy.benchmarks.accuracy.drawing import (
     draw_boxes,
     draw_classes,
     draw_map,
+    draw_masks,
     save_picture,
 )
 from gpusq_deploy.errors import GpusqError
@@ -47,6 +48,36 @@ def test_a_map_has_its_classes_colours_over_the_picture() -> None:
         wanted = [(255 + channel) / 2 for channel in color_of(label)]
         assert np.abs(drawn[50, column] - wanted).max() <= 1
     assert color_of(0) != color_of(1)
+
+
+def test_below_0_the_picture_stays() -> None:
+    labels = np.zeros((100, 200), np.int16)
+    labels[:50] = -1
+    drawn = np.asarray(draw_map(WHITE, labels, []))
+    assert (drawn[:50] == 255).all()
+    assert (drawn[50:] != 255).any(axis=2).all()
+    assert (np.asarray(draw_map(WHITE, np.full((100, 200), -1, np.int16), [])) == 255).all()
+
+
+def test_each_mask_has_a_colour_and_the_first_is_on_top() -> None:
+    masks = np.zeros((2, 100, 200), np.bool_)
+    masks[0, :, :100] = masks[1, :, 50:150] = True
+    drawn = np.asarray(draw_masks(WHITE, masks)).astype(int)
+    for column, label in ((20, 0), (70, 0), (120, 1)):
+        wanted = [(255 + channel) / 2 for channel in color_of(label)]
+        assert np.abs(drawn[50, column] - wanted).max() <= 1
+    assert (drawn[:, 150:] == 255).all()
+    assert (np.asarray(draw_masks(WHITE, masks[:0])) == 255).all()
+
+
+@pytest.mark.parametrize("label", range(12))
+def test_text_differs_from_what_is_behind_it(label: int) -> None:
+    """Contrast as WCAG 2 has it, with the linear light of sRGB; of large text it wants 3."""
+    drawn = np.asarray(draw_boxes(WHITE, [Box((20.0, 20.0, 180.0, 80.0), label, "HHHH")]))
+    written = np.concatenate([drawn[22:30, 22:40].reshape(-1, 3), [color_of(label)]]) / 255
+    linear = np.where(written <= 0.04045, written / 12.92, ((written + 0.055) / 1.055) ** 2.4)
+    *text, behind = linear @ [0.2126, 0.7152, 0.0722] + 0.05
+    assert max(max(each, behind) / min(each, behind) for each in text) > 3
 
 
 def test_classes_are_written_in_lines() -> None:

@@ -203,6 +203,13 @@ def test_a_module_without_a_declaration_is_refused() -> None:
         preprocessing_of(spec, torch.nn.Linear(2, 2))
 
 
+def test_a_whole_detector_of_torchvision_is_told_which_command_builds_it() -> None:
+    spec = arch_from_text("torchvision:maskrcnn_resnet50_fpn")
+    with pytest.raises(GpusqError, match="NMS in its middle") as caught:
+        preprocessing_of(spec, skeleton_from_arch(spec))
+    assert "gpusq-detector" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize(("channels", "mean"), [(3, (0.5, 0.5, 0.5)), (1, (0.5,))])
 def test_a_timm_model_takes_the_size_and_channels_that_it_was_built_with(channels: int, mean: object) -> None:
     got = preprocessing_of(tiny_models.vit_spec(), tiny_models.vit(in_chans=channels))

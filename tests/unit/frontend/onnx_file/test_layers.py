@@ -110,3 +110,93 @@ def test_a_written_out_norm_of_the_last_axis_is_one(axes: str, found: int) -> No
     assert fuse_written_out(model) == found
     assert ("LayerNormalization" in kinds(model)) == bool(found)
     np.testing.assert_allclose(tiny_models.run_model(model, feeds)["y"], before, atol=1e-5)
+
+
+# As tf2onnx 1.17 writes a LayerNormalization and a GELU of Keras 3.15.
+OF_KERAS = """m (float[2, 3, 8] x) => (float[2, 3, 8] y) {{
+  mean = GlobalAveragePool(x)
+  minus = Neg(mean)
+  d = Sub(x, mean)
+  p = Mul(d, d)
+  v = GlobalAveragePool(p)
+  s = Add(v, eps)
+  q = Sqrt(s)
+  r = Reciprocal(q)
+  f = Mul(r, scale)
+  xf = Mul(x, f)
+  mf = Mul(minus, f)
+  {rest}
+}}"""
+
+
+@pytest.mark.parametrize("rest", ["b = Add(mf, bias) y = Add(xf, b)", "y = Add(xf, mf)"], ids=["bias", "no bias"])
+def test_a_norm_as_tensorflow_writes_it_is_one(rest: str) -> None:
+    constants = (
+        {"scale": numbers(1, 1, 8), "bias": numbers(1, 1, 8, seed=1)} if "bias" in rest else {"scale": numbers(1, 1, 8)}
+    )
+    model = tiny_models.graph(OF_KERAS.format(rest=rest), eps=np.array(1e-3, dtype=np.float32), **constants)
+    feeds = {"x": numbers(2, 3, 8)}
+    before = tiny_models.run_model(model, feeds)["y"]
+    assert fuse_written_out(model) == 1
+    assert kinds(model)[-1] == "LayerNormalization"
+    assert not {"GlobalAveragePool", "ReduceMean", "Reciprocal"} & set(kinds(model))
+    np.testing.assert_allclose(tiny_models.run_model(model, feeds)["y"], before, atol=1e-5)
+
+
+# As jax2onnx 0.17 writes a LayerNorm of Flax 0.12.
+OF_FLAX = """m (float[2, 3, 8] x) => (float[2, 3, 8] y) {
+  mean = ReduceMean(x, axis)
+  d = Sub(x, mean)
+  xx = Mul(x, x)
+  square = ReduceMean(xx, axis)
+  mm = Mul(mean, mean)
+  v = Sub(square, mm)
+  n = Max(v, zero)
+  s = Add(n, eps)
+  q = Sqrt(s)
+  r = Div(d, q)
+  w = Mul(r, scale)
+  y = Add(w, bias)
+}"""
+
+
+@pytest.mark.parametrize(("axis", "found"), [(2, 1), (1, 0)])
+def test_a_norm_as_flax_writes_it_is_one(axis: int, found: int) -> None:
+    scalars = {"eps": np.array(1e-3, dtype=np.float32), "zero": np.array(0, dtype=np.float32), "axis": np.array([axis])}
+    model = tiny_models.graph(OF_FLAX, scale=numbers(8), bias=numbers(8, seed=1), **scalars)
+    feeds = {"x": numbers(2, 3, 8)}
+    before = tiny_models.run_model(model, feeds)["y"]
+    assert fuse_written_out(model) == found
+    assert ("LayerNormalization" in kinds(model)) == bool(found)
+    np.testing.assert_allclose(tiny_models.run_model(model, feeds)["y"], before, atol=1e-5)
+
+
+def test_a_pool_of_pictures_and_a_norm_of_another_scale_stay() -> None:
+    pool = tiny_models.graph("m (float[2, 3, 8, 8] x) => (float[2, 3, 1, 1] y) { y = GlobalAveragePool(x) }")
+    assert fuse_written_out(pool) == 0
+    assert kinds(pool) == ["GlobalAveragePool"]
+    text = OF_KERAS.format(rest="y = Add(xf, mf)")
+    rows = tiny_models.graph(text, eps=np.array(1e-3, dtype=np.float32), scale=numbers(1, 3, 1))
+    assert fuse_written_out(rows) == 0
+
+
+CURVES = {
+    "erf": "d = Mul(x, root) c = Erf(d)",
+    "tanh": "p = Pow(x, three) k = Mul(cube, p) i = Add(x, k) j = Mul(ratio, i) c = Tanh(j)",
+}
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_a_gelu_as_tensorflow_writes_it_is_one(curve: str) -> None:
+    text = f"m (float[2, 8] x) => (float[2, 8] y) {{ {CURVES[curve]} a = Add(one, c) h = Mul(half, x) y = Mul(h, a) }}"
+    scalars = {"one": 1.0, "half": 0.5, "root": 0.70710677, "three": 3.0, "cube": 0.044715, "ratio": 0.7978845834}
+    used = {name: value for name, value in scalars.items() if name in text.replace("=", " ")}
+    model = tiny_models.graph(text, **{name: np.array(value, dtype=np.float32) for name, value in used.items()})
+    feeds = {"x": numbers(2, 8)}
+    before = tiny_models.run_model(model, feeds)["y"]
+    assert fuse_written_out(model) == 1
+    assert kinds(model) == ["Gelu"]
+    assert next(iter(model.graph)).attributes.get_string("approximate", "none") == curve.split()[0].replace(
+        "erf", "none"
+    )
+    np.testing.assert_allclose(tiny_models.run_model(model, feeds)["y"], before, atol=1e-6)

@@ -210,6 +210,10 @@ GRID: dict[str, npt.NDArray[Any]] = {"s": np.array(0.1, dtype=np.float32), "z": 
         (text_of("m (float[N] x) => (float[N] y) { y = Relu(x) }"), "not an axis of samples and more"),
         (foreign, "operators outside the ONNX standard: com.microsoft.FastGelu"),
         (
+            text_of("m (float[N, 4] x) => (float[N, 4] y) { z = Erfc(x) y = Erfc(z) }"),
+            r"no operator of ONNX opset \d+: Erfc \(2 nodes, such as z\)",
+        ),
+        (
             text_of("m (float[N, 4] x) => (seq(float[N, 4]) y) { y = SequenceConstruct(x) }"),
             "sequences or optional values",
         ),
