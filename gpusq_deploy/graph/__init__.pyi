@@ -45,6 +45,7 @@ from .measured_shapes import (
     BATCH as BATCH,
     forget_shapes as forget_shapes,
     frees_batch as frees_batch,
+    settle_branches as settle_branches,
     settle_shapes as settle_shapes,
 )
 from .memory import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from onnx_ir.passes import common
 
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph.files import scratch_model
-from gpusq_deploy.graph.values import add_initializer, is_constant, static_batch, value_name
+from gpusq_deploy.graph.values import add_initializer, array_of, is_constant, node_name, static_batch, value_name
 from gpusq_deploy.text import one_line
 
 Array = npt.NDArray[Any]
@@ -23,6 +23,7 @@ _SIZES = (2, 3)
 _ONLY_FATAL = 4
 _SHAPE = "/shape-of"
 _SHAPE_OPERATORS = frozenset({"Shape", "Size"})
+_BODIES = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
 _RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"})
 # How far a sample's answer may depend on what else is in its batch, relative: sums in another order.
 _TOLERANCE = 1e-3
@@ -59,6 +60,34 @@ def settle_shapes(model: ir.Model) -> int:
     if folded:
         common.RemoveUnusedNodesPass()(model)
     return folded
+
+
+def settle_branches(model: ir.Model) -> int:
+    """Put the branch in place of each If that shapes alone decide, as torch's exporter writes a squeeze; in place.
+
+    The conditions are computed at three batch sizes, 1 among them, or at the one that the graph is fixed to. One that
+    differs, or that data decide, leaves its If.
+
+    Args:
+        model: Its one input has constant dimensions, but for the first. Left as it is where nothing branches.
+
+    Returns:
+        Branches that were put in place.
+
+    Raises:
+        GpusqError: ONNX Runtime can't run the graph.
+    """
+    if not any(node.op_type == "If" for node in model.graph):
+        return 0
+    settled = 0
+    forget_shapes(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    while decided := _decided(model):
+        for node, taken in decided.items():
+            _put_in_place(model.graph, node, "then_branch" if taken else "else_branch")
+        common.NameFixPass()(model)  # what two branches called alike
+        settled += len(decided)
+    return settled
 
 
 def frees_batch(model: ir.Model) -> ir.Model | None:
@@ -118,11 +147,67 @@ def _dimension(found: list[int], sizes: tuple[int, ...]) -> int | str | None:
     return BATCH if factor == 1 else f"{int(factor)}*{BATCH}"
 
 
+def _decided(model: ir.Model) -> dict[ir.Node, bool]:
+    """Ifs of the graph itself, and whether their condition holds at any batch size."""
+    conditions = {node: node.inputs[0] for node in model.graph if node.op_type == "If"}
+    decided = {
+        node: bool(array_of(value)) for node, value in conditions.items() if value is not None and is_constant(value)
+    }
+    known = set(_of_shapes(model.graph))
+    asked = {node: value_name(value) for node, value in conditions.items() if value is not None and value in known}
+    if not asked:
+        return decided
+    fixed = static_batch(model.graph)
+    names = list(dict.fromkeys(asked.values()))
+    seen = [_conditions_at(model, names, size) for size in ((1, *_SIZES) if fixed is None else (fixed,))]
+    for node, name in asked.items():
+        held = {bool(run[name]) for run in seen}
+        if len(held) == 1:
+            decided[node] = held.pop()
+    return decided
+
+
+def _conditions_at(model: ir.Model, names: Collection[str], batch: int) -> dict[str, Array]:
+    """What conditions are at a batch size."""
+    answers = list(model.graph.outputs)
+    values = {output.name: output for node in model.graph for output in node.outputs}
+    for name in names:
+        values[name].type = ir.TensorType(ir.DataType.BOOL)
+    model.graph.outputs[:] = [values[name] for name in names]  # a clone would lose what bodies take from outside
+    try:
+        return _answers(model, _noise(model, batch))
+    finally:
+        model.graph.outputs[:] = answers
+
+
+def _put_in_place(graph: ir.Graph, node: ir.Node, name: str) -> None:
+    body = node.attributes[name].as_graph()
+    answers = list(body.outputs)
+    body.outputs.clear()
+    for value in list(body.initializers.values()):
+        constant = add_initializer(graph, value_name(value), array_of(value))
+        answers = [constant if answer is value else answer for answer in answers]
+        value.replace_all_uses_with(constant)
+    inside = list(body)
+    body.remove(inside)
+    graph.insert_before(node, inside)
+    for output, answer in zip(node.outputs, answers, strict=True):
+        if output.is_graph_output():  # the name is the graph's, and the answer may be one of an outer node
+            same = ir.node("Identity", [answer], name=f"{node_name(node)}_{value_name(output)}")
+            graph.insert_before(node, same)
+            same.outputs[0].name, same.outputs[0].type = output.name, output.type
+            answer = same.outputs[0]
+        output.replace_all_uses_with(answer, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
 def _of_shapes(graph: ir.Graph) -> Iterator[ir.Value]:
-    """Values that are computed from shapes, with constants, and not from data."""
+    """Values that are computed from shapes, with constants, and neither from data nor in a node's body."""
     known: set[ir.Value] = set()
     constant: set[ir.Value] = set()
     for node in graph:
+        if any(attribute.type in _BODIES for attribute in node.attributes.values()):
+            continue
         given = [value for value in node.inputs if value is not None]
         plain = bool(given) and all(is_constant(value) or value in known | constant for value in given)
         if node.op_type not in _SHAPE_OPERATORS and (not plain or node.op_type in _RANDOM):

@@ -93,9 +93,12 @@ def write_text(path: Path, text: str, **constants: Array | float) -> Path:
     return path
 
 
-def write_by_torchscript(path: Path, module: torch.nn.Module, sample: torch.Tensor, *, free: bool = True) -> Path:
-    """By torch's older exporter, opset 17; with `free` for any batch."""
-    axes = {"images": {0: "n"}, "logits": {0: "n"}} if free else None
+def write_by_torchscript(
+    path: Path, module: torch.nn.Module, sample: torch.Tensor, *, free: bool = True, open_sizes: bool = False
+) -> Path:
+    """By torch's older exporter, opset 17; with `free` for any batch, with `open_sizes` any height and width."""
+    sizes = {2: "h", 3: "w"} if open_sizes else {}
+    axes = {"images": {0: "n", **sizes}, "logits": {0: "n"}} if free else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own end
         torch.onnx.export(

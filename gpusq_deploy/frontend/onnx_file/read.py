@@ -19,8 +19,23 @@ from gpusq_deploy.frontend.checkpoint.load import Checkpoint, GivenGraph
 from gpusq_deploy.frontend.onnx_file.layers import plain_layers
 from gpusq_deploy.frontend.onnx_file.names import name_modules
 from gpusq_deploy.frontend.onnx_file.preprocessing import preprocessing_of_onnx, undeclared_input
-from gpusq_deploy.frontend.onnx_file.refusals import require_float, require_one_input, require_plain_graph
-from gpusq_deploy.graph import BATCH, frees_batch, is_constant, load_model, make_pass, map_model, run_passes, widened
+from gpusq_deploy.frontend.onnx_file.refusals import (
+    require_float,
+    require_known_operators,
+    require_no_bodies,
+    require_one_input,
+)
+from gpusq_deploy.graph import (
+    BATCH,
+    frees_batch,
+    is_constant,
+    load_model,
+    make_pass,
+    map_model,
+    run_passes,
+    settle_branches,
+    widened,
+)
 from gpusq_deploy.text import one_line
 
 # What onnxscript's converter starts from; it keeps what nodes say of themselves, which onnx's own doesn't.
@@ -60,11 +75,13 @@ def load_onnx(
     common.InlinePass()(model)
     require_float(model, place)
     convert_opset(model, min(max(_LEAST_OPSET, written.opset), _MOST_OPSET), place=place)
-    require_plain_graph(model, place)
+    require_known_operators(model, place)
     halves = [half for half in _HALVES if widened(model, half)]
     value = require_one_input(model, place)
     preprocessing = _preprocessing(path, arch, value, undeclared)
     _set_input(value, preprocessing.sample_shape)
+    settle_branches(model)
+    require_no_bodies(model, place)
     model = run_passes(model, [make_pass(name) for name in _PREPARING])
     name_modules(model)
     plain_layers(model)

@@ -36,19 +36,12 @@ def require_float(model: ir.Model, place: str) -> None:
         )
 
 
-def require_plain_graph(model: ir.Model, place: str) -> None:
-    """Refuse control flow, sequences, and operators outside the ONNX standard.
+def require_known_operators(model: ir.Model, place: str) -> None:
+    """Refuse sequences, and operators outside the ONNX standard.
 
     Raises:
         GpusqError: The graph holds some; names them.
     """
-    bodies = sorted({node.op_type for node in model.graph if any(a.type in _BODIES for a in node.attributes.values())})
-    if bodies:
-        raise GpusqError(
-            f"the graph branches or loops: it has {', '.join(bodies)}",
-            place=place,
-            hint="export it without control flow on data; onnxslim and onnxsim fold branches that are fixed",
-        )
     foreign = sorted({f"{node.domain}.{node.op_type}" for node in model.graph if node.domain not in _STANDARD})
     if foreign:
         raise GpusqError(
@@ -62,6 +55,21 @@ def require_plain_graph(model: ir.Model, place: str) -> None:
             f"the graph passes sequences or optional values: {some(sorted(set(odd)))}",
             place=place,
             hint="export a model whose tensors are passed one by one",
+        )
+
+
+def require_no_bodies(model: ir.Model, place: str) -> None:
+    """Refuse control flow.
+
+    Raises:
+        GpusqError: The graph holds some; names it.
+    """
+    bodies = sorted({node.op_type for node in model.graph if any(a.type in _BODIES for a in node.attributes.values())})
+    if bodies:
+        raise GpusqError(
+            f"the graph branches or loops on data: it has {', '.join(bodies)}",
+            place=place,
+            hint="export it without control flow on data; branches on shapes alone are decided here",
         )
 
 

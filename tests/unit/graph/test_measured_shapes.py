@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 
 from gpusq_deploy.errors import GpusqError
-from gpusq_deploy.graph.measured_shapes import frees_batch, settle_shapes
+from gpusq_deploy.graph.measured_shapes import frees_batch, settle_branches, settle_shapes
 
 Array = npt.NDArray[Any]
 
@@ -86,3 +86,58 @@ def test_a_graph_that_cannot_run_is_told() -> None:
     model.graph.initializers["w"].const_value = ir.tensor(np.eye(5, dtype=np.float32), name="w")
     with pytest.raises(GpusqError, match="ONNX Runtime can't run the graph at batch 2"):
         settle_shapes(model)
+
+
+# As torch's exporter writes a squeeze of an axis that may be 1; the bodies take a tensor and a constant from outside.
+SQUEEZED = """m (float[{batch}, 1, 6] x) => (float y) {{
+  s = Shape(x)
+  n = Gather(s, place)
+  c = Equal(n, one)
+  r = Relu(x)
+  z = If (c) <
+    then_branch = t () => (float[N, 6] u) {{ a = Constant<value = int64[1] {{1}}> () u = Squeeze(r, a) }},
+    else_branch = e () => (float[N, 1, 6] v) {{ v = Identity(r) }}
+  >
+  d = Shape(z)
+  rank = Size(d)
+  two = Constant<value = int64 {{2}}> ()
+  flat = Equal(rank, two)
+  y = If (flat) <
+    then_branch = t () => (float[N, 6] u) {{ a = Add(z, f) u = Neg(a) }},
+    else_branch = e () => (float[N, 1, 6] v) {{ v = Identity(z) }}
+  >
+}}"""
+
+
+def squeezed(batch: str, place: int) -> ir.Model:
+    given = {"place": np.array(place), "one": np.array(1), "f": np.arange(6, dtype=np.float32)}
+    return tiny_models.graph(SQUEEZED.format(batch=batch), **given)
+
+
+@pytest.mark.parametrize(("batch", "place", "settled"), [("batch", 1, 2), ("2", 0, 2), ("batch", 2, 2)])
+def test_a_branch_that_shapes_decide_is_put_in_place(batch: str, place: int, settled: int) -> None:
+    model = squeezed(batch, place)
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 1, 6), dtype=np.float32)}
+    before = tiny_models.run_model(model, feeds)
+    assert settle_branches(model) == settled
+    assert "If" not in {node.op_type for node in model.graph}
+    after = tiny_models.run_model(model, feeds)
+    assert list(after) == list(before) == ["y"]
+    np.testing.assert_array_equal(after["y"], before["y"])
+    assert before["y"].ndim == (2 if place == 1 else 3)
+
+
+def test_a_branch_that_the_batch_or_data_decide_is_left() -> None:
+    model = squeezed("batch", 0)  # one image would be squeezed
+    assert settle_branches(model) == 0
+    text = """m (float[batch, 6] x) => (float[batch, 6] y) {
+      t = ReduceMax<keepdims = 0>(x)
+      c = Greater(t, zero)
+      y = If (c) <
+        then_branch = t () => (float[batch, 6] u) { u = Relu(x) },
+        else_branch = e () => (float[batch, 6] v) { v = Neg(x) }
+      >
+    }"""
+    model = tiny_models.graph(text, zero=np.array(0, dtype=np.float32))
+    assert settle_branches(model) == 0
+    assert "If" in {node.op_type for node in model.graph}

@@ -128,6 +128,32 @@ def test_functions_are_inlined_and_initializers_among_the_inputs_left_out(tmp_pa
     answers(path, np.ones((2, 4), dtype=np.float32))
 
 
+class Squeezes(torch.nn.Module):
+    """What torch's exporter writes an If for: the axis may be 1, for all that it knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.head = torch.nn.Conv2d(3, 8, (8, 1)), torch.nn.Linear(8, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        rows: torch.Tensor = self.head(self.mix(image).squeeze(2).transpose(1, 2))
+        return rows
+
+
+def test_a_squeeze_that_was_exported_with_open_sizes_is_no_branch(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    torch.manual_seed(0)
+    onnx_files.write_by_torchscript(path, Squeezes(), torch.zeros(2, 3, 8, 6), open_sizes=True)
+    assert "If" in {node.op_type for node in onnx.load(path).graph.node}
+    feed = np.random.default_rng(0).standard_normal((4, 3, 8, 6), dtype=np.float32)
+    declared = Preprocessing(channels=3, height=8, width=6, mean=(0.0,) * 3, std=(1.0,) * 3, origin="test")
+    model = converted(read(path, lambda: declared))
+    assert [layer.layer for layer in weighted_layers(model)] == ["mix", "head"]
+    (expected,) = onnx_files.run_file(path, feed)
+    (got,) = tiny_models.run_model(model, {model.graph.inputs[0].name: feed}).values()
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
 SIDES = HEAD + "m (float[N, 3, H, W] x) => (float[N, 3, H, W] y) { y = Relu(x) }"
 
 
@@ -162,7 +188,9 @@ def test_a_preprocessor_beside_the_file_says_how_images_become_its_input(tmp_pat
 
 
 def with_loop(path: Path) -> None:
-    text = """m (float[N, 4] x, bool b) => (float[N, 4] y) {
+    text = """m (float[N, 4] x) => (float[N, 4] y) {
+      t = ReduceMax<keepdims = 0>(x)
+      b = Cast<to = 9>(t)
       y = If (b) <
         then_branch = t () => (float[N, 4] u) { u = Relu(x) }, else_branch = e () => (float[N, 4] v) { v = Neg(x) }
       >
@@ -197,7 +225,7 @@ GRID: dict[str, npt.NDArray[Any]] = {"s": np.array(0.1, dtype=np.float32), "z": 
     ("write", "said"),
     [
         (text_of(QUANTISED, **GRID), "quantised already: it has 1 QuantizeLinear, 1 DequantizeLinear"),
-        (with_loop, "the graph branches or loops: it has If"),
+        (with_loop, "the graph branches or loops on data: it has If"),
         (without_data, "the file of its external data is missing: m.data"),
         (
             text_of("m (float[N, 4] x, float[N, 4] z) => (float[N, 4] y) { y = Add(x, z) }"),

@@ -1,0 +1,125 @@
+"""The tables of docs/zoo.md, from benchmarks/results/zoo.json.
+
+python benchmarks/peers/zoo_page.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parents[2]
+RESULTS = _ROOT / "benchmarks" / "results" / "zoo.json"
+PAGE = _ROOT / "docs" / "zoo.md"
+_BEGIN, _END = "<!-- tables: made by benchmarks/peers/zoo_page.py -->", "<!-- tables: end -->"
+_VARIANTS = ("INT8", "2:4 INT8, second-order", "2:4 INT8, reconstruction")
+
+Row = dict[str, Any]
+
+
+def write_page(results: Path = RESULTS) -> None:
+    """Replace what stands between the two marks."""
+    text = PAGE.read_text("utf-8")
+    before, _, rest = text.partition(_BEGIN)
+    PAGE.write_text(f"{before}{tables(results)}{rest.partition(_END)[2]}", "utf-8")
+
+
+def tables(results: Path = RESULTS) -> str:
+    """Everything between the two marks, with them."""
+    rows: list[Row] = json.loads(results.read_text("utf-8"))["models"]
+    agreement = (_agreement(rows),) if any("agreement" in row for row in rows) else ()
+    parts = (_measured(rows), _sizes(rows), *agreement, _sources(rows), _commands(rows))
+    return "\n\n".join((_BEGIN, *("\n".join(part) for part in parts), _END))
+
+
+def _table(*headings: str) -> Iterator[str]:
+    yield f"| {' | '.join(headings)} |"
+    yield f"|{'---|' * len(headings)}"
+
+
+def _measured(rows: list[Row]) -> Iterator[str]:
+    yield "### Accuracy\n"
+    yield "In brackets: the difference from float in points, and its 95 % interval.\n"
+    yield from _table("model", "measure", "n", "float", *_VARIANTS)
+    for row in rows:
+        if not row["scores"]:
+            yield _line([row["model"], "accuracy", 0, *4 * ("not measured yet",)])
+        for measure, scores in row["scores"].items():
+            cells = [row["model"], measure, row["n"], f"{scores['float']['value']:.2%}"]
+            yield _line([*cells, *(_score(row, variant, scores) for variant in _VARIANTS)])
+        if "compressed" in row:
+            yield _line(_compressed(row))
+        for name, key, form in (("cosine to float", "cosine", ".4f"), ("SQNR to float, dB", "sqnr_db", ".1f")):
+            found = row.get(key, {})
+            if found:
+                cells = (_plain(row, variant, found, form) for variant in _VARIANTS)
+                yield _line([row["model"], name, row["n"] if key == "cosine" else "fitted", "", *cells])
+
+
+def _compressed(row: Row) -> list[Any]:
+    """Of float models: gpusq-compress scores what it writes, before any build."""
+    found = row["compressed"]
+    cells = (f"{found[variant]:.4f}, in float" if variant in found else "" for variant in _VARIANTS)
+    name = f"gpusq-compress's own {found['measure']} of 2:4 in float, permuted, on images that it held out"
+    return [row["model"], name, found["n"], f"{found['float']:.4f}", *cells]
+
+
+def _score(row: Row, variant: str, scores: Row) -> str:
+    if variant not in scores:
+        return _reason(row, variant)
+    value, *points = (100 * scores[variant][key] for key in ("value", "difference", "low", "high"))
+    return "{:.2f}% ({:+.2f} [{:+.2f}, {:+.2f}])".format(value, *points)
+
+
+def _plain(row: Row, variant: str, found: Row, form: str) -> str:
+    value = found.get(variant)
+    return _reason(row, variant) if value is None else f"{value:{form}}"
+
+
+def _reason(row: Row, variant: str) -> str:
+    return str(row["left_out"].get(variant, "not measured yet"))
+
+
+def _sizes(rows: list[Row]) -> Iterator[str]:
+    yield "### Sizes\n"
+    yield "MB of the float32 checkpoint and of each `model.onnx`, which stores the zeros of 2:4 (`--pack` doesn't).\n"
+    yield from _table("model", "float", *_VARIANTS)
+    for row in (each for each in rows if each["bytes"]):
+        found = row["bytes"]
+        cells = (_reason(row, v) if v not in found else f"{found[v] / 1e6:.1f}" for v in _VARIANTS)
+        yield _line([row["model"], f"{found['float'] / 1e6:.1f}", *cells])
+
+
+def _agreement(rows: list[Row]) -> Iterator[str]:
+    yield "### Against the package's own code\n"
+    yield from _table("model", "variant", "readings", "equal")
+    for row in rows:
+        for name, found in row.get("agreement", {}).items():
+            yield _line([row["model"], name, found["n"], found["agree"]])
+
+
+def _sources(rows: list[Row]) -> Iterator[str]:
+    yield "### Packages and licences\n"
+    yield from _table("model", "package", "licence as stated", "read in", "judged on")
+    for row in rows:
+        cells = (row["model"], f"`{row['package']}`", row["licence"], row["licence_read_in"], row["data"])
+        yield _line(list(cells))
+
+
+def _commands(rows: list[Row]) -> Iterator[str]:
+    yield "### Commands\n"
+    yield "In the working folder of `zoo.py`, which writes the checkpoints and the data first.\n"
+    for row in (each for each in rows if each["commands"]):
+        yield f"{row['model']}:\n"
+        yield from (f"    {command}" for command in row["commands"])
+        yield ""
+
+
+def _line(cells: list[Any]) -> str:
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+if __name__ == "__main__":
+    write_page()
