@@ -54,8 +54,8 @@ def _measured(rows: list[Row]) -> Iterator[str]:
         for name, key, form in (("cosine to float", "cosine", ".4f"), ("SQNR to float, dB", "sqnr_db", ".1f")):
             found = row.get(key, {})
             if found:
-                cells = (_plain(row, variant, found, form) for variant in _VARIANTS)
-                yield _line([row["model"], name, row["n"] if key == "cosine" else "fitted", "", *cells])
+                seen = row["n"] if key == "cosine" else "fitted"
+                yield _line([row["model"], name, seen, "", *(_plain(row, each, found, form) for each in _VARIANTS)])
 
 
 def _compressed(row: Row) -> list[Any]:

@@ -27,7 +27,8 @@ class Mlp(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """[N, T, C]."""
-        return self.fc2(functional.gelu(self.fc1(tokens)))
+        answer: torch.Tensor = self.fc2(functional.gelu(self.fc1(tokens)))
+        return answer
 
 
 class Attention(nn.Module):
@@ -43,7 +44,8 @@ class Attention(nn.Module):
         count, width = tokens.shape[1:]
         query, key, value = self.qkv(tokens).reshape(-1, count, 3, self.heads, _HEAD).permute(2, 0, 3, 1, 4).unbind(0)
         mixed = functional.scaled_dot_product_attention(query, key, value)
-        return self.proj(mixed.transpose(1, 2).reshape(-1, count, width))
+        answer: torch.Tensor = self.proj(mixed.transpose(1, 2).reshape(-1, count, width))
+        return answer
 
 
 class ConvBlock(nn.Module):
@@ -72,7 +74,8 @@ class Block(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """[N, T, C]."""
         tokens = self.norm1(tokens + self.mixer(tokens))
-        return self.norm2(tokens + self.mlp(tokens))
+        answer: torch.Tensor = self.norm2(tokens + self.mlp(tokens))
+        return answer
 
 
 class ToTokens(nn.Module):
@@ -107,7 +110,8 @@ class Stage(nn.Module):
 
     def forward(self, given: torch.Tensor) -> torch.Tensor:
         """See the class."""
-        return self.downsample(self.blocks(given))
+        answer: torch.Tensor = self.downsample(self.blocks(given))
+        return answer
 
 
 class Stem(nn.Module):
@@ -119,7 +123,8 @@ class Stem(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """[N, 3, H, W] to [N, 128, H / 4, W / 4]."""
-        return self.patch_embed(image)
+        answer: torch.Tensor = self.patch_embed(image)
+        return answer
 
 
 class _Stride(nn.Module):
@@ -147,7 +152,8 @@ class Encoder(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """[N, 3, 32, 128] to [N, 4 * 32, 384]."""
-        return self.stages(self.pope(image))
+        answer: torch.Tensor = self.stages(self.pope(image))
+        return answer
 
 
 class Rows(nn.Module):
@@ -160,8 +166,9 @@ class Rows(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """[N * h, w, C]."""
-        tokens = tokens + self.attn(self.norm1(tokens))
-        return tokens + self.mlp(self.norm2(tokens))
+        mixed: torch.Tensor = tokens + self.attn(self.norm1(tokens))
+        answer: torch.Tensor = mixed + self.mlp(self.norm2(mixed))
+        return answer
 
 
 class Decoder(nn.Module):
@@ -181,7 +188,8 @@ class Decoder(nn.Module):
         key, value = self.fc_kv(rows.reshape(-1, height * columns, width)).split(width, dim=2)
         looks = (self.char_token @ key.transpose(1, 2)).reshape(-1, 1, height, columns).softmax(dim=2)
         every = value.reshape(-1, height, columns, width).transpose(1, 2)
-        return self.fc((looks.permute(0, 3, 1, 2) @ every).squeeze(2))
+        answer: torch.Tensor = self.fc((looks.permute(0, 3, 1, 2) @ every).squeeze(2))
+        return answer
 
 
 class Svtrv2(nn.Module):
@@ -193,7 +201,8 @@ class Svtrv2(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """[N, 3, 32, 128] to logits [N, 32, 95]: the blank, digits, letters, punctuation."""
-        return self.decoder(self.encoder(image))
+        answer: torch.Tensor = self.decoder(self.encoder(image))
+        return answer
 
 
 def svtrv2() -> nn.Module:

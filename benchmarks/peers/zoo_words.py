@@ -59,7 +59,8 @@ def drawn(word: str, font: Path, rng: np.random.Generator) -> Pixels:
     paper, ink = rng.uniform(60, 195, 3), rng.uniform(25, 110) * rng.choice((-1.0, 1.0))
     slope = np.linspace(-1, 1, size[0])[None, :, None] * rng.uniform(-30, 30, 3)
     noise = rng.normal(0, float(rng.uniform(0, 45)), (size[1], size[0], 3))
-    return np.clip(paper + slope + share * ink + noise, 0, 255).astype(np.uint8)
+    crop: npt.NDArray[np.uint8] = np.clip(paper + slope + share * ink + noise, 0, 255).astype(np.uint8)
+    return crop
 
 
 def write_words(folder: Path, count: int, *, judged: bool) -> list[str]:

@@ -66,11 +66,7 @@ def run(  # noqa: PLR0913 - one argument for each option of gpusq-run
         require_input(path)
     detector = is_detector(place)
     if detector and (arch is not None or arch_args or state_dict is not None):
-        raise GpusqError(
-            "a detector's folder says itself what its architecture and weights are",
-            place=str(place),
-            hint="leave out --arch, --arch-arg and --state-dict",
-        )
+        raise _says_itself(place)
     request = RunRequest(
         model=place,
         images=files,
@@ -84,6 +80,14 @@ def run(  # noqa: PLR0913 - one argument for each option of gpusq-run
     )
     runs = _run_detector if detector else run_images
     return runs(request, reporter or SILENT)
+
+
+def _says_itself(detector: Path) -> GpusqError:
+    return GpusqError(
+        "a detector's folder says itself what its architecture and weights are",
+        place=str(detector),
+        hint="leave out --arch, --arch-arg and --state-dict",
+    )
 
 
 def _run_detector(request: RunRequest, reporter: Reporter) -> RunAnswers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -206,17 +206,27 @@ def _of_shapes(graph: ir.Graph) -> Iterator[ir.Value]:
     known: set[ir.Value] = set()
     constant: set[ir.Value] = set()
     for node in graph:
-        if any(attribute.type in _BODIES for attribute in node.attributes.values()):
-            continue
-        given = [value for value in node.inputs if value is not None]
-        plain = bool(given) and all(is_constant(value) or value in known | constant for value in given)
-        if node.op_type not in _SHAPE_OPERATORS and (not plain or node.op_type in _RANDOM):
-            continue
-        if node.op_type not in _SHAPE_OPERATORS and not known.intersection(given):
+        source = _computed_from(node, known, constant)
+        if source == "constants":
             constant.update(node.outputs)
-            continue
-        known.update(node.outputs)
-        yield from (value for value in node.outputs if value.name and not value.is_graph_output())
+        elif source == "shapes":
+            known.update(node.outputs)
+            yield from (value for value in node.outputs if value.name and not value.is_graph_output())
+
+
+def _computed_from(
+    node: ir.Node, known: set[ir.Value], constant: set[ir.Value]
+) -> Literal["shapes", "constants", "data"]:
+    """What a node's outputs follow from, given the values `known` from shapes and those from constants alone."""
+    if any(attribute.type in _BODIES for attribute in node.attributes.values()):
+        return "data"
+    if node.op_type in _SHAPE_OPERATORS:
+        return "shapes"
+    given = [value for value in node.inputs if value is not None]
+    settled = all(is_constant(value) or value in known or value in constant for value in given)
+    if not given or not settled or node.op_type in _RANDOM:
+        return "data"
+    return "constants" if known.isdisjoint(given) else "shapes"
 
 
 def _fold(graph: ir.Graph, value: ir.Value, found: list[Array]) -> int:

@@ -70,8 +70,7 @@ def load_onnx(
     place = str(path)
     model = map_model(path)
     written = _Written.of(model)
-    for value in [value for value in model.graph.inputs if is_constant(value)]:  # as files before IR version 4 have it
-        model.graph.inputs.remove(value)
+    _drop_constants_of_inputs(model)
     common.InlinePass()(model)
     require_float(model, place)
     convert_opset(model, min(max(_LEAST_OPSET, written.opset), _MOST_OPSET), place=place)
@@ -116,6 +115,12 @@ class _Written(NamedTuple):
 
     def arguments(self) -> dict[str, Any]:
         return {**({"producer": self.producer} if self.producer else {}), "opset": self.opset}
+
+
+def _drop_constants_of_inputs(model: ir.Model) -> None:
+    """Files before IR version 4 name initializers among the inputs too."""
+    for value in [value for value in model.graph.inputs if is_constant(value)]:
+        model.graph.inputs.remove(value)
 
 
 def convert_opset(model: ir.Model, opset: int, *, place: str) -> None:
