@@ -96,7 +96,11 @@ def row_of(card: Card, work: Path) -> Row:
         if card.task != "words":
             asked.append(card.evaluation(card.files()[variant] for variant in evaluated(card, measured)))
             measured = of_evaluation(card, measured, work)
-    missing = {variant: _NOT_YET for variant in VARIANTS if variant not in bundles}
+    missing = {
+        variant: _NOT_YET if variant in card.files() else card.left_out
+        for variant in VARIANTS
+        if variant not in bundles
+    }
     return {
         "model": card.name,
         "key": card.key,

@@ -51,7 +51,7 @@ def _measured(rows: list[Row]) -> Iterator[str]:
             yield _line([*cells, *(_score(row, variant, scores) for variant in _VARIANTS)])
         if "compressed" in row:
             yield _line(_compressed(row))
-        for name, key, form in (("cosine to float", "cosine", ".4f"), ("SQNR to float, dB", "sqnr_db", ".1f")):
+        for name, key, form in (("cosine to float", "cosine", ".4f"), ("SQNR of INT8, dB", "sqnr_db", ".1f")):
             found = row.get(key, {})
             if found:
                 seen = row["n"] if key == "cosine" else "fitted"
