@@ -25,8 +25,8 @@ class Smoothable:
     Attributes:
         tensor: Its name.
         producer: `layer-norm`: scale and bias of the LayerNormalization take the factors up. `gelu`: one Mul and one
-            Sub behind it, which a compiler fuses into the kernel that computes the GELU. `attention`: the Linear
-            layer that writes the attention's values takes them up.
+            Sub behind it, which a compiler fuses into the kernel that computes the GELU, or x·sigmoid(a·x), of the same
+            shape. `attention`: the Linear layer that writes the attention's values takes them up.
         readers: All its readers: Linear layers.
         shiftable: Whether every reader has a bias that can take an offset up; of an attention, the writer too.
         values: Of an attention: who writes its values.
@@ -45,8 +45,8 @@ def find_smoothable(
     """What can be smoothed, and for each other layer its name and why not.
 
     1. All readers of the activation are among `layers`, are Linear, and take it as their first input.
-    2. It comes from a LayerNormalization over its last axis with a constant scale, from a Gelu, or from an attention
-       whose values a Linear layer writes; see `value_channels`.
+    2. It comes from a LayerNormalization over its last axis with a constant scale, from a Gelu, from x·sigmoid(a·x)
+       (CLIP's QuickGELU, or SiLU), or from an attention whose values a Linear layer writes; see `value_channels`.
 
     Declined: everything else; in particular a SwiGLU.
 
@@ -81,7 +81,7 @@ def _place(
     if reason is not None:
         return reason
     holders = [nodes[reader.node] for reader in readers]
-    kind, values = _PRODUCERS.get(producer.op_type), None
+    kind, values = "gelu" if _gates_itself(producer) else _PRODUCERS.get(producer.op_type), None
     if kind is None:
         answer = value_channels(value, opset)
         if isinstance(answer, str):
@@ -92,6 +92,25 @@ def _place(
         return reason
     shiftable = all(bias_place(node) is not None for node in holders)
     return Smoothable(tensor=tensor, producer=kind, readers=tuple(readers), shiftable=shiftable, values=values)
+
+
+def _gates_itself(node: ir.Node) -> bool:
+    """Whether it is x·sigmoid(a·x), a constant."""
+    if node.op_type != "Mul":
+        return False
+    return any(_is_gate_of(gated, gate) for gated, gate in (node.inputs[:2], node.inputs[1::-1]))
+
+
+def _is_gate_of(gated: ir.Value | None, gate: ir.Value | None) -> bool:
+    """Whether `gate` is the sigmoid of `gated`, or of that times a constant."""
+    sigmoid = None if gate is None else gate.producer()
+    if sigmoid is None or sigmoid.op_type != "Sigmoid":
+        return False
+    (inside,) = sigmoid.inputs
+    scaled = None if inside is None else inside.producer()
+    if inside is gated or scaled is None or scaled.op_type != "Mul":
+        return inside is gated
+    return gated in scaled.inputs and any(value is not None and is_constant(value) for value in scaled.inputs)
 
 
 def bias_place(node: ir.Node) -> tuple[ir.Node, int] | None:

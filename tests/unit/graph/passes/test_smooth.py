@@ -38,6 +38,8 @@ SMOOTHED = Recipe(
 NORM = "[norm] a = LayerNormalization<axis = -1>(x, gain, shift)"
 BARE_NORM = "[norm] a = LayerNormalization<axis = -1>(x, gain)"
 GELU = "[act] a = Gelu(x)"
+QUICK_GELU = "[scale] s = Mul(x, alpha) [gate] g = Sigmoid(s) [act] a = Mul(x, g)"  # CLIP's
+SILU = "[gate] g = Sigmoid(x) [act] a = Mul(g, x)"
 READERS = {
     "matmul": "[fc] p = MatMul(a, columns) [add] y = Add(p, bias)",
     "matmul, bias first": "[fc] p = MatMul(a, columns) [add] y = Add(bias, p)",
@@ -63,6 +65,7 @@ def small(body: str, *, outputs: str = "float[B,5] y") -> ir.Model:
         "columns": numbers(K, 5, seed=3),
         "rows": numbers(5, K, seed=4),
         "bias": numbers(5, seed=5),
+        "alpha": np.array(1.702, np.float32),
     }
     used = {name: value for name, value in constants.items() if f"{name})" in body or f"{name}," in body}
     return tiny_models.graph(f"g (float[B,8] x) => ({outputs}) {{ {body} }}", **used)
@@ -100,19 +103,34 @@ def bytes_of(model: ir.Model) -> bytes:
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("producer", [NORM, BARE_NORM, GELU])
+@pytest.mark.parametrize("producer", [NORM, BARE_NORM, GELU, QUICK_GELU, SILU])
 def test_every_form_computes_the_same(producer: str, reader: str) -> None:
     model = small(f"{producer} {READERS[reader]}")
     ((place,), declined) = found(model)
     assert declined == ()
-    assert place.producer == ("gelu" if producer == GELU else "layer-norm")
+    assert place.producer == ("layer-norm" if producer in {NORM, BARE_NORM} else "gelu")
     assert place.shiftable == (not reader.endswith(("without bias", "with alpha")))
     step, after = smoothed(model)
     assert step.tensors[0].smoothing.offset.any() == place.shiftable
     require_same(model, after, {"x": numbers(7, K, seed=9)})
 
 
-@pytest.mark.parametrize("producer", [NORM, GELU])
+@pytest.mark.parametrize(
+    "gated",
+    [
+        "[other] o = Neg(x) [gate] g = Sigmoid(o) [act] a = Mul(x, g)",  # as in a SwiGLU
+        "[scale] s = Mul(x, x) [gate] g = Sigmoid(s) [act] a = Mul(x, g)",
+        "[gate] g = Sigmoid(x) [act] a = Mul(g, g)",
+        "[gate] g = Tanh(x) [act] a = Mul(x, g)",
+    ],
+)
+def test_what_another_tensor_gates_is_declined(gated: str) -> None:
+    places, declined = found(small(f"{gated} {READERS['matmul']}"))
+    assert places == ()
+    assert [layer for layer, reason in declined if "comes from a Mul" in reason] == ["fc"]
+
+
+@pytest.mark.parametrize("producer", [NORM, GELU, QUICK_GELU])
 def test_the_activation_becomes_what_the_equation_says(producer: str) -> None:
     model = small(f"{producer} {READERS['matmul']}", outputs="float[B,5] y, float[B,8] a")
     model.graph.outputs.pop()
@@ -181,7 +199,7 @@ def test_constants_that_others_read_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("[s] g = Sigmoid(x) [m] a = Mul(g, x) [fc] y = MatMul(a, columns)", "its input comes from a Mul"),
+        ("[s] g = Sigmoid(x) [o] o = Neg(x) [m] a = Mul(g, o) [fc] y = MatMul(a, columns)", "its input comes from a Mul"),
         (f"{NORM} [r] r = Relu(a) [fc] p = MatMul(a, columns) [m] y = Add(p, bias)", "something else reads tensor a"),
         (f"{GELU} [t] s = Softmax(a) [fc] y = MatMul(a, columns)", "something else reads tensor a too"),
         ("[fc] y = MatMul(x, columns)", "it reads the graph's input"),
