@@ -199,7 +199,10 @@ def test_constants_that_others_read_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("[s] g = Sigmoid(x) [o] o = Neg(x) [m] a = Mul(g, o) [fc] y = MatMul(a, columns)", "its input comes from a Mul"),
+        (
+            "[s] g = Sigmoid(x) [o] o = Neg(x) [m] a = Mul(g, o) [fc] y = MatMul(a, columns)",
+            "its input comes from a Mul",
+        ),
         (f"{NORM} [r] r = Relu(a) [fc] p = MatMul(a, columns) [m] y = Add(p, bias)", "something else reads tensor a"),
         (f"{GELU} [t] s = Softmax(a) [fc] y = MatMul(a, columns)", "something else reads tensor a too"),
         ("[fc] y = MatMul(x, columns)", "it reads the graph's input"),
