@@ -110,7 +110,7 @@ def sources() -> Iterator[tuple[Path, str]]:
         for path in (ROOT / top).rglob("*"):
             relative = path.relative_to(ROOT / top).as_posix()
             linked = top == "gpusq_deploy" and relative.split("/")[0] in {"calibration", "engines", "benchmarks"}
-            beside = top == "benchmarks" and "/" in relative
+            beside = top == "benchmarks" and relative.split("/")[0] in {"demo", "gpu", "peers"}
             if path.is_file() and path.suffix in {".py", ".pyi", ".toml", ".typed"} and not (linked or beside):
                 yield path, f"gpusq_deploy/{inside}{relative}"
 
