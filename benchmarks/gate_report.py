@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from gpusq_deploy.benchmarks.gate import ERRORS, GateResult, Gates
 from gpusq_deploy.benchmarks.gate_batches import ClockReading, GateBatch
 from gpusq_deploy.benchmarks.junit import JunitCase, JunitSuite, Outcome, junit_xml
+from gpusq_deploy.benchmarks.markdown import code, table
 from gpusq_deploy.benchmarks.noise import MachineNoise, unlike
 from gpusq_deploy.benchmarks.report import columns
 from gpusq_deploy.benchmarks.sequential import SequentialVerdict
@@ -68,7 +69,6 @@ def markdown_from_gate(result: GateResult | Gates, noise: MachineNoise | None = 
 
 
 def _markdown(result: GateResult, noise: MachineNoise | None) -> str:
-    rows = [_HEADINGS, ("---:",) * (len(_HEADINGS) - 1) + ("---",), *(_row(entry) for entry in result.batches)]
     said = [f"batch {entry.batch}: {_outlook(entry, result)}" for entry in result.batches if _open(entry)]
     said += [f"batch {entry.batch}: {line}" for entry in result.batches for line in clock_lines(entry)]
     return "\n".join(
@@ -77,7 +77,7 @@ def _markdown(result: GateResult, noise: MachineNoise | None) -> str:
             "",
             f"{_names(result)}, {len(result.pair_seconds)} pairs of processes; {ERRORS}.",
             "",
-            *("| " + " | ".join(row) + " |" for row in rows),
+            *table(_HEADINGS, [_row(entry) for entry in result.batches], numbers=True),
             *(["", *(f"- {line}" for line in said)] if said else []),
             *(["", *(f"- {line}" for line in lines)] if (lines := noise_lines(result, noise)) else []),
             "",
@@ -143,7 +143,7 @@ def _each(result: GateResult | Gates) -> tuple[GateResult, ...]:
 
 
 def _names(result: GateResult) -> str:
-    return f"`{_code(result.base.model)}` to `{_code(result.head.model)}`"
+    return f"{code(result.base.model)} to {code(result.head.model)}"
 
 
 def _open(entry: GateBatch) -> bool:
@@ -175,7 +175,3 @@ def _bounds(entry: GateBatch | ClockReading) -> str:
 
 def _bound(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio - 1:+.2%}"
-
-
-def _code(text: str) -> str:
-    return text.replace("`", "'").replace("\n", " ")

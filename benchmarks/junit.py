@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 from xml.etree import ElementTree
 
-Outcome = Literal["passed", "failed", "skipped"]
-_ELEMENTS: dict[Outcome, str] = {"failed": "failure", "skipped": "skipped"}
+Outcome = Literal["passed", "failed", "skipped", "error"]
+_ELEMENTS: dict[Outcome, str] = {"failed": "failure", "skipped": "skipped", "error": "error"}
 
 
 class JunitCase(NamedTuple):
-    """One test case: of what it is, its name, how it ended, and the reason in one line."""
+    """One test case: of what it is, its name, how it ended, and the reason; its first line is the message."""
 
     of: str
     name: str
@@ -38,7 +38,7 @@ def junit_xml(suites: Sequence[JunitSuite]) -> bytes:
             name=suite.name,
             tests=str(len(outcomes)),
             failures=str(outcomes.count("failed")),
-            errors="0",
+            errors=str(outcomes.count("error")),
             skipped=str(outcomes.count("skipped")),
             time=f"{suite.seconds:.3f}",
         )
@@ -52,10 +52,10 @@ def _add(suite: ElementTree.Element, case: JunitCase) -> None:
     text = _clean(case.text)
     element = ElementTree.SubElement(suite, "testcase", classname=_clean(case.of), name=_clean(case.name), time="0")
     if case.outcome in _ELEMENTS:
-        ElementTree.SubElement(element, _ELEMENTS[case.outcome], message=text)
+        ElementTree.SubElement(element, _ELEMENTS[case.outcome], message=text.split("\n", 1)[0]).text = text
     ElementTree.SubElement(element, "system-out").text = text
 
 
 def _clean(text: str) -> str:
     """Without the control characters that XML 1.0 has no form for."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from gpusq_deploy.benchmarks.gate_report import models_line
 from gpusq_deploy.benchmarks.junit import JunitCase, JunitSuite, Outcome, junit_xml
+from gpusq_deploy.benchmarks.markdown import table
 from gpusq_deploy.benchmarks.regression import BatchComparison, Comparison, Comparisons, NamedComparison, Verdict
 from gpusq_deploy.benchmarks.report import block, columns
 
@@ -82,17 +81,13 @@ def _budget(comparison: Comparison | Comparisons) -> str:
 
 def _markdown(entry: NamedComparison) -> list[str]:
     comparison = entry.comparison
-    rows: Sequence[Sequence[str]] = [
-        COMPARISON_HEADINGS,
-        ("---:",) * (len(COMPARISON_HEADINGS) - 1) + ("---",),
-        *(comparison_row(batch) for batch in comparison.batches),
-    ]
+    rows = [comparison_row(batch) for batch in comparison.batches]
     said = [f"batch {batch.batch}: {text}" for batch in comparison.batches for text in (batch.reason, *batch.warnings)]
     said += [*comparison.remarks, *comparison.reasons]
     return [
         f"### {entry.name.replace('`', chr(39))}: {comparison_line(comparison)}",
         "",
-        *(["| " + " | ".join(row) + " |" for row in rows] if comparison.batches else []),
+        *(table(COMPARISON_HEADINGS, rows, numbers=True) if rows else []),
         *(["", *(f"- {line}" for line in said)] if said else []),
         "",
     ]

@@ -3,8 +3,9 @@
     python benchmarks/peers/gate_noise.py --json benchmarks/results/gate_noise.json --state "both cores busy"
 
 A ViT-Tiny of 6 blocks at 96 pixels with random weights, on ONNX Runtime. Busy cores are made by processes that count.
-Other work on the machine isn't stopped: the load average before each pair is written down. Each named state replaces
-the one of that name in the file; a state called idle is refused where the load average says that it isn't.
+Other work on the machine isn't stopped: the cores that it held, by /proc/stat of Linux, are written down, and the load
+average before each pair. Each named state replaces the one of that name in the file; a state called idle is refused
+where other work held more than a tenth of a core.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ WARMUP = 10
 SECONDS = 330.0
 FEWEST_PAIRS = 20
 IDLE_LOAD = 0.5
-# Seconds until a load of 1 that has ended falls below `IDLE_LOAD`, and more.
-PATIENCE = 120.0
+IDLE_CORES = 0.1
+# Seconds until a load of 5 that has ended falls below `IDLE_LOAD`, and more.
+PATIENCE = 240.0
 
 
 class State(NamedTuple):
@@ -63,13 +65,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = vision_transformer(Path(folder), blocks=6)
         for name in options.state or STATES:
-            with prepared(name):
+            with prepared(name) as watch:
                 pairs = _record(model, STATES[name], options.pairs, options.turns)
-            require_idle(name, max(pair["load"] for pair in pairs))
-            merge(options.json, name, pairs)
+                other = watch.other_cores()
+            require_idle(name, other)
+            merge(options.json, name, pairs, other)
 
 
-def merge(path: Path, name: str, pairs: list[dict[str, Any]]) -> None:
+def merge(path: Path, name: str, pairs: list[dict[str, Any]], other: float) -> None:
     """Put one state into the file, in the order of `STATES`."""
     environment = read_environment()
     found: dict[str, Any] = {
@@ -80,7 +83,8 @@ def merge(path: Path, name: str, pairs: list[dict[str, Any]]) -> None:
     }
     kept: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["states"] if path.exists() else []
     machine = {"cpu": environment.cpu, "cores": environment.cores, "os": environment.os}
-    state = {"name": name, "threads": STATES[name].threads, "machine": machine, "pairs": pairs}
+    state = {"name": name, "threads": STATES[name].threads, "other_cores": round(other, 3), "machine": machine}
+    state["pairs"] = pairs
     by_name = {entry["name"]: entry for entry in kept} | {name: state}
     found["states"] = [by_name[known] for known in STATES if known in by_name]
     path.write_text(json.dumps(found) + "\n")
@@ -96,11 +100,11 @@ def vision_transformer(folder: Path, blocks: int) -> Path:
 
 
 @contextmanager
-def prepared(name: str) -> Generator[None, None, None]:
-    """The state: so much other work, and of an idle machine, that it is idle.
+def prepared(name: str) -> Generator[CoreWatch, None, None]:
+    """The state: so much other work, and of an idle machine, that it is idle. Gives what tells the cores of other work.
 
     Raises:
-        SystemExit: It isn't, not even after two minutes.
+        SystemExit: It isn't, not even after four minutes.
     """
     if name.startswith("idle"):
         end = time.monotonic() + PATIENCE
@@ -109,18 +113,44 @@ def prepared(name: str) -> Generator[None, None, None]:
                 raise SystemExit(f"the machine isn't idle: its load average is {load:.2f}, above {IDLE_LOAD}")
             time.sleep(5)
     with busy_cores(STATES[name].busy):
-        yield
+        yield CoreWatch()
 
 
-def require_idle(name: str, load: float) -> None:
-    """Of an idle machine, the load while it was recorded may be our own: two processes in turns.
+class CoreWatch:
+    """How many cores other work holds from now on: all but this process and its children that have ended."""
+
+    def __init__(self) -> None:
+        self._start, self._before = time.monotonic(), _other_seconds()
+
+    def other_cores(self) -> float:
+        """On average."""
+        return self.other_seconds() / (time.monotonic() - self._start)
+
+    def other_seconds(self) -> float:
+        """CPU seconds since it was made."""
+        return _other_seconds() - self._before
+
+
+def _other_seconds() -> float:
+    """CPU seconds since boot: user, nice, system, irq, softirq and steal of proc(5)'s first line, without our own."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    own = os.times()
+    busy = sum(ticks[:3] + ticks[5:8]) / os.sysconf("SC_CLK_TCK")
+    return busy - (own.user + own.system + own.children_user + own.children_system)
+
+
+def require_idle(name: str, other: float) -> None:
+    """Refuse a state that is called idle and wasn't.
+
+    Args:
+        name: The state.
+        other: Cores that other work held.
 
     Raises:
-        SystemExit: It was more.
+        SystemExit: They were more than a tenth of one.
     """
-    own = (os.cpu_count() or 1) if STATES[name].threads is None else 1
-    if name.startswith("idle") and load > own + IDLE_LOAD:
-        raise SystemExit(f"the machine wasn't idle: its load average rose to {load:.2f}, of which {own} are ours")
+    if name.startswith("idle") and other > IDLE_CORES:
+        raise SystemExit(f"the machine wasn't idle: other work held {other:.2f} cores, above {IDLE_CORES}")
 
 
 @contextmanager

@@ -35,20 +35,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base, deeper = (vision_transformer(Path(folder), blocks) for blocks in (6, 8))
         for name in options.state or STATES:
-            with prepared(name):
+            with prepared(name) as watch:
                 gates = [_gate(base, head, STATES[name].threads) for head in (deeper, base)]
-            require_idle(name, max(gate["loads"][1] for gate in gates))
-            found = merge(options.json, name, gates)
+                other = watch.other_cores()
+            require_idle(name, other)
+            found = merge(options.json, name, gates, other)
             if options.page is not None:
                 put_table(found, options.page)
 
 
-def merge(path: Path, name: str, gates: list[dict[str, Any]]) -> dict[str, Any]:
+def merge(path: Path, name: str, gates: list[dict[str, Any]], other: float) -> dict[str, Any]:
     """Put one state into the file, in the order of `STATES`; what the file then holds."""
     environment = read_environment()
     machine = {"cpu": environment.cpu, "cores": environment.cores, "os": environment.os}
     kept: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["states"] if path.exists() else []
-    state = {"name": name, "threads": STATES[name].threads, "machine": machine, "gates": gates}
+    state = {"name": name, "threads": STATES[name].threads, "other_cores": round(other, 3), "machine": machine}
+    state["gates"] = gates
     by_name = {entry["name"]: entry for entry in kept} | {name: state}
     found = {"seconds": SECONDS, "states": [by_name[known] for known in STATES if known in by_name]}
     path.write_text(json.dumps(found) + "\n")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +55,9 @@ def test_a_recorded_state_replaces_the_one_of_its_name(tmp_path: Path) -> None:
     path = tmp_path / "noise.json"
     pair: dict[str, Any] = {"load": 1.0, "seconds": 5.0}
     pair |= dict.fromkeys(("base_ms", "head_ms", "base_cpu_ms", "head_cpu_ms"), [1.0] * 2 * TURN)
-    gate_noise.merge(path, "both cores busy", [pair])
-    gate_noise.merge(path, "idle", [pair, pair])
-    gate_noise.merge(path, "both cores busy", [pair, pair, pair])
+    gate_noise.merge(path, "both cores busy", [pair], 2.0)
+    gate_noise.merge(path, "idle", [pair, pair], 0.0)
+    gate_noise.merge(path, "both cores busy", [pair, pair, pair], 2.0)
     found = json.loads(path.read_text())["states"]
     assert [(entry["name"], len(entry["pairs"])) for entry in found] == [("idle", 2), ("both cores busy", 3)]
     assert [entry.wall.shape[0] for entry in simulation.read_states(path)] == [2, 3]
@@ -65,15 +68,27 @@ def test_a_busy_machine_isnt_called_idle(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(gate_noise, "PATIENCE", -1.0)
     with pytest.raises(SystemExit, match=r"isn't idle: its load average is 3\.00"), gate_noise.prepared("idle"):
         pass
-    with pytest.raises(SystemExit, match="wasn't idle"):
-        gate_noise.require_idle("idle", 2.0)
+    with pytest.raises(SystemExit, match=r"wasn't idle: other work held 0\.20 cores"):
+        gate_noise.require_idle("idle", 0.2)
     gate_noise.require_idle("both cores busy", 9.0)
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux has /proc/stat")
+def test_work_of_others_is_counted() -> None:
+    watch = gate_noise.CoreWatch()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        ticks = 2 * os.sysconf("SC_CLK_TCK")
+        while int(Path(f"/proc/{other.pid}/stat").read_text().split()[13]) < ticks:
+            time.sleep(0.05)
+        seconds = watch.other_seconds()
+        other.kill()
+    assert seconds >= 1.9
 
 
 def test_real_gates_have_a_row_each(tmp_path: Path) -> None:
     gate = {"head": "8 blocks", "verdict": "regressed", "pairs": 11, "seconds": 40.2, "ratio": 1.29, "lower": 1.2}
     gate |= {"upper": None, "wall_ratio": 1.12, "loads": [2.5, 4.0]}
-    found = gate_real.merge(tmp_path / "real.json", "both cores busy", [gate])
+    found = gate_real.merge(tmp_path / "real.json", "both cores busy", [gate], 2.0)
     page = tmp_path / "page.md"
     page.write_text(f"before\n{gate_real.BEGIN}\nold\n{gate_real.END}\nafter\n")
     gate_real.put_table(found, page)

@@ -1,0 +1,22 @@
+"""Parts of a page in Markdown, as a job's summary shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> list[str]:
+    """Lines of a table; with `numbers`, every column but the last is aligned to the right."""
+    rule = "---:" if numbers else "---"
+    rules = (*(rule,) * (len(headings) - 1), "---")
+    return ["| " + " | ".join(row) + " |" for row in (headings, rules, *rows)]
+
+
+def code(text: str) -> str:
+    """A name as code, in one line."""
+    return f"`{text.replace('`', chr(39)).replace(chr(10), ' ')}`"
+
+
+def word_for_word(text: str) -> str:
+    """Text that Markdown shows as it is: names have bars and underscores in them."""
+    return "".join(f"\\{letter}" if letter in r"\|_*<>`[]" else letter for letter in text.replace("\n", " "))
