@@ -10,9 +10,16 @@ from typing import Literal, NamedTuple
 from gpusq_deploy.artifacts import MeasureSettings, Runs, Series, Value, digest_of_file
 from gpusq_deploy.benchmarks.cpu_clock import Taken
 from gpusq_deploy.benchmarks.environment import read_environment
-from gpusq_deploy.benchmarks.gate_batches import GateBatch, decided_batches, differences_of, worst_of, worst_verdict
+from gpusq_deploy.benchmarks.gate_batches import (
+    EXIT_CODES,
+    GateBatch,
+    decided_batches,
+    differences_of,
+    worst_of,
+    worst_verdict,
+)
 from gpusq_deploy.benchmarks.pairs import FIRST_SPAN, LATER_SPAN, TURN, Length, Pair, Sides, pairs_at_once, take_pairs
-from gpusq_deploy.benchmarks.recording import Compared, notes_on, now, outputs_compared
+from gpusq_deploy.benchmarks.recording import Compared, notes_on, now, outputs_compared, require_threads
 from gpusq_deploy.benchmarks.sequential import (
     FIRST_LOOK,
     HOLDS_ERROR,
@@ -26,7 +33,6 @@ from gpusq_deploy.benchmarks.worker import WorkerRequest
 from gpusq_deploy.benchmarks.worker_process import request_for
 from gpusq_deploy.errors import GpusqError
 
-EXIT_CODES: dict[SequentialVerdict, int] = {"holds": 0, "regressed": 1, "inconclusive": 3}
 Stopped = Literal["decided", "time is up", "asked for so many pairs"]
 Progress = Callable[[str, int, int], None]
 
@@ -57,7 +63,8 @@ class GateResult(Value):
 
     `loads` are the load averages before the pairs, `pair_seconds` their wall times, `turns` how many each side had in
     them (empty in older files: equally many), `stopped` why no further pair was taken. `families` is how many batch
-    sizes, of all models of the gate, share the errors (0 in older files: those of this model).
+    sizes, of all models of the gate, share the errors (0 in older files: those of this model). `cores` are those that
+    the processes of each pair shared, see `placement`; None where they didn't, empty in older files.
 
     Invariant: each pair has as many samples as its turns say, so that a file from which some were dropped is refused.
     """
@@ -74,6 +81,7 @@ class GateResult(Value):
     head: Runs
     turns: tuple[int, ...] = ()
     families: int = 0
+    cores: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
         turns = self.turns or (self.base.settings.iterations // self.settings.turn,) * len(self.pair_seconds)
@@ -129,8 +137,7 @@ def sided(
         raise GpusqError(
             f"base runs on {names[0]}, head on {names[1]}", place="--interleave", hint="choose one with --runtime"
         )
-    if threads is not None and names[0] != "onnxruntime":
-        raise GpusqError(f"{names[0]} has no number of threads to choose", place="--threads", hint="leave it out")
+    require_threads(base, threads)
     requests = [request_for(side, batches, seed=seed, threads=threads, cuda_graph=cuda_graph) for side in (base, head)]
     return Sided(base, head, *requests)
 
@@ -241,6 +248,7 @@ class _Gate:
             head=head,
             turns=tuple(pair.turns for pair in pairs),
             families=self._families,
+            cores=tuple(pair.core for pair in pairs),
         )
 
 
@@ -253,7 +261,7 @@ def log_ratios(result: GateResult, batch: int) -> Differences:
 
 def _length(pairs: Sequence[Pair], settings: GateSettings) -> Length:
     """Short until the first look, longer after it; within either, all pairs have the same number of turns."""
-    chosen = {0: None, FIRST_LOOK: None}.get(len(pairs), pairs[-1].turns if pairs else None)
+    chosen = None if len(pairs) in {0, FIRST_LOOK} else pairs[-1].turns
     span = FIRST_SPAN if len(pairs) < FIRST_LOOK else LATER_SPAN
     return Length(chosen, settings.max_iterations // TURN, span)
 

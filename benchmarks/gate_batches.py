@@ -14,6 +14,7 @@ from gpusq_deploy.benchmarks.pairs import TURN, Sides, log_ratio
 from gpusq_deploy.benchmarks.sequential import Differences, SequentialVerdict, decide
 
 Clock = Literal["wall time", "CPU time"]
+EXIT_CODES: dict[SequentialVerdict, int] = {"holds": 0, "regressed": 1, "inconclusive": 3}
 
 # The first of these that a batch size has is the whole gate's.
 _WORST_FIRST: tuple[SequentialVerdict, ...] = ("regressed", "inconclusive", "holds")

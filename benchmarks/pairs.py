@@ -1,7 +1,7 @@
 """Pairs: a fresh process of base and one of head, alive together, timed in turns A B B A.
 
 Turns are a few inferences long, so that what the machine does meanwhile (another job, a clock that falls) burdens
-both sides alike, and the pair's ratio keeps little of it.
+both sides alike, and the pair's ratio keeps little of it. On one thread of a CPU both share a core, see `placement`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from gpusq_deploy.artifacts import RuntimeInfo
 from gpusq_deploy.benchmarks.cpu_clock import Taken, has_cpu_clock
+from gpusq_deploy.benchmarks.placement import share_core
 from gpusq_deploy.benchmarks.worker import WorkerRequest
 from gpusq_deploy.benchmarks.worker_process import WorkerProcess
 
@@ -56,13 +57,17 @@ class Sides(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Samples by batch size, the turns of each side, the wall time of all of it in s, and the load average before."""
+    """Samples by batch size, the turns of each side, the wall time of all of it in s, and the load average before.
+
+    `core` is the one that both processes shared; None where each ran where the scheduler put it.
+    """
 
     samples: dict[int, Sides]
     turns: int
     opened: tuple[RuntimeInfo, RuntimeInfo]
     seconds: float
     load: float | None
+    core: int | None
 
 
 class Length(NamedTuple):
@@ -107,7 +112,8 @@ def take_pairs(
     with ExitStack() as stack:
         orders = [(base, head) if number % 2 == 0 else (head, base) for number in numbers]
         processes = [[stack.enter_context(WorkerProcess(request)) for request in order] for order in orders]
-        started = [_Started(workers, [worker.opened() for worker in workers]) for workers in processes]
+        one_thread = has_cpu_clock(base.runtime, base.threads)
+        started = [_Started(workers, [worker.opened() for worker in workers], one_thread) for workers in processes]
         starting = (time.monotonic() - start) / len(numbers)
         for number, pair in zip(numbers, started, strict=True):
             asked = length._replace(turns=taken[0].turns) if taken else length
@@ -116,10 +122,11 @@ def take_pairs(
 
 
 class _Started(NamedTuple):
-    """The two processes of a pair, in the order that they started, and what each opened."""
+    """The two processes of a pair, in the order that they started, what each opened, and whether it is one thread."""
 
     workers: list[WorkerProcess]
     opened: list[RuntimeInfo]
+    one_thread: bool
 
 
 def _timed(
@@ -128,6 +135,7 @@ def _timed(
     """Time one pair, and end its processes; `forward`: base is the first of them."""
     start, load = time.monotonic(), load_average()
     workers = started.workers
+    core = share_core([worker.pid for worker in workers]) if started.one_thread else None
     ordered = batches if forward else batches[::-1]
     slowest = sum(max(_warm(worker, batch, warmup) for worker in workers) for batch in ordered)
     count = length.turns or turns_within(length.span.after(starting), slowest, length.most_turns)
@@ -138,25 +146,27 @@ def _timed(
     for worker in workers:
         worker.close()
     ours, theirs = started.opened if forward else started.opened[::-1]
-    return Pair(samples, count, (ours, theirs), starting + time.monotonic() - start, load)
+    return Pair(samples, count, (ours, theirs), starting + time.monotonic() - start, load, core)
 
 
 def log_ratio(base: Sequence[float], head: Sequence[float], turn: int = TURN) -> float:
-    """What a pair says of head over base: the median over its turns of log(median of head's turn / median of base's).
+    """What a pair says of head over base: the median over A B B A of the mean of both turns' log ratios.
 
-    Neighbours in time are compared with each other, so what slows both down for a while drops out. The ratio of the
-    medians of all samples keeps it, and errs by far more on a busy machine; see docs/benchmarking.md.
+    A turn's is log(median of head's turn / median of base's). Neighbours in time are compared with each other, so what
+    slows both down for a while drops out; the ratio of the medians of all samples keeps it. Of the two turns of
+    A B B A, each side comes once after the other one, whose data fill the caches, and once after itself: that drops out
+    of their mean. See docs/benchmarking.md for what it does to the spread.
 
     Args:
         base: Samples in ms, in order, a multiple of `turn`.
         head: The same number.
         turn: Inferences of one turn.
     """
-    starts = range(0, len(base), turn)
-    return statistics.median(
+    ratios = [
         math.log(statistics.median(head[start : start + turn]) / statistics.median(base[start : start + turn]))
-        for start in starts
-    )
+        for start in range(0, len(base), turn)
+    ]
+    return statistics.median(statistics.mean(ratios[first : first + 2]) for first in range(0, len(ratios), 2))
 
 
 def turns_within(seconds: float, slowest_ms: float, most: int) -> int:

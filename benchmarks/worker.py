@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
@@ -103,12 +103,7 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     Raises:
         GpusqError: The session can't be opened or fails, or an output isn't finite.
     """
-    from gpusq_deploy.benchmarks.measure import check_batches
-
-    request = msgspec.json.decode(requests.readline(), type=WorkerRequest)
-    with closing(open_requested(request)) as session:
-        check_batches(session.inputs, request.batches, request.allowed)
-        send_reply(replies, WorkerReply(opened=session_info(session, request)))
+    with first_opened(requests, replies) as (session, request):
         cpu_clock = has_cpu_clock(session.runtime, request.threads)
         timers: dict[int, Callable[[], float]] = {}
         for line in requests:
@@ -120,6 +115,22 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
                 take()
             taken = take_samples(take, wanted.count, cpu_clock=cpu_clock)
             send_reply(replies, WorkerReply(samples_ms=taken.wall, cpu_ms=taken.cpu))
+
+
+@contextmanager
+def first_opened(requests: IO[bytes], replies: IO[bytes]) -> Generator[tuple[SharedSession, WorkerRequest]]:
+    """The session of the first request, a `WorkerRequest`, once the reply says that it is open; closed at the end.
+
+    Raises:
+        GpusqError: It can't be opened, or doesn't take the batch sizes.
+    """
+    from gpusq_deploy.benchmarks.measure import check_batches
+
+    request = msgspec.json.decode(requests.readline(), type=WorkerRequest)
+    with closing(open_requested(request)) as session:
+        check_batches(session.inputs, request.batches, request.allowed)
+        send_reply(replies, WorkerReply(opened=session_info(session, request)))
+        yield session, request
 
 
 def open_requested(request: WorkerRequest) -> SharedSession:

@@ -51,7 +51,6 @@ from .kernel_names import (
 from .kernel_times import (
     MeasuredKernels as MeasuredKernels,
     ProfiledTimes as ProfiledTimes,
-    is_layer_profile as is_layer_profile,
     measured_kernels as measured_kernels,
     read_kernel_times as read_kernel_times,
 )
@@ -88,6 +87,7 @@ from .prediction.constants import (
 )
 from .prediction.devices import (
     Device as Device,
+    device_of_target as device_of_target,
     find_device as find_device,
     load_devices as load_devices,
 )

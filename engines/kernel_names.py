@@ -40,13 +40,7 @@ def read_kernel_names(path: Path, inferences: int) -> KernelTrace:
     Raises:
         GpusqError: The file can't be read, or names no kernel or fewer launches than inferences.
     """
-    try:
-        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise GpusqError(f"cannot read the kernels: {error.strerror}", place=str(path)) from error
-    except UnicodeDecodeError as error:
-        raise GpusqError("the kernels are not UTF-8 text", place=str(path)) from error
-    counts = _counts(lines)
+    counts = _counts(profile_text(path))
     launched = sum(counts.values())
     if launched < inferences:
         raise GpusqError(
@@ -57,13 +51,34 @@ def read_kernel_names(path: Path, inferences: int) -> KernelTrace:
     return KernelTrace(launches=counts, inferences=inferences)
 
 
-def _counts(lines: list[str]) -> Counter[str]:
-    start = next((index for index, line in enumerate(lines) if "Name" in next(csv.reader([line]))), None)
+def profile_text(path: Path) -> str:
+    """A profiler's file.
+
+    Raises:
+        GpusqError: It can't be read.
+    """
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise GpusqError(f"cannot read the profile: {error.strerror}", place=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise GpusqError("the profile is not UTF-8 text", place=str(path)) from error
+
+
+def table_of(text: str) -> list[dict[str, str]] | None:
+    """The rows below nsys' headings, by column, "" where a row is short; None where no line names the column `Name`."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    start = next((place for place, line in enumerate(lines) if "Name" in next(csv.reader([line]))), None)
+    return None if start is None else list(csv.DictReader(lines[start:], restval=""))
+
+
+def _counts(text: str) -> Counter[str]:
+    rows = table_of(text)
     found: Counter[str] = Counter()
-    if start is None:
-        found.update(line.strip() for line in lines)
+    if rows is None:
+        found.update(line.strip() for line in text.splitlines())
     else:
-        for row in csv.DictReader(lines[start:]):
+        for row in rows:
             launches = row.get("Instances") or "1"
-            found[(row.get("Name") or "").strip()] += int(launches) if launches.isdecimal() else 1
+            found[row["Name"].strip()] += int(launches) if launches.isdecimal() else 1
     return Counter({name: count for name, count in found.items() if name and count and not name.startswith(COPIES)})

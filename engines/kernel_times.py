@@ -15,7 +15,6 @@ names, launched once in each inference, has a time.
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from typing import Literal
 import msgspec
 
 from gpusq_deploy.artifacts import EngineLayer
-from gpusq_deploy.engines.kernel_names import COPIES
+from gpusq_deploy.engines.kernel_names import COPIES, profile_text, table_of
 from gpusq_deploy.engines.layer_classes import STUB
 from gpusq_deploy.engines.prediction.kernel_works import kernels_of
 from gpusq_deploy.errors import GpusqError
@@ -67,15 +66,6 @@ class _TrtexecLayer(msgspec.Struct, rename="camel"):
     median_ms: float | None = None
 
 
-def is_layer_profile(path: Path) -> bool:
-    """Whether a file is a profile of layers as trtexec writes it: JSON's list, which no CSV and no name begins with."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(256).lstrip().startswith(b"[")
-    except OSError:
-        return False
-
-
 def read_kernel_times(path: Path, inferences: int) -> ProfiledTimes | None:
     """Times from a profiler's file; None where it holds names alone.
 
@@ -86,13 +76,9 @@ def read_kernel_times(path: Path, inferences: int) -> ProfiledTimes | None:
     Raises:
         GpusqError: The file can't be read, or holds times that aren't numbers.
     """
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise GpusqError(f"cannot read the profile: {error.strerror}", place=str(path)) from error
-    except UnicodeDecodeError as error:
-        raise GpusqError("the profile is not UTF-8 text", place=str(path)) from error
-    if is_layer_profile(path):
+    text = profile_text(path)
+    # JSON's list, which no CSV and no name begins with.
+    if text.lstrip().startswith("["):
         return _from_trtexec(text, path)
     try:
         return _from_nsys(text, inferences)
@@ -143,10 +129,7 @@ def _from_trtexec(text: str, path: Path) -> ProfiledTimes:
 
 
 def _from_nsys(text: str, inferences: int) -> ProfiledTimes | None:
-    lines = [line for line in text.splitlines() if line.strip()]
-    start = next((place for place, line in enumerate(lines) if "Name" in next(csv.reader([line]))), None)
-    rows = [] if start is None else list(csv.DictReader(lines[start:]))
-    rows = [row for row in rows if row.get("Name") and not row["Name"].startswith(COPIES)]
+    rows = [row for row in table_of(text) or () if row["Name"] and not row["Name"].startswith(COPIES)]
     columns = set(rows[0]) if rows else set[str]()
     if {"Start (ns)", "Duration (ns)"} <= columns:
         launches = sorted(rows, key=lambda row: float(row["Start (ns)"]))

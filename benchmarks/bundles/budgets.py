@@ -35,6 +35,7 @@ from gpusq_deploy.artifacts import (
     builtins_from_value,
     parts_of,
 )
+from gpusq_deploy.benchmarks.bundles.changes import proof_of
 from gpusq_deploy.benchmarks.bundles.kernel_changes import KernelChange
 from gpusq_deploy.benchmarks.bundles.matched import Matched
 from gpusq_deploy.benchmarks.bundles.sides import EnginePair
@@ -137,13 +138,13 @@ def _matches(layer: str, patterns: Iterable[str]) -> bool:
 
 
 def _sqnr(bundle: Bundle) -> float | None:
-    found = bundle.receipt.verification
-    return None if found is None or found.constant or found.synthetic else found.sqnr_db
+    found = proof_of(bundle)
+    return None if found is None else found.sqnr_db
 
 
 def _agreement(bundle: Bundle) -> float | None:
-    found = bundle.receipt.verification
-    return None if found is None or found.constant or found.synthetic else found.top1_agreement
+    found = proof_of(bundle)
+    return None if found is None else found.top1_agreement
 
 
 def _accuracy_drop(both: Matched) -> float | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from textwrap import shorten
 from typing import Literal, get_args
 
-from gpusq_deploy.artifacts import BuiltEngine, LayerDecision, Value, builtins_from_value
+from gpusq_deploy.artifacts import BuiltEngine, LayerDecision, Value, Verification, builtins_from_value
 from gpusq_deploy.benchmarks.bundles.matched import Matched
 from gpusq_deploy.bundle import CODED, Bundle
 from gpusq_deploy.text import by_reason, counted, some
@@ -124,9 +124,14 @@ def _by_layer(
         yield Change(judgement=judgement, engine=engine, what=what, base=before, head=after, layers=tuple(layers))
 
 
+def proof_of(bundle: Bundle) -> Verification | None:
+    """The verification, where it says something: not of outputs that never change, nor of made-up inputs."""
+    found = bundle.receipt.verification
+    return None if found is None or found.constant or found.synthetic else found
+
+
 def _agreement(base: Bundle, head: Bundle) -> Iterator[Change]:
-    found = [bundle.receipt.verification for bundle in (base, head)]
-    known = [None if one is None or one.constant or one.synthetic else one.top1_agreement for one in found]
+    known = [None if one is None else one.top1_agreement for one in (proof_of(base), proof_of(head))]
     if known[0] is not None and known[1] is not None and known[0] != known[1]:
         lost = known[1] - known[0]
         judgement = _judged(lost) if abs(lost) > _AGREEMENT else "other"
@@ -135,8 +140,7 @@ def _agreement(base: Bundle, head: Bundle) -> Iterator[Change]:
 
 
 def _sqnr(base: Bundle, head: Bundle) -> Iterator[Change]:
-    found = [bundle.receipt.verification for bundle in (base, head)]
-    known = [None if one is None or one.constant or one.synthetic else one.sqnr_db for one in found]
+    known = [None if one is None else one.sqnr_db for one in (proof_of(base), proof_of(head))]
     said = ["unknown" if one is None else f"{one:.1f} dB" for one in known]
     if known[0] is None or known[1] is None:
         if said[0] != said[1]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from gpusq_deploy.artifacts import MODEL, BuiltEngine, EngineLayer, Value
 from gpusq_deploy.benchmarks.bundles.kernel_match import covered
@@ -12,6 +13,8 @@ from gpusq_deploy.bundle import Bundle, all_works, kernel_works_of, predicted_ke
 from gpusq_deploy.engines import classify, kernels_of
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.graph import NodeFact, map_model, node_facts
+
+_Figure = TypeVar("_Figure", int, float)
 
 
 class KernelFact(Value):
@@ -101,14 +104,17 @@ class EnginePair:
 
 def bytes_moved(kernels: Sequence[KernelFact]) -> int | None:
     """Of all of them; None where one isn't known, or there is none."""
-    known = [fact.bytes_moved for fact in kernels if fact.bytes_moved is not None]
-    return sum(known) if known and len(known) == len(kernels) else None
+    return _sum([fact.bytes_moved for fact in kernels])
 
 
 def predicted_us(kernels: Sequence[KernelFact]) -> float | None:
     """Microseconds of all of them; None where one isn't known, or there is none."""
-    known = [fact.predicted_us for fact in kernels if fact.predicted_us is not None]
-    return sum(known) if known and len(known) == len(kernels) else None
+    return _sum([fact.predicted_us for fact in kernels])
+
+
+def _sum(figures: Sequence[_Figure | None]) -> _Figure | None:
+    known = [figure for figure in figures if figure is not None]
+    return sum(known[1:], known[0]) if known and len(known) == len(figures) else None
 
 
 def graph_of(bundle: Bundle) -> Graph:

@@ -20,7 +20,9 @@ from typing import Literal
 import numpy as np
 
 from gpusq_deploy.artifacts import Value
+from gpusq_deploy.benchmarks.gate_batches import EXIT_CODES, worst_verdict
 from gpusq_deploy.benchmarks.history.entry import HistoryEntry, HistoryKey
+from gpusq_deploy.benchmarks.sequential import SequentialVerdict
 from gpusq_deploy.frontend import library
 
 # Of a segment: fewer measurements are no level, and a run of outliers is one.
@@ -30,10 +32,6 @@ MOST = 200
 PENALTY = 3.0
 _MAD_OF_NORMAL = 0.6745
 _EXTRA = "pip install 'gpusq-deploy[history]' (ruptures has no release for Python 3.14 yet)"
-
-HistoryVerdict = Literal["holds", "regressed", "inconclusive"]
-_WORST_FIRST: tuple[HistoryVerdict, ...] = ("regressed", "inconclusive", "holds")
-EXIT_CODES: dict[HistoryVerdict, int] = {"holds": 0, "regressed": 1, "inconclusive": 3}
 
 
 class ChangePoint(Value):
@@ -61,7 +59,7 @@ class SeriesChanges(Value):
     noise: float
     changes: tuple[ChangePoint, ...]
     levels: tuple[int, ...]
-    verdict: HistoryVerdict
+    verdict: SequentialVerdict
     reason: str
 
 
@@ -69,7 +67,7 @@ class HistoryReport(Value):
     """All series of a history: the worst verdict, and the lines that couldn't be read."""
 
     schema: Literal["gpusq.changes/1"] = "gpusq.changes/1"
-    verdict: HistoryVerdict
+    verdict: SequentialVerdict
     max_regression: float
     series: tuple[SeriesChanges, ...]
     damaged: tuple[str, ...] = ()
@@ -96,8 +94,7 @@ def changes_of(entries: Sequence[HistoryEntry], max_regression: float, damaged: 
         raise ValueError("a history needs at least one measurement")
     keys = dict.fromkeys(entry.key for entry in entries)
     series = tuple(_series(key, [entry for entry in entries if entry.key == key], max_regression) for key in keys)
-    verdicts = {one.verdict for one in series}
-    worst: HistoryVerdict = next(verdict for verdict in _WORST_FIRST if verdict in verdicts)
+    worst = worst_verdict(one.verdict for one in series)
     return HistoryReport(verdict=worst, max_regression=max_regression, series=series, damaged=tuple(damaged))
 
 
@@ -155,7 +152,7 @@ def _series(key: HistoryKey, entries: Sequence[HistoryEntry], budget: float) -> 
     )
 
 
-def _judge(count: int, changes: Sequence[ChangePoint], budget: float) -> tuple[HistoryVerdict, str]:
+def _judge(count: int, changes: Sequence[ChangePoint], budget: float) -> tuple[SequentialVerdict, str]:
     if count < 2 * FEWEST:
         return "inconclusive", f"{count} measurements; a change of level needs {2 * FEWEST}"
     if not changes:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from typing import Literal, NamedTuple
 
 import gpusq_deploy
 from gpusq_deploy.artifacts import Runs, Value
+from gpusq_deploy.benchmarks.machine.asking import ask
 from gpusq_deploy.benchmarks.summary import summarise
 
 # Which commit a job builds, as GitHub Actions and GitLab say it.
 _COMMIT_VARIABLES = ("GITHUB_SHA", "CI_COMMIT_SHA")
 _GIT = ("git", "rev-parse", "HEAD")
-_GIT_SECONDS = 10
 
 
 class HistoryKey(NamedTuple):
@@ -119,11 +118,7 @@ def current_commit() -> str | None:
     for name in _COMMIT_VARIABLES:
         if commit := os.environ.get(name):
             return commit
-    try:
-        done = subprocess.run(_GIT, capture_output=True, text=True, timeout=_GIT_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    return (ask(_GIT) or "").strip() or None
 
 
 def file_name(runs: Runs) -> str:

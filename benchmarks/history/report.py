@@ -5,12 +5,13 @@ from __future__ import annotations
 from itertools import pairwise
 
 from gpusq_deploy.artifacts import builtins_from_value
-from gpusq_deploy.benchmarks.history.change_points import ChangePoint, HistoryReport, HistoryVerdict, SeriesChanges
+from gpusq_deploy.benchmarks.history.change_points import ChangePoint, HistoryReport, SeriesChanges
 from gpusq_deploy.benchmarks.report import columns
+from gpusq_deploy.benchmarks.sequential import SequentialVerdict
 from gpusq_deploy.bundle import Standing, dots_plot, render_page
 
 CHANGE_HEADINGS = ("from", "commit", "last before", "before ms", "after ms", "change")
-_STANDINGS: dict[HistoryVerdict, Standing] = {"holds": "good", "inconclusive": "open", "regressed": "bad"}
+_STANDINGS: dict[SequentialVerdict, Standing] = {"holds": "good", "inconclusive": "open", "regressed": "bad"}
 
 
 def text_from_history(report: HistoryReport) -> str:

@@ -27,7 +27,7 @@ def text_from_load(load: Load) -> str:
     ]
     summaries = [(trial, summarise_trial(trial)) for trial in load.trials]
     offline = [pair for pair in summaries if pair[0].request.rate is None]
-    server = sorted((pair for pair in summaries if pair[0].request.rate is not None), key=_rate)
+    server = sorted((pair for pair in summaries if pair[0].request.rate is not None), key=lambda pair: _rate(pair[0]))
     if offline:
         lines += columns(_OFFLINE, [_offline_row(summary) for _, summary in offline])
     if server:
@@ -45,8 +45,8 @@ def highest(load: Load) -> Iterator[str]:
         return
     limit, batch = load.latency_limit_ms, load.trials[0].request.batch
     server = [trial for trial in load.trials if trial.request.rate is not None]
-    met = [_rate((trial, None)) for trial in server if judge(trial, limit) == "met"]
-    missed = [_rate((trial, None)) for trial in server if judge(trial, limit) != "met"]
+    met = [_rate(trial) for trial in server if judge(trial, limit) == "met"]
+    missed = [_rate(trial) for trial in server if judge(trial, limit) != "met"]
     if not met:
         yield f"no rate that was tried keeps the p99 to {limit:g} ms; the lowest was {min(missed):.4g} queries/s"
         return
@@ -54,10 +54,9 @@ def highest(load: Load) -> Iterator[str]:
     yield f"the p99 keeps to {limit:g} ms at {max(met):.4g} queries/s ({batch * max(met):.4g} samples/s){above}"
 
 
-def _rate(pair: tuple[LoadTrial, object]) -> float:
-    rate = pair[0].request.rate
-    assert rate is not None, "of a server"
-    return rate
+def _rate(trial: LoadTrial) -> float:
+    assert trial.request.rate is not None, "of a server"
+    return trial.request.rate
 
 
 def _offline_row(summary: TrialSummary) -> tuple[str, ...]:
@@ -72,7 +71,7 @@ def _offline_row(summary: TrialSummary) -> tuple[str, ...]:
 def _server_row(load: Load, trial: LoadTrial, summary: TrialSummary) -> tuple[str, ...]:
     limit = load.latency_limit_ms
     return (
-        f"{_rate((trial, None)):.4g}",
+        f"{_rate(trial):.4g}",
         str(len(trial.due_ms)),
         str(summary.unanswered),
         f"{summary.samples_per_second:.1f}",

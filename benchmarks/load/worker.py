@@ -10,14 +10,7 @@ import msgspec
 
 from gpusq_deploy.benchmarks.load.driving import GIVE_UP, Done, Queue, WallClock, poisson_arrivals
 from gpusq_deploy.benchmarks.load.values import LoadTrial, TrialRequest
-from gpusq_deploy.benchmarks.worker import (
-    WorkerReply,
-    WorkerRequest,
-    open_requested,
-    run_worker,
-    send_reply,
-    session_info,
-)
+from gpusq_deploy.benchmarks.worker import WorkerReply, first_opened, run_worker, send_reply
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,12 +30,7 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     Raises:
         GpusqError: The session can't be opened or fails, or an output isn't finite.
     """
-    from gpusq_deploy.benchmarks.measure import check_batches
-
-    request = msgspec.json.decode(requests.readline(), type=WorkerRequest)
-    with closing(open_requested(request)) as session:
-        check_batches(session.inputs, request.batches, request.allowed)
-        send_reply(replies, WorkerReply(opened=session_info(session, request)))
+    with first_opened(requests, replies) as (session, _):
         for line in requests:
             trial = msgspec.json.decode(line, type=TrialRequest)
             send_reply(replies, WorkerReply(trial=run_trial(session, trial)))

@@ -17,7 +17,8 @@ from gpusq_deploy.benchmarks.machine.asking import ROOT, Ask, ask, first_line, n
 # By the device tree's names of integrated GPUs, Xavier to Thor.
 _GPUS = ("gv11b", "gp10b", "ga10b", "gpu")
 _INPUTS = ("VDD_IN", "POM_5V_IN")
-_TEGRASTATS = ("tegrastats", "--interval", "100")
+INTERVAL_MS = 100
+TEGRASTATS = ("tegrastats", "--interval", str(INTERVAL_MS))
 # Rails of unused pins (NC) say nothing.
 _RAIL = re.compile(r"\b((?:VDD|VIN|POM|CPU|GPU|SOC|CV|SYS)\w*) (\d+)(?:mW)?/\d+(?:mW)?(?= |$)")
 
@@ -35,7 +36,7 @@ def power_mode(run: Ask = ask) -> str | None:
 
 def rails(read: Callable[[Sequence[str]], str | None] = first_line) -> dict[str, int]:
     """Milliwatts by rail, now; empty where tegrastats doesn't tell."""
-    return rails_in(read(_TEGRASTATS) or "")
+    return rails_in(read(TEGRASTATS) or "")
 
 
 def rails_in(line: str) -> dict[str, int]:

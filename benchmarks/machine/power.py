@@ -6,7 +6,6 @@ not timed one by one, and those that are timed run without it.
 
 from __future__ import annotations
 
-import re
 import subprocess
 import threading
 import time
@@ -17,11 +16,10 @@ from types import TracebackType
 from typing import NamedTuple
 
 from gpusq_deploy.benchmarks.machine.asking import ROOT, number_in
-from gpusq_deploy.benchmarks.machine.jetson import is_jetson, rails_in, total_mw
+from gpusq_deploy.benchmarks.machine.jetson import INTERVAL_MS, TEGRASTATS, is_jetson, rails_in, total_mw
 from gpusq_deploy.engines import find_bus
 from gpusq_deploy.errors import GpusqError
 
-_INTERVAL_MS = 100
 _FEWEST = 5
 _STOP_SECONDS = 5
 
@@ -48,8 +46,7 @@ def find_source(root: Path = ROOT) -> PowerSource:
         GpusqError: Nobody does.
     """
     if is_jetson(root):
-        words = ("tegrastats", "--interval", str(_INTERVAL_MS))
-        return PowerSource(words, watts_of_rails, "the whole module, by tegrastats")
+        return PowerSource(TEGRASTATS, watts_of_rails, "the whole module, by tegrastats")
     bus = find_bus()
     if bus is None:
         raise GpusqError(
@@ -58,7 +55,7 @@ def find_source(root: Path = ROOT) -> PowerSource:
             hint="leave it out, or measure on the device",
         )
     query = ("nvidia-smi", "-i", bus, "--query-gpu=power.draw", "--format=csv,noheader,nounits")
-    return PowerSource((*query, "-lms", str(_INTERVAL_MS)), number_in, "the GPU's board, by nvidia-smi")
+    return PowerSource((*query, "-lms", str(INTERVAL_MS)), number_in, "the GPU's board, by nvidia-smi")
 
 
 class PowerSampler:
@@ -113,7 +110,7 @@ class PowerSampler:
                 raise GpusqError(
                     f"{self._source.words[0]} doesn't tell the power", place="--energy", hint="leave it out"
                 )
-            time.sleep(_INTERVAL_MS / 1000)
+            time.sleep(INTERVAL_MS / 1000)
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
@@ -145,5 +142,5 @@ def joules(samples: Sequence[PowerSample], start: float, end: float) -> float:
 
 def watts_of_rails(line: str) -> float | None:
     """What a module draws at the moment of one of tegrastats' lines; None where the line tells no rail."""
-    total = total_mw(rails_in(re.sub(r"\s+$", "", line)))
+    total = total_mw(rails_in(line.rstrip()))
     return None if total is None else total / 1000

@@ -83,8 +83,13 @@ def merge(path: Path, name: str, pairs: list[dict[str, Any]], other: float) -> N
     }
     kept: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["states"] if path.exists() else []
     machine = {"cpu": environment.cpu, "cores": environment.cores, "os": environment.os}
-    state = {"name": name, "threads": STATES[name].threads, "other_cores": round(other, 3), "machine": machine}
-    state["pairs"] = pairs
+    state: dict[str, Any] = {
+        "name": name,
+        "threads": STATES[name].threads,
+        "other_cores": round(other, 3),
+        "machine": machine,
+        "pairs": pairs,
+    }
     by_name = {entry["name"]: entry for entry in kept} | {name: state}
     found["states"] = [by_name[known] for known in STATES if known in by_name]
     path.write_text(json.dumps(found) + "\n")
@@ -183,7 +188,7 @@ def _row(pair: Pair) -> dict[str, Any]:
     base, head = pair.samples[1]
     samples = {"base_ms": base.wall, "head_ms": head.wall, "base_cpu_ms": base.cpu, "head_cpu_ms": head.cpu}
     rounded = {name: [round(value, 3) for value in values] for name, values in samples.items()}
-    return {"load": pair.load, "seconds": round(pair.seconds, 2), **rounded}
+    return {"load": pair.load, "core": pair.core, "seconds": round(pair.seconds, 2), **rounded}
 
 
 if __name__ == "__main__":

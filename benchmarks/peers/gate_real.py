@@ -49,8 +49,13 @@ def merge(path: Path, name: str, gates: list[dict[str, Any]], other: float) -> d
     environment = read_environment()
     machine = {"cpu": environment.cpu, "cores": environment.cores, "os": environment.os}
     kept: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["states"] if path.exists() else []
-    state = {"name": name, "threads": STATES[name].threads, "other_cores": round(other, 3), "machine": machine}
-    state["gates"] = gates
+    state: dict[str, Any] = {
+        "name": name,
+        "threads": STATES[name].threads,
+        "other_cores": round(other, 3),
+        "machine": machine,
+        "gates": gates,
+    }
     by_name = {entry["name"]: entry for entry in kept} | {name: state}
     found = {"seconds": SECONDS, "states": [by_name[known] for known in STATES if known in by_name]}
     path.write_text(json.dumps(found) + "\n")

@@ -163,7 +163,7 @@ def log_ratio_of(sides: Array) -> float:
     """As `pairs.log_ratio`, of [side, samples]."""
     turns: Array = np.median(sides.reshape(2, -1, TURN), axis=2)
     ratios: Array = np.log(turns[1] / turns[0])
-    return float(np.median(ratios))
+    return float(np.median(ratios.reshape(-1, 2).mean(axis=1)))
 
 
 def threshold(gate: Gate) -> Outcome:

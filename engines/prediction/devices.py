@@ -80,6 +80,11 @@ def find_device(name: str) -> Device:
     return _at_clock(found, clock) if at else found
 
 
+def device_of_target(target: str) -> Device | None:
+    """The first device that engines for a target run on; None where none is known."""
+    return next((device for device in load_devices() if device.target == target), None)
+
+
 def _at_clock(device: Device, clock: str) -> Device:
     """The rates of its SMs follow the clock; its memory's don't."""
     try:

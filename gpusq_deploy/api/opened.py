@@ -142,7 +142,7 @@ class OpenBundle:
         import msgspec
 
         from gpusq_deploy.bundle import with_profile
-        from gpusq_deploy.engines import is_layer_profile, measured_kernels, read_kernel_names, read_kernel_times
+        from gpusq_deploy.engines import measured_kernels, read_kernel_names, read_kernel_times
 
         chosen = self._traced(target)
         file = Path(kernels)
@@ -150,7 +150,7 @@ class OpenBundle:
         measured = dict(self.measured)
         if times is not None:
             measured[chosen.target] = measured_kernels(chosen.engine_layers, times)
-        if is_layer_profile(file):
+        if times is not None and times.names == "layers":
             return dataclasses.replace(self, measured=measured)
         seen = with_profile(chosen, read_kernel_names(file, inferences), profiler=f"the profiler, in {file.name}")
         engines = tuple(seen if engine is chosen else engine for engine in self.receipt.engines)

@@ -56,7 +56,6 @@ from .report.html.verdict import (
 from .report.kernel_times import (
     KernelTimes as KernelTimes,
     all_works as all_works,
-    device_of as device_of,
     kernel_works_of as kernel_works_of,
     predicted_kernel_times as predicted_kernel_times,
     times_of_kernels as times_of_kernels,

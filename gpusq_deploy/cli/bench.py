@@ -12,7 +12,7 @@ from gpusq_deploy.cli.command import LOUDNESS, Command, on_command_line
 from gpusq_deploy.cli.common import reporting, run_command, runtime_option, say
 from gpusq_deploy.cli.interleave import STDOUT, Outputs, require_one_way, run_calibration, run_gate
 from gpusq_deploy.cli.load import LOAD, load_options, run_load, wants_load
-from gpusq_deploy.cli.result_files import check_target, save
+from gpusq_deploy.cli.result_files import check_target, junit_option, save, summary_option
 from gpusq_deploy.cli.shares import Positive, max_regression_option
 
 # With a model beside it: enough for a pair's ratio, and a pair stays short.
@@ -75,15 +75,8 @@ _GROUPS = (
     type=click.Path(path_type=Path),
     help="Run the model against itself, and write what effects this machine can see.",
 )
-@click.option(
-    "--summary",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Append the verdict in Markdown, as to $GITHUB_STEP_SUMMARY.",
-)
-@click.option(
-    "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write the verdict as JUnit's XML, as for GitLab."
-)
+@summary_option
+@junit_option
 @load_options
 @runtime_option("Run the model with this runtime.")
 @click.option(

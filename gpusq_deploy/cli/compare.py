@@ -12,7 +12,7 @@ import gpusq_deploy
 from gpusq_deploy.cli.command import LOUDNESS, Command, on_command_line
 from gpusq_deploy.cli.common import run_command, say
 from gpusq_deploy.cli.compare_bundles import Outputs, compare_two_bundles
-from gpusq_deploy.cli.result_files import append, check_junit, save
+from gpusq_deploy.cli.result_files import append, check_junit, junit_option, save, summary_option
 from gpusq_deploy.cli.session import session
 from gpusq_deploy.cli.shares import max_regression_option
 
@@ -53,15 +53,8 @@ _GROUPS = (
     metavar="FILE",
     help="Hold two bundles against a TOML file of budgets (docs/benchmarking.md); exit 1 where one is exceeded.",
 )
-@click.option(
-    "--summary",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Append the verdict in Markdown, as to $GITHUB_STEP_SUMMARY.",
-)
-@click.option(
-    "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write the verdict as JUnit's XML, as for GitLab."
-)
+@summary_option
+@junit_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @click.pass_context
 def command(  # noqa: PLR0913 - click hands one argument to each option

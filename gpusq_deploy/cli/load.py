@@ -20,7 +20,17 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _MODES = ("offline", "rate", "latency_limit")
 _WITH_LOAD = ("streams", "duration")
 LOAD = (*_MODES, *_WITH_LOAD)
-_ONE_AT_A_TIME = ("interleave", "calibrate", "reference", "repeats", "rebuilds", "iterations", "energy", "in_process")
+_ONE_AT_A_TIME = (
+    "interleave",
+    "calibrate",
+    "reference",
+    "repeats",
+    "rebuilds",
+    "iterations",
+    "energy",
+    "in_process",
+    "history",
+)
 
 
 def load_options(command: _Function) -> _Function:

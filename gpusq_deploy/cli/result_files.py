@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import click
+
 from gpusq_deploy.cli.common import say
 from gpusq_deploy.errors import GpusqError
 
@@ -15,6 +17,16 @@ if TYPE_CHECKING:
 
 _V = TypeVar("_V", bound="Value")
 _OUR_SUITE = b"gpusq-"
+
+summary_option = click.option(
+    "--summary",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Append the verdict in Markdown, as to $GITHUB_STEP_SUMMARY.",
+)
+junit_option = click.option(
+    "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write the verdict as JUnit's XML, as for GitLab."
+)
 
 
 def check_target(target: Path, kind: type[_V], what: str) -> None:

@@ -31,11 +31,11 @@ from gpusq_deploy.engines import (
     Target,
     choose_backend,
     compared,
+    device_of_target,
     graph_cost,
     kernel_works,
     layer_shares,
     layers_apart,
-    load_devices,
     load_fitted,
     parts_of_works,
     work_of,
@@ -172,7 +172,7 @@ def _compared(
 
 def _times(built: Sequence[EngineLayer], other: Sequence[EngineLayer], target: Target) -> PredictedTimes | None:
     """On the first device that engines for this target run on."""
-    device = next((device for device in load_devices() if device.target == target.name), None)
+    device = device_of_target(target.name)
     if device is None:
         return None
     fitted = load_fitted()

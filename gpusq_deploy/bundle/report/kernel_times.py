@@ -9,11 +9,10 @@ from typing import NamedTuple
 from gpusq_deploy.artifacts import BuiltEngine, KernelWork
 from gpusq_deploy.bundle.files import Bundle
 from gpusq_deploy.engines import (
-    Device,
     MeasuredKernels,
+    device_of_target,
     kernel_works,
     kernels_of,
-    load_devices,
     load_fitted,
     predicted_microseconds,
     works_by_kernel,
@@ -58,14 +57,9 @@ def all_works(bundle: Bundle, engine: BuiltEngine) -> tuple[tuple[KernelWork, ..
         return (), error.what
 
 
-def device_of(engine: BuiltEngine) -> Device | None:
-    """The first device to predict for that an engine's target has; None where it has none."""
-    return next((device for device in load_devices() if device.target == engine.target), None)
-
-
 def predicted_kernel_times(engine: BuiltEngine, works: Mapping[str, KernelWork]) -> dict[str, float]:
     """Microseconds that each kernel is predicted to take, of those that can be: see docs/predict.md."""
-    device = device_of(engine)
+    device = device_of_target(engine.target)
     return {} if device is None else predicted_microseconds(works, device, load_fitted())
 
 
@@ -97,7 +91,7 @@ def times_of_kernels(
 
 
 def _predicted_text(bundle: Bundle, engine: BuiltEngine, predicted: Mapping[str, float], unsized: str) -> Iterator[str]:
-    device = device_of(engine)
+    device = device_of_target(engine.target)
     if device is None or not predicted:
         return
     batch = bundle.manifest.batch.optimum

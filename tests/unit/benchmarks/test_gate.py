@@ -78,7 +78,7 @@ def run_gate(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> RunGate:
                 base = (10.0,) * TURN * turns
                 cpu = (() if on_cpu is None else base, () if on_cpu is None else (10.0 * (1 + on_cpu),) * len(base))
                 samples[batch] = Sides(Taken(base, cpu[0]), Taken((float(head),) * len(base), cpu[1]))
-            return (Pair(samples, turns, (INFO, INFO), 4.0, 1.5),)
+            return (Pair(samples, turns, (INFO, INFO), 4.0, 1.5, 1),)
 
         monkeypatch.setattr(gate_module, "take_pairs", made_up)
         model = find_subject(make_model("m.onnx", "y = Relu(x)"), "onnxruntime")
@@ -118,7 +118,7 @@ def test_several_models_are_decided_together_each_with_its_verdict(run_gate: Run
         slower["head"] += len(numbers) * (factor > 1)
         turns = length.turns or 2
         sides = Sides(*(Taken((ms,) * TURN * turns) for ms in (10.0, 10.0 * factor)))
-        return (Pair({1: sides}, turns, (INFO, INFO), 4.0, 1.5),) * len(numbers)
+        return (Pair({1: sides}, turns, (INFO, INFO), 4.0, 1.5, 1),) * len(numbers)
 
     models = [find_subject(make_model(f"{name}.onnx", "y = Relu(x)"), "onnxruntime") for name in ("one", "other")]
     # With one thread, four pairs start together, but none beyond the look that decides.
@@ -159,6 +159,7 @@ def test_pairs_after_the_first_look_are_longer_and_none_can_be_shortened(run_gat
     assert (result.verdict, len(result.turns)) == ("regressed", len(result.pair_seconds))
     assert len(result.turns) > 11
     assert result.turns == (2,) * 11 + (4,) * (len(result.turns) - 11)
+    assert result.cores == (1,) * len(result.turns)
     data = json.loads(json_from_value(result))
     for series in (data["base"]["series"][12], data["head"]["series"][12]):
         series["samples_ms"] = series["samples_ms"][:-3]

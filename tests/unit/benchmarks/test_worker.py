@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ import pytest
 from gpusq_deploy.artifacts import BatchRange
 from gpusq_deploy.benchmarks.cpu_clock import Taken, has_cpu_clock, take_samples
 from gpusq_deploy.benchmarks.pairs import TURN, Length, Span, log_ratio, pairs_at_once, take_pairs, turns_within
+from gpusq_deploy.benchmarks.placement import share_core
 from gpusq_deploy.benchmarks.worker import TakeRequest, WorkerReply, WorkerRequest, serve
 from gpusq_deploy.benchmarks.worker_process import WorkerProcess
 from gpusq_deploy.errors import GpusqError
@@ -96,6 +99,26 @@ def test_a_pair_has_both_sides_of_every_batch_in_either_order(request_of: MakeRe
         assert {len(wall) for wall in walls} == {4 * TURN}
         assert pair.seconds > np.sum(walls) / 1000
         assert all(sides.has_cpu for sides in pair.samples.values())
+        assert sys.platform != "linux" or pair.core in os.sched_getaffinity(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a process on a core by its number")
+def test_processes_share_the_core_of_the_first_and_nobody_else_is_kept_there() -> None:
+    ours = os.sched_getaffinity(0)
+    wait = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(wait, stdin=subprocess.PIPE) as one, subprocess.Popen(wait, stdin=subprocess.PIPE) as other:
+        core = share_core([one.pid, other.pid])
+        assert core is not None
+        assert [os.sched_getaffinity(process.pid) for process in (one, other)] == [{core}, {core}]
+        for process in (one, other):
+            process.kill()
+    assert os.sched_getaffinity(0) == ours
+
+
+def test_a_process_that_is_gone_shares_no_core() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    assert share_core([gone.pid]) is None
 
 
 def test_only_one_thread_on_a_cpu_has_the_second_clock(request_of: MakeRequest) -> None:
@@ -150,3 +173,11 @@ def test_a_pair_is_compared_turn_by_turn() -> None:
     head = [11.0, 11.0, 11.0, 33.0, 33.0, 90.0, 11.0, 11.0, 12.0, 33.0, 33.0, 33.0]
     assert log_ratio(base, head, 3) == pytest.approx(np.log(1.1))
     assert log_ratio(head, base, 3) == pytest.approx(-np.log(1.1))
+
+
+def test_what_comes_of_the_order_of_turns_drops_out_of_a_pair() -> None:
+    # Whoever runs after the other side is slower by a fifth: base in the first turn of A B B A is the one that isn't.
+    after_itself, after_other = 10.0, 12.0
+    base = [after_itself, after_other] * 3
+    head = [1.04 * after_other, 1.04 * after_itself] * 3
+    assert log_ratio(base, head, 1) == pytest.approx(np.log(1.04))

@@ -103,6 +103,7 @@ def test_a_search_begins_offline_and_says_its_answer(model: Path, monkeypatch: p
         (("--rate", "5", "--latency-limit", "3"), "--rate and --latency-limit are two ways to measure: give one"),
         (("--offline", "--repeats", "3"), "--repeats doesn't go with --offline"),
         (("--offline", "--iterations", "3"), "--iterations doesn't go with --offline"),
+        (("--offline", "--history", "h.jsonl"), "--history doesn't go with --offline"),
         (("--streams", "3"), "--streams goes with --offline, --rate or --latency-limit"),
         (("--rate", "nan"), "'nan' is not a number above 0"),
         (("--latency-limit", "inf"), "'inf' is not a number above 0"),

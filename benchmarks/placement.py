@@ -1,0 +1,37 @@
+"""Both processes of a pair on one core.
+
+Cores of one machine differ: another core may be half of a busy pair of hardware threads, hold other work, or run at
+another clock. The scheduler keeps each process on the core where it is, so that such a difference would burden one
+side of the pair for all of its turns: on 2 cores, pairs of one model with itself spread by 7 % idle, and on one core by
+1 % (docs/benchmarking.md). Processes that compute in turns on one thread don't need two.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Of /proc/PID/stat, proc(5), counted behind the parenthesis that ends the name: field 39 of all.
+_PROCESSOR = 36
+
+
+def share_core(processes: Sequence[int]) -> int | None:
+    """Keep processes on the core where the scheduler has the first of them.
+
+    Args:
+        processes: Their numbers. It is their main threads that are kept.
+
+    Returns:
+        The core; None where the system has no such thing (it isn't Linux) or doesn't allow it.
+    """
+    if sys.platform != "linux":
+        return None
+    try:
+        core = int(Path(f"/proc/{processes[0]}/stat").read_text().rsplit(")", 1)[1].split()[_PROCESSOR])
+        for process in processes:
+            os.sched_setaffinity(process, {core})
+    except OSError:  # not allowed; or one has ended, which its missing answer says better
+        return None
+    return core
