@@ -84,30 +84,37 @@ def write_dinov2(out: Path) -> None:
     import dinov2  # of tests/support, which reads the same file for the tests
 
     arguments: dict[str, Any] = {"img_size": 224, "num_classes": 0, "global_pool": ""}
-    _write(out, ArchSpec(source="timm", name=dinov2.TIMM_NAME, arguments=arguments), dinov2.state_dict())
+    spec = ArchSpec(source="timm", name=dinov2.TIMM_NAME, arguments=arguments)
+    _write(out, spec, _rebuilt(spec, dinov2.state_dict()))
 
 
 def write_clip(out: Path) -> None:
     """The image tower; its INT8 weights are dequantised, a scale and a zero point for each output channel."""
     spec = ArchSpec(source="transformers", name="CLIPVisionModelWithProjection", arguments=_CLIP)
     file = file_of(PACKAGES["CLIP ViT-B/16, image tower"])
-    module = _write(out, spec, clip_state(file))
+    module = _rebuilt(spec, clip_state(file))
     _require_same(module, ir.to_proto(clip_float_graph(file)).SerializeToString(), (1, 3, 224, 224))
+    _write(out, spec, module)
 
 
 def write_svtrv2(out: Path) -> None:
     """The whole recogniser but for its last Softmax, at the one size of crops that the zoo builds it for."""
     file = file_of(PACKAGES["SVTRv2-B"])
-    logits = _write(out, ArchSpec(source="factory", name=SVTR_FACTORY, arguments={}), svtr_state(file))
+    spec = ArchSpec(source="factory", name=SVTR_FACTORY, arguments={})
+    logits = _rebuilt(spec, svtr_state(file))
     _require_same(nn.Sequential(logits, nn.Softmax(dim=2)), str(file), (2, 3, 32, 128))
+    _write(out, spec, logits)
 
 
-def _write(out: Path, spec: ArchSpec, state: State) -> nn.Module:
+def _rebuilt(spec: ArchSpec, state: State) -> nn.Module:
     module = module_from_arch(spec)
     module.load_state_dict(state, strict=True)
+    return module.eval()
+
+
+def _write(out: Path, spec: ArchSpec, module: nn.Module) -> None:
     declared: Preprocessing = preprocessing_of(spec, module)
-    gpusq_deploy.save_checkpoint(out, module.eval(), arch=spec, preprocessing=declared)
-    return module
+    gpusq_deploy.save_checkpoint(out, module, arch=spec, preprocessing=declared)
 
 
 def _require_same(module: nn.Module, graph: str | bytes, shape: tuple[int, ...]) -> None:
@@ -183,7 +190,8 @@ def svtr_state(path: Path) -> State:
 def _read(path: Path) -> tuple[ir.Model, dict[str, Array]]:
     model = ir.load(path)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    return model, {name: np.asarray(value.const_value) for name, value in model.graph.initializers.items()}
+    tensors = {name: value.const_value for name, value in model.graph.initializers.items()}
+    return model, {name: tensor.numpy() for name, tensor in tensors.items() if tensor is not None}
 
 
 def _module_of(node: ir.Node, suffix: str = "") -> str:

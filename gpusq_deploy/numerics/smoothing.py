@@ -22,6 +22,7 @@ _Any = npt.NDArray[np.floating[Any]]
 _ALPHA = 0.6
 _SMALLEST = float(np.finfo(np.float32).tiny)
 _RARE_FLOOR = 0.2
+_FAR_BEYOND = 2.0
 _TINY = 1e-4
 
 
@@ -71,9 +72,10 @@ def one_sided(low: Floats, high: Floats, *, headroom: float, centre: bool, store
     """For channels that fire rarely and in one direction, such as those of a GELU.
 
     A few dozen samples show some channels' peaks and miss others', so no channel counts as smaller than a fifth of the
-    largest, R = max_j high_j:
+    largest, R = max_j high_j. Where a few channels reach far beyond the others, as in CLIP's QuickGELUs (40 where the
+    median is 1), a fifth of theirs would leave the others no steps: then it is of twice the 99th percentile, P:
 
-        s_j = sqrt(max(high_j, R/5) / R)
+        s_j = sqrt(max(high_j, min(R, 2P)/5) / R)
         l = min(0, min_j(low_j / s_j))          h = (1 + headroom) · max(0, max_j(high_j / s_j))
         Δ = (h - l) / 254                       z_j = s_j · Δ · round((h + l) / 2Δ)
 
@@ -87,7 +89,8 @@ def one_sided(low: Floats, high: Floats, *, headroom: float, centre: bool, store
         stored: The type that holds the scale.
     """
     largest = max(float(high.max(initial=0.0)), _SMALLEST)
-    factor = np.sqrt(np.maximum(high, _RARE_FLOOR * largest) / largest).astype(np.float32)
+    usual = min(largest, max(_FAR_BEYOND * float(np.quantile(high, 0.99)), _SMALLEST))
+    factor = np.sqrt(np.maximum(high, _RARE_FLOOR * usual) / largest).astype(np.float32)
     top = (1 + headroom) * max(float((high / factor).max()), 0.0)
     bottom = min(float((low / factor).min()), 0.0)
     if not centre:

@@ -102,3 +102,21 @@ def test_a_residual_stream_is_refused_without_consent_and_reported_with_it(photo
     producers = [value.producer() for node in adds for value in node.inputs if value is not None]
     assert [None if node is None else node.op_type for node in producers] == ["DequantizeLinear"] * 4
     assert "residual-quantized" in run_main(validate, out).out
+
+
+def test_smoothing_behind_a_quickgelu_costs_no_kernel(photos: Path, tmp_path: Path) -> None:
+    """CLIP's activation, x·sigmoid(1.702 x): the factors' Mul and Sub go into the kernel that computes it."""
+    model = tiny_models.write_vit(tmp_path / "m.pt", depth=2, num_heads=4)
+    values = {**SIZES, "act_layer": "quick_gelu"}
+    arch = (*ARCH, *(text for name, value in values.items() for text in ("--arch-arg", f"{name}={value}")))
+    kernels: list[int] = []
+    for smooth in ("true", "false"):
+        recipe, out = tmp_path / "recipe.toml", tmp_path / f"{smooth}.gpusq"
+        recipe.write_text(f"{RECIPE.partition('[attention]')[0]}smooth = {smooth}\n")
+        done = run_main(build, model, *arch, "--int8", "--recipe", recipe, "--calib", photos, "--out", out)
+        assert done.code == 0, done.err
+        operators = [node.op_type for node in ir.load(out / "model.onnx").graph]
+        assert operators.count("Sigmoid") == 2
+        assert ("smoothed behind its gelu" in (out / "calibration.json").read_text()) == (smooth == "true")
+        kernels.append(read_bundle(out).receipt.engines[0].totals.kernels)
+    assert kernels[0] == kernels[1]

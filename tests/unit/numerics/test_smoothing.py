@@ -82,6 +82,14 @@ def test_one_sided_is_that_of_a_slow_loop(stored: npt.DTypeLike, headroom: float
     assert round((top + bottom) / (2 * step)) > 100  # nearly all of the range lies above 0
 
 
+@pytest.mark.parametrize(("far", "least"), [(2.0, 2.0 / 5), (40.0, 2.0 / 5), (1.5, 1.5 / 5)])
+def test_a_channel_far_beyond_the_others_leaves_them_steps(far: float, least: float) -> None:
+    """No channel counts as smaller than a fifth of twice the 99th percentile, here 1; or of the largest, if less."""
+    high = [1.0] * 990 + [0.1] * 9 + [far]
+    found = one_sided(np.zeros(1000, np.float32), floats(*high), headroom=0.0, centre=False, stored=np.float32)
+    np.testing.assert_allclose(found.factor, [math.sqrt(max(value, least) / far) for value in high], rtol=1e-5)
+
+
 def test_without_an_offset_the_range_holds_both_ends() -> None:
     found = one_sided(floats(-0.2, 0), floats(4, 1), headroom=0.5, centre=False, stored=np.float32)
     assert not found.offset.any()
