@@ -20,6 +20,7 @@ from gpusq_deploy import interleave
 from gpusq_deploy.benchmarks.environment import read_environment
 from gpusq_deploy.benchmarks.gate import log_ratios
 from gpusq_deploy.benchmarks.peers.gate_noise import STATES, prepared, require_idle, vision_transformer
+from gpusq_deploy.benchmarks.peers.page import put_part
 
 SECONDS = 120
 BEGIN, END = "<!-- gate real: begin -->", "<!-- gate real: end -->"
@@ -41,7 +42,7 @@ def main() -> None:
             require_idle(name, other)
             found = merge(options.json, name, gates, other)
             if options.page is not None:
-                put_table(found, options.page)
+                put_part(options.page, BEGIN, END, table(found))
 
 
 def merge(path: Path, name: str, gates: list[dict[str, Any]], other: float) -> dict[str, Any]:
@@ -60,13 +61,6 @@ def merge(path: Path, name: str, gates: list[dict[str, Any]], other: float) -> d
     found = {"seconds": SECONDS, "states": [by_name[known] for known in STATES if known in by_name]}
     path.write_text(json.dumps(found) + "\n")
     return found
-
-
-def put_table(found: dict[str, Any], page: Path) -> None:
-    """The table, in place of the one that is there."""
-    text = page.read_text("utf-8")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}", "utf-8")
 
 
 def table(found: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_deploy.benchmarks.pairs import FIRST_SPAN, LATER_SPAN, TURN, TURN_WARMUP, turns_within
+from gpusq_deploy.benchmarks.peers.page import put_part
 from gpusq_deploy.benchmarks.sequential import FIRST_LOOK, decide, looks
 
 # By name: scipy ships no types. It is there as scikit-learn's dependency.
@@ -87,14 +88,7 @@ def main() -> None:
     ]
     options.json.write_text(json.dumps({"gates": options.gates, "budget": BUDGET, "rows": rows}, indent=1) + "\n")
     if options.page is not None:
-        put_table(rows, options.page)
-
-
-def put_table(rows: list[dict[str, Any]], page: Path) -> None:
-    """The table, in place of the one that is there."""
-    text = page.read_text("utf-8")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}", "utf-8")
+        put_part(options.page, BEGIN, END, table(rows))
 
 
 def read_states(path: Path) -> list[State]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gpusq_deploy.benchmarks.peers.page import put_part
 from gpusq_deploy.engines.prediction.devices import load_devices
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -20,18 +21,15 @@ _BEGIN, _END = "<!-- tables: made by benchmarks/peers/prediction_page.py -->", "
 
 def main() -> None:
     """Replace what stands between the two marks."""
-    text = _PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(_BEGIN)
-    after = rest.partition(_END)[2]
-    _PAGE.write_text(f"{before}{tables()}{after}", encoding="utf-8")
+    put_part(_PAGE, _BEGIN, _END, f"\n{tables()}\n")
 
 
 def tables() -> str:
-    """Everything between the two marks, with them."""
+    """Everything between the two marks."""
     found = json.loads((_RESULTS / "prediction.json").read_text())
     paper = json.loads((_RESULTS / "prediction_paper.json").read_text())
     parts = (_errors(found), _constants(found), _devices(), _paper(paper), _sources(found), _points(found))
-    return "\n\n".join((_BEGIN, *("\n".join(part) for part in parts), _END))
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
 def _table(*headings: str) -> Iterator[str]:

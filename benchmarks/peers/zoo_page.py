@@ -10,28 +10,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gpusq_deploy.benchmarks.peers.page import put_part
+from gpusq_deploy.benchmarks.peers.zoo_cards import VARIANTS
+
 _ROOT = Path(__file__).resolve().parents[2]
 RESULTS = _ROOT / "benchmarks" / "results" / "zoo.json"
 PAGE = _ROOT / "docs" / "zoo.md"
 _BEGIN, _END = "<!-- tables: made by benchmarks/peers/zoo_page.py -->", "<!-- tables: end -->"
-_VARIANTS = ("INT8", "2:4 INT8, second-order", "2:4 INT8, reconstruction")
 
 Row = dict[str, Any]
 
 
 def write_page(results: Path = RESULTS) -> None:
     """Replace what stands between the two marks."""
-    text = PAGE.read_text("utf-8")
-    before, _, rest = text.partition(_BEGIN)
-    PAGE.write_text(f"{before}{tables(results)}{rest.partition(_END)[2]}", "utf-8")
+    put_part(PAGE, _BEGIN, _END, f"\n{tables(results)}\n")
 
 
 def tables(results: Path = RESULTS) -> str:
-    """Everything between the two marks, with them."""
+    """Everything between the two marks."""
     rows: list[Row] = json.loads(results.read_text("utf-8"))["models"]
     agreement = (_agreement(rows),) if any("agreement" in row for row in rows) else ()
     parts = (_measured(rows), _sizes(rows), *agreement, _sources(rows), _commands(rows))
-    return "\n\n".join((_BEGIN, *("\n".join(part) for part in parts), _END))
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
 def _table(*headings: str) -> Iterator[str]:
@@ -42,26 +42,26 @@ def _table(*headings: str) -> Iterator[str]:
 def _measured(rows: list[Row]) -> Iterator[str]:
     yield "### Accuracy\n"
     yield "In brackets: the difference from float in points, and its 95 % interval.\n"
-    yield from _table("model", "measure", "n", "float", *_VARIANTS)
+    yield from _table("model", "measure", "n", "float", *VARIANTS)
     for row in rows:
         if not row["scores"]:
             yield _line([row["model"], "accuracy", 0, *4 * ("not measured yet",)])
         for measure, scores in row["scores"].items():
             cells = [row["model"], measure, row["n"], f"{scores['float']['value']:.2%}"]
-            yield _line([*cells, *(_score(row, variant, scores) for variant in _VARIANTS)])
+            yield _line([*cells, *(_score(row, variant, scores) for variant in VARIANTS)])
         if "compressed" in row:
             yield _line(_compressed(row))
         for name, key, form in (("cosine to float", "cosine", ".4f"), ("SQNR of INT8, dB", "sqnr_db", ".1f")):
             found = row.get(key, {})
             if found:
                 seen = row["n"] if key == "cosine" else "fitted"
-                yield _line([row["model"], name, seen, "", *(_plain(row, each, found, form) for each in _VARIANTS)])
+                yield _line([row["model"], name, seen, "", *(_plain(row, each, found, form) for each in VARIANTS)])
 
 
 def _compressed(row: Row) -> list[Any]:
     """Of float models: gpusq-compress scores what it writes, before any build."""
     found = row["compressed"]
-    cells = (f"{found[variant]:.4f}, in float" if variant in found else "" for variant in _VARIANTS)
+    cells = (f"{found[variant]:.4f}, in float" if variant in found else "" for variant in VARIANTS)
     name = f"gpusq-compress's own {found['measure']} of 2:4 in float, permuted, on images that it held out"
     return [row["model"], name, found["n"], f"{found['float']:.4f}", *cells]
 
@@ -85,10 +85,10 @@ def _reason(row: Row, variant: str) -> str:
 def _sizes(rows: list[Row]) -> Iterator[str]:
     yield "### Sizes\n"
     yield "MB of the float32 checkpoint and of each `model.onnx`, which stores the zeros of 2:4 (`--pack` doesn't).\n"
-    yield from _table("model", "float", *_VARIANTS)
+    yield from _table("model", "float", *VARIANTS)
     for row in (each for each in rows if each["bytes"]):
         found = row["bytes"]
-        cells = (_reason(row, v) if v not in found else f"{found[v] / 1e6:.1f}" for v in _VARIANTS)
+        cells = (_reason(row, v) if v not in found else f"{found[v] / 1e6:.1f}" for v in VARIANTS)
         yield _line([row["model"], f"{found['float'] / 1e6:.1f}", *cells])
 
 

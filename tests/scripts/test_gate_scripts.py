@@ -15,6 +15,7 @@ import pytest
 
 from gpusq_deploy.benchmarks.pairs import TURN, log_ratio
 from gpusq_deploy.benchmarks.peers import gate_noise, gate_real, gate_simulation as simulation
+from gpusq_deploy.benchmarks.peers.page import put_part
 
 
 def state(*, cpu: bool, spread: float = 0.003) -> simulation.State:
@@ -91,7 +92,10 @@ def test_real_gates_have_a_row_each(tmp_path: Path) -> None:
     found = gate_real.merge(tmp_path / "real.json", "both cores busy", [gate], 2.0)
     page = tmp_path / "page.md"
     page.write_text(f"before\n{gate_real.BEGIN}\nold\n{gate_real.END}\nafter\n")
-    gate_real.put_table(found, page)
+    put_part(page, gate_real.BEGIN, gate_real.END, gate_real.table(found))
     row = "| both cores busy (2.5 to 4.0) | 8 blocks | regressed | 11 | 40 s | +29.0% | +20.0% to - | +12.0% |"
     assert row in page.read_text().splitlines()
     assert "old" not in page.read_text()
+    with pytest.raises(SystemExit, match="has no part between"):
+        put_part(page, "<!-- another -->", gate_real.END, "text")
+    assert row in page.read_text().splitlines()
