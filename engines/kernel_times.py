@@ -77,8 +77,8 @@ def read_kernel_times(path: Path, inferences: int) -> ProfiledTimes | None:
         GpusqError: The file can't be read, or holds times that aren't numbers.
     """
     text = profile_text(path)
-    # JSON's list, which no CSV and no name begins with.
-    if text.lstrip().startswith("["):
+    # JSON's list, which no CSV begins with, and of names only those of copies.
+    if text.lstrip().startswith("[") and not text.lstrip().startswith(COPIES):
         return _from_trtexec(text, path)
     try:
         return _from_nsys(text, inferences)
