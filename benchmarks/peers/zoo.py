@@ -96,11 +96,6 @@ def row_of(card: Card, work: Path) -> Row:
         if card.task != "words":
             asked.append(card.evaluation(card.files()[variant] for variant in evaluated(card, measured)))
             measured = of_evaluation(card, measured, work)
-    missing = {
-        variant: _NOT_YET if variant in card.files() else card.left_out
-        for variant in VARIANTS
-        if variant not in bundles
-    }
     return {
         "model": card.name,
         "key": card.key,
@@ -111,7 +106,7 @@ def row_of(card: Card, work: Path) -> Row:
         **measured,
         **sizes(card, work),
         **of_compression(card, work),
-        "left_out": missing,
+        "left_out": {variant: _NOT_YET for variant in VARIANTS if variant not in bundles},
         "commands": [shlex.join([f"gpusq-{words[0]}", *words[1:]]) for words in asked],
     }
 

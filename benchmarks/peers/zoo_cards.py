@@ -20,10 +20,7 @@ DIGITS = Package(
 
 
 class Card(NamedTuple):
-    """One model. `key` names its files; `fitted` and `judged` are folders below the working folder.
-
-    `left_out` says why there is no 2:4 by reconstruction; empty where there is.
-    """
+    """One model. `key` names its files; `fitted` and `judged` are folders below the working folder."""
 
     name: str
     key: str
@@ -35,28 +32,24 @@ class Card(NamedTuple):
     measures: tuple[str, ...]
     arch: str | None = None
     calibration: tuple[str, ...] = ()
-    left_out: str = ""
 
     def files(self) -> dict[Variant, str]:
         """The bundle of each variant."""
         ends = ("int8", "second-order", "reconstructed")
-        made = VARIANTS[:2] if self.left_out else VARIANTS
-        return {variant: f"{self.key}-{end}.gpusq" for variant, end in zip(made, ends, strict=False)}
+        return {variant: f"{self.key}-{end}.gpusq" for variant, end in zip(VARIANTS, ends, strict=True)}
 
     def commands(self) -> dict[str, tuple[str, ...]]:
         """What is run, in order, by the file that it makes: the command's name without `gpusq-`, and its words."""
         arch = () if self.arch is None else ("--arch", self.arch)
-        int8, pruned, *reconstructed = self.files().values()
+        int8, pruned, reconstructed = self.files().values()
         calibrated = ("--calib", self.fitted, *self.calibration, "--target", "none", "--out")
         dense, sparse = (f"{self.key}{end}.pt" for end in ("", "-24"))
-        commands: dict[str, tuple[str, ...]] = {
+        return {
             int8: ("build", dense, *arch, "--int8", *calibrated, int8),
             pruned: ("build", dense, *arch, "--int8", "--sparse", "--prune", "second-order", *calibrated, pruned),
+            sparse: ("compress", dense, *arch, "--data", self.fitted, "--stage", "reconstruct", "--out", sparse),
+            reconstructed: ("build", sparse, *arch, "--int8", "--sparse", *calibrated, reconstructed),
         }
-        for bundle in reconstructed:
-            fit = ("compress", dense, *arch, "--data", self.fitted, "--stage", "reconstruct", "--out", sparse)
-            commands |= {sparse: fit, bundle: ("build", sparse, *arch, "--int8", "--sparse", *calibrated, bundle)}
-        return commands
 
     def evaluation(self, bundles: Iterable[str]) -> tuple[str, ...]:
         """gpusq-eval's words, but for words on pictures: it has no task for them."""
