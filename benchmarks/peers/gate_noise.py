@@ -137,10 +137,16 @@ class CoreWatch:
 
 
 def _other_seconds() -> float:
-    """CPU seconds since boot: user, nice, system, irq, softirq and steal of proc(5)'s first line, without our own."""
+    """CPU seconds since boot: user, nice, system, irq, softirq and steal of proc(5)'s first line, without our own.
+
+    Raises:
+        SystemExit: A sandbox counts none.
+    """
     ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     own = os.times()
     busy = sum(ticks[:3] + ticks[5:8]) / os.sysconf("SC_CLK_TCK")
+    if not busy:
+        raise SystemExit("/proc/stat counts no time here, so what other work held can't be told")
     return busy - (own.user + own.system + own.children_user + own.children_system)
 
 

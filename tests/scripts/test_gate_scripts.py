@@ -74,9 +74,12 @@ def test_a_busy_machine_isnt_called_idle(monkeypatch: pytest.MonkeyPatch) -> Non
     gate_noise.require_idle("both cores busy", 9.0)
 
 
-@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux has /proc/stat")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc/stat")
 def test_work_of_others_is_counted() -> None:
-    watch = gate_noise.CoreWatch()
+    try:
+        watch = gate_noise.CoreWatch()
+    except SystemExit as error:
+        pytest.skip(str(error))
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
         ticks = 2 * os.sysconf("SC_CLK_TCK")
         while int(Path(f"/proc/{other.pid}/stat").read_text().split()[13]) < ticks:
