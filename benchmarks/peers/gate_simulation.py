@@ -157,7 +157,8 @@ def log_ratio_of(sides: Array) -> float:
     """As `pairs.log_ratio`, of [side, samples]."""
     turns: Array = np.median(sides.reshape(2, -1, TURN), axis=2)
     ratios: Array = np.log(turns[1] / turns[0])
-    return float(np.median(ratios.reshape(-1, 2).mean(axis=1)))
+    both: Array = ratios.reshape(-1, 2).mean(axis=1)
+    return float(np.median(both))
 
 
 def threshold(gate: Gate) -> Outcome:
