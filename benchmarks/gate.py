@@ -84,6 +84,8 @@ class GateResult(Value):
     cores: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.cores and len(self.cores) != len(self.pair_seconds):
+            raise ValueError(f"{len(self.cores)} cores of {len(self.pair_seconds)} pairs")
         turns = self.turns or (self.base.settings.iterations // self.settings.turn,) * len(self.pair_seconds)
         for batch in self.base.batches:
             for side in (self.base.of_batch(batch), self.head.of_batch(batch)):

@@ -12,7 +12,7 @@ from gpusq_deploy.benchmarks.markdown import code, table
 from gpusq_deploy.benchmarks.noise import MachineNoise, unlike
 from gpusq_deploy.benchmarks.report import columns
 from gpusq_deploy.benchmarks.sequential import SequentialVerdict
-from gpusq_deploy.text import some
+from gpusq_deploy.text import counted, some
 
 _HEADINGS = ("batch", "base ms", "head ms", "change", "at least", "at most", "verdict")
 _OUTCOMES: dict[SequentialVerdict, Outcome] = {"holds": "passed", "regressed": "failed", "inconclusive": "skipped"}
@@ -37,6 +37,7 @@ def _text(result: GateResult, noise: MachineNoise | None = None) -> str:
         ERRORS,
         *(f"batch {entry.batch}: {_outlook(entry, result)}" for entry in result.batches if _open(entry)),
         *(f"batch {entry.batch}: {line}" for entry in result.batches for line in clock_lines(entry)),
+        *_core_lines(result),
         *noise_lines(result, noise),
         "",
         gate_line(result),
@@ -71,6 +72,7 @@ def markdown_from_gate(result: GateResult | Gates, noise: MachineNoise | None = 
 def _markdown(result: GateResult, noise: MachineNoise | None) -> str:
     said = [f"batch {entry.batch}: {_outlook(entry, result)}" for entry in result.batches if _open(entry)]
     said += [f"batch {entry.batch}: {line}" for entry in result.batches for line in clock_lines(entry)]
+    said += _core_lines(result)
     return "\n".join(
         [
             f"### Latency: {gate_line(result)}",
@@ -116,6 +118,13 @@ def clock_lines(entry: GateBatch) -> list[str]:
     if wall.verdict == "regressed" and entry.verdict != "regressed":
         lines.append("warning: by wall time head is slower by more than the budget: it waits longer for a core")
     return lines
+
+
+def _core_lines(result: GateResult) -> list[str]:
+    """A word where processes on one thread couldn't share a core."""
+    apart = result.cores.count(None) if result.batches[0].clock == "CPU time" else 0
+    said = f"{counted(apart, 'pair')} of processes couldn't share a core, so that differences of cores count as theirs"
+    return [said] if apart else []
 
 
 def noise_lines(result: GateResult, noise: MachineNoise | None) -> list[str]:

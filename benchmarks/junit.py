@@ -50,10 +50,14 @@ def junit_xml(suites: Sequence[JunitSuite]) -> bytes:
 
 def _add(suite: ElementTree.Element, case: JunitCase) -> None:
     text = _clean(case.text)
-    element = ElementTree.SubElement(suite, "testcase", classname=_clean(case.of), name=_clean(case.name), time="0")
+    element = ElementTree.SubElement(suite, "testcase", classname=_line(case.of), name=_line(case.name), time="0")
     if case.outcome in _ELEMENTS:
         ElementTree.SubElement(element, _ELEMENTS[case.outcome], message=text.split("\n", 1)[0]).text = text
     ElementTree.SubElement(element, "system-out").text = text
+
+
+def _line(text: str) -> str:
+    return _clean(text).replace("\n", " ")
 
 
 def _clean(text: str) -> str:

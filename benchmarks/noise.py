@@ -27,7 +27,10 @@ class NoiseBatch(Value):
 
 
 class MachineNoise(Value):
-    """What an A/A comparison found on one machine: pairs that were taken, seconds of one, and the load average."""
+    """What an A/A comparison found on one machine: pairs that were taken, seconds of one, and the load average.
+
+    `pairing` is what makes up a pair's ratio; older files were made turn by turn, which spreads more.
+    """
 
     schema: Literal["gpusq.noise/1"] = "gpusq.noise/1"
     created: str
@@ -42,6 +45,7 @@ class MachineNoise(Value):
     load: float | None
     batches: tuple[NoiseBatch, ...]
     clock: Clock = "wall time"
+    pairing: str = "turn by turn"
 
     def smallest_effect(self, batch: int, seconds: float, families: int = 0) -> float | None:
         """How far beyond the budget a head must be, as a share, to be called regressed in 99 % of gates in that time.
@@ -83,6 +87,7 @@ def noise_of(result: GateResult) -> MachineNoise:
         load=float(np.mean(loads)) if loads else None,
         batches=tuple(_batch(batch, log_ratios(result, batch)) for batch in runs.batches),
         clock=result.batches[0].clock,
+        pairing=_pairing(result),
     )
 
 
@@ -96,10 +101,16 @@ def unlike(noise: MachineNoise, result: GateResult) -> tuple[str, ...]:
         "runtime": (noise.runtime, runs.runtime.name),
         "threads": (noise.threads, runs.runtime.threads),
         "clock": (noise.clock, result.batches[0].clock),
+        "pairs": (noise.pairing, _pairing(result)),
     }
     return tuple(
         f"{name}: {theirs} calibrated, {ours} here" for name, (theirs, ours) in facts.items() if theirs != ours
     )
+
+
+def _pairing(result: GateResult) -> str:
+    shared = bool(result.cores) and None not in result.cores
+    return f"A B B A{' on a shared core' if shared else ''}"
 
 
 def spread_of(differences: Differences) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gpusq_deploy.errors import GpusqError
 
-COPIES = ("[CUDA mem", "[CUDA memcpy", "[CUDA memset")
+COPIES = "[CUDA mem"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,7 +39,8 @@ MOST_TURNS = 30  # as gpusq-bench --interleave
 GATE_SECONDS = 300.0
 TURN_COST = (TURN + TURN_WARMUP) / TURN / 1000
 OTHERS_PAIRS = 10
-MOST_PAIRS = 270
+# More than any recorded state starts in GATE_SECONDS.
+MOST_PAIRS = 700
 BEGIN, END = "<!-- gate simulation: begin -->", "<!-- gate simulation: end -->"
 
 
@@ -141,13 +142,16 @@ def ours(gate: Gate) -> Outcome:
     took = [TURN_COST * gate.wall[pair, :, :count].sum() for pair, count in enumerate(counts)]
     until = np.cumsum(gate.starting + np.array(took))
     clock = gate.wall if gate.cpu is None else gate.cpu
+    assert until[-1] >= GATE_SECONDS, "a gate ends by its time, not for want of drawn pairs"
     within = int(np.searchsorted(until, GATE_SECONDS))
-    differences = np.array([log_ratio_of(clock[pair, :, : counts[pair]]) for pair in range(within)])
+    differences: list[float] = []
     for look in looks():
         if look.pairs > within:
             return Outcome("inconclusive", float(until[within - 1]))
+        new = range(len(differences), look.pairs)
+        differences += [log_ratio_of(clock[pair, :, : counts[pair]]) for pair in new]
         weights = np.sqrt(np.array(counts[: look.pairs], dtype=np.float64))
-        verdict = decide(differences[: look.pairs], BUDGET, weights=weights).verdict
+        verdict = decide(np.array(differences), BUDGET, weights=weights).verdict
         if verdict != "inconclusive":
             return Outcome(verdict, float(until[look.pairs - 1]))
     raise AssertionError("looks have no end")

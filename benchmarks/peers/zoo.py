@@ -26,13 +26,12 @@ from typing import Any
 from gpusq_deploy.artifacts import builtins_from_value
 from gpusq_deploy.benchmarks.demo import digits
 from gpusq_deploy.benchmarks.environment import read_environment
-from gpusq_deploy.benchmarks.peers.zoo_cards import CARDS, VARIANTS, Card
+from gpusq_deploy.benchmarks.peers.zoo_cards import CARDS, Card
 from gpusq_deploy.benchmarks.peers.zoo_models import WRITERS
 from gpusq_deploy.benchmarks.peers.zoo_page import write_page
 from gpusq_deploy.benchmarks.peers.zoo_photographs import write_fitted, write_judged
 from gpusq_deploy.benchmarks.peers.zoo_rows import (
     Row,
-    built,
     evaluated,
     evaluation_of,
     of_compression,
@@ -42,7 +41,6 @@ from gpusq_deploy.benchmarks.peers.zoo_rows import (
 )
 from gpusq_deploy.benchmarks.peers.zoo_words import write_words
 
-_NOT_YET = "not measured yet"
 _PHOTOGRAPHS, _CROPS, _FITTED_WORDS, _JUDGED_WORDS, _EPOCHS = 160, 4, 160, 200, 8
 
 
@@ -87,8 +85,8 @@ def make(card: Card, work: Path, found: Path) -> None:
 
 
 def row_of(card: Card, work: Path) -> Row:
-    """What the working folder has of one model; what it lacks is left out with a reason."""
-    bundles, kept = built(card, work), evaluation_of(card, work)
+    """What the working folder has of one model; what it lacks is left out."""
+    kept = evaluation_of(card, work)
     asked = [words for made, words in card.commands().items() if (work / made).exists()]
     measured: Row = {"scores": {}}
     if kept.exists():
@@ -106,7 +104,6 @@ def row_of(card: Card, work: Path) -> Row:
         **measured,
         **sizes(card, work),
         **of_compression(card, work),
-        "left_out": {variant: _NOT_YET for variant in VARIANTS if variant not in bundles},
         "commands": [shlex.join([f"gpusq-{words[0]}", *words[1:]]) for words in asked],
     }
 

@@ -17,6 +17,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 RESULTS = _ROOT / "benchmarks" / "results" / "zoo.json"
 PAGE = _ROOT / "docs" / "zoo.md"
 _BEGIN, _END = "<!-- tables: made by benchmarks/peers/zoo_page.py -->", "<!-- tables: end -->"
+_NOT_YET = "not measured yet"
 
 Row = dict[str, Any]
 
@@ -41,21 +42,22 @@ def _table(*headings: str) -> Iterator[str]:
 
 def _measured(rows: list[Row]) -> Iterator[str]:
     yield "### Accuracy\n"
-    yield "In brackets: the difference from float in points, and its 95 % interval.\n"
+    machines = ", ".join(sorted({row["environment"]["cpu"] for row in rows}))
+    yield f"In brackets: the difference from float in points, and its 95 % interval. Measured on: {machines}.\n"
     yield from _table("model", "measure", "n", "float", *VARIANTS)
     for row in rows:
         if not row["scores"]:
-            yield _line([row["model"], "accuracy", 0, *4 * ("not measured yet",)])
+            yield _line([row["model"], "accuracy", 0, *4 * (_NOT_YET,)])
         for measure, scores in row["scores"].items():
             cells = [row["model"], measure, row["n"], f"{scores['float']['value']:.2%}"]
-            yield _line([*cells, *(_score(row, variant, scores) for variant in VARIANTS)])
+            yield _line([*cells, *(_score(variant, scores) for variant in VARIANTS)])
         if "compressed" in row:
             yield _line(_compressed(row))
         for name, key, form in (("cosine to float", "cosine", ".4f"), ("SQNR of INT8, dB", "sqnr_db", ".1f")):
             found = row.get(key, {})
             if found:
                 seen = row["n"] if key == "cosine" else "fitted"
-                yield _line([row["model"], name, seen, "", *(_plain(row, each, found, form) for each in VARIANTS)])
+                yield _line([row["model"], name, seen, "", *(_plain(each, found, form) for each in VARIANTS)])
 
 
 def _compressed(row: Row) -> list[Any]:
@@ -66,20 +68,16 @@ def _compressed(row: Row) -> list[Any]:
     return [row["model"], name, found["n"], f"{found['float']:.4f}", *cells]
 
 
-def _score(row: Row, variant: str, scores: Row) -> str:
+def _score(variant: str, scores: Row) -> str:
     if variant not in scores:
-        return _reason(row, variant)
+        return _NOT_YET
     value, *points = (100 * scores[variant][key] for key in ("value", "difference", "low", "high"))
     return "{:.2f}% ({:+.2f} [{:+.2f}, {:+.2f}])".format(value, *points)
 
 
-def _plain(row: Row, variant: str, found: Row, form: str) -> str:
+def _plain(variant: str, found: Row, form: str) -> str:
     value = found.get(variant)
-    return _reason(row, variant) if value is None else f"{value:{form}}"
-
-
-def _reason(row: Row, variant: str) -> str:
-    return str(row["left_out"].get(variant, "not measured yet"))
+    return _NOT_YET if value is None else f"{value:{form}}"
 
 
 def _sizes(rows: list[Row]) -> Iterator[str]:
@@ -88,7 +86,7 @@ def _sizes(rows: list[Row]) -> Iterator[str]:
     yield from _table("model", "float", *VARIANTS)
     for row in (each for each in rows if each["bytes"]):
         found = row["bytes"]
-        cells = (_reason(row, v) if v not in found else f"{found[v] / 1e6:.1f}" for v in VARIANTS)
+        cells = (_NOT_YET if v not in found else f"{found[v] / 1e6:.1f}" for v in VARIANTS)
         yield _line([row["model"], f"{found['float'] / 1e6:.1f}", *cells])
 
 

@@ -73,9 +73,10 @@ def one_sided(low: Floats, high: Floats, *, headroom: float, centre: bool, store
 
     A few dozen samples show some channels' peaks and miss others', so no channel counts as smaller than a fifth of the
     largest, R = max_j high_j. Where a few channels reach far beyond the others, as in CLIP's QuickGELUs (40 where the
-    median is 1), a fifth of theirs would leave the others no steps: then it is of twice the 99th percentile, P:
+    median is 1), a fifth of theirs would leave the others no steps: then it is of twice the 99th percentile, P, or of
+    the lowest value's magnitude where hardly any channel fires, since low_j / s_j is part of the range:
 
-        s_j = sqrt(max(high_j, min(R, 2P)/5) / R)
+        s_j = sqrt(max(high_j, min(R, max(2P, -min_j low_j))/5) / R)
         l = min(0, min_j(low_j / s_j))          h = (1 + headroom) · max(0, max_j(high_j / s_j))
         Δ = (h - l) / 254                       z_j = s_j · Δ · round((h + l) / 2Δ)
 
@@ -89,7 +90,7 @@ def one_sided(low: Floats, high: Floats, *, headroom: float, centre: bool, store
         stored: The type that holds the scale.
     """
     largest = max(float(high.max(initial=0.0)), _SMALLEST)
-    usual = min(largest, max(_FAR_BEYOND * float(np.quantile(high, 0.99)), _SMALLEST))
+    usual = min(largest, max(_FAR_BEYOND * float(np.quantile(high, 0.99)), -float(low.min()), _SMALLEST))
     factor = np.sqrt(np.maximum(high, _RARE_FLOOR * usual) / largest).astype(np.float32)
     top = (1 + headroom) * max(float((high / factor).max()), 0.0)
     bottom = min(float((low / factor).min()), 0.0)

@@ -207,13 +207,14 @@ def test_markdown_and_junit_say_the_same(base: Bundle) -> None:
     text = markdown_from_bundles(found, base="a|b", head="c`d")
     assert text.startswith("### Bundles: over budget: 1 of 2 budgets\n\n`a|b` to `c'd`.")
     assert "| a100: type\\_lost | = 0 | 1 (fc2) | FAILED |" in text
-    (suite,) = ElementTree.fromstring(junit_from_bundles(found, head="head\x00"))
+    (suite,) = ElementTree.fromstring(junit_from_bundles(found, head="two\nlines\x00"))
     assert {name: suite.get(name) for name in ("tests", "failures", "errors")} == {
         "tests": "2",
         "failures": "1",
         "errors": "0",
     }
     assert [case.find("failure") is not None for case in suite] == [False, True]
+    assert {case.get("classname") for case in suite} == {"two lines?"}
     (suite,) = ElementTree.fromstring(junit_from_bundles(compare_bundles(base, head), head="h"))
     assert suite.get("failures") == "1"
     other = compare_bundles(base, bundle_with(base, engine={"target": "orin"}))

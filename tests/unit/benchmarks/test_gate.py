@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import msgspec
 import numpy as np
 import onnx
 import onnx.parser
@@ -28,7 +29,7 @@ from gpusq_deploy.benchmarks.gate import (
     sided,
 )
 from gpusq_deploy.benchmarks.gate_report import gate_line, junit_from_gate, markdown_from_gate, text_from_gate
-from gpusq_deploy.benchmarks.noise import MachineNoise, noise_of, spread_of
+from gpusq_deploy.benchmarks.noise import MachineNoise, noise_of, spread_of, unlike
 from gpusq_deploy.benchmarks.pairs import FIRST_SPAN, TURN, Length, Pair, Sides
 from gpusq_deploy.benchmarks.subject import find_subject
 from gpusq_deploy.benchmarks.worker import WorkerRequest
@@ -165,6 +166,9 @@ def test_pairs_after_the_first_look_are_longer_and_none_can_be_shortened(run_gat
         series["samples_ms"] = series["samples_ms"][:-3]
     with pytest.raises(GpusqError, match="batch 1: a pair has other samples than its turns say"):
         value_from_json(json.dumps(data).encode(), GateResult, place="test")
+    data["cores"].pop()
+    with pytest.raises(GpusqError, match=f"{len(result.turns) - 1} cores of {len(result.turns)} pairs"):
+        value_from_json(json.dumps(data).encode(), GateResult, place="test")
 
 
 def test_cpu_time_decides_where_it_is_there_and_wall_time_is_told(run_gate: RunGate) -> None:
@@ -218,6 +222,20 @@ def test_noise_says_what_the_machine_sees_and_is_about_right(run_gate: RunGate) 
     assert "in 300 s this machine sees +1." in text_from_gate(result, noise)
     other = value_from_json(json_from_value(noise).replace(b'"cores": ', b'"cores": 1'), MachineNoise, place="test")
     assert "calibrated elsewhere, so it says nothing here: cores: 1" in text_from_gate(result, other)
+
+
+def test_pairs_without_a_core_of_their_own_are_told_and_have_another_noise(run_gate: RunGate) -> None:
+    shared = run_gate(0.0, noise=0.004, on_cpu=0.0)
+    apart = msgspec.structs.replace(shared, cores=(None,) * len(shared.cores))
+    for text in (text_from_gate(apart), markdown_from_gate(apart)):
+        assert f"{len(shared.cores)} pairs of processes couldn't share a core" in text
+    assert "couldn't share a core" not in text_from_gate(shared)
+    assert unlike(noise_of(shared), shared) == ()
+    assert unlike(noise_of(apart), shared) == ("pairs: A B B A calibrated, A B B A on a shared core here",)
+    older = json.loads(json_from_value(noise_of(shared)))
+    del older["pairing"]
+    found = value_from_json(json.dumps(older).encode(), MachineNoise, place="test")
+    assert unlike(found, shared) == ("pairs: turn by turn calibrated, A B B A on a shared core here",)
 
 
 def test_outliers_hardly_widen_the_spread() -> None:
