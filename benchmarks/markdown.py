@@ -1,4 +1,4 @@
-"""Parts of a page in Markdown, as a job's summary shows it."""
+"""Parts of a page in Markdown: of a job's summary, and those of the documentation that are written by programs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bo
     rule = "---:" if numbers else "---"
     rules = (*(rule,) * (len(headings) - 1), "---")
     return ["| " + " | ".join(row) + " |" for row in (headings, rules, *rows)]
+
+
+def with_part(page: str, begin: str, end: str, part: str) -> str | None:
+    """A page with another text between two marks, which stay; None where it lacks one of them."""
+    before, first, rest = page.partition(begin)
+    _, last, after = rest.partition(end)
+    return f"{before}{begin}{part}{end}{after}" if first and last else None
 
 
 def code(text: str) -> str:

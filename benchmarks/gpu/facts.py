@@ -19,6 +19,7 @@ from pathlib import Path
 from gpusq_deploy.artifacts.base import json_from_value, read_value, write_whole
 from gpusq_deploy.benchmarks.gpu.report import markdown_from_report
 from gpusq_deploy.benchmarks.gpu.values import Finding, GpuReport
+from gpusq_deploy.benchmarks.markdown import with_part
 from gpusq_deploy.engines.targets import Target, load_targets
 from gpusq_deploy.errors import GpusqError
 from gpusq_deploy.text import counted
@@ -79,12 +80,11 @@ def kernel_files(report: GpuReport) -> dict[str, str]:
 
 def with_tables(text: str, report: GpuReport) -> str:
     """A document with the report's tables between its marks, each heading a level deeper."""
-    before, _, rest = text.partition(_BEGIN)
-    _old, found, after = rest.partition(_END)
-    if not found:
-        raise GpusqError(f"the document lacks the marks {_BEGIN} and {_END}", place="docs/gpu.md")
     tables = re.sub(r"^#", "##", markdown_from_report(report), flags=re.MULTILINE)
-    return f"{before}{_BEGIN}\n\n{tables}\n{_END}{after}"
+    found = with_part(text, _BEGIN, _END, f"\n\n{tables}\n")
+    if found is None:
+        raise GpusqError(f"the document lacks the marks {_BEGIN} and {_END}", place="docs/gpu.md")
+    return found
 
 
 def with_unknowns(toml: str, sentences: tuple[str, ...]) -> str:

@@ -74,25 +74,34 @@ def main() -> None:
 
 def merge(path: Path, name: str, pairs: list[dict[str, Any]], other: float) -> None:
     """Put one state into the file, in the order of `STATES`."""
+    what = (
+        f"ms of each of two processes of one model, by pair; turns of {TURN} inferences, A B B A; "
+        "cpu_ms without waiting for a core"
+    )
+    states = states_with(path, name, other, pairs=pairs)
+    path.write_text(json.dumps({"what": what, "turn": TURN, "states": states}) + "\n")
+
+
+def states_with(path: Path, name: str, other: float, **measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The states of a file in the order of `STATES`, this one in place of the one of its name.
+
+    Args:
+        path: The file; it needn't be there.
+        name: The state.
+        other: Cores that other work held.
+        measured: What was measured in it.
+    """
     environment = read_environment()
-    found: dict[str, Any] = {
-        "what": f"ms of each of two processes of one model, by pair; turns of {TURN} inferences, A B B A; "
-        "cpu_ms without waiting for a core",
-        "turn": TURN,
-        "states": [],
-    }
     kept: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["states"] if path.exists() else []
-    machine = {"cpu": environment.cpu, "cores": environment.cores, "os": environment.os}
     state: dict[str, Any] = {
         "name": name,
         "threads": STATES[name].threads,
         "other_cores": round(other, 3),
-        "machine": machine,
-        "pairs": pairs,
+        "machine": {"cpu": environment.cpu, "cores": environment.cores, "os": environment.os},
+        **measured,
     }
     by_name = {entry["name"]: entry for entry in kept} | {name: state}
-    found["states"] = [by_name[known] for known in STATES if known in by_name]
-    path.write_text(json.dumps(found) + "\n")
+    return [by_name[known] for known in STATES if known in by_name]
 
 
 def vision_transformer(folder: Path, blocks: int) -> Path:

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from gpusq_deploy import interleave
-from gpusq_deploy.benchmarks.environment import read_environment
 from gpusq_deploy.benchmarks.gate import log_ratios
-from gpusq_deploy.benchmarks.peers.gate_noise import STATES, prepared, require_idle, vision_transformer
+from gpusq_deploy.benchmarks.peers.gate_noise import STATES, prepared, require_idle, states_with, vision_transformer
 from gpusq_deploy.benchmarks.peers.page import put_part
 
 SECONDS = 120
@@ -47,18 +46,7 @@ def main() -> None:
 
 def merge(path: Path, name: str, gates: list[dict[str, Any]], other: float) -> dict[str, Any]:
     """Put one state into the file, in the order of `STATES`; what the file then holds."""
-    environment = read_environment()
-    machine = {"cpu": environment.cpu, "cores": environment.cores, "os": environment.os}
-    kept: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["states"] if path.exists() else []
-    state: dict[str, Any] = {
-        "name": name,
-        "threads": STATES[name].threads,
-        "other_cores": round(other, 3),
-        "machine": machine,
-        "gates": gates,
-    }
-    by_name = {entry["name"]: entry for entry in kept} | {name: state}
-    found = {"seconds": SECONDS, "states": [by_name[known] for known in STATES if known in by_name]}
+    found = {"seconds": SECONDS, "states": states_with(path, name, other, gates=gates)}
     path.write_text(json.dumps(found) + "\n")
     return found
 

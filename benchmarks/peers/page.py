@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gpusq_deploy.benchmarks.markdown import with_part
+
 
 def put_part(page: Path, begin: str, end: str, text: str) -> None:
     """Replace what stands between two marks, which stay.
@@ -11,8 +13,7 @@ def put_part(page: Path, begin: str, end: str, text: str) -> None:
     Raises:
         SystemExit: The page lacks a mark, and is left as it is.
     """
-    before, first, rest = page.read_text("utf-8").partition(begin)
-    _, last, after = rest.partition(end)
-    if not (first and last):
+    found = with_part(page.read_text("utf-8"), begin, end, f"\n{text}\n")
+    if found is None:
         raise SystemExit(f"{page} has no part between {begin} and {end}")
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", "utf-8")
+    page.write_text(found, "utf-8")
