@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
@@ -80,14 +80,15 @@ def main() -> None:
 
 def run_worker(serving: Callable[[IO[bytes], IO[bytes]], None]) -> None:
     """Serve stdin until it ends, with replies to stdout; then end this process."""
-    # Ctrl-C reaches the whole group; whoever asked ends this process by closing its stdin.
+    # Where Ctrl-C reaches this process too (Windows), whoever asked still ends it, by closing its stdin.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     replies = _private_stdout()
-    try:
-        serving(sys.stdin.buffer, replies)
-    except GpusqError as error:
-        failure = WorkerFailure(what=error.what, place=error.place, hint=error.hint)
-        send_reply(replies, WorkerReply(failure=failure))
+    with suppress(BrokenPipeError):  # whoever asked has ended, or another process failed first
+        try:
+            serving(sys.stdin.buffer, replies)
+        except GpusqError as error:
+            failure = WorkerFailure(what=error.what, place=error.place, hint=error.hint)
+            send_reply(replies, WorkerReply(failure=failure))
     # The session is closed; what the interpreter would still tidy up is time that the next process waits for.
     sys.stderr.flush()
     os._exit(0)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -41,12 +44,13 @@ class WorkerProcess:
         """
         self._place = request.path
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", module],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=_environment(),
-            )
+            with _ctrl_c_held():
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", module],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    env=_environment(),
+                )
         except OSError as error:
             raise GpusqError(f"cannot start a worker process: {error.strerror}", place=sys.executable) from error
         self.pid = self._process.pid
@@ -170,3 +174,16 @@ def _environment() -> dict[str, str]:
     others = os.environ.get("PYTHONPATH")
     path = own if not others else os.pathsep.join([own, others])
     return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+
+
+@contextmanager
+def _ctrl_c_held() -> Generator[None]:
+    """What is started meanwhile never sees Ctrl-C, not even in its start; this process sees it afterwards."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
